@@ -1,0 +1,235 @@
+"""The one place that touches private names of Ray.
+
+Written against Ray 2.60. Each entry names what is private, and why the public interface does not do.
+When Ray is upgraded, this file and its test (`tests/test_ray_private.py`) are what to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+    from ray.rllib.core.learner.learner import Learner
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+    from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+    from ray.tune.experiment import Trial
+
+# -- env runners ---------------------------------------------------------------------------------
+
+# `SingleAgentEnvRunner.get_state()` returns weights, connectors and one counter. These are the
+# attributes that its next `sample()` also depends on.
+_RUNNER_ATTRIBUTES = (
+    "_needs_initial_reset",
+    "_ongoing_episodes",
+    "_ongoing_episodes_for_metrics",
+    "_done_episodes_for_metrics",
+    "_cached_to_module",
+    "_shared_data",
+    "_weights_seq_no",
+    "num_env_steps_sampled_lifetime",
+)
+
+# What `gymnasium.vector.SyncVectorEnv` remembers between two steps, beside its sub-environments. It
+# holds a generator and cannot be pickled as a whole.
+_VECTOR_ATTRIBUTES = (
+    "_env_obs",
+    "_observations",
+    "_rewards",
+    "_terminations",
+    "_truncations",
+    "_autoreset_envs",
+)
+
+
+def runner_attributes(runner: SingleAgentEnvRunner) -> dict[str, Any]:
+    """What a stock env runner remembers between two `sample()` calls (not copied)."""
+    return {name: getattr(runner, name) for name in _RUNNER_ATTRIBUTES}
+
+
+def set_runner_attributes(runner: SingleAgentEnvRunner, state: dict[str, Any]) -> None:
+    """Put back what `runner_attributes` returned."""
+    for name in _RUNNER_ATTRIBUTES:
+        setattr(runner, name, state[name])
+
+
+def vector_env_attributes(vector_env: Any) -> dict[str, Any]:
+    """What a `SyncVectorEnv` remembers between two steps (not copied)."""
+    return {name: getattr(vector_env, name) for name in _VECTOR_ATTRIBUTES}
+
+
+def set_vector_env_attributes(vector_env: Any, state: dict[str, Any]) -> None:
+    """Put back what `vector_env_attributes` returned."""
+    for name in _VECTOR_ATTRIBUTES:
+        setattr(vector_env, name, state[name])
+
+
+def start_with_fresh_episodes(runner: SingleAgentEnvRunner) -> None:
+    """Make the next `sample()` reset every environment with the runner's seed."""
+    runner._needs_initial_reset = True
+
+
+def set_runner_seed(runner: SingleAgentEnvRunner, seed: int) -> None:
+    """Set the seed of the first reset. RLlib's own, `seed + worker_index`, makes the environments
+    of neighbouring runners collide, since Gymnasium adds 1 for each sub-environment."""
+    runner._seed = seed
+
+
+def unfinished_chunks(runner: SingleAgentEnvRunner) -> dict[str, list[Any]]:
+    """The chunks of each running episode that `sample()` has already returned, by episode id.
+    RLlib keeps them whole, though only their length, return and duration are needed."""
+    chunks: dict[str, list[Any]] = runner._ongoing_episodes_for_metrics
+    return chunks
+
+
+def connectors(runner: SingleAgentEnvRunner) -> tuple[Any, Any]:
+    """The env-to-module and the module-to-env pipeline of a runner."""
+    return runner._env_to_module, runner._module_to_env
+
+
+def forget_weights_version(runner: SingleAgentEnvRunner) -> None:
+    """Make the runner take the next weights whatever their sequence number: `set_state` ignores
+    weights that are not newer than its own, and says nothing."""
+    runner._weights_seq_no = 0
+
+
+def runner_actors(group: EnvRunnerGroup) -> dict[int, Any]:
+    """The remote env runners of a group by worker index (1, 2, ...). The public `foreach_*` calls
+    drop failed results silently and do not say whose result is whose."""
+    actors: dict[int, Any] = dict(group._worker_manager.actors())
+    return dict(sorted(actors.items()))
+
+
+def leave_syncing_to_us(config: AlgorithmConfig) -> None:
+    """Switch off the state sync at the end of `Algorithm.step()`: it does not wait for the runners,
+    and drops a push to a runner that still has one in flight."""
+    config._dont_auto_sync_env_runner_states = True
+
+
+# -- learners ------------------------------------------------------------------------------------
+
+
+def schedulers(learner: Learner) -> dict[str, Any]:
+    """RLlib's entropy and learning rate schedulers of a PPO learner, under stable names."""
+    named = {
+        f"entropy/{module}": learner.entropy_coeff_schedulers_per_module[module]
+        for module in learner.module.keys()
+    }
+    for name, optimizer in learner._named_optimizers.items():
+        if optimizer in learner._optimizer_lr_schedules:
+            named[f"lr/{name}"] = learner._optimizer_lr_schedules[optimizer]
+    return named
+
+
+def scheduler_value(scheduler: Any) -> float:
+    """A scheduler's current value. `Scheduler` can tell it, but has no way to set it."""
+    return float(scheduler.get_current_value())
+
+
+def set_scheduler_value(scheduler: Any, value: float) -> None:
+    """Set the current value of a scheduler that follows a schedule; a fixed one has none to set."""
+    if scheduler.use_schedule:
+        scheduler._curr_value.fill_(value)
+
+
+def kl_coefficients(learner: Learner) -> dict[str, Any]:
+    """PPO's adaptive KL coefficients by module id, as 0-d float32 tensors. RLlib does not save them."""
+    return {module: learner.curr_kl_coeffs_per_module[module] for module in learner.module.keys()}
+
+
+def torch_schedulers(learner: Learner) -> dict[str, list[Any]]:
+    """`torch.optim.lr_scheduler` objects of a learner, by module and optimizer name."""
+    return {
+        f"{module}/{optimizer}": list(schedulers_)
+        for module, by_optimizer in learner._lr_schedulers.items()
+        for optimizer, schedulers_ in by_optimizer.items()
+    }
+
+
+def grad_scalers(learner: Learner) -> dict[str, Any]:
+    """Loss scalers of mixed-precision training, by module id."""
+    return dict(learner._grad_scalers or {})
+
+
+def learner_connector(learner: Learner) -> Any:
+    """The learner's connector pipeline. RLlib does not save its state."""
+    return learner._learner_connector
+
+
+# -- Tune ----------------------------------------------------------------------------------------
+
+
+def trial_actor(trial: Trial) -> Any | None:
+    """The actor handle of a running trial, or None. Tune shows it to nobody."""
+    return trial.temporary_state.ray_actor
+
+
+def decide_retries(may_retry: Callable[[Trial, BaseException | None], bool]) -> None:
+    """Ask `may_retry(trial, error)` before Tune retries a failed trial. Tune itself only counts:
+    an error that comes back at the same iteration would use up every retry."""
+    from ray.tune.experiment import Trial
+
+    if not hasattr(Trial, "_raytrain_should_recover"):
+        Trial._raytrain_should_recover = Trial.should_recover
+
+    def should_recover(trial: Trial) -> bool:
+        by_count: bool = trial._raytrain_should_recover()
+        return by_count and may_retry(trial, trial.get_error())
+
+    Trial.should_recover = should_recover
+
+
+def reset_failure_count(trials: Iterable[Trial], max_failures: int) -> None:
+    """Give trials of a restored experiment their retries back: a person has started them again,
+    perhaps with another limit."""
+    for trial in trials:
+        trial.max_failures = max_failures
+        trial.run_metadata.num_failures = 0
+        trial.run_metadata.num_failures_after_restore = 0
+
+
+def forget_checkpoints(trial: Trial, exists: Callable[[str], bool]) -> None:
+    """Drop registered checkpoints whose directory retention has removed, so that Tune's result
+    grid names none that is gone. (Tune's own retention deletes before a replacement is safe.)"""
+    manager = trial.run_metadata.checkpoint_manager
+    manager._checkpoint_results = [
+        result for result in manager._checkpoint_results if exists(result.checkpoint.path)
+    ]
+    trial.run_metadata.invalidate_cache()
+
+
+TRIAL_INFO = "__trial_info__"
+"""Key under which Tune hands a trainable its id (`ray.tune.result.TRIAL_INFO`)."""
+
+SHOULD_CHECKPOINT = "should_checkpoint"
+"""Key of a result that asks Tune to call `save()` (`ray.tune.result.SHOULD_CHECKPOINT`)."""
+
+
+def training_result(path: str, filesystem: Any, metrics: dict[str, Any]) -> Any:
+    """What `Trainable.save()` returns to Tune: a checkpoint that is on storage already. The class has
+    no public name."""
+    from ray.train._internal.session import _TrainingResult
+    from ray.tune import Checkpoint
+
+    return _TrainingResult(checkpoint=Checkpoint(path, filesystem), metrics=metrics)
+
+
+def set_run_config(tuner: Any, *, callbacks: list[Any], failure_config: Any) -> None:
+    """Give a restored Tuner the callbacks and the failure policy of this start: it comes back with
+    unpickled copies of those of its first start."""
+    run_config = tuner._local_tuner.get_run_config()
+    run_config.callbacks = callbacks
+    run_config.failure_config = failure_config
+
+
+def can_unpickle_tuner(data: bytes) -> bool:
+    """Whether `tuner.pkl` is whole. Tune writes it in place and reads it without a check; a
+    truncated one ends in any of a dozen errors."""
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.loads(data)
+    except Exception:  # Damaged pickles raise whatever their bytes happen to spell.
+        return False
+    return True

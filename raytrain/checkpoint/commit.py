@@ -1,0 +1,277 @@
+"""How a checkpoint comes to be and how it goes, so that a kill at any moment leaves no doubt about
+either.
+
+A checkpoint directory is in one of these states:
+
+    manifest.json present                    committed (whatever else is there: the manifest wins)
+    .incomplete, no manifest.json            garbage of a crash, or being written: may be deleted
+    neither                                  damage: somebody took the manifest away; never deleted
+
+Writing (`commit`):
+
+    .incomplete ─> every file, hashed as it is read ─> sync ─> fence() ─> manifest.json ─> drop
+                   (renamed into place where staging                     (atomic, last)  .incomplete
+                    is on the same disk, else copied)
+
+    On a local disk the directory is born with the marker in it: `.NAME.incoming` is made, gets its
+    marker, and is renamed to NAME. So an empty directory is damage there, never garbage.
+
+Deleting (`remove_checkpoint`):
+
+    local disk    rename to `.NAME.outgoing` (atomic, needs no space on a full disk) ──> delete that
+    elsewhere     .incomplete ──> delete manifest.json ──> delete the rest ──> delete the marker
+
+`fence` raises if this writer has been replaced by another. It is called before the first and before
+the last write; after it has raised nothing more is touched, since the directory may be another
+writer's by now.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from raytrain.checkpoint.manifest import (
+    INCOMPLETE_NAME,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+)
+from raytrain.checkpoint.storage import (
+    Location,
+    StorageError,
+    in_parallel,
+    make_directories,
+    storage_errors,
+    sync_directories,
+)
+from raytrain.errors import RaytrainError
+
+Fence = Callable[[], None]
+State = Literal["missing", "empty", "committed", "incomplete", "bare"]
+
+
+class CheckpointExists(StorageError):
+    """The place to write to holds a checkpoint already, good or damaged."""
+
+
+class DamagedCheckpoint(RaytrainError):
+    """Files of a checkpoint are not what its manifest says."""
+
+    def __init__(self, place: Location, problem: str) -> None:
+        super().__init__(
+            f"The checkpoint {place} is damaged: {problem}. Restore these files, or use another "
+            "checkpoint (`raytrain checkpoints EXPERIMENT_DIR` lists them)."
+        )
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to go into a checkpoint. `expected` is what a manifest says of it; `take`: it may be
+    moved away.
+    """
+
+    name: str
+    place: Location
+    expected: FileEntry | None = None
+    take: bool = False
+
+
+def state_of(place: Location) -> State:
+    names = {child.name for child in place.children()}
+    if MANIFEST_NAME in names:
+        return "committed"
+    if INCOMPLETE_NAME in names:
+        return "incomplete"
+    if names:
+        return "bare"
+    return "empty" if place.is_dir() else "missing"
+
+
+def is_garbage(place: Location) -> bool:
+    """What a crash leaves, and nothing else: it holds no checkpoint and never did."""
+    state = state_of(place)
+    return state == "incomplete" or (state == "empty" and not place.is_local)
+
+
+def read_manifest(place: Location) -> Manifest:
+    """Raises `ManifestError`, and `OSError` if there is none."""
+    file = place / MANIFEST_NAME
+    return Manifest.from_json(file.read_bytes(), str(file))
+
+
+def commit(
+    staging: Path, target: Location, manifest: Manifest, *, fence: Fence | None = None
+) -> Manifest:
+    """Make the files in `staging` the checkpoint `target`; the manifest with its list of files.
+
+    The files may be moved out of `staging`; the caller deletes what is left of it. When it raises
+    (`StorageError`, or what `fence` raised) there is no checkpoint at `target`, and other
+    checkpoints are as they were.
+    """
+    with storage_errors(f"Writing the checkpoint {target.name}", target):
+        return write_checkpoint(staged(staging), target, manifest, fence)
+
+
+def staged(staging: Path) -> list[Source]:
+    """The files below `staging`, to be moved where that is possible. Refuses links and special
+    files.
+    """
+    sources = []
+    for directory, _, names in os.walk(staging):
+        for name in names:
+            path = Path(directory, name)
+            if path.is_symlink() or not path.is_file():
+                raise OSError(errno.EINVAL, "only regular files can be checkpointed", str(path))
+            inside = path.relative_to(staging).as_posix()
+            sources.append(Source(inside, Location.of(path), take=True))
+    if not sources:
+        raise OSError(errno.ENOENT, "there are no staged files to commit", str(staging))
+    return sorted(sources, key=lambda source: source.name)
+
+
+def write_checkpoint(
+    sources: Sequence[Source], target: Location, manifest: Manifest, fence: Fence | None
+) -> Manifest:
+    """The protocol of the module's docstring. Lets `OSError` through."""
+    manifest.with_files(()).to_json()  # a manifest that cannot be written fails before anything is
+    _refuse_existing(target)
+    if fence:
+        fence()
+    try:
+        _begin(target)
+        names = [source.name for source in sources]
+        make_directories(target, names)
+        take = target.is_local
+        entries = in_parallel(lambda s: _place(s, target / s.name, take), sources, serial=take)
+        sync_directories(target, names)
+        complete = manifest.with_files(tuple(entries))
+        data = complete.to_json()
+    except (OSError, RaytrainError):
+        _abandon(target)
+        raise
+    if fence:
+        fence()
+    try:
+        target.write_atomic(MANIFEST_NAME, data)
+    except OSError:
+        _abandon(target)
+        raise
+    with suppress(OSError):  # committed: a marker beside a manifest means nothing
+        (target / INCOMPLETE_NAME).delete_file()
+    return complete
+
+
+def remove_checkpoint(place: Location) -> None:
+    """Delete a checkpoint, or garbage, so that a kill in between never leaves something that looks
+    good or damaged.
+    """
+    if not place.exists():
+        return
+    if place.is_local:
+        outgoing = place.parent / f".{place.name}.outgoing"
+        outgoing.delete_tree()
+        os.rename(place.path, outgoing.path)
+        place.parent.sync()
+        outgoing.delete_tree()
+        return
+    marker = place / INCOMPLETE_NAME
+    marker.write_bytes(b"")
+    (place / MANIFEST_NAME).delete_file()
+    rest = [name for name in place.files() if name != INCOMPLETE_NAME]
+    in_parallel(lambda name: (place / name).delete_file(), rest)
+    place.delete_tree()
+
+
+def move_checkpoint(source: Location, target: Location) -> None:
+    """Move a checkpoint, good or damaged, to a place that is free; elsewhere than on a local disk:
+    copy, then delete.
+    """
+    if source.is_local:
+        source.move_tree(target)
+        return
+    if target.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target.path)
+    _begin(target)
+    names = [n for n in source.files() if n not in (INCOMPLETE_NAME, MANIFEST_NAME)]
+    make_directories(target, names)
+    in_parallel(lambda name: (source / name).copy_file(target / name), names)
+    if (source / MANIFEST_NAME).exists():
+        (source / MANIFEST_NAME).copy_file(target / MANIFEST_NAME)
+    (target / INCOMPLETE_NAME).delete_file()
+    remove_checkpoint(source)
+
+
+def is_passing_name(name: str) -> bool:
+    """Is this the name of a directory on its way in or out, on a local disk?"""
+    return name.startswith(".") and name.endswith((".incoming", ".outgoing"))
+
+
+def _refuse_existing(target: Location) -> None:
+    state = state_of(target)
+    if state == "missing":
+        return
+    if is_garbage(target):
+        remove_checkpoint(target)
+        return
+    found = "a complete checkpoint" if state == "committed" else "a checkpoint without its manifest"
+    raise CheckpointExists(
+        f"There is {found} at {target} already. It is not overwritten: move it away, or set the "
+        "experiment aside with --fresh.",
+        path=str(target),
+        errno=errno.EEXIST,
+    )
+
+
+def _begin(target: Location) -> None:
+    """Make the directory with its marker in it."""
+    if not target.is_local:
+        target.make()
+        (target / INCOMPLETE_NAME).write_bytes(b"")
+        return
+    target.parent.make()
+    incoming = target.parent / f".{target.name}.incoming"
+    incoming.delete_tree()
+    incoming.make()
+    (incoming / INCOMPLETE_NAME).local_path.touch()
+    os.rename(incoming.path, target.path)
+
+
+def _place(source: Source, target: Location, take: bool) -> FileEntry:
+    """Bring one file to its place and say what it is; checks it against what its manifest says."""
+    if source.take and take:
+        size, sha256 = _move(source.place, target)
+    else:
+        size, sha256 = source.place.copy_file(target)
+    if source.expected and (size, sha256) != (source.expected.size, source.expected.sha256):
+        raise DamagedCheckpoint(source.place.parent, f"{source.name}: SHA-256 or size differs")
+    return FileEntry(source.name, size, sha256)
+
+
+def _move(source: Location, target: Location) -> tuple[int, str]:
+    """Hash, sync and rename: no byte is copied. Across devices it is a copy."""
+    size, sha256 = source.digest()
+    try:
+        os.rename(source.path, target.path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return source.copy_file(target)
+    descriptor = os.open(target.path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return size, sha256
+
+
+def _abandon(target: Location) -> None:
+    """Give back the space of a commit that failed; if that fails too, the next sweep does it."""
+    with suppress(OSError):
+        remove_checkpoint(target)

@@ -1,0 +1,196 @@
+"""Committing checkpoints while the next iteration trains.
+
+`submit` hands a staging directory over; one background thread brings it to storage, then
+
+    0. calls the job's `prepare`, for what has to be durable before the checkpoint exists
+    1. commits it, and writes its copies (`final`, `stages/...`), if the job asks for any
+    2. replaces `best` if the score is better than that of the `best` on storage
+    3. deletes the checkpoints that the retention policy does not keep
+    4. deletes the staging directory, whatever happened
+
+At most one job is in flight: a second `submit` waits for the first. A job that fails leaves the
+older checkpoints as they were; it is for the caller to look at `outcomes()` and to say so.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from pathlib import Path
+
+from raytrain.checkpoint.catalogue import Catalogue
+from raytrain.checkpoint.commit import Fence, commit
+from raytrain.checkpoint.manifest import Manifest
+from raytrain.checkpoint.retention import RetentionPolicy, prune
+from raytrain.checkpoint.storage import Location
+from raytrain.checkpoint.swap import commit_replacing, replace
+from raytrain.errors import RaytrainError
+
+
+@dataclass(frozen=True)
+class CommitJob:
+    """`name`: where the checkpoint goes, relative to the trial. `final` and `stages/...` are
+    replaced if they exist; any other must be new. `also`: full copies to make of it, such as
+    ("final", "stages/easy")."""
+
+    staging: Path
+    name: str
+    manifest: Manifest
+    prepare: Callable[[], None] = lambda: None
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CommitOutcome:
+    """`ok`: the checkpoint and the copies asked for are committed. `manifest` is None if the
+    checkpoint is not.
+
+    `warnings`: what went wrong with `best` or the deletion of old checkpoints; the commit stands.
+    `became_best` and `deleted` say what else changed on storage.
+    """
+
+    name: str
+    iteration: int
+    ok: bool
+    error: RaytrainError | None
+    seconds: float
+    manifest: Manifest | None
+    became_best: bool = False
+    deleted: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BestPolicy:
+    """Higher is better for `max`, lower for `min`. NaN and a missing score are never best, and a
+    tie changes nothing.
+    """
+
+    mode: str = "max"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("max", "min"):
+            raise ValueError(f"mode is {self.mode!r}; it must be 'max' or 'min'")
+
+    def better(self, score: float | None, best: float | None) -> bool:
+        if score is None or not math.isfinite(score):
+            return False
+        if best is None or not math.isfinite(best):
+            return True
+        return score > best if self.mode == "max" else score < best
+
+
+class Committer:
+    """The only writer of checkpoints of one trial. `fence` raises a `RaytrainError` if it no longer
+    is.
+    """
+
+    def __init__(
+        self,
+        trial: Location,
+        *,
+        retention: RetentionPolicy,
+        best: BestPolicy | None,
+        fence: Fence | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._catalogue = Catalogue(trial)
+        self._retention = retention
+        self._best = best
+        self._fence = fence
+        self._clock = clock
+        # The executor's thread is joined when the interpreter exits, so a commit in flight is not
+        # cut by an exit.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="raytrain-commit")
+        self._unseen: list[Future[CommitOutcome]] = []
+
+    @property
+    def busy(self) -> bool:
+        return any(not future.done() for future in self._unseen)
+
+    def submit(self, job: CommitJob) -> None:
+        """Start committing `job`, after the job before it has ended."""
+        self.drain()
+        self._unseen.append(self._pool.submit(self._run, job))
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait for the job in flight, at most `timeout` seconds. False: it is still running."""
+        return not wait_for(self._unseen, timeout).not_done
+
+    def outcomes(self) -> list[CommitOutcome]:
+        """What ended since the last call, in order."""
+        done = [future for future in self._unseen if future.done()]
+        self._unseen = [future for future in self._unseen if future not in done]
+        return [future.result() for future in done]
+
+    def close(self) -> None:
+        """Wait for the job in flight and end the thread; `outcomes` can still be asked."""
+        self._pool.shutdown(wait=True)
+
+    def _run(self, job: CommitJob) -> CommitOutcome:
+        started = self._clock()
+        manifest: Manifest | None = None
+        error: RaytrainError | None = None
+        best, deleted, warnings = False, (), []  # type: tuple[bool, tuple[str, ...], list[str]]
+        try:
+            job.prepare()
+            manifest = self._commit(job)
+            for name in job.also:
+                self._copy(job.name, name, "final" if name == "final" else "stage")
+        except RaytrainError as problem:
+            error = problem
+        finally:
+            shutil.rmtree(job.staging, ignore_errors=True)
+        if manifest is not None and manifest.kind != "error":
+            best = self._update_best(job.name, manifest, warnings)
+            deleted = self._prune(warnings)
+        return CommitOutcome(
+            name=job.name,
+            iteration=job.manifest.iteration,
+            ok=error is None,
+            error=error,
+            seconds=self._clock() - started,
+            manifest=manifest,
+            became_best=best,
+            deleted=deleted,
+            warnings=tuple(warnings),
+        )
+
+    def _commit(self, job: CommitJob) -> Manifest:
+        target = self._catalogue.trial / job.name
+        fixed = job.name in ("best", "final") or job.name.startswith("stages/")
+        write = commit_replacing if fixed else commit
+        return write(job.staging, target, job.manifest, fence=self._fence)
+
+    def _copy(self, name: str, to: str, kind: str) -> None:
+        trial = self._catalogue.trial
+        replace(trial / name, trial / to, kind=kind, fence=self._fence)
+
+    def _update_best(self, name: str, manifest: Manifest, warnings: list[str]) -> bool:
+        if self._best is None or name == "best" or not self._best.better(manifest.score, None):
+            return False
+        try:
+            best = self._catalogue.entry("best")
+            if best is not None and best.good is False:
+                aside = self._catalogue.quarantine(best)
+                warnings.append(f"best was damaged ({best.problem}); it was set aside at {aside}")
+                best = None
+            if best is not None and not self._best.better(manifest.score, best.score):
+                return False
+            self._copy(name, "best", "best")
+        except RaytrainError as problem:
+            warnings.append(f"best was not updated: {problem}")
+            return False
+        return True
+
+    def _prune(self, warnings: list[str]) -> tuple[str, ...]:
+        try:
+            return tuple(e.path for e in prune(self._catalogue, self._retention))
+        except RaytrainError as problem:
+            warnings.append(f"old checkpoints were not deleted: {problem}")
+            return ()

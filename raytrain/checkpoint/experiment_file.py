@@ -1,0 +1,73 @@
+"""`experiment.json`: what an experiment is, for every process that works on it and for its continuation.
+
+    {"format": 1, "name": ..., "run_id": ..., "config": {...}, "config_digest": ...,
+     "snapshot": {"strategy": ..., "exact": ..., "reason": ..., ...}, "parent": null,
+     "versions": {"raytrain": ..., "ray": ..., "torch": ..., ...},
+     "first_start": "2026-01-01T00:00:00+00:00"}
+
+It is written before Ray starts, replaced atomically, and holds all that is needed to build the Tuner
+anew if Tune's own files are gone. `config` is that of the last start: what may differ on continuing
+(stop, checkpoint, failure, ...) is taken from here by the trials.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from raytrain.checkpoint.storage import Location, storage_errors
+from raytrain.errors import BadInput
+
+EXPERIMENT_FILE = "experiment.json"
+FORMAT = 1
+
+
+class ExperimentFileError(BadInput):
+    """`experiment.json` is missing or damaged."""
+
+
+@dataclass(frozen=True)
+class ExperimentFile:
+    """See the module's docstring."""
+
+    name: str
+    run_id: str
+    config: Mapping[str, Any]
+    config_digest: str
+    snapshot: Mapping[str, Any]
+    versions: Mapping[str, str]
+    first_start: str
+    parent: Mapping[str, str] | None = None
+
+    def write(self, experiment: Location) -> None:
+        """Put it into the experiment's directory, atomically."""
+        with storage_errors("Writing experiment.json", experiment):
+            experiment.make()
+            data = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+            experiment.write_atomic(EXPERIMENT_FILE, data.encode())
+
+    @classmethod
+    def read(cls, experiment: Location) -> ExperimentFile | None:
+        """The file of an experiment's directory, or None if there is none.
+
+        Raises:
+            ExperimentFileError: it is damaged, or of another format.
+        """
+        place = experiment / EXPERIMENT_FILE
+        try:
+            with storage_errors("Reading experiment.json", place):
+                if not place.exists():
+                    return None
+                plain = json.loads(place.read_bytes())
+            if plain.get("format") != FORMAT:
+                raise ExperimentFileError(
+                    f"{place} has format {plain.get('format')!r}; this raytrain reads {FORMAT}."
+                )
+            return cls(**{f.name: plain[f.name] for f in fields(cls)})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExperimentFileError(
+                f"{place} is damaged ({type(error).__name__}: {error}). Delete it and run "
+                "`raytrain train CONFIG` with the experiment's config; checkpoints are not affected."
+            ) from None

@@ -1,0 +1,66 @@
+"""From a person's path argument to checkpoints: for commands that look at many, and for policies."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raytrain.checkpoint.catalogue import Catalogue, Entry
+from raytrain.checkpoint.resolve import is_trial, resolve, trials
+from raytrain.checkpoint.storage import Location, storage_errors
+from raytrain.checkpoint.verify import fetch
+from raytrain.errors import BadInput
+
+_POLICY_FILE = "policy.json"
+
+
+def entries_below(argument: str) -> list[tuple[Location, Entry]]:
+    """Every checkpoint of an experiment's or a trial's directory, every byte checked, with its trial.
+
+    Raises:
+        BadInput: there is neither at `argument`.
+    """
+    place = Location.of(argument)
+    with storage_errors("Looking for checkpoints", place):
+        if not place.is_dir():
+            raise BadInput(
+                f"There is no directory {place}. Give an experiment's directory, as `raytrain train` "
+                "printed it."
+            )
+        found = [place] if is_trial(place) else trials(place)
+    if not found:
+        raise BadInput(
+            f"{place} is neither an experiment nor a trial: nothing in it is a checkpoint. Give the "
+            "directory that `raytrain train` wrote (<storage_path>/<name>)."
+        )
+    return [(trial, entry) for trial in found for entry in Catalogue(trial).entries(verify=True)]
+
+
+def entries_at(argument: str) -> list[tuple[Location, Entry]]:
+    """The one checkpoint that `argument` is, damaged or not, or all below it."""
+    place = Location.of(argument)
+    if is_trial(place) or trials(place):
+        return entries_below(argument)
+    entry = resolve(argument, damaged_too=True)
+    trial = entry.location
+    for _ in entry.path.split("/"):
+        trial = trial.parent
+    return [(trial, entry)]
+
+
+@contextmanager
+def local_policy_directory(argument: str) -> Iterator[Path]:
+    """A local directory with the verified policy that `argument` means: an exported policy, or what
+    `resolve` makes of it."""
+    place = Location.of(argument)
+    if place.is_local and (place / _POLICY_FILE).exists():
+        yield place.local_path
+        return
+    entry = resolve(argument)
+    if entry.location.is_local:
+        yield entry.location.local_path
+        return
+    with tempfile.TemporaryDirectory(prefix="raytrain-policy-") as scratch:
+        yield fetch(entry.location, Path(scratch) / "policy")

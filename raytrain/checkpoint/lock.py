@@ -1,0 +1,253 @@
+"""One writer of a directory at a time.
+
+On a local disk: an exclusive `flock` on `.raytrain.lock`, which the kernel releases when its holder
+dies, however it dies. The file's content only says who holds it; the file stays when the lock is
+released, since deleting it would let two processes lock two files of one name.
+
+Elsewhere (and where `flock` is not supported) a lease, since there is nothing that the death of a
+process releases:
+
+    {"pid", "host", "started", "token", "renewed"}     in `.raytrain.lock`, written anew every 10 s
+    by a thread
+
+A lease that has not been renewed for 60 s is stale and may be taken. A holder that finds another's
+token in the file has lost it; `check` then raises, and serves as the fence of a commit. An object
+store offers no compare-and-swap here, so a taker writes, lets a moment pass, and reads back whether
+its own token stayed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import Any
+
+from raytrain.checkpoint.storage import Location, storage_errors
+from raytrain.errors import RaytrainError
+
+LOCK_NAME = ".raytrain.lock"
+RENEW_SECONDS = 10.0
+STALE_SECONDS = 60.0
+SETTLE_SECONDS = 1.0  # longer than two takers' writes can overlap by
+_POLL_SECONDS = 0.2
+_NO_FLOCK = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+class Locked(RaytrainError):
+    """Another process is writing there."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Wall clock and sleep, so that a test need not wait a minute."""
+
+    now: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+
+
+class DirectoryLock:
+    """`with DirectoryLock(place, wait=30): ...` Raises `Locked` if another holds it for `wait` more
+    seconds.
+    """
+
+    def __init__(self, place: Location, *, wait: float = 0.0, times: Times | None = None) -> None:
+        self._place = place
+        self._wait = wait
+        self._times = times or Times()
+        self._held: _Flock | _Lease | None = None
+
+    def __enter__(self) -> DirectoryLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        deadline = self._times.now() + self._wait
+        with storage_errors("Locking the directory", self._place):
+            self._place.make()
+            while True:
+                self._held = self._try()
+                if self._held is not None:
+                    return
+                if self._times.now() >= deadline:
+                    raise Locked(self._who())
+                self._times.sleep(_POLL_SECONDS)
+
+    def check(self) -> None:
+        """Raise `Locked` if the lock is not held, or was lost to another. Cheap; fit to be a
+        commit's fence.
+        """
+        if self._held is None:
+            raise Locked(f"The lock on {self._place} is not held; acquire it before writing.")
+        with storage_errors("Checking the lock", self._place):
+            if not self._held.still_held():
+                raise Locked(f"The lock on {self._place} was lost. {self._who()}")
+
+    def release(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            with storage_errors("Releasing the lock", self._place):
+                held.release()
+
+    def _try(self) -> _Flock | _Lease | None:
+        if self._place.is_local:
+            try:
+                return _Flock.take(self._place)
+            except OSError as error:
+                if error.errno not in _NO_FLOCK:
+                    raise
+        return _Lease.take(self._place, self._times)
+
+    def _who(self) -> str:
+        holder = _read(self._place)
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        since = holder.get("started", "an unknown time")
+        return (
+            f"{self._place} is being written by {who} since {since}. "
+            "Wait for it to end, or stop it, then give the same command again."
+        )
+
+
+class _Flock:
+    """An open file description with an exclusive lock."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        _held_here.add(self)
+
+    @classmethod
+    def take(cls, place: Location) -> _Flock | None:
+        # Programs it starts do not inherit it (O_CLOEXEC is the default); forks: see below.
+        descriptor = os.open((place / LOCK_NAME).path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_self()).encode(), 0)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            os.close(descriptor)
+            raise
+        return cls(descriptor)
+
+    def still_held(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        _held_here.discard(self)
+        os.close(self._descriptor)
+
+
+_held_here: set[_Flock] = set()
+
+
+def _forget_in_child() -> None:
+    """After a fork: close the child's copies, or the lock would outlive its holder."""
+    for lock in list(_held_here):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+class _Lease:
+    """A file renewed by a thread."""
+
+    def __init__(self, place: Location, times: Times, token: str) -> None:
+        self._place = place
+        self._times = times
+        self._record = {**_self(), "token": token}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="raytrain-lease", daemon=True)
+
+    @classmethod
+    def take(cls, place: Location, times: Times) -> _Lease | None:
+        current = _read(place)
+        if current and not _stale(current, times.now()):
+            return None
+        lease = cls(place, times, uuid.uuid4().hex)
+        lease.write()
+        times.sleep(SETTLE_SECONDS)
+        if not lease.still_held():
+            return None
+        lease._thread.start()
+        return lease
+
+    def write(self) -> None:
+        record = {**self._record, "renewed": self._times.now()}
+        self._place.write_atomic(LOCK_NAME, json.dumps(record).encode())
+
+    def still_held(self) -> bool:
+        return bool(_read(self._place).get("token") == self._record["token"])
+
+    def release(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self.still_held():
+            (self._place / LOCK_NAME).delete_file()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_SECONDS):
+            try:
+                if not self.still_held():
+                    return
+                self.write()
+            except OSError:
+                continue  # tried again; if storage stays away, the lease goes stale
+
+
+def _self() -> dict[str, Any]:
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"pid": os.getpid(), "host": _host(), "started": started}
+
+
+def _host() -> str:
+    """Host and process namespace: a pid means something only inside both."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid").removeprefix("pid:")
+    except OSError:
+        return socket.gethostname()
+    return f"{socket.gethostname()} {namespace}"
+
+
+def _read(place: Location) -> dict[str, Any]:
+    try:
+        record = json.loads((place / LOCK_NAME).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _stale(record: dict[str, Any], now: float) -> bool:
+    renewed = record.get("renewed")
+    if not isinstance(renewed, int | float) or now - renewed > STALE_SECONDS:
+        return True
+    return record.get("host") == _host() and not _alive(record.get("pid"))
+
+
+def _alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, TypeError, ValueError):
+        return True
+    return True

@@ -1,0 +1,104 @@
+"""From a path argument to a checkpoint.
+
+    CHECKPOINT              that one
+    TRIAL_DIR               its newest good checkpoint
+    EXPERIMENT_DIR          the newest good checkpoint of its only trial
+    TRIAL_DIR:best  EXPERIMENT_DIR:final          the checkpoint of that name
+
+Each may be a local path or a URI. What is returned has been verified byte for byte.
+"""
+
+from __future__ import annotations
+
+import re
+
+from raytrain.checkpoint.catalogue import QUARANTINE, STAGES, Catalogue, Entry, NoGoodCheckpoint
+from raytrain.checkpoint.commit import DamagedCheckpoint, state_of
+from raytrain.checkpoint.storage import Location, storage_errors
+from raytrain.errors import BadInput
+
+_FIXED_NAMES = ("best", "final")
+_PLACE = re.compile(r"(checkpoint|error)_\d+|best|final")
+_TRIAL_FILES = frozenset({"result.json", "params.json", "progress.csv"})
+
+
+def trials(experiment: Location) -> list[Location]:
+    """The trial directories of an experiment, by name; empty if it is none."""
+    with storage_errors("Listing the trials", experiment):
+        below = [experiment / name for name in experiment.subdirectories()]
+        return [place for place in below if place.name[0] != "." and is_trial(place)]
+
+
+def is_trial(place: Location) -> bool:
+    """Does it hold checkpoints, or the results that Tune writes for a trial?"""
+    for child in place.children():
+        if child.name in _TRIAL_FILES or _PLACE.fullmatch(child.name):
+            return True
+        if child.name in (STAGES, QUARANTINE) and child.is_dir():
+            return True
+    return False
+
+
+def resolve(argument: str, *, damaged_too: bool = False) -> Entry:
+    """The verified checkpoint that a path argument means.
+
+    Raises `BadInput` if it means none or several, `DamagedCheckpoint` if the one named is damaged
+    (with `damaged_too` it is returned, its `problem` saying why), `NoGoodCheckpoint` if a trial has
+    only damaged ones.
+    """
+    path, _, fixed = argument.rpartition(":")
+    if fixed not in _FIXED_NAMES or not path:
+        path, fixed = argument, ""
+    place = Location.of(path)
+    with storage_errors("Looking for the checkpoint", place):
+        if not place.is_dir():
+            raise BadInput(
+                f"There is no directory {place}. "
+                "Give a checkpoint, a trial or an experiment directory."
+            )
+        if fixed:
+            return _named(_only_trial(place) / fixed, damaged_too)
+        if state_of(place) == "committed" or _PLACE.fullmatch(place.name):
+            return _named(place, damaged_too)
+        if place.parent.name == STAGES and not is_trial(place):
+            return _named(place, damaged_too)
+        trial = _only_trial(place)
+    choice = Catalogue(trial).newest_good()
+    if choice.entry:
+        return choice.entry
+    if choice.damaged:
+        raise NoGoodCheckpoint(trial, list(choice.damaged))
+    raise BadInput(
+        f"There is no checkpoint in {trial} yet. Wait for the first one, or name another directory."
+    )
+
+
+def _only_trial(place: Location) -> Location:
+    if is_trial(place):
+        return place
+    found = trials(place)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise BadInput(
+            f"{place} is neither a checkpoint nor a trial nor an experiment: nothing in it is one. "
+            "Give the directory that `raytrain train` wrote (<storage_path>/<name>)."
+        )
+    listed = "".join(f"\n  {trial}" for trial in found)
+    raise BadInput(f"{place} has {len(found)} trials; name one of them:{listed}")
+
+
+def _named(place: Location, damaged_too: bool) -> Entry:
+    holder = place.parent
+    inside = holder.name in (STAGES, QUARANTINE)
+    trial = holder.parent if inside else holder
+    path = f"{holder.name}/{place.name}" if inside else place.name
+    entry = Catalogue(trial).entry(path, verify=True)
+    if entry is None:
+        raise BadInput(
+            f"There is no complete checkpoint at {place}. "
+            f"`raytrain checkpoints {trial}` lists those that there are."
+        )
+    if entry.good is False and not damaged_too:
+        raise DamagedCheckpoint(place, entry.problem or "set aside as damaged")
+    return entry

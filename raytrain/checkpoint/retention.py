@@ -1,0 +1,53 @@
+"""Which checkpoints of a trial are kept, and the deletion of the others.
+
+Only periodic and interrupted checkpoints in `checkpoint_*` directories are ever deleted. Stages,
+best, final, error checkpoints, the quarantine, and everything damaged are left alone: damage is
+evidence, and does not count as kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raytrain.checkpoint.catalogue import Catalogue, Entry
+from raytrain.checkpoint.commit import remove_checkpoint
+from raytrain.checkpoint.storage import storage_errors
+
+_DISPOSABLE = frozenset({"periodic", "interrupted"})
+
+
+@dataclass(frozen=True)
+class RetentionPolicy:
+    """Keep the newest `num_to_keep` good checkpoints; all of them if it is None."""
+
+    num_to_keep: int | None
+
+    def __post_init__(self) -> None:
+        if self.num_to_keep is not None and self.num_to_keep < 1:
+            raise ValueError(
+                f"num_to_keep is {self.num_to_keep}; keep at least 1, or None to keep all"
+            )
+
+
+def surplus(entries: Sequence[Entry], policy: RetentionPolicy) -> list[Entry]:
+    """The entries to delete, the oldest first."""
+    if policy.num_to_keep is None:
+        return []
+    good = [
+        entry
+        for entry in entries
+        if entry.is_periodic_place and entry.kind in _DISPOSABLE and entry.good is not False
+    ]
+    newest_first = sorted(good, key=lambda entry: -entry.iteration)
+    return newest_first[policy.num_to_keep :][::-1]
+
+
+def prune(catalogue: Catalogue, policy: RetentionPolicy) -> list[Entry]:
+    """Delete the surplus of a trial; what was deleted. Raises `StorageError`."""
+    deleted = []
+    for entry in surplus(catalogue.periodic(), policy):
+        with storage_errors(f"Deleting the old checkpoint {entry.path}", entry.location):
+            remove_checkpoint(entry.location)
+        deleted.append(entry)
+    return deleted

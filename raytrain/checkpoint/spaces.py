@@ -1,0 +1,203 @@
+"""Gymnasium spaces, arrays and model settings as plain JSON, exact to the bit and without pickle.
+
+Arrays keep their dtype and shape. An array with one value everywhere is written as that value,
+any other as the flat list of its values; floats that JSON has no number for are strings:
+
+    {"dtype": "float32", "shape": [84, 84, 4], "fill": 0.0}
+    {"dtype": "float32", "shape": [2], "values": [-4.800000190734863, "-inf"]}
+
+Spaces (leaves first):
+
+    {"space": "box", "low": ARRAY, "high": ARRAY}       {"space": "multi_binary", "n": INT or [INT]}
+    {"space": "discrete", "n": 4, "start": 0, "dtype": "int64"}
+    {"space": "multi_discrete", "nvec": ARRAY, "start": ARRAY, "dtype": "int64"}
+    {"space": "tuple", "spaces": [SPACE...]}
+    {"space": "dict", "spaces": [[KEY, SPACE]...]}
+
+Model settings are JSON values, with `{"__tuple__": [...]}` for tuples and `{"__float__": "inf"}`
+for the floats without a JSON number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from raytrain.errors import RaytrainError
+
+Json = dict[str, Any]
+
+_NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+class PolicyFormatError(RaytrainError):
+    """A policy cannot be exported, or the files of an exported one are not usable."""
+
+
+def encode_array(array: np.ndarray[Any, Any]) -> Json:
+    """Raises PolicyFormatError for anything but numbers and booleans."""
+    if array.dtype.kind not in "biuf":
+        raise PolicyFormatError(
+            f"an array of dtype {array.dtype} cannot be stored in policy.json: only numbers can"
+        )
+    encoded: Json = {"dtype": array.dtype.name, "shape": list(array.shape)}
+    first = array.reshape(-1)[:1]
+    if array.size and array.tobytes() == first.tobytes() * array.size:
+        return {**encoded, "fill": _plain_number(first.item())}
+    return {**encoded, "values": [_plain_number(value) for value in array.reshape(-1).tolist()]}
+
+
+def decode_array(encoded: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """The array of `encode_array`: same dtype, shape and bits, writable."""
+    dtype, shape = np.dtype(encoded["dtype"]), tuple(encoded["shape"])
+    if "fill" in encoded:
+        return np.full(shape, _number(encoded["fill"]), dtype=dtype)
+    values = [_number(value) for value in encoded["values"]]
+    return np.array(values, dtype=dtype).reshape(shape)
+
+
+def _plain_number(value: float | int | bool) -> float | int | bool | str:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> float | int | bool:
+    return _NON_FINITE[value] if isinstance(value, str) else value
+
+
+def encode_space(space: gym.Space[Any], where: str = "the space") -> Json:
+    """Raises PolicyFormatError, naming `where` the space is, for a kind that has no encoding."""
+    for kind, (space_type, encode, _) in _CODECS.items():
+        if isinstance(space, space_type):
+            return {"space": kind, **encode(space, where)}
+    raise PolicyFormatError(
+        f"{where} is {space!r}: a policy can be exported for Box, Discrete, MultiDiscrete, "
+        "MultiBinary, Dict and Tuple spaces. Wrap the environment so that it uses these."
+    )
+
+
+def decode_space(encoded: Mapping[str, Any]) -> gym.Space[Any]:
+    """Raises PolicyFormatError for a kind of space that this version does not know."""
+    kind = encoded["space"]
+    if kind not in _CODECS:
+        raise PolicyFormatError(
+            f"policy.json describes a space of kind {kind!r}; known are {', '.join(_CODECS)}"
+        )
+    space: gym.Space[Any] = _CODECS[kind][2](encoded)
+    return space
+
+
+def _encode_box(space: gym.spaces.Box, where: str) -> Json:
+    return {"low": encode_array(space.low), "high": encode_array(space.high)}
+
+
+def _decode_box(encoded: Mapping[str, Any]) -> gym.Space[Any]:
+    low, high = decode_array(encoded["low"]), decode_array(encoded["high"])
+    return gym.spaces.Box(low, high, shape=low.shape, dtype=low.dtype.type)
+
+
+def _encode_discrete(space: gym.spaces.Discrete, where: str) -> Json:
+    return {"n": int(space.n), "start": int(space.start), "dtype": np.dtype(space.dtype).name}
+
+
+def _decode_discrete(encoded: Mapping[str, Any]) -> gym.Space[Any]:
+    return gym.spaces.Discrete(
+        encoded["n"], start=encoded["start"], dtype=np.dtype(encoded["dtype"]).type
+    )
+
+
+def _encode_multi_discrete(space: gym.spaces.MultiDiscrete, where: str) -> Json:
+    return {
+        "nvec": encode_array(space.nvec),
+        "start": encode_array(space.start),
+        "dtype": np.dtype(space.dtype).name,
+    }
+
+
+def _decode_multi_discrete(encoded: Mapping[str, Any]) -> gym.Space[Any]:
+    return gym.spaces.MultiDiscrete(
+        decode_array(encoded["nvec"]),
+        dtype=np.dtype(encoded["dtype"]).type,
+        start=decode_array(encoded["start"]),
+    )
+
+
+def _encode_multi_binary(space: gym.spaces.MultiBinary, where: str) -> Json:
+    shape = [int(size) for size in space.shape]
+    return {"n": shape if len(shape) != 1 else shape[0]}
+
+
+def _decode_multi_binary(encoded: Mapping[str, Any]) -> gym.Space[Any]:
+    return gym.spaces.MultiBinary(encoded["n"])
+
+
+def _encode_tuple(space: gym.spaces.Tuple, where: str) -> Json:
+    return {"spaces": [encode_space(sub, f"{where}[{i}]") for i, sub in enumerate(space.spaces)]}
+
+
+def _decode_tuple(encoded: Mapping[str, Any]) -> gym.Space[Any]:
+    return gym.spaces.Tuple([decode_space(sub) for sub in encoded["spaces"]])
+
+
+def _encode_dict(space: gym.spaces.Dict, where: str) -> Json:
+    for key in space.spaces:
+        if not isinstance(key, str):
+            raise PolicyFormatError(
+                f"{where} has the key {key!r}: a policy can be exported for Dict spaces whose keys "
+                "are strings"
+            )
+    # Pairs, not an object: the order of the keys is the order of the flattened observation.
+    return {"spaces": [[key, encode_space(sub, f"{where}[{key!r}]")] for key, sub in space.items()]}
+
+
+def _decode_dict(encoded: Mapping[str, Any]) -> gym.Space[Any]:
+    # A list of pairs keeps the order; a plain dict would be sorted by Gymnasium.
+    return gym.spaces.Dict([(key, decode_space(sub)) for key, sub in encoded["spaces"]])
+
+
+_Codec = tuple[type, Callable[[Any, str], Json], Callable[[Mapping[str, Any]], gym.Space[Any]]]
+_CODECS: dict[str, _Codec] = {
+    "box": (gym.spaces.Box, _encode_box, _decode_box),
+    "discrete": (gym.spaces.Discrete, _encode_discrete, _decode_discrete),
+    "multi_discrete": (gym.spaces.MultiDiscrete, _encode_multi_discrete, _decode_multi_discrete),
+    "multi_binary": (gym.spaces.MultiBinary, _encode_multi_binary, _decode_multi_binary),
+    "tuple": (gym.spaces.Tuple, _encode_tuple, _decode_tuple),
+    "dict": (gym.spaces.Dict, _encode_dict, _decode_dict),
+}
+
+
+def encode_settings(value: Any, where: str) -> Any:
+    """Nested settings (model_config, env_config) as JSON. Raises PolicyFormatError for others."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"__float__": str(value)}
+    if isinstance(value, (list, tuple)):
+        items = [encode_settings(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"__tuple__": items}
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str) or key in {"__tuple__", "__float__"}:
+                raise PolicyFormatError(f"{where} has the key {key!r}: it must be another string")
+        return {key: encode_settings(item, f"{where}.{key}") for key, item in value.items()}
+    raise PolicyFormatError(
+        f"{where} is {value!r}, which has no plain form: use numbers, strings, lists and mappings"
+    )
+
+
+def decode_settings(value: Any) -> Any:
+    """The settings of `encode_settings`, tuples and infinities included."""
+    if isinstance(value, list):
+        return [decode_settings(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__tuple__"}:
+        return tuple(decode_settings(item) for item in value["__tuple__"])
+    if value.keys() == {"__float__"}:
+        return _NON_FINITE[value["__float__"]]
+    return {key: decode_settings(item) for key, item in value.items()}

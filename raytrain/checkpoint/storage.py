@@ -1,0 +1,345 @@
+"""A place on storage: a pyarrow file system and a path in it.
+
+Everything in this room reads and writes through `Location`, so a checkpoint directory on a laptop's
+disk, on S3 or behind any fsspec file system is the same thing to the code above. Two facts decide
+how:
+
+- On a local disk a rename is atomic and a file is safe only once it and its directory are synced,
+  so files are written by hand (temporary file, fsync, `os.replace`, fsync of the directory).
+- On an object store one put is atomic, a directory is only a common prefix, and there is no rename.
+
+`OSError` of the file system travels inside this room; `storage_errors` turns it into a
+`StorageError`, with the place and the remedy, at the functions that other rooms call.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import posixpath
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from raytrain.errors import BadInput, RaytrainError
+
+CHUNK = 1 << 20  # bytes per read while copying and hashing
+UPLOADS = 8  # files in flight at once on a remote file system, where a request is mostly waiting
+
+# File systems without real directories: making one would cost a request and leave an empty object
+# behind.
+_OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
+
+_REMEDY = {
+    errno.ENOSPC: "no space is left there: free some, or lower checkpoint.num_to_keep; "
+    "older checkpoints are untouched",
+    errno.EDQUOT: "the disk quota is used up: free some space, or lower checkpoint.num_to_keep; "
+    "older checkpoints are untouched",
+    errno.EROFS: "the file system is mounted read-only: mount it writable, "
+    "or set another storage_path",
+    errno.EACCES: "permission is denied: give this user the right to it, "
+    "or set another storage_path",
+    errno.EPERM: "the operation is not permitted: give this user the right to it, "
+    "or set another storage_path",
+    errno.ENOENT: "it does not exist: check the path, and that the storage is mounted",
+}
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class StorageError(RaytrainError):
+    """The storage refused an operation. `errno` is the system's number, or None."""
+
+    def __init__(self, message: str, *, path: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.errno = errno
+
+
+@contextmanager
+def storage_errors(doing: str, where: Location) -> Iterator[None]:
+    """Turn an `OSError` inside into a `StorageError` that says what was being done, where, and what
+    helps.
+    """
+    try:
+        yield
+    except OSError as error:
+        path = os.fspath(error.filename) if error.filename else str(where)
+        remedy = _REMEDY.get(
+            error.errno or 0, "check the storage, then give the same command again"
+        )
+        found = error.strerror or str(error)
+        message = f"{doing} failed at {path}: {found}; {remedy}."
+        raise StorageError(message, path=path, errno=error.errno) from error
+
+
+@dataclass(frozen=True)
+class Location:
+    """A directory or file on storage. `path` is the path inside `fs`, with forward slashes."""
+
+    fs: Any = field(hash=False)
+    path: str
+
+    @classmethod
+    def of(cls, place: str | os.PathLike[str] | Location) -> Location:
+        """A local path, or a URI: file://, s3://, gs://, or any scheme that fsspec knows.
+
+        Raises `BadInput` for a scheme that neither pyarrow nor fsspec can open.
+        """
+        if isinstance(place, Location):
+            return place
+        text = os.fspath(place)
+        if "://" not in text:
+            return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        try:
+            fs, path = pafs.FileSystem.from_uri(text)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
+            return cls._through_fsspec(text, refusal)
+        return cls(fs, path.rstrip("/") or "/")
+
+    @classmethod
+    def _through_fsspec(cls, uri: str, refusal: Exception) -> Location:
+        problem: Exception = refusal
+        try:
+            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+            # A cached listing would hide what another process wrote or deleted.
+            fs, path = url_to_fs(uri, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            problem = error
+        else:
+            handler = pafs.PyFileSystem(pafs.FSSpecHandler(fs))
+            return cls(handler, str(path).rstrip("/") or "/")
+        raise BadInput(
+            f"Cannot open the storage {uri!r}: pyarrow says '{refusal}', fsspec says '{problem}'. "
+            "Use a local path, s3://..., gs://..., or install the fsspec package for this scheme."
+        )
+
+    def __str__(self) -> str:
+        if self.is_local:
+            return self.path
+        scheme = str(self.fs.type_name).rpartition("+")[2].rpartition("::")[2]
+        return f"{scheme}://{self.path.lstrip('/')}"
+
+    def __truediv__(self, name: str) -> Location:
+        """A place below this one; never above it or beside it."""
+        normal = posixpath.normpath(name)
+        if not name or name.startswith("/") or normal.split("/")[0] == "..":
+            raise ValueError(f"{name!r} does not lie below {self}")
+        return self if normal == "." else Location(self.fs, posixpath.join(self.path, normal))
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    @property
+    def parent(self) -> Location:
+        return Location(self.fs, posixpath.dirname(self.path) or "/")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    @property
+    def local_path(self) -> Path:
+        if not self.is_local:
+            raise ValueError(f"{self} is not on a local file system")
+        return Path(self.path)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        return bool(self._type() != pafs.FileType.NotFound)
+
+    def is_dir(self) -> bool:
+        return bool(self._type() == pafs.FileType.Directory)
+
+    def _type(self) -> Any:
+        return self.fs.get_file_info(self.path).type
+
+    def children(self) -> list[Location]:
+        """The files and directories directly in here, by name; none if this does not exist."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        return sorted((self / i.base_name for i in self.fs.get_file_info(selector)), key=str)
+
+    def subdirectories(self) -> list[str]:
+        """The names of the directories directly in here; none if this does not exist."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        infos = self.fs.get_file_info(selector)
+        return sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory)
+
+    def files(self) -> dict[str, int]:
+        """Every file below here: its path relative to here, and its size in bytes."""
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        found = {}
+        for info in self.fs.get_file_info(selector):
+            if info.type != pafs.FileType.Directory:
+                found[posixpath.relpath(info.path, self.path)] = int(info.size or 0)
+        return dict(sorted(found.items()))
+
+    # -- reading and writing ---------------------------------------------------------------------
+
+    @contextmanager
+    def reader(self) -> Iterator[Any]:
+        if self.is_local:
+            with open(self.path, "rb", buffering=0) as stream:
+                yield stream
+        else:
+            # compression=None: pyarrow would otherwise unpack a file for its ending (.gz)
+            with self.fs.open_input_stream(self.path, compression=None) as stream:
+                yield stream
+
+    @contextmanager
+    def writer(self) -> Iterator[Any]:
+        """Writes a file whose directory exists; on a local disk it is synced at the end."""
+        if self.is_local:
+            with open(self.path, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+        else:
+            with self.fs.open_output_stream(self.path, compression=None) as stream:
+                yield stream
+
+    def read_bytes(self) -> bytes:
+        with self.reader() as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, data: bytes) -> None:
+        with self.writer() as stream:
+            stream.write(data)
+
+    def write_atomic(self, name: str, data: bytes) -> None:
+        """Write the file `name` in this directory so that a reader sees the old or the new bytes,
+        nothing else.
+        """
+        if not self.is_local:
+            (self / name).write_bytes(data)
+            return
+        # One fixed temporary name: what a crash left is overwritten by the next attempt, so
+        # leftovers never add up.
+        temporary = self / f".{name}.tmp"
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary.path, (self / name).path)
+        except OSError:
+            temporary.local_path.unlink(missing_ok=True)
+            raise
+        self.sync()
+
+    def make(self) -> None:
+        """Make this directory and those above it, where the file system has directories."""
+        if self.is_local:
+            os.makedirs(self.path, exist_ok=True)
+        elif self.fs.type_name not in _OBJECT_STORES:
+            self.fs.create_dir(self.path, recursive=True)
+
+    def sync(self) -> None:
+        """Make the entries of this directory survive a power cut (local disks only)."""
+        if not self.is_local:
+            return
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def delete_file(self) -> None:
+        """Does nothing if the file is not there."""
+        try:
+            if self.is_local:
+                os.unlink(self.path)
+            else:
+                self.fs.delete_file(self.path)
+        except FileNotFoundError:
+            pass
+
+    def delete_tree(self) -> None:
+        """Delete the directory with all in it; does nothing if it is not there."""
+        if not self.exists():
+            return
+        if self.is_local:
+            shutil.rmtree(self.path)
+        else:
+            self.fs.delete_dir(self.path)
+
+    def copy_tree(self, target: Location, *, last: str | None = None) -> None:
+        """Copy all files below here to `target`, the file named `last` after all others."""
+        names = [n for n in self.files() if n != last]
+        make_directories(target, names)
+        in_parallel(lambda n: (self / n).copy_file(target / n), names, serial=target.is_local)
+        sync_directories(target, names)
+        if last is not None and (self / last).exists():
+            (self / last).copy_file(target / last)
+            target.sync()
+
+    def copy_file(self, target: Location) -> tuple[int, str]:
+        """Copy one file, reading it once; its size and SHA-256 as they were read."""
+        with target.writer() as sink:
+            return self.read_into(sink.write)
+
+    def digest(self) -> tuple[int, str]:
+        """Size and SHA-256 of the file's bytes."""
+        return self.read_into(None)
+
+    def read_into(self, write: Callable[[bytes], Any] | None) -> tuple[int, str]:
+        digest, size = hashlib.sha256(), 0
+        with self.reader() as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                if write is not None:
+                    write(chunk)
+        return size, digest.hexdigest()
+
+    def move_tree(self, target: Location) -> None:
+        """A rename on a local disk; elsewhere copy, then delete. `target` must not exist."""
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target.path)
+        target.parent.make()
+        if self.is_local and target.is_local:
+            os.rename(self.path, target.path)
+            target.parent.sync()
+            self.parent.sync()
+        else:
+            self.copy_tree(target)
+            self.delete_tree()
+
+
+def make_directories(root: Location, names: Iterable[str]) -> None:
+    """Make `root` and every directory that the relative file names below it need."""
+    for directory in {"."} | {posixpath.dirname(name) or "." for name in names}:
+        (root / directory).make()
+
+
+def sync_directories(root: Location, names: Iterable[str]) -> None:
+    """Sync every directory between `root` and the files named, the deepest first, then `root`'s
+    parent.
+    """
+    if not root.is_local:
+        return
+    directories = {"."}
+    for name in names:
+        parts = name.split("/")[:-1]
+        directories |= {"/".join(parts[: i + 1]) for i in range(len(parts))}
+    for directory in sorted(directories, key=lambda d: -d.count("/") if d != "." else 1):
+        (root / directory).sync()
+    root.parent.sync()
+
+
+def in_parallel(work: Callable[[_T], _R], items: Iterable[_T], *, serial: bool = False) -> list[_R]:
+    """`work` on each item, in order; several at once where waiting for the network dominates."""
+    listed = list(items)
+    if serial or len(listed) < 2:
+        return [work(item) for item in listed]
+    with ThreadPoolExecutor(min(UPLOADS, len(listed))) as pool:
+        return list(pool.map(work, listed))

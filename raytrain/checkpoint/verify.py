@@ -1,0 +1,121 @@
+"""Is a checkpoint what its manifest says? By names and sizes (cheap), or by the SHA-256 of every
+byte.
+
+A problem is a text that names files, several joined by "; ". A file that the manifest does not list
+is a problem too: RLlib would load it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raytrain.checkpoint.commit import DamagedCheckpoint, read_manifest
+from raytrain.checkpoint.manifest import (
+    INCOMPLETE_NAME,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    ManifestError,
+)
+from raytrain.checkpoint.storage import Location, in_parallel, storage_errors
+
+
+@dataclass(frozen=True)
+class Checked:
+    """`problem` is None if nothing wrong was found by the check that was made."""
+
+    manifest: Manifest | None
+    problem: str | None
+    size_bytes: int
+
+
+def check(place: Location, *, contents: bool) -> Checked:
+    """Check the checkpoint at `place`; with `contents`, read and hash every file. Damage is
+    reported, not raised.
+    """
+    present = place.files()
+    size = sum(present.values())
+    if MANIFEST_NAME not in present:
+        return Checked(None, f"no {MANIFEST_NAME}", size)
+    try:
+        manifest = read_manifest(place)
+    except ManifestError as error:
+        return Checked(None, f"{MANIFEST_NAME} unreadable: {error}", size)
+    except OSError as error:
+        return Checked(None, f"{MANIFEST_NAME} unreadable: {error.strerror or error}", size)
+    problems = _by_size(present, manifest)
+    if contents:
+        sized = [f for f in manifest.files if present.get(f.path) == f.size]
+        found = in_parallel(lambda f: _by_contents(place, f), sized, serial=place.is_local)
+        problems += [problem for problem in found if problem]
+    return Checked(manifest, "; ".join(problems) or None, size)
+
+
+def fetch(place: Location, local_dir: Path) -> Path:
+    """A local directory with the checkpoint's files, each checked by SHA-256 as it is read here and
+    now.
+
+    A checkpoint on a local disk is checked where it lies, and its own path returned. Any other is
+    copied into `local_dir`, which must be new or empty. Raises `DamagedCheckpoint`,
+    `ManifestError`, `StorageError`.
+    """
+    with storage_errors(f"Reading the checkpoint {place.name}", place):
+        if place.is_local:
+            problem = check(place, contents=True).problem
+            if problem:
+                raise DamagedCheckpoint(place, problem)
+            return place.local_path
+        return _download(place, local_dir)
+
+
+def _download(place: Location, local_dir: Path) -> Path:
+    local_dir.mkdir(parents=True, exist_ok=True)
+    if any(local_dir.iterdir()):
+        raise FileExistsError(17, "the directory to fetch into is not empty", str(local_dir))
+    manifest = read_manifest(place)
+    for file in manifest.files:
+        (local_dir / file.path).parent.mkdir(parents=True, exist_ok=True)
+
+    def copy(file: FileEntry) -> str | None:
+        try:
+            with open(local_dir / file.path, "wb") as sink:  # a scratch copy: no need to sync it
+                found = (place / file.path).read_into(sink.write)
+        except FileNotFoundError:
+            return f"{file.path}: missing file"
+        return _difference(file, *found)
+
+    problems = [problem for problem in in_parallel(copy, manifest.files) if problem]
+    if problems:
+        raise DamagedCheckpoint(place, "; ".join(problems))
+    (local_dir / MANIFEST_NAME).write_bytes(manifest.to_json())
+    return local_dir
+
+
+def _by_size(present: dict[str, int], manifest: Manifest) -> list[str]:
+    problems = []
+    for file in manifest.files:
+        if file.path not in present:
+            problems.append(f"{file.path}: missing file")
+        elif present[file.path] != file.size:
+            problems.append(_size_problem(file, present[file.path]))
+    listed = {f.path for f in manifest.files} | {MANIFEST_NAME, INCOMPLETE_NAME}
+    problems += [f"{name}: not listed in the manifest" for name in sorted(present.keys() - listed)]
+    return problems
+
+
+def _by_contents(place: Location, file: FileEntry) -> str | None:
+    try:
+        return _difference(file, *(place / file.path).digest())
+    except OSError as error:
+        return f"{file.path}: unreadable: {error.strerror or error}"
+
+
+def _difference(file: FileEntry, size: int, sha256: str) -> str | None:
+    if size != file.size:
+        return _size_problem(file, size)
+    return None if sha256 == file.sha256 else f"{file.path}: SHA-256 differs"
+
+
+def _size_problem(file: FileEntry, size: int) -> str:
+    return f"{file.path}: {size} bytes, manifest says {file.size}"

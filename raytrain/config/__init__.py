@@ -1,0 +1,49 @@
+"""YAML -> validated `ExperimentConfig` -> RLlib's `PPOConfig`, and Tune's parameter space.
+
+Nothing here imports Ray until `to_algorithm_config`, `register_env` or `param_space` is called.
+"""
+
+from raytrain.config.algorithm import register_env, to_algorithm_config
+from raytrain.config.continuity import (
+    Difference,
+    allowed_on_continue,
+    config_digest,
+    differences,
+    gives_up_exactness,
+)
+from raytrain.config.environment import EnvCreator, env_creator, make_env, resolve_env
+from raytrain.config.loading import config_from_dict, load_config
+from raytrain.config.problems import ConfigError, Problem
+from raytrain.config.schema import ALGORITHM_SECTIONS, ExperimentConfig
+from raytrain.config.search import (
+    SearchSpace,
+    has_search,
+    num_trials,
+    param_space,
+    with_trial_values,
+)
+
+__all__ = [
+    "ALGORITHM_SECTIONS",
+    "ConfigError",
+    "Difference",
+    "EnvCreator",
+    "ExperimentConfig",
+    "Problem",
+    "SearchSpace",
+    "allowed_on_continue",
+    "config_digest",
+    "config_from_dict",
+    "differences",
+    "env_creator",
+    "gives_up_exactness",
+    "has_search",
+    "load_config",
+    "make_env",
+    "num_trials",
+    "param_space",
+    "register_env",
+    "resolve_env",
+    "to_algorithm_config",
+    "with_trial_values",
+]

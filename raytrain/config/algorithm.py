@@ -1,0 +1,87 @@
+"""`ExperimentConfig` -> RLlib's `PPOConfig`: each section through the method of the same name.
+
+The env runner and learner classes are not set here; what runs inside a trial chooses them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from raytrain.config.environment import env_creator
+from raytrain.config.problems import ConfigError
+from raytrain.config.schema import ExperimentConfig
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.rllib.connectors.connector_v2 import ConnectorV2
+
+
+def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
+    """PPO on the new API stack, with Torch. Also registers the environment's creator with Ray.
+
+    Registering reaches the whole Ray job if Ray runs, and otherwise once it starts; calling this
+    inside a trial makes its env runners find the environment whoever restored the trial.
+
+    Raises ConfigError if the environment does not exist, or if the config still has search spaces.
+    """
+    if config.search:
+        fields = ", ".join(".".join(space.path) for space in config.search)
+        raise ConfigError(
+            f"{fields}: a search space; build the algorithm from a trial's own values"
+        )
+
+    from ray.rllib.algorithms.ppo import PPOConfig
+
+    learners = config.learners.model_dump()
+    algorithm = PPOConfig()
+    algorithm.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+    algorithm.framework("torch")
+    algorithm.environment(**{**config.environment.model_dump(), "env": register_env(config)})
+    algorithm.env_runners(**_env_runners(config))
+    algorithm.training(**config.training.model_dump())
+    algorithm.learners(**learners)
+    algorithm.rl_module(model_config=config.rl_module.model.model_dump())
+    algorithm.evaluation(**_evaluation(config))
+    algorithm.fault_tolerance(**config.fault_tolerance.model_dump())
+    algorithm.debugging(seed=config.seed, log_level=config.debugging.log_level)
+    algorithm.resources(**config.resources.model_dump())
+    return algorithm
+
+
+def register_env(config: ExperimentConfig) -> str:
+    """Register the environment's creator with Ray; the name that RLlib finds it by.
+
+    A Gymnasium id keeps its name. A factory's gets the import path's digest, as two experiments in
+    one Ray job may each have a module of that name.
+    """
+    from ray import tune
+
+    creator = env_creator(config)
+    name = creator.spec
+    if ":" in name and creator.import_path is not None:
+        name = f"{name}@{hashlib.sha256(creator.import_path.encode()).hexdigest()[:8]}"
+    tune.register_env(name, creator)
+    return name
+
+
+def mean_std_filter(env: Any = None, spaces: Any = None, device: Any = None) -> ConnectorV2:
+    """The env-to-module connector of `observation_filter: MeanStdFilter`, as RLlib calls for it."""
+    from ray.rllib.connectors.env_to_module import MeanStdFilter
+
+    return MeanStdFilter()
+
+
+def _env_runners(config: ExperimentConfig) -> dict[str, Any]:
+    arguments = config.env_runners.model_dump()
+    # On the new API stack RLlib ignores `observation_filter`; the filter is a connector.
+    if arguments.pop("observation_filter") == "MeanStdFilter":
+        arguments["env_to_module_connector"] = mean_std_filter
+    return arguments
+
+
+def _evaluation(config: ExperimentConfig) -> dict[str, Any]:
+    arguments = config.evaluation.model_dump()
+    # RLlib's old-stack default of an overrides dictionary is None, and {} would be copied as one.
+    arguments["evaluation_config"] = arguments["evaluation_config"] or None
+    return arguments

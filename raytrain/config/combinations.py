@@ -1,0 +1,110 @@
+"""Values that are valid alone and impossible together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raytrain.config.schema import ExperimentConfig
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """`fields` are the keys involved, the one to change first."""
+
+    message: str
+    fields: tuple[tuple[str, ...], ...]
+    value: Any
+
+
+def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
+    """Everything that cannot go together in a config without search spaces."""
+    yield from _stop(config)
+    yield from _minibatch(config)
+    yield from _fragment(config)
+    yield from _truncation(config)
+    yield from _evaluation(config)
+    yield from _env_runner_failures(config)
+
+
+def _stop(config: ExperimentConfig) -> Iterator[Conflict]:
+    criteria = config.stop.model_dump()
+    if all(value is None for value in criteria.values()):
+        said = f"the run would never end: give at least one of {', '.join(criteria)}"
+        yield Conflict(said, (("stop",),), {})
+
+
+def _minibatch(config: ExperimentConfig) -> Iterator[Conflict]:
+    training = config.training
+    batch = training.train_batch_size_per_learner
+    if training.minibatch_size > batch:
+        yield Conflict(
+            f"must not be larger than train_batch_size_per_learner, which is {batch}",
+            (("training", "minibatch_size"), ("training", "train_batch_size_per_learner")),
+            training.minibatch_size,
+        )
+
+
+def _fragment(config: ExperimentConfig) -> Iterator[Conflict]:
+    """RLlib's own rule (PPO's `validate`), said before RLlib is imported: within 10 % of the
+    batch.
+    """
+    runners = config.env_runners
+    fragment = runners.rollout_fragment_length
+    if not isinstance(fragment, int):
+        return
+    envs = max(runners.num_env_runners, 1) * runners.num_envs_per_env_runner
+    learners = max(config.learners.num_learners, 1)
+    batch = config.training.train_batch_size_per_learner * learners
+    rounds = -(-batch // (envs * fragment))
+    if rounds * envs * fragment - batch <= 0.1 * batch:
+        return
+    yield Conflict(
+        f"{envs} environments of {fragment} steps make batches of {rounds * envs * fragment}, and "
+        f"train_batch_size_per_learner asks for {batch}; use 'auto' or {max(batch // envs, 1)}",
+        (
+            ("env_runners", "rollout_fragment_length"),
+            ("env_runners", "num_env_runners"),
+            ("env_runners", "num_envs_per_env_runner"),
+            ("training", "train_batch_size_per_learner"),
+            ("learners", "num_learners"),
+        ),
+        fragment,
+    )
+
+
+def _truncation(config: ExperimentConfig) -> Iterator[Conflict]:
+    if config.env_runners.batch_mode == "truncate_episodes" and not config.training.use_gae:
+        yield Conflict(
+            "without it, episodes cannot be cut: set env_runners.batch_mode to complete_episodes",
+            (("training", "use_gae"), ("env_runners", "batch_mode")),
+            False,
+        )
+
+
+def _evaluation(config: ExperimentConfig) -> Iterator[Conflict]:
+    evaluation = config.evaluation
+    if evaluation.evaluation_parallel_to_training and not evaluation.evaluation_num_env_runners:
+        yield Conflict(
+            "needs evaluation_num_env_runners of 1 or more",
+            (
+                ("evaluation", "evaluation_parallel_to_training"),
+                ("evaluation", "evaluation_num_env_runners"),
+            ),
+            True,
+        )
+
+
+def _env_runner_failures(config: ExperimentConfig) -> Iterator[Conflict]:
+    faults = config.fault_tolerance
+    if faults.ignore_env_runner_failures and faults.restart_failed_env_runners:
+        yield Conflict(
+            "cannot go with restart_failed_env_runners; set one of the two to false",
+            (
+                ("fault_tolerance", "ignore_env_runner_failures"),
+                ("fault_tolerance", "restart_failed_env_runners"),
+            ),
+            True,
+        )

@@ -1,0 +1,109 @@
+"""Whether a config continues a run, and what it changes.
+
+may differ freely          stop, checkpoint, failure, resources, name, storage_path, import_path,
+                           tune.max_concurrent_trials, debugging.log_level
+may differ, exactness ends the number of env groups, of environments in a group, of learners
+may not differ             everything else
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.config.loading import config_from_dict
+from raytrain.config.schema import ExperimentConfig
+from raytrain.config.search import LISTS, RANGES
+
+_MAY_DIFFER = frozenset(
+    {
+        "stop",
+        "checkpoint",
+        "failure",
+        "resources",
+        # The directory's name and place: an experiment that was moved is the same run.
+        "name",
+        "storage_path",
+        "import_path",
+        "tune.max_concurrent_trials",
+        "debugging.log_level",
+    }
+)
+_GIVE_UP_EXACTNESS = frozenset(
+    {
+        "env_runners.num_env_runners",
+        "env_runners.num_envs_per_env_runner",
+        "learners.num_learners",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A dotted field; None where a config has no such key."""
+
+    field: str
+    old: Any
+    new: Any
+
+
+def differences(
+    old: ExperimentConfig | Mapping[str, Any], new: ExperimentConfig | Mapping[str, Any]
+) -> list[Difference]:
+    """Every field that differs, in the order of the fields' names.
+
+    A stored dictionary is completed with today's defaults first, so a field that a newer raytrain
+    added is no difference. Lists and search spaces are compared whole.
+    """
+    before, after = dict(_leaves(_complete(old))), dict(_leaves(_complete(new)))
+    return [
+        Difference(field, before.get(field), after.get(field))
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field) != after.get(field) or (field in before) != (field in after)
+    ]
+
+
+def allowed_on_continue(field: str) -> bool:
+    """Whether a continued run may differ in this dotted field and stay exact."""
+    return any(field == allowed or field.startswith(f"{allowed}.") for allowed in _MAY_DIFFER)
+
+
+def gives_up_exactness(field: str) -> bool:
+    """Whether a run that differs in this dotted field continues, but not exactly."""
+    return field in _GIVE_UP_EXACTNESS
+
+
+def config_digest(config: ExperimentConfig | Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of what defines the run: every field that may not differ freely.
+
+    The bytes are JSON of {dotted field: value}, keys sorted, without spaces, ASCII only.
+    """
+    defining = {
+        field: value
+        for field, value in _leaves(_complete(config))
+        if not allowed_on_continue(field)
+    }
+    text = json.dumps(defining, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _complete(config: ExperimentConfig | Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(config, ExperimentConfig):
+        config = config_from_dict(config)
+    return config.to_dict()
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        field = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and not _is_search(value):
+            yield from _leaves(value, f"{field}.")
+        else:
+            yield field, value
+
+
+def _is_search(value: Mapping[str, Any]) -> bool:
+    return len(value) == 1 and next(iter(value)) in (*LISTS, *RANGES)

@@ -1,0 +1,196 @@
+"""The types of the config's fields, and what each says when it refuses a value.
+
+Values are taken as they are written: text is never made into a number, and true is not 1. The two
+liberties: a float without a fraction is a whole number where one is wanted (`timesteps: 1e6`), and
+a NumPy scalar, which Tune's samplers give, becomes a Python one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+import os
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+
+
+class Section(BaseModel):
+    """A section of the config: immutable, no unknown keys, no conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+def _plain_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _whole(value: Any) -> Any:
+    value = _plain_number(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_plain_number)]
+
+Count = Annotated[Whole, Field(ge=0)]
+Positive = Annotated[Whole, Field(ge=1)]
+NonNegative = Annotated[Number, Field(ge=0)]
+AboveZero = Annotated[Number, Field(gt=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Resources = dict[str, AboveZero]
+
+
+def _number(value: Any, *, what: str) -> float:
+    value = _plain_number(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise ValueError(f"must be {what}")
+    return float(value)
+
+
+def _schedule_point(point: Any) -> list[int | float]:
+    what = "a number, or a schedule of [timestep, value] pairs"
+    if not isinstance(point, (list, tuple)) or len(point) != 2:
+        raise ValueError(f"must be {what}; this is not a pair: {point!r}")
+    step = _whole(point[0])
+    if isinstance(step, bool) or not isinstance(step, int):
+        raise ValueError(f"must be {what}; this timestep is not a whole number: {point[0]!r}")
+    value = _number(point[1], what=f"{what}; this value is not a number: {point[1]!r}")
+    if value < 0:
+        raise ValueError(f"must not go below 0; a schedule's value is {value}")
+    return [step, value]
+
+
+def _rate_or_schedule(value: Any) -> float | list[list[int | float]]:
+    if not isinstance(value, (list, tuple)):
+        rate = _number(value, what="a number, or a schedule [[0, value], [timestep, value], ...]")
+        if rate < 0 or math.isinf(rate):
+            raise ValueError("must be a finite number, at least 0")
+        return rate
+    if len(value) < 2:
+        raise ValueError("a schedule needs two [timestep, value] pairs or more")
+    points = [_schedule_point(point) for point in value]
+    if points[0][0] != 0:
+        raise ValueError(f"a schedule must start at timestep 0; this one starts at {points[0][0]}")
+    for before, after in itertools.pairwise(points):
+        if after[0] <= before[0]:
+            raise ValueError(
+                f"a schedule's timesteps must increase; {after[0]} follows {before[0]}"
+            )
+    return points
+
+
+RateOrSchedule = Annotated[float | list[list[int | float]], PlainValidator(_rate_or_schedule)]
+"""A number, or [[0, value], [timestep, value], ...], between which RLlib interpolates."""
+
+
+def _auto_or(check: Callable[[Any], Any], least: int, what: str) -> PlainValidator:
+    def validate(value: Any) -> Any:
+        if value == "auto":
+            return value
+        number = check(value)
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not is_number or not number >= least:
+            raise ValueError(f"must be 'auto' or {what}")
+        return number
+
+    return PlainValidator(validate)
+
+
+def _only_whole(value: Any) -> Any:
+    value = _whole(value)
+    return value if isinstance(value, int) else None
+
+
+FragmentLength = Annotated[int | str, _auto_or(_only_whole, 1, "a whole number, at least 1")]
+AutoCpus = Annotated[float | str, _auto_or(_plain_number, 0, "a number, at least 0")]
+
+
+def _vectorize_mode(value: Any) -> str:
+    if isinstance(value, str) and value.lower() == "sync":
+        return "sync"
+    raise ValueError(
+        "only 'sync' can be used: an exact resume snapshots every environment between two steps, "
+        "and environments in other processes or of a vector kind cannot be reached"
+    )
+
+
+VectorizeMode = Annotated[str, PlainValidator(_vectorize_mode)]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _directory_name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be text; put it in quotes")
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            "must be usable as a directory's name: up to 100 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+    return value
+
+
+DirectoryName = Annotated[str, PlainValidator(_directory_name)]
+
+
+def _storage(value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a path or a URI such as s3://bucket/runs")
+    return value if "://" in value else os.path.abspath(os.path.expanduser(value))
+
+
+Storage = Annotated[str, PlainValidator(_storage)]
+"""A URI as it is, or an absolute path: relative ones begin at the current directory."""
+
+
+def _plain_value(value: Any, path: str) -> Any:
+    value = _plain_number(value)
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r}{_at(path)} must be text")
+        return {key: _plain_value(item, f"{path}.{key}") for key, item in value.items()}
+    raise ValueError(
+        f"{value!r}{_at(path)} is a {type(value).__name__}; only text, numbers, true/false, null, "
+        "lists and mappings can be stored with the run (put a date in quotes)"
+    )
+
+
+def _at(path: str) -> str:
+    return f" at {path.lstrip('.')}" if path else ""
+
+
+def _free_mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("must be a mapping")
+    plain: dict[str, Any] = _plain_value(value, "")
+    return plain
+
+
+FreeMapping = Annotated[dict[str, Any], PlainValidator(_free_mapping)]
+"""Any keys, JSON-able values. A copy: what the caller gave is not shared."""
+
+
+def _no_stages(value: Any) -> list[dict[str, Any]]:
+    if value:
+        raise ValueError("curriculum stages are not supported yet; leave the list empty")
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("must be a list")
+    return []
+
+
+Stages = Annotated[list[dict[str, Any]], PlainValidator(_no_stages)]

@@ -1,0 +1,100 @@
+"""The tables of docs/config.md, made from the schema.
+
+    python -m raytrain.config.reference docs/config.md        write the tables into the file, in
+    place
+
+In the file, a table lies between `<!-- table: SECTION -->` and `<!-- end -->`; what is around them
+is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from raytrain.config.problems import show_value
+from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
+from raytrain.config.validation import section_type
+
+TOP = "top"
+"""The table of the keys that stand outside the sections."""
+
+_TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def render(text: str) -> str:
+    """The document with every table made anew. Raises KeyError for a section that does not
+    exist.
+    """
+    sections = all_sections()
+    return _TABLE.sub(lambda m: f"{m[1]}{table(sections[m[2]], m[2])}{m[3]}", text)
+
+
+def all_sections() -> dict[str, type[BaseModel]]:
+    """Dotted name -> section, in the schema's order; `top` for the config itself."""
+    sections: dict[str, type[BaseModel]] = {TOP: ExperimentConfig}
+    _collect(ExperimentConfig, "", sections)
+    return sections
+
+
+def table(section: type[BaseModel], name: str) -> str:
+    """The section's keys as a Markdown table; sections within it have tables of their own."""
+    lines = ["| key | type | default | |", "| --- | --- | --- | --- |"]
+    for key, field in section.model_fields.items():
+        is_section = section_type(field.annotation) is not None
+        if name == TOP and (key in NOT_YAML_KEYS or is_section):
+            continue
+        kind = "mapping" if is_section else _type_name(field)
+        shown = "required" if field.is_required() else f"`{_default(field)}`"
+        if (name, key) == (TOP, "name"):
+            shown = "the file's name"
+        lines.append(f"| `{field.alias or key}` | {kind} | {shown} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _collect(section: type[BaseModel], prefix: str, into: dict[str, type[BaseModel]]) -> None:
+    for name, field in section.model_fields.items():
+        inner = section_type(field.annotation)
+        if inner is not None:
+            dotted = f"{prefix}{field.alias or name}"
+            into[dotted] = inner
+            _collect(inner, f"{dotted}.", into)
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default()
+    return show_value(value.model_dump() if isinstance(value, BaseModel) else value)
+
+
+def _type_name(field: FieldInfo) -> str:
+    return _name(field.annotation)
+
+
+def _name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_name(part) for part in arguments)
+    if hasattr(annotation, "__metadata__"):
+        return _name(arguments[0])
+    plain = {int: "int", float: "float", bool: "bool", str: "text", type(None): "null"}
+    return plain.get(annotation) or ("list" if origin is list else "mapping")
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite the tables of each file named."""
+    for argument in arguments:
+        path = Path(argument)
+        path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

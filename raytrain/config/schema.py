@@ -1,0 +1,157 @@
+"""`ExperimentConfig`: everything that a run needs to know, validated and immutable.
+
+    name, storage_path, seed
+    environment env_runners training learners rl_module        methods of RLlib's AlgorithmConfig
+    evaluation fault_tolerance debugging resources             (sections.py)
+    stop checkpoint failure tune curriculum                    raytrain's own (below)
+
+Two fields are not keys of the YAML file: `import_path`, the directory of the file, where an
+environment's module is looked for; and `search`, the search spaces. A value that is searched holds
+its first candidate in its place, so every field has its plain type; `to_dict` puts the space back.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from raytrain.config.fields import (
+    AboveZero,
+    Count,
+    DirectoryName,
+    Number,
+    Positive,
+    Section,
+    Stages,
+    Storage,
+    Whole,
+)
+from raytrain.config.search import SearchSpace, put_back
+from raytrain.config.sections import (
+    Debugging,
+    Environment,
+    EnvRunners,
+    Evaluation,
+    FaultTolerance,
+    Learners,
+    ResourcesSection,
+    RLModule,
+    Training,
+)
+
+ALGORITHM_SECTIONS = (
+    "environment",
+    "env_runners",
+    "training",
+    "learners",
+    "rl_module",
+    "evaluation",
+    "fault_tolerance",
+    "debugging",
+    "resources",
+)
+"""The sections that RLlib gets, in the order of the file."""
+
+NOT_YAML_KEYS = ("import_path", "search")
+
+
+class Stop(Section):
+    """When the run is finished: at least one, and whichever comes first."""
+
+    timesteps: Positive | None = Field(default=None, description="Environment steps in all.")
+    episode_return_mean: Number | None = Field(
+        default=None, description="Mean return of an iteration's episodes."
+    )
+    iterations: Positive | None = Field(default=None, description="Training iterations.")
+    time_s: AboveZero | None = Field(
+        default=None, description="Seconds of training, interruptions left out."
+    )
+    episodes: Positive | None = Field(default=None, description="Finished episodes in all.")
+
+
+class Checkpoint(Section):
+    """When checkpoints are written, beside the final one, and how many are kept."""
+
+    checkpoint_frequency: Count = Field(
+        default=5, description="Iterations between checkpoints; 0 turns this cadence off."
+    )
+    every_timesteps: Positive | None = Field(
+        default=None, description="And/or environment steps between checkpoints."
+    )
+    every_episodes: Positive | None = Field(
+        default=None, description="And/or finished episodes between checkpoints."
+    )
+    every_seconds: AboveZero | None = Field(
+        default=None, description="And/or seconds between checkpoints."
+    )
+    num_to_keep: Positive | None = Field(
+        default=3, description="Newest periodic checkpoints to keep; null keeps all."
+    )
+    score: Annotated[str, Field(min_length=1)] = Field(
+        default="episode_return_mean", description="The metric that chooses `best/`."
+    )
+    score_order: Literal["max", "min"] = Field(default="max", description="Which score is best.")
+    max_failed_saves: Count = Field(
+        default=3, description="Failed saves in a row that a run survives."
+    )
+
+
+class Failure(Section):
+    """What a trial survives."""
+
+    max_failures: Annotated[Whole, Field(ge=-1)] = Field(
+        default=3, description="Restarts of a trial after failures; -1 for no limit."
+    )
+
+
+class Tune(Section):
+    """Several trials in one experiment."""
+
+    num_samples: Positive = Field(
+        default=1, description="Draws of the random search spaces, for each point of the grid."
+    )
+    max_concurrent_trials: Positive | None = Field(
+        default=None, description="Trials at a time; null for as many as fit."
+    )
+
+
+class ExperimentConfig(Section):
+    """One experiment. Build it with `load_config` or `config_from_dict`."""
+
+    name: DirectoryName = Field(
+        description="The experiment's directory; the same name is the same run."
+    )
+    storage_path: Storage = Field(
+        default="results", description="A path, or a URI such as `s3://bucket/runs`."
+    )
+    seed: Count = Field(default=0, description="Seed of every random number in the run.")
+    environment: Environment
+    env_runners: EnvRunners = EnvRunners()
+    training: Training = Training()
+    learners: Learners = Learners()
+    rl_module: RLModule = RLModule()
+    evaluation: Evaluation = Evaluation()
+    fault_tolerance: FaultTolerance = FaultTolerance()
+    debugging: Debugging = Debugging()
+    resources: ResourcesSection = ResourcesSection()
+    stop: Stop
+    checkpoint: Checkpoint = Checkpoint()
+    failure: Failure = Failure()
+    tune: Tune = Tune()
+    curriculum: Stages = Field(
+        default=[], description="Stages of a curriculum; not supported yet, so it must be empty."
+    )
+    import_path: str | None = None
+    search: tuple[SearchSpace, ...] = Field(default=(), exclude=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON-able values, search spaces in their places, `import_path` included.
+
+        `config_from_dict` makes an equal config of it. An unlimited `vf_clip_param` is a float
+        infinity, which Python's `json` writes as `Infinity` and reads back.
+        """
+        values = self.model_dump(by_alias=True)
+        for space in self.search:
+            put_back(values, space)
+        return values

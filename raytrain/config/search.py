@@ -1,0 +1,188 @@
+"""Search spaces: a value that Tune chooses for each trial.
+
+    lr: {grid_search: [1.0e-4, 1.0e-3]}      one trial for each, times tune.num_samples
+    lr: {choice: [1.0e-4, 1.0e-3]}           drawn for each of tune.num_samples
+    lr: {uniform: [1.0e-4, 1.0e-3]}          drawn between the two
+    lr: {loguniform: [1.0e-4, 1.0e-3]}       drawn between the two, evenly in the logarithm
+
+They may stand under `training`, `env_runners`, `learners`, `environment.env_config`,
+`rl_module.model_config`, and for `seed`.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raytrain.config.problems import Problem
+
+if TYPE_CHECKING:
+    from raytrain.config.schema import ExperimentConfig
+
+LISTS = ("grid_search", "choice")
+RANGES = ("uniform", "loguniform")
+_MAY_BE_SEARCHED: tuple[tuple[str, ...], ...] = (
+    ("training",),
+    ("env_runners",),
+    ("learners",),
+    ("environment", "env_config"),
+    ("rl_module", "model_config"),
+    ("seed",),
+)
+_LARGEST_FULL_CHECK = 256
+_GOLDEN = 0.381966
+"""Where in a range a value is tried: at a fraction that a range of whole numbers does not hit."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """`values` are the candidates of a list, or the two ends of a range."""
+
+    path: tuple[str, ...]
+    kind: str
+    values: tuple[Any, ...]
+
+    def candidates(self) -> list[tuple[tuple[str | int, ...], Any]]:
+        """Values to validate, each with the keys that lead to it in the YAML file."""
+        at = (*self.path, self.kind)
+        ends: list[tuple[tuple[str | int, ...], Any]]
+        ends = [((*at, index), value) for index, value in enumerate(self.values)]
+        if self.kind in LISTS:
+            return ends
+        low, high = self.values
+        return [*ends, (at, low + (high - low) * _GOLDEN)]
+
+    def written(self) -> dict[str, Any]:
+        return {self.kind: copy.deepcopy(list(self.values))}
+
+
+def take_out(
+    values: dict[str, Any],
+) -> tuple[dict[str, Any], list[SearchSpace], list[tuple[tuple[str | int, ...], Problem]]]:
+    """The config with each search space replaced by its first value; the spaces; what is wrong.
+
+    A problem comes with the keys that lead to it. A space that is wrong is left out of the values,
+    so that they can still be validated for the rest.
+    """
+    spaces: list[SearchSpace] = []
+    problems: list[tuple[tuple[str | int, ...], Problem]] = []
+
+    def walk(node: Any, path: tuple[str, ...]) -> Any:
+        if not isinstance(node, dict):
+            return node
+        kind = next(iter(node)) if len(node) == 1 else None
+        if kind not in (*LISTS, *RANGES) or not path:
+            walked = {key: walk(item, (*path, key)) for key, item in node.items()}
+            return {key: item for key, item in walked.items() if item is not _REFUSED}
+        said = _refusal(path, kind, node[kind])
+        if said is not None:
+            problems.append(((*path, kind), Problem(said, value=node)))
+            return _REFUSED
+        spaces.append(SearchSpace(path, kind, tuple(copy.deepcopy(node[kind]))))
+        return copy.deepcopy(node[kind][0])
+
+    plain: dict[str, Any] = walk(values, ())
+    return plain, spaces, problems
+
+
+_REFUSED = object()
+
+
+def _refusal(path: tuple[str, ...], kind: str, values: Any) -> str | None:
+    if not any(path[: len(prefix)] == prefix for prefix in _MAY_BE_SEARCHED):
+        places = ", ".join(".".join(prefix) for prefix in _MAY_BE_SEARCHED)
+        return f"cannot be searched; a search space may stand under {places}"
+    if path in _MAY_BE_SEARCHED and path != ("seed",):
+        return "a search space stands for one value; give each key of the section its own"
+    if kind in LISTS:
+        if not isinstance(values, list) or not values:
+            return f"{kind} needs a list of one value or more"
+        return None
+    if not isinstance(values, list) or len(values) != 2 or not all(map(_is_finite, values)):
+        return f"{kind} needs a list of two numbers [a, b]"
+    low, high = values
+    if not low < high:
+        return f"{kind} needs a < b, and {low} is not less than {high}"
+    if kind == "loguniform" and low <= 0:
+        return f"loguniform needs numbers above 0, and the lower one is {low}"
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+Chosen = tuple[tuple[SearchSpace, tuple[str | int, ...], Any], ...]
+
+
+def combinations(spaces: list[SearchSpace]) -> Iterator[Chosen]:
+    """What to validate: every combination of candidates, or each candidate alone if those are
+    many.
+    """
+    choices = [[(space, at, value) for at, value in space.candidates()] for space in spaces]
+    if math.prod(map(len, choices)) <= _LARGEST_FULL_CHECK:
+        yield from itertools.product(*choices)
+        return
+    for choice in choices:
+        for candidate in choice:
+            yield (candidate,)
+
+
+def put_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Set a value in nested dictionaries, in place."""
+    for key in path[:-1]:
+        values = values[key]
+    values[path[-1]] = copy.deepcopy(value)
+
+
+def put_back(values: dict[str, Any], space: SearchSpace) -> None:
+    """Write a search space into its place, in place: the inverse of `take_out`."""
+    put_value(values, space.path, space.written())
+
+
+def has_search(config: ExperimentConfig) -> bool:
+    """Whether any value differs between trials."""
+    return bool(config.search)
+
+
+def num_trials(config: ExperimentConfig) -> int:
+    """The points of the grid times tune.num_samples."""
+    grid = [len(space.values) for space in config.search if space.kind == "grid_search"]
+    return math.prod(grid) * config.tune.num_samples
+
+
+def param_space(config: ExperimentConfig) -> dict[str, Any]:
+    """Tune's parameter space: the seed and the algorithm's sections, with Tune's domains in
+    places.
+    """
+    from ray import tune
+
+    from raytrain.config.schema import ALGORITHM_SECTIONS
+
+    domains = {
+        "grid_search": tune.grid_search,
+        "choice": tune.choice,
+        "uniform": lambda ends: tune.uniform(*ends),
+        "loguniform": lambda ends: tune.loguniform(*ends),
+    }
+    values = config.to_dict()
+    for space in config.search:
+        node = values
+        for key in space.path[:-1]:
+            node = node[key]
+        node[space.path[-1]] = domains[space.kind](copy.deepcopy(list(space.values)))
+    return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
+
+
+def with_trial_values(config: ExperimentConfig, chosen: Mapping[str, Any]) -> ExperimentConfig:
+    """The config of one trial: `chosen` is what Tune made of `param_space(config)`.
+
+    Raises ConfigError if a value that was drawn is not valid.
+    """
+    from raytrain.config.loading import config_from_dict
+
+    return config_from_dict({**config.to_dict(), **chosen})

@@ -1,0 +1,275 @@
+"""Plain nested values -> `ExperimentConfig`, or every problem that is in them.
+
+With search spaces, the values are validated once for each combination of candidates. What is
+impossible together is looked for even when single values are wrong: those are left out, and only
+conflicts that do not involve them are reported.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from raytrain.config.combinations import Conflict, conflicts
+from raytrain.config.problems import NOTHING, ConfigError, Problem, nearest
+from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
+from raytrain.config.search import SearchSpace, combinations, put_value, take_out
+
+Where = Callable[[tuple[str | int, ...]], str]
+"""Keys -> `file:line`, `--set KEY=VALUE`, or nothing."""
+
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "train_batch_size": "train_batch_size_per_learner",
+    "sgd_minibatch_size": "minibatch_size",
+    "mini_batch_size_per_learner": "minibatch_size",
+    "num_sgd_iter": "num_epochs",
+    "gae_lambda": "lambda_",
+    "clip_range": "clip_param",
+    "ent_coef": "entropy_coeff",
+    "vf_coef": "vf_loss_coeff",
+    "max_grad_norm": "grad_clip",
+    "num_workers": "num_env_runners",
+    "num_rollout_workers": "num_env_runners",
+    "num_envs_per_worker": "num_envs_per_env_runner",
+    "keep_checkpoints_num": "num_to_keep",
+    "checkpoint_score_attribute": "score",
+    "checkpoint_score_order": "score_order",
+    "training_iteration": "iterations",
+    "timesteps_total": "timesteps",
+}
+"""Names of older RLlib versions, of Tune and of Stable-Baselines3."""
+
+_REASONS = {
+    "environment.clip_rewards": "RLlib's new API stack ignores it; wrap the environment instead",
+    "resources.num_gpus": "RLlib's new API stack ignores it; use learners.num_gpus_per_learner",
+    "debugging.seed": "the seed is a key of its own at the top: `seed: 0`",
+    "training.model": "the network is described under rl_module.model_config",
+    "env_runners.env_runner_cls": "raytrain brings its own env runner, which can be resumed",
+    "learners.learner_class": "raytrain brings its own learner, which can be resumed",
+}
+
+
+def nowhere(path: tuple[str | int, ...]) -> str:
+    return ""
+
+
+def validated(values: Mapping[str, Any], where: Where = nowhere) -> ExperimentConfig:
+    """The config; raises ConfigError with everything that is wrong with it."""
+    given = {
+        key: {} if value is None and _is_section(key) else value for key, value in values.items()
+    }
+    plain, spaces, refused = take_out(copy.deepcopy(given))
+    problems = [_located(path, problem, where) for path, problem in refused]
+    config: ExperimentConfig | None = None
+    for chosen in combinations(spaces):
+        variant = copy.deepcopy(plain)
+        for space, _, value in chosen:
+            put_value(variant, space.path, value)
+        searched = {space.path: (space, at) for space, at, _ in chosen}
+        config, found = _validate(variant, searched, where)
+        problems += found
+    if problems or config is None:
+        # A problem that has nothing to do with the search was found once for every combination.
+        raise ConfigError(*{str(problem): problem for problem in problems}.values())
+    if not spaces:
+        return config
+    return ExperimentConfig.model_validate(
+        {**plain, "search": tuple(sorted(spaces, key=lambda space: space.path))}
+    )
+
+
+Searched = dict[tuple[str, ...], tuple[SearchSpace, tuple[str | int, ...]]]
+"""Which candidate stands at which place in the values under validation."""
+
+
+def _validate(
+    values: dict[str, Any], searched: Searched, where: Where
+) -> tuple[ExperimentConfig | None, list[Problem]]:
+    try:
+        config = ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        problems = [_problem(detail, values, searched, where) for detail in details]
+        wrong = [_keys(detail["loc"], values) for detail in details]
+        rest = _without(values, wrong)
+        try:
+            partial = ExperimentConfig.model_validate(rest)
+        except ValidationError:
+            return None, problems
+        found = [c for c in conflicts(partial) if not _involves(c, wrong)]
+        return None, problems + [_conflict_problem(c, searched, where) for c in found]
+    found = list(conflicts(config))
+    return config, [_conflict_problem(conflict, searched, where) for conflict in found]
+
+
+def _problem(detail: Any, values: Any, searched: Searched, where: Where) -> Problem:
+    path = _keys(detail["loc"], values)
+    kind = detail["type"]
+    value = NOTHING if kind == "missing" else _value_at(values, path)
+    suggestion = None
+    message = _sentence(detail)
+    if kind == "extra_forbidden":
+        message, suggestion = _unknown(path)
+    return _located(path, Problem(message, value=value, suggestion=suggestion), where, searched)
+
+
+def _located(
+    path: tuple[str | int, ...], problem: Problem, where: Where, searched: Searched | None = None
+) -> Problem:
+    space_and_at = next(
+        (found for key, found in (searched or {}).items() if path[: len(key)] == key), None
+    )
+    message = problem.message
+    at = path
+    if space_and_at is not None:
+        space, at = space_and_at
+        message = f"{message} (from {space.kind})"
+    return Problem(message, where(at), _dotted(path), problem.value, problem.suggestion)
+
+
+def _conflict_problem(conflict: Conflict, searched: Searched, where: Where) -> Problem:
+    # Point at a key that is written in a line of its own; the one to change may be a default.
+    field = conflict.fields[0]
+    written = next((path for path in conflict.fields if where(path) != where(path[:-1])), field)
+    for path in conflict.fields:
+        if path in searched:
+            written = path
+    at = searched[written][1] if written in searched else written
+    return Problem(conflict.message, where(at), _dotted(field), conflict.value)
+
+
+def _sentence(detail: Any) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    sentences = {
+        "missing": "must be given",
+        "int_type": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "float_type": "must be a number",
+        "finite_number": "must be a finite number",
+        "bool_type": "must be true or false",
+        "string_type": "must be text",
+        "string_too_short": "must not be empty",
+        "list_type": "must be a list",
+        "dict_type": "must be a mapping",
+        "model_type": "must be a mapping of keys to values",
+        "greater_than_equal": "must be at least {ge}",
+        "greater_than": "must be above {gt}",
+        "less_than_equal": "must be at most {le}",
+        "literal_error": "must be {expected}",
+    }
+    if kind in sentences:
+        return sentences[kind].format(**context)
+    return str(detail["msg"])
+
+
+def _unknown(path: tuple[str | int, ...]) -> tuple[str, str | None]:
+    """What to say of a key that does not exist: the nearest one, or where it belongs."""
+    key, section = str(path[-1]), tuple(map(str, path[:-1]))
+    reason = _REASONS.get(_dotted(path))
+    if reason is not None:
+        return f"not used here: {reason}", None
+    fields = yaml_fields()
+    valid = [field[-1] for field in fields if field[:-1] == section]
+    other_name = _OTHER_NAMES.get(key, key)
+    if other_name in valid:
+        return "unknown key", other_name
+    elsewhere = [field for field in fields if field[-1] == other_name]
+    if elsewhere:
+        return "unknown key here", _dotted(elsewhere[0])
+    near = nearest(key, valid)
+    if near is not None:
+        return "unknown key", near
+    far = nearest(key, [field[-1] for field in fields])
+    if far is not None:
+        return "unknown key here", _dotted(next(f for f in fields if f[-1] == far))
+    place = f"under {_dotted(section)}" if section else "at the top"
+    return f"unknown key; the keys {place} are {', '.join(valid)}", None
+
+
+def yaml_fields() -> list[tuple[str, ...]]:
+    """Every key that the YAML file may have, sections and their keys, in the schema's order."""
+    return list(_fields(ExperimentConfig, ()))
+
+
+def _fields(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        if not prefix and name in NOT_YAML_KEYS:
+            continue
+        path = (*prefix, field.alias or name)
+        yield path
+        inner = section_type(field.annotation)
+        if inner is not None:
+            yield from _fields(inner, path)
+
+
+def section_type(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _is_section(key: Any) -> bool:
+    field = ExperimentConfig.model_fields.get(key)
+    return field is not None and section_type(field.annotation) is not None
+
+
+def _keys(loc: tuple[str | int, ...], values: Any) -> tuple[str | int, ...]:
+    """pydantic's location cut to what is in the values, plus the key that is missing or wrong."""
+    path: list[str | int] = []
+    for part in loc:
+        path.append(part)
+        inside = (isinstance(values, dict) and part in values) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        )
+        if not inside:
+            break
+        values = values[part]
+    return tuple(path)
+
+
+def _value_at(values: Any, path: Iterable[str | int]) -> Any:
+    for part in path:
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            return NOTHING
+    return values
+
+
+def _without(values: dict[str, Any], wrong: list[tuple[str | int, ...]]) -> dict[str, Any]:
+    rest = copy.deepcopy(values)
+    for path in wrong:
+        node: Any = rest
+        for key in path:
+            # A wrong item takes its list with it: the rest of the list would mean something else.
+            if key == path[-1] or not isinstance(node.get(key), dict):
+                node.pop(key, None)
+                break
+            node = node[key]
+    return rest
+
+
+def _involves(conflict: Conflict, wrong: list[tuple[str | int, ...]]) -> bool:
+    return any(
+        path[: len(field)] == field or field[: len(path)] == path
+        for path in wrong
+        for field in conflict.fields
+    )
+
+
+def _dotted(path: Iterable[str | int]) -> str:
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+    return text

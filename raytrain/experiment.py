@@ -1,0 +1,340 @@
+"""One experiment from start to end: what is there already, what has to be done, and how it ended.
+
+    train(config)   the directory is locked -> is it the same run? -> is it finished?
+                    -> how can its environments be snapshotted? -> experiment.json
+                    -> Ray -> Tuner (fresh, restored or built anew) -> fit -> outcome
+    resume(path)    the same, with the config stored in experiment.json
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from raytrain.checkpoint import (
+    Catalogue,
+    DirectoryLock,
+    Entry,
+    ExperimentFile,
+    ExperimentFileError,
+    Location,
+    trials,
+)
+from raytrain.checkpoint.storage import storage_errors
+from raytrain.config import (
+    ExperimentConfig,
+    allowed_on_continue,
+    config_digest,
+    config_from_dict,
+    differences,
+    gives_up_exactness,
+    has_search,
+    make_env,
+    num_trials,
+)
+from raytrain.errors import BadInput, RaytrainError
+from raytrain.faults import InterruptedEarly, Interrupts
+from raytrain.reporting import ConsoleReporter
+from raytrain.trainable.cadence import Progress, StopRule
+from raytrain.versions import versions
+
+Say = Callable[[str], None]
+
+
+class ConfigChanged(BadInput):
+    """The config is not that of the run in the directory."""
+
+
+class RunFailed(RaytrainError):
+    """Trials ended with an error."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `exit_code`: 0 finished, 1 failed, 130/143 stopped by a signal after saving."""
+
+    exit_code: int
+    path: str
+    message: str
+    trials: tuple[str, ...] = field(default=())
+
+
+def train(
+    config: ExperimentConfig,
+    *,
+    fresh: bool = False,
+    address: str | None = None,
+    reporter: ConsoleReporter | None = None,
+    command: str = "",
+) -> Outcome:
+    """Start the run, continue it, or find it finished. `command` is what a person would give to
+    continue it (shown when it stops early).
+
+    Raises:
+        BadInput: the directory holds a run with another config; the environment cannot be made.
+        Locked: another process is training in the same directory.
+        StorageError: the storage cannot be read or written.
+    """
+    reporter = reporter or ConsoleReporter()
+    with Interrupts() as interrupts:
+        try:
+            place = Location.of(config.storage_path) / config.name
+            if fresh:
+                _set_aside(place, lambda text: reporter.event("raytrain", "info", text))
+            with DirectoryLock(place):
+                return _train(config, place, address, reporter, interrupts, command)
+        except InterruptedEarly:
+            reporter.close()
+            return Outcome(
+                interrupts.exit_code,
+                str(Location.of(config.storage_path) / config.name),
+                f"Stopped before training began; nothing was lost. Continue with: {command}",
+            )
+        finally:
+            reporter.close()
+
+
+def resume(path: str | Path, **options: Any) -> Outcome:
+    """Continue the experiment in the directory `path`, wherever that lies now."""
+    place = Location.of(path)
+    return train(stored_config(place), **options)
+
+
+def stored_config(place: Location) -> ExperimentConfig:
+    """The config in an experiment's directory, with the directory's present name and place."""
+    found = ExperimentFile.read(place)
+    if found is None:
+        raise ExperimentFileError(
+            f"{place} holds no experiment.json, so it is not an experiment's directory. Give the "
+            "directory that `raytrain train` printed, or run `raytrain train CONFIG`."
+        )
+    return config_from_dict(
+        {**found.config, "name": place.name, "storage_path": str(place.parent)}
+    )
+
+
+def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entry]:
+    """The trials that have ended under the config's present `stop`, by directory name, with their
+    last checkpoint."""
+    rule = StopRule.of(config.stop)
+    done = {}
+    for trial in trials(place):
+        entry = Catalogue(trial).entry("final", verify=True)
+        if entry is None or not entry.good or entry.manifest is None:
+            continue
+        manifest = entry.manifest
+        progress = Progress(
+            manifest.iteration,
+            manifest.timesteps,
+            manifest.episodes,
+            float(manifest.metrics.get("time_total_s", 0.0)),
+        )
+        if rule.reached(progress, manifest.metrics):
+            done[trial.name] = entry
+    return done
+
+
+def _train(
+    config: ExperimentConfig,
+    place: Location,
+    address: str | None,
+    reporter: ConsoleReporter,
+    interrupts: Interrupts,
+    command: str,
+) -> Outcome:
+    def say(text: str) -> None:
+        reporter.event("raytrain", "info", text)
+
+    found = _read_experiment(place, say)
+    _refuse_other_run(config, place, found, say)
+    before = finished_trials(config, place)
+    if found is not None and len(before) == num_trials(config):
+        return Outcome(
+            0,
+            str(place),
+            f"{config.name} is finished: {_summary(before)}. Raise a value in `stop` to train on, or "
+            f"use --fresh to begin again. Results: {place}",
+            tuple(before),
+        )
+    experiment = _describe_run(config, found, say)
+    experiment.write(place)
+    from raytrain.session import Session  # Ray is imported only when there is something to train.
+
+    with Session(config, address=address, interrupts=interrupts) as session:
+        watch = session.run(place, reporter, reopen=_was_finished(place))
+    after = finished_trials(config, place)
+    if interrupts.received is not None:
+        return Outcome(
+            interrupts.exit_code,
+            str(place),
+            f"Stopped by {interrupts.received.name}; saved in {place}. Continue with: {command}",
+            tuple(after),
+        )
+    if len(after) < num_trials(config):
+        failed = "".join(f"\n  {name}: {why}" for name, why in watch.errors.items())
+        return Outcome(
+            1,
+            str(place),
+            f"{num_trials(config) - len(after)} of {num_trials(config)} trial(s) of {config.name} did "
+            f"not finish:{failed}\nWhat was committed is safe in {place}. When the cause is mended, "
+            f"continue with: {command}",
+            tuple(after),
+        )
+    return Outcome(0, str(place), f"{config.name} finished: {_summary(after)}.", tuple(after))
+
+
+def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
+    try:
+        return ExperimentFile.read(place)
+    except ExperimentFileError as error:
+        say(f"{error} It is written anew.")
+        return None
+
+
+def _refuse_other_run(
+    config: ExperimentConfig, place: Location, found: ExperimentFile | None, say: Say
+) -> None:
+    """Raise `ConfigChanged` unless `config` may continue what lies in the directory."""
+    if found is None:
+        _refuse_other_digest(config, place)
+        return
+    changed = differences(dict(found.config), config)
+    wrong = [each for each in changed if not _may_change(each.field)]
+    if wrong:
+        lines = "".join(f"\n  {d.field}: was {d.old!r}, is now {d.new!r}" for d in wrong)
+        raise ConfigChanged(
+            f"{place} holds a run with another config:{lines}\nA run that continues must be the same "
+            "run. Put these values back; or begin anew with --fresh, which sets the old directory "
+            "aside; or start another run with --name NEW."
+        )
+    for each in changed:
+        if gives_up_exactness(each.field):
+            say(
+                f"{each.field} changes from {each.old!r} to {each.new!r}: the run continues, but is not "
+                "exact from here on; its manifests say so."
+            )
+
+
+def _may_change(name: str) -> bool:
+    return allowed_on_continue(name) or gives_up_exactness(name)
+
+
+def _refuse_other_digest(config: ExperimentConfig, place: Location) -> None:
+    if has_search(config):
+        return  # Each trial has its own values; which ones is not known without experiment.json.
+    for trial in trials(place):
+        for entry in reversed(Catalogue(trial).entries()):
+            if entry.manifest is not None and entry.manifest.config_digest != config_digest(config):
+                raise ConfigChanged(
+                    f"{place} has no experiment.json, and {entry.location} was written by a run with "
+                    "another config. Restore the config the run began with; or begin anew with --fresh; "
+                    "or start another run with --name NEW."
+                )
+
+
+def _describe_run(
+    config: ExperimentConfig, found: ExperimentFile | None, say: Say
+) -> ExperimentFile:
+    """The experiment's file for this start. How the environments are snapshotted is proved once, and
+    again only when a library has changed."""
+    if found is not None and dict(found.versions) == versions():
+        snapshot = dict(found.snapshot)
+    else:
+        from raytrain.trainable.snapshots import prove
+
+        proof = prove(lambda: make_env(config), seed=config.seed)
+        snapshot = proof.to_dict()
+        if found is not None and snapshot["strategy"] != found.snapshot["strategy"]:
+            # Snapshots on storage can only be read by the strategy that took them.
+            say(
+                f"Libraries changed; environments would now be saved by {snapshot['strategy']}, but the "
+                f"run goes on with {found.snapshot['strategy']}."
+            )
+            snapshot = dict(found.snapshot)
+        if proof.global_random:
+            say(
+                f"The environment draws from the process's global random generators "
+                f"({', '.join(proof.global_random)}); they are saved with it."
+            )
+    if not snapshot["exact"]:
+        say(
+            "This run will NOT be exact after an interruption: the environment cannot be restored "
+            f"({snapshot['reason']}). Training, checkpoints and retries work; running episodes start "
+            "anew on a resume."
+        )
+    if found is not None and dict(found.versions) != versions():
+        changed = [
+            f"{name} {found.versions.get(name)} -> {version}"
+            for name, version in versions().items()
+            if found.versions.get(name) != version
+        ]
+        say(
+            f"Libraries differ from those of the run's start ({', '.join(changed)}); bit-for-bit "
+            "equality is promised only for the same versions."
+        )
+    return ExperimentFile(
+        name=config.name,
+        run_id=found.run_id if found else uuid.uuid4().hex,
+        config=config.to_dict(),
+        config_digest=config_digest(config),
+        snapshot=snapshot,
+        versions=dict(found.versions) if found else versions(),
+        first_start=found.first_start if found else _now(),
+        parent=found.parent if found else None,
+    )
+
+
+def _was_finished(place: Location) -> bool:
+    """Whether a trial has ended once; only then can a raised `stop` be what lets it go on."""
+    return any((trial / "final").is_dir() for trial in trials(place))
+
+
+def _set_aside(place: Location, say: Say) -> None:
+    with storage_errors("Setting the old directory aside", place):
+        if not place.exists():
+            return
+        with DirectoryLock(place):
+            moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+            aside = place.parent / f"{place.name}.{moment}"
+            place.move_tree(aside)
+    say(f"--fresh: the old directory is now {aside}.")
+
+
+def _summary(done: dict[str, Entry]) -> str:
+    def one(name: str, entry: Entry) -> str:
+        score = "" if entry.score is None else f", score {entry.score:g}"
+        return f"{name} at iteration {entry.iteration}, {entry.timesteps:,} steps{score}"
+
+    return "; ".join(one(name, entry) for name, entry in sorted(done.items()))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def command_for(verb: str, target: str | os.PathLike[str], extra: list[str]) -> str:
+    """The command line that continues a run."""
+    program = ["raytrain"] if shutil.which("raytrain") else ["python", "-m", "raytrain"]
+    return shlex.join([*program, verb, str(target), *extra])
+
+
+def next_steps(outcome: Outcome) -> str:
+    """What a person may want to do with a finished run."""
+    program = "raytrain" if shutil.which("raytrain") else "python -m raytrain"
+    best = f"{outcome.path}:best"
+    if len(outcome.trials) > 1:
+        best = f"{outcome.path}/{outcome.trials[0]}:best"
+    return (
+        f"Results:      {outcome.path}\n"
+        f"Curves:       tensorboard --logdir {shlex.quote(outcome.path)}\n"
+        f"Checkpoints:  {program} checkpoints {shlex.quote(outcome.path)}\n"
+        f"Play:         {program} evaluate {shlex.quote(best)} --episodes 20\n"
+        f"In Python:    raytrain.load_policy({best!r}).act(observation)"
+    )

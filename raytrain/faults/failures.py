@@ -1,0 +1,72 @@
+"""Which failures are worth a retry.
+
+An exact run that fails in iteration k and starts again from a checkpoint computes iteration k from
+the same state. If the same error comes back at the same iteration, it will come back for ever, so a
+trial remembers its last failure in `<trial>/last_failure.json`:
+
+    {"iteration": 17, "error": "ValueError: negative speed", "time": "2026-01-01T00:00:00+00:00"}
+
+A process that was killed raises nothing and is not remembered: killing is not the run's own doing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timezone
+
+from raytrain.checkpoint import Location
+from raytrain.errors import RaytrainError
+
+LAST_FAILURE = "last_failure.json"
+# What differs between two occurrences of one error: addresses, ids, process numbers.
+_VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{16,}\b|\bpid[= ]\d+")
+
+
+class RepeatedFailure(RaytrainError):
+    """The same error at the same iteration, twice in a row."""
+
+    may_retry = False
+
+
+class FailureMemory:
+    """The last failure of one trial, kept on storage."""
+
+    def __init__(self, trial: Location) -> None:
+        self._trial = trial
+
+    def note(self, iteration: int, error: BaseException) -> RepeatedFailure | None:
+        """Remember that `iteration` failed with `error`; a `RepeatedFailure` to be raised in its
+        place if the last failure was the same."""
+        text = _fingerprint(error)
+        before = self._read()
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        record = {"iteration": iteration, "error": text, "time": now}
+        try:
+            self._trial.write_atomic(LAST_FAILURE, json.dumps(record).encode())
+        except OSError:
+            return None  # A full or read-only disk: the failure itself is what must be told.
+        if (before.get("iteration"), before.get("error")) != (iteration, text):
+            return None
+        return RepeatedFailure(
+            f"Iteration {iteration} failed again with the same error, so retrying cannot help: "
+            f"{type(error).__name__}: {error}\nMend the cause and start the same command again; it "
+            "continues from the newest good checkpoint."
+        )
+
+    def _read(self) -> dict[str, object]:
+        try:
+            record = json.loads((self._trial / LAST_FAILURE).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+
+def may_retry(error: BaseException | None) -> bool:
+    """Whether Tune should start a trial again after `error` (as Ray delivers it)."""
+    cause = getattr(error, "cause", None) or error
+    return bool(getattr(cause, "may_retry", True))
+
+
+def _fingerprint(error: BaseException) -> str:
+    return _VARYING.sub("?", f"{type(error).__name__}: {error}")

@@ -1,0 +1,48 @@
+"""`raytrain probe ENV`: how an environment can be snapshotted, shown before anything is trained."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import yaml
+
+from raytrain.config import ConfigError, resolve_env
+from raytrain.trainable.snapshots import Proof, prove
+
+
+def probe(env: str, env_config: str | None = None) -> Proof:
+    """Prove the strategies on scratch copies of `env`, which is looked for as in a config beside the
+    current directory.
+
+    Raises:
+        BadInput: there is no such environment, or `env_config` is not a mapping.
+    """
+    arguments: Any = {}
+    if env_config:
+        try:
+            arguments = yaml.safe_load(env_config)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--env-config {env_config!r}: not YAML: {error}") from None
+        if not isinstance(arguments, dict):
+            raise ConfigError(
+                f"--env-config {env_config!r}: must be a mapping, such as '{{size: 5}}'"
+            )
+    creator = resolve_env(env, os.getcwd())
+    return prove(lambda: creator(arguments))
+
+
+def report(env: str, proof: Proof) -> str:
+    """The proof for a person."""
+    exact = "exact" if proof.exact else "NOT exact after an interruption"
+    lines = [f"{env}: {proof.strategy}, {exact}"]
+    for attempt in proof.attempts:
+        lines.append(f"  {attempt.strategy}: {'works' if attempt.ok else 'no'}: {attempt.detail}")
+    if not proof.exact:
+        lines.append(f"  why: {proof.reason}")
+    if proof.global_random:
+        lines.append(
+            f"  draws from the process's global generators: {', '.join(proof.global_random)} "
+            "(saved and restored with the environment)"
+        )
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,109 @@
+"""Ray and Tune for the time of one run.
+
+A local Ray instance is started unless an address is given, with at least as many logical CPUs as one
+trial asks for: a trial that can never be placed would wait for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from raytrain.checkpoint import Location
+from raytrain.config import ExperimentConfig, param_space
+from raytrain.errors import RaytrainError
+from raytrain.faults import Interrupts
+from raytrain.reporting import ConsoleReporter
+from raytrain.trainable.trial import TrialPPO
+from raytrain.tuner import build_tuner
+from raytrain.watch import Watch
+
+_ENVIRONMENT = {
+    # Records are written by the trials, where they can be tied to checkpoints.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # An interrupt first saves every trial; Tune is told afterwards (see `watch`).
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Relative paths in an environment's config mean what they mean in the user's shell.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class Session:
+    """`with Session(config, ...) as session: session.run(...)`"""
+
+    def __init__(
+        self, config: ExperimentConfig, *, address: str | None, interrupts: Interrupts
+    ) -> None:
+        self._config = config
+        self._address = address
+        self._interrupts = interrupts
+        self._started = False
+
+    def __enter__(self) -> Session:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if not ray.is_initialized():
+            self._start_ray()
+        # Ray sets a SIGTERM handler of its own.
+        self._interrupts.install()
+        for name in ("ray.tune", "ray.rllib"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._started:
+            ray.shutdown()
+
+    def run(self, place: Location, reporter: ConsoleReporter, *, reopen: bool) -> Watch:
+        """Run all trials that are not done. Returns what was seen of them."""
+        watch = Watch(self._config, reporter, self._interrupts)
+        tuner, said = build_tuner(self._config, place, watch, reopen=reopen)
+        if said is not None:
+            reporter.event("raytrain", "warning", said)
+        with self._interrupts.deferred():
+            tuner.fit()
+        return watch
+
+    def _start_ray(self) -> None:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._address is not None:
+            options["address"] = self._address
+            if ":" in self._config.environment.env and self._config.import_path:
+                options["runtime_env"] = {"working_dir": self._config.import_path}
+        else:
+            options["include_dashboard"] = False
+            options["num_cpus"] = max(os.cpu_count() or 1, self._cpus_of_a_trial())
+        try:
+            ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = f"the cluster at {self._address}" if self._address else "a local Ray instance"
+            raise RaytrainError(
+                f"Cannot start on {where}: {error} Check `--address`, and that the cluster runs the "
+                "same Ray version."
+            ) from None
+        self._started = True
+
+    def _cpus_of_a_trial(self) -> int:
+        space = {**param_space(self._first_trial()), "import_path": self._config.import_path}
+        request = TrialPPO.default_resource_request(space)
+        return int(-(-request.required_resources.get("CPU", 1.0) // 1))
+
+    def _first_trial(self) -> ExperimentConfig:
+        return self._config.model_copy(update={"search": ()})
+
+
+def local_results(place: Location) -> Path | None:
+    """The results directory for TensorBoard, if it is on a local disk."""
+    return place.local_path if place.is_local else None

@@ -1,0 +1,397 @@
+"""RLlib's PPO with nothing lost: an iteration that is exact, and a state that is complete.
+
+`ExactPPO` is RLlib's `PPO` with its env runner, its learner and its way of moving data between them
+replaced (see `runner`, `learner`, `groups`); loss, connectors, metrics names and checkpoint files are
+RLlib's. A saved state is a directory:
+
+    algorithm_state.pkl, env_runner/, learner_group/, ...    RLlib's, as it writes them
+    resume/state.json             counters, random generators, KL and schedules of every learner
+    resume/algorithm.pkl          metric windows of the algorithm and of its learners
+    resume/groups/group_0000.pkl  one per env group (see `runner`)
+    resume/eval_groups/...        the same for evaluation
+    policy.json, policy.safetensors    the policy, loadable without unpickling
+
+RLlib's part is restored first, ours second; then every runner confirms the weights it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import (
+    ALL_MODULES,
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_EPISODES_LIFETIME,
+    NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
+
+from raytrain import _ray
+from raytrain.checkpoint.policy_format import PolicyParts, write_policy
+from raytrain.checkpoint.policy_parts import policy_parts
+from raytrain.checkpoint.spaces import PolicyFormatError
+from raytrain.errors import RaytrainError
+from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps
+from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
+from raytrain.trainable.rng import RngStreams
+from raytrain.trainable.runner import EpisodeRecorder, GroupEnvRunner
+
+STATE_FORMAT = 1
+RESUME_DIR = "resume"
+_LOSSES = ("total_loss", "policy_loss", "vf_loss", "entropy", "mean_kl_loss")
+
+
+class NonFinite(RaytrainError):
+    """A loss or a weight became NaN or infinite."""
+
+
+class StateMismatch(RaytrainError):
+    """A saved state does not fit this run, or did not survive being restored."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `load_exact` found that bears on exactness: `exact_lost` is None or the reason."""
+
+    iteration: int
+    exact_lost: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def prepare(config: AlgorithmConfig) -> PPOConfig:
+    """Plug the exact env runner, learner and episode recorder into a PPO config (in place)."""
+    config.env_runners(env_runner_cls=GroupEnvRunner)
+    config.learners(learner_class=ExactPPOTorchLearner)
+    config.callbacks(callbacks_class=EpisodeRecorder)
+    # A dead runner is started again at once by Ray; what it does then is up to `groups`.
+    config.fault_tolerance(restart_failed_env_runners=True, ignore_env_runner_failures=False)
+    _ray.leave_syncing_to_us(config)
+    config.algo_class = ExactPPO
+    return config
+
+
+class ExactPPO(PPO):
+    """See the module's docstring. `strategy` says how environments are snapshotted."""
+
+    def __init__(
+        self, config: AlgorithmConfig | None = None, *, strategy: str = "reset", **kwargs: Any
+    ) -> None:
+        self.strategy = strategy
+        super().__init__(config, **kwargs)
+
+    @override(PPO)
+    def setup(self, config: AlgorithmConfig) -> None:
+        super().setup(config)
+        self.finished_episodes: list[dict[str, Any]] = []
+        self.weights_digest = ""
+        self._damaged_weights: list[str] = []
+        self._groups = self._make_groups(self.env_runner_group)
+        self._eval_groups = (
+            self._make_groups(self.eval_env_runner_group) if self.eval_env_runner_group else None
+        )
+        self._start_groups({}, {}, iteration=0)
+        self._check_weights()
+
+    def tell(self, message: str) -> None:
+        """Called with one plain sentence for each loss and recovery inside the algorithm."""
+
+    # -- one iteration ---------------------------------------------------------------------------
+
+    @override(PPO)
+    def training_step(self) -> None:
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            collected = self._groups.sample(self.config.total_train_batch_size)
+            self.metrics.aggregate(collected.metrics, key=ENV_RUNNER_RESULTS)
+        self.finished_episodes.extend(collected.finished)
+        steps_sampled = self.env_steps_sampled
+
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            learner_results = self.learner_group.update(
+                episodes=collected.episodes,
+                timesteps={
+                    NUM_ENV_STEPS_SAMPLED_LIFETIME: steps_sampled,
+                    NUM_MODULE_STEPS_TRAINED_LIFETIME: self.metrics.peek(
+                        (LEARNER_RESULTS, ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME), default=0
+                    ),
+                },
+                num_epochs=self.config.num_epochs,
+                minibatch_size=self.config.minibatch_size,
+                shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
+            )
+            self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
+
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self._groups.publish(
+                self._inference_weights(), steps_sampled, iteration=self.iteration + 1
+            )
+            self._check_weights()
+
+    @override(PPO)
+    def step(self) -> dict[str, Any]:
+        before = self.env_steps_sampled
+        result: dict[str, Any] = super().step()
+        if self.env_steps_sampled <= before:
+            raise NoNewEnvSteps(f"Iteration {self.iteration + 1} brought no new environment steps.")
+        result["weights_sha256"] = self.weights_digest
+        return result
+
+    @override(PPO)
+    def _before_evaluate(self) -> None:
+        # RLlib's own push does not wait, and leaves a local evaluation runner without the filters.
+        if self._eval_groups is not None:
+            sync = {**self._inference_weights(), **self._groups.connector_state()}
+            self._eval_groups.take_over(sync)
+            self._eval_groups.take_snapshots_again()
+
+    @property
+    def env_steps_sampled(self) -> int:
+        """Environment steps sampled over the run's life."""
+        key = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
+        return int(self.metrics.peek(key, default=0))
+
+    @property
+    def episodes_finished(self) -> int:
+        """Episodes finished over the run's life."""
+        return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), default=0))
+
+    def take_finished_episodes(self) -> list[dict[str, Any]]:
+        """Rows of the episodes that ended since the last call, in group order."""
+        rows, self.finished_episodes = self.finished_episodes, []
+        return rows
+
+    def raise_if_not_finite(self, result: Mapping[str, Any]) -> None:
+        """Raise `NonFinite` if a loss in `result` or a weight is NaN or infinite."""
+        losses = result.get(LEARNER_RESULTS, {}).get(MODULE_ID, {})
+        bad = [
+            f"learners/{MODULE_ID}/{name} is {float(losses[name])}"
+            for name in _LOSSES
+            if name in losses and not math.isfinite(float(losses[name]))
+        ]
+        bad += [f"weight {name} holds NaN or infinity" for name in self._damaged_weights[:3]]
+        if bad:
+            raise NonFinite(
+                f"Training diverged in iteration {result.get('training_iteration', self.iteration)}: "
+                + "; ".join(bad)
+                + ". Try a smaller training.lr, training.grad_clip, or check the environment's rewards "
+                "and observations for NaN."
+            )
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def capture(self) -> Callable[[Path], None]:
+        """Take the whole state now; the returned function writes our part of it (everything but
+        RLlib's files) into a directory and may run in another thread."""
+        learners = self._learner_states()
+        groups = self._groups.snapshots()
+        eval_groups = self._eval_groups.snapshots() if self._eval_groups else {}
+        opaque = {
+            "metrics": self.metrics.stats,
+            "learners": [learner.pop("opaque") for learner in learners],
+            "connectors": self._groups.connector_state(),
+        }
+        blob = pickle.dumps(opaque, protocol=pickle.HIGHEST_PROTOCOL)
+        plain = {
+            "format": STATE_FORMAT,
+            "iteration": self.iteration,
+            "weights_sha256": self.weights_digest,
+            "strategy": self.strategy,
+            "rng": RngStreams.capture().to_state(),
+            "learners": learners,
+            "groups": sorted(groups),
+        }
+        try:
+            policy: PolicyParts | PolicyFormatError = policy_parts(self)
+        except PolicyFormatError as error:
+            policy = error
+
+        def write(directory: Path) -> None:
+            resume = directory / RESUME_DIR
+            resume.mkdir(parents=True)
+            (resume / "state.json").write_text(json.dumps(plain))
+            (resume / "algorithm.pkl").write_bytes(blob)
+            _write_groups(resume / "groups", groups)
+            _write_groups(resume / "eval_groups", eval_groups)
+            if isinstance(policy, PolicyParts):
+                write_policy(directory, policy, metadata={"iteration": plain["iteration"]})
+
+        if isinstance(policy, PolicyFormatError):
+            self.tell(f"The policy cannot be loaded outside of training: {policy}")
+        return write
+
+    def save_exact(self, directory: Path) -> None:
+        """Write the whole state into `directory` (created)."""
+        write = self.capture()
+        self.save_to_path(directory.as_posix())
+        write(directory)
+
+    def load_exact(self, directory: Path) -> Restored:
+        """Become what `save_exact` wrote, and wait until every runner holds it.
+
+        Raises:
+            StateMismatch: the directory holds no such state, or the weights are not the saved ones
+                after the restore.
+        """
+        resume = directory / RESUME_DIR
+        plain = json.loads((resume / "state.json").read_text())
+        if plain.get("format") != STATE_FORMAT:
+            raise StateMismatch(
+                f"{directory}: resume state has format {plain.get('format')!r}, this raytrain reads "
+                f"{STATE_FORMAT}. Use the raytrain version named in its manifest.json."
+            )
+        opaque = pickle.loads((resume / "algorithm.pkl").read_bytes())
+        # Not `Algorithm.restore_from_path`: it also pushes to the runners, without waiting.
+        Checkpointable.restore_from_path(self, directory.as_posix())
+        reasons = self._load_learners(plain["learners"], opaque["learners"])
+        self.metrics.stats = opaque["metrics"]
+        self._iteration = plain["iteration"]
+        saved = _read_groups(resume / "groups")
+        if len(saved) != len(self._groups.indices):
+            reasons.append(
+                f"the number of env groups changed from {len(saved)} to {len(self._groups.indices)}"
+            )
+        self._start_groups(
+            saved,
+            _read_groups(resume / "eval_groups"),
+            iteration=self.iteration,
+            connectors=opaque["connectors"],
+        )
+        self._check_weights()
+        if self.weights_digest != plain["weights_sha256"]:
+            raise StateMismatch(
+                f"{directory}: after the restore the weights digest is {self.weights_digest}, the "
+                f"saved one is {plain['weights_sha256']}. The checkpoint does not fit the config."
+            )
+        if self.strategy == "reset":
+            reasons.append(
+                "the environments cannot be restored; running episodes were started anew"
+            )
+        # Last: everything above may have drawn random numbers.
+        RngStreams.from_state(plain["rng"]).install()
+        return Restored(self.iteration, "; ".join(reasons) or None)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _make_groups(self, runners: Any) -> EnvGroups:
+        return EnvGroups(
+            runners,
+            strategy=self.strategy,
+            tell=self.tell,
+            sample_timeout_s=self.config.sample_timeout_s,
+        )
+
+    def _start_groups(
+        self,
+        groups: dict[int, bytes],
+        eval_groups: dict[int, bytes],
+        *,
+        iteration: int,
+        connectors: dict[str, Any] | None = None,
+    ) -> None:
+        sync = {**self._inference_weights(), NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps_sampled}
+        sync.update(connectors or {})
+        self._groups.start(sync, groups, iteration=iteration)
+        if self._eval_groups is not None:
+            self._eval_groups.start(sync, eval_groups, iteration=iteration)
+
+    def _inference_weights(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.learner_group.get_state(
+            components=[f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"], inference_only=True
+        )[COMPONENT_LEARNER]
+        return {key: state[key] for key in (COMPONENT_RL_MODULE, "weights_seq_no") if key in state}
+
+    def _check_weights(self) -> None:
+        checks = _each_learner(self.learner_group, _weights_check)
+        digests = {digest for digest, _ in checks}
+        if len(digests) != 1:
+            raise StateMismatch(
+                f"The {len(checks)} learners hold different weights after iteration {self.iteration + 1}: "
+                f"{sorted(digests)}. One of them computed something else; the last checkpoint is good."
+            )
+        self.weights_digest, self._damaged_weights = checks[0]
+
+    def _learner_states(self) -> list[dict[str, Any]]:
+        return _each_learner(self.learner_group, _learner_state)
+
+    def _load_learners(self, plain: list[dict[str, Any]], opaque: list[bytes]) -> list[str]:
+        present = max(1, self.config.num_learners)
+        states = [{**p, "opaque": o} for p, o in zip(plain, opaque, strict=True)]
+        reasons = []
+        if len(states) != present:
+            reasons.append(f"the number of learners changed from {len(states)} to {present}")
+            states = [states[index % len(states)] for index in range(present)]
+        _each_learner(self.learner_group, _LoadLearnerState(states))
+        return reasons
+
+
+class _LoadLearnerState:
+    """A function for every learner: take the state of one's own rank."""
+
+    def __init__(self, states: list[dict[str, Any]]) -> None:
+        self._states = states
+
+    def __call__(self, learner: ExactPPOTorchLearner) -> None:
+        rank = torch_rank() if len(self._states) > 1 else 0
+        learner.load_exact_state(self._states[rank])
+
+
+def torch_rank() -> int:
+    """This process's rank among the learners, 0 if there is only one."""
+    import torch.distributed
+
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if ready else 0
+
+
+def _weights_check(learner: ExactPPOTorchLearner) -> tuple[str, list[str]]:
+    return learner.weights_check()
+
+
+def _learner_state(learner: ExactPPOTorchLearner) -> dict[str, Any]:
+    return {**learner.exact_state(), "rank": torch_rank()}
+
+
+def _each_learner(learner_group: Any, function: Callable[[ExactPPOTorchLearner], Any]) -> list[Any]:
+    """`function` of every learner, in rank order; an error in one is raised, none is skipped."""
+    answers = learner_group.foreach_learner(function)
+    results = []
+    for answer in answers:
+        value = answer.get()
+        if isinstance(value, Exception):
+            raise value
+        results.append(value)
+    expected = max(1, len(learner_group))
+    if len(results) != expected:
+        raise RaytrainError(f"{expected - len(results)} of {expected} learners did not answer.")
+    if results and isinstance(results[0], dict) and "rank" in results[0]:
+        results.sort(key=lambda state: state["rank"])
+    return results
+
+
+def _write_groups(directory: Path, groups: dict[int, bytes]) -> None:
+    if groups:
+        directory.mkdir(parents=True)
+    for index, snapshot in groups.items():
+        (directory / f"group_{index:04d}.pkl").write_bytes(snapshot)
+
+
+def _read_groups(directory: Path) -> dict[int, bytes]:
+    return {
+        int(path.stem.removeprefix("group_")): path.read_bytes()
+        for path in sorted(directory.glob("group_*.pkl"))
+    }

@@ -1,0 +1,165 @@
+"""The same proof in a process that has never seen the environment.
+
+In one process, state kept in a module or a class outlives the object it belongs to, and a snapshot
+without it looks complete. So the snapshots are also restored in a new Python process, which is
+given `make_env` (by cloudpickle), the snapshots and the expected frames, and answers with a
+sentence. It imports what the environment imports and Gymnasium, nothing else of weight. Its
+environments print what they like: the answer comes in a file.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+import gymnasium as gym
+
+from raytrain.trainable.rng import RngStreams
+from raytrain.trainable.snapshots import continuation
+from raytrain.trainable.snapshots.protocol import SnapshotError, Strategy
+from raytrain.trainable.snapshots.rehearsal import Rehearsal, perform, user_code
+from raytrain.trainable.snapshots.strategies import snapshotter
+
+_HANG_S = 300
+"""Not a limit for slow environments, whose rehearsal is short; it ends a process that hangs."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A snapshot as storage would hold it, the streams at that moment, and the operation before."""
+
+    index: int
+    pickled: bytes
+    streams: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the process is to do; without a strategy, the rehearsal from its start."""
+
+    make_env: bytes
+    specs: bytes
+    rehearsal: Rehearsal
+    strategy: Strategy | None
+    taken: tuple[Taken, ...]
+
+
+def failure_in_fresh_process(
+    make_env: continuation.MakeEnv,
+    rehearsal: Rehearsal,
+    strategy: Strategy,
+    taken: tuple[Taken, ...],
+) -> str | None:
+    """Why the snapshots do not continue there as here; None if they do."""
+    return _ask(make_env, rehearsal, strategy, taken)["failure"]  # type: ignore[no-any-return]
+
+
+def frames_in_fresh_process(
+    make_env: continuation.MakeEnv, rehearsal: Rehearsal, start: Taken
+) -> list[Any] | None:
+    """What the rehearsal's operations return there; None if they fail."""
+    return _ask(make_env, rehearsal, None, (start,))["frames"]  # type: ignore[no-any-return]
+
+
+def answer(task_path: str, result_path: str) -> None:
+    """The new process's main function."""
+    task: Task = pickle.loads(Path(task_path).read_bytes())
+    failure = frames = None
+    try:
+        with user_code("making the environment"):
+            for spec in pickle.loads(task.specs):
+                gym.registry.setdefault(spec.id, spec)
+            make_env = pickle.loads(task.make_env)
+        frames = _from_start(make_env, task) if task.strategy is None else None
+        if task.strategy is not None:
+            _continue(make_env, task.strategy, task)
+    except SnapshotError as error:
+        failure = str(error)
+    Path(result_path).write_text(json.dumps({"failure": failure, "frames": frames}))
+
+
+def _continue(make_env: continuation.MakeEnv, strategy: Strategy, task: Task) -> None:
+    own = snapshotter(strategy)
+    copies = [
+        continuation.restore(
+            make_env,
+            own,
+            pickle.loads(each.pickled),
+            RngStreams.from_state(each.streams),
+            index=each.index,
+            rehearsal=task.rehearsal,
+        )
+        for each in task.taken
+    ]
+    continuation.go_on(copies, task.rehearsal)
+
+
+def _from_start(make_env: continuation.MakeEnv, task: Task) -> list[Any]:
+    with RngStreams.from_state(task.taken[0].streams).active():
+        with user_code("making the environment"):
+            env = make_env()
+        return [
+            perform(env, each, task.rehearsal.draws_torch) for each in task.rehearsal.operations
+        ]
+
+
+def _ask(
+    make_env: continuation.MakeEnv,
+    rehearsal: Rehearsal,
+    strategy: Strategy | None,
+    taken: tuple[Taken, ...],
+) -> dict[str, Any]:
+    try:
+        with user_code("sending the environment's constructor to a fresh process"):
+            task = Task(
+                cloudpickle.dumps(make_env), _registered_specs(), rehearsal, strategy, taken
+            )
+            pickled = cloudpickle.dumps(task)
+    except SnapshotError as error:
+        return {"failure": str(error), "frames": None}
+    with tempfile.TemporaryDirectory(prefix="raytrain-proof-") as directory:
+        task_path, result_path = Path(directory, "task"), Path(directory, "result.json")
+        task_path.write_bytes(pickled)
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            f"from {__name__} import answer; answer({str(task_path)!r}, {str(result_path)!r})"
+        )
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_HANG_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return {"failure": f"did not answer within {_HANG_S} s", "frames": None}
+        if not result_path.exists():
+            lines = ended.stderr.decode(errors="replace").strip().splitlines() or ["no output"]
+            said = f"ended with exit code {ended.returncode} ({lines[-1][:300]})"
+            return {"failure": said, "frames": None}
+        result: dict[str, Any] = json.loads(result_path.read_text())
+        return result
+
+
+def _registered_specs() -> bytes:
+    """Gymnasium's registry as this process has it: the caller may have registered environments in
+    code that the new process does not run. Specs that do not pickle stay behind."""
+    specs = []
+    for spec in gym.registry.values():
+        if isinstance(spec.entry_point, str) and spec.entry_point.startswith("gymnasium."):
+            continue  # registered by importing gymnasium
+        try:
+            cloudpickle.dumps(spec)
+        except Exception:  # a user's entry point or argument: it may raise anything
+            continue
+        specs.append(spec)
+    pickled: bytes = cloudpickle.dumps(specs)
+    return pickled

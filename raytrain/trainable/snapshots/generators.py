@@ -1,0 +1,73 @@
+"""Random generators that an environment's objects hold, read and set in place.
+
+In place because other objects of the environment may hold the same generator: one that is replaced
+would leave them drawing from the old one. Global generators are the business of `trainable.rng`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+GENERATOR_TYPES = (np.random.Generator, np.random.RandomState, random.Random)
+
+
+def read(generator: Any) -> tuple[str, Any, Any]:
+    """A generator's kind, bit generator class and state, sharing nothing with it."""
+    if isinstance(generator, np.random.Generator):
+        bits = generator.bit_generator
+        return "Generator", type(bits), bits.state
+    if isinstance(generator, np.random.RandomState):
+        # The state's name of the bit generator, not its class: RandomState hides the object.
+        return "RandomState", None, generator.get_state(legacy=False)
+    return "Random", None, generator.getstate()
+
+
+def write(holder: dict[str, Any], name: str, saved: tuple[str, Any, Any]) -> None:
+    """Bring `holder[name]` to a state that `read` gave; a generator of another kind is replaced."""
+    kind, bits_class, state = saved
+    present = holder.get(name)
+    if kind == "Generator":
+        if not (
+            isinstance(present, np.random.Generator) and type(present.bit_generator) is bits_class
+        ):
+            present = holder[name] = np.random.Generator(bits_class())
+        present.bit_generator.state = state
+    elif kind == "RandomState":
+        if not isinstance(present, np.random.RandomState):
+            present = holder[name] = np.random.RandomState()
+        present.set_state(state)
+    else:
+        if not isinstance(present, random.Random):
+            present = holder[name] = random.Random()
+        present.setstate(state)
+
+
+def read_space(space: gym.Space[Any]) -> list[Any]:
+    """The states of a space's generator and of its subspaces'; None for one not yet created."""
+    return [
+        None if (own := vars(part).get("_np_random")) is None else read(own)
+        for part in _parts(space)
+    ]
+
+
+def write_space(space: gym.Space[Any], states: list[Any]) -> None:
+    for part, state in zip(_parts(space), states, strict=True):
+        if state is not None:
+            write(vars(part), "_np_random", state)
+
+
+def _parts(space: gym.Space[Any]) -> Iterator[gym.Space[Any]]:
+    yield space
+    for value in vars(space).values():
+        inner = value.values() if isinstance(value, dict) else value
+        if isinstance(inner, gym.Space):
+            yield from _parts(inner)
+        elif isinstance(value, (dict, list, tuple)):
+            for item in inner:
+                if isinstance(item, gym.Space):
+                    yield from _parts(item)

@@ -1,0 +1,318 @@
+"""The trial: `ExactPPO` as Tune runs it, with its directory on storage.
+
+Tune calls `train()` again and again in this actor, and `save()` when a result asks for it. Here
+
+    start     find the newest good checkpoint on storage, whatever Tune remembers, and become it
+    train()   one iteration; its row and episodes are recorded; if a checkpoint is due it is staged
+              and committed behind the next iteration; a finished commit is reported to Tune
+    save()    tells Tune the newest committed checkpoint (Tune never copies anything)
+    interrupt()  called by the driver on Ctrl-C, SIGTERM: commit this very iteration
+
+An error of the start is kept and raised by the first `train()`, where Tune keeps its type.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.utils.annotations import override
+
+from raytrain import _ray
+from raytrain.checkpoint import (
+    BestPolicy,
+    Entry,
+    ExactLost,
+    ExperimentFile,
+    ExperimentFileError,
+    Location,
+    Manifest,
+    Parent,
+    RetentionPolicy,
+)
+from raytrain.config import (
+    config_digest,
+    config_from_dict,
+    to_algorithm_config,
+    with_trial_values,
+)
+from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
+from raytrain.trainable.cadence import Cadence, Progress, StopRule, metric
+from raytrain.trainable.trial_directory import TrialDirectory
+from raytrain.versions import versions
+
+REPORT = "raytrain"
+"""Key of a result under which the trial tells the driver what it has to say (not recorded)."""
+
+_INTERRUPT_PATIENCE_S = 120.0
+
+
+class TrialPPO(ExactPPO):
+    """See the module's docstring. `config` is one point of the param space: algorithm sections."""
+
+    def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        given = dict(config or {})
+        storage = kwargs["storage"]
+        self._given = {key: value for key, value in given.items() if not key.startswith("__")}
+        self._tune_info = given.get(_ray.TRIAL_INFO)
+        fs = storage.storage_filesystem
+        self._experiment = _require(ExperimentFile.read(Location(fs, storage.experiment_fs_path)))
+        # Where the environment's module lies may have changed since Tune stored this trial.
+        chosen = {key: value for key, value in self._given.items() if key != "import_path"}
+        self._config = with_trial_values(config_from_dict(self._experiment.config), chosen)
+        self._place = Location(fs, storage.trial_fs_path)
+        self._failed_start: Exception | None = None
+        self._interrupted = False
+        self._done_with: str | None = None
+        self._parting: dict[str, Any] = {}
+        super().__init__(
+            prepare(to_algorithm_config(self._config)),
+            strategy=str(self._experiment.snapshot["strategy"]),
+            **kwargs,
+        )
+
+    @classmethod
+    @override(PPO)
+    def default_resource_request(cls, config: Any) -> Any:
+        sections = {key: value for key, value in dict(config).items() if not key.startswith("__")}
+        frame = {"name": "resources", "stop": {"iterations": 1}}
+        algorithm = prepare(to_algorithm_config(config_from_dict({**frame, **sections})))
+        return PPO.default_resource_request(algorithm.to_dict())
+
+    # -- start -----------------------------------------------------------------------------------
+
+    @override(ExactPPO)
+    def setup(self, config: AlgorithmConfig) -> None:
+        self._trial_info = self._tune_info
+        settings = self._config.checkpoint
+        self._directory = TrialDirectory(
+            self._place,
+            retention=RetentionPolicy(settings.num_to_keep),
+            best=BestPolicy(settings.score_order),
+            max_failed_saves=settings.max_failed_saves,
+        )
+        self._cadence = Cadence(
+            settings.checkpoint_frequency,
+            settings.every_timesteps,
+            settings.every_episodes,
+            settings.every_seconds,
+        )
+        self._stop_rule = StopRule.of(self._config.stop)
+        self._exact_lost = self._inexact_from_the_start()
+        self._saved_at_s = 0.0
+        try:
+            found = self._directory.open()
+            super().setup(config)
+            self._continue_from(found.entry, found.messages)
+        except Exception as error:  # Of any kind: see the module's docstring.
+            self._failed_start = error
+
+    def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
+        if entry is None:
+            self._directory.open_records(resume_from=0, next_episode=0)
+            for message in messages:
+                self.tell(message)
+            return
+        manifest = _require(entry.manifest)
+        restored = self.load_exact(self._directory.fetch(entry))
+        self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
+        self._saved_at_s = self._time_total
+        self._directory.last_saved = manifest
+        self._directory.last_saved_name = entry.path
+        self._directory.open_records(
+            resume_from=manifest.iteration, next_episode=manifest.episodes
+        )
+        if manifest.exact_lost is not None:
+            self._exact_lost = manifest.exact_lost
+        for message in messages:
+            self.tell(message)
+        if restored.exact_lost is not None:
+            self._lose_exactness(restored.exact_lost, manifest.iteration)
+        self.tell(f"Continued from {entry.path} (iteration {manifest.iteration}, {entry.kind}).")
+        self._parting = dict(manifest.metrics)
+        self._done_with = self._stop_rule.reached(self._progress(), self._parting)
+
+    def _inexact_from_the_start(self) -> ExactLost | None:
+        if not self._experiment.snapshot["exact"]:
+            return ExactLost(str(self._experiment.snapshot["reason"]), 0)
+        if torch.cuda.is_available() and not self._config.debugging.deterministic:
+            return ExactLost("debugging.deterministic is off on a CUDA machine", 0)
+        return None
+
+    def _lose_exactness(self, why: str, iteration: int) -> None:
+        if self._exact_lost is None:
+            self._exact_lost = ExactLost(why, iteration)
+            self.tell(f"From iteration {iteration} on this run is not exact any more: {why}.")
+
+    # -- an iteration ----------------------------------------------------------------------------
+
+    @override(PPO)
+    def train(self) -> dict[str, Any]:
+        if self._interrupted:
+            # The driver is about to end this process; whatever was trained now would be lost.
+            time.sleep(_INTERRUPT_PATIENCE_S)
+        iteration = self.iteration + 1
+        try:
+            if self._failed_start is not None:
+                raise self._failed_start
+            if self._done_with is not None:
+                return self._end_without_training()
+            return self._train_once()
+        except Exception as error:  # Of any kind: remembered, and always raised again.
+            raise self._directory.failures.note(iteration, error) or error from error.__cause__
+
+    def _train_once(self) -> dict[str, Any]:
+        before = self._progress()
+        result: dict[str, Any] = super().train()
+        result["config"] = self._given
+        try:
+            self.raise_if_not_finite(result)
+        except NonFinite:
+            self._save("error", result)
+            self._directory.poll(wait=True)
+            raise
+        now = self._progress()
+        row = {key: value for key, value in result.items() if key != "config"}
+        self._directory.record(row, self.take_finished_episodes(), now.timesteps)
+        ended = self._stop_rule.reached(now, result)
+        if ended is not None:
+            self._save("final", result)
+            self._finish_final()
+            result["done"] = True
+        elif self._cadence.due(now, before, self._saved_at_s):
+            self._saved_at_s = now.time_s
+            self._save("periodic", result)
+        return self._report(result, ended)
+
+    def _end_without_training(self) -> dict[str, Any]:
+        """The run restored is past its end: the trial is done, with the result it had."""
+        result = {**self._parting, **self.get_auto_filled_metrics(), "done": True}
+        result.update(config=self._given, training_iteration=self.iteration)
+        if _require(self._directory.last_saved).kind != "final":
+            self._save("final", result)
+            self._finish_final()
+        return self._report(result, self._done_with)
+
+    def _finish_final(self) -> None:
+        """The end of a run is only the end once its last checkpoint is committed."""
+        while True:
+            outcomes = self._directory.poll(wait=True)
+            if _require(self._directory.last_saved).kind == "final":
+                return
+            time.sleep(1.0 if outcomes else 0.0)
+            self._save("final", self._parting)
+
+    def _report(self, result: dict[str, Any], ended: str | None) -> dict[str, Any]:
+        committed = [outcome for outcome in self._directory.poll() if outcome.ok]
+        saved = self._directory.last_saved
+        result[REPORT] = {
+            "messages": self._directory.take_messages(),
+            "attempt": self._directory.attempt,
+            "checkpoint_iteration": saved.iteration if saved else None,
+            "exact": self._exact_lost is None,
+            "ended": ended,
+            "timesteps": self.env_steps_sampled,
+        }
+        if committed or result.get("done"):
+            result[_ray.SHOULD_CHECKPOINT] = True
+        return result
+
+    @override(PPO)
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """The newest committed checkpoint, as Tune wants to hear of it."""
+        saved = _require(self._directory.last_saved)
+        place = self._place / self._directory.last_saved_name
+        metrics = {**saved.metrics, "training_iteration": saved.iteration}
+        return _ray.training_result(place.path, place.fs, metrics)
+
+    @override(PPO)
+    def restore(self, checkpoint_path: Any) -> None:
+        """Nothing to do: the start has found the newest good checkpoint itself."""
+
+    def interrupt(self) -> str:
+        """Commit this iteration's state and train no further. Returns what was saved."""
+        self._interrupted = True
+        if self._failed_start is not None or self.iteration == 0:
+            return "nothing was trained yet"
+        self._directory.poll(wait=True)
+        saved = self._directory.last_saved
+        if saved is None or saved.iteration != self.iteration:
+            self._save("interrupted", self._last_result or self._parting)
+            self._directory.poll(wait=True)
+        saved = self._directory.last_saved
+        if saved is None or saved.iteration != self.iteration:
+            return "; ".join(self._directory.take_messages()) or "the save failed"
+        self._directory.mark_interrupted()
+        return f"{self._directory.last_saved_name} (iteration {saved.iteration}) is saved"
+
+    @override(ExactPPO)
+    def tell(self, message: str) -> None:
+        self._directory.tell("trial", message, iteration=self.iteration)
+
+    @override(PPO)
+    def cleanup(self) -> None:
+        super().cleanup()
+        self._directory.close()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _progress(self) -> Progress:
+        return Progress(
+            self.iteration, self.env_steps_sampled, self.episodes_finished, self._time_total
+        )
+
+    def _save(self, kind: str, result: Mapping[str, Any]) -> None:
+        # The commit before this one must not be overtaken, and its failure must be known.
+        self._directory.poll(wait=True)
+        self._parting = {
+            key: value for key, value in result.items() if key not in ("config", REPORT, "done")
+        }
+        name = {"final": "final", "error": f"error_{self.iteration:06d}"}.get(
+            kind, f"checkpoint_{self.iteration:06d}"
+        )
+        write = self.capture()
+
+        def write_all(staging: Path) -> None:
+            self.save_to_path(staging.as_posix())
+            write(staging)
+
+        self._directory.save(name, self._manifest(kind), write_all)
+
+    def _manifest(self, kind: str) -> Manifest:
+        parent = self._experiment.parent
+        return Manifest(
+            kind=kind,
+            experiment=self._experiment.name,
+            trial_id=str(self.trial_id),
+            run_id=self._experiment.run_id,
+            attempt=self._directory.attempt,
+            iteration=self.iteration,
+            timesteps=self.env_steps_sampled,
+            episodes=self.episodes_finished,
+            stage=None,
+            score=metric(self._parting, self._config.checkpoint.score),
+            metrics=self._parting,
+            config_digest=config_digest(self._config),
+            weights_sha256=self.weights_digest,
+            parent=Parent(**parent) if parent else None,
+            exact=self._exact_lost is None,
+            exact_lost=self._exact_lost,
+            snapshot_strategy=self.strategy,
+            versions=versions(),
+            created_at=datetime.now(timezone.utc).isoformat(),
+        )
+
+
+def _require(value: Any) -> Any:
+    if value is None:
+        raise ExperimentFileError(
+            "experiment.json is missing from the experiment's directory. Run `raytrain train CONFIG` "
+            "with the experiment's config to write it again."
+        )
+    return value

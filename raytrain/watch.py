@@ -1,0 +1,169 @@
+"""What the driver does while Tune runs: tells the person, and carries an interrupt to the trials.
+
+`Watch` is Tune's callback. Tune pickles its callbacks into `tuner.pkl`; an unpickled `Watch` is
+inert, and the live one of each start takes its place.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.tune import Callback
+
+from raytrain import _ray
+from raytrain.config import ExperimentConfig
+from raytrain.faults import Interrupts, may_retry
+from raytrain.reporting import ConsoleReporter, StopTotals
+from raytrain.trainable.trial import REPORT
+
+_SAVE_DEADLINE_S = 300.0
+
+
+class Watch(Callback):
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig | None = None,
+        reporter: ConsoleReporter | None = None,
+        interrupts: Interrupts | None = None,
+    ) -> None:
+        self._config = config
+        self._reporter = reporter
+        self._interrupts = interrupts
+        self._begun = False
+        self._failures: dict[str, int] = {}
+        self._iterations: dict[str, int] = {}
+        self._checkpoints: dict[str, int | None] = {}
+        self.errors: dict[str, str] = {}
+        self.ended: dict[str, str] = {}
+        self.left = False
+
+    def __reduce__(self) -> Any:
+        return Watch, ()
+
+    # -- what Tune calls -------------------------------------------------------------------------
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._interrupts is None or self._config is None:
+            return
+        if not self._begun:
+            self._begun = True
+            _ray.decide_retries(lambda trial, error: may_retry(error))
+            _ray.reset_failure_count(trials, self._config.failure.max_failures)
+        if self._interrupts.received is not None and not self.left:
+            self.left = True
+            self._save_all(trials)
+            # Tune's own way out: it writes the experiment's state and leaves its loop.
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self._reporter is None or self._config is None:
+            return
+        stop = self._config.stop
+        name = str(trial)
+        self._reporter.started(
+            name,
+            stop=StopTotals(
+                timesteps=stop.timesteps,
+                iterations=stop.iterations,
+                seconds=stop.time_s,
+                episode_return_mean=stop.episode_return_mean,
+            ),
+            failures=self._failures.get(name, 0),
+        )
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        if self._reporter is None:
+            return
+        name = str(trial)
+        report = result.get(REPORT, {})
+        for message in report.get("messages", ()):
+            self._reporter.event(name, "info", message)
+        self._iterations[name] = int(result.get("training_iteration", 0))
+        saved = report.get("checkpoint_iteration")
+        self._reporter.result(name, result)
+        if saved is not None and saved != self._checkpoints.get(name):
+            self._checkpoints[name] = saved
+            self._reporter.checkpointed(name, saved)
+        if report.get("ended"):
+            self.ended[name] = report["ended"]
+
+    def on_trial_save(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if trial.storage is not None and hasattr(trial.storage.storage_filesystem, "get_file_info"):
+            fs = trial.storage.storage_filesystem
+            _ray.forget_checkpoints(trial, lambda path: bool(fs.get_file_info(path).type))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._failed(trial, will_retry=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._failed(trial, will_retry=False)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _failed(self, trial: Any, *, will_retry: bool) -> None:
+        if self._reporter is None:
+            return
+        name = str(trial)
+        self._failures[name] = self._failures.get(name, 0) + 1
+        reached, saved = self._iterations.get(name, 0), self._checkpoints.get(name)
+        what = describe(trial.get_error())
+        lost = reached - (saved or 0)
+        if lost > 0 and will_retry:
+            what += f"; {lost} iteration{'s' * (lost > 1)} since the last checkpoint will be done again"
+        if not will_retry:
+            self.errors[name] = what
+        self._reporter.failed(
+            name, what, failures=self._failures[name], will_retry=will_retry
+        )
+
+    def _save_all(self, trials: list[Any]) -> None:
+        assert self._interrupts is not None
+        received = self._interrupts.received
+        running = {
+            str(trial): actor
+            for trial in trials
+            if trial.status == "RUNNING" and (actor := _ray.trial_actor(trial)) is not None
+        }
+        if self._reporter is not None and received is not None:
+            self._reporter.event(
+                "raytrain",
+                "info",
+                f"{received.name}: saving {len(running)} running trial(s) after their present "
+                "iteration; once more leaves at once.",
+            )
+        references = {name: actor.interrupt.remote() for name, actor in running.items()}
+        deadline = time.monotonic() + _SAVE_DEADLINE_S
+        for name, reference in references.items():
+            try:
+                said = ray.get(reference, timeout=max(1.0, deadline - time.monotonic()))
+            except GetTimeoutError:
+                said = f"not saved within {_SAVE_DEADLINE_S:.0f} s; its last checkpoint stands"
+            except RayError as error:
+                said = f"not saved: {describe(error)}; its last checkpoint stands"
+            if self._reporter is not None:
+                self._reporter.event(name, "info", said)
+
+
+def describe(error: BaseException | None) -> str:
+    """An error as Ray delivers it, in one sentence."""
+    if error is None:
+        return "stopped without saying why"
+    cause = getattr(error, "cause", None)
+    if cause is not None:
+        text = str(cause).strip()
+        return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+    if isinstance(error, RayError):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in lines if "cause" in line.lower()), "")
+        return f"the trial's process died ({reason or lines[0] if lines else 'killed'})"
+    return f"{type(error).__name__}: {error}"

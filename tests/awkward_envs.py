@@ -1,0 +1,201 @@
+"""Environments with awkward state, in a module that a fresh process can import."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+EPISODES = 0
+LEVEL = 1.0
+TABLE: dict[int, float] = {}
+
+
+class Walk(gym.Env):
+    """A noisy walk on a line, over when it leaves [-2, 2]; plain Python, so it pickles."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-10, 10, (2,), np.float64)
+        self.action_space = spaces.Discrete(2)
+        self.place = self.speed = 0.0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.speed = self.np_random.uniform(-1, 1), 0.0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.speed = 0.9 * self.speed + (0.1 if action else -0.1) + self.noise()
+        self.place += self.speed
+        return self._observe(), self.place, bool(abs(self.place) > 2), False, {}
+
+    def noise(self) -> float:
+        return self.np_random.normal(0, 0.02)
+
+    def _observe(self) -> Any:
+        return np.array([self.place, self.speed])
+
+
+class Locked(Walk):
+    """Holds what cannot be pickled; its state follows from its generator and the actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.ticks = (tick for tick in range(10**9))
+        self.scale = lambda value: value * 1.0
+
+    def noise(self) -> float:
+        next(self.ticks)
+        with self.lock:
+            return self.scale(super().noise())
+
+
+class OwnState(Locked):
+    def get_state(self):
+        return {"place": self.place, "speed": self.speed}
+
+    def set_state(self, state):
+        self.place, self.speed = state["place"], state["speed"]
+
+
+class LyingState(Walk):
+    """Its state lacks the speed."""
+
+    def get_state(self):
+        return {"place": self.place}
+
+    def set_state(self, state):
+        self.place = state["place"]
+
+
+class RaisingState(Walk):
+    def get_state(self):
+        raise NotImplementedError("get_state is for\ngrown-ups")
+
+    def set_state(self, state):
+        raise NotImplementedError
+
+
+class GlobalNoise(CartPoleEnv):
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return (observation + np.random.randn(4).astype(np.float32), *rest)
+
+
+class LockedGlobalNoise(Locked):
+    def noise(self) -> float:
+        return float(np.random.normal(0, 0.02))
+
+
+class EpisodeCounter(Walk):
+    """The first observations depend on how many episodes this PROCESS has seen."""
+
+    def reset(self, *, seed=None, options=None):
+        global EPISODES  # noqa: PLW0603
+        EPISODES += 1
+        super().reset(seed=seed)
+        self.place += 0.001 * EPISODES
+        return self._observe(), {}
+
+
+class ModuleLevel(Walk):
+    """The noise depends on a module's variable, which whoever starts the run sets."""
+
+    def noise(self) -> float:
+        return LEVEL * super().noise()
+
+
+class StateInTable(Walk):
+    """The speed lies in a table of the module, under a number that copies of the object share."""
+
+    def reset(self, *, seed=None, options=None):
+        self.number = len(TABLE)
+        TABLE[self.number] = 0.0
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.speed = TABLE[self.number]
+        result = super().step(action)
+        TABLE[self.number] = self.speed
+        return result
+
+
+class Rebuilt(Walk, gym.utils.EzPickle):
+    def __init__(self) -> None:
+        gym.utils.EzPickle.__init__(self)
+        Walk.__init__(self)
+
+
+class Clock(Walk):
+    def noise(self) -> float:
+        return (time.perf_counter_ns() % 1000) * 1e-6
+
+
+class Entropy(Walk):
+    def noise(self) -> float:
+        return os.urandom(1)[0] * 1e-5
+
+
+class RefusesCopies(Walk):
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError("no copies of me")
+
+    def __deepcopy__(self, memo):
+        raise RuntimeError("no copies of me")
+
+
+class Nested(Walk):
+    """A nested observation with a NaN, and nested actions, which are no array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Dict(
+            {"walk": spaces.Box(-10, 10, (2,), np.float64), "pair": spaces.Tuple(
+                (spaces.Discrete(5), spaces.Box(-np.inf, np.inf, (1,), np.float32)))}
+        )  # fmt: skip
+        self.action_space = spaces.Dict({"go": spaces.Discrete(2), "by": spaces.Box(0, 1, (3,))})
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action["go"])
+        return (observation, reward + float(action["by"].sum()), *rest)
+
+    def _observe(self) -> Any:
+        return {
+            "walk": np.array([self.place, self.speed]),
+            "pair": (np.int64(self.place > 0), np.array([np.nan], np.float32)),
+        }
+
+
+class LockedNested(Nested, Locked):
+    pass
+
+
+class Drift(gym.ObservationWrapper):
+    """A wrapper with a generator of its own, and a running mean that outlives episodes."""
+
+    def __init__(self, env) -> None:
+        super().__init__(env)
+        self.random = np.random.default_rng(5)
+        self.mean, self.count = np.zeros(2), 0
+        self.inner = env
+
+    def observation(self, observation):
+        self.count += 1
+        self.mean += (observation - self.mean) / self.count
+        return observation - self.mean + self.random.normal(0, 0.1, 2)
+
+
+def drifting() -> gym.Env:
+    return gym.wrappers.TimeLimit(Drift(Locked()), 25)
+
+
+def stacked() -> gym.Env:
+    env = gym.wrappers.TimeLimit(OwnState(), 25)
+    return gym.wrappers.FrameStackObservation(Drift(env), 3)

@@ -1,0 +1,202 @@
+"""The background commits of a trial: best, retention, failures, a full disk."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoint_children import manifest, place, put, stage
+
+from raytrain.checkpoint import (
+    BestPolicy,
+    Catalogue,
+    CommitJob,
+    CommitOutcome,
+    Committer,
+    Location,
+    Locked,
+    RetentionPolicy,
+    StorageError,
+    commit,
+)
+
+
+@pytest.fixture(params=["local", "generic", "memory"])
+def trial(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    if request.param == "memory":
+        return Location.of(f"memory://{tmp_path.name}/trial")
+    return place(tmp_path / "trial", request.param == "generic")
+
+
+def committer(trial: Location, keep: int | None = 2, mode: str = "max") -> Committer:
+    return Committer(trial, retention=RetentionPolicy(keep), best=BestPolicy(mode))
+
+
+def job(tmp_path: Path, iteration: int, score: float | None = 1.0, **changes: object) -> CommitJob:
+    also = changes.pop("also", ())
+    name = str(changes.pop("name", f"checkpoint_{iteration:06d}"))
+    staging = stage(tmp_path / f"staging{iteration}", iteration)
+    written = manifest(iteration, score=score, **changes)
+    return CommitJob(staging, name, written, also)  # type: ignore[arg-type]
+
+
+def one(worker: Committer, work: CommitJob) -> CommitOutcome:
+    worker.submit(work)
+    assert worker.drain(60)
+    (outcome,) = worker.outcomes()
+    assert not work.staging.exists()
+    return outcome
+
+
+CASES = [("max", [1, 1, 3, 3, 3, 3]), ("min", [1, 2, 2, 2, 2, 2])]
+
+
+@pytest.mark.parametrize(("mode", "best"), CASES)
+def test_best_and_retention(trial: Location, tmp_path: Path, mode: str, best: list[int]) -> None:
+    worker, seen = committer(trial, mode=mode), []
+    for iteration, score in enumerate(
+        [2.0, 1.0, 3.0, math.nan, None, 3.0 if mode == "max" else 1.0]
+    ):
+        outcome = one(worker, job(tmp_path, iteration + 1, score))
+        assert outcome.ok and outcome.warnings == () and outcome.manifest is not None
+        entry = Catalogue(trial).entry("best", verify=True)
+        assert entry is not None and entry.good and entry.kind == "best"
+        seen.append(entry.iteration)
+    worker.close()
+    assert seen == best
+    entries = Catalogue(trial).entries(verify=True)
+    assert sorted(e.path for e in entries) == ["best", "checkpoint_000005", "checkpoint_000006"]
+
+
+def test_final_and_stage_copies(trial: Location, tmp_path: Path) -> None:
+    worker = committer(trial)
+    for iteration in (1, 2):
+        assert one(worker, job(tmp_path, iteration, also=("final", "stages/easy"))).ok
+    kinds = {e.path: (e.kind, e.iteration) for e in Catalogue(trial).entries(verify=True) if e.good}
+    assert kinds["final"] == ("final", 2) and kinds["stages/easy"] == ("stage", 2)
+    assert one(worker, job(tmp_path, 3, name="final", kind="final")).ok
+    entry = Catalogue(trial).entry("final", verify=True)
+    assert entry is not None and entry.good and entry.iteration == 3
+
+
+def test_error_kind_is_never_best_and_prunes_nothing(trial: Location, tmp_path: Path) -> None:
+    worker = committer(trial, keep=1)
+    put(trial, tmp_path, 1)
+    put(trial, tmp_path, 2)
+    outcome = one(worker, job(tmp_path, 3, 99.0, name="error_000003", kind="error"))
+    assert outcome.ok and not outcome.became_best and outcome.deleted == ()
+    assert Catalogue(trial).entry("best") is None
+
+
+def test_damaged_best_is_set_aside_not_deleted(trial: Location, tmp_path: Path) -> None:
+    worker = committer(trial)
+    one(worker, job(tmp_path, 1, 5.0))
+    (trial / "best" / "algorithm_state.pkl").write_bytes(b"broken")
+    outcome = one(worker, job(tmp_path, 2, 1.0))
+    assert outcome.ok and outcome.became_best and "best was damaged" in outcome.warnings[0]
+    assert (trial / "quarantine/best/algorithm_state.pkl").read_bytes() == b"broken"
+
+
+def test_a_failed_commit_is_an_outcome(trial: Location, tmp_path: Path) -> None:
+    worker = committer(trial)
+    put(trial, tmp_path, 1)
+    outcome = one(worker, job(tmp_path, 1))
+    assert not outcome.ok and isinstance(outcome.error, StorageError)
+    assert outcome.manifest is None and [e.good for e in Catalogue(trial).entries(True)] == [True]
+
+
+def test_one_job_in_flight_and_drain_with_a_deadline(tmp_path: Path) -> None:
+    trial = Location.of(tmp_path / "trial")
+    go, order = threading.Event(), []
+
+    def fence() -> None:
+        order.append("fence")
+        assert go.wait(60)
+
+    worker = Committer(trial, retention=RetentionPolicy(None), best=None, fence=fence)
+    worker.submit(job(tmp_path, 1))
+    assert worker.busy and not worker.drain(0.01) and worker.outcomes() == []
+    second = threading.Thread(target=worker.submit, args=(job(tmp_path, 2),))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and order == ["fence"]
+    go.set()
+    second.join(60)
+    worker.close()
+    assert [(o.iteration, o.ok) for o in worker.outcomes()] == [(1, True), (2, True)]
+    assert worker.outcomes() == [] and not worker.busy
+
+
+def test_lost_lock_ends_the_commit(tmp_path: Path) -> None:
+    def lost() -> None:
+        raise Locked("lost")
+
+    trial = Location.of(tmp_path / "trial")
+    worker = Committer(trial, retention=RetentionPolicy(1), best=None, fence=lost)
+    outcome = one(worker, job(tmp_path, 1))
+    assert isinstance(outcome.error, Locked) and Catalogue(trial).entries() == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
+    trial = Location.of(small_disk / "trial")
+    worker = committer(trial, keep=1)
+    assert one(worker, job(tmp_path, 1)).ok
+    filler = small_disk / "filler"
+    free = shutil.disk_usage(small_disk).free
+    filler.write_bytes(b"x" * (free - 12_288))
+    outcome = one(worker, job(tmp_path, 2))
+    assert not outcome.ok and isinstance(outcome.error, StorageError)
+    assert "No space left" in str(outcome.error) and "num_to_keep" in str(outcome.error)
+    assert str(small_disk) in outcome.error.path
+    assert shutil.disk_usage(small_disk).free >= 12_288  # the partial checkpoint is gone
+    choice = Catalogue(trial).choose_for_resume()
+    assert choice is not None and choice.entry is not None and choice.entry.iteration == 1
+    filler.unlink()
+    assert one(worker, job(tmp_path, 2)).ok
+    assert [e.path for e in Catalogue(trial).periodic()] == ["checkpoint_000002"]
+
+
+def test_pruning_works_on_a_disk_without_a_free_byte(small_disk: Path, tmp_path: Path) -> None:
+    trial = Location.of(small_disk / "trial")
+    for iteration in (1, 2):
+        put(trial, tmp_path, iteration)
+    with open(small_disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError):
+        while True:
+            filler.write(b"x" * 4096)
+    worker = committer(trial, keep=1)
+    outcome = one(worker, job(tmp_path, 3))
+    assert not outcome.ok
+    assert [e.good for e in Catalogue(trial).entries(verify=True)] == [True, True]
+
+
+def test_read_only_storage_is_named(small_disk: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StorageError, match="mounted read-only"):
+        commit(stage(tmp_path / "s"), Location.of(small_disk / "t/checkpoint_000001"), manifest(1))
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_score_that_is_no_number_is_never_best(mode: str) -> None:
+    policy = BestPolicy(mode)
+    for score in (math.nan, math.inf, -math.inf, None):
+        assert not policy.better(score, None) and not policy.better(score, 0.0)
+        assert policy.better(0.0, score)
+    with pytest.raises(ValueError, match="'max' or 'min'"):
+        BestPolicy("mean")

@@ -1,0 +1,203 @@
+"""What a person sees at a terminal, and what a log file gets."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from raytrain.reporting import ConsoleReporter, StopTotals
+
+STOP = StopTotals(timesteps=200_000, episode_return_mean=475)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Screen:
+    """A reporter, its clock, and what it wrote."""
+
+    def __init__(self, terminal: bool, width: int = 200) -> None:
+        self.clock, self.file = Clock(), StringIO()
+        console = Console(
+            file=self.file,
+            force_terminal=terminal,
+            width=width,
+            color_system=None,
+            legacy_windows=False,
+        )
+        self.reporter = ConsoleReporter(console, clock=self.clock)
+
+    def result(self, iteration: int, seconds: float = 1.0, trial: str = "t0", **more) -> None:
+        self.clock.now += seconds
+        row = {
+            "training_iteration": iteration,
+            "num_env_steps_sampled_lifetime": iteration * 4000.0,
+            "time_total_s": iteration * 1.0,
+            "env_runners": {"episode_return_mean": iteration * 10.5},
+            **more,
+        }
+        self.reporter.result(trial, row)
+
+    def lines(self) -> list[str]:
+        return self.file.getvalue().splitlines()
+
+
+@pytest.fixture
+def log():
+    return Screen(terminal=False)
+
+
+def test_a_log_gets_one_line_now_and_then(log):
+    log.reporter.started("t0", stop=STOP)
+    for iteration in range(1, 41):
+        log.result(iteration)
+    log.reporter.finished("done after 40 iterations")
+    lines = log.lines()
+    # The first, one every 15 s, and the last.
+    assert [line.split()[1] for line in lines[:-1]] == ["4,000", "64,000", "124,000", "160,000"]
+    assert lines[-1] == "done after 40 iterations"
+    assert lines[1] == (
+        "t0  64,000 of 200,000 steps (32%)  return 168.0 of 475  4,000 steps/s  34s left"
+    )
+    assert not set(log.file.getvalue()) & {"\x1b", "\r", "\x07"}
+
+
+def test_the_last_result_is_not_printed_twice(log):
+    log.reporter.started("t0", stop=STOP)
+    log.result(1)
+    log.reporter.finished("done")
+    assert len(log.lines()) == 2
+
+
+def test_a_long_line_in_a_log_is_not_folded():
+    narrow = Screen(terminal=False, width=40)
+    narrow.reporter.event("t0", "warning", "\x1b[31ma sentence\x1b[0m\n" * 20)
+    assert narrow.lines() == ["t0: " + " ".join(["a sentence"] * 20)]
+
+
+def test_at_a_terminal_one_line_a_trial_lives():
+    screen = Screen(terminal=True)
+    screen.reporter.started("t0", stop=STOP)
+    screen.reporter.started("t1", stop=STOP)
+    screen.result(20, trial="t0")
+    screen.reporter.checkpointed("t0", 20)
+    screen.result(21, seconds=7, trial="t0")
+    screen.reporter.event("t1", "warning", "an env runner was lost [x] and replaced")
+    screen.reporter.finished("done")
+    text = screen.file.getvalue()
+    assert "\x1b[" in text  # the line is drawn over
+    assert text.count("an env runner was lost [x] and replaced") == 1
+    assert "84,000 of 200,000 steps (42%)  return 220.5 of 475" in text
+    assert "checkpoint 20 (7s ago)" in text
+    # What stays on the screen: the sentence, a line a trial, the summary.
+    final = text.rsplit("\x1b[2K", 1)[1]
+    assert [line.split()[0] for line in final.splitlines()[-3:-1]] == ["t0", "t1"]
+    assert text.endswith("done\n")
+    assert "\x1b[?25h" in text  # the cursor is there again
+
+
+def test_an_event_is_said_once_until_the_trial_fails_again(log):
+    log.reporter.started("t0", stop=STOP)
+    for _ in range(3):
+        log.reporter.event("t0", "info", "the disk is full")
+    log.reporter.failed("t0", "the node died", failures=1, will_retry=True)
+    log.reporter.event("t0", "info", "the disk is full")
+    assert log.lines() == [
+        "t0: the disk is full",
+        "t0: the node died; begins again",
+        "t0: the disk is full",
+    ]
+
+
+def test_failures_are_survived_and_the_rate_is_measured_anew(log):
+    log.reporter.started("t0", stop=STOP)
+    log.result(1)
+    log.result(2)
+    log.reporter.checkpointed("t0", 2)
+    log.reporter.failed("t0", "the node died", failures=1, will_retry=True)
+    log.clock.now += 1000  # the time that the restart takes does not count
+    log.reporter.started("t0", stop=STOP, iteration=2, timesteps=8000, seconds=2.0)
+    log.result(3, seconds=2)
+    assert log.lines()[-2] == "t0: the node died; continues from checkpoint 2"
+    assert log.lines()[-1] == (
+        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475  2,000 steps/s  1m34s left"
+        "  checkpoint 2 (16m42s ago)  survived 1 failure"
+    )
+    log.reporter.failed("t0", "again", failures=2, will_retry=False)
+    assert log.lines()[-1] == "t0: failed: again"
+
+
+def test_a_continued_run_says_where_it_goes_on(log):
+    log.reporter.started("t0", stop=STOP, iteration=12, timesteps=48_000, checkpoint=12)
+    log.result(13)
+    assert log.lines()[0] == "t0: continues after iteration 12"
+    assert "4,000 steps/s" in log.lines()[1]
+
+
+@pytest.mark.parametrize(
+    ("stop", "left"),
+    [
+        (StopTotals(timesteps=400_000), "1m30s left"),
+        (StopTotals(iterations=60), "50s left"),
+        (StopTotals(timesteps=400_000, iterations=60, seconds=30), "20s left"),
+        (StopTotals(timesteps=48_000, seconds=7300), "2s left"),
+        (StopTotals(iterations=10 + 3600 * 50), "2d02h left"),
+        (StopTotals(iterations=10 + 7260), "2h01m left"),
+        (StopTotals(timesteps=1), " 0s left"),
+        (StopTotals(episode_return_mean=475), None),
+        (StopTotals(), None),
+    ],
+)
+def test_the_time_left_is_that_of_the_first_end(log, stop, left):
+    log.reporter.started("t0", stop=stop, iteration=9, timesteps=36_000)
+    log.result(10)
+    line = log.lines()[-1]
+    assert left in line if left else "left" not in line
+
+
+def test_an_iteration_without_a_finished_episode_keeps_the_return(log):
+    log.reporter.started("t0", stop=StopTotals(iterations=50))
+    log.result(1, env_runners={"episode_return_mean": float("nan")})
+    assert "return" not in log.lines()[-1]
+    log.result(2, stage="hard")
+    log.result(3, seconds=20, env_runners={"episode_return_mean": float("nan")})
+    assert log.lines()[-1].startswith(
+        "t0  iteration 3 of 50  12,000 steps  stage hard  return 21.0  "
+    )
+
+
+def test_nothing_goes_to_stdout(capsys):
+    reporter = ConsoleReporter()
+    reporter.started("t0", stop=STOP)
+    reporter.event("t0", "error", "something happened")
+    reporter.finished("done")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "t0: something happened\ndone\n"
+
+
+def test_stdout_is_left_alone_while_the_line_lives(capsys):
+    screen = Screen(terminal=True)
+    screen.reporter.started("t0", stop=STOP)
+    sys.stdout.write("{}")
+    screen.reporter.finished("done")
+    assert capsys.readouterr().out == "{}" and "{}" not in screen.file.getvalue()
+
+
+def test_the_reporter_can_be_pickled_in_the_middle():
+    screen = Screen(terminal=True)
+    screen.reporter = ConsoleReporter(screen.reporter._given)
+    screen.reporter.started("t0", stop=STOP)
+    copy = pickle.loads(pickle.dumps(screen.reporter))
+    screen.reporter.finished("done")
+    copy.checkpointed("t0", 3)
+    copy.close()
