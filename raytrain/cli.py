@@ -109,9 +109,7 @@ def resume(experiment_dir: Directory, address: Address = None) -> None:
     from raytrain.experiment import resume as run
 
     again = ["--address", address] if address else []
-    _end(
-        run(experiment_dir, address=address, command=command_for("resume", experiment_dir, again))
-    )
+    _end(run(experiment_dir, address=address, command=command_for("resume", experiment_dir, again)))
 
 
 def _end(outcome: Any) -> None:

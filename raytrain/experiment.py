@@ -1,9 +1,9 @@
 """One experiment from start to end: what is there already, what has to be done, and how it ended.
 
-    train(config)   the directory is locked -> is it the same run? -> is it finished?
-                    -> how can its environments be snapshotted? -> experiment.json
-                    -> Ray -> Tuner (fresh, restored or built anew) -> fit -> outcome
-    resume(path)    the same, with the config stored in experiment.json
+train(config)   the directory is locked -> is it the same run? -> is it finished?
+                -> how can its environments be snapshotted? -> experiment.json
+                -> Ray -> Tuner (fresh, restored or built anew) -> fit -> outcome
+resume(path)    the same, with the config stored in experiment.json
 """
 
 from __future__ import annotations
@@ -115,9 +115,7 @@ def stored_config(place: Location) -> ExperimentConfig:
             f"{place} holds no experiment.json, so it is not an experiment's directory. Give the "
             "directory that `raytrain train` printed, or run `raytrain train CONFIG`."
         )
-    return config_from_dict(
-        {**found.config, "name": place.name, "storage_path": str(place.parent)}
-    )
+    return config_from_dict({**found.config, "name": place.name, "storage_path": str(place.parent)})
 
 
 def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entry]:

@@ -119,12 +119,12 @@ class Watch(Callback):
         what = describe(trial.get_error())
         lost = reached - (saved or 0)
         if lost > 0 and will_retry:
-            what += f"; {lost} iteration{'s' * (lost > 1)} since the last checkpoint will be done again"
+            what += (
+                f"; {lost} iteration{'s' * (lost > 1)} since the last checkpoint will be done again"
+            )
         if not will_retry:
             self.errors[name] = what
-        self._reporter.failed(
-            name, what, failures=self._failures[name], will_retry=will_retry
-        )
+        self._reporter.failed(name, what, failures=self._failures[name], will_retry=will_retry)
 
     def _save_all(self, trials: list[Any]) -> None:
         assert self._interrupts is not None

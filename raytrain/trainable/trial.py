@@ -125,9 +125,7 @@ class TrialPPO(ExactPPO):
         self._saved_at_s = self._time_total
         self._directory.last_saved = manifest
         self._directory.last_saved_name = entry.path
-        self._directory.open_records(
-            resume_from=manifest.iteration, next_episode=manifest.episodes
-        )
+        self._directory.open_records(resume_from=manifest.iteration, next_episode=manifest.episodes)
         if manifest.exact_lost is not None:
             self._exact_lost = manifest.exact_lost
         for message in messages:

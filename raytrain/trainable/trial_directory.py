@@ -36,7 +36,13 @@ from raytrain.checkpoint import (
 )
 from raytrain.errors import RaytrainError
 from raytrain.faults.failures import FailureMemory
-from raytrain.reporting import EpisodeHistory, EventLog, FinishedEpisode, RecordsMirror, TrialRecords
+from raytrain.reporting import (
+    EpisodeHistory,
+    EventLog,
+    FinishedEpisode,
+    RecordsMirror,
+    TrialRecords,
+)
 
 ATTEMPT_FILE = "attempt.json"
 EVENT_LOG = "events.jsonl"
