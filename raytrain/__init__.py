@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain.errors import BadInput, RaytrainError
@@ -44,7 +45,7 @@ def load_config(path: str | PathLike[str], *, overrides: Sequence[str] = ()) -> 
     """
     from raytrain.config import load_config as load
 
-    return load(path, overrides=overrides)
+    return load(Path(path), overrides=overrides)
 
 
 def train(
@@ -71,7 +72,7 @@ def train(
     if isinstance(config, Mapping):
         config = config_from_dict(config)
     elif not isinstance(config, ExperimentConfig):
-        config = load(config)
+        config = load(Path(config))
     return run(config, fresh=fresh, address=address, command="the same call")
 
 

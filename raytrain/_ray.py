@@ -6,7 +6,8 @@ When Ray is upgraded, this file and its test (`tests/test_ray_private.py`) are w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -157,6 +158,23 @@ def learner_connector(learner: Learner) -> Any:
     return learner._learner_connector
 
 
+# -- an algorithm outside of Tune ----------------------------------------------------------------
+
+
+@contextmanager
+def files_below(directory: str) -> Iterator[None]:
+    """Where an `Algorithm` that is made in the body, and that no Tune runs, puts its files. It would
+    make a directory in ~/ray_results each time, and leave it there."""
+    from ray.tune.trainable import trainable
+
+    before = trainable.DEFAULT_STORAGE_PATH
+    trainable.DEFAULT_STORAGE_PATH = directory
+    try:
+        yield
+    finally:
+        trainable.DEFAULT_STORAGE_PATH = before
+
+
 # -- Tune ----------------------------------------------------------------------------------------
 
 
@@ -165,18 +183,41 @@ def trial_actor(trial: Trial) -> Any | None:
     return trial.temporary_state.ray_actor
 
 
-def decide_retries(may_retry: Callable[[Trial, BaseException | None], bool]) -> None:
-    """Ask `may_retry(trial, error)` before Tune retries a failed trial. Tune itself only counts:
-    an error that comes back at the same iteration would use up every retry."""
+def quiet_driver() -> None:
+    """Keep the raylet's messages off the driver's stdout: Ray prints them there whatever
+    `log_to_driver` says. What they tell is told in plain words, and they are in Ray's own logs."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *args, **kwargs: None
+
+
+_last_errors: dict[str, BaseException | None] = {}
+
+
+def last_error(trial: Trial) -> BaseException | None:
+    """The error that a trial failed with last, once `decide_retries` has been called. Tune hands it
+    to no callback, and writes it to a file that reaches storage too late to be asked."""
+    return _last_errors.get(trial.trial_id)
+
+
+def decide_retries(may_retry: Callable[[BaseException | None], bool]) -> None:
+    """Ask `may_retry(error)` before Tune retries a failed trial. Tune itself only counts: an error
+    that comes back at the same iteration would use up every retry."""
     from ray.tune.experiment import Trial
 
     if not hasattr(Trial, "_raytrain_should_recover"):
         Trial._raytrain_should_recover = Trial.should_recover
+        Trial._raytrain_handle_error = Trial.handle_error
+
+    def handle_error(trial: Trial, exc: BaseException | None = None) -> None:
+        _last_errors[trial.trial_id] = exc
+        trial._raytrain_handle_error(exc)
 
     def should_recover(trial: Trial) -> bool:
         by_count: bool = trial._raytrain_should_recover()
-        return by_count and may_retry(trial, trial.get_error())
+        return by_count and may_retry(last_error(trial))
 
+    Trial.handle_error = handle_error
     Trial.should_recover = should_recover
 
 
@@ -223,9 +264,9 @@ def set_run_config(tuner: Any, *, callbacks: list[Any], failure_config: Any) -> 
     run_config.failure_config = failure_config
 
 
-def can_unpickle_tuner(data: bytes) -> bool:
-    """Whether `tuner.pkl` is whole. Tune writes it in place and reads it without a check; a
-    truncated one ends in any of a dozen errors."""
+def can_unpickle(data: bytes) -> bool:
+    """Whether a pickle of Tune's (`tuner.pkl`, the search's state) is whole. Tune reads them without
+    a check; a truncated one ends in any of a dozen errors."""
     from ray import cloudpickle
 
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -319,13 +320,12 @@ def _now() -> str:
 
 def command_for(verb: str, target: str | os.PathLike[str], extra: list[str]) -> str:
     """The command line that continues a run."""
-    program = ["raytrain"] if shutil.which("raytrain") else ["python", "-m", "raytrain"]
-    return shlex.join([*program, verb, str(target), *extra])
+    return shlex.join([*_program(), verb, str(target), *extra])
 
 
 def next_steps(outcome: Outcome) -> str:
     """What a person may want to do with a finished run."""
-    program = "raytrain" if shutil.which("raytrain") else "python -m raytrain"
+    program = shlex.join(_program())
     best = f"{outcome.path}:best"
     if len(outcome.trials) > 1:
         best = f"{outcome.path}/{outcome.trials[0]}:best"
@@ -336,3 +336,11 @@ def next_steps(outcome: Outcome) -> str:
         f"Play:         {program} evaluate {shlex.quote(best)} --episodes 20\n"
         f"In Python:    raytrain.load_policy({best!r}).act(observation)"
     )
+
+
+def _program() -> list[str]:
+    """How this program was called, so that a command can be copied from the screen."""
+    called = Path(sys.argv[0])
+    if called.name == "raytrain":
+        return ["raytrain" if shutil.which("raytrain") == str(called) else str(called)]
+    return ["python", "-m", "raytrain"]

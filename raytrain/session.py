@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from raytrain import _ray
 from raytrain.checkpoint import Location
 from raytrain.config import ExperimentConfig, param_space
 from raytrain.errors import RaytrainError
@@ -21,7 +22,7 @@ from raytrain.faults import Interrupts
 from raytrain.reporting import ConsoleReporter
 from raytrain.trainable.trial import TrialPPO
 from raytrain.tuner import build_tuner
-from raytrain.watch import Watch
+from raytrain.watch import Watch, describe
 
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
@@ -49,12 +50,14 @@ class Session:
     def __enter__(self) -> Session:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        # What they have to say of a failure is said in plain words by `watch`.
+        for name in ("ray.tune", "ray.rllib", "ray._private.worker"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _ray.quiet_driver()
         if not ray.is_initialized():
             self._start_ray()
         # Ray sets a SIGTERM handler of its own.
         self._interrupts.install()
-        for name in ("ray.tune", "ray.rllib"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         return self
 
     def __exit__(
@@ -73,7 +76,11 @@ class Session:
         if said is not None:
             reporter.event("raytrain", "warning", said)
         with self._interrupts.deferred():
-            tuner.fit()
+            try:
+                tuner.fit()
+            except Exception as error:  # Of any kind: Tune tidies up as if nothing could fail,
+                # and a full disk makes it raise. How the run ended is read from storage, not here.
+                watch.errors.setdefault("tune", describe(error))
         return watch
 
     def _start_ray(self) -> None:

@@ -1,7 +1,7 @@
 """Tune's side of an experiment: a Tuner that is fresh, restored, or built anew.
 
-Tune keeps `tuner.pkl` and `experiment_state-*.json` in the experiment's directory and writes both in
-place. They say which trials there are and how each stands, and are used when they are whole. When
+Tune keeps `tuner.pkl`, `experiment_state-*.json` and the search's state in the experiment's directory
+and writes them in place. They say which trials there are and how each stands, and are used when they are whole. When
 they are missing or damaged, or hold a trial for finished that is to go on (a raised `stop`), they are
 set aside and the Tuner is built anew from the config: trials are generated from the config's seed, so
 they are the same trials with the same directories, and each of them finds its newest good checkpoint
@@ -24,6 +24,7 @@ from raytrain.config import ExperimentConfig, param_space
 from raytrain.trainable.trial import TrialPPO
 
 _TUNER = "tuner.pkl"
+_STATE, _SEARCH = "experiment_state-", "basic-variant-state-"
 _ASIDE = "set_aside"
 _FINISHED = "TERMINATED"
 
@@ -43,13 +44,15 @@ def read_tune_files(experiment: Location) -> TuneFiles:
         names = sorted(
             child.name
             for child in experiment.children()
-            if child.name == _TUNER or child.name.startswith("experiment_state-")
+            if child.name == _TUNER or child.name.startswith((_STATE, _SEARCH))
         )
         if _TUNER not in names:
             return TuneFiles(tuple(names), f"{_TUNER} is missing")
-        if not _ray.can_unpickle_tuner((experiment / _TUNER).read_bytes()):
-            return TuneFiles(tuple(names), f"{_TUNER} is damaged")
-        states = [name for name in names if name != _TUNER]
+        states = [name for name in names if name.startswith(_STATE)]
+        searches = [name for name in names if name.startswith(_SEARCH)]
+        for name in (_TUNER, *searches[-1:]):
+            if not _ray.can_unpickle((experiment / name).read_bytes()):
+                return TuneFiles(tuple(names), f"{name} is damaged")
         if not states:
             return TuneFiles(tuple(names), "experiment_state-*.json is missing")
         try:

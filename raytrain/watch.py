@@ -18,7 +18,7 @@ from ray.tune import Callback
 
 from raytrain import _ray
 from raytrain.config import ExperimentConfig
-from raytrain.faults import Interrupts, may_retry
+from raytrain.faults import Interrupts, may_retry, why_it_died
 from raytrain.reporting import ConsoleReporter, StopTotals
 from raytrain.trainable.trial import REPORT
 
@@ -55,7 +55,7 @@ class Watch(Callback):
             return
         if not self._begun:
             self._begun = True
-            _ray.decide_retries(lambda trial, error: may_retry(error))
+            _ray.decide_retries(may_retry)
             _ray.reset_failure_count(trials, self._config.failure.max_failures)
         if self._interrupts.received is not None and not self.left:
             self.left = True
@@ -116,7 +116,7 @@ class Watch(Callback):
         name = str(trial)
         self._failures[name] = self._failures.get(name, 0) + 1
         reached, saved = self._iterations.get(name, 0), self._checkpoints.get(name)
-        what = describe(trial.get_error())
+        what = describe(_ray.last_error(trial))
         lost = reached - (saved or 0)
         if lost > 0 and will_retry:
             what += (
@@ -163,7 +163,5 @@ def describe(error: BaseException | None) -> str:
         text = str(cause).strip()
         return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
     if isinstance(error, RayError):
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in lines if "cause" in line.lower()), "")
-        return f"the trial's process died ({reason or lines[0] if lines else 'killed'})"
+        return f"the trial's process died: {why_it_died(error)}"
     return f"{type(error).__name__}: {error}"

@@ -87,6 +87,20 @@ def test_episodes_are_numbered_and_complete(tmp_path):
     assert parts(tmp_path)[0] == "part-00000001-00000003.parquet"
 
 
+def test_a_plain_reader_reads_parts_with_different_custom_columns(tmp_path):
+    trial = tmp_path / "trial_lr=0.1"  # not to be taken for a partition
+    history = EpisodeHistory(trial)
+    for iteration, custom in enumerate([{"a": 1}, {"b": 2.5}, {}, {"a": 3, "c": 4.0}], start=1):
+        history.append([FinishedEpisode(iteration, 10, 0, 0, 1.0, 5, custom=custom)])
+        history.flush(iteration)
+    table = pq.read_table(trial / "episodes")
+    assert table.schema.names[-2:] == ["stage", "custom/a"]
+    assert table["custom/a"].to_pylist() == [1.0, None, None, 3.0]
+    table = read_episodes(trial)
+    assert table["custom/b"].to_pylist() == [None, 2.5, None, None]
+    assert table["custom/c"].to_pylist() == [None, None, None, 4.0]
+
+
 def test_nothing_is_seen_before_the_flush_and_the_future_stays_out(tmp_path):
     history = EpisodeHistory(tmp_path)
     assert len(read_episodes(tmp_path)) == 0

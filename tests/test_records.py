@@ -5,117 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.fs as pafs
 import pytest
-from ray.tune.logger.json import SafeFallbackEncoder
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboardX.crc32c import crc32c as reference_crc32c
-from tensorboardX.proto.event_pb2 import Event
+from record_files import assert_complete, event_files, raw_events, row, write
 
 from raytrain.reporting import (
     EventLog,
-    RecordsError,
     RecordsMirror,
     TrialRecords,
     comparable,
     differences,
     read_events,
 )
-from raytrain.reporting.crc32c import crc32c
-
-DISK = "needs root and tmpfs"
-
-
-def row(iteration: int) -> dict:
-    """What an iteration reports: later iterations know a key that the first do not."""
-    result = {
-        "training_iteration": iteration,
-        "timestamp": 1_700_000_000 + iteration,
-        "env_runners": {
-            "episode_return_mean": np.float64(iteration * 0.1) if iteration > 2 else float("nan"),
-            "num_env_steps_sampled_lifetime": iteration * 4000.0,
-        },
-        "learners": {
-            "default_policy": {"loss": np.float32(iteration) / 3, "n": np.int64(iteration)}
-        },
-        "done": False,
-        "name": f'a, "b" {iteration}',
-        "nothing": None,
-        "list": [1, iteration],
-    }
-    if iteration >= 5:
-        result["evaluation"] = {"return": iteration * 2.0}
-    return result
-
-
-def event_files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("events.out.tfevents.*"))
-
-
-def raw_events(directory: Path) -> list[Event]:
-    """Every event in the raw files, in order, through TensorBoard's own reader."""
-    events = []
-    for path in event_files(directory):
-        for data in RawEventFileLoader(str(path)).Load():
-            event = Event.FromString(data)
-            if not event.HasField("file_version"):
-                events.append(event)
-    return events
-
-
-def assert_complete(directory: Path, last: int, make=row) -> None:
-    expected = list(range(1, last + 1))
-    lines = (directory / "result.json").read_text().splitlines()
-    assert lines == [json.dumps(make(i), cls=SafeFallbackEncoder) for i in expected]
-
-    with open(directory / "progress.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [int(each["training_iteration"]) for each in rows] == expected
-    flat_keys = {key for i in expected for key in json_flat(make(i))}
-    assert all(set(each) == flat_keys for each in rows)
-    assert pd.read_csv(directory / "progress.csv")["training_iteration"].tolist() == expected
-
-    events = raw_events(directory)
-    assert [event.step for event in events] == expected
-    accumulator = EventAccumulator(str(directory))
-    accumulator.Reload()
-    scalars = accumulator.Scalars("ray/tune/env_runners/num_env_steps_sampled_lifetime")
-    assert [(s.step, s.value) for s in scalars] == [(i, i * 4000.0) for i in expected]
-    # No left-overs of replaced files either.
-    assert not list(directory.glob(".*"))
-
-
-def json_flat(result: dict) -> set[str]:
-    return {
-        f"{prefix}{key}"
-        for prefix, part in _parts("", result)
-        for key, value in part.items()
-        if not isinstance(value, dict)
-    }
-
-
-def _parts(prefix: str, part: dict):
-    yield prefix, part
-    for key, value in part.items():
-        if isinstance(value, dict):
-            yield from _parts(f"{prefix}{key}/", value)
-
-
-def write(directory: Path, first: int, last: int, resume_from: int | None = None) -> list[str]:
-    records = TrialRecords(directory, first - 1 if resume_from is None else resume_from)
-    for iteration in range(first, last + 1):
-        assert records.append(row(iteration)) is None
-    records.flush(durable=True)
-    records.close()
-    return records.warnings
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -275,134 +180,6 @@ def assert_complete_iterations(directory: Path, expected: list[int]) -> None:
     assert [json.loads(line)["training_iteration"] for line in lines] == expected
 
 
-WRITER = """
-import os, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_records import row
-from raytrain.reporting import TrialRecords
-
-directory, committed, stop = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-
-def train():
-    done = int(committed.read_text())
-    records = TrialRecords(directory, done)
-    assert records.warnings == [], records.warnings
-    for iteration in range(done + 1, stop + 1):
-        records.append(row(iteration))
-        if iteration % 5 == 0:
-            records.flush(durable=True)
-            temporary = committed.with_suffix(".tmp")
-            temporary.write_text(str(iteration))
-            temporary.replace(committed)
-
-# Each attempt is a fork, so that the imports are paid for once.
-for seconds in map(float, sys.argv[4:]):
-    child = os.fork()
-    if not child:
-        train()
-        os._exit(0)
-    time.sleep(seconds)  # the moment of the kill is the point
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the attempt ended before its kill"
-train()
-"""
-
-
-def test_killed_many_times_every_iteration_is_there_once(tmp_path):
-    """A real process is killed at any moment, opening included, and then gets to the end."""
-    committed, directory = tmp_path / "committed", tmp_path / "trial"
-    committed.write_text("0")
-    seconds = np.random.default_rng(0).uniform(0.001, 0.06, 40)
-    code = WRITER.format(tests=str(Path(__file__).parent))
-    arguments = [str(directory), str(committed), "3000", *map(str, seconds)]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=200)
-    assert_complete(directory, 3000)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of 256 KiB that can be filled and made read-only."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip(DISK)
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(place: Path, leave: int) -> Path:
-    ballast = place / "ballast"
-    ballast.write_bytes(b"")
-    with open(ballast, "ab", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-        file.truncate(max(0, ballast.stat().st_size - leave))
-    return ballast
-
-
-@pytest.mark.parametrize("leave", [0, 4096, 8192, 12288])
-def test_a_full_disk_keeps_the_rows_until_there_is_space(small_disk, leave):
-    directory = small_disk / "trial"
-    records = TrialRecords(directory)
-    for iteration in (1, 2, 3):
-        records.append(row(iteration))
-    ballast = fill(small_disk, leave)
-    # Iteration 5 has a new column, for which the CSV has to be rewritten.
-    said = [text for i in range(4, 41) if (text := records.append(row(i)))]
-    assert len(said) == 1 and str(directory) in said[0] and "No space left" in said[0]
-    assert records.warnings == said
-    for name in ("result.json", "progress.csv"):
-        assert (directory / name).read_bytes().endswith(b"\n")
-    steps = [event.step for event in raw_events(directory)]
-    assert steps == list(range(1, len(steps) + 1)) and 3 <= len(steps) < 40
-    with pytest.raises(RecordsError, match="kept in memory"):
-        records.flush(durable=True)
-    assert records.waiting() > 0
-    ballast.unlink()
-    assert records.append(row(41)) is None
-    records.flush(durable=True)
-    assert records.waiting() == 0
-    records.close()
-    assert_complete(directory, 41)
-
-
-def test_a_disk_that_is_full_at_the_start_is_used_once_it_has_space(small_disk):
-    directory = small_disk / "trial"
-    write(directory, 1, 6)
-    (directory / "progress.csv").unlink()
-    ballast = fill(small_disk, 0)
-    records = TrialRecords(directory, 4)
-    assert len(records.warnings) == 1
-    for iteration in (5, 6, 7):
-        records.append(row(iteration))
-    ballast.unlink()
-    records.flush(durable=True)
-    records.close()
-    assert_complete(directory, 7)
-
-
-def test_a_read_only_disk_keeps_the_rows(small_disk):
-    directory = small_disk / "trial"
-    write(directory, 1, 3)
-    # A file system with a file open for writing cannot be made read-only, so it is so at the start.
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    records = TrialRecords(directory, 3)
-    records.append(row(4))
-    assert len(records.warnings) == 1 and "Read-only" in records.warnings[0]
-    with pytest.raises(RecordsError, match="Read-only"):
-        records.flush(durable=True)
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    records.flush(durable=True)
-    records.close()
-    assert_complete(directory, 4)
-
-
 def test_a_mirrored_trial_continues_elsewhere(tmp_path):
     storage = pafs.SubTreeFileSystem(str(tmp_path / "storage"), pafs.LocalFileSystem())
     (tmp_path / "storage").mkdir()
@@ -420,13 +197,6 @@ def test_a_mirrored_trial_continues_elsewhere(tmp_path):
     assert_complete(other, 10)
 
 
-@pytest.mark.parametrize("length", [0, 1, 8, 127, 128, 129, 159, 160, 161, 1000, 4096, 9001])
-def test_crc32c(length):
-    data = np.random.default_rng(length).bytes(length)
-    assert crc32c(data) == reference_crc32c(data)
-    assert crc32c(b"123456789") == 0xE3069283  # RFC 3720's check value
-
-
 def test_the_event_log_survives_torn_lines_and_other_writers(tmp_path):
     path = tmp_path / "trial" / "events.jsonl"
     assert read_events(path) == []
@@ -441,16 +211,6 @@ def test_the_event_log_survives_torn_lines_and_other_writers(tmp_path):
         (2.5, "failed", 7),
     ]
     assert events[1].message == "the node died" and events[1].attempt == 2
-
-
-def test_the_event_log_on_a_full_disk_keeps_its_events(small_disk):
-    log = EventLog(small_disk / "events.jsonl")
-    log.write("a", "x" * 3000, attempt=1, iteration=1)
-    ballast = fill(small_disk, 0)
-    assert isinstance(log.write("b", "y" * 3000, attempt=1, iteration=2), OSError)
-    ballast.unlink()
-    assert log.write("c", "z", attempt=1, iteration=3) is None
-    assert [event.kind for event in read_events(small_disk / "events.jsonl")] == ["a", "b", "c"]
 
 
 def test_rows_are_compared_without_time_and_place():

@@ -1,6 +1,6 @@
 """What can go wrong from outside and within: repeated failures, signals."""
 
-from raytrain.faults.failures import FailureMemory, RepeatedFailure, may_retry
+from raytrain.faults.failures import FailureMemory, RepeatedFailure, may_retry, why_it_died
 from raytrain.faults.interrupts import InterruptedEarly, Interrupts
 
-__all__ = ["FailureMemory", "InterruptedEarly", "Interrupts", "RepeatedFailure", "may_retry"]
+__all__ = ["FailureMemory", "InterruptedEarly", "Interrupts", "RepeatedFailure", "may_retry", "why_it_died"]

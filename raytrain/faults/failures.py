@@ -23,6 +23,18 @@ LAST_FAILURE = "last_failure.json"
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{16,}\b|\bpid[= ]\d+")
 
 
+_DEATHS = (
+    ("OutOfMemory", "it was killed for lack of memory"),
+    ("memory monitor", "it was killed for lack of memory"),
+    ("node was terminated", "its node was terminated"),
+    ("node has died", "its node died"),
+    ("connection error code", "it was killed or crashed"),
+    ("SIGKILL", "it was killed"),
+    ("SYSTEM_ERROR", "it was killed or crashed"),
+    ("INTENDED_SYSTEM_EXIT", "it ended"),
+)
+
+
 class RepeatedFailure(RaytrainError):
     """The same error at the same iteration, twice in a row."""
 
@@ -66,6 +78,15 @@ def may_retry(error: BaseException | None) -> bool:
     """Whether Tune should start a trial again after `error` (as Ray delivers it)."""
     cause = getattr(error, "cause", None) or error
     return bool(getattr(cause, "may_retry", True))
+
+
+def why_it_died(error: BaseException) -> str:
+    """Why a Ray process died, in a few words: Ray's own account is a paragraph of possibilities."""
+    text = " ".join(str(error).split())
+    for sign, words in _DEATHS:
+        if sign in text:
+            return words
+    return text[:200] or type(error).__name__
 
 
 def _fingerprint(error: BaseException) -> str:

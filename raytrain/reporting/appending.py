@@ -7,6 +7,7 @@ the next start recognises and cuts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,10 +57,15 @@ class AppendOnlyFile:
         """A second descriptor, so that a slow fsync needs no lock on this object."""
         return os.dup(self._fd)
 
+    def sync(self) -> None:
+        os.fsync(self._fd)
+
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            # NFS may report a late write here. Who needs the rows durable has synced them before.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def sync_and_close(descriptors: Iterable[int]) -> None:
@@ -67,11 +73,12 @@ def sync_and_close(descriptors: Iterable[int]) -> None:
     problem: OSError | None = None
     for descriptor in descriptors:
         try:
-            os.fsync(descriptor)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             problem = problem or error
-        finally:
-            os.close(descriptor)
     if problem is not None:
         raise problem
 
@@ -88,8 +95,9 @@ def sync_directory(directory: Path) -> None:
 def replace_file(path: Path, chunks: Iterable[bytes], temporary_name: str) -> None:
     """Write `chunks` to a temporary file beside `path`, sync it, and rename it over `path`.
 
-    After a crash at any point `path` is the old file or the new one. `temporary_name` should begin
-    with a dot, so that readers of the directory pass it over. Raises OSError, `path` untouched.
+    After a crash at any point `path` is the old file or the new one; it is the new one for sure
+    after `sync_directory`. `temporary_name` should begin with a dot, so that readers of the
+    directory pass it over. Raises OSError, `path` untouched.
     """
     temporary = path.parent / temporary_name
     try:
@@ -102,7 +110,6 @@ def replace_file(path: Path, chunks: Iterable[bytes], temporary_name: str) -> No
     except OSError:
         temporary.unlink(missing_ok=True)  # gives the space back
         raise
-    sync_directory(path.parent)
 
 
 def lines_from_end(path: Path, size: int | None = None) -> Iterator[tuple[int, bytes]]:

@@ -15,6 +15,11 @@
 A part appears under its name only when it is complete and on the disk. A part whose iterations all
 lie within another part's is superseded: it is what a crash left of a merge (the small parts) or of
 a cut (the shortened copy). Readers pass it over; the next start deletes it.
+
+`raytrain.reporting.read_episodes` is the reader that has all of this: each episode once, every
+custom column. `pyarrow.parquet.read_table(<trial>/episodes)` works too, but it takes the columns of
+the first part for all (a metric that came later is missing), reads superseded parts as well, and
+may meet a merge half way.
 """
 
 from __future__ import annotations

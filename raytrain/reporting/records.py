@@ -12,6 +12,11 @@ Training goes on exactly, so the rows after k are produced again. A disk that is
 read-only does not stop training: rows wait in memory and are written in order as soon as the disk
 takes them. Only a checkpoint has to wait, for its rows come first.
 
+After an fsync or a write that failed, nobody knows which of the bytes since the last good fsync are
+on the disk, and the kernel reports the failure once: the next fsync may succeed without them. So
+every row is kept in memory until it is durable. After a failure, the next durable flush cuts all
+files to the last durable row, as a restart would, and writes the rows after it again.
+
 `append` may run in one thread and `flush` in another.
 """
 
@@ -20,16 +25,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from raytrain.errors import RaytrainError
 from raytrain.reporting.appending import sync_and_close, sync_directory
-from raytrain.reporting.tabular import ProgressCsv, ResultJson, Row, encode_row
+from raytrain.reporting.tabular import ProgressCsv, ResultJson, Row, decode_row, encode_row
 from raytrain.reporting.tensorboard import EventFiles
 
 logger = logging.getLogger(__name__)
+
+# Rows not yet durable are in memory. Without a checkpoint in that many, they are made durable.
+_MOST_NOT_DURABLE = 1000
 
 
 class RecordsError(RaytrainError):
@@ -61,6 +69,13 @@ class _Queue:
             self._sink.write(self.rows[0])
             self.rows.popleft()
 
+    def start_again(self, resume_from: int, rows: Iterable[Row]) -> None:
+        """Let the next `drain` cut the file to `resume_from` and write `rows`."""
+        self._sink.close()
+        self._is_open = False
+        self._resume_from = resume_from
+        self.rows = deque(rows)
+
     def descriptor(self) -> int | None:
         return self._sink.descriptor()
 
@@ -79,7 +94,11 @@ class TrialRecords:
         self.directory = directory
         self.warnings: list[str] = []
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
         self._last = resume_from
+        self._durable = resume_from
+        self._not_durable: list[bytes] = []  # the lines in result.json of the rows after that
+        self._suspect: OSError | None = None  # why written ones among these may be lost
         self._failing = False
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -117,30 +136,60 @@ class TrialRecords:
                     "every iteration is recorded once and in order"
                 )
             self._last = row.iteration
+            self._not_durable.append(row.line)
             for queue in self._queues:
                 queue.rows.append(row)
             known = len(self.warnings)
             self._drain()
-            return self.warnings[-1] if len(self.warnings) > known else None
+            overdue = len(self._not_durable) % _MOST_NOT_DURABLE == 0
+            warning = self.warnings[-1] if len(self.warnings) > known else None
+        if overdue and not self._syncing.locked():
+            try:
+                self.flush(durable=True)
+            except RecordsError as error:
+                # The rows stay in memory, and as many rows later it is tried again.
+                logger.warning(str(error))
+        return warning
 
     def flush(self, durable: bool = False) -> None:
         """Write what waits; with `durable`, return only once every row so far survives power loss.
 
         Raises RecordsError, with `durable` only, if that is not possible now. The rows are kept.
         """
-        with self._lock:
-            problem = self._drain()
-            if not durable:
-                return
-            if problem is not None:
-                raise self._error(problem)
-            # The fsync of a slow disk is not to hold up `append`, so it works on duplicates.
-            queues = [queue.descriptor() for queue in self._queues]
-        try:
-            sync_and_close(descriptor for descriptor in queues if descriptor is not None)
-            sync_directory(self.directory)
-        except OSError as error:
-            raise self._error(error) from error
+        if not durable:
+            with self._lock:
+                self._drain()
+            return
+        # One at a time: the kernel reports a failed write to one fsync only, and not to the next.
+        with self._syncing:
+            with self._lock:
+                problem = self._drain()
+                # Not while the disk still refuses rows: it would only hold fewer of them then.
+                if problem is None and self._suspect is not None:
+                    problem = self._write_again()
+                if problem is not None:
+                    raise self._error(problem)
+                # The fsync of a slow disk is not to hold up `append`: it works on duplicates.
+                descriptors = [queue.descriptor() for queue in self._queues]
+                last, rows = self._last, len(self._not_durable)
+            try:
+                sync_and_close(each for each in descriptors if each is not None)
+                sync_directory(self.directory)
+            except OSError as error:
+                self._suspect = error
+                raise self._error(error) from error
+            with self._lock:
+                if self._suspect is not None:  # `append` was told meanwhile, and so fsync was not
+                    raise self._error(self._suspect)
+                self._durable = last
+                del self._not_durable[:rows]
+
+    def _write_again(self) -> OSError | None:
+        self._suspect = None
+        rows = [row for line in self._not_durable if (row := decode_row(line)) is not None]
+        for queue in self._queues:
+            queue.start_again(self._durable, rows)
+        return self._drain()
 
     def waiting(self) -> int:
         """How many rows are in memory only."""
@@ -168,6 +217,7 @@ class TrialRecords:
                 "the rows are kept in memory; free space or make the place writable again."
             )
         self._failing = problem is not None
+        self._suspect = problem or self._suspect
         return problem
 
     def _error(self, problem: OSError) -> RecordsError:

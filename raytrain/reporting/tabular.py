@@ -50,7 +50,7 @@ def _row(line: bytes, decoded: dict[str, Any]) -> Row:
     return Row(int(flat[ITERATION]), line, flat)
 
 
-def _decode(line: bytes) -> Row | None:
+def decode_row(line: bytes) -> Row | None:
     """None for a torn or damaged line."""
     if not line.endswith(b"\n"):
         return None
@@ -78,7 +78,7 @@ class ResultJson:
         if upto <= 0 or not self.path.exists():
             return 0, 0
         for offset, line in lines_from_end(self.path):
-            row = _decode(line)
+            row = decode_row(line)
             if row is not None and row.iteration <= upto:
                 return offset + len(line), row.iteration
         return 0, 0
@@ -89,7 +89,7 @@ class ResultJson:
             return
         with open(self.path, "rb") as file:
             for line in file:
-                row = _decode(line)
+                row = decode_row(line)
                 if row is not None and row.iteration <= upto:
                     yield row
 
@@ -173,7 +173,10 @@ class ProgressCsv:
         self._file.append(self._line(row.flat))
 
     def _add_columns(self, new: list[str]) -> None:
-        old, size = self._columns, 0 if self._file is None else self._file.size
+        assert self._file is not None
+        # The last moment to learn that the rows to be copied never reached the disk.
+        self._file.sync()
+        old, size = self._columns, self._file.size
         self._set_columns([*old, *new])
         try:
             self._replace(_widened(self.path, size, len(new)))

@@ -3,14 +3,13 @@
     events.out.tfevents.<seconds>.<host>      one or more files, read in the order of their names
     file    record*
     record  length u64 | masked CRC-32C of those 8 bytes | data | masked CRC-32C of data
-    data    an Event: wall_time = 1 (double), step = 2 (int64), file_version = 3 (string),
-            summary = 5 { repeated value = 1 { tag = 1 (string), simple_value = 2 (float) } }
+    data    an Event: the file's version in the first, a step with its scalars in the others
 
 All scalars of an iteration are in one Event, not one Event each as Tune's logger writes them: it is
 cheaper and an iteration is there completely or not at all. Tags are Tune's, `ray/tune/<flattened
 key>`; the step is `training_iteration` (Tune prefers `timesteps_total`, which RLlib's new API stack
-does not report); NaN is left out, as is what is not a number. Events are encoded here: importing
-tensorboardX takes longer than a restart can spare.
+does not report); NaN is left out, as is what is not a number. There is no SummaryWriter here: those
+append to a file of their own and cannot cut one.
 """
 
 from __future__ import annotations
@@ -23,11 +22,20 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from raytrain.reporting.appending import AppendOnlyFile, read_in_blocks, replace_file
-from raytrain.reporting.crc32c import masked_crc32c
+import google_crc32c
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from raytrain.reporting.appending import (
+    AppendOnlyFile,
+    read_in_blocks,
+    replace_file,
+    sync_directory,
+)
 from raytrain.reporting.tabular import ResultJson, Row
 
 _PREFIX = "events.out.tfevents."
@@ -35,64 +43,49 @@ _PREFIX = "events.out.tfevents."
 _TEMPORARY = ".events.tmp"
 _NOT_LOGGED = {"config", "pid", "timestamp", "time_total_s", "training_iteration"}
 _ILLEGAL_IN_TAG = re.compile(r"[^-/\w\.]")
+_HEAD = 12  # bytes of a record before its data
+_TAIL = 4
 
 
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
+def _check(data: bytes) -> bytes:
+    """The masked CRC-32C, as it stands in a record."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF)
 
 
-def _sized(tag: bytes, payload: bytes) -> bytes:
-    return tag + _varint(len(payload)) + payload
-
-
-def _record(data: bytes) -> bytes:
+def _record(event: Event) -> bytes:
+    data: bytes = event.SerializeToString()
     length = struct.pack("<Q", len(data))
-    checks = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
-    return length + next(checks) + data + next(checks)
+    return length + _check(length) + data + _check(data)
 
 
 def _version_record(now: float) -> bytes:
-    return _record(b"\x09" + struct.pack("<d", now) + _sized(b"\x1a", b"brain.Event:2"))
+    return _record(Event(wall_time=now, file_version="brain.Event:2"))
 
 
-def _single(value: float) -> bytes:
+def _row_record(row: Row) -> bytes:
+    values = [
+        Summary.Value(tag=_tag(key), simple_value=_double(value))
+        for key, value in row.flat.items()
+        if isinstance(value, (int, float))
+        and value == value  # noqa: PLR0124 - false for NaN
+        and key not in _NOT_LOGGED
+    ]
+    return _record(
+        Event(wall_time=_wall_time(row.flat), step=row.iteration, summary=Summary(value=values))
+    )
+
+
+@lru_cache(maxsize=4096)
+def _tag(key: str) -> str:
+    return _ILLEGAL_IN_TAG.sub("_", f"ray/tune/{key}")
+
+
+def _double(value: float) -> float:
     try:
-        return struct.pack("<f", value)
-    except (OverflowError, struct.error):  # beyond single or double precision
-        return struct.pack("<f", math.inf if value > 0 else -math.inf)
-
-
-class EventEncoder:
-    """Row -> record. Remembers the encoded tags, which are most of the bytes."""
-
-    def __init__(self) -> None:
-        self._tags: dict[str, bytes] = {}
-
-    def _tag(self, key: str) -> bytes:
-        """A Summary.Value up to the four bytes of its number."""
-        encoded = self._tags.get(key)
-        if encoded is None:
-            name = _ILLEGAL_IN_TAG.sub("_", f"ray/tune/{key}").encode()
-            value = _sized(b"\x0a", name) + b"\x15"
-            encoded = self._tags[key] = b"\x0a" + _varint(len(value) + 4) + value
-        return encoded
-
-    def record(self, row: Row) -> bytes:
-        values = b"".join(
-            self._tag(key) + _single(value)
-            for key, value in row.flat.items()
-            if isinstance(value, (int, float))
-            and value == value  # noqa: PLR0124 - false for NaN
-            and key not in _NOT_LOGGED
-        )
-        wall_time = _wall_time(row.flat)
-        head = b"\x09" + struct.pack("<d", wall_time) + b"\x10" + _varint(row.iteration)
-        return _record(head + _sized(b"\x2a", values))
+        return float(value)
+    except OverflowError:  # an integer beyond double precision
+        return math.inf if value > 0 else -math.inf
 
 
 def _wall_time(flat: Mapping[str, Any]) -> float:
@@ -115,43 +108,29 @@ class _Scan:
         return not self.whole or any(step > upto for step, _, _ in self.records)
 
 
-def _step(data: bytes) -> int:
-    """The step of an Event, whose fields come in the order of their numbers."""
-    if data[:1] != b"\x09" or data[9:10] != b"\x10":
-        return 0
-    step = 0
-    for shift, byte in enumerate(data[10:20]):
-        step |= (byte & 0x7F) << (7 * shift)
-        if byte < 0x80:
-            break
-    return step
-
-
 def scan(path: Path) -> _Scan:
-    """Hop from record to record without reading their contents; the last one is checked in full.
-
-    A kill tears the end only, so the first record that does not hold together ends the scan.
-    """
+    """Read and check every record. The first that does not hold together ends the scan."""
     records: list[tuple[int, int, int]] = []
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         position = 0
-        while position + 16 <= size:
-            head = os.pread(file.fileno(), 32, position)
-            length, check = struct.unpack("<QI", head[:12])
-            end = position + 16 + length
-            if end > size or masked_crc32c(head[:8]) != check:
-                break
-            records.append((_step(head[12 : 12 + length]), position, end))
+        while (data := _read_record(file, size - position)) is not None:
+            end = position + _HEAD + len(data) + _TAIL
+            records.append((Event.FromString(data).step, position, end))
             position = end
-        while records and not _is_sound(file.fileno(), *records[-1][1:]):
-            position = records.pop()[1]
     return _Scan(path, records, position == size)
 
 
-def _is_sound(descriptor: int, start: int, end: int) -> bool:
-    data = os.pread(descriptor, end - start - 12, start + 12)
-    return struct.pack("<I", masked_crc32c(data[:-4])) == data[-4:]
+def _read_record(file: BinaryIO, left: int) -> bytes | None:
+    """The data of the next record; None if it is torn, damaged or missing."""
+    head = file.read(_HEAD)
+    if len(head) < _HEAD or _check(head[:8]) != head[8:]:
+        return None
+    (length,) = struct.unpack("<Q", head[:8])
+    if _HEAD + length + _TAIL > left:
+        return None
+    data, check = file.read(length), file.read(_TAIL)
+    return data if _check(data) == check else None
 
 
 class EventFiles:
@@ -163,7 +142,6 @@ class EventFiles:
         self._directory = directory
         self._source = source
         self._clock = clock
-        self._encoder = EventEncoder()
         self._file: AppendOnlyFile | None = None
 
     def paths(self) -> list[Path]:
@@ -211,9 +189,10 @@ class EventFiles:
         def records() -> Iterator[bytes]:
             yield _version_record(self._clock())
             for row in self._source.rows(upto):
-                yield self._encoder.record(row)
+                yield _row_record(row)
 
         replace_file(path, records(), _TEMPORARY)
+        sync_directory(self._directory)
         # A crash before the last of these leaves repeated steps, and the next start rebuilds again.
         for each in old:
             each.unlink()
@@ -232,7 +211,7 @@ class EventFiles:
             self._file = AppendOnlyFile(self._next_path())
         if self._file.size == 0:
             self._file.append(_version_record(self._clock()))
-        self._file.append(self._encoder.record(row))
+        self._file.append(_row_record(row))
 
     def descriptor(self) -> int | None:
         return None if self._file is None else self._file.duplicate()

@@ -16,7 +16,8 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
@@ -28,7 +29,9 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED, NUM_ENV_STEPS_SAMPLED
 
 from raytrain import _ray
 from raytrain.errors import RaytrainError
+from raytrain.trainable.filters import merge_connector_states
 from raytrain.trainable.runner import GroupEnvRunner, Rollout
+from raytrain.trainable.snapshots import Strategy
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class EnvGroups:
         self._actors: dict[int, Any] = {
             index - 1: actor for index, actor in _ray.runner_actors(runners).items()
         }
-        self._strategy = strategy
+        self._strategy = cast(Strategy, strategy)  # A name that is none is refused by the runners.
         self._tell = tell
         self._patience_s = sample_timeout_s
         self._sync: Any = None
@@ -95,8 +98,7 @@ class EnvGroups:
             return
         self._set_sync(sync)
         held = {
-            index: self._call(index, lambda actor, i=index: self._adopt(actor, i))
-            for index in self.indices
+            index: self._call(index, partial(self._adopt, index=index)) for index in self.indices
         }
         if self._local is not None:
             wrong = [index for index, digest in held.items() if digest != expected]
@@ -206,15 +208,13 @@ class EnvGroups:
                     index, running if running is not None else call(self._actors[index])
                 )
             except RayTaskError as error:
-                raise error.as_instanceof_cause() from None
+                # What was raised, and not a class that Ray makes of it: that one's text differs
+                # from time to time, so that a failure that comes back would not be recognised.
+                raise (error.cause if isinstance(error.cause, Exception) else error) from error
             except RayActorError as error:
                 losses += 1
                 running = None
-                if (
-                    losses > _MAX_LOSSES_IN_A_ROW
-                    or isinstance(error, ActorDiedError)
-                    and not _comes_back(error)
-                ):
+                if losses > _MAX_LOSSES_IN_A_ROW or not _comes_back(error):
                     raise RunnerLost(
                         f"The env runner of group {index} died {losses} times in a row and is given "
                         f"up: {_reason(error)}"
@@ -248,15 +248,19 @@ class EnvGroups:
                         f"{_RESTART_DEADLINE_S:.0f} s: {_reason(error)}"
                     ) from None
                 time.sleep(0.1)
+        cost = "nothing is lost"
+        if self._strategy == "reset":
+            cost = "its running episodes are lost, since the environment cannot be restored"
         self._tell(
             f"The env runner of group {index} died ({_reason(error)}). Its fragment of iteration "
             f"{self._iteration + 1} is sampled again from the group's last state by a new process; "
-            f"nothing is lost ({time.monotonic() - began:.1f} s)."
+            f"{cost} ({time.monotonic() - began:.1f} s)."
         )
 
     def _merged_connectors(self) -> dict[str, Any]:
-        """RLlib's merge of all runners' connector states, in group order."""
+        """All runners' connector states in one, in group order."""
         assert self._local is not None
+        before = self._local.connector_state()
         pipelines = dict(
             zip(
                 (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR),
@@ -272,7 +276,7 @@ class EnvGroups:
                 if self._connector_states.get(index, {}).get(component)
             ]
             if states:
-                merged[component] = pipeline.merge_states(states)
+                merged[component] = merge_connector_states(pipeline, before[component], states)
         return merged
 
 

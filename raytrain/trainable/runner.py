@@ -135,8 +135,14 @@ class GroupEnvRunner(SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def sample(self, **kwargs: Any) -> list[Any]:
-        with self._streams.active():
-            episodes: list[Any] = super().sample(**kwargs)
+        try:
+            with self._streams.active():
+                episodes: list[Any] = super().sample(**kwargs)
+        except RuntimeError as error:
+            # RLlib raises this, without a message, for whatever a step of an environment raised.
+            if error.args or error.__cause__ is None:
+                raise
+            raise error.__cause__ from None
         _summarise_chunks(_ray.unfinished_chunks(self))
         return episodes
 

@@ -13,6 +13,7 @@ An error of the start is kept and raised by the first `train()`, where Tune keep
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -50,7 +51,10 @@ from raytrain.versions import versions
 REPORT = "raytrain"
 """Key of a result under which the trial tells the driver what it has to say (not recorded)."""
 
-_INTERRUPT_PATIENCE_S = 120.0
+PARAMS_FILE = "params.json"
+"""The trial's own values of the algorithm's sections, as Tune resolved them (Tune's name for it)."""
+
+_INTERRUPT_PAUSE_S = 0.2
 
 
 class TrialPPO(ExactPPO):
@@ -108,6 +112,7 @@ class TrialPPO(ExactPPO):
         self._saved_at_s = 0.0
         try:
             found = self._directory.open()
+            self._place.write_atomic(PARAMS_FILE, json.dumps(self._given, indent=1).encode())
             super().setup(config)
             self._continue_from(found.entry, found.messages)
         except Exception as error:  # Of any kind: see the module's docstring.
@@ -154,7 +159,8 @@ class TrialPPO(ExactPPO):
     def train(self) -> dict[str, Any]:
         if self._interrupted:
             # The driver is about to end this process; whatever was trained now would be lost.
-            time.sleep(_INTERRUPT_PATIENCE_S)
+            time.sleep(_INTERRUPT_PAUSE_S)
+            return {**self.get_auto_filled_metrics(), **(self._last_result or self._parting)}
         iteration = self.iteration + 1
         try:
             if self._failed_start is not None:
@@ -172,8 +178,7 @@ class TrialPPO(ExactPPO):
         try:
             self.raise_if_not_finite(result)
         except NonFinite:
-            self._save("error", result)
-            self._directory.poll(wait=True)
+            self._keep_for_post_mortem(result)
             raise
         now = self._progress()
         row = {key: value for key, value in result.items() if key != "config"}
@@ -187,6 +192,14 @@ class TrialPPO(ExactPPO):
             self._saved_at_s = now.time_s
             self._save("periodic", result)
         return self._report(result, ended)
+
+    def _keep_for_post_mortem(self, result: Mapping[str, Any]) -> None:
+        """Save the broken state as kind `error`, which nothing is ever resumed from."""
+        name = f"error_{self.iteration:06d}"
+        if not self._directory.has(name):
+            self._save("error", result)
+            self._directory.poll(wait=True)
+            self.tell(f"The state after iteration {self.iteration} is kept in {name} to look at.")
 
     def _end_without_training(self) -> dict[str, Any]:
         """The run restored is past its end: the trial is done, with the result it had."""

@@ -112,7 +112,8 @@ class TrialDirectory:
         self.attempt = self._last_attempt() + 1
         self.location.write_atomic(ATTEMPT_FILE, json.dumps({"attempt": self.attempt}).encode())
         shutil.rmtree(self._staging_root(), ignore_errors=True)
-        messages = list(self._catalogue.sweep())
+        swept = self._catalogue.sweep()
+        messages = [f"Cleared away what a crash left: {', '.join(swept)}."] if swept else []
         choice = self._catalogue.choose_for_resume()
         if choice is None:
             return Found(None, tuple(messages))
@@ -123,6 +124,10 @@ class TrialDirectory:
                 f"{aside.parent.name}/{aside.name}; an older one is used."
             )
         return Found(choice.entry, tuple(messages))
+
+    def has(self, name: str) -> bool:
+        """Whether there is anything under this name in the trial's directory."""
+        return (self.location / name).exists()
 
     def fetch(self, entry: Entry) -> Path:
         """A local directory with the verified files of a checkpoint."""
@@ -259,7 +264,7 @@ class TrialDirectory:
         self._failed_saves += 1
         self.tell(
             "save_failed",
-            f"Checkpoint {name} could not be written: {error} Training goes on; older checkpoints are "
+            f"Checkpoint {name} could not be written: {str(error).rstrip('.')}. Training goes on; older checkpoints are "
             f"untouched and the next save is tried as usual ({self._failed_saves} of "
             f"{self._max_failed_saves} failures in a row that the run bears).",
             iteration=iteration,
