@@ -113,9 +113,10 @@ def leave_syncing_to_us(config: AlgorithmConfig) -> None:
 
 def schedulers(learner: Learner) -> dict[str, Any]:
     """RLlib's entropy and learning rate schedulers of a PPO learner, under stable names."""
+    modules = learner.module.keys()
     named = {
         f"entropy/{module}": learner.entropy_coeff_schedulers_per_module[module]
-        for module in learner.module.keys()
+        for module in modules
     }
     for name, optimizer in learner._named_optimizers.items():
         if optimizer in learner._optimizer_lr_schedules:
@@ -136,7 +137,8 @@ def set_scheduler_value(scheduler: Any, value: float) -> None:
 
 def kl_coefficients(learner: Learner) -> dict[str, Any]:
     """PPO's adaptive KL coefficients by module id, as 0-d float32 tensors. RLlib does not save them."""
-    return {module: learner.curr_kl_coeffs_per_module[module] for module in learner.module.keys()}
+    modules = learner.module.keys()
+    return {module: learner.curr_kl_coeffs_per_module[module] for module in modules}
 
 
 def torch_schedulers(learner: Learner) -> dict[str, list[Any]]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -19,8 +22,27 @@ from rich.table import Table
 
 from raytrain.errors import RaytrainError
 
+_HELP = """Train RLlib PPO so that the same command always continues the same run, bit for bit.
+
+\b
+  raytrain train configs/cartpole.yaml    start, continue, or find finished
+  raytrain resume results/cartpole        the same, without the YAML file
+  raytrain evaluate results/cartpole:best
+
+A path may be a checkpoint, a trial or an experiment (then its newest good checkpoint is meant), or
+DIRECTORY:best or DIRECTORY:final; local, or a URI such as s3://bucket/runs/cartpole.
+
+\b
+Exit codes:
+  0        finished; all is good
+  1        the run failed, a checkpoint is damaged, or an audit found a difference
+  2        bad input: the message says what, where, and what to do
+  130/143  stopped by SIGINT/SIGTERM after saving; the same command continues
+
+With --json, stdout holds one JSON document. Everything else is said on stderr."""
+
 app = typer.Typer(
-    help="Train RLlib PPO so that the same command always continues the same run, bit for bit.",
+    help=_HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,9 +51,20 @@ app = typer.Typer(
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Directory = Annotated[str, typer.Argument(help="The experiment's directory.")]
+Directory = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT_DIR", help="The experiment's directory.")
+]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A checkpoint, an experiment, or EXPERIMENT_DIR:best."
+    ),
+]
 Address = Annotated[
-    str | None, typer.Option(help="A running Ray cluster, such as auto or ray://host:10001.")
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="A running Ray cluster, such as auto or ray://host:10001."
+    ),
 ]
 
 
@@ -45,6 +78,7 @@ def _command(function: _Command) -> _Command:
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
+        _keep_warnings_quiet()
         try:
             function(*args, **kwargs)
         except RaytrainError as error:
@@ -61,6 +95,45 @@ def _command(function: _Command) -> _Command:
     return function
 
 
+def _keep_warnings_quiet() -> None:
+    """Libraries warn of what is not the user's doing. `python -W` and PYTHONWARNINGS still count."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _keep_ray_quiet() -> None:
+    """Keep Ray off stderr. Importing Ray sets its loggers' levels, so that has to come first."""
+    from raytrain import _ray
+
+    # Its C++ part has no logger: it warns there of every actor that may be started again.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    _ray.quiet_driver()
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from raytrain.versions import versions
+
+        found = versions()
+        others = ", ".join(f"{name} {found[name]}" for name in ("ray", "torch", "python"))
+        sys.stdout.write(f"raytrain {found['raytrain']} ({others})\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """The options of the program itself; its help is the app's."""
+
+
 def _say(text: str) -> None:
     Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
 
@@ -73,20 +146,36 @@ def _print_json(document: Any) -> None:
 
 @_command
 def train(
-    config: Annotated[Path, typer.Argument(help="The YAML file of the run.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")],
+    *,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, such as training.lr=1e-4.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Another value for a key; may be given often."
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Another name, so another run.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another name, so another run.")
+    ] = None,
     storage_path: Annotated[
-        str | None, typer.Option(help="Where results go: a path or a URI.")
+        str | None, typer.Option(metavar="PATH", help="Where results go: a path or a URI.")
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set the run's old directory aside and begin again.")
     ] = False,
     address: Address = None,
 ) -> None:
-    """Start the run, continue it, or say that it is finished."""
+    """Start the run, continue it, or say that it is finished.
+
+    \b
+      raytrain train configs/cartpole.yaml
+      raytrain train configs/cartpole.yaml --set stop.timesteps=3e5
+      raytrain train configs/cartpole.yaml --name wide \\
+          --set training.lr=1e-4 --set 'rl_module.model_config.fcnet_hiddens=[256, 256]'
+
+    A value is YAML. The keys are those of the file, with dots: see docs/config.md. A run that
+    continues must be the same run, but for `stop`, `checkpoint`, `failure` and `resources`.
+    """
     from raytrain.config import load_config
     from raytrain.experiment import command_for
     from raytrain.experiment import train as run
@@ -104,7 +193,10 @@ def train(
 
 @_command
 def resume(experiment_dir: Directory, address: Address = None) -> None:
-    """Continue an experiment from its directory, without the YAML file."""
+    """Continue an experiment, from its directory alone.
+
+    Its config is the one that it was last started with; to change a value, use `raytrain train`.
+    """
     from raytrain.experiment import command_for
     from raytrain.experiment import resume as run
 
@@ -115,7 +207,6 @@ def resume(experiment_dir: Directory, address: Address = None) -> None:
 def _end(outcome: Any) -> None:
     from raytrain.experiment import next_steps
 
-    _say(outcome.message)
     if outcome.exit_code == 0:
         _say(next_steps(outcome))
     raise typer.Exit(outcome.exit_code)
@@ -123,7 +214,10 @@ def _end(outcome: Any) -> None:
 
 @_command
 def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
-    """List every checkpoint: kind, iteration, timesteps, score, good or why not."""
+    """List the checkpoints: kind, counters, score, good or not.
+
+    Every byte is checked; a checkpoint that is damaged says which file is wrong.
+    """
     from raytrain.checkpoint.locate import entries_below
     from raytrain.reporting.plain import checkpoint_rows
 
@@ -146,12 +240,13 @@ def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
 
 @_command
 def inspect(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint, an experiment, or EXPERIMENT_DIR:best.")
-    ],
+    checkpoint: Checkpoint,
     as_json: Json = False,
 ) -> None:
-    """Show what is in a checkpoint: its manifest, the weights digest, its parent."""
+    """Show what a checkpoint's manifest says of it.
+
+    Counters, score, weights digest, parent, versions; with --json all of it, as it lies on storage.
+    """
     from raytrain.checkpoint import resolve
     from raytrain.reporting.plain import manifest_document, manifest_text
 
@@ -164,10 +259,15 @@ def inspect(
 
 @_command
 def verify(
-    path: Annotated[str, typer.Argument(help="A checkpoint or an experiment's directory.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A checkpoint, or an experiment's directory.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Check every byte. Exit 0 if all is good, 1 if anything is damaged, naming the files."""
+    """Check every byte of a checkpoint, or of all of them.
+
+    Exit code 0 if all is good, 1 if anything is damaged; the files are named.
+    """
     from raytrain.checkpoint.locate import entries_at
     from raytrain.reporting.plain import checkpoint_rows
 
@@ -184,19 +284,24 @@ def verify(
 
 @_command
 def evaluate(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint, an experiment, or EXPERIMENT_DIR:best.")
-    ],
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Seed; episode i is played with seed + i.")] = 0,
+    checkpoint: Checkpoint,
+    episodes: Annotated[int, typer.Option(metavar="N", min=1, help="Episodes to play.")] = 10,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Episode i is played with seed + i.")
+    ] = 0,
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Play seeded episodes with a checkpoint's policy: mean, std, min, max of return and length."""
+    """Play seeded episodes with a checkpoint's policy.
+
+    Mean, standard deviation, least and greatest return and length; the same seed gives the same
+    numbers. Ray is not started.
+    """
     from raytrain.evaluation import evaluate_path
 
+    _keep_ray_quiet()
     result = evaluate_path(checkpoint, episodes=episodes, seed=seed, deterministic=not stochastic)
     if as_json:
         _print_json(result.to_dict())
@@ -211,13 +316,19 @@ _STATISTICS = ("mean", "std", "min", "max")
 
 @_command
 def probe(
-    env: Annotated[str, typer.Argument(help="A Gymnasium id, or package.module:factory.")],
+    env: Annotated[
+        str, typer.Argument(metavar="ENV", help="A Gymnasium id, or package.module:factory.")
+    ],
     env_config: Annotated[
-        str | None, typer.Option(help="The environment's arguments, as YAML or JSON.")
+        str | None,
+        typer.Option(metavar="MAPPING", help="Its arguments in YAML, such as '{size: 5}'."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Which snapshot strategy works for an environment, and how it was proved."""
+    """Show how an environment can be saved and restored.
+
+    Each way is tried on scratch copies, and has to continue bit for bit.
+    """
     from raytrain.probe import probe as run
     from raytrain.probe import report
 
@@ -232,14 +343,22 @@ def probe(
 def audit(
     experiment_dir: Directory,
     from_: Annotated[
-        int | None, typer.Option("--from", help="Iteration of the checkpoint to begin at.")
+        int | None,
+        typer.Option("--from", metavar="N", help="Iteration of the checkpoint to begin at."),
     ] = None,
-    to: Annotated[int | None, typer.Option(help="Iteration of the checkpoint to reach.")] = None,
+    to: Annotated[
+        int | None, typer.Option(metavar="N", help="Iteration of the checkpoint to reach.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train again between two checkpoints in a scratch directory and compare the digests."""
+    """Train again between two checkpoints, and compare.
+
+    The training happens in a scratch directory; weights digests and metrics are compared. Exit code
+    0 if they are equal, 1 if not, with the first iteration that differs.
+    """
     from raytrain.audit import audit as run
 
+    _keep_ray_quiet()
     result = run(experiment_dir, start=from_, end=to)
     if as_json:
         _print_json(result.to_dict())

@@ -8,6 +8,7 @@ resume(path)    the same, with the config stored in experiment.json
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -30,6 +31,7 @@ from raytrain.checkpoint import (
 )
 from raytrain.checkpoint.storage import storage_errors
 from raytrain.config import (
+    ALGORITHM_SECTIONS,
     ExperimentConfig,
     allowed_on_continue,
     config_digest,
@@ -59,7 +61,8 @@ class RunFailed(RaytrainError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `exit_code`: 0 finished, 1 failed, 130/143 stopped by a signal after saving."""
+    """How a run ended. `exit_code`: 0 finished, 1 failed, 130/143 stopped by a signal after saving.
+    `trials`: directory names of those that are finished, the best first."""
 
     exit_code: int
     path: str
@@ -90,16 +93,18 @@ def train(
             if fresh:
                 _set_aside(place, lambda text: reporter.event("raytrain", "info", text))
             with DirectoryLock(place):
-                return _train(config, place, address, reporter, interrupts, command)
+                outcome = _train(
+                    config, place, reporter, interrupts, address=address, command=command
+                )
         except InterruptedEarly:
-            reporter.close()
-            return Outcome(
-                interrupts.exit_code,
-                str(Location.of(config.storage_path) / config.name),
-                f"Stopped before training began; nothing was lost. Continue with: {command}",
+            said = f"Stopped before training began; nothing was lost. Continue with: {command}"
+            outcome = Outcome(
+                interrupts.exit_code, str(Location.of(config.storage_path) / config.name), said
             )
         finally:
             reporter.close()
+    reporter.finished(outcome.message)
+    return outcome
 
 
 def resume(path: str | Path, **options: Any) -> Outcome:
@@ -143,16 +148,17 @@ def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entr
 def _train(
     config: ExperimentConfig,
     place: Location,
-    address: str | None,
     reporter: ConsoleReporter,
     interrupts: Interrupts,
+    *,
+    address: str | None,
     command: str,
 ) -> Outcome:
     def say(text: str) -> None:
         reporter.event("raytrain", "info", text)
 
     found = _read_experiment(place, say)
-    _refuse_other_run(config, place, found, say)
+    changed = _refuse_other_run(config, place, found, say)
     before = finished_trials(config, place)
     if found is not None and len(before) == num_trials(config):
         return Outcome(
@@ -163,11 +169,27 @@ def _train(
             tuple(before),
         )
     experiment = _describe_run(config, found, say)
-    experiment.write(place)
-    from raytrain.session import Session  # Ray is imported only when there is something to train.
+    if any(name.split(".")[0] in ALGORITHM_SECTIONS for name in changed):
+        from raytrain.tuner import forget_tune_files
 
-    with Session(config, address=address, interrupts=interrupts) as session:
-        watch = session.run(place, reporter, reopen=_was_finished(place))
+        forget_tune_files(place)
+    experiment.write(place)
+    from raytrain.session import RayLost, Session  # Ray is imported when there is work for it.
+
+    losses = 0
+    while True:
+        try:
+            with Session(config, address=address, interrupts=interrupts) as session:
+                done = len(finished_trials(config, place))
+                watch = session.run(place, reporter, finished=done)
+            break
+        except RayLost as lost:
+            losses += 1
+            if 0 <= config.failure.max_failures < losses:
+                raise
+            say(
+                f"{lost}. Ray is started again; each trial goes on from its newest good checkpoint."
+            )
     after = finished_trials(config, place)
     if interrupts.received is not None:
         return Outcome(
@@ -186,7 +208,8 @@ def _train(
             f"continue with: {command}",
             tuple(after),
         )
-    return Outcome(0, str(place), f"{config.name} finished: {_summary(after)}.", tuple(after))
+    ranked = sorted(after, key=lambda name: _rank(after[name], config), reverse=True)
+    return Outcome(0, str(place), f"{config.name} finished: {_summary(after)}.", tuple(ranked))
 
 
 def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
@@ -199,11 +222,12 @@ def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
 
 def _refuse_other_run(
     config: ExperimentConfig, place: Location, found: ExperimentFile | None, say: Say
-) -> None:
-    """Raise `ConfigChanged` unless `config` may continue what lies in the directory."""
+) -> list[str]:
+    """Raise `ConfigChanged` unless `config` may continue what lies in the directory. Returns the
+    fields that differ from those of the last start."""
     if found is None:
         _refuse_other_digest(config, place)
-        return
+        return []
     changed = differences(dict(found.config), config)
     wrong = [each for each in changed if not _may_change(each.field)]
     if wrong:
@@ -219,6 +243,7 @@ def _refuse_other_run(
                 f"{each.field} changes from {each.old!r} to {each.new!r}: the run continues, but is not "
                 "exact from here on; its manifests say so."
             )
+    return [each.field for each in changed]
 
 
 def _may_change(name: str) -> bool:
@@ -290,11 +315,6 @@ def _describe_run(
     )
 
 
-def _was_finished(place: Location) -> bool:
-    """Whether a trial has ended once; only then can a raised `stop` be what lets it go on."""
-    return any((trial / "final").is_dir() for trial in trials(place))
-
-
 def _set_aside(place: Location, say: Say) -> None:
     with storage_errors("Setting the old directory aside", place):
         if not place.exists():
@@ -304,6 +324,15 @@ def _set_aside(place: Location, say: Say) -> None:
             aside = place.parent / f"{place.name}.{moment}"
             place.move_tree(aside)
     say(f"--fresh: the old directory is now {aside}.")
+
+
+def _rank(entry: Entry, config: ExperimentConfig) -> float:
+    """The score of a trial's best checkpoint, so that higher is better."""
+    best = Catalogue(entry.location.parent).entry("best")
+    score = best.score if best is not None else entry.score
+    if score is None:
+        return -math.inf
+    return score if config.checkpoint.score_order == "max" else -score
 
 
 def _summary(done: dict[str, Entry]) -> str:

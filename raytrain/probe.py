@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
-from raytrain.config import ConfigError, resolve_env
+from raytrain.config import ConfigError, Problem, resolve_env
 from raytrain.trainable.snapshots import Proof, prove
 
 
@@ -28,8 +29,18 @@ def probe(env: str, env_config: str | None = None) -> Proof:
             raise ConfigError(
                 f"--env-config {env_config!r}: must be a mapping, such as '{{size: 5}}'"
             )
-    creator = resolve_env(env, os.getcwd())
+    try:
+        creator = resolve_env(env, os.getcwd())
+        creator.check_arguments(arguments)
+    except ConfigError as error:
+        # There is no file here: what is wrong is an argument of the command.
+        raise ConfigError(*(_of_the_command(problem) for problem in error.problems)) from None
     return prove(lambda: creator(arguments))
+
+
+def _of_the_command(problem: Problem) -> Problem:
+    name = problem.field.replace("environment.env_config", "--env-config")
+    return replace(problem, field=name.replace("environment.env", "ENV"))
 
 
 def report(env: str, proof: Proof) -> str:

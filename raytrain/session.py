@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
+import signal
+import socket
 from types import TracebackType
 from typing import Any
 
+import psutil
 import ray
 
 from raytrain import _ray
 from raytrain.checkpoint import Location
 from raytrain.config import ExperimentConfig, param_space
-from raytrain.errors import RaytrainError
+from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import Interrupts
 from raytrain.reporting import ConsoleReporter
 from raytrain.trainable.trial import TrialPPO
 from raytrain.tuner import build_tuner
 from raytrain.watch import Watch, describe
 
+_CONNECT_PATIENCE_S = 10.0
+_SERVICES = ("raylet", "gcs_server")
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -36,6 +40,10 @@ _ENVIRONMENT = {
 }
 
 
+class RayLost(RaytrainError):
+    """The local Ray instance died under the run."""
+
+
 class Session:
     """`with Session(config, ...) as session: session.run(...)`"""
 
@@ -46,6 +54,8 @@ class Session:
         self._address = address
         self._interrupts = interrupts
         self._started = False
+        self._services: list[tuple[psutil.Process, str]] = []
+        self._lost: RayLost | None = None
 
     def __enter__(self) -> Session:
         for name, value in _ENVIRONMENT.items():
@@ -69,10 +79,10 @@ class Session:
         if self._started:
             ray.shutdown()
 
-    def run(self, place: Location, reporter: ConsoleReporter, *, reopen: bool) -> Watch:
+    def run(self, place: Location, reporter: ConsoleReporter, *, finished: int) -> Watch:
         """Run all trials that are not done. Returns what was seen of them."""
-        watch = Watch(self._config, reporter, self._interrupts)
-        tuner, said = build_tuner(self._config, place, watch, reopen=reopen)
+        watch = Watch(self._config, reporter, self._interrupts, check=self._check_ray)
+        tuner, said = build_tuner(self._config, place, watch, finished=finished)
         if said is not None:
             reporter.event("raytrain", "warning", said)
         with self._interrupts.deferred():
@@ -80,8 +90,21 @@ class Session:
                 tuner.fit()
             except Exception as error:  # Of any kind: Tune tidies up as if nothing could fail,
                 # and a full disk makes it raise. How the run ended is read from storage, not here.
-                watch.errors.setdefault("tune", describe(error))
+                if self._lost is not None:
+                    raise self._lost from None
+                if not watch.errors:
+                    watch.errors["Tune"] = describe(error)
         return watch
+
+    def _check_ray(self) -> None:
+        """Raise `RayLost` if a process of the local Ray instance has died: without its raylet or GCS
+        a driver waits for ever, or is aborted a minute later."""
+        for service, name in self._services:
+            if not service.is_running() or service.status() == psutil.STATUS_ZOMBIE:
+                # At once, before Tune tidies up by talking to processes that are not there any more.
+                ray.shutdown()
+                self._lost = RayLost(f"Ray's process {name} (pid {service.pid}) died")
+                raise self._lost
 
     def _start_ray(self) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -92,8 +115,12 @@ class Session:
         else:
             options["include_dashboard"] = False
             options["num_cpus"] = max(os.cpu_count() or 1, self._cpus_of_a_trial())
+        _require_reachable(self._address)
         try:
             ray.init(**options)
+        except SystemExit:
+            # From its first moments on Ray answers a SIGTERM by itself, with the signal's number as code.
+            self._interrupts.note_early(signal.SIGTERM)
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = f"the cluster at {self._address}" if self._address else "a local Ray instance"
             raise RaytrainError(
@@ -101,6 +128,9 @@ class Session:
                 "same Ray version."
             ) from None
         self._started = True
+        if self._address is None:
+            children = psutil.Process().children(recursive=True)
+            self._services = [(each, each.name()) for each in children if each.name() in _SERVICES]
 
     def _cpus_of_a_trial(self) -> int:
         space = {**param_space(self._first_trial()), "import_path": self._config.import_path}
@@ -111,6 +141,15 @@ class Session:
         return self._config.model_copy(update={"search": ()})
 
 
-def local_results(place: Location) -> Path | None:
-    """The results directory for TensorBoard, if it is on a local disk."""
-    return place.local_path if place.is_local else None
+def _require_reachable(address: str | None) -> None:
+    """Raise `BadInput` if nobody listens at a cluster's address. Ray would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_PATIENCE_S).close()
+    except OSError as error:
+        raise BadInput(
+            f"--address {address}: nobody answers there ({error}). Check host and port, and that the "
+            "cluster is up."
+        ) from None

@@ -64,6 +64,11 @@ def read_tune_files(experiment: Location) -> TuneFiles:
     return TuneFiles(tuple(names), None if statuses else f"{states[-1]} lists no trial", statuses)
 
 
+def forget_tune_files(experiment: Location) -> None:
+    """Set Tune's files aside: what they say of the trials' resources may not hold any more."""
+    set_aside(experiment, read_tune_files(experiment).names)
+
+
 def set_aside(experiment: Location, names: tuple[str, ...]) -> None:
     """Move Tune's files out of Tune's sight. Nothing is deleted."""
     with storage_errors("Setting Tune's state aside", experiment):
@@ -120,12 +125,12 @@ def restored_tuner(config: ExperimentConfig, experiment: Location, watch: Any) -
 
 
 def build_tuner(
-    config: ExperimentConfig, experiment: Location, watch: Any, *, reopen: bool
+    config: ExperimentConfig, experiment: Location, watch: Any, *, finished: int
 ) -> tuple[Tuner, str | None]:
-    """The Tuner to run, and a sentence if Tune's own files could not be used. `reopen`: trials that
-    Tune holds for finished are to go on."""
+    """The Tuner to run, and a sentence if Tune's own files could not be used. `finished`: how many
+    trials have ended by what lies on storage; if Tune holds more for ended, some are to go on."""
     found = read_tune_files(experiment)
-    if found.problem is None and not (reopen and _FINISHED in found.statuses):
+    if found.problem is None and found.statuses.count(_FINISHED) <= finished:
         return restored_tuner(config, experiment, watch), None
     if not found.names:
         return fresh_tuner(config, experiment, watch), None

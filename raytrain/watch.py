@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -17,12 +17,14 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.tune import Callback
 
 from raytrain import _ray
+from raytrain.checkpoint import Catalogue, Location, StorageError
 from raytrain.config import ExperimentConfig
 from raytrain.faults import Interrupts, may_retry, why_it_died
-from raytrain.reporting import ConsoleReporter, StopTotals
+from raytrain.reporting import EVENT_LOG, ConsoleReporter, EventLog, StopTotals
 from raytrain.trainable.trial import REPORT
 
 _SAVE_DEADLINE_S = 300.0
+_CHECK_EVERY_S = 0.5
 
 
 class Watch(Callback):
@@ -33,10 +35,13 @@ class Watch(Callback):
         config: ExperimentConfig | None = None,
         reporter: ConsoleReporter | None = None,
         interrupts: Interrupts | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._reporter = reporter
         self._interrupts = interrupts
+        self._check = check
+        self._checked_at = 0.0
         self._begun = False
         self._failures: dict[str, int] = {}
         self._iterations: dict[str, int] = {}
@@ -57,6 +62,9 @@ class Watch(Callback):
             self._begun = True
             _ray.decide_retries(may_retry)
             _ray.reset_failure_count(trials, self._config.failure.max_failures)
+        if time.monotonic() - self._checked_at > _CHECK_EVERY_S:
+            self._checked_at = time.monotonic()
+            self._check()
         if self._interrupts.received is not None and not self.left:
             self.left = True
             self._save_all(trials)
@@ -115,16 +123,33 @@ class Watch(Callback):
             return
         name = str(trial)
         self._failures[name] = self._failures.get(name, 0) + 1
-        reached, saved = self._iterations.get(name, 0), self._checkpoints.get(name)
-        what = describe(_ray.last_error(trial))
+        reached, saved = self._iterations.get(name, 0), self._newest_saved(trial)
+        what = describe(_ray.last_error(trial)).rstrip(".")
         lost = reached - (saved or 0)
+        told = what
         if lost > 0 and will_retry:
-            what += (
-                f"; {lost} iteration{'s' * (lost > 1)} since the last checkpoint will be done again"
+            told += (
+                f"; {lost} iteration{'s' * (lost > 1)} after the last checkpoint will be done again"
             )
         if not will_retry:
             self.errors[name] = what
-        self._reporter.failed(name, what, failures=self._failures[name], will_retry=will_retry)
+        if saved is not None:
+            self._reporter.checkpointed(name, saved)
+        self._reporter.failed(name, told, failures=self._failures[name], will_retry=will_retry)
+        place = _place(trial)
+        if place.is_local:
+            log = EventLog(place.local_path / EVENT_LOG)
+            log.write("failed", told, attempt=self._failures[name], iteration=reached)
+
+    def _newest_saved(self, trial: Any) -> int | None:
+        """The iteration of the newest checkpoint on storage: a commit may have ended unreported."""
+        try:
+            iterations = [
+                entry.iteration for entry in Catalogue(_place(trial)).periodic() if entry.manifest
+            ]
+        except StorageError:
+            return self._checkpoints.get(str(trial))
+        return max(iterations, default=None)
 
     def _save_all(self, trials: list[Any]) -> None:
         assert self._interrupts is not None
@@ -152,6 +177,10 @@ class Watch(Callback):
                 said = f"not saved: {describe(error)}; its last checkpoint stands"
             if self._reporter is not None:
                 self._reporter.event(name, "info", said)
+
+
+def _place(trial: Any) -> Location:
+    return Location(trial.storage.storage_filesystem, trial.storage.trial_fs_path)
 
 
 def describe(error: BaseException | None) -> str:

@@ -261,7 +261,19 @@ BAD_VALUES = [
     ("no evaluation", "evaluation:\n  evaluation_interval: 2\n  evaluation_duration: 0",
      ":5: evaluation.evaluation_duration: 0", "at least 1"),
     ("parallel evaluation", "evaluation: {evaluation_parallel_to_training: true}",
-     ":3: evaluation.evaluation_parallel_to_training: true", "evaluation_num_env_runners"),
+     ":3: evaluation.evaluation_parallel_to_training: true: not used", "while they are being updated"),
+    ("restarts", "fault_tolerance:\n  restart_failed_env_runners: false",
+     ":4: fault_tolerance.restart_failed_env_runners: false: not used here", "at once"),
+    ("ignored losses", "fault_tolerance: {ignore_env_runner_failures: true}",
+     ":3: fault_tolerance.ignore_env_runner_failures: true: not used here", "group's state"),
+    ("restart delay", "fault_tolerance: {delay_between_env_runner_restarts_s: 1}",
+     ":3: fault_tolerance.delay_between_env_runner_restarts_s: 1: not", "leave the key out"),
+    ("health probe", "fault_tolerance: {env_runner_health_probe_timeout_s: 1}",
+     ":3: fault_tolerance.env_runner_health_probe_timeout_s: 1: not", "leave the key out"),
+    ("runner restore", "fault_tolerance: {env_runner_restore_timeout_s: 1}",
+     ":3: fault_tolerance.env_runner_restore_timeout_s: 1: not", "max_num_env_runner_restarts"),
+    ("learner's dictionary", "learners: {learner_config_dict: {deterministic: false}}",
+     ":3: learners.learner_config_dict: {\"deterministic\": false}: not", "debugging.deterministic"),
     ("no GAE", "training: {use_gae: false}", ":3: training.use_gae: false", "complete_episodes"),
     ("empty grid", "training: {lr: {grid_search: []}}", ':3: training.lr.grid_search: {"grid_se',
      "a list of one value or more"),
@@ -600,10 +612,7 @@ def test_fields_are_arguments_of_rllib_and_defaults_are_its_own():
                 ours = field.get_default()
                 if (stored.value if hasattr(stored, "value") else stored) != ours:
                     departures[key] = (stored, ours)
-    assert departures == {
-        "sample_timeout_s": (60.0, 600.0),
-        "delay_between_env_runner_restarts_s": (60.0, 1.0),
-    }
+    assert departures == {"sample_timeout_s": (60.0, 600.0)}
 
 
 def test_model_config_keys_are_those_of_rllib():
@@ -638,6 +647,12 @@ def test_algorithm_config_for_cartpole():
     assert algorithm.model_config["vf_share_layers"] is False
     pipeline = algorithm.build_env_to_module_connector(env=make_env(config))
     assert type(pipeline.connectors[0]).__name__ == "MeanStdFilter"
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_learner_is_told_whether_kernels_are_deterministic(wanted):
+    algorithm = to_algorithm_config(minimal(debugging={"deterministic": wanted}))
+    assert algorithm.learner_config_dict == {"deterministic": wanted}
 
 
 def test_registered_env_is_the_one_that_make_env_makes(write, envs):

@@ -143,6 +143,40 @@ def test_a_continued_run_says_where_it_goes_on(log):
     assert "4,000 steps/s" in log.lines()[1]
 
 
+def test_without_counters_the_first_result_sets_the_point_only(log):
+    """A run that is continued, its counters unknown: 50 iterations were not trained in a second."""
+    log.reporter.started("t0", stop=STOP)
+    log.result(10, seconds=30)  # the start of Ray and the environments' first steps
+    assert log.lines() == ["t0  40,000 of 200,000 steps (20%)  return 105.0 of 475"]
+    log.result(11, seconds=20)
+    assert log.lines()[-1].endswith("return 115.5 of 475  200 steps/s  13m00s left")
+
+
+def test_a_retry_without_counters_measures_within_the_attempt(log):
+    log.reporter.started("t0", stop=STOP)
+    for iteration in range(1, 5):
+        log.result(iteration)
+    log.reporter.failed("t0", "the node died", failures=1, will_retry=True)
+    log.reporter.started("t0", stop=STOP)
+    log.result(3, seconds=500)
+    assert log.lines()[-1] == (
+        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475  survived 1 failure"
+    )
+    log.result(4, seconds=20)
+    assert "  200 steps/s  15m20s left" in log.lines()[-1]
+
+
+def test_while_a_retry_starts_the_line_stands_still():
+    screen = Screen(terminal=True)
+    screen.reporter.started("t0", stop=STOP)
+    screen.result(20)
+    screen.reporter.failed("t0", "the node died", failures=1, will_retry=True)
+    screen.reporter.started("t0", stop=STOP)
+    screen.reporter.close()
+    final = screen.file.getvalue().rsplit("\x1b[2K", 1)[1]
+    assert "t0  80,000 of 200,000 steps" in final
+
+
 @pytest.mark.parametrize(
     ("stop", "left"),
     [

@@ -38,8 +38,6 @@ from raytrain.checkpoint.verify import check, fetch
 
 __all__ = [
     "EXPERIMENT_FILE",
-    "ExperimentFile",
-    "ExperimentFileError",
     "FORMAT",
     "KINDS",
     "MANIFEST_NAME",
@@ -54,6 +52,8 @@ __all__ = [
     "DirectoryLock",
     "Entry",
     "ExactLost",
+    "ExperimentFile",
+    "ExperimentFileError",
     "FileEntry",
     "Location",
     "Locked",

@@ -32,6 +32,8 @@ _PREFERENCE = ("periodic", "final", "best", "stage", "error")
 class NoGoodCheckpoint(RaytrainError):
     """There are checkpoints, and each of them is damaged."""
 
+    may_retry = False
+
     def __init__(self, trial: Location, damaged: list[Entry]) -> None:
         lines = "".join(f"\n  {entry.path}: {entry.problem}" for entry in damaged)
         super().__init__(

@@ -41,7 +41,9 @@ def entries_below(argument: str) -> list[tuple[Location, Entry]]:
 def entries_at(argument: str) -> list[tuple[Location, Entry]]:
     """The one checkpoint that `argument` is, damaged or not, or all below it."""
     place = Location.of(argument)
-    if is_trial(place) or trials(place):
+    with storage_errors("Looking for checkpoints", place):
+        holds_several = place.is_dir() and (is_trial(place) or bool(trials(place)))
+    if holds_several:
         return entries_below(argument)
     entry = resolve(argument, damaged_too=True)
     trial = entry.location
@@ -55,7 +57,7 @@ def local_policy_directory(argument: str) -> Iterator[Path]:
     """A local directory with the verified policy that `argument` means: an exported policy, or what
     `resolve` makes of it."""
     place = Location.of(argument)
-    if place.is_local and (place / _POLICY_FILE).exists():
+    if place.is_local and place.is_dir() and (place / _POLICY_FILE).exists():
         yield place.local_path
         return
     entry = resolve(argument)

@@ -14,6 +14,7 @@ another size the matrix product may round differently.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -141,11 +142,10 @@ class Policy:
             )
             columns[Columns.STATE_IN] = batch(self._current_states(len(items)))
         tensors = convert_to_torch_tensor(columns)
-        outputs: dict[str, Any]
-        if deterministic:
-            outputs = self.module.forward_inference(tensors)
-        else:
-            outputs = self.module.forward_exploration(tensors)
+        forward = (
+            self.module.forward_inference if deterministic else self.module.forward_exploration
+        )
+        outputs: dict[str, Any] = forward(tensors)
         if stateful:
             self._states = unbatch(convert_to_numpy(outputs[Columns.STATE_OUT]))
         return outputs
@@ -311,7 +311,7 @@ def _build_module(parts: PolicyParts) -> Any:
         model_config=dict(parts.model_config),
         catalog_class=catalog_class,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _without_deprecations():
         module = spec.build()
     try:
         module.load_state_dict(dict(parts.module_state), strict=True)
@@ -322,6 +322,19 @@ def _build_module(parts: PolicyParts) -> Any:
         ) from error
     # RLlib's forward methods switch to eval mode and back; the way back is a third of their time.
     return module.eval()
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Ray 2.60: `RLModule.__init__` makes an object that is deprecated, whatever it is given, and so
+    each first module of a process logs a warning that nobody can act upon."""
+    logger = logging.getLogger("ray._common.deprecation")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _imported(name: str, base: type) -> type:

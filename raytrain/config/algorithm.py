@@ -33,17 +33,22 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
 
     from ray.rllib.algorithms.ppo import PPOConfig
 
-    learners = config.learners.model_dump()
     algorithm = PPOConfig()
     algorithm.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
     algorithm.framework("torch")
     algorithm.environment(**{**config.environment.model_dump(), "env": register_env(config)})
     algorithm.env_runners(**_env_runners(config))
     algorithm.training(**config.training.model_dump())
-    algorithm.learners(**learners)
+    # RLlib hands this dictionary to the learner as it is.
+    for_the_learner = {"deterministic": config.debugging.deterministic}
+    algorithm.learners(**config.learners.model_dump(), learner_config_dict=for_the_learner)
     algorithm.rl_module(model_config=config.rl_module.model.model_dump())
     algorithm.evaluation(**_evaluation(config))
-    algorithm.fault_tolerance(**config.fault_tolerance.model_dump())
+    algorithm.fault_tolerance(
+        **config.fault_tolerance.model_dump(),
+        # So long sleeps an evaluation runner whose environment raised, before it ends (RLlib: 60).
+        delay_between_env_runner_restarts_s=1.0,
+    )
     algorithm.debugging(seed=config.seed, log_level=config.debugging.log_level)
     algorithm.resources(**config.resources.model_dump())
     return algorithm

@@ -25,8 +25,6 @@ def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
     yield from _minibatch(config)
     yield from _fragment(config)
     yield from _truncation(config)
-    yield from _evaluation(config)
-    yield from _env_runner_failures(config)
 
 
 def _stop(config: ExperimentConfig) -> Iterator[Conflict]:
@@ -81,30 +79,4 @@ def _truncation(config: ExperimentConfig) -> Iterator[Conflict]:
             "without it, episodes cannot be cut: set env_runners.batch_mode to complete_episodes",
             (("training", "use_gae"), ("env_runners", "batch_mode")),
             False,
-        )
-
-
-def _evaluation(config: ExperimentConfig) -> Iterator[Conflict]:
-    evaluation = config.evaluation
-    if evaluation.evaluation_parallel_to_training and not evaluation.evaluation_num_env_runners:
-        yield Conflict(
-            "needs evaluation_num_env_runners of 1 or more",
-            (
-                ("evaluation", "evaluation_parallel_to_training"),
-                ("evaluation", "evaluation_num_env_runners"),
-            ),
-            True,
-        )
-
-
-def _env_runner_failures(config: ExperimentConfig) -> Iterator[Conflict]:
-    faults = config.fault_tolerance
-    if faults.ignore_env_runner_failures and faults.restart_failed_env_runners:
-        yield Conflict(
-            "cannot go with restart_failed_env_runners; set one of the two to false",
-            (
-                ("fault_tolerance", "ignore_env_runner_failures"),
-                ("fault_tolerance", "restart_failed_env_runners"),
-            ),
-            True,
         )

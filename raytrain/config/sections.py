@@ -82,7 +82,8 @@ class EnvRunners(Section):
         default={}, description="Ray custom resources of an env runner."
     )
     sample_timeout_s: AboveZero | None = Field(
-        default=600.0, description="Seconds to wait for a rollout before its runner counts as lost."
+        default=600.0,
+        description="A runner that takes longer is waited for, and the person is told; null: not told.",
     )
 
 
@@ -184,9 +185,6 @@ class Evaluation(Section):
     evaluation_num_env_runners: Count = Field(
         default=0, description="Env runners for evaluation; 0 evaluates in the trial's own process."
     )
-    evaluation_parallel_to_training: bool = Field(
-        default=False, description="Evaluate while the next iteration trains."
-    )
     evaluation_sample_timeout_s: AboveZero | None = Field(
         default=120.0, description="Seconds to wait for evaluation rollouts."
     )
@@ -199,23 +197,10 @@ class Evaluation(Section):
 
 
 class FaultTolerance(Section):
-    """How lost env runners are replaced, inside a trial."""
+    """A lost env runner is started again at once, inside the trial, with its group's state."""
 
-    restart_failed_env_runners: bool = Field(default=True, description="Replace a lost env runner.")
-    ignore_env_runner_failures: bool = Field(
-        default=False, description="Go on without a lost env runner and without replacing it."
-    )
     max_num_env_runner_restarts: Count = Field(
-        default=1000, description="Replacements in all before the trial fails."
-    )
-    delay_between_env_runner_restarts_s: NonNegative = Field(
-        default=1.0, description="Seconds that a crashed env runner waits before it ends."
-    )
-    env_runner_health_probe_timeout_s: AboveZero = Field(
-        default=30.0, description="Seconds in which an env runner must answer."
-    )
-    env_runner_restore_timeout_s: AboveZero = Field(
-        default=1800.0, description="Seconds in which a replaced env runner must be ready."
+        default=1000, description="Restarts of one env runner before the trial fails."
     )
 
 

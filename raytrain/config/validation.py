@@ -50,6 +50,22 @@ _REASONS = {
     "training.model": "the network is described under rl_module.model_config",
     "env_runners.env_runner_cls": "raytrain brings its own env runner, which can be resumed",
     "learners.learner_class": "raytrain brings its own learner, which can be resumed",
+    "learners.learner_config_dict": "raytrain fills it; for deterministic kernels there is debugging.deterministic",
+    "evaluation.evaluation_parallel_to_training": (
+        "evaluation would read the weights while they are being updated, so its numbers could not "
+        "be reproduced; leave the key out"
+    ),
+    **dict.fromkeys(
+        (
+            "fault_tolerance.restart_failed_env_runners",
+            "fault_tolerance.ignore_env_runner_failures",
+            "fault_tolerance.delay_between_env_runner_restarts_s",
+            "fault_tolerance.env_runner_health_probe_timeout_s",
+            "fault_tolerance.env_runner_restore_timeout_s",
+        ),
+        "raytrain starts a lost env runner again at once, with its group's state; leave the key "
+        "out (fault_tolerance.max_num_env_runner_restarts limits how often)",
+    ),
 }
 
 

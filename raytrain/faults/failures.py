@@ -12,6 +12,7 @@ A process that was killed raises nothing and is not remembered: killing is not t
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from datetime import datetime, timezone
 
@@ -23,6 +24,7 @@ LAST_FAILURE = "last_failure.json"
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{16,}\b|\bpid[= ]\d+")
 
 
+_IN_CREATION = "error raised in its creation task"
 _DEATHS = (
     ("OutOfMemory", "it was killed for lack of memory"),
     ("memory monitor", "it was killed for lack of memory"),
@@ -62,8 +64,8 @@ class FailureMemory:
             return None
         return RepeatedFailure(
             f"Iteration {iteration} failed again with the same error, so retrying cannot help: "
-            f"{type(error).__name__}: {error}\nMend the cause and start the same command again; it "
-            "continues from the newest good checkpoint."
+            f"{type(error).__name__}: {str(error).rstrip('.')}.\nMend the cause and start the same "
+            "command again; it continues from the newest good checkpoint."
         )
 
     def _read(self) -> dict[str, object]:
@@ -80,9 +82,22 @@ def may_retry(error: BaseException | None) -> bool:
     return bool(getattr(cause, "may_retry", True))
 
 
+def able_to_travel(error: Exception) -> Exception:
+    """`error`, or its text if it cannot be pickled: an environment may raise what only exists there,
+    and Ray would then report the pickling instead."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # Whatever the class's own pickling raises.
+        return RaytrainError(f"{type(error).__name__}: {error}")
+    return error
+
+
 def why_it_died(error: BaseException) -> str:
     """Why a Ray process died, in a few words: Ray's own account is a paragraph of possibilities."""
-    text = " ".join(str(error).split())
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)
+    if _IN_CREATION in text:
+        return f"it could not start: {lines[-1]}"
     for sign, words in _DEATHS:
         if sign in text:
             return words

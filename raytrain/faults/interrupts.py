@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -60,6 +61,11 @@ class Interrupts:
             yield
         finally:
             self._deferred = False
+
+    def note_early(self, number: signal.Signals) -> NoReturn:
+        """A signal that somebody else's handler took before there was anything to save."""
+        self.received = number
+        raise InterruptedEarly
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

@@ -56,6 +56,9 @@ class _Trial:
     name: str
     stop: StopTotals
     point: _Point
+    measured: (
+        bool  # whether `point` is where this attempt was, so that a rate can be counted from it
+    )
     rate: tuple[float, float] | None = None  # timesteps and iterations a second, this attempt
     episode_return: float = math.nan
     stage: str | None = None
@@ -95,17 +98,23 @@ class ConsoleReporter:
         trial: str,
         *,
         stop: StopTotals,
-        iteration: int = 0,
-        timesteps: float = 0,
-        seconds: float = 0.0,
+        iteration: int | None = None,
+        timesteps: float | None = None,
+        seconds: float | None = None,
         checkpoint: int | None = None,
         failures: int = 0,
     ) -> None:
-        """A new attempt of a trial begins, at these counters; the rate is measured anew."""
+        """A new attempt of a trial begins, and the rate is measured anew: from the counters given, or,
+        if `iteration` and `timesteps` are not, from the attempt's first result."""
         now = self._clock()
         known = self._trials.get(trial)
-        state = _Trial(trial, stop, _Point(now, timesteps, iteration, seconds), failures=failures)
+        point = _Point(now, timesteps or 0.0, iteration or 0, seconds or 0.0)
+        given = iteration is not None and timesteps is not None
+        state = _Trial(trial, stop, point, measured=given, failures=failures)
         if known is not None:
+            if not given:
+                # The line stands still until the first result says where the attempt goes on.
+                state.point = known.point
             state.failures = max(failures, known.failures)
             state.episode_return, state.stage = known.episode_return, known.stage
             state.checkpoint, state.checkpoint_at = known.checkpoint, known.checkpoint_at
@@ -125,9 +134,10 @@ class ConsoleReporter:
             _number(row, "training_iteration", state.point.iterations),
             _number(row, "time_total_s", state.point.seconds),
         )
-        fresh = now.per_second(state.point)
-        state.rate = fresh if state.rate is None else _smoothed(state.rate, fresh)
-        state.point = now
+        if state.measured:
+            fresh = now.per_second(state.point)
+            state.rate = fresh if state.rate is None else _smoothed(state.rate, fresh)
+        state.point, state.measured = now, True
         episode_return = _number(row, "env_runners/episode_return_mean", math.nan)
         if not math.isnan(episode_return):  # NaN: no episode ended in this iteration
             state.episode_return = episode_return

@@ -214,6 +214,7 @@ class ExactPPO(PPO):
             "rng": RngStreams.capture().to_state(),
             "learners": learners,
             "groups": sorted(groups),
+            "envs_per_group": self.config.num_envs_per_env_runner,
         }
         try:
             policy: PolicyParts | PolicyFormatError = policy_parts(self)
@@ -261,13 +262,21 @@ class ExactPPO(PPO):
         self.metrics.stats = opaque["metrics"]
         self._iteration = plain["iteration"]
         saved = _read_groups(resume / "groups")
+        saved_eval = _read_groups(resume / "eval_groups")
+        envs = self.config.num_envs_per_env_runner
+        if plain["envs_per_group"] != envs:
+            reasons.append(
+                f"the number of environments in a group changed from {plain['envs_per_group']} to {envs}, "
+                "so all groups start new episodes"
+            )
+            saved, saved_eval = dict.fromkeys(saved, b""), {}
         if len(saved) != len(self._groups.indices):
             reasons.append(
                 f"the number of env groups changed from {len(saved)} to {len(self._groups.indices)}"
             )
         self._start_groups(
-            saved,
-            _read_groups(resume / "eval_groups"),
+            {index: snapshot for index, snapshot in saved.items() if snapshot},
+            saved_eval,
             iteration=self.iteration,
             connectors=opaque["connectors"],
         )

@@ -29,6 +29,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED, NUM_ENV_STEPS_SAMPLED
 
 from raytrain import _ray
 from raytrain.errors import RaytrainError
+from raytrain.faults import why_it_died
 from raytrain.trainable.filters import merge_connector_states
 from raytrain.trainable.runner import GroupEnvRunner, Rollout
 from raytrain.trainable.snapshots import Strategy
@@ -217,7 +218,7 @@ class EnvGroups:
                 if losses > _MAX_LOSSES_IN_A_ROW or not _comes_back(error):
                     raise RunnerLost(
                         f"The env runner of group {index} died {losses} times in a row and is given "
-                        f"up: {_reason(error)}"
+                        f"up: {why_it_died(error)}"
                     ) from None
                 self._revive(index, error)
 
@@ -245,14 +246,14 @@ class EnvGroups:
                 if time.monotonic() > deadline or not _comes_back(again):
                     raise RunnerLost(
                         f"The env runner of group {index} was lost and did not come back within "
-                        f"{_RESTART_DEADLINE_S:.0f} s: {_reason(error)}"
+                        f"{_RESTART_DEADLINE_S:.0f} s: {why_it_died(error)}"
                     ) from None
                 time.sleep(0.1)
         cost = "nothing is lost"
         if self._strategy == "reset":
             cost = "its running episodes are lost, since the environment cannot be restored"
         self._tell(
-            f"The env runner of group {index} died ({_reason(error)}). Its fragment of iteration "
+            f"The env runner of group {index} died ({why_it_died(error)}). Its fragment of iteration "
             f"{self._iteration + 1} is sampled again from the group's last state by a new process; "
             f"{cost} ({time.monotonic() - began:.1f} s)."
         )
@@ -287,11 +288,3 @@ def _comes_back(error: BaseException) -> bool:
         return True
     text = str(error)
     return "max_restarts" not in text and "ray.kill" not in text and "out of scope" not in text
-
-
-def _reason(error: BaseException) -> str:
-    """The first telling line of a Ray error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next(
-        (line for line in lines if "cause" in line.lower()), lines[0] if lines else "unknown"
-    )

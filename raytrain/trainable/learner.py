@@ -35,7 +35,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
 
     def _deterministic_kernels(self) -> bool:
         # RLlib switches deterministic kernels on for CPU builds of Torch only.
-        return bool(self.config.seed is not None) and torch.cuda.is_available()
+        wanted = bool(self.config.learner_config_dict.get("deterministic", True))
+        return wanted and torch.cuda.is_available()
 
     def exact_state(self) -> dict[str, Any]:
         """What RLlib leaves out: plain numbers as JSON types, the rest (`opaque`) pickled."""

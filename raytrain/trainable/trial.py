@@ -38,11 +38,13 @@ from raytrain.checkpoint import (
     RetentionPolicy,
 )
 from raytrain.config import (
+    ALGORITHM_SECTIONS,
+    ExperimentConfig,
     config_digest,
     config_from_dict,
     to_algorithm_config,
-    with_trial_values,
 )
+from raytrain.faults import able_to_travel
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.trainable.cadence import Cadence, Progress, StopRule, metric
 from raytrain.trainable.trial_directory import TrialDirectory
@@ -57,6 +59,19 @@ PARAMS_FILE = "params.json"
 _INTERRUPT_PAUSE_S = 0.2
 
 
+def own_config(config: ExperimentConfig, chosen: Mapping[str, Any]) -> ExperimentConfig:
+    """The experiment's present config with one trial's values of what is searched. Everything else
+    that Tune stored with the trial may have been changed by the person who continues the run."""
+    values = config.to_dict()
+    for space in config.search:
+        target: Any = values
+        found: Any = chosen
+        for key in space.path[:-1]:
+            target, found = target[key], found[key]
+        target[space.path[-1]] = found[space.path[-1]]
+    return config_from_dict(values)
+
+
 class TrialPPO(ExactPPO):
     """See the module's docstring. `config` is one point of the param space: algorithm sections."""
 
@@ -67,9 +82,7 @@ class TrialPPO(ExactPPO):
         self._tune_info = given.get(_ray.TRIAL_INFO)
         fs = storage.storage_filesystem
         self._experiment = _require(ExperimentFile.read(Location(fs, storage.experiment_fs_path)))
-        # Where the environment's module lies may have changed since Tune stored this trial.
-        chosen = {key: value for key, value in self._given.items() if key != "import_path"}
-        self._config = with_trial_values(config_from_dict(self._experiment.config), chosen)
+        self._config = own_config(config_from_dict(self._experiment.config), self._given)
         self._place = Location(fs, storage.trial_fs_path)
         self._failed_start: Exception | None = None
         self._interrupted = False
@@ -112,7 +125,9 @@ class TrialPPO(ExactPPO):
         self._saved_at_s = 0.0
         try:
             found = self._directory.open()
-            self._place.write_atomic(PARAMS_FILE, json.dumps(self._given, indent=1).encode())
+            values = self._config.to_dict()
+            own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
+            self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
             super().setup(config)
             self._continue_from(found.entry, found.messages)
         except Exception as error:  # Of any kind: see the module's docstring.
@@ -135,6 +150,8 @@ class TrialPPO(ExactPPO):
             self._exact_lost = manifest.exact_lost
         for message in messages:
             self.tell(message)
+        if self._exact_lost is not None and manifest.exact_lost is None:
+            self.tell(f"This run is not exact: {self._exact_lost.why}.")
         if restored.exact_lost is not None:
             self._lose_exactness(restored.exact_lost, manifest.iteration)
         self.tell(f"Continued from {entry.path} (iteration {manifest.iteration}, {entry.kind}).")
@@ -169,7 +186,13 @@ class TrialPPO(ExactPPO):
                 return self._end_without_training()
             return self._train_once()
         except Exception as error:  # Of any kind: remembered, and always raised again.
-            raise self._directory.failures.note(iteration, error) or error from error.__cause__
+            raise self._to_be_raised(iteration, error) from error.__cause__
+
+    def _to_be_raised(self, iteration: int, error: Exception) -> Exception:
+        if not getattr(error, "may_retry", True):
+            return error
+        repeated = self._directory.failures.note(iteration, error)
+        return repeated or able_to_travel(error)
 
     def _train_once(self) -> dict[str, Any]:
         before = self._progress()
@@ -177,9 +200,9 @@ class TrialPPO(ExactPPO):
         result["config"] = self._given
         try:
             self.raise_if_not_finite(result)
-        except NonFinite:
-            self._keep_for_post_mortem(result)
-            raise
+        except NonFinite as error:
+            kept = self._keep_for_post_mortem(result)
+            raise NonFinite(f"{error} The state is kept in {kept} to look at.") from None
         now = self._progress()
         row = {key: value for key, value in result.items() if key != "config"}
         self._directory.record(row, self.take_finished_episodes(), now.timesteps)
@@ -193,13 +216,13 @@ class TrialPPO(ExactPPO):
             self._save("periodic", result)
         return self._report(result, ended)
 
-    def _keep_for_post_mortem(self, result: Mapping[str, Any]) -> None:
-        """Save the broken state as kind `error`, which nothing is ever resumed from."""
+    def _keep_for_post_mortem(self, result: Mapping[str, Any]) -> str:
+        """Save the broken state as kind `error`, which nothing is ever resumed from; its name."""
         name = f"error_{self.iteration:06d}"
         if not self._directory.has(name):
             self._save("error", result)
             self._directory.poll(wait=True)
-            self.tell(f"The state after iteration {self.iteration} is kept in {name} to look at.")
+        return name
 
     def _end_without_training(self) -> dict[str, Any]:
         """The run restored is past its end: the trial is done, with the result it had."""

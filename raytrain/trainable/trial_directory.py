@@ -24,8 +24,8 @@ from raytrain.checkpoint import (
     BestPolicy,
     Catalogue,
     CommitJob,
-    Committer,
     CommitOutcome,
+    Committer,
     DirectoryLock,
     Entry,
     Location,
@@ -121,7 +121,7 @@ class TrialDirectory:
             aside = self._catalogue.quarantine(entry)
             messages.append(
                 f"Checkpoint {entry.path} is damaged ({entry.problem}). It was set aside in "
-                f"{aside.parent.name}/{aside.name}; an older one is used."
+                f"{aside.parent.name}/{aside.name}."
             )
         return Found(choice.entry, tuple(messages))
 
@@ -264,7 +264,7 @@ class TrialDirectory:
         self._failed_saves += 1
         self.tell(
             "save_failed",
-            f"Checkpoint {name} could not be written: {str(error).rstrip('.')}. Training goes on; older checkpoints are "
+            f"Checkpoint {name} could not be written: {str(error).rstrip('.')}. Training goes on; older ones are "
             f"untouched and the next save is tried as usual ({self._failed_saves} of "
             f"{self._max_failed_saves} failures in a row that the run bears).",
             iteration=iteration,

@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable
 from typing import Any, Literal
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
@@ -143,7 +143,7 @@ class Layers:
                     self._unpicklable.add((index, name))
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped base
+class _Pickler(cloudpickle.Pickler):  # untyped base
     def __init__(self, file: io.BytesIO, references: dict[int, tuple[Any, ...]]) -> None:
         super().__init__(file)
         self._references = references

@@ -76,7 +76,7 @@ class ReplaySnapshots:
         return recorder
 
 
-class Recorder(gym.Wrapper):  # type: ignore[misc]  # untyped base
+class Recorder(gym.Wrapper):  # untyped base
     """Notes what a replay needs; changes nothing."""
 
     def __init__(self, env: Any, layers: Layers) -> None:

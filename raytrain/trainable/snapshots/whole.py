@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 
 from raytrain.trainable.rng import preserved
 from raytrain.trainable.snapshots.protocol import Strategy, check_strategy

@@ -1,0 +1,300 @@
+"""Runs that are killed, interrupted, damaged and moved end as the run that was left alone."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytrain.reporting import comparable, differences, read_episodes
+from tests.conftest import Reference
+from tests.running import (
+    Run,
+    committed,
+    experiment_of,
+    iteration_of,
+    rows,
+    train,
+    trial_of,
+    write_config,
+)
+
+
+def assert_same_run(trial: Path, reference: Reference) -> None:
+    """Every record of `trial` equals the undisturbed run's, wall-clock left out."""
+    found = rows(trial)
+    assert [row["training_iteration"] for row in found] == list(range(1, len(reference.rows) + 1))
+    assert [row["weights_sha256"] for row in found] == reference.digests()
+    for row, expected in zip(found, reference.rows, strict=True):
+        assert differences(comparable(row), comparable(expected)) == []
+    with (trial / "progress.csv").open(newline="") as file:
+        listed = [int(row["training_iteration"]) for row in csv.DictReader(file)]
+    assert listed == list(range(1, len(found) + 1))
+    assert tensorboard_steps(trial) == listed
+    assert read_episodes(trial).equals(read_episodes(reference.trial))
+
+
+def tensorboard_steps(trial: Path) -> list[int]:
+    """Steps of one curve, from the raw records of all event files, in the order of the files."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    steps = []
+    for path in sorted(trial.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            if any(
+                value.tag == "ray/tune/num_env_steps_sampled_lifetime"
+                for value in event.summary.value
+            ):
+                steps.append(event.step)
+    return steps
+
+
+def start(config: Path, *arguments: str) -> Run:
+    return Run("train", str(config), *arguments, log=config.parent / "log.txt")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path / "run.yaml")
+
+
+def test_killed_again_and_again(config: Path, undisturbed: Reference) -> None:
+    """SIGKILL of the trial's process, of the raylet, of an env runner, of the driver alone, of
+    everything at once: five deaths in one run."""
+    trial = trial_of(config)
+    run = start(config)
+    run.until(lambda: iteration_of(trial) >= 3)
+    os.kill(run.pids("ray::TrialPPO")[0], signal.SIGKILL)
+    run.until(lambda: "Continued from" in run.output())
+    before = iteration_of(trial)
+    os.kill(run.pids("ray::GroupEnvRunner")[0], signal.SIGKILL)
+    run.until(lambda: iteration_of(trial) > before)
+    run.process.kill()
+    run.process.wait()
+
+    run = start(config)
+    before = iteration_of(trial)
+    run.until(lambda: run.pids("ray::GroupEnvRunner") and iteration_of(trial) > before)
+    run.kill_everything()
+
+    run = start(config)
+    run.until(lambda: run.pids("ray::GroupEnvRunner"))
+    os.kill(run.pids("raylet")[0], signal.SIGKILL)
+    assert run.wait() == 0, run.output()
+    assert "the trial's process died: it was killed or crashed" in run.output()
+    assert "Ray is started again" in run.output()
+    assert_same_run(trial, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, id="SIGINT"),
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted_saves_first(
+    config: Path, undisturbed: Reference, number: signal.Signals, code: int
+) -> None:
+    trial = trial_of(config)
+    run = start(config)
+    run.until(lambda: iteration_of(trial) >= 3)
+    if number is signal.SIGINT:
+        os.killpg(run.process.pid, number)  # As a terminal does: to every process of the group.
+    else:
+        run.signal(number)
+    assert run.wait(60) == code, run.output()
+    assert "Continue with: " in run.output()
+    last = iteration_of(trial)
+    newest = trial / f"checkpoint_{last:06d}" / "manifest.json"
+    assert '"kind": "interrupted"' in newest.read_text()
+    assert f"Continued from checkpoint_{last:06d}" in train(config)
+    assert_same_run(trial, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_leaves_at_once(config: Path, undisturbed: Reference) -> None:
+    trial = trial_of(config)
+    run = start(config)
+    run.until(lambda: committed(trial))
+    run.signal(signal.SIGINT)
+    run.until(lambda: "once more leaves at once" in run.output())
+    run.signal(signal.SIGINT)
+    assert run.wait(10) == 130, run.output()
+    train(config)
+    assert_same_run(trial, undisturbed)
+
+
+def test_damaged_moved_and_robbed_of_tunes_files(
+    config: Path, undisturbed: Reference, tmp_path: Path
+) -> None:
+    """The newest checkpoint has a flipped bit, tuner.pkl is cut, and the directory lies elsewhere
+    under another name."""
+    trial = trial_of(config)
+    run = start(config)
+    run.until(lambda: len(committed(trial)) >= 2)
+    run.kill_everything()
+    newest = trial / f"checkpoint_{committed(trial)[-1]:06d}"
+    state = newest / "learner_group" / "learner" / "state.pkl"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    experiment = experiment_of(config)
+    tuner = experiment / "tuner.pkl"
+    tuner.write_bytes(tuner.read_bytes()[:100])
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    experiment.rename(moved)
+
+    run = Run("resume", str(moved), log=tmp_path / "resume.txt")
+    assert run.wait() == 0, run.output()
+    assert f"{newest.name} is damaged (learner_group/learner/state.pkl: SHA-256" in run.output()
+    assert "tuner.pkl is damaged" in run.output()
+    aside = moved / trial.name / "quarantine" / newest.name / "learner_group/learner/state.pkl"
+    assert aside.read_bytes() == content
+    assert_same_run(moved / trial.name, undisturbed)
+
+
+@pytest.mark.slow
+def test_no_good_checkpoint_left_is_said_and_nothing_is_begun_anew(config: Path) -> None:
+    train(config)
+    trial = trial_of(config)
+    shutil.rmtree(trial / "final")
+    for manifest in trial.glob("*/manifest.json"):
+        (manifest.parent / "algorithm_state.pkl").write_bytes(b"")
+    before = rows(trial)
+    output = train(config, code=1)
+    assert "No good checkpoint is left" in output
+    assert "algorithm_state.pkl: 0 bytes, manifest says" in output
+    assert "--fresh" in output
+    assert rows(trial) == before
+
+
+def test_two_runs_in_one_directory_are_refused(config: Path, undisturbed: Reference) -> None:
+    trial = trial_of(config)
+    run = start(config)
+    run.until(lambda: iteration_of(trial) >= 1)
+    second = train(config, log=config.parent / "second.txt", code=1)
+    assert f"is being written by process {run.process.pid}" in second
+    assert run.wait() == 0, run.output()
+    assert_same_run(trial, undisturbed)
+    assert "is finished" in train(config)
+
+
+def test_a_grid_continues_as_one_experiment(tmp_path: Path) -> None:
+    """Four trials; everything dies in the middle. Each ends as it does undisturbed."""
+    sections: dict[str, Any] = {
+        "training": {"lr": {"grid_search": [1e-3, 3e-4]}, "gamma": {"grid_search": [0.9, 0.99]}},
+        "env_runners": {"num_env_runners": 0},
+        "stop": {"iterations": 6},
+    }
+    (tmp_path / "left_alone").mkdir()
+    alone = write_config(tmp_path / "left_alone" / "run.yaml", **sections)
+    train(alone)
+    config = write_config(tmp_path / "run.yaml", **sections)
+    run = start(config)
+    run.until(lambda: iteration_of(trial_of(config, 0)) >= 3)
+    run.kill_everything()
+    output = train(config)
+    assert "4 trial" not in output
+    for index in range(4):
+        expected = Reference(trial_of(alone, index))
+        assert len(expected.rows) == 6
+        assert_same_run(trial_of(config, index), expected)
+    assert len({Reference(trial_of(alone, index)).digests()[-1] for index in range(4)}) == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_delays_checkpoints_only(
+    tmp_path: Path, small_disk: Path, undisturbed: Reference
+) -> None:
+    config = write_config(
+        tmp_path / "run.yaml",
+        storage_path=str(small_disk / "results"),
+        checkpoint={"max_failed_saves": 100},
+    )
+    trial = trial_of(config)
+    run = start(config)
+    run.until(lambda: committed(trial))
+    kept = committed(trial)[-1]
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * 65536):
+                pass
+        except OSError:
+            pass
+    run.until(lambda: "could not be written" in run.output())
+    assert (trial / f"checkpoint_{kept:06d}" / "manifest.json").exists()
+    filler.unlink()
+    assert run.wait() == 0, run.output()
+    assert "Training goes on" in run.output()
+    assert_same_run(trial, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_disk_that_stays_full_stops_the_trial(
+    tmp_path: Path, small_disk: Path, undisturbed: Reference
+) -> None:
+    config = write_config(
+        tmp_path / "run.yaml",
+        storage_path=str(small_disk / "results"),
+        checkpoint={"max_failed_saves": 1},
+    )
+    trial = trial_of(config)
+    run = start(config)
+    run.until(lambda: committed(trial))
+    filler = small_disk / "filler"
+    subprocess.run(
+        ["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True
+    )
+    assert run.wait() == 1, run.output()
+    assert "checkpoints in a row could not be written" in run.output()
+    filler.unlink()
+    train(config)
+    assert_same_run(trial, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        pytest.param("nan", "total_loss is nan"),
+        pytest.param("raise", "ValueError: negative speed", marks=pytest.mark.slow),
+    ],
+)
+def test_an_error_that_comes_back_is_not_retried_for_ever(
+    tmp_path: Path, what: str, told: str
+) -> None:
+    shutil.copy(Path(__file__).parent / "broken_env.py", tmp_path)
+    config = write_config(
+        tmp_path / "run.yaml",
+        environment={"env": "broken_env:BrokenEnv", "env_config": {"what": what}},
+        env_runners={"num_env_runners": 0},
+        failure={"max_failures": 50},
+    )
+    output = train(config, code=1)
+    assert told in output
+    assert "failed again with the same error" in output
+    trial = trial_of(config)
+    kept = [path.name for path in trial.glob("error_*")]
+    assert kept == (["error_000004"] if what == "nan" else [])
+    assert committed(trial) == [2]
+    # Started once more it fails at once, still from the good checkpoint.
+    assert "Continued from checkpoint_000002" in train(config, code=1)
