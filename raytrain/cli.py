@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -102,11 +101,9 @@ def _keep_warnings_quiet() -> None:
 
 
 def _keep_ray_quiet() -> None:
-    """Keep Ray off stderr. Importing Ray sets its loggers' levels, so that has to come first."""
+    """Keep Ray's loggers off stderr. Importing Ray sets their levels, so that has to come first."""
     from raytrain import _ray
 
-    # Its C++ part has no logger: it warns there of every actor that may be started again.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     _ray.quiet_driver()
     for name in ("ray", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -2,23 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
-
-from tests.running import rows, train, trial_of, write_config
-
-
-class Reference:
-    """An undisturbed run: what every disturbed one must be equal to."""
-
-    def __init__(self, trial: Path) -> None:
-        self.trial = trial
-        self.rows: list[dict[str, Any]] = rows(trial)
-
-    def digests(self) -> list[str]:
-        return [row["weights_sha256"] for row in self.rows]
+from running import Reference, train, trial_of, write_config
 
 
 @pytest.fixture(scope="session")

@@ -156,3 +156,14 @@ def committed(trial: Path) -> list[int]:
     return sorted(
         int(path.parent.name.split("_")[1]) for path in trial.glob("checkpoint_*/manifest.json")
     )
+
+
+class Reference:
+    """An undisturbed run: what every disturbed one must be equal to."""
+
+    def __init__(self, trial: Path) -> None:
+        self.trial = trial
+        self.rows: list[dict[str, Any]] = rows(trial)
+
+    def digests(self) -> list[str]:
+        return [row["weights_sha256"] for row in self.rows]

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import yaml
 from ray._private import worker
+from running import experiment_of, train, trial_of, write_config
 from typer.testing import CliRunner
 
 import raytrain
 from raytrain.cli import app
 from raytrain.errors import BadInput
-from tests.running import experiment_of, train, trial_of, write_config
 
 ROWS = {"path", "kind", "iteration", "timesteps", "score", "weights_sha256", "good", "problem"}
 
@@ -88,7 +88,6 @@ def loud_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
     loggers = [logging.getLogger(name) for name in ("ray", "ray.rllib", "ray.tune")]
     levels = [logger.level for logger in loggers]
-    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)

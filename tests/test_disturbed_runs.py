@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from raytrain.reporting import comparable, differences, read_episodes
-from tests.conftest import Reference
-from tests.running import (
+from running import (
+    Reference,
     Run,
     committed,
     experiment_of,
@@ -25,6 +23,8 @@ from tests.running import (
     trial_of,
     write_config,
 )
+
+from raytrain.reporting import comparable, differences, read_episodes
 
 
 def assert_same_run(trial: Path, reference: Reference) -> None:

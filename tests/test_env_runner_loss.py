@@ -18,11 +18,7 @@ from tiny_ppo import Told, built, iterate, unlike
 from raytrain.trainable.groups import RunnerLost
 
 STUMBLING = {"env": "tiny_ppo:Stumbling", "env_config": {"at": 70}}
-TWO = {
-    "env_runners": {"num_env_runners": 2, "observation_filter": "MeanStdFilter"},
-    # RLlib lets a runner whose environment raised sleep so long: here none does.
-    "fault_tolerance": {"delay_between_env_runner_restarts_s": 60.0},
-}
+TWO = {"env_runners": {"num_env_runners": 2, "observation_filter": "MeanStdFilter"}}
 
 
 @pytest.fixture(scope="module", autouse=True)
