@@ -21,7 +21,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)  ## Benchmark tables, printed and written to build/benchmarks.json.
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python tests/benchmarks
 
 # Torch comes first and alone: with it in place, no other package asks for another build of it.
 $(READY): pyproject.toml constraints.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -298,3 +299,25 @@ def test_an_error_that_comes_back_is_not_retried_for_ever(
     assert committed(trial) == [2]
     # Started once more it fails at once, still from the good checkpoint.
     assert "Continued from checkpoint_000002" in train(config, code=1)
+
+
+@pytest.mark.slow
+def test_another_number_of_groups_continues_and_says_that_exactness_is_lost(config: Path) -> None:
+    trial = trial_of(config)
+    run = start(config)
+    run.until(lambda: iteration_of(trial) >= 3)
+    run.signal(signal.SIGINT)
+    assert run.wait(60) == 130, run.output()
+    last = iteration_of(trial)
+    more = ["--set", "env_runners.num_env_runners=2", "--set", f"stop.iterations={last + 2}"]
+    assert f"From iteration {last} on this run is not exact" in train(config, *more)
+    wider = ["--set", "env_runners.num_envs_per_env_runner=3"]
+    end = ["--set", "env_runners.num_env_runners=2", "--set", f"stop.iterations={last + 4}"]
+    train(config, *wider, *end)
+    manifest = json.loads((trial / "final" / "manifest.json").read_text())
+    assert manifest["iteration"] == last + 4
+    assert manifest["exact"] is False
+    assert manifest["exact_lost"]["since_iteration"] == last
+    assert "groups changed from 1 to 2" in manifest["exact_lost"]["why"]
+    groups = sorted(path.name for path in (trial / "final/resume/groups").iterdir())
+    assert groups == ["group_0000.pkl", "group_0001.pkl"]
