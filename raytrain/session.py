@@ -41,7 +41,7 @@ _ENVIRONMENT = {
 
 
 class RayLost(RaytrainError):
-    """The local Ray instance died under the run."""
+    """The local Ray instance did not start, or died under the run."""
 
 
 class Session:
@@ -121,11 +121,13 @@ class Session:
         except SystemExit:
             # From its first moments on Ray answers a SIGTERM by itself, with the signal's number as code.
             self._interrupts.note_early(signal.SIGTERM)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = f"the cluster at {self._address}" if self._address else "a local Ray instance"
+        except Exception as error:  # Ray raises bare Exceptions here.
+            if self._address is None:
+                ray.shutdown()
+                raise RayLost(f"Ray could not start on this machine: {error}") from None
             raise RaytrainError(
-                f"Cannot start on {where}: {error} Check `--address`, and that the cluster runs the "
-                "same Ray version."
+                f"Cannot connect to the cluster at {self._address}: {error} Check `--address`, and "
+                "that the cluster runs the same Ray version."
             ) from None
         self._started = True
         if self._address is None:

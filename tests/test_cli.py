@@ -360,7 +360,7 @@ def test_a_finished_run_says_so_without_ray(run, tmp_path):
         ended, left = left_behind(tmp_path, *arguments)
         assert (ended.code, ended.out) == (0, "")
         assert ended.err.startswith("run is finished: trial_00000 at iteration 4")
-        assert not left["ray started"] and not left["torch"]
+        assert not left["ray"] and not left["torch"]
     assert files_of(run.experiment) == before
 
 

@@ -15,7 +15,8 @@ import pytest
 import ray
 from tiny_ppo import Told, built, iterate, unlike
 
-from raytrain.trainable.groups import RunnerLost
+from raytrain.trainable.groups import NoNewEnvSteps, RunnerLost
+from raytrain.trainable.runner import Rollout
 
 STUMBLING = {"env": "tiny_ppo:Stumbling", "env_config": {"at": 70}}
 TWO = {"env_runners": {"num_env_runners": 2, "observation_filter": "MeanStdFilter"}}
@@ -112,3 +113,13 @@ def test_a_runner_that_ray_does_not_start_again_ends_the_trial():
         ray.kill(actor)
         with pytest.raises(RunnerLost, match="env runner of group 0"):
             iterate(algorithm, 1)
+
+
+def test_an_iteration_without_new_steps_is_an_error(monkeypatch):
+    with built() as algorithm:
+        iterate(algorithm, 1)
+        runner = algorithm.env_runner
+        nothing = Rollout([], runner.get_metrics(), [], runner.connector_state(), None)
+        monkeypatch.setattr(runner, "rollout", lambda *args, **kwargs: nothing)
+        with pytest.raises(NoNewEnvSteps, match=r"Iteration 2 got no new environment steps"):
+            algorithm.train()

@@ -27,7 +27,6 @@ from fnmatch import translate
 from typing import Any
 
 import numpy as np
-from ray.tune.utils import flatten_dict
 
 LEFT_OUT = (
     # time and speed
@@ -82,6 +81,9 @@ MISSING = "(missing)"
 
 def comparable(row: Mapping[str, Any]) -> dict[str, Any]:
     """`row` (nested or flat) flattened with "/", without the keys that `LEFT_OUT` names."""
+    # Not at the top: commands that only look at files need not wait for Ray's import.
+    from ray.tune.utils import flatten_dict
+
     flat = flatten_dict(dict(row), delimiter="/")
     return {key: value for key, value in flat.items() if not _LEFT_OUT.match(key)}
 

@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.air.constants import EXPR_PROGRESS_FILE, EXPR_RESULT_FILE
-from ray.tune.logger.json import SafeFallbackEncoder
-from ray.tune.utils import flatten_dict
-
 from raytrain.reporting.appending import AppendOnlyFile, lines_from_end, replace_file
 
 ITERATION = "training_iteration"
+# Tune's names (`ray.air.constants`). Ray is not imported at the top of this module: commands that only
+# look at files need not wait for it.
+_RESULT_FILE, _PROGRESS_FILE = "result.json", "progress.csv"
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,16 @@ class Row:
 
 def encode_row(result: Mapping[str, Any]) -> Row:
     """Raises KeyError without `training_iteration`."""
+    from ray.tune.logger.json import SafeFallbackEncoder
+
     line = json.dumps(dict(result), cls=SafeFallbackEncoder)
     return _row(line.encode() + b"\n", json.loads(line))
 
 
 def _row(line: bytes, decoded: dict[str, Any]) -> Row:
     decoded.pop("config", None)
+    from ray.tune.utils import flatten_dict
+
     flat = flatten_dict(decoded, delimiter="/")
     return Row(int(flat[ITERATION]), line, flat)
 
@@ -64,7 +67,7 @@ class ResultJson:
     """The file that the other two can be rebuilt from."""
 
     def __init__(self, directory: Path) -> None:
-        self.path = directory / EXPR_RESULT_FILE
+        self.path = directory / _RESULT_FILE
         self._file: AppendOnlyFile | None = None
         self.last = 0
 
@@ -110,7 +113,7 @@ class ProgressCsv:
     """progress.csv with all columns."""
 
     def __init__(self, directory: Path, source: ResultJson) -> None:
-        self.path = directory / EXPR_PROGRESS_FILE
+        self.path = directory / _PROGRESS_FILE
         self._source = source
         self._file: AppendOnlyFile | None = None
         self._columns: list[str] = []

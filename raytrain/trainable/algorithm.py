@@ -20,7 +20,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,6 @@ class Restored:
 
     iteration: int
     exact_lost: str | None = None
-    notes: tuple[str, ...] = field(default=())
 
 
 def prepare(config: AlgorithmConfig) -> PPOConfig:

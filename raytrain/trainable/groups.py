@@ -13,6 +13,7 @@ with the state that its group had before the fragment, so that the iteration's d
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class EnvGroups:
         collected = Collected()
         while collected.env_steps < min_env_steps:
             rollouts = self._rollouts()
-            steps = sum(int(r.metrics.get(NUM_ENV_STEPS_SAMPLED, 0)) for r in rollouts)
+            steps = sum(_steps_of(rollout) for rollout in rollouts)
             if steps == 0:
                 raise NoNewEnvSteps(
                     f"Iteration {self._iteration + 1} got no new environment steps from "
@@ -288,3 +289,9 @@ def _comes_back(error: BaseException) -> bool:
         return True
     text = str(error)
     return "max_restarts" not in text and "ray.kill" not in text and "out of scope" not in text
+
+
+def _steps_of(rollout: Rollout) -> int:
+    """Environment steps of a rollout. RLlib's count of a rollout without a step is NaN."""
+    steps = float(rollout.metrics.get(NUM_ENV_STEPS_SAMPLED, 0))
+    return 0 if math.isnan(steps) else int(steps)
