@@ -228,7 +228,8 @@ class TrialPPO(ExactPPO):
         """The run restored is past its end: the trial is done, with the result it had."""
         result = {**self._parting, **self.get_auto_filled_metrics(), "done": True}
         result.update(config=self._given, training_iteration=self.iteration)
-        if _require(self._directory.last_saved).kind != "final":
+        saved = self._directory.last_saved
+        if saved is None or saved.kind != "final":
             self._save("final", result)
             self._finish_final()
         return self._report(result, self._done_with)
@@ -237,7 +238,9 @@ class TrialPPO(ExactPPO):
         """The end of a run is only the end once its last checkpoint is committed."""
         while True:
             outcomes = self._directory.poll(wait=True)
-            if _require(self._directory.last_saved).kind == "final":
+            saved = self._directory.last_saved
+            # An older end counts for nothing: a finished run may have been trained on.
+            if saved is not None and (saved.kind, saved.iteration) == ("final", self.iteration):
                 return
             time.sleep(1.0 if outcomes else 0.0)
             self._save("final", self._parting)
@@ -260,7 +263,8 @@ class TrialPPO(ExactPPO):
     @override(PPO)
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """The newest committed checkpoint, as Tune wants to hear of it."""
-        saved = _require(self._directory.last_saved)
+        saved = self._directory.last_saved
+        assert saved is not None, "Tune is told of a checkpoint only when there is one"
         place = self._place / self._directory.last_saved_name
         metrics = {**saved.metrics, "training_iteration": saved.iteration}
         return _ray.training_result(place.path, place.fs, metrics)
