@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -39,7 +40,10 @@ class Interrupts:
         return self
 
     def install(self) -> None:
-        """Take the signals. Again after `ray.init`, which sets a SIGTERM handler of its own."""
+        """Take the signals. Again after `ray.init`, which sets a SIGTERM handler of its own. Only the
+        main thread may; a run in another thread is not interrupted by signals."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in _SIGNALS:
             before = signal.signal(number, self._note)
             self._before.setdefault(number, before)
