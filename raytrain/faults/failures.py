@@ -31,6 +31,7 @@ _DEATHS = (
     ("node was terminated", "its node was terminated"),
     ("node has died", "its node died"),
     ("connection error code", "it was killed or crashed"),
+    ("RpcError", "it was killed or crashed"),
     ("SIGKILL", "it was killed"),
     ("SYSTEM_ERROR", "it was killed or crashed"),
     ("INTENDED_SYSTEM_EXIT", "it ended"),

@@ -1,0 +1,72 @@
+"""When a checkpoint is due and when a run ends: the same iterations whether or not it was resumed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from raytrain.trainable.cadence import Cadence, Progress, StopRule, metric
+
+
+def at(iteration: int, timesteps: int = 0, episodes: int = 0, time_s: float = 0.0) -> Progress:
+    return Progress(iteration, timesteps, episodes, time_s)
+
+
+def test_every_so_many_iterations():
+    cadence = Cadence(iterations=3)
+    due = [k for k in range(1, 10) if cadence.due(at(k), at(k - 1), 0.0)]
+    assert due == [3, 6, 9]
+
+
+def test_a_multiple_that_was_passed_is_due_once():
+    cadence = Cadence(timesteps=1000, episodes=None)
+    steps = [0, 600, 1200, 1800, 2400, 3600]
+    pairs = zip(enumerate(steps[1:], 1), steps, strict=False)
+    due = [k for (k, now), before in pairs if cadence.due(at(k, now), at(k - 1, before), 0.0)]
+    assert due == [2, 4, 5]
+
+
+def test_episodes_and_seconds():
+    assert Cadence(episodes=10).due(at(1, 0, 10), at(0, 0, 9), 0.0)
+    assert not Cadence(episodes=10).due(at(1, 0, 19), at(0, 0, 10), 0.0)
+    assert Cadence(seconds=5).due(at(1, 0, 0, 12.0), at(0), 7.0)
+    assert not Cadence(seconds=5).due(at(1, 0, 0, 11.9), at(0), 7.0)
+
+
+def test_nothing_set_is_never_due():
+    assert not Cadence().due(at(100, 10**6, 10**4, 1e5), at(99), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "now", "result", "reached"),
+    [
+        (StopRule(timesteps=100), at(1, 100), {}, "timesteps 100"),
+        (StopRule(timesteps=100), at(1, 99), {}, None),
+        (StopRule(iterations=2), at(2), {}, "iterations 2"),
+        (StopRule(episodes=5), at(1, 1, 6), {}, "episodes 6"),
+        (StopRule(time_s=1.5), at(1, 1, 1, 1.5), {}, "time_s 1.5"),
+        (
+            StopRule(metrics={"episode_return_mean": 475}),
+            at(1),
+            {"env_runners": {"episode_return_mean": 480.0}},
+            "episode_return_mean 480",
+        ),
+        (
+            StopRule(metrics={"episode_return_mean": 475}),
+            at(1),
+            {"env_runners": {"episode_return_mean": math.nan}},
+            None,
+        ),
+    ],
+)
+def test_the_end(rule, now, result, reached):
+    assert rule.reached(now, result) == reached
+
+
+def test_metrics_by_path_and_by_short_name():
+    result = {"env_runners": {"episode_return_mean": 3}, "learners": {"p": {"loss": 0.5}}, "a": "x"}
+    assert metric(result, "episode_return_mean") == 3.0
+    assert metric(result, "learners/p/loss") == 0.5
+    assert metric(result, "absent") is None
+    assert metric(result, "a") is None
