@@ -41,8 +41,8 @@ class CommitJob:
     staging: Path
     name: str
     manifest: Manifest
-    prepare: Callable[[], None] = lambda: None
     also: tuple[str, ...] = ()
+    prepare: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
