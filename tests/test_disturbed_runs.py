@@ -178,6 +178,7 @@ def test_no_good_checkpoint_left_is_said_and_nothing_is_begun_anew(config: Path)
     assert rows(trial) == before
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_directory_are_refused(config: Path, undisturbed: Reference) -> None:
     trial = trial_of(config)
     run = start(config)
@@ -189,6 +190,7 @@ def test_two_runs_in_one_directory_are_refused(config: Path, undisturbed: Refere
     assert "is finished" in train(config)
 
 
+@pytest.mark.slow
 def test_a_grid_continues_as_one_experiment(tmp_path: Path) -> None:
     """Four trials; everything dies in the middle. Each ends as it does undisturbed."""
     sections: dict[str, Any] = {
