@@ -180,11 +180,11 @@ def _train(
     while True:
         try:
             with Session(config, address=address, interrupts=interrupts) as session:
-                done = len(finished_trials(config, place))
-                watch = session.run(place, reporter, finished=done)
+                watch = session.run(place, reporter, finished=len(before))
             break
         except RayLost as lost:
             losses += 1
+            before = finished_trials(config, place)
             if 0 <= config.failure.max_failures < losses:
                 raise
             say(

@@ -124,7 +124,8 @@ class Session:
         except Exception as error:  # Ray raises bare Exceptions here.
             if self._address is None:
                 ray.shutdown()
-                raise RayLost(f"Ray could not start on this machine: {error}") from None
+                said = str(error).rstrip(".")
+                raise RayLost(f"Ray could not start on this machine: {said}") from None
             raise RaytrainError(
                 f"Cannot connect to the cluster at {self._address}: {error} Check `--address`, and "
                 "that the cluster runs the same Ray version."
