@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import random
+import sys
 from pathlib import Path
 
 import awkward_envs as awkward
@@ -176,6 +178,19 @@ def test_state_of_the_process_is_found_out_in_a_fresh_one(monkeypatch):
     assert not proof.exact
     assert all("in a fresh process" in each.detail for each in proof.attempts[1:])
     assert len(proof.attempts) == 3
+
+
+def test_another_environment_registered_by_lost_code_does_not_matter(monkeypatch, tmp_path):
+    (tmp_path / "soon_gone.py").write_text(
+        "import gymnasium as gym\nclass Gone(gym.Env): pass\ngym.register('Gone-v0', Gone)\n"
+    )
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(tmp_path)
+        importlib.import_module("soon_gone")
+    try:
+        assert prove(cartpole, steps=60).strategy == "pickle"
+    finally:
+        del gym.registry["Gone-v0"], sys.modules["soon_gone"]
 
 
 def test_each_failed_attempt_says_what_was_seen():

@@ -45,7 +45,7 @@ class Task:
     """What the process is to do; without a strategy, the rehearsal from its start."""
 
     make_env: bytes
-    specs: bytes
+    specs: tuple[bytes, ...]
     rehearsal: Rehearsal
     strategy: Strategy | None
     taken: tuple[Taken, ...]
@@ -74,8 +74,7 @@ def answer(task_path: str, result_path: str) -> None:
     failure = frames = None
     try:
         with user_code("making the environment"):
-            for spec in pickle.loads(task.specs):
-                gym.registry.setdefault(spec.id, spec)
+            _register(task.specs)
             make_env = pickle.loads(task.make_env)
         frames = _from_start(make_env, task) if task.strategy is None else None
         if task.strategy is not None:
@@ -149,17 +148,24 @@ def _ask(
         return result
 
 
-def _registered_specs() -> bytes:
-    """Gymnasium's registry as this process has it: the caller may have registered environments in
-    code that the new process does not run. Specs that do not pickle stay behind."""
+def _register(specs: tuple[bytes, ...]) -> None:
+    for pickled in specs:
+        try:
+            spec = pickle.loads(pickled)
+        except Exception:  # code that is only there; where it is needed, that is told
+            continue
+        gym.registry.setdefault(spec.id, spec)
+
+
+def _registered_specs() -> tuple[bytes, ...]:
+    """Gymnasium's registry as this process has it, spec by spec: the caller may have registered
+    environments in code that the new process does not run. Specs that do not pickle stay behind."""
     specs = []
     for spec in gym.registry.values():
         if isinstance(spec.entry_point, str) and spec.entry_point.startswith("gymnasium."):
             continue  # registered by importing gymnasium
         try:
-            cloudpickle.dumps(spec)
+            specs.append(cloudpickle.dumps(spec))
         except Exception:  # a user's entry point or argument: it may raise anything
             continue
-        specs.append(spec)
-    pickled: bytes = cloudpickle.dumps(specs)
-    return pickled
+    return tuple(specs)
