@@ -18,15 +18,10 @@ from tiny_ppo import Told, built, iterate, unlike
 from raytrain.trainable.groups import NoNewEnvSteps, RunnerLost
 from raytrain.trainable.runner import Rollout
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 STUMBLING = {"env": "tiny_ppo:Stumbling", "env_config": {"at": 70}}
 TWO = {"env_runners": {"num_env_runners": 2, "observation_filter": "MeanStdFilter"}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def pids(algorithm: Told) -> list[int]:

@@ -28,14 +28,9 @@ from raytrain.trainable.algorithm import Restored, StateMismatch
 from raytrain.trainable.groups import RunnerLost
 from raytrain.trainable.rng import RngStreams
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 LEARNER = ("learners", "default_policy")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from raytrain.checkpoint.manifest import (
 )
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
 from raytrain.checkpoint.retention import RetentionPolicy, prune, surplus
-from raytrain.checkpoint.storage import Location, StorageError
+from raytrain.checkpoint.storage import Location, StorageError, storage_errors
 from raytrain.checkpoint.swap import commit_replacing, repair_swaps, replace, sweep
 from raytrain.checkpoint.verify import check, fetch
 
@@ -75,6 +75,7 @@ __all__ = [
     "repair_swaps",
     "replace",
     "resolve",
+    "storage_errors",
     "surplus",
     "sweep",
     "trials",

@@ -114,7 +114,12 @@ class Manifest:
         plain["parent"] = asdict(self.parent) if self.parent else None
         plain["exact_lost"] = asdict(self.exact_lost) if self.exact_lost else None
         _read(plain, "the manifest to be written")
-        return (json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+        # A line for each key. (`indent` would do without json's encoder in C: 5 ms a manifest.)
+        lines = (
+            f"{json.dumps(key)}: {json.dumps(plain[key], sort_keys=True, allow_nan=False)}"
+            for key in sorted(plain)
+        )
+        return ("{" + ",\n ".join(lines) + "}\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:

@@ -180,10 +180,15 @@ class Location:
     def files(self) -> dict[str, int]:
         """Every file below here: its path relative to here, and its size in bytes."""
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        start = self.path.rstrip("/") + "/"
         found = {}
         for info in self.fs.get_file_info(selector):
             if info.type != pafs.FileType.Directory:
-                found[posixpath.relpath(info.path, self.path)] = int(info.size or 0)
+                inside = info.path.startswith(start)
+                name = (
+                    info.path[len(start) :] if inside else posixpath.relpath(info.path, self.path)
+                )
+                found[name] = int(info.size or 0)
         return dict(sorted(found.items()))
 
     # -- reading and writing ---------------------------------------------------------------------

@@ -49,6 +49,7 @@ from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.errors import RaytrainError
 from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps
 from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
+from raytrain.trainable.rllib_files import RLlibFiles
 from raytrain.trainable.rng import RngStreams
 from raytrain.trainable.runner import EpisodeRecorder, GroupEnvRunner
 
@@ -100,6 +101,7 @@ class ExactPPO(PPO):
         self.finished_episodes: list[dict[str, Any]] = []
         self.weights_digest = ""
         self._damaged_weights: list[str] = []
+        self._rllib_files = RLlibFiles(self)
         self._groups = self._make_groups(self.env_runner_group)
         self._eval_groups = (
             self._make_groups(self.eval_env_runner_group) if self.eval_env_runner_group else None
@@ -194,8 +196,9 @@ class ExactPPO(PPO):
     # -- state -----------------------------------------------------------------------------------
 
     def capture(self) -> Callable[[Path], None]:
-        """Take the whole state now; the returned function writes our part of it (everything but
-        RLlib's files) into a directory and may run in another thread."""
+        """Take the whole state now; the returned function writes it into a directory (created) and
+        may run in another thread."""
+        write_rllib_files = self._rllib_files.capture()
         learners = self._learner_states()
         groups = self._groups.snapshots()
         eval_groups = self._eval_groups.snapshots() if self._eval_groups else {}
@@ -223,6 +226,7 @@ class ExactPPO(PPO):
         def write(directory: Path) -> None:
             resume = directory / RESUME_DIR
             resume.mkdir(parents=True)
+            write_rllib_files(directory)
             (resume / "state.json").write_text(json.dumps(plain))
             (resume / "algorithm.pkl").write_bytes(blob)
             _write_groups(resume / "groups", groups)
@@ -236,9 +240,7 @@ class ExactPPO(PPO):
 
     def save_exact(self, directory: Path) -> None:
         """Write the whole state into `directory` (created)."""
-        write = self.capture()
-        self.save_to_path(directory.as_posix())
-        write(directory)
+        self.capture()(directory)
 
     def load_exact(self, directory: Path) -> Restored:
         """Become what `save_exact` wrote, and wait until every runner holds it.

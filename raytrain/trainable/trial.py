@@ -17,7 +17,6 @@ import json
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -314,13 +313,7 @@ class TrialPPO(ExactPPO):
         name = {"final": "final", "error": f"error_{self.iteration:06d}"}.get(
             kind, f"checkpoint_{self.iteration:06d}"
         )
-        write = self.capture()
-
-        def write_all(staging: Path) -> None:
-            self.save_to_path(staging.as_posix())
-            write(staging)
-
-        self._directory.save(name, self._manifest(kind), write_all)
+        self._directory.save(name, self._manifest(kind), self.capture())
 
     def _manifest(self, kind: str) -> Manifest:
         parent = self._experiment.parent

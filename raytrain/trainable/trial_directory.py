@@ -3,8 +3,8 @@
     open:     lock the directory (another process of this run may still be dying), count the attempt,
               clear away what crashes left, choose the newest good checkpoint, set damaged ones aside
     then, for each iteration:   record(row, episodes)
-    when a checkpoint is due:   save(...): staged at once, committed behind the next iteration. Before
-                                the manifest is written every record up to its iteration is durable.
+    when a checkpoint is due:   save(...): staged and committed behind the next iteration. Before the
+                                manifest is written every record up to its iteration is durable.
 
 So whenever checkpoint k exists, records hold every iteration up to k; on a resume from k they are
 cut to k, and the iterations after it are produced again.
@@ -33,6 +33,7 @@ from raytrain.checkpoint import (
     RetentionPolicy,
     StorageError,
     fetch,
+    storage_errors,
 )
 from raytrain.errors import RaytrainError
 from raytrain.faults.failures import FailureMemory
@@ -171,32 +172,18 @@ class TrialDirectory:
         messages, self._messages = self._messages, []
         return messages
 
-    def stage(self) -> Path:
-        """An empty directory to write a checkpoint's files into. Raises OSError."""
-        root = self._staging_root()
-        root.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=root))
+    def save(self, name: str, manifest: Manifest, write: Callable[[Path], None]) -> None:
+        """Have a checkpoint written (`write` fills a directory) and committed in the background. A
+        failure is told and counted, not raised (see `poll`)."""
+        staging = self._staging_root() / name
 
-    def save(
-        self,
-        name: str,
-        manifest: Manifest,
-        write: Callable[[Path], None],
-    ) -> None:
-        """Stage a checkpoint (`write` fills the directory) and have it committed in the background.
-        A failure is told and counted, not raised (see `poll`)."""
-        staging: Path | None = None
-        try:
-            staging = self.stage()
-            write(staging)
-        except OSError as error:
-            if staging is not None:
-                shutil.rmtree(staging, ignore_errors=True)
-            self._note_failed_save(name, manifest.iteration, error)
-            return
-        self._committer.submit(
-            CommitJob(staging, name, manifest, prepare=lambda: self._make_records_durable(manifest))
-        )
+        def prepare() -> None:
+            with storage_errors(f"Writing the files of {name}", Location.of(staging)):
+                staging.mkdir(parents=True)
+                write(staging)
+            self._make_records_durable(manifest)
+
+        self._committer.submit(CommitJob(staging, name, manifest, prepare=prepare))
 
     def poll(self, *, wait: bool = False) -> list[CommitOutcome]:
         """Commits that ended since the last call; with `wait`, after the one in flight.

@@ -1,0 +1,113 @@
+"""RLlib's own checkpoint files, of which the training thread makes no more than a copy of the state.
+
+`Algorithm.save_to_path` pickles and writes while training waits, and with remote learners it has a
+learner write its part to a disk of its own, from which it is fetched. Here
+
+    RLlibFiles(algorithm)     once: what never changes (classes, constructor arguments, metadata)
+    write = capture()         in the training thread: RLlib's `get_state()`, sharing no memory
+    write(directory)          in any thread: the same files that `save_to_path` writes
+
+so `Algorithm.from_checkpoint` and every other tool of RLlib's reads them as usual.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray import cloudpickle
+from ray.rllib.core import COMPONENT_LEARNER_GROUP
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+from ray.rllib.utils.checkpoints import CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER, Checkpointable
+
+
+@dataclass(frozen=True)
+class _Component:
+    """One directory of the checkpoint: its unchanging files, the name of its state file, and its
+    subcomponents by the names of their directories, which are also their keys in the state."""
+
+    files: dict[str, bytes]
+    state_file: str
+    parts: dict[str, _Component]
+
+
+class RLlibFiles:
+    """See the module's docstring."""
+
+    def __init__(self, algorithm: Checkpointable) -> None:
+        self._algorithm = algorithm
+        self._tree: _Component | None = None
+
+    def capture(self) -> Callable[[Path], None]:
+        """Copy the state; the returned function writes it into an existing directory."""
+        if self._tree is None:
+            self._tree = _component(self._algorithm)
+        tree = self._tree
+        state = self._algorithm.get_state()
+        learners = state.pop(COMPONENT_LEARNER_GROUP)
+        state = {**_copied(state), COMPONENT_LEARNER_GROUP: _copied(learners, only_views=True)}
+        return lambda directory: _write(tree, state, directory)
+
+
+def _copied(value: Any, *, only_views: bool = False) -> Any:
+    """`value` with containers rebuilt and arrays copied. With `only_views`, arrays that own their
+    memory are left: of a learner's weights and optimizer `get_state()` has copied almost all (it
+    turns what it calls float into float32), but an array of bytes shares memory with its tensor."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value if only_views and value.flags.owndata else value.copy()
+    if isinstance(value, dict):
+        return {key: _copied(item, only_views=only_views) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item, only_views=only_views) for item in value)
+    if isinstance(value, list | tuple | set):
+        return cloudpickle.loads(cloudpickle.dumps(value))
+    return value
+
+
+def _component(component: Any) -> _Component:
+    if isinstance(component, RLModule):
+        component = component.unwrapped()  # out of DDP, which does not pass these methods on
+    parts = {}
+    for name, part in component.get_checkpointable_components():
+        if isinstance(part, FaultTolerantActorManager):
+            # As RLlib does: one of the actors stands for all.
+            first = part.healthy_actor_ids()[:1]
+            (answer,) = part.foreach_actor(_component, remote_actor_ids=first)
+            parts[name] = answer.get()
+        elif part is not None:
+            parts[name] = _component(part)
+    metadata = component.get_metadata()
+    metadata.setdefault("checkpoint_version", str(CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER))
+    made_by = {
+        "class": type(component),
+        "ctor_args_and_kwargs": component.get_ctor_args_and_kwargs(),
+    }
+    return _Component(
+        files={
+            component.METADATA_FILE_NAME: json.dumps(metadata).encode(),
+            component.CLASS_AND_CTOR_ARGS_FILE_NAME: cloudpickle.dumps(made_by),
+        },
+        state_file=f"{component.STATE_FILE_NAME}.pkl",
+        parts=parts,
+    )
+
+
+def _write(component: _Component, state: Mapping[str, Any], directory: Path) -> None:
+    for name, data in component.files.items():
+        (directory / name).write_bytes(data)
+    own = dict(state)
+    for name, part in component.parts.items():
+        # As RLlib does: a subcomponent that is not in the state has no directory.
+        if name in own:
+            (directory / name).mkdir()
+            _write(part, own.pop(name), directory / name)
+    with (directory / component.state_file).open("wb") as file:
+        cloudpickle.dump(own, file)
