@@ -245,8 +245,6 @@ def _config_of(trial: Location, experiment: ExperimentFile) -> ExperimentConfig:
         chosen = dict(json.loads(data))
     except (ValueError, TypeError) as error:
         raise CannotAudit(f"{place} is damaged: {error}") from None
-    # Where the environment's module lies is a matter of this start, not of the trial.
-    chosen.pop("import_path", None)
     return with_trial_values(config, chosen)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 from running import Reference, train, trial_of, write_config
+from small_disk import mounted
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,10 @@ def local_ray() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A disk of 256 KiB, or of the size that the test's parameter says."""
+    with mounted(tmp_path / "disk", getattr(request, "param", "256k")) as place:
+        yield place

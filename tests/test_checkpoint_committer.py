@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkpoint_children import manifest, place, put, stage
+from small_disk import fill
 
 from raytrain.checkpoint import (
     BestPolicy,
@@ -143,24 +142,11 @@ def test_lost_lock_ends_the_commit(tmp_path: Path) -> None:
     assert isinstance(outcome.error, Locked) and Catalogue(trial).entries() == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
     trial = Location.of(small_disk / "trial")
     worker = committer(trial, keep=1)
     assert one(worker, job(tmp_path, 1)).ok
-    filler = small_disk / "filler"
-    free = shutil.disk_usage(small_disk).free
-    filler.write_bytes(b"x" * (free - 12_288))
+    filler = fill(small_disk, leave=12_288)
     outcome = one(worker, job(tmp_path, 2))
     assert not outcome.ok and isinstance(outcome.error, StorageError)
     assert "No space left" in str(outcome.error) and "num_to_keep" in str(outcome.error)

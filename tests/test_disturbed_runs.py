@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from running import (
     trial_of,
     write_config,
 )
+from small_disk import fill
 
 from raytrain.reporting import comparable, differences, read_episodes
 
@@ -214,17 +213,10 @@ def test_a_grid_continues_as_one_experiment(tmp_path: Path) -> None:
     assert len({Reference(trial_of(alone, index)).digests()[-1] for index in range(4)}) == 4
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+ROOM_FOR_A_FEW = pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 
 
+@ROOM_FOR_A_FEW
 def test_a_full_disk_delays_checkpoints_only(
     tmp_path: Path, small_disk: Path, undisturbed: Reference
 ) -> None:
@@ -237,13 +229,7 @@ def test_a_full_disk_delays_checkpoints_only(
     run = start(config)
     run.until(lambda: committed(trial))
     kept = committed(trial)[-1]
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"\0" * 65536):
-                pass
-        except OSError:
-            pass
+    filler = fill(small_disk)
     run.until(lambda: "could not be written" in run.output())
     assert (trial / f"checkpoint_{kept:06d}" / "manifest.json").exists()
     filler.unlink()
@@ -253,6 +239,7 @@ def test_a_full_disk_delays_checkpoints_only(
 
 
 @pytest.mark.slow
+@ROOM_FOR_A_FEW
 def test_a_disk_that_stays_full_stops_the_trial(
     tmp_path: Path, small_disk: Path, undisturbed: Reference
 ) -> None:
@@ -264,10 +251,7 @@ def test_a_disk_that_stays_full_stops_the_trial(
     trial = trial_of(config)
     run = start(config)
     run.until(lambda: committed(trial))
-    filler = small_disk / "filler"
-    subprocess.run(
-        ["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True
-    )
+    filler = fill(small_disk)
     assert run.wait() == 1, run.output()
     assert "checkpoints in a row could not be written" in run.output()
     filler.unlink()

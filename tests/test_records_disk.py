@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from record_files import assert_complete, raw_events, row, write
+from small_disk import fill
 
 from raytrain.reporting import EventLog, RecordsError, TrialRecords, read_events
-
-DISK = "needs root and tmpfs"
 
 WRITER = """
 import os, signal, sys, time
@@ -60,31 +59,6 @@ def test_killed_many_times_every_iteration_is_there_once(tmp_path):
     arguments = [str(directory), str(committed), "3000", *map(str, seconds)]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=200)
     assert_complete(directory, 3000)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of 256 KiB that can be filled and made read-only."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip(DISK)
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(place: Path, leave: int) -> Path:
-    ballast = place / "ballast"
-    ballast.write_bytes(b"")
-    with open(ballast, "ab", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-        file.truncate(max(0, ballast.stat().st_size - leave))
-    return ballast
 
 
 @pytest.mark.parametrize("leave", [0, 4096, 8192, 12288])

@@ -171,18 +171,23 @@ def param_space(config: ExperimentConfig) -> dict[str, Any]:
     }
     values = config.to_dict()
     for space in config.search:
-        node = values
-        for key in space.path[:-1]:
-            node = node[key]
-        node[space.path[-1]] = domains[space.kind](copy.deepcopy(list(space.values)))
+        put_value(values, space.path, domains[space.kind](copy.deepcopy(list(space.values))))
     return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
 
 
 def with_trial_values(config: ExperimentConfig, chosen: Mapping[str, Any]) -> ExperimentConfig:
-    """The config of one trial: `chosen` is what Tune made of `param_space(config)`.
+    """The config of one trial: `chosen` is what Tune made of `param_space(config)`. Only what is
+    searched is taken from it: the rest, which Tune stored with the trial, may have been changed since
+    by the person who continues the run.
 
     Raises ConfigError if a value that was drawn is not valid.
     """
     from raytrain.config.loading import config_from_dict
 
-    return config_from_dict({**config.to_dict(), **chosen})
+    values = config.to_dict()
+    for space in config.search:
+        found: Any = chosen
+        for key in space.path:
+            found = found[key]
+        put_value(values, space.path, found)
+    return config_from_dict(values)

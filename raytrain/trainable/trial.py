@@ -38,10 +38,10 @@ from raytrain.checkpoint import (
 )
 from raytrain.config import (
     ALGORITHM_SECTIONS,
-    ExperimentConfig,
     config_digest,
     config_from_dict,
     to_algorithm_config,
+    with_trial_values,
 )
 from raytrain.faults import able_to_travel
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
@@ -58,19 +58,6 @@ PARAMS_FILE = "params.json"
 _INTERRUPT_PAUSE_S = 0.2
 
 
-def own_config(config: ExperimentConfig, chosen: Mapping[str, Any]) -> ExperimentConfig:
-    """The experiment's present config with one trial's values of what is searched. Everything else
-    that Tune stored with the trial may have been changed by the person who continues the run."""
-    values = config.to_dict()
-    for space in config.search:
-        target: Any = values
-        found: Any = chosen
-        for key in space.path[:-1]:
-            target, found = target[key], found[key]
-        target[space.path[-1]] = found[space.path[-1]]
-    return config_from_dict(values)
-
-
 class TrialPPO(ExactPPO):
     """See the module's docstring. `config` is one point of the param space: algorithm sections."""
 
@@ -80,8 +67,8 @@ class TrialPPO(ExactPPO):
         self._given = {key: value for key, value in given.items() if not key.startswith("__")}
         self._tune_info = given.get(_ray.TRIAL_INFO)
         fs = storage.storage_filesystem
-        self._experiment = _require(ExperimentFile.read(Location(fs, storage.experiment_fs_path)))
-        self._config = own_config(config_from_dict(self._experiment.config), self._given)
+        self._experiment = _experiment_file(Location(fs, storage.experiment_fs_path))
+        self._config = with_trial_values(config_from_dict(self._experiment.config), self._given)
         self._place = Location(fs, storage.trial_fs_path)
         self._failed_start: Exception | None = None
         self._interrupted = False
@@ -138,7 +125,8 @@ class TrialPPO(ExactPPO):
             for message in messages:
                 self.tell(message)
             return
-        manifest = _require(entry.manifest)
+        manifest = entry.manifest
+        assert manifest is not None, "what is chosen for a resume was verified by its manifest"
         restored = self.load_exact(self._directory.fetch(entry))
         self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
         self._saved_at_s = self._time_total
@@ -340,10 +328,11 @@ class TrialPPO(ExactPPO):
         )
 
 
-def _require(value: Any) -> Any:
-    if value is None:
+def _experiment_file(place: Location) -> ExperimentFile:
+    found = ExperimentFile.read(place)
+    if found is None:
         raise ExperimentFileError(
-            "experiment.json is missing from the experiment's directory. Run `raytrain train CONFIG` "
-            "with the experiment's config to write it again."
+            f"experiment.json is missing from {place}. Run `raytrain train CONFIG` with the "
+            "experiment's config to write it again."
         )
-    return value
+    return found
