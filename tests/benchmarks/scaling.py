@@ -16,7 +16,7 @@ import settings
 from measuring import Options, Table, interleave, ratios, spread, whole
 from runs import Watched, raytrain_command, scratch, watch, write_config
 
-ROUNDS = 3
+ROUNDS = 2
 RUNNERS = (1, 2, 4)
 LEARNERS = (1, 2)
 PASSES = 20

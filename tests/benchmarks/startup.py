@@ -23,7 +23,7 @@ import settings
 from measuring import Options, Table, interleave, ratios, spread
 from runs import HERE, RunFailed, Watched, raytrain_command, scratch, watch, write_config
 
-ROUNDS = 5
+ROUNDS = 3
 RUNNERS = (0, 1)
 PHASES = ("until Ray starts", "Ray", "trial's process", "build", "first iteration")
 

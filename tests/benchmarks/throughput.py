@@ -30,7 +30,7 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    iterations = 6 if quick else 32
+    iterations = 6 if quick else 24
     small = settings.ppo("CartPole-v1", iterations=iterations)
     large = settings.ppo("CartPole-v1", hiddens=(256, 256), minibatch=128, iterations=iterations)
     cheetah = settings.ppo("HalfCheetah-v5", continuous=True, iterations=iterations)
