@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -41,6 +42,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "benchmarks.md")
     given = parser.parse_args()
+    # So that a run's processes are ended with this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     unknown = sorted(set(given.tables) - set(names))
     if unknown:
         parser.error(f"no such table: {', '.join(unknown)} (there are {', '.join(names)})")

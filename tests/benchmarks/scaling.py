@@ -95,9 +95,10 @@ def rows(
             "all processes, MB": whole([sum(map(sum, each.values())) for each in memory]),
         }
         for part in _PARTS:
-            sizes = [statistics.mean(each[part]) for each in memory if part in each]
-            row[f"{part}, MB each" if part in ("env runner", "learner") else f"{part}, MB"] = (
-                whole(sizes) if sizes else None
-            )
+            each = part in ("env runner", "learner")
+            of = statistics.mean if each else sum
+            sizes = [of(found_there[part]) for found_there in memory if part in found_there]
+            name = f"{part}, MB each" if each else f"{part}, MB"
+            row[name] = whole(sizes) if sizes else None
         table.append(row)
     return tuple(table)
