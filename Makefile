@@ -21,6 +21,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)  ## Benchmark tables, printed and written to build/benchmarks.json.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BIN)/python tests/benchmarks
 
 # Torch comes first and alone: with it in place, no other package asks for another build of it.

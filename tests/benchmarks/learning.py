@@ -1,0 +1,145 @@
+"""Do raytrain and stock RLlib learn the same? Final returns of both with the same hyperparameters.
+
+Each environment and seed is trained once by each. A run's final return is the mean of
+`episode_return_mean` over its last tenth of iterations. Shown are interquartile means over the seeds with 95 %
+bootstrap intervals (Agarwal et al. 2021, computed by rliable), and the interval of their difference: the two agree
+where it holds zero. `--rounds` is the number of seeds, `--jobs` how many runs go at a time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import statistics
+import sys
+import types
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import settings
+from measuring import Options, Table, say
+from runs import Watched, program, raytrain_command, scratch, watch, write_config
+
+ROUNDS = 5
+REPETITIONS = 5000
+TRAINERS = ("raytrain", "stock RLlib")
+# Iterations of 2048 steps; rewards of Pendulum and Acrobot want more frequent, longer-sighted updates.
+TASKS: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {"iterations": 50},
+    "Acrobot-v1": {"iterations": 60},
+    "Pendulum-v1": {
+        "iterations": 100,
+        "continuous": True,
+        "training": {"lr": 1e-3, "gamma": 0.9},
+    },
+    "HalfCheetah-v5": {"iterations": 150, "continuous": True},
+}
+
+
+def run(trainer: str, env: str, seed: int, quick: bool) -> float:
+    task = {**TASKS[env], **({"iterations": 4} if quick else {})}
+    with scratch() as place:
+        path = write_config(place, settings.ppo(env, seed=seed, **task))
+        command = raytrain_command(path) if trainer == "raytrain" else program("stock", path)
+        found = final_return(watch(command, place))
+    say(f"{env}, seed {seed}, {trainer}: {found:.1f}")
+    return found
+
+
+def final_return(found: Watched) -> float:
+    """NaN if no episode ended in the last tenth of the iterations."""
+    last = found.rows[-max(1, len(found.rows) // 10) :]
+    returns = [_return(row.values) for row in last]
+    known = [value for value in returns if not math.isnan(value)]
+    return statistics.mean(known) if known else math.nan
+
+
+def _return(row: dict[str, Any]) -> float:
+    value = row.get("episode_return_mean", row.get("env_runners", {}).get("episode_return_mean"))
+    return math.nan if value is None else float(value)
+
+
+def measure(options: Options) -> list[Table]:
+    seeds = options.rounds_or(ROUNDS)
+    tasks = list(TASKS)[:1] if options.quick else list(TASKS)
+    runs = [(trainer, env, seed) for env in tasks for seed in range(seeds) for trainer in TRAINERS]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        returns = list(pool.map(lambda each: run(*each, options.quick), runs))
+    found: dict[tuple[str, str], list[float]] = {}
+    for (trainer, env, _), value in zip(runs, returns, strict=True):
+        found.setdefault((env, trainer), []).append(value)
+    rows = tuple(row(env, *(found[env, name] for name in TRAINERS)) for env in tasks)
+    return [Table(f"Final returns, {seeds} seeds", rows)]
+
+
+def row(env: str, own: Sequence[float], stock: Sequence[float]) -> dict[str, Any]:
+    points, intervals = estimates(own, stock)
+    low, high = intervals["difference"]
+    return {
+        "environment": env,
+        "raytrain": _with_interval(points["raytrain"], intervals["raytrain"]),
+        "stock RLlib": _with_interval(points["stock"], intervals["stock"]),
+        "difference": _with_interval(points["difference"], (low, high)),
+        "agree": "yes" if low <= 0 <= high else "NO",
+    }
+
+
+def estimates(
+    own: Sequence[float], stock: Sequence[float]
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Interquartile means of both and of their difference, and 95 % bootstrap intervals."""
+    import numpy as np
+
+    library, metrics = rliable()
+
+    def of_one(scores: Any) -> Any:
+        return np.array([metrics.aggregate_iqm(scores)])
+
+    def of_both(mine: Any, others: Any) -> Any:
+        return np.array([metrics.aggregate_iqm(mine) - metrics.aggregate_iqm(others)])
+
+    warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
+    one, other = np.array(own)[:, None], np.array(stock)[:, None]
+    points, intervals = library.get_interval_estimates(
+        {"raytrain": one, "stock": other},
+        of_one,
+        reps=REPETITIONS,
+        random_state=np.random.RandomState(0),
+    )
+    between, bounds = library.get_interval_estimates(
+        {"difference": (one, other)},
+        of_both,
+        reps=REPETITIONS,
+        random_state=np.random.RandomState(0),
+    )
+    points, intervals = {**points, **between}, {**intervals, **bounds}
+    return (
+        {name: float(value[0]) for name, value in points.items()},
+        {name: (float(value[0, 0]), float(value[1, 0])) for name, value in intervals.items()},
+    )
+
+
+def rliable() -> tuple[Any, Any]:
+    """Its `library` and `metrics`.
+
+    It needs no more of arch than `arch.bootstrap`, but arch 7 as a whole cannot be imported beside
+    pandas 3 (`deprecate_kwarg` takes other arguments there), and rliable 1.2 wants arch below 8.
+    So the package is put in place without running its `__init__`.
+    """
+    if "arch" not in sys.modules:
+        spec = importlib.util.find_spec("arch")
+        if spec is None:
+            raise ImportError("arch is missing: install the extra `bench`")
+        package = types.ModuleType("arch")
+        package.__path__ = list(spec.submodule_search_locations or ())
+        package.__spec__ = spec
+        sys.modules["arch"] = package
+    from rliable import library, metrics
+
+    return library, metrics
+
+
+def _with_interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"

@@ -1,0 +1,118 @@
+"""Steps per second of whole runs on one core, learning included; checkpoints on for raytrain.
+
+raytrain is `raytrain train` with a checkpoint every 5 iterations (its default), stock RLlib PPO is
+`algo.train()` in a loop, Stable-Baselines3 PPO is `learn`. Every process of a run, Ray's own among
+them, stays on the same core. Steady state: from the second result to the last.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import settings
+from measuring import Options, Table, interleave, median_of_ratios, ratios, spread, whole
+from runs import Watched, last_core, program, raytrain_command, scratch, watch, write_config
+
+ROUNDS = 3
+TRAINERS = ("raytrain", "stock RLlib", "Stable-Baselines3")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One setting; `targets`: raytrain against stock and against Stable-Baselines3."""
+
+    name: str
+    config: dict[str, Any]
+    targets: tuple[float, float] | None = None
+    share: bool = False
+
+
+def cases(quick: bool) -> list[Case]:
+    iterations = 6 if quick else 24
+    small = settings.ppo("CartPole-v1", iterations=iterations)
+    large = settings.ppo("CartPole-v1", hiddens=(256, 256), minibatch=128, iterations=iterations)
+    cheetah = settings.ppo("HalfCheetah-v5", continuous=True, iterations=iterations)
+    chosen = [
+        Case("CartPole-v1, [64, 64], minibatch 64", small, (3.0, 2.0)),
+        Case("CartPole-v1, [256, 256], minibatch 128", large, (2.0, 1.2), share=True),
+        Case("HalfCheetah-v5, [64, 64], minibatch 64", cheetah),
+    ]
+    return chosen[1:2] if quick else chosen
+
+
+def run(trainer: str, config: dict[str, Any]) -> Watched:
+    with scratch() as place:
+        path = write_config(place, config)
+        command = {
+            "raytrain": raytrain_command(path),
+            "stock RLlib": program("stock", path),
+            "Stable-Baselines3": program("sb3", path),
+            "arithmetic": program("arithmetic", path),
+        }[trainer]
+        return watch(command, place, core=last_core())
+
+
+def measure(options: Options) -> list[Table]:
+    rounds = options.rounds_or(ROUNDS)
+    found = {}
+    for case in cases(options.quick):
+        rivals = {name: lambda n=name, c=case: run(n, c.config) for name in TRAINERS}
+        if case.share:
+            shorter = {**case.config, "stop": {"iterations": 5}}
+            rivals["arithmetic"] = lambda c=shorter: run("arithmetic", c)
+        found[case] = interleave(rivals, rounds, case.name)
+    rates = Table(
+        "Throughput, one core",
+        tuple(row for case in found for row in rate_rows(case, found[case])),
+    )
+    shares = tuple(share_row(case, found[case]) for case in found if case.share)
+    return [rates, Table("Where an iteration of 2,048 steps goes", shares)]
+
+
+def rate_rows(case: Case, runs: dict[str, list[Watched]]) -> list[dict[str, Any]]:
+    rates = {name: [each.steps_per_s() for each in runs[name]] for name in TRAINERS}
+    cpu = {name: [each.cpu_ms_per_1000_steps() for each in runs[name]] for name in TRAINERS}
+    rows = []
+    for name in TRAINERS:
+        row: dict[str, Any] = {
+            "setting": case.name,
+            "trainer": name,
+            "steps/s": whole(rates[name]),
+            "CPU ms per 1000 steps": whole(cpu[name]),
+            "raytrain is faster by": None,
+            "in CPU time": None,
+            "target": None,
+        }
+        if name != "raytrain":
+            row["raytrain is faster by"] = spread(ratios(rates["raytrain"], rates[name]))
+            row["in CPU time"] = f"{median_of_ratios(cpu[name], cpu['raytrain']):.2f}"
+            if case.targets is not None:
+                row["target"] = case.targets[TRAINERS.index(name) - 1]
+        rows.append(row)
+    return rows
+
+
+def share_row(case: Case, runs: dict[str, list[Watched]]) -> dict[str, Any]:
+    """`other`: the share of an iteration that is neither env stepping nor matrix arithmetic."""
+    steps = case.config["training"]["train_batch_size_per_learner"]
+    wall, env, matmul, other, other_cpu = [], [], [], [], []
+    for trained, bare in zip(runs["raytrain"], runs["arithmetic"], strict=True):
+        values = [row.values for row in bare.rows[1:]]
+        least = {name: statistics.median(v[name] for v in values) for name in values[0]}
+        wall.append(steps / trained.steps_per_s())
+        env.append(least["env_s"])
+        matmul.append(least["matmul_s"])
+        other.append(1 - (env[-1] + matmul[-1]) / wall[-1])
+        cpu = steps / 1e6 * trained.cpu_ms_per_1000_steps()
+        other_cpu.append(1 - (least["env_cpu_s"] + least["matmul_cpu_s"]) / cpu)
+    return {
+        "setting": case.name,
+        "iteration ms": whole([1e3 * value for value in wall]),
+        "env stepping ms": whole([1e3 * value for value in env]),
+        "matrix arithmetic ms": whole([1e3 * value for value in matmul]),
+        "everything else": spread([100 * value for value in other], 0) + " %",
+        "in CPU time": spread([100 * value for value in other_cpu], 0) + " %",
+        "target": "< 25 %",
+    }
