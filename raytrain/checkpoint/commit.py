@@ -201,9 +201,9 @@ def move_checkpoint(source: Location, target: Location) -> None:
     _begin(target)
     names = [n for n in source.files() if n not in (INCOMPLETE_NAME, MANIFEST_NAME)]
     make_directories(target, names)
-    in_parallel(lambda name: (source / name).copy_file(target / name), names)
+    in_parallel(lambda name: (source / name).duplicate(target / name), names)
     if (source / MANIFEST_NAME).exists():
-        (source / MANIFEST_NAME).copy_file(target / MANIFEST_NAME)
+        (source / MANIFEST_NAME).duplicate(target / MANIFEST_NAME)
     (target / INCOMPLETE_NAME).delete_file()
     remove_checkpoint(source)
 

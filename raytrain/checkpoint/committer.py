@@ -5,8 +5,8 @@
     0. calls the job's `prepare`, for what has to be durable before the checkpoint exists
     1. commits it, and writes its copies (`final`, `stages/...`), if the job asks for any
     2. replaces `best` if the score is better than that of the `best` on storage
-    3. deletes the checkpoints that the retention policy does not keep
-    4. deletes the staging directory, whatever happened
+    3. deletes the staging directory, whatever happened
+    4. deletes the checkpoints that the retention policy does not keep
 
 At most one job is in flight: a second `submit` waits for the first. A job that fails leaves the
 older checkpoints as they were; it is for the caller to look at `outcomes()` and to say so.
@@ -138,16 +138,18 @@ class Committer:
         error: RaytrainError | None = None
         best, deleted, warnings = False, (), []  # type: tuple[bool, tuple[str, ...], list[str]]
         try:
-            job.prepare()
-            manifest = self._commit(job)
-            for name in job.also:
-                self._copy(job.name, name, "final" if name == "final" else "stage")
-        except RaytrainError as problem:
-            error = problem
+            try:
+                job.prepare()
+                manifest = self._commit(job)
+                for name in job.also:
+                    self._copy(job, name, "final" if name == "final" else "stage")
+            except RaytrainError as problem:
+                error = problem
+            if manifest is not None and manifest.kind != "error":
+                best = self._update_best(job, manifest, warnings)
         finally:
             shutil.rmtree(job.staging, ignore_errors=True)
         if manifest is not None and manifest.kind != "error":
-            best = self._update_best(job.name, manifest, warnings)
             deleted = self._prune(warnings)
         return CommitOutcome(
             name=job.name,
@@ -167,12 +169,14 @@ class Committer:
         write = commit_replacing if fixed else commit
         return write(job.staging, target, job.manifest, fence=self._fence)
 
-    def _copy(self, name: str, to: str, kind: str) -> None:
+    def _copy(self, job: CommitJob, to: str, kind: str) -> None:
         trial = self._catalogue.trial
-        replace(trial / name, trial / to, kind=kind, fence=self._fence)
+        # On a local disk the staged files were moved into the checkpoint.
+        staged = None if trial.is_local else Location.of(job.staging)
+        replace(trial / job.name, trial / to, kind=kind, fence=self._fence, files=staged)
 
-    def _update_best(self, name: str, manifest: Manifest, warnings: list[str]) -> bool:
-        if self._best is None or name == "best" or not self._best.better(manifest.score, None):
+    def _update_best(self, job: CommitJob, manifest: Manifest, warnings: list[str]) -> bool:
+        if self._best is None or job.name == "best" or not self._best.better(manifest.score, None):
             return False
         try:
             best = self._catalogue.entry("best")
@@ -182,7 +186,7 @@ class Committer:
                 best = None
             if best is not None and not self._best.better(manifest.score, best.score):
                 return False
-            self._copy(name, "best", "best")
+            self._copy(job, "best", "best")
         except RaytrainError as problem:
             warnings.append(f"best was not updated: {problem}")
             return False

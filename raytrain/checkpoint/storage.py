@@ -32,7 +32,7 @@ import pyarrow.fs as pafs
 from raytrain.errors import BadInput, RaytrainError
 
 CHUNK = 1 << 20  # bytes per read while copying and hashing
-UPLOADS = 8  # files in flight at once on a remote file system, where a request is mostly waiting
+UPLOADS = 16  # files in flight at once on a remote file system, where a request is mostly waiting
 
 # File systems without real directories: making one would cost a request and leave an empty object
 # behind.
@@ -292,6 +292,16 @@ class Location:
         with target.writer() as sink:
             return self.read_into(sink.write)
 
+    def duplicate(self, target: Location) -> None:
+        """Copy one file within this file system, by the store itself where it can."""
+        if self.is_local:
+            self.copy_file(target)
+            return
+        try:
+            self.fs.copy_file(self.path, target.path)
+        except NotImplementedError:  # HDFS
+            self.copy_file(target)
+
     def digest(self) -> tuple[int, str]:
         """Size and SHA-256 of the file's bytes."""
         return self.read_into(None)
@@ -322,8 +332,12 @@ class Location:
 
 def make_directories(root: Location, names: Iterable[str]) -> None:
     """Make `root` and every directory that the relative file names below it need."""
-    for directory in {"."} | {posixpath.dirname(name) or "." for name in names}:
-        (root / directory).make()
+    needed = {"."} | {posixpath.dirname(name) or "." for name in names}
+    # A directory is made with those above it, so the innermost are enough.
+    inner = [
+        d for d in needed if not any(o != d and (d == "." or o.startswith(d + "/")) for o in needed)
+    ]
+    in_parallel(lambda directory: (root / directory).make(), inner, serial=root.is_local)
 
 
 def sync_directories(root: Location, names: Iterable[str]) -> None:

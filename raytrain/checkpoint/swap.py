@@ -33,16 +33,23 @@ NEW, OLD = ".new", ".old"
 
 
 def replace(
-    source: Location, target: Location, *, kind: str, fence: Fence | None = None
+    source: Location,
+    target: Location,
+    *,
+    kind: str,
+    fence: Fence | None = None,
+    files: Location | None = None,
 ) -> Manifest:
     """Make `target` a full copy of the checkpoint `source`, with the manifest's kind set to `kind`.
 
-    What is read is checked against the source's manifest: raises `DamagedCheckpoint` and leaves
-    `target` as it was if they differ; `ManifestError`, `StorageError`.
+    `files` holds the same files nearer by (the staging directory), if there is such a place. What is
+    read is checked against the source's manifest: raises `DamagedCheckpoint` and leaves `target` as it
+    was if they differ; `ManifestError`, `StorageError`.
     """
     with storage_errors(f"Copying {source.name} to {target.name}", target):
         manifest = read_manifest(source)
-        sources = [Source(f.path, source / f.path, expected=f) for f in manifest.files]
+        place = files or source
+        sources = [Source(f.path, place / f.path, expected=f) for f in manifest.files]
         return _write_and_swap(sources, target, manifest.with_files((), kind=kind), fence)
 
 
