@@ -16,6 +16,8 @@ from measuring import Options, Table, interleave, median_of_ratios, ratios, spre
 from runs import Watched, last_core, program, raytrain_command, scratch, watch, write_config
 
 ROUNDS = 3
+BATCH = 8 * 2048
+"""Stable-Baselines3's default is 2048 steps of each environment, of which there are 8."""
 TRAINERS = ("raytrain", "stock RLlib", "Stable-Baselines3")
 
 
@@ -30,10 +32,10 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    iterations = 6 if quick else 24
-    small = settings.ppo("CartPole-v1", iterations=iterations)
-    large = settings.ppo("CartPole-v1", hiddens=(256, 256), minibatch=128, iterations=iterations)
-    cheetah = settings.ppo("HalfCheetah-v5", continuous=True, iterations=iterations)
+    size: dict[str, int] = {"iterations": 6, "batch": 2048 if quick else BATCH}
+    small = settings.ppo("CartPole-v1", **size)
+    large = settings.ppo("CartPole-v1", hiddens=(256, 256), minibatch=128, **size)
+    cheetah = settings.ppo("HalfCheetah-v5", continuous=True, **size)
     chosen = [
         Case("CartPole-v1, [64, 64], minibatch 64", small, (3.0, 2.0)),
         Case("CartPole-v1, [256, 256], minibatch 128", large, (2.0, 1.2), share=True),
@@ -68,7 +70,7 @@ def measure(options: Options) -> list[Table]:
         tuple(row for case in found for row in rate_rows(case, found[case])),
     )
     shares = tuple(share_row(case, found[case]) for case in found if case.share)
-    return [rates, Table("Where an iteration of 2,048 steps goes", shares)]
+    return [rates, Table("Where an iteration of 16,384 steps goes", shares)]
 
 
 def rate_rows(case: Case, runs: dict[str, list[Watched]]) -> list[dict[str, Any]]:
