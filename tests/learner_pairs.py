@@ -9,7 +9,7 @@ Both begin with equal weights, and minibatches follow one random stream.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -39,7 +39,8 @@ class Settings:
     minibatch_size: int = 24
     num_epochs: int = 3
     shuffle: bool = True
-    training: dict[str, Any] = field(default_factory=dict)
+    minibatches: int = 0
+    """How many there must be, whatever the batch's length; several learners agree on it."""
 
 
 def build(
@@ -136,6 +137,7 @@ def update(
         num_epochs=settings.num_epochs,
         minibatch_size=settings.minibatch_size,
         shuffle_batch_per_epoch=settings.shuffle,
+        num_total_minibatches=settings.minibatches,
     )
     return flat(stats)
 
