@@ -160,6 +160,79 @@ def learner_connector(learner: Learner) -> Any:
     return learner._learner_connector
 
 
+WEIGHTS_SEQ_NO = "weights_seq_no"
+"""Column of a train batch: version of the weights that sampled a row (`ray.rllib.utils.metrics`)."""
+
+_DEFAULT_LEARNER_CONNECTORS = (
+    "AddOneTsToEpisodesAndTruncate",
+    "AddObservationsFromEpisodesToBatch",
+    "AddColumnsFromEpisodesToTrainBatch",
+    "AddTimeDimToBatchAndZeroPad",
+    "AddStatesFromEpisodesToBatch",
+    "BatchIndividualItems",
+    "NumpyToTensor",
+    "GeneralAdvantageEstimation",
+)
+
+
+def has_default_connectors(learner: Learner) -> bool:
+    """Whether the learner's connectors are the ones that RLlib's PPO puts there, and no others."""
+    connector = learner._learner_connector
+    if connector is None:
+        return False
+    return all(
+        type(piece).__module__.startswith("ray.rllib.") for piece in connector.connectors
+    ) and (
+        tuple(type(piece).__name__ for piece in connector.connectors) == _DEFAULT_LEARNER_CONNECTORS
+    )
+
+
+def optimizers(learner: Learner) -> list[tuple[str, Any]]:
+    """All optimizers of a learner, by the name that RLlib logs them under."""
+    return [
+        (name.partition(f"{module}_")[2], learner._named_optimizers[name])
+        for module, names in learner._module_optimizers.items()
+        for name in names
+    ]
+
+
+def unusual_torch_settings(config: AlgorithmConfig) -> list[str]:
+    """Names of RLlib's rarer settings of a Torch learner that are in use; some have no public name."""
+    names = (
+        "torch_compile_learner",
+        "torch_skip_nan_gradients",
+        "_torch_grad_scaler_class",
+        "_torch_lr_scheduler_classes",
+        "policies_to_train",
+    )
+    return [name for name in names if getattr(config, name)]
+
+
+def begin_update(learner: Learner) -> int:
+    """Count an update of the weights, as `Learner.update` does; the new sequence number."""
+    learner._weights_seq_no += 1
+    number: int = learner._weights_seq_no
+    return number
+
+
+def log_off_policyness(learner: Learner, columns: dict[str, dict[str, Any]]) -> None:
+    """Log how many updates lie between the weights and the ones that sampled a minibatch."""
+    learner._compute_off_policyness(columns)
+
+
+def time_minibatches(learner: Learner) -> Any:
+    """A context in which Ray's metrics (not RLlib's results) see the time of gradient steps."""
+    from ray.rllib.utils.metrics.ray_metrics import TimerAndPrometheusLogger
+
+    return TimerAndPrometheusLogger(learner._metrics_learner_inner_update)
+
+
+def count_trained_steps(learner: Learner, env_steps: int, module_steps: int) -> None:
+    """Add to the counters of trained steps among Ray's metrics."""
+    learner._metrics_all_modules_num_env_steps_trained.inc(value=env_steps)
+    learner._metrics_all_modules_num_module_steps_trained.inc(value=module_steps)
+
+
 # -- an algorithm outside of Tune ----------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.filter import RunningStat
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT, TRIAL_INFO
 from tiny_ppo import Told, build
@@ -247,6 +248,34 @@ def test_a_learner_has_its_other_parts(learner):
     assert _ray.torch_schedulers(learner) == {}
     assert _ray.grad_scalers(learner) == {}
     assert _ray.learner_connector(learner).get_state() is not None
+
+
+def test_rllibs_ppo_learner_has_the_connectors_that_the_lean_update_stands_in_for(learner):
+    assert _ray.has_default_connectors(learner)
+    taken = learner._learner_connector.connectors.pop()
+    assert not _ray.has_default_connectors(learner)
+    learner._learner_connector.connectors.append(taken)
+
+
+def test_a_learner_tells_its_optimizers_and_rarer_settings(learner):
+    ((name, optimizer),) = _ray.optimizers(learner)
+    assert name == "default_optimizer"
+    assert len(optimizer.param_groups[0]["params"]) == len(
+        list(learner.module["default_policy"].parameters())
+    )
+    config = learner.config.copy(copy_frozen=False)
+    assert _ray.unusual_torch_settings(config) == []
+    config.torch_skip_nan_gradients = True
+    assert _ray.unusual_torch_settings(config) == ["torch_skip_nan_gradients"]
+
+
+def test_an_update_is_counted_where_rllib_counts_it(learner):
+    before = learner.get_state(components="nothing")["weights_seq_no"]
+    assert _ray.begin_update(learner) == before + 1
+    assert learner.get_state(components="nothing")["weights_seq_no"] == before + 1
+    with _ray.time_minibatches(learner):
+        _ray.count_trained_steps(learner, env_steps=3, module_steps=4)
+    assert WEIGHTS_SEQ_NO == _ray.WEIGHTS_SEQ_NO
 
 
 # -- an algorithm outside of Tune, and Tune ------------------------------------------------------

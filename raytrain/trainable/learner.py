@@ -1,42 +1,241 @@
-"""RLlib's PPO learner, with the part of its state that RLlib neither saves nor restores.
+"""RLlib's PPO learner with a lean update, and with the part of its state that RLlib does not save.
 
-RLlib's checkpoint of a learner holds weights, optimizer and the learner's metrics. Its next update
-also depends on the KL coefficient, on the current values of the entropy and learning rate schedules,
-on loss scalers, on connector state and on the random generators of its process (minibatch shuffling
-is `numpy.random`). `ExactPPOTorchLearner.exact_state()` returns these; every rank of a distributed
-learner has its own.
+**The update** has the loss, the minibatches, the metrics and the meaning of RLlib's, and leaves out
+what RLlib does around the arithmetic, for each minibatch anew (`update_tier` says when). Its steps:
+
+    episodes -> columns (`train_batch`) -> values, advantages (`advantages`)
+             -> the rows of each minibatch (`minibatches`)
+             -> gradient (`update_steps`) -> reduced, clipped, stepped (`gradient_step`), for each
+             -> metrics of the last minibatch, which are those that RLlib reports
+
+**The state**: RLlib's checkpoint of a learner holds weights, optimizer and the learner's metrics. Its
+next update also depends on the KL coefficient, on the current values of the entropy and learning rate
+schedules, on loss scalers, on connector state, on the generator of the minibatch order and on the
+random generators of its process. `ExactPPOTorchLearner.exact_state()` returns these; every rank of a
+distributed learner has its own.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from raytrain import _ray
 from raytrain.checkpoint import weights_sha256
+from raytrain.errors import RaytrainError
+from raytrain.trainable import update_metrics
+from raytrain.trainable.advantages import advantages_and_targets
+from raytrain.trainable.flat_adam import FlatAdam
+from raytrain.trainable.gradient_step import Clipping, GradientStep
+from raytrain.trainable.minibatches import (
+    generator_state,
+    minibatch_generator,
+    minibatch_rows,
+    set_generator_state,
+)
+from raytrain.trainable.ppo_gradients import LossSettings
+from raytrain.trainable.ppo_loss import ppo_loss
 from raytrain.trainable.rng import RngStreams
+from raytrain.trainable.train_batch import Array, TrainBatch, train_batch
+from raytrain.trainable.update_steps import AutogradSteps, HandWrittenSteps, TensorColumns
+from raytrain.trainable.update_tier import RLLIB, Tier, choose_tier
 
 MODULE_ID = "default_policy"
 
+logger = logging.getLogger(__name__)
+
 
 class ExactPPOTorchLearner(PPOTorchLearner):
-    """`PPOTorchLearner` whose whole state can be taken and put back."""
+    """`PPOTorchLearner` that is lean, and whose whole state can be taken and put back."""
 
     def build(self) -> None:
         if self._deterministic_kernels():
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         super().build()
+        self.minibatch_generator: Any = minibatch_generator(self.config.seed, _rank())
+        self.tier = self._tier()
+        if self.tier.reason:
+            logger.info("Learner updates: %s, because %s.", self.tier.name, self.tier.reason)
+        if self.tier.name != RLLIB:
+            self._prepare_steps(self.tier)
 
     def _deterministic_kernels(self) -> bool:
         # RLlib switches deterministic kernels on for CPU builds of Torch only.
         wanted = bool(self.config.learner_config_dict.get("deterministic", True))
         return wanted and torch.cuda.is_available()
+
+    def _tier(self) -> Tier:
+        return choose_tier(self, MODULE_ID)
+
+    # -- the update ------------------------------------------------------------------------------
+
+    def update(
+        self,
+        *,
+        training_data: TrainingData | None = None,
+        episodes: Any = None,
+        timesteps: dict[str, Any] | None = None,
+        num_total_minibatches: int = 0,
+        num_epochs: int = 1,
+        minibatch_size: int | None = None,
+        shuffle_batch_per_epoch: bool = False,
+        _no_metrics_reduce: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As `Learner.update`; anything but episodes in minibatches goes to it."""
+        if training_data is None and episodes is not None:
+            training_data = TrainingData(episodes=episodes)
+        if training_data is not None:
+            training_data.validate()
+            training_data.solve_refs()
+        if (
+            self.tier.name == RLLIB
+            or training_data is None
+            or training_data.episodes is None
+            or not minibatch_size
+        ):
+            return super().update(
+                training_data=training_data,
+                timesteps=timesteps,
+                num_total_minibatches=num_total_minibatches,
+                num_epochs=num_epochs,
+                minibatch_size=minibatch_size,
+                shuffle_batch_per_epoch=shuffle_batch_per_epoch,
+                _no_metrics_reduce=_no_metrics_reduce,
+                **kwargs,
+            )
+        self.before_gradient_based_update(timesteps=timesteps or {})
+        sequence_number = _ray.begin_update(self)
+        with update_metrics.batch_building(self.metrics):
+            columns = train_batch(training_data.episodes)
+            tensors = self._tensors(columns)
+            self._add_advantages(columns, tensors)
+        rows = minibatch_rows(
+            len(columns),
+            minibatch_size,
+            epochs=num_epochs,
+            shuffle=shuffle_batch_per_epoch and num_epochs > 1,
+            generator=self.minibatch_generator,
+            minibatches=num_total_minibatches,
+        )
+        with _ray.time_minibatches(self):
+            self._run(columns, tensors, rows)
+        update_metrics.log_steps(
+            self.metrics,
+            MODULE_ID,
+            batch=columns,
+            minibatches=rows.shape,
+            sequence_number=sequence_number,
+        )
+        _ray.count_trained_steps(self, len(rows) * len(columns), rows.size)
+        self.after_gradient_based_update(timesteps=timesteps or {})
+        return None if _no_metrics_reduce else self.metrics.reduce()
+
+    def _prepare_steps(self, tier: Tier) -> None:
+        (name, optimizer), config = _ray.optimizers(self)[0], self._module_config()
+        module = self._policy_module()
+        network = tier.network
+        adam = FlatAdam(
+            optimizer, list(module.parameters()) if network is None else network.parameters()
+        )
+        clipping = Clipping(config.grad_clip, config.grad_clip_by, log_norm=config.log_gradients)
+        self._norm_key = f"gradients_{name}_global_norm" if clipping.wants_norm else None
+        self._gradient_step = GradientStep(
+            adam, clipping, learners=max(1, self.config.num_learners)
+        )
+        self._steps: HandWrittenSteps | AutogradSteps
+        if network is None:
+            self._steps = AutogradSteps(adam, self._gradient_step, self._loss)
+        else:
+            self._steps = HandWrittenSteps(network, adam, self._gradient_step)
+
+    def _loss(self, minibatch: TensorColumns, settings: LossSettings) -> torch.Tensor:
+        return ppo_loss(
+            self._policy_module(), minibatch, settings, use_critic=self._module_config().use_critic
+        )
+
+    def _tensors(self, batch: TrainBatch) -> TensorColumns:
+        """The columns under RLlib's names, on the learner's device."""
+        arrays = {
+            Columns.OBS: batch.obs,
+            Columns.ACTIONS: batch.actions,
+            Columns.ACTION_LOGP: batch.logp,
+            Columns.ACTION_DIST_INPUTS: batch.dist_inputs,
+            Columns.LOSS_MASK: batch.loss_mask,
+        }
+        if batch.weights_seq_no is not None:
+            arrays[_ray.WEIGHTS_SEQ_NO] = batch.weights_seq_no
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+
+    def _add_advantages(self, batch: TrainBatch, tensors: TensorColumns) -> None:
+        with torch.no_grad():
+            values = self._policy_module().compute_values(tensors).cpu().numpy()
+        advantages, targets = advantages_and_targets(
+            batch, values, gamma=self.config.gamma, lambda_=self.config.lambda_
+        )
+        tensors[Postprocessing.ADVANTAGES] = torch.from_numpy(advantages).to(self.device)
+        tensors[Postprocessing.VALUE_TARGETS] = torch.from_numpy(targets).to(self.device)
+
+    def _run(self, batch: TrainBatch, tensors: TensorColumns, rows: Array) -> None:
+        """All minibatches; RLlib reports losses of the last, before its step."""
+        settings, steps = self._loss_settings(), self._steps
+        if isinstance(steps, HandWrittenSteps):
+            advantages, targets = (
+                tensors[name].numpy()
+                for name in (Postprocessing.ADVANTAGES, Postprocessing.VALUE_TARGETS)
+            )
+            steps.begin(batch, advantages, targets, settings)
+            steps.run(rows[:-1])
+            with torch.no_grad():
+                index = torch.from_numpy(rows[-1])
+                self._logged_loss({name: column[index] for name, column in tensors.items()})
+            steps.run(rows[-1:])
+        else:
+            steps.begin(tensors, settings)
+            steps.run(rows[:-1])
+            steps.run(rows[-1:], self._logged_loss)
+        steps.end()
+        if self._norm_key is not None:
+            self.metrics.log_value((MODULE_ID, self._norm_key), self._gradient_step.norm, window=1)
+
+    def _logged_loss(self, minibatch: TensorColumns) -> torch.Tensor:
+        """RLlib's loss of a minibatch, which goes into the metrics with its parts."""
+        _ray.log_off_policyness(self, {MODULE_ID: minibatch})
+        loss: torch.Tensor = self.compute_loss_for_module(
+            module_id=MODULE_ID,
+            config=self._module_config(),
+            batch=minibatch,
+            fwd_out=self._policy_module().forward_train(minibatch),
+        )
+        self.metrics.log_value((MODULE_ID, self.TOTAL_LOSS_KEY), loss.detach(), window=1)
+        return loss
+
+    def _loss_settings(self) -> LossSettings:
+        config = self._module_config()
+        entropy = self.entropy_coeff_schedulers_per_module[MODULE_ID].get_current_value()
+        return LossSettings(
+            clip_param=config.clip_param,
+            vf_clip_param=config.vf_clip_param,
+            vf_loss_coeff=config.vf_loss_coeff,
+            entropy_coeff=float(entropy),
+            kl_coeff=float(_ray.kl_coefficients(self)[MODULE_ID]) if config.use_kl_loss else 0.0,
+        )
+
+    def _module_config(self) -> Any:
+        return self.config.get_config_for_module(MODULE_ID)
+
+    # -- the state -------------------------------------------------------------------------------
 
     def exact_state(self) -> dict[str, Any]:
         """What RLlib leaves out: plain numbers as JSON types, the rest (`opaque`) pickled."""
@@ -53,6 +252,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         }
         return {
             "rng": RngStreams.capture().to_state(),
+            "minibatch_order": generator_state(self.minibatch_generator),
             "kl_coeff": {
                 module: float(value) for module, value in _ray.kl_coefficients(self).items()
             },
@@ -64,7 +264,17 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         }
 
     def load_exact_state(self, state: dict[str, Any]) -> None:
-        """Put back what `exact_state` returned. To be called after RLlib's own restore."""
+        """Put back what `exact_state` returned. To be called after RLlib's own restore.
+
+        Raises:
+            RaytrainError: the state holds no minibatch order, or a damaged one.
+        """
+        if "minibatch_order" not in state:
+            raise RaytrainError(
+                "the saved state of the learner has no minibatch order: another version of raytrain "
+                "wrote it. Use the version named in the checkpoint's manifest.json."
+            )
+        set_generator_state(self.minibatch_generator, state["minibatch_order"])
         for module, value in _ray.kl_coefficients(self).items():
             value.fill_(state["kl_coeff"][module])
         for name, scheduler in _ray.schedulers(self).items():
@@ -104,9 +314,13 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         ]
         return weights_sha256(state), damaged
 
-    def _policy_module(self) -> torch.nn.Module:
-        module: torch.nn.Module = self.module[MODULE_ID].unwrapped()
-        return module
+    def _policy_module(self) -> Any:
+        return self.module[MODULE_ID].unwrapped()
+
+
+def _rank() -> int:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if ready else 0
 
 
 def _connector_state(connector: Any) -> dict[str, Any]:
