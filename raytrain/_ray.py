@@ -91,7 +91,7 @@ def connectors(runner: SingleAgentEnvRunner) -> tuple[Any, Any]:
 
 def needs_reset(runner: SingleAgentEnvRunner) -> bool:
     """Whether the next `sample()` begins by resetting every environment."""
-    return runner._needs_initial_reset
+    return bool(runner._needs_initial_reset)
 
 
 def set_needs_reset(runner: SingleAgentEnvRunner, value: bool) -> None:
@@ -101,12 +101,13 @@ def set_needs_reset(runner: SingleAgentEnvRunner, value: bool) -> None:
 
 def runner_seed(runner: SingleAgentEnvRunner) -> int | None:
     """The seed of the first reset."""
-    return runner._seed
+    seed: int | None = runner._seed
+    return seed
 
 
 def weights_version(runner: SingleAgentEnvRunner) -> int:
     """The sequence number of the weights that a runner holds."""
-    return runner._weights_seq_no
+    return int(runner._weights_seq_no)
 
 
 def log_sampled(runner: SingleAgentEnvRunner, env_steps: int, episodes: int, calls: int) -> None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from tiny_ppo import TINY
 
-from raytrain import _ray
 from raytrain.config import config_from_dict, to_algorithm_config
 from raytrain.errors import RaytrainError
 from raytrain.trainable.algorithm import prepare
-from raytrain.trainable.eligibility import observation_filter
 from raytrain.trainable.runner import GroupEnvRunner, Rollout
 
 FILTER = {"observation_filter": "MeanStdFilter"}
@@ -109,6 +110,14 @@ def numbers(metrics: dict[str, Any], at: str = "") -> dict[str, Any]:
     return {k: v for k, v in found.items() if "timer" not in k and "connector" not in k}
 
 
+def still(given: Any) -> None:
+    given.env_runners(
+        env_to_module_connector=lambda *_, **__: MeanStdFilter(
+            update_stats=False, clip_by_value=1.0
+        )
+    )
+
+
 CASES: dict[str, Any] = {
     "discrete": {},
     "discrete-one-env": {"env_runners": {"num_envs_per_env_runner": 1}},
@@ -123,7 +132,7 @@ CASES: dict[str, Any] = {
     "images": {**env("Pictures"), "rl_module": CONV},
     "filter": {**env("forces"), "env_runners": FILTER},
     "filter-float64": {**env("fine_forces"), "env_runners": FILTER},
-    "filter-still": {**env("Drift"), "env_runners": FILTER, "change": lambda c: still(c)},
+    "filter-still": {**env("Drift"), "env_runners": FILTER, "change": still},
     "complete-episodes": {**env("Drift"), "env_runners": {"batch_mode": "complete_episodes"}},
     "likeliest-actions": {**env("forces"), "env_runners": {"explore": False}},
     "likeliest-levers": {**env("levers"), "env_runners": {"explore": False}},
@@ -135,14 +144,6 @@ CASES: dict[str, Any] = {
     "no-lookback": {**env("Drift"), "change": lambda c: c.env_runners(episode_lookback_horizon=0)},
     "short-fragments": {**env("Drift"), "change": lambda c: c.env_runners(rollout_fragment_length=2)},
 }  # fmt: skip
-
-
-def still(given: Any) -> None:
-    from ray.rllib.connectors.env_to_module import MeanStdFilter
-
-    given.env_runners(
-        env_to_module_connector=lambda *_, **__: MeanStdFilter(update_stats=False, clip_by_value=1.0)
-    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -160,3 +161,178 @@ def test_episodes_are_those_of_rllib(name: str):
         assert ours._streams == theirs._streams
         assert repr(one.connectors) == repr(other.connectors)
     assert one.episodes
+
+
+def test_what_is_wanted_of_a_single_call_is_what_rllib_brings():
+    ours, theirs = pair(config(**env("Drift")))
+    for wanted in (
+        {"num_timesteps": 20},
+        {"num_episodes": 4},
+        {"num_timesteps": 7, "explore": False},
+        {"num_timesteps": 16, "force_reset": True},
+        {"num_episodes": 1, "explore": False},
+    ):
+        assert unlike(ours.sample(**wanted), theirs.sample(**wanted)) == [], wanted
+        assert ours.take_finished() == theirs.take_finished()
+
+
+def test_an_episode_keeps_its_id_and_no_other_has_it():
+    ours = runner(GroupEnvRunner, config(**env("Drift")))
+    episodes = [each for _ in range(3) for each in ours.rollout(None, snapshot=False).episodes]
+    chunks: dict[str, list[Any]] = {}
+    for each in episodes:
+        chunks.setdefault(each.id_, []).append(each)
+    for of_one in chunks.values():
+        assert [each.t_started for each in of_one] == [0, *(each.t for each in of_one[:-1])]
+        assert not any(each.is_done for each in of_one[:-1])
+        for before, after in pairwise(of_one):
+            assert (before.get_observations(-1) == after.get_observations(0)).all()
+            assert after.observations.lookback == 1
+    assert max(map(len, chunks.values())) > 1
+    assert len(chunks) > 10
+
+
+def test_what_a_learner_does_to_an_episode_stays_in_it():
+    ours, theirs = pair(config(**env("Drift")))
+    for _ in range(2):
+        episodes = ours.sample()
+        assert unlike(episodes, theirs.sample()) == []
+        for each in episodes:
+            each.observations.data[:] = 99
+            each.rewards.data[:] = 99
+            each.infos.data.clear()
+
+
+# -- snapshots and groups --------------------------------------------------------------------------
+
+
+def rollouts(hosts: dict[int, Any], groups: range, times: int) -> list[list[Rollout]]:
+    return [[hosts[g].rollout(None, snapshot=True, group=g) for g in groups] for _ in range(times)]
+
+
+def test_a_snapshot_goes_on_as_its_group_does():
+    given = config(**env("forces"), env_runners=FILTER)
+    original = runner(GroupEnvRunner, given)
+    original.rollout(None, snapshot=False)
+    saved, weights = original.snapshot(), original.get_state(components=["rl_module"])
+    other = runner(GroupEnvRunner, given)
+    np.random.seed(11)
+    other.rollout(None, snapshot=False)
+    other.adopt("pickle", weights, saved, iteration=1)
+    for _ in range(2):
+        a, b = original.rollout(None, snapshot=True), other.rollout(None, snapshot=True)
+        assert unlike(a.episodes, b.episodes) == []
+        assert [each.id_ for each in a.episodes] == [each.id_ for each in b.episodes]
+        assert a.finished == b.finished
+        assert numbers(a.metrics) == numbers(b.metrics)
+
+
+def test_a_state_of_rllibs_sampling_is_refused_in_plain_words():
+    given = config()
+    ours, theirs = pair(given)
+    ours.sample()
+    theirs.sample()
+    for one, saved in ((ours, theirs.snapshot()), (theirs, ours.snapshot())):
+        with pytest.raises(RaytrainError, match="env group 0 was saved by a run that sampled"):
+            one.restore(saved, iteration=1)
+
+
+@pytest.mark.parametrize("kind", [GroupEnvRunner, Stock])
+def test_a_groups_data_are_the_same_whoever_hosts_it(kind: type[GroupEnvRunner]):
+    given = config(
+        **env("forces"), env_runners={**FILTER, "num_env_runners": 3, "num_envs_per_env_runner": 2}
+    )
+    groups = range(3)
+    apart = {group: runner(kind, given, group) for group in groups}
+    together = runner(kind, given, 1)  # whose own group is one of them
+    weights = apart[0].get_state(components=["rl_module"])
+    for group in groups:
+        apart[group].adopt("pickle", weights, None, iteration=0, group=group)
+        together.adopt("pickle", weights, None, iteration=0, group=group)
+    alone = rollouts(apart, groups, 3)
+    hosted = rollouts(dict.fromkeys(groups, together), groups, 2)
+    # The last iteration by an actor that gets all of it from snapshots, in another order.
+    late = runner(kind, given, 2)
+    for group in reversed(groups):
+        late.adopt("pickle", weights, hosted[-1][group].snapshot, iteration=2, group=group)
+    hosted += rollouts(dict.fromkeys(groups, late), groups, 1)
+    for one, other in zip(alone, hosted, strict=True):
+        for group in groups:
+            assert unlike(one[group].episodes, other[group].episodes) == []
+            assert one[group].finished == other[group].finished
+            assert repr(one[group].connectors) == repr(other[group].connectors)
+            assert {row["group"] for row in one[group].finished} <= {group}
+    first = [each.episodes[0].get_observations(0).tolist() for each in alone[0]]
+    assert first[0] != first[1] != first[2]
+
+
+# -- who is served --------------------------------------------------------------------------------
+
+
+class Watching(RLlibCallback):
+    pass
+
+
+class Doubled(ConnectorV2):
+    def __call__(self, *, batch: Any, **kwargs: Any) -> Any:
+        return batch
+
+
+def doubled(*_: Any, **__: Any) -> Any:
+    return Doubled()
+
+
+def flattened(given: Any) -> None:
+    given.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
+
+
+NOT_SERVED = {
+    "dict": ({**env("Named"), "change": flattened}, "observation space is Dict"),
+    "lstm": ({"rl_module": {"model_config": {"use_lstm": True}}}, "module is stateful"),
+    "callbacks": (
+        {"change": lambda c: c.callbacks(callbacks_class=Watching)},
+        "the callbacks Watching may look",
+    ),
+    "callback-function": (
+        {"change": lambda c: c.callbacks(on_episode_step=lambda **_: None)},
+        "the callbacks on_episode_step may look",
+    ),
+    "connector": (
+        {"change": lambda c: c.env_runners(env_to_module_connector=doubled)},
+        "env-to-module connector pipeline has Doubled",
+    ),
+    "after-the-module": (
+        {"change": lambda c: c.env_runners(module_to_env_connector=doubled)},
+        "module-to-env connector pipeline has Doubled",
+    ),
+    "restarts": (
+        {"change": lambda c: c.fault_tolerance(restart_failed_sub_environments=True)},
+        "restart_failed_sub_environments",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SERVED)
+def test_what_arrays_cannot_do_is_left_to_rllib_with_the_reason(name: str, caplog: Any):
+    sections, reason = NOT_SERVED[name]
+    with caplog.at_level(logging.WARNING, "raytrain"):
+        ours = runner(GroupEnvRunner, config(**sections))
+    said = [each.message for each in caplog.records if each.name.startswith("raytrain")]
+    assert len(said) == 1
+    assert "Sampling is RLlib's own" in said[0]
+    assert reason in said[0]
+    assert ours.rollout(None, snapshot=True).episodes
+
+
+def test_nan_ends_the_run_and_names_the_observation():
+    ours = runner(GroupEnvRunner, config(**env("Faulty")))
+    with pytest.raises(RaytrainError, match=r"NaN after 0 steps .* observation is array\(\[nan"):
+        ours.sample()
+
+
+def test_where_the_time_went_is_in_the_metrics():
+    ours = runner(GroupEnvRunner, config())
+    timers = ours.rollout(None, snapshot=False).metrics["timers"]
+    seconds = {name: float(each.peek()) for name, each in timers.items()}
+    assert seconds.keys() == {"env_step_s", "inference_s", "other_s"}
+    assert all(0 < each < 60 for each in seconds.values())

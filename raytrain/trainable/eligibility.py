@@ -128,5 +128,7 @@ def _about_the_module(runner: Any) -> str | None:
         actions, outputs = acting.act(zeros, 0)
     for name, value in {Columns.ACTIONS: actions, **outputs}.items():
         if not isinstance(value, np.ndarray) or value.shape[:1] != (env.num_envs,):
-            return f"its module {type(module).__name__} returns {name!r} in another form than arrays"
+            return (
+                f"its module {type(module).__name__} returns {name!r} in another form than arrays"
+            )
     return None

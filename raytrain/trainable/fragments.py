@@ -182,9 +182,7 @@ class Episodes:
                 self._observations[env_index, first : stop + 1], self._observation_space
             ),
             observation_space=self._observation_space,
-            infos=buffer(
-                [infos[row - no_infos][env_index] for row in range(first, stop + 1)]
-            ),
+            infos=buffer([infos[row - no_infos][env_index] for row in range(first, stop + 1)]),
             actions=buffer(self._actions[env_index, first:stop], self._action_space),
             action_space=self._action_space,
             rewards=buffer(self._rewards[env_index, first:stop], _REWARDS_SPACE),

@@ -363,6 +363,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         if self._shots.strategy == "reset":
             _ray.set_runner_seed(self, _reset_seed(*self._entropy, iteration))
             _ray.start_with_fresh_episodes(self)
+            # Of which only the number of the next episode will be used.
+            self._set_progress(state.get("progress"))
             return
         self._take_progress(state.get("progress"))
         vector_env = self.env.unwrapped
@@ -372,18 +374,18 @@ class GroupEnvRunner(SingleAgentEnvRunner):
                 vector_env.envs[index] = self._shots.restore(vector_env.envs[index], saved)
         _ray.set_vector_env_attributes(vector_env, state["vector_env"])
 
-
     def _take_progress(self, progress: dict[str, Any] | None) -> None:
-        if self._sampler is not None:
-            self._sampler.progress = None if progress is None else Progress(**progress)
-        known = self._sampler is not None and progress is not None
-        if not known and not _ray.needs_reset(self) and self._sampler is not None or (
-            self._sampler is None and progress is not None
-        ):
+        arrays, begun = self._sampler is not None, not _ray.needs_reset(self)
+        if (arrays and begun and progress is None) or (progress is not None and not arrays):
             raise RaytrainError(
                 f"The state of env group {self.group} was saved by a run that sampled in another way. "
                 "Continue with the raytrain version and the config that the run was started with."
             )
+        self._set_progress(progress)
+
+    def _set_progress(self, progress: dict[str, Any] | None) -> None:
+        if self._sampler is not None:
+            self._sampler.progress = None if progress is None else Progress(**progress)
 
 
 def _reset_seed(*entropy: int) -> int:

@@ -246,9 +246,7 @@ class _Run:
         if not sampled.vector_steps:
             return sampled
         self._check_log_probabilities()
-        episodes = Episodes(
-            fragment, self._sampler._episodes_space, self._sampler._action_space
-        )
+        episodes = Episodes(fragment, self._sampler._episodes_space, self._sampler._action_space)
         for each in sampled.ended:
             episode = episodes.make(
                 each.env_index,
@@ -283,7 +281,11 @@ class _Run:
         row = self.fragment.rows
         ended = np.zeros(self._sampler._num_envs, np.bool_)
         ended[self._resetting] = True
-        lengths, returns, durations = self._steps_before, self._returns_before, self._durations_before
+        lengths, returns, durations = (
+            self._steps_before,
+            self._returns_before,
+            self._durations_before,
+        )
         for index in np.flatnonzero(~ended).tolist():
             lengths[index] += row - self._start[index]
             returns[index] += float(self._returns[index])

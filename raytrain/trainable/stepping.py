@@ -129,10 +129,12 @@ class _OneByOne:
 
 def _inner(env: Any) -> Any:
     """`env` without outer wrappers that have checked it and now only pass each step on."""
-    while True:
-        if type(env) is gym.wrappers.OrderEnforcing and env.has_reset:
-            env = env.env
-        elif type(env) is gym.wrappers.PassiveEnvChecker and env.checked_step:
-            env = env.env
-        else:
-            return env
+    while _only_passes_on(env):
+        env = env.env
+    return env
+
+
+def _only_passes_on(env: Any) -> bool:
+    if type(env) is gym.wrappers.OrderEnforcing:
+        return bool(env.has_reset)
+    return type(env) is gym.wrappers.PassiveEnvChecker and bool(env.checked_step)
