@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from tiny_ppo import TINY
 
@@ -118,6 +122,35 @@ def still(given: Any) -> None:
     )
 
 
+class Chatty(DefaultPPOTorchRLModule):
+    """Draws random numbers and returns more than it must."""
+
+    def _forward_exploration(self, batch: Any, *, t: int, **kwargs: Any) -> Any:
+        outputs = super()._forward_exploration(batch, **kwargs)
+        outputs["action_dist_inputs"] += 0.1 * torch.randn(outputs["action_dist_inputs"].shape)
+        count = len(outputs["action_dist_inputs"])
+        return {**outputs, "age": torch.full((count,), t), "wide": torch.ones(count, 2).double()}
+
+
+class Decided(DefaultPPOTorchRLModule):
+    """Chooses its actions itself."""
+
+    def _forward_exploration(self, batch: Any, **kwargs: Any) -> Any:
+        outputs = super()._forward_exploration(batch, **kwargs)
+        return {**outputs, "actions": outputs["action_dist_inputs"].argmax(-1)}
+
+
+class Nested(DefaultPPOTorchRLModule):
+    def _forward_exploration(self, batch: Any, **kwargs: Any) -> Any:
+        outputs = super()._forward_exploration(batch, **kwargs)
+        return {**outputs, "more": {"inputs": outputs["action_dist_inputs"]}}
+
+
+def module(kind: type) -> dict[str, Any]:
+    spec = RLModuleSpec(module_class=kind, model_config=DefaultModelConfig(fcnet_hiddens=[16]))
+    return {"change": lambda given: given.rl_module(rl_module_spec=spec)}
+
+
 CASES: dict[str, Any] = {
     "discrete": {},
     "discrete-one-env": {"env_runners": {"num_envs_per_env_runner": 1}},
@@ -140,6 +173,8 @@ CASES: dict[str, Any] = {
     "free-log-std": {**env("forces"), "rl_module": {"model_config": {"free_log_std": True}}},
     "relu": {"rl_module": {"model_config": {"fcnet_activation": "relu"}}},
     "silu": {"rl_module": {"model_config": {"fcnet_activation": "silu", "head_fcnet_hiddens": [8]}}},
+    "own-module": module(Chatty),
+    "own-module-of-actions": {**module(Decided), "env_runners": {"num_env_runners": 2}},
     "longer-lookback": {**env("Drift"), "change": lambda c: c.env_runners(episode_lookback_horizon=4)},
     "no-lookback": {**env("Drift"), "change": lambda c: c.env_runners(episode_lookback_horizon=0)},
     "short-fragments": {**env("Drift"), "change": lambda c: c.env_runners(rollout_fragment_length=2)},
@@ -174,6 +209,19 @@ def test_what_is_wanted_of_a_single_call_is_what_rllib_brings():
     ):
         assert unlike(ours.sample(**wanted), theirs.sample(**wanted)) == [], wanted
         assert ours.take_finished() == theirs.take_finished()
+
+
+class OtherVectorEnv(SyncVectorEnv):
+    """Not the one that is known to the last line, so stepped as a whole."""
+
+
+def test_another_vector_environment_is_stepped_as_a_whole():
+    ours, theirs = pair(config(**env("Drift")))
+    ours.env.env.__class__ = OtherVectorEnv
+    for _ in range(2):
+        one, other = ours.rollout(None, snapshot=True), theirs.rollout(None, snapshot=True)
+        assert unlike(one.episodes, other.episodes) == []
+        assert one.finished == other.finished
 
 
 def test_an_episode_keeps_its_id_and_no_other_has_it():
@@ -288,6 +336,7 @@ def flattened(given: Any) -> None:
 
 NOT_SERVED = {
     "dict": ({**env("Named"), "change": flattened}, "observation space is Dict"),
+    "nested": (module(Nested), "Nested returns 'more' in another form than arrays"),
     "lstm": ({"rl_module": {"model_config": {"use_lstm": True}}}, "module is stateful"),
     "callbacks": (
         {"change": lambda c: c.callbacks(callbacks_class=Watching)},
