@@ -275,8 +275,9 @@ PIECES = {
     "vector environment": _group(
         lambda s: s["vector_env"].update(_autoreset_envs=~s["vector_env"]["_autoreset_envs"])
     ),
-    "cached observations": _group(lambda s: s["runner"]["_cached_to_module"]["obs"].zero_()),
-    "returned chunks": _group(lambda s: s["runner"]["_ongoing_episodes_for_metrics"].clear()),
+    "observations": _group(lambda s: s["progress"]["observations"].fill(0)),
+    "returned steps": _group(lambda s: s["progress"]["lengths"].fill(0)),
+    "returned rewards": _group(lambda s: s["progress"]["returns"].fill(0)),
     "filter": _pickled("resume/algorithm.pkl", _fresh_filter),
     "metrics": _pickled("resume/algorithm.pkl", lambda s: s.update(metrics={})),
     "group metrics": _group(lambda s: s.update(metrics={})),
