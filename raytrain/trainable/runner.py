@@ -23,14 +23,12 @@ A group's snapshot is one pickled dict (the environments may only be known to pi
 from __future__ import annotations
 
 import logging
-import numbers
 import time
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import cloudpickle
 import numpy as np
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import (
     COMPONENT_ENV_TO_MODULE_CONNECTOR,
     COMPONENT_MODULE_TO_ENV_CONNECTOR,
@@ -51,6 +49,7 @@ from raytrain import _ray
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.trainable.eligibility import observation_filter, why_not
+from raytrain.trainable.finished import EpisodeRecorder, finished_row, summarise_chunks
 from raytrain.trainable.fragments import Progress
 from raytrain.trainable.rng import RngStreams, preserved
 from raytrain.trainable.sampler import FragmentSampler, Sampled, Wanted
@@ -70,52 +69,11 @@ class Rollout:
     metrics: dict[str, Any]
     """Reduced RLlib stats, to be aggregated in group order."""
     finished: list[dict[str, Any]]
-    """A row for each episode that ended (see `EpisodeRecorder`)."""
+    """A row for each episode that ended (see `finished`)."""
     connectors: dict[str, Any]
     """State of the connector pipelines after the rollout, to be merged in group order."""
     snapshot: bytes | None
     """The group's state after the rollout, if it was asked for."""
-
-
-@dataclass(frozen=True)
-class ChunkTotals:
-    """Stands for the returned chunks of a running episode: all that its end still needs of them."""
-
-    length: int
-    episode_return: float
-    duration_s: float
-
-    def __len__(self) -> int:
-        return self.length
-
-    def get_return(self) -> float:
-        return self.episode_return
-
-    def get_duration_s(self) -> float:
-        return self.duration_s
-
-
-class EpisodeRecorder(RLlibCallback):
-    """Notes every finished episode on its runner: `group`, `env_index`, `return`, `length`, and the
-    numbers that the environment put into its last `info`, as `custom/<name>`."""
-
-    @override(RLlibCallback)
-    def on_episode_end(
-        self,
-        *,
-        episode: Any,
-        prev_episode_chunks: Any = (),
-        env_runner: Any = None,
-        env_index: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        chunks = list(prev_episode_chunks or ())
-        env_runner.note_finished(
-            env_index,
-            episode.get_return() + sum(c.get_return() for c in chunks),
-            len(episode) + sum(len(c) for c in chunks),
-            episode.get_infos(-1),
-        )
 
 
 class GroupEnvRunner(SingleAgentEnvRunner):
@@ -182,18 +140,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self, env_index: int, episode_return: float, length: int, info: dict[str, Any] | None
     ) -> None:
         """Note an episode that ended, with the numbers of its last info."""
-        row: dict[str, Any] = {
-            "group": self.group,
-            "env_index": env_index,
-            "return": float(episode_return),
-            "length": length,
-        }
-        for name, value in (info or {}).items():
-            # A leading underscore marks Gymnasium's own entries of vectorised infos.
-            if name.startswith("_") or isinstance(value, bool):
-                continue
-            if isinstance(value, (numbers.Real, np.number)):
-                row[f"custom/{name}"] = float(value)
+        row = finished_row(self.group, env_index, episode_return, length, info)
         self._finished.append(row)
 
     def take_finished(self) -> list[dict[str, Any]]:
@@ -216,7 +163,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             if error.args or error.__cause__ is None:
                 raise
             raise error.__cause__ from None
-        _summarise_chunks(_ray.unfinished_chunks(self))
+        summarise_chunks(_ray.unfinished_chunks(self))
         return episodes
 
     def _sample_arrays(
@@ -391,15 +338,3 @@ class GroupEnvRunner(SingleAgentEnvRunner):
 def _reset_seed(*entropy: int) -> int:
     """A seed for the first reset, far from those of other groups (Gymnasium counts up from it)."""
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-def _summarise_chunks(chunks_by_episode: dict[str, list[Any]]) -> None:
-    for chunks in chunks_by_episode.values():
-        if chunks:
-            chunks[:] = [
-                ChunkTotals(
-                    length=sum(len(chunk) for chunk in chunks),
-                    episode_return=sum(chunk.get_return() for chunk in chunks),
-                    duration_s=sum(chunk.get_duration_s() for chunk in chunks),
-                )
-            ]
