@@ -89,6 +89,74 @@ def connectors(runner: SingleAgentEnvRunner) -> tuple[Any, Any]:
     return runner._env_to_module, runner._module_to_env
 
 
+def needs_reset(runner: SingleAgentEnvRunner) -> bool:
+    """Whether the next `sample()` begins by resetting every environment."""
+    return bool(runner._needs_initial_reset)
+
+
+def set_needs_reset(runner: SingleAgentEnvRunner, value: bool) -> None:
+    """Set what `needs_reset` returns."""
+    runner._needs_initial_reset = value
+
+
+def runner_seed(runner: SingleAgentEnvRunner) -> int | None:
+    """The seed of the first reset."""
+    seed: int | None = runner._seed
+    return seed
+
+
+def weights_version(runner: SingleAgentEnvRunner) -> int:
+    """The sequence number of the weights that a runner holds."""
+    return int(runner._weights_seq_no)
+
+
+def log_sampled(runner: SingleAgentEnvRunner, env_steps: int, episodes: int, calls: int) -> None:
+    """Count what a fragment brought, under RLlib's names and in Ray's own counters. `calls`: steps of
+    the vector environment."""
+    runner._log_env_steps(metric=runner._metrics_num_try_env_step, num_steps=calls)
+    runner._log_env_steps(metric=runner._metrics_num_env_steps_sampled, num_steps=env_steps)
+    runner._increase_sampled_metrics(env_steps, episodes)
+
+
+def log_episodes(runner: SingleAgentEnvRunner, ended: list[tuple[int, float, float]]) -> None:
+    """Log finished episodes (length, return, seconds) under RLlib's names, with its windows. RLlib
+    looks ten names up for each, which takes longer than a step of a small environment: it does so
+    for the first, and the others follow into the same stats."""
+    if not ended:
+        return
+    runner._log_episode_metrics(*ended[0])
+    stats = runner.metrics.stats
+    by_length = [stats[f"episode_len_{kind}"] for kind in ("mean", "min", "max")]
+    by_return = [stats[f"episode_return_{kind}"] for kind in ("mean", "min", "max")]
+    by_return += stats["agent_episode_return_mean"].values()
+    by_return += stats["module_episode_return_mean"].values()
+    for length, episode_return, seconds in ended[1:]:
+        for each in by_length:
+            each.push(length)
+        for each in by_return:
+            each.push(episode_return)
+        stats["episode_duration_sec_mean"].push(seconds)
+
+
+def state_server(runner: SingleAgentEnvRunner) -> Any:
+    """Where a runner pulls its weights from, if it does so by itself, or None."""
+    return runner._env_runner_state_server
+
+
+def sets_own_callbacks(config: AlgorithmConfig) -> list[str]:
+    """Names of the callback functions that a config gives to its env runners one by one."""
+    names = ("episode_created", "episode_start", "episode_step", "episode_end", "sample_end")
+    return [f"on_{name}" for name in names if getattr(config, f"callbacks_on_{name}")]
+
+
+def mean_std_filter(connector: Any) -> tuple[Any, bool]:
+    """The filter of a single-agent MeanStdFilter connector, and whether it updates its statistics.
+    The connector's public state is a serialised copy."""
+    if connector._filters is None:
+        connector.get_state()
+    return connector._filters[None], connector._update_stats
+
+
 def forget_weights_version(runner: SingleAgentEnvRunner) -> None:
     """Make the runner take the next weights whatever their sequence number: `set_state` ignores
     weights that are not newer than its own, and says nothing."""

@@ -15,7 +15,7 @@ import pytest
 import ray
 from tiny_ppo import Told, built, iterate, unlike
 
-from raytrain.trainable.groups import NoNewEnvSteps, RunnerLost
+from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps, RunnerLost
 from raytrain.trainable.runner import Rollout
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -118,3 +118,23 @@ def test_an_iteration_without_new_steps_is_an_error(monkeypatch):
         monkeypatch.setattr(runner, "rollout", lambda *args, **kwargs: nothing)
         with pytest.raises(NoNewEnvSteps, match=r"Iteration 2 got no new environment steps"):
             algorithm.train()
+
+
+def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too():
+    with built(**TWO) as algorithm:
+        apart = iterate(algorithm, 3)
+    with built(**TWO) as algorithm:
+        algorithm._groups = EnvGroups(
+            algorithm.env_runner_group,
+            strategy=algorithm.strategy,
+            tell=algorithm.tell,
+            sample_timeout_s=algorithm.config.sample_timeout_s,
+            hosts={0: 1, 1: 1},
+        )
+        algorithm._start_groups({}, {}, iteration=0)
+        trail = iterate(algorithm, 1)
+        KillWhileSampling(algorithm, pids(algorithm)[1])
+        trail += iterate(algorithm, 2)
+        # Each group's fragment is lost with the actor.
+        assert_told(algorithm.told, [0, 1])
+    assert unlike(apart, trail) == []

@@ -27,6 +27,7 @@ from tiny_ppo import Told, build, built, disturb, iterate, unlike
 from raytrain.trainable.algorithm import Restored, StateMismatch
 from raytrain.trainable.groups import RunnerLost
 from raytrain.trainable.rng import RngStreams
+from raytrain.trainable.runner import GroupEnvRunner
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -270,11 +271,11 @@ PIECES = {
     "vector environment": _group(
         lambda s: s["vector_env"].update(_autoreset_envs=~s["vector_env"]["_autoreset_envs"])
     ),
-    "cached observations": _group(lambda s: s["runner"]["_cached_to_module"]["obs"].zero_()),
-    "returned chunks": _group(lambda s: s["runner"]["_ongoing_episodes_for_metrics"].clear()),
+    "observations": _group(lambda s: s["progress"]["observations"].fill(0)),
+    "returned steps": _group(lambda s: s["progress"]["lengths"].fill(0)),
+    "returned rewards": _group(lambda s: s["progress"]["returns"].fill(0)),
     "filter": _pickled("resume/algorithm.pkl", _fresh_filter),
     "metrics": _pickled("resume/algorithm.pkl", lambda s: s.update(metrics={})),
-    "group metrics": _group(lambda s: s.update(metrics={})),
     "learner metrics": _pickled("resume/algorithm.pkl", _forget_learner_metrics),
     "iteration": _plain(lambda s: s.update(iteration=1)),
     "optimizer": _pickled("learner_group/learner/state.pkl", _no_momentum),
@@ -285,6 +286,34 @@ PIECES = {
 def test_without_one_piece_of_the_state_the_run_is_another(piece, saved: Saved, tmp_path):
     saved.again.load_exact(saved.broken(tmp_path / "state", PIECES[piece]))
     assert unlike(saved.expected, iterate(saved.again, 2))
+
+
+PIECES_OF_RLLIBS_SAMPLING = {
+    "cached observations": _group(lambda s: s["runner"]["_cached_to_module"]["obs"].zero_()),
+    "returned chunks": _group(lambda s: s["runner"]["_ongoing_episodes_for_metrics"].clear()),
+    # Where arrays are sampled these hold nothing but times.
+    "group metrics": _group(lambda s: s.update(metrics={})),
+}
+
+
+@pytest.fixture(scope="module")
+def saved_by_rllibs_sampling(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GroupEnvRunner, "sampling", "rllib")
+        saved = _saved(tmp_path_factory.mktemp("rllib") / "state")
+    yield saved
+    saved.again.stop()
+
+
+@pytest.mark.parametrize("piece", PIECES_OF_RLLIBS_SAMPLING)
+def test_without_one_piece_of_rllibs_sampling_the_run_is_another(
+    piece, saved_by_rllibs_sampling: Saved, tmp_path
+):
+    saved = saved_by_rllibs_sampling
+    saved.again.load_exact(saved.broken(tmp_path / "state", PIECES_OF_RLLIBS_SAMPLING[piece]))
+    assert unlike(saved.expected, iterate(saved.again, 2))
+    saved.again.load_exact(saved.directory)
+    assert unlike(saved.expected, iterate(saved.again, 2)) == []
 
 
 def test_an_algorithm_that_went_another_way_becomes_the_saved_one(saved: Saved):

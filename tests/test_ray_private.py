@@ -26,6 +26,7 @@ from tiny_ppo import Told, build
 
 from raytrain import _ray
 from raytrain.trainable.filters import merge_connector_states
+from raytrain.trainable.runner import GroupEnvRunner
 
 PPO_SETTINGS = {
     "lr": [[0, 1e-2], [1000, 1e-4]],
@@ -38,7 +39,10 @@ PPO_SETTINGS = {
 def algorithm(tmp_path_factory):
     """One that has trained for an iteration, with the learner and the runner in this process."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    made = build(training=PPO_SETTINGS, env_runners={"observation_filter": "MeanStdFilter"})
+    with pytest.MonkeyPatch.context() as patch:
+        # What is private to RLlib's sampling shows only where RLlib samples.
+        patch.setattr(GroupEnvRunner, "sampling", "rllib")
+        made = build(training=PPO_SETTINGS, env_runners={"observation_filter": "MeanStdFilter"})
     made.train()
     yield made
     made.stop()
@@ -78,6 +82,55 @@ def test_a_runner_has_the_attributes_and_no_others_that_change(runner):
     _ray.set_runner_attributes(runner, {**present, "num_env_steps_sampled_lifetime": 7})
     assert runner.num_env_steps_sampled_lifetime == 7
     _ray.set_runner_attributes(runner, present)
+
+
+def test_sampling_into_arrays_leaves_rllibs_memory_alone(algorithm):
+    runner = GroupEnvRunner(config=algorithm.config)
+    runner.sample()
+    before = dict(vars(runner))
+    version, seed = _ray.weights_version(runner), _ray.runner_seed(runner)
+    assert (_ray.needs_reset(runner), version, runner._seed) == (False, 0, seed)
+    runner.sample()
+    changed = {name for name, value in vars(runner).items() if value is not before.get(name)}
+    assert changed <= {"_finished", "_streams", "_sampled_at"}
+    _ray.set_needs_reset(runner, True)
+    assert runner._needs_initial_reset is True
+
+
+def test_episodes_are_logged_as_rllib_logs_them(algorithm):
+    ended = [(3, 2.5, 0.1), (5, -1.0, 0.2), (4, 7.0, 0.3)]
+    ours, theirs = (GroupEnvRunner(config=algorithm.config) for _ in range(2))
+    _ray.log_episodes(ours, [])
+    assert ours.metrics.stats == {}
+    _ray.log_episodes(ours, ended)
+    _ray.log_sampled(ours, 12, 3, 6)
+    for each in ended:
+        theirs._log_episode_metrics(*each)
+    theirs._increase_sampled_metrics(12, 3)
+    assert list(ours.metrics.stats) == list(theirs.metrics.stats)
+    for name, stats in theirs.metrics.stats.items():
+        assert "throughput" in name or repr(ours.metrics.stats[name]) == repr(stats)
+        if "episode_" in name and "mean" in name and not isinstance(stats, dict):
+            assert list(ours.metrics.stats[name].values) == list(stats.values)
+
+
+def test_callback_functions_of_a_config_are_found():
+    config = PPOConfig().callbacks(on_episode_end=print, on_train_result=print)
+    assert _ray.sets_own_callbacks(config) == ["on_episode_end"]
+    assert _ray.sets_own_callbacks(PPOConfig()) == []
+
+
+def test_a_filter_is_found_before_its_first_use(algorithm):
+    pipeline, _ = _ray.connectors(GroupEnvRunner(config=algorithm.config))
+    found, updates = _ray.mean_std_filter(pipeline.connectors[0])
+    assert (found.running_stats.shape, found.clip, updates) == ((4,), 10.0, True)
+
+
+def test_a_runner_without_a_state_server_has_none(runner):
+    assert _ray.state_server(runner) is None
+    assert "_env_runner_state_server.pull_if_newer" in inspect.getsource(
+        SingleAgentEnvRunner.sample
+    )
 
 
 def test_a_vector_environment_has_the_attributes_and_cannot_be_pickled(runner):

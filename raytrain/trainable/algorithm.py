@@ -47,11 +47,12 @@ from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.errors import RaytrainError
+from raytrain.trainable.finished import EpisodeRecorder
 from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps
 from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
 from raytrain.trainable.rllib_files import RLlibFiles
 from raytrain.trainable.rng import RngStreams
-from raytrain.trainable.runner import EpisodeRecorder, GroupEnvRunner
+from raytrain.trainable.runner import GroupEnvRunner
 
 STATE_FORMAT = 1
 RESUME_DIR = "resume"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -62,15 +62,24 @@ class Collected:
 class EnvGroups:
     """The groups of one RLlib `EnvRunnerGroup` (training or evaluation), by group index.
 
-    `tell` receives one plain sentence for each loss and recovery.
+    `tell` receives one plain sentence for each loss and recovery. `hosts` says which actor (by the
+    index of its own group) hosts each group, 0 .. n - 1; without it every actor hosts its own.
     """
 
     def __init__(
-        self, runners: Any, *, strategy: str, tell: Callable[[str], None], sample_timeout_s: float
+        self,
+        runners: Any,
+        *,
+        strategy: str,
+        tell: Callable[[str], None],
+        sample_timeout_s: float,
+        hosts: Mapping[int, int] | None = None,
     ) -> None:
         self._local: GroupEnvRunner | None = runners.local_env_runner
+        actors = {index - 1: actor for index, actor in _ray.runner_actors(runners).items()}
+        self._hosts = dict(hosts) if hosts is not None else {index: index for index in actors}
         self._actors: dict[int, Any] = {
-            index - 1: actor for index, actor in _ray.runner_actors(runners).items()
+            index: actors[host] for index, host in sorted(self._hosts.items())
         }
         self._strategy = cast(Strategy, strategy)  # A name that is none is refused by the runners.
         self._tell = tell
@@ -83,7 +92,7 @@ class EnvGroups:
     @property
     def indices(self) -> list[int]:
         """Group indices, ascending."""
-        return sorted(self._actors) if self._actors else [0]
+        return list(self._actors) or [0]
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -146,8 +155,9 @@ class EnvGroups:
         if self._local is not None:
             self._local.take_over(sync)
         self._set_sync(sync)
-        for index in self._actors:
-            self._call(index, lambda actor: actor.take_over.remote(self._sync))
+        for index in sorted(set(self._hosts.values())):
+            # Of whichever of its groups: an actor takes it over for all.
+            self._call(self._hosted_by(index)[0], lambda actor: actor.take_over.remote(self._sync))
 
     def snapshots(self) -> dict[int, bytes]:
         """The state of every group at this moment."""
@@ -159,7 +169,7 @@ class EnvGroups:
             )
         missing = [index for index, snapshot in self._snapshots.items() if snapshot is None]
         for index in missing:
-            self._snapshots[index] = self._call(index, lambda actor: actor.snapshot.remote())
+            self._snapshots[index] = self._call(index, partial(_snapshot, index=index))
         return {index: bytes(data) for index, data in self._snapshots.items() if data is not None}
 
     def take_snapshots_again(self) -> None:
@@ -179,27 +189,29 @@ class EnvGroups:
         if not self._actors:
             assert self._local is not None
             return [self._local.rollout(None, snapshot=False)]
-        sync = self._sync
-        running = {
-            index: actor.rollout.remote(sync, snapshot=True)
-            for index, actor in self._actors.items()
-        }
+        running = {index: self._rollout(actor, index) for index, actor in self._actors.items()}
         rollouts = []
         for index in self.indices:
-            rollout = self._call(
-                index,
-                lambda actor: actor.rollout.remote(sync, snapshot=True),
-                running=running[index],
-            )
+            rollout = self._call(index, partial(self._rollout, index=index), running=running[index])
             self._snapshots[index] = rollout.snapshot
             self._connector_states[index] = rollout.connectors
             rollouts.append(rollout)
         return rollouts
 
+    def _rollout(self, actor: Any, index: int) -> Any:
+        return actor.rollout.remote(self._sync, snapshot=True, group=index)
+
     def _adopt(self, actor: Any, index: int) -> Any:
         return actor.adopt.remote(
-            self._strategy, self._sync, self._snapshots[index], iteration=self._iteration
+            self._strategy,
+            self._sync,
+            self._snapshots[index],
+            iteration=self._iteration,
+            group=index,
         )
+
+    def _hosted_by(self, host: int) -> list[int]:
+        return [index for index in self.indices if self._hosts[index] == host]
 
     def _call(self, index: int, call: Callable[[Any], Any], *, running: Any = None) -> Any:
         """The result of `call(actor)`. If the runner dies, it is started again as it was before."""
@@ -236,12 +248,13 @@ class EnvGroups:
                 )
 
     def _revive(self, index: int, error: RayActorError) -> None:
-        """Wait for Ray to start the actor again and give it the group's last snapshot."""
+        """Wait for Ray to start the actor again and give it the last snapshots of its groups."""
         began = time.monotonic()
         deadline = began + _RESTART_DEADLINE_S
         while True:
             try:
-                ray.get(self._adopt(self._actors[index], index), timeout=_RESTART_DEADLINE_S)
+                for each in self._hosted_by(self._hosts[index]):
+                    ray.get(self._adopt(self._actors[each], each), timeout=_RESTART_DEADLINE_S)
                 break
             except (RayActorError, GetTimeoutError) as again:
                 if time.monotonic() > deadline or not _comes_back(again):
@@ -280,6 +293,10 @@ class EnvGroups:
             if states:
                 merged[component] = merge_connector_states(pipeline, before[component], states)
         return merged
+
+
+def _snapshot(actor: Any, index: int) -> Any:
+    return actor.snapshot.remote(index)
 
 
 def _comes_back(error: BaseException) -> bool:

@@ -3,12 +3,16 @@
 A group is the unit of sampling: the environments of one configured env runner with their random
 streams, running episodes, filter state and metric windows. Whatever process hosts it, a group's
 data are the same, because its random streams are swapped in for the time of a `sample()` and
-nothing else of the process is used.
+nothing else of the process is used. An actor may host further groups beside its own.
+
+A group is sampled into arrays (see `sampler`) wherever that can stand for RLlib's own way, and else
+by RLlib (see `eligibility`); the episodes are the same.
 
 A group's snapshot is one pickled dict (the environments may only be known to pickle):
 
     group        index, 0 .. num_env_runners - 1 (0 if there are no remote runners)
-    runner       counters, running episodes, the cached batch for the next forward pass
+    runner       counters; running episodes and the cached batch, if RLlib samples
+    progress     the fields of `fragments.Progress`, if the group is sampled into arrays; or None
     vector_env   the vector environment's last observations, rewards and flags
     envs         one snapshot per environment, by the strategy that proved itself
     connectors   state of both connector pipelines
@@ -18,24 +22,40 @@ A group's snapshot is one pickled dict (the environments may only be known to pi
 
 from __future__ import annotations
 
-import numbers
+import logging
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import cloudpickle
 import numpy as np
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import (
     COMPONENT_ENV_TO_MODULE_CONNECTOR,
     COMPONENT_MODULE_TO_ENV_CONNECTOR,
 )
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    ENV_RESET_TIMER,
+    ENV_STEP_TIMER,
+    RLMODULE_INFERENCE_TIMER,
+    SAMPLE_TIMER,
+    TIME_BETWEEN_SAMPLING,
+    TIMERS,
+    WEIGHTS_SEQ_NO,
+)
 
 from raytrain import _ray
 from raytrain.checkpoint import weights_sha256
-from raytrain.trainable.rng import RngStreams
+from raytrain.errors import RaytrainError
+from raytrain.trainable.eligibility import observation_filter, why_not
+from raytrain.trainable.finished import EpisodeRecorder, finished_row, summarise_chunks
+from raytrain.trainable.fragments import Progress
+from raytrain.trainable.rng import RngStreams, preserved
+from raytrain.trainable.sampler import FragmentSampler, Sampled, Wanted
 from raytrain.trainable.snapshots import Snapshotter, Strategy, snapshotter
+
+logger = logging.getLogger(__name__)
 
 _TRAINING, _EVALUATION = 0, 1
 
@@ -49,64 +69,24 @@ class Rollout:
     metrics: dict[str, Any]
     """Reduced RLlib stats, to be aggregated in group order."""
     finished: list[dict[str, Any]]
-    """A row for each episode that ended (see `EpisodeRecorder`)."""
+    """A row for each episode that ended (see `finished`)."""
     connectors: dict[str, Any]
     """State of the connector pipelines after the rollout, to be merged in group order."""
     snapshot: bytes | None
     """The group's state after the rollout, if it was asked for."""
 
 
-@dataclass(frozen=True)
-class ChunkTotals:
-    """Stands for the returned chunks of a running episode: all that its end still needs of them."""
-
-    length: int
-    episode_return: float
-    duration_s: float
-
-    def __len__(self) -> int:
-        return self.length
-
-    def get_return(self) -> float:
-        return self.episode_return
-
-    def get_duration_s(self) -> float:
-        return self.duration_s
-
-
-class EpisodeRecorder(RLlibCallback):
-    """Notes every finished episode on its runner: `group`, `env_index`, `return`, `length`, and the
-    numbers that the environment put into its last `info`, as `custom/<name>`."""
-
-    @override(RLlibCallback)
-    def on_episode_end(
-        self,
-        *,
-        episode: Any,
-        prev_episode_chunks: Any = (),
-        env_runner: Any = None,
-        env_index: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        chunks = list(prev_episode_chunks or ())
-        row: dict[str, Any] = {
-            "group": env_runner.group,
-            "env_index": env_index,
-            "return": float(episode.get_return() + sum(c.get_return() for c in chunks)),
-            "length": len(episode) + sum(len(c) for c in chunks),
-        }
-        info = episode.get_infos(-1)
-        for name, value in (info or {}).items():
-            if isinstance(value, (numbers.Real, np.number)) and not isinstance(value, bool):
-                row[f"custom/{name}"] = float(value)
-        env_runner.note_finished(row)
-
-
 class GroupEnvRunner(SingleAgentEnvRunner):
-    """Hosts one env group."""
+    """Hosts one env group of its own, `group`, and others if it is asked for them: every method that
+    takes `group` begins to host the group that it names."""
+
+    sampling: ClassVar[Literal["arrays", "rllib"]] = "arrays"
+    """"arrays" where that can stand for RLlib's own way, or always "rllib"."""
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
+        self._arguments = kwargs
+        self._others: dict[int, GroupEnvRunner] = {}
         self._finished: list[dict[str, Any]] = []
         self.group = max(int(self.worker_index or 0), 1) - 1
         self._shots: Snapshotter | None = None
@@ -114,6 +94,38 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._entropy = (int(self.config.seed or 0), purpose, self.group)
         self._streams = RngStreams.seeded(*self._entropy)
         _ray.set_runner_seed(self, _reset_seed(*self._entropy, 0))
+        self._sampled_at: float | None = None
+        self._sampler = self._make_sampler(f"{purpose:04x}{self.group:012x}")
+
+    def _make_sampler(self, id_prefix: str) -> FragmentSampler | None:
+        if self.env is None or self.sampling == "rllib":
+            return None
+        reason = why_not(self, EpisodeRecorder)
+        if reason is None:
+            return FragmentSampler(self, observation_filter(self), id_prefix=id_prefix)
+        if self.group == 0:  # The others are like it.
+            logger.warning("Sampling is RLlib's own, which is slower: %s.", reason)
+        return None
+
+    def hosted(self, group: int | None) -> GroupEnvRunner:
+        """The runner of a group in this process, made if there is none; None is the own group."""
+        if group is None or group == self.group:
+            return self
+        if group not in self._others:
+            # What RLlib does to the global generators here is not for the groups that are present.
+            with preserved():
+                other = type(self)(
+                    config=self.config, **{**self._arguments, "worker_index": group + 1}
+                )
+            other.module = self.module  # One copy of the weights serves all.
+            self._others[group] = other
+        return self._others[group]
+
+    @override(SingleAgentEnvRunner)
+    def stop(self) -> None:
+        for other in self._others.values():
+            other.stop()
+        super().stop()
 
     def use_strategy(self, strategy: Strategy) -> None:
         """Set how the environments are snapshotted. Must come before the first `sample()`."""
@@ -124,8 +136,11 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         for index, env in enumerate(envs):
             envs[index] = self._shots.wrap(env)
 
-    def note_finished(self, row: dict[str, Any]) -> None:
-        """Called by `EpisodeRecorder` at the end of each episode."""
+    def note_finished(
+        self, env_index: int, episode_return: float, length: int, info: dict[str, Any] | None
+    ) -> None:
+        """Note an episode that ended, with the numbers of its last info."""
+        row = finished_row(self.group, env_index, episode_return, length, info)
         self._finished.append(row)
 
     def take_finished(self) -> list[dict[str, Any]]:
@@ -133,8 +148,13 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         rows, self._finished = self._finished, []
         return rows
 
+    # -- sampling --------------------------------------------------------------------------------
+
     @override(SingleAgentEnvRunner)
     def sample(self, **kwargs: Any) -> list[Any]:
+        if self._sampler is not None:
+            with self._streams.active():
+                return self._sample_arrays(self._sampler, **kwargs)
         try:
             with self._streams.active():
                 episodes: list[Any] = super().sample(**kwargs)
@@ -143,12 +163,71 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             if error.args or error.__cause__ is None:
                 raise
             raise error.__cause__ from None
-        _summarise_chunks(_ray.unfinished_chunks(self))
+        summarise_chunks(_ray.unfinished_chunks(self))
         return episodes
 
-    def rollout(self, sync: dict[str, Any] | None, *, snapshot: bool) -> Rollout:
+    def _sample_arrays(
+        self,
+        sampler: FragmentSampler,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool | None = None,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[Any]:
+        """RLlib's `sample()`, step by step the same in what it resets, counts and logs."""
+        if random_actions:
+            raise RaytrainError("random_actions: raytrain samples from the policy only")
+        if self._sampled_at is not None:
+            between = time.perf_counter() - self._sampled_at
+            self.metrics.log_value(TIME_BETWEEN_SAMPLING, between)
+        version = _ray.weights_version(self)
+        self.metrics.log_value(WEIGHTS_SEQ_NO, version, window=1)
+        with self.metrics.log_time(SAMPLE_TIMER):
+            wanted = self._wanted(num_timesteps, num_episodes)
+            whole = wanted.episodes is not None
+            initial = _ray.needs_reset(self)
+            if force_reset or whole or initial:
+                with self.metrics.log_time(ENV_RESET_TIMER):
+                    sampler.begin_episodes(_ray.runner_seed(self) if initial else None)
+            _ray.set_needs_reset(self, whole)
+            explore = self.config.explore if explore is None else explore
+            sampled = sampler.sample(wanted, explore=bool(explore), version=version)
+        self._log(sampled)
+        for each, info in zip(sampled.ended, sampled.last_infos, strict=True):
+            self.note_finished(each.env_index, each.episode_return, each.length, info)
+        self._sampled_at = time.perf_counter()
+        return sampled.episodes
+
+    def _wanted(self, num_timesteps: int | None, num_episodes: int | None) -> Wanted:
+        if num_timesteps is not None or num_episodes is not None:
+            return Wanted(num_timesteps, num_episodes)
+        if self.config.batch_mode != "truncate_episodes":
+            return Wanted(episodes=self.num_envs)
+        fragment = self.config.get_rollout_fragment_length(self.worker_index)
+        return Wanted(env_steps=fragment * self.num_envs)
+
+    def _log(self, sampled: Sampled) -> None:
+        log = self.metrics.log_value
+        if sampled.vector_steps:
+            log(RLMODULE_INFERENCE_TIMER, sampled.inference_s / sampled.vector_steps)
+            log(ENV_STEP_TIMER, sampled.env_step_s / sampled.vector_steps)
+        for name in ("inference_s", "env_step_s", "other_s"):
+            log((TIMERS, name), getattr(sampled, name), reduce="sum")
+        _ray.log_sampled(self, sampled.env_steps, len(sampled.ended), sampled.vector_steps)
+        _ray.log_episodes(
+            self, [(each.length, each.episode_return, each.duration_s) for each in sampled.ended]
+        )
+
+    def rollout(
+        self, sync: dict[str, Any] | None, *, snapshot: bool, group: int | None = None
+    ) -> Rollout:
         """Take over weights and connector state (`sync`, as for `set_state`), sample one fragment,
         and return it with everything that belongs to it."""
+        host = self.hosted(group)
+        if host is not self:
+            return host.rollout(sync, snapshot=snapshot)
         if sync is not None:
             self.take_over(sync)
         episodes = self.sample()
@@ -160,16 +239,29 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             snapshot=self.snapshot() if snapshot else None,
         )
 
+    # -- state -----------------------------------------------------------------------------------
+
     def take_over(self, sync: dict[str, Any]) -> None:
-        """Set weights, connector state and counters, whatever version the weights have."""
-        _ray.forget_weights_version(self)
-        self.set_state(sync)
+        """Set weights, connector state and counters of all groups here, whatever version the weights
+        have."""
+        for host in (self, *self._others.values()):
+            _ray.forget_weights_version(host)
+            host.set_state(sync)
 
     def adopt(
-        self, strategy: Strategy, sync: dict[str, Any], snapshot: bytes | None, *, iteration: int
+        self,
+        strategy: Strategy,
+        sync: dict[str, Any],
+        snapshot: bytes | None,
+        *,
+        iteration: int,
+        group: int | None = None,
     ) -> str:
-        """Become the group of `snapshot` (None: a group that has not sampled yet) with the weights
+        """Make a group that of `snapshot` (None: a group that has not sampled yet) with the weights
         of `sync`. Returns the digest of the weights now held, which the caller compares."""
+        host = self.hosted(group)
+        if host is not self:
+            return host.adopt(strategy, sync, snapshot, iteration=iteration)
         self.use_strategy(strategy)
         if snapshot is not None:
             self.restore(snapshot, iteration=iteration)
@@ -183,13 +275,18 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         )
         return state
 
-    def snapshot(self) -> bytes:
-        """The group's whole state but the weights (see the module's docstring)."""
+    def snapshot(self, group: int | None = None) -> bytes:
+        """A group's whole state but the weights (see the module's docstring)."""
+        host = self.hosted(group)
+        if host is not self:
+            return host.snapshot()
         assert self._shots is not None, "adopt() comes first"
+        progress = self._sampler.progress if self._sampler is not None else None
         vector_env = self.env.unwrapped
         state = {
             "group": self.group,
             "runner": _ray.runner_attributes(self),
+            "progress": None if progress is None else vars(progress),
             "vector_env": _ray.vector_env_attributes(vector_env),
             "envs": [self._shots.take(env) for env in vector_env.envs],
             "connectors": self.connector_state(),
@@ -213,7 +310,10 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         if self._shots.strategy == "reset":
             _ray.set_runner_seed(self, _reset_seed(*self._entropy, iteration))
             _ray.start_with_fresh_episodes(self)
+            # Of which only the number of the next episode will be used.
+            self._set_progress(state.get("progress"))
             return
+        self._take_progress(state.get("progress"))
         vector_env = self.env.unwrapped
         # On scratch streams: what a restore draws from the global generators is not the run's.
         with RngStreams.from_state(state["rng"]).active():
@@ -221,19 +321,20 @@ class GroupEnvRunner(SingleAgentEnvRunner):
                 vector_env.envs[index] = self._shots.restore(vector_env.envs[index], saved)
         _ray.set_vector_env_attributes(vector_env, state["vector_env"])
 
+    def _take_progress(self, progress: dict[str, Any] | None) -> None:
+        arrays, begun = self._sampler is not None, not _ray.needs_reset(self)
+        if (arrays and begun and progress is None) or (progress is not None and not arrays):
+            raise RaytrainError(
+                f"The state of env group {self.group} was saved by a run that sampled in another way. "
+                "Continue with the raytrain version and the config that the run was started with."
+            )
+        self._set_progress(progress)
+
+    def _set_progress(self, progress: dict[str, Any] | None) -> None:
+        if self._sampler is not None:
+            self._sampler.progress = None if progress is None else Progress(**progress)
+
 
 def _reset_seed(*entropy: int) -> int:
     """A seed for the first reset, far from those of other groups (Gymnasium counts up from it)."""
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-def _summarise_chunks(chunks_by_episode: dict[str, list[Any]]) -> None:
-    for chunks in chunks_by_episode.values():
-        if chunks:
-            chunks[:] = [
-                ChunkTotals(
-                    length=sum(len(chunk) for chunk in chunks),
-                    episode_return=sum(chunk.get_return() for chunk in chunks),
-                    duration_s=sum(chunk.get_duration_s() for chunk in chunks),
-                )
-            ]

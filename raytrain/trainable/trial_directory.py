@@ -152,7 +152,7 @@ class TrialDirectory:
     # -- an iteration ----------------------------------------------------------------------------
 
     def record(self, row: Mapping[str, Any], episodes: list[dict[str, Any]], timestep: int) -> None:
-        """Write one iteration's row and its finished episodes (rows of `EpisodeRecorder`)."""
+        """Write one iteration's row and its finished episodes (see `trainable.finished`)."""
         assert self._records is not None
         assert self._episodes is not None
         warning = self._records.append(row)

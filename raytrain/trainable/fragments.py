@@ -1,0 +1,199 @@
+"""What a group samples: arrays of one fragment, and the episodes cut from them.
+
+A fragment of T vector steps of N environments is a column of [L + T, N, ...] for each quantity (one row
+more of observations), where the first L rows are the end of the fragment before: an episode that runs
+on begins with up to L steps of lookback, as RLlib's do (`episode_lookback_horizon`).
+
+    row of `observations`     0 .. L-1        L          L+1   ...   L+T
+                              lookback        current    after step 1, ..., after step T
+    row r of other columns    the step from observation r to r+1
+
+Between fragments only `Progress` is kept: the last L rows, the current observations, and a few numbers
+for each environment. Plain arrays, numbers and strings; the columns are used again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Infos: TypeAlias = list[dict[str, Any]]
+
+REWARDS = Columns.REWARDS
+ACTIONS = Columns.ACTIONS
+_REWARDS_SPACE = gym.spaces.Box(-np.inf, np.inf, (), np.float32)
+
+
+@dataclass
+class Progress:
+    """Where a group's environments stand between two fragments. N environments, lookback L."""
+
+    observations: Array
+    """[L + 1, N, ...], the last row current (filtered, if there is a filter)."""
+    columns: dict[str, Array]
+    """Actions, rewards and model outputs of the last steps, [<= L, N, ...] each."""
+    infos: list[Infos]
+    """[<= L + 1][N]"""
+    ended: Array
+    """[N] bool: the episode has ended, the next step resets."""
+    lengths: Array
+    """[N] int64: steps of the running episodes so far."""
+    returns: Array
+    """[N] float64: their rewards so far."""
+    durations: Array
+    """[N] float64: seconds they took so far."""
+    ids: list[str]
+    """[N] of the running episodes."""
+    born: int
+    """Episodes begun so far, which is the next one's number."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A chunk [start, stop) of rows with which an episode of an environment ended."""
+
+    env_index: int
+    start: int
+    stop: int
+    id: str
+    terminated: bool
+    truncated: bool
+    steps_before: int
+    episode_return: float
+    duration_s: float
+
+    @property
+    def length(self) -> int:
+        """Steps of the whole episode."""
+        return self.steps_before + self.stop - self.start
+
+
+class Fragment:
+    """Columns of one fragment after another. `rows` is the number of rows that are filled."""
+
+    def __init__(self, lookback: int, num_envs: int, observation_space: Any) -> None:
+        self.lookback = lookback
+        self.num_envs = num_envs
+        self.observations = np.zeros(
+            (lookback + 1, num_envs, *observation_space.shape), observation_space.dtype
+        )
+        self.columns: dict[str, Array] = {}
+        self.terminateds = self.truncateds = np.zeros((0, num_envs), np.bool_)
+        self.infos: list[Infos] = []
+        self.rows = lookback
+        self._capacity = lookback
+
+    def begin(self, progress: Progress, steps: int) -> None:
+        """Start a fragment of about `steps` vector steps after `progress`."""
+        self.reserve(self.lookback + steps)
+        self.rows = self.lookback
+        self.observations[: self.lookback + 1] = progress.observations
+        for name, tail in progress.columns.items():
+            column = self.column(name, tail)
+            column[: self.lookback] = tail
+        self.infos = list(progress.infos)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` rows."""
+        if rows <= self._capacity:
+            return
+        self._capacity = rows
+        self.observations = _longer(self.observations, rows + 1)
+        self.terminateds = _longer(self.terminateds, rows)
+        self.truncateds = _longer(self.truncateds, rows)
+        self.columns = {name: _longer(each, rows) for name, each in self.columns.items()}
+
+    @property
+    def full(self) -> bool:
+        return self.rows == self._capacity
+
+    def column(self, name: str, like: Array) -> Array:
+        """The column of that name, made for rows like those of `like` if there is none."""
+        column = self.columns.get(name)
+        if column is None or column.shape[1:] != like.shape[1:] or column.dtype != like.dtype:
+            column = np.zeros((self._capacity, *like.shape[1:]), like.dtype)
+            self.columns[name] = column
+        return column
+
+    def tail(self) -> tuple[Array, dict[str, Array], list[Infos]]:
+        """Copies of the last rows, as `Progress` keeps them."""
+        first = self.rows - self.lookback
+        return (
+            self.observations[first : self.rows + 1].copy(),
+            {name: each[first : self.rows].copy() for name, each in self.columns.items()},
+            self.infos[-self.lookback - 1 :],
+        )
+
+
+def _longer(array: Array, rows: int) -> Array:
+    longer = np.zeros((rows, *array.shape[1:]), array.dtype)
+    longer[: len(array)] = array
+    return longer
+
+
+class Episodes:
+    """Makes RLlib's episodes from a fragment: their arrays are slices of one copy a column, laid out
+    by environment, which nothing else refers to."""
+
+    def __init__(self, fragment: Fragment, observation_space: Any, action_space: Any) -> None:
+        self._lookback = fragment.lookback
+        self._infos = fragment.infos
+        # The infos may begin later than the other columns, at the beginning of a run.
+        self._no_infos = fragment.rows + 1 - len(fragment.infos)
+        self._observation_space = observation_space
+        self._action_space = action_space
+        self._observations = _by_env(fragment.observations, fragment.rows + 1)
+        columns = {name: _by_env(each, fragment.rows) for name, each in fragment.columns.items()}
+        self._actions = columns.pop(ACTIONS)
+        self._rewards = columns.pop(REWARDS)
+        self._outputs = columns
+
+    def make(
+        self,
+        env_index: int,
+        start: int,
+        stop: int,
+        *,
+        episode_id: str,
+        steps_before: int,
+        terminated: bool = False,
+        truncated: bool = False,
+    ) -> SingleAgentEpisode:
+        """The chunk of steps [start, stop) of an environment, before which its episode had
+        `steps_before`."""
+        # RLlib's lookback does not reach beyond the episode's beginning.
+        lookback = min(self._lookback, steps_before) if start == self._lookback else 0
+        first = start - lookback
+        no_infos, infos = self._no_infos, self._infos
+
+        def buffer(data: Any, space: Any = None) -> InfiniteLookbackBuffer:
+            return InfiniteLookbackBuffer(data, lookback, space)
+
+        return SingleAgentEpisode(
+            episode_id,
+            observations=buffer(
+                self._observations[env_index, first : stop + 1], self._observation_space
+            ),
+            observation_space=self._observation_space,
+            infos=buffer([infos[row - no_infos][env_index] for row in range(first, stop + 1)]),
+            actions=buffer(self._actions[env_index, first:stop], self._action_space),
+            action_space=self._action_space,
+            rewards=buffer(self._rewards[env_index, first:stop], _REWARDS_SPACE),
+            extra_model_outputs={
+                name: buffer(each[env_index, first:stop]) for name, each in self._outputs.items()
+            },
+            terminated=terminated,
+            truncated=truncated,
+            t_started=steps_before,
+        )
+
+
+def _by_env(column: Array, rows: int) -> Array:
+    return np.ascontiguousarray(column[:rows].swapaxes(0, 1))

@@ -1,0 +1,78 @@
+"""RLlib's MeanStdFilter on a batch of observations: the same numbers, without episodes.
+
+RLlib pushes the observations of a batch into the running statistics one by one, in the order of the
+environments, and normalises each with the statistics that include it. The pushes depend on one another
+and stay a loop; the normalisation is done for all at once. The statistics are those of RLlib's
+connector, in place, so that its state is what it would be. (RLlib's filter also fills a buffer,
+which is part of no state and read by nobody.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from ray.rllib.utils.numpy import SMALL_NUMBER
+
+from raytrain import _ray
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class BatchFilter:
+    """Normalises in the way and with the running statistics of an RLlib MeanStdFilter connector.
+    To be made anew whenever the connector's state was set."""
+
+    def __init__(self, connector: Any) -> None:
+        self._filter, self._update = _ray.mean_std_filter(connector)
+        self._stats = self._filter.running_stats
+
+    def __call__(self, observations: Array) -> None:
+        """Update the statistics with `observations` [N, ...], in order, and normalise them in place."""
+        stats = self._stats
+        shape = observations.shape
+        means = np.empty(shape)
+        squares = np.empty(shape)
+        counts = np.empty(shape[0])
+        for index in range(shape[0]):
+            if self._update:
+                _push(stats, observations[index])
+            means[index] = stats.mean_array
+            squares[index] = stats.sum_sq_diff_array
+            counts[index] = stats.num_pushes
+        result: Array = observations
+        if self._filter.demean:
+            result = result - means
+        if self._filter.destd:
+            result = result / (_std(squares, counts) + SMALL_NUMBER)
+        if self._filter.clip:
+            result = np.clip(result, -self._filter.clip, self._filter.clip)
+        observations[...] = result
+
+
+def _push(stats: Any, observation: Array) -> None:
+    """`RunningStat.push`, operation by operation."""
+    stats.num_pushes += 1
+    stats.num_pushes_delta += 1
+    mean = stats.mean_array
+    if stats.num_pushes == 1:
+        mean[...] = observation
+        stats.mean_delta_array[...] = observation
+        return
+    delta = observation - mean
+    moved = delta / stats.num_pushes
+    mean += moved
+    stats.mean_delta_array += moved
+    delta *= observation - mean
+    stats.sum_sq_diff_array += delta
+    stats.sum_sq_diff_delta_array += delta
+
+
+def _std(squares: Array, counts: Array) -> Array:
+    """`RunningStat.std` for a batch: float32."""
+    counts = counts.reshape(-1, *[1] * (squares.ndim - 1))
+    variance = np.zeros(squares.shape, np.float32)
+    np.divide(squares, counts - 1, out=squares, where=counts > 1)
+    np.copyto(variance, squares, where=counts > 1, casting="same_kind")
+    result: Array = np.sqrt(np.maximum(0, variance))
+    return result

@@ -1,0 +1,140 @@
+"""Stepping the environments of a group into given arrays.
+
+`SyncVectorEnv` copies every observation batch, and packs the infos of its environments into arrays
+that RLlib's wrapper takes apart again. Here its environments are stepped one after another as it
+does (NEXT_STEP autoreset: the step after an episode's end resets, whatever the action), and their
+results go straight to where they are wanted. Any other vector environment is stepped as a whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import DictInfoToList
+
+from raytrain import _ray
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Infos: TypeAlias = list[dict[str, Any]]
+
+
+class Stepper(Protocol):
+    """Steps N environments once."""
+
+    def step(
+        self,
+        actions: Array,
+        observations: Array,
+        rewards: Array,
+        terminateds: Array,
+        truncateds: Array,
+    ) -> tuple[Infos, bool]:
+        """Step with `actions` [N, ...] and write what came of it into the other arrays: observations
+        [N, ...], rewards [N] float64, terminateds and truncateds [N] bool. Returns the N infos, and
+        whether any episode ended."""
+
+    def leave(self) -> None:
+        """Make the vector environment's own memory that of its last step."""
+
+
+def stepper(env: Any) -> Stepper:
+    """A stepper for the vector environment of a runner, to be used for one fragment."""
+    if type(env) is DictInfoToList and type(env.env) is SyncVectorEnv:
+        return _OneByOne(env.env)
+    return _Whole(env)
+
+
+def resets_at_next_step(env: Any) -> bool:
+    """Whether `env` resets an environment in the step after its episode's end."""
+    mode = env.metadata.get("autoreset_mode")
+    return bool(mode == AutoresetMode.NEXT_STEP)
+
+
+class _Whole:
+    def __init__(self, env: Any) -> None:
+        self._env = env
+
+    def step(
+        self,
+        actions: Array,
+        observations: Array,
+        rewards: Array,
+        terminateds: Array,
+        truncateds: Array,
+    ) -> tuple[Infos, bool]:
+        observations[...], rewards[:], terminateds[:], truncateds[:], infos = self._env.step(
+            actions
+        )
+        return list(infos), bool(terminateds.any() or truncateds.any())
+
+    def leave(self) -> None:
+        pass
+
+
+class _OneByOne:
+    def __init__(self, env: SyncVectorEnv) -> None:
+        self._env = env
+        memory = _ray.vector_env_attributes(env)
+        self._last: list[Any] = list(memory["_env_obs"])
+        self._resetting: list[bool] = memory["_autoreset_envs"].tolist()
+        self._envs = list(env.envs)
+        self._steps = [_inner(each).step for each in self._envs]
+        self._results: tuple[Array, ...] = ()
+
+    def step(
+        self,
+        actions: Array,
+        observations: Array,
+        rewards: Array,
+        terminateds: Array,
+        truncateds: Array,
+    ) -> tuple[Infos, bool]:
+        last, resetting, steps = self._last, self._resetting, self._steps
+        infos: Infos = []
+        ended = False
+        for index, action in enumerate(actions):
+            if resetting[index]:
+                last[index], info = self._envs[index].reset()
+                rewards[index] = 0.0
+                terminateds[index] = truncateds[index] = resetting[index] = False
+            else:
+                last[index], rewards[index], terminated, truncated, info = steps[index](action)
+                terminateds[index] = terminated
+                truncateds[index] = truncated
+                if terminated or truncated:
+                    ended = resetting[index] = True
+            infos.append(dict(info) if info else {})
+        # Not one by one: it checks shapes and casts as the vector environment does.
+        np.stack(last, axis=0, out=observations)
+        self._results = (observations, rewards, terminateds, truncateds)
+        return infos, ended
+
+    def leave(self) -> None:
+        if not self._results:
+            return
+        observations, rewards, terminateds, truncateds = (each.copy() for each in self._results)
+        memory = {
+            "_env_obs": list(self._last),
+            "_observations": observations,
+            "_rewards": rewards,
+            "_terminations": terminateds,
+            "_truncations": truncateds,
+            "_autoreset_envs": np.logical_or(terminateds, truncateds),
+        }
+        _ray.set_vector_env_attributes(self._env, memory)
+
+
+def _inner(env: Any) -> Any:
+    """`env` without outer wrappers that have checked it and now only pass each step on."""
+    while _only_passes_on(env):
+        env = env.env
+    return env
+
+
+def _only_passes_on(env: Any) -> bool:
+    if type(env) is gym.wrappers.OrderEnforcing:
+        return bool(env.has_reset)
+    return type(env) is gym.wrappers.PassiveEnvChecker and bool(env.checked_step)

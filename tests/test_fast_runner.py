@@ -1,0 +1,388 @@
+"""A group is sampled into arrays, and nobody can tell: episodes, rows, counters and filter state are
+those of RLlib's own sampling from the same random streams, without tolerance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import SyncVectorEnv
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from tiny_ppo import TINY
+
+from raytrain.config import config_from_dict, to_algorithm_config
+from raytrain.errors import RaytrainError
+from raytrain.trainable.algorithm import prepare
+from raytrain.trainable.runner import GroupEnvRunner, Rollout
+
+FILTER = {"observation_filter": "MeanStdFilter"}
+CONV = {"model_config": {"conv_filters": [[4, 3, 2], [8, 3, 2]], "head_fcnet_hiddens": [8]}}
+
+
+class Stock(GroupEnvRunner):
+    sampling = "rllib"
+
+
+def env(name: str) -> dict[str, Any]:
+    return {"environment": {"env": f"sampling_envs:{name}"}}
+
+
+def config(change: Callable[[Any], Any] | None = None, **sections: Any) -> Any:
+    given = {**TINY, "env_runners": {**TINY["env_runners"], "num_envs_per_env_runner": 3}}
+    for key, value in sections.items():
+        given[key] = {**given.get(key, {}), **value}
+    prepared = prepare(to_algorithm_config(config_from_dict(given)))
+    if change is not None:
+        change(prepared)
+    return prepared
+
+
+def runner(kind: type[GroupEnvRunner], given: Any, group: int = 0, **options: Any) -> Any:
+    torch.manual_seed(3)  # for the weights
+    made = kind(config=given, worker_index=group + 1, **options)
+    made.use_strategy("pickle")
+    return made
+
+
+def pair(given: Any) -> tuple[Any, Any]:
+    ours, theirs = runner(GroupEnvRunner, given), runner(Stock, given)
+    assert ours._sampler is not None
+    assert theirs._sampler is None
+    return ours, theirs
+
+
+def unlike(ours: list[SingleAgentEpisode], theirs: list[SingleAgentEpisode]) -> list[Any]:
+    """Everything in which two lists of episodes differ but their ids and times."""
+    found: list[Any] = [] if len(ours) == len(theirs) else [(len(ours), len(theirs))]
+    for index, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+        a.validate()
+        for name, one, other in [
+            *((name, getattr(a, name), getattr(b, name)) for name in ("t", "t_started")),
+            *((n, bool(getattr(a, n)), bool(getattr(b, n))) for n in ("is_terminated", "is_done")),
+            ("outputs", list(a.extra_model_outputs), list(b.extra_model_outputs)),
+            ("numpy", a.is_numpy, b.is_numpy),
+            ("spaces", _spaces(a), _spaces(b)),
+            ("infos", _plain(a), _plain(b)),
+            *zip(("observations", "actions", "rewards"), _bits(a)[:3], _bits(b)[:3], strict=True),
+            ("outputs", _bits(a)[3:], _bits(b)[3:]),
+        ]:
+            if one != other:
+                found.append((index, name, one, other))
+    return found
+
+
+def _spaces(episode: Any) -> Any:
+    buffers = (episode.observations, episode.actions, episode.rewards)
+    return (episode.observation_space, episode.action_space, *(each.space for each in buffers))
+
+
+def _plain(episode: Any) -> Any:
+    infos = [
+        {key: value for key, value in info.items() if not key.startswith("_")}
+        for info in episode.infos.data
+    ]
+    return episode.infos.lookback, infos
+
+
+def _bits(episode: Any) -> list[Any]:
+    buffers = [episode.observations, episode.actions, episode.rewards]
+    buffers += episode.extra_model_outputs.values()
+    return [(b.lookback, b.data.dtype, b.data.shape, b.data.tobytes()) for b in buffers]
+
+
+def numbers(metrics: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """Values of the stats that are no times, by name."""
+    found = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{at}{name}/")
+        elif not any(word in name for word in ("time", "sec", "sample", "timers")) or (
+            name.startswith("num_")
+        ):
+            found[f"{at}{name}"] = repr(value).split("; track")[0]
+    return {k: v for k, v in found.items() if "timer" not in k and "connector" not in k}
+
+
+def still(given: Any) -> None:
+    given.env_runners(
+        env_to_module_connector=lambda *_, **__: MeanStdFilter(
+            update_stats=False, clip_by_value=1.0
+        )
+    )
+
+
+class Chatty(DefaultPPOTorchRLModule):
+    """Draws random numbers and returns more than it must."""
+
+    def _forward_exploration(self, batch: Any, *, t: int, **kwargs: Any) -> Any:
+        outputs = super()._forward_exploration(batch, **kwargs)
+        outputs["action_dist_inputs"] += 0.1 * torch.randn(outputs["action_dist_inputs"].shape)
+        count = len(outputs["action_dist_inputs"])
+        return {**outputs, "age": torch.full((count,), t), "wide": torch.ones(count, 2).double()}
+
+
+class Decided(DefaultPPOTorchRLModule):
+    """Chooses its actions itself."""
+
+    def _forward_exploration(self, batch: Any, **kwargs: Any) -> Any:
+        outputs = super()._forward_exploration(batch, **kwargs)
+        return {**outputs, "actions": outputs["action_dist_inputs"].argmax(-1)}
+
+
+class Nested(DefaultPPOTorchRLModule):
+    def _forward_exploration(self, batch: Any, **kwargs: Any) -> Any:
+        outputs = super()._forward_exploration(batch, **kwargs)
+        return {**outputs, "more": {"inputs": outputs["action_dist_inputs"]}}
+
+
+def module(kind: type) -> dict[str, Any]:
+    spec = RLModuleSpec(module_class=kind, model_config=DefaultModelConfig(fcnet_hiddens=[16]))
+    return {"change": lambda given: given.rl_module(rl_module_spec=spec)}
+
+
+CASES: dict[str, Any] = {
+    "discrete": {},
+    "discrete-one-env": {"env_runners": {"num_envs_per_env_runner": 1}},
+    "float64-observations": {"environment": {"env": "awkward_envs:Walk"}},
+    "multi-discrete": env("levers"),
+    "box-unsquashed": env("forces"),
+    "box-clipped": {**env("forces"), "change": lambda c: c.environment(normalize_actions=False, clip_actions=True)},
+    "box-as-it-is": {**env("one_way"), "change": lambda c: c.environment(normalize_actions=False)},
+    "box-half-bounded": env("one_way"),
+    "box-float64": env("fine_forces"),
+    "infos-and-truncations": env("Drift"),
+    "images": {**env("Pictures"), "rl_module": CONV},
+    "filter": {**env("forces"), "env_runners": FILTER},
+    "filter-float64": {**env("fine_forces"), "env_runners": FILTER},
+    "filter-still": {**env("Drift"), "env_runners": FILTER, "change": still},
+    "complete-episodes": {**env("Drift"), "env_runners": {"batch_mode": "complete_episodes"}},
+    "likeliest-actions": {**env("forces"), "env_runners": {"explore": False}},
+    "likeliest-levers": {**env("levers"), "env_runners": {"explore": False}},
+    "shared-layers": {"rl_module": {"model_config": {"vf_share_layers": True, "fcnet_hiddens": [16, 8]}}},
+    "free-log-std": {**env("forces"), "rl_module": {"model_config": {"free_log_std": True}}},
+    "relu": {"rl_module": {"model_config": {"fcnet_activation": "relu"}}},
+    "silu": {"rl_module": {"model_config": {"fcnet_activation": "silu", "head_fcnet_hiddens": [8]}}},
+    "own-module": module(Chatty),
+    "own-module-of-actions": {**module(Decided), "env_runners": {"num_env_runners": 2}},
+    "longer-lookback": {**env("Drift"), "change": lambda c: c.env_runners(episode_lookback_horizon=4)},
+    "no-lookback": {**env("Drift"), "change": lambda c: c.env_runners(episode_lookback_horizon=0)},
+    "short-fragments": {**env("Drift"), "change": lambda c: c.env_runners(rollout_fragment_length=2)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_episodes_are_those_of_rllib(name: str):
+    ours, theirs = pair(config(**CASES[name]))
+    for version in (1, 2, 3):
+        for each in (ours, theirs):
+            each.set_state({**each.get_state(components=["rl_module"]), "weights_seq_no": version})
+        one, other = ours.rollout(None, snapshot=True), theirs.rollout(None, snapshot=True)
+        assert unlike(one.episodes, other.episodes) == []
+        assert one.finished == other.finished
+        assert numbers(one.metrics) == {
+            k: v for k, v in numbers(other.metrics).items() if "sum_episodes_length" not in k
+        }
+        assert ours._streams == theirs._streams
+        assert repr(one.connectors) == repr(other.connectors)
+    assert one.episodes
+
+
+def test_what_is_wanted_of_a_single_call_is_what_rllib_brings():
+    ours, theirs = pair(config(**env("Drift")))
+    for wanted in (
+        {"num_timesteps": 20},
+        {"num_episodes": 4},
+        {"num_timesteps": 7, "explore": False},
+        {"num_timesteps": 16, "force_reset": True},
+        {"num_episodes": 1, "explore": False},
+    ):
+        assert unlike(ours.sample(**wanted), theirs.sample(**wanted)) == [], wanted
+        assert ours.take_finished() == theirs.take_finished()
+
+
+class OtherVectorEnv(SyncVectorEnv):
+    """Not the one that is known to the last line, so stepped as a whole."""
+
+
+def test_another_vector_environment_is_stepped_as_a_whole():
+    ours, theirs = pair(config(**env("Drift")))
+    ours.env.env.__class__ = OtherVectorEnv
+    for _ in range(2):
+        one, other = ours.rollout(None, snapshot=True), theirs.rollout(None, snapshot=True)
+        assert unlike(one.episodes, other.episodes) == []
+        assert one.finished == other.finished
+
+
+def test_an_episode_keeps_its_id_and_no_other_has_it():
+    ours = runner(GroupEnvRunner, config(**env("Drift")))
+    episodes = [each for _ in range(3) for each in ours.rollout(None, snapshot=False).episodes]
+    chunks: dict[str, list[Any]] = {}
+    for each in episodes:
+        chunks.setdefault(each.id_, []).append(each)
+    for of_one in chunks.values():
+        assert [each.t_started for each in of_one] == [0, *(each.t for each in of_one[:-1])]
+        assert not any(each.is_done for each in of_one[:-1])
+        for before, after in pairwise(of_one):
+            assert (before.get_observations(-1) == after.get_observations(0)).all()
+            assert after.observations.lookback == 1
+    assert max(map(len, chunks.values())) > 1
+    assert len(chunks) > 10
+
+
+def test_episodes_and_what_is_sampled_later_leave_each_other_alone():
+    ours, theirs = pair(config(**env("Drift")))
+    first, expected = ours.sample(), theirs.sample()
+    assert unlike(ours.sample(), theirs.sample()) == []
+    assert unlike(first, expected) == []
+    for each in first:  # as a learner connector may
+        each.observations.data[:] = 99
+        each.rewards.data[:] = 99
+        each.infos.data.clear()
+    assert unlike(ours.sample(), theirs.sample()) == []
+
+
+# -- snapshots and groups --------------------------------------------------------------------------
+
+
+def rollouts(hosts: dict[int, Any], groups: range, times: int) -> list[list[Rollout]]:
+    return [[hosts[g].rollout(None, snapshot=True, group=g) for g in groups] for _ in range(times)]
+
+
+def test_a_snapshot_goes_on_as_its_group_does():
+    given = config(**env("forces"), env_runners=FILTER)
+    original = runner(GroupEnvRunner, given)
+    original.rollout(None, snapshot=False)
+    saved, weights = original.snapshot(), original.get_state(components=["rl_module"])
+    other = runner(GroupEnvRunner, given)
+    np.random.seed(11)
+    other.rollout(None, snapshot=False)
+    other.adopt("pickle", weights, saved, iteration=1)
+    for _ in range(2):
+        a, b = original.rollout(None, snapshot=True), other.rollout(None, snapshot=True)
+        assert unlike(a.episodes, b.episodes) == []
+        assert [each.id_ for each in a.episodes] == [each.id_ for each in b.episodes]
+        assert a.finished == b.finished
+        assert numbers(a.metrics) == numbers(b.metrics)
+
+
+def test_a_state_of_rllibs_sampling_is_refused_in_plain_words():
+    given = config()
+    ours, theirs = pair(given)
+    ours.sample()
+    theirs.sample()
+    for one, saved in ((ours, theirs.snapshot()), (theirs, ours.snapshot())):
+        with pytest.raises(RaytrainError, match="env group 0 was saved by a run that sampled"):
+            one.restore(saved, iteration=1)
+
+
+@pytest.mark.parametrize("kind", [GroupEnvRunner, Stock])
+def test_a_groups_data_are_the_same_whoever_hosts_it(kind: type[GroupEnvRunner]):
+    given = config(
+        **env("forces"), env_runners={**FILTER, "num_env_runners": 3, "num_envs_per_env_runner": 2}
+    )
+    groups = range(3)
+    apart = {group: runner(kind, given, group) for group in groups}
+    together = runner(kind, given, 1)  # whose own group is one of them
+    weights = apart[0].get_state(components=["rl_module"])
+    for group in groups:
+        apart[group].adopt("pickle", weights, None, iteration=0, group=group)
+        together.adopt("pickle", weights, None, iteration=0, group=group)
+    alone = rollouts(apart, groups, 3)
+    hosted = rollouts(dict.fromkeys(groups, together), groups, 2)
+    # The last iteration by an actor that gets all of it from snapshots, in another order.
+    late = runner(kind, given, 2)
+    for group in reversed(groups):
+        late.adopt("pickle", weights, hosted[-1][group].snapshot, iteration=2, group=group)
+    hosted += rollouts(dict.fromkeys(groups, late), groups, 1)
+    for one, other in zip(alone, hosted, strict=True):
+        for group in groups:
+            assert unlike(one[group].episodes, other[group].episodes) == []
+            assert one[group].finished == other[group].finished
+            assert repr(one[group].connectors) == repr(other[group].connectors)
+            assert {row["group"] for row in one[group].finished} <= {group}
+    first = [each.episodes[0].get_observations(0).tolist() for each in alone[0]]
+    assert first[0] != first[1] != first[2]
+
+
+# -- who is served --------------------------------------------------------------------------------
+
+
+class Watching(RLlibCallback):
+    pass
+
+
+class Doubled(ConnectorV2):
+    def __call__(self, *, batch: Any, **kwargs: Any) -> Any:
+        return batch
+
+
+def doubled(*_: Any, **__: Any) -> Any:
+    return Doubled()
+
+
+def flattened(given: Any) -> None:
+    given.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
+
+
+NOT_SERVED = {
+    "dict": ({**env("Named"), "change": flattened}, "observation space is Dict"),
+    "nested": (module(Nested), "Nested returns 'more' in another form than arrays"),
+    "lstm": ({"rl_module": {"model_config": {"use_lstm": True}}}, "module is stateful"),
+    "callbacks": (
+        {"change": lambda c: c.callbacks(callbacks_class=Watching)},
+        "the callbacks Watching may look",
+    ),
+    "callback-function": (
+        {"change": lambda c: c.callbacks(on_episode_step=lambda **_: None)},
+        "the callbacks on_episode_step may look",
+    ),
+    "connector": (
+        {"change": lambda c: c.env_runners(env_to_module_connector=doubled)},
+        "env-to-module connector pipeline has Doubled",
+    ),
+    "after-the-module": (
+        {"change": lambda c: c.env_runners(module_to_env_connector=doubled)},
+        "module-to-env connector pipeline has Doubled",
+    ),
+    "restarts": (
+        {"change": lambda c: c.fault_tolerance(restart_failed_sub_environments=True)},
+        "restart_failed_sub_environments",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SERVED)
+def test_what_arrays_cannot_do_is_left_to_rllib_with_the_reason(name: str, caplog: Any):
+    sections, reason = NOT_SERVED[name]
+    with caplog.at_level(logging.WARNING, "raytrain"):
+        ours = runner(GroupEnvRunner, config(**sections))
+    said = [each.message for each in caplog.records if each.name.startswith("raytrain")]
+    assert len(said) == 1
+    assert "Sampling is RLlib's own" in said[0]
+    assert reason in said[0]
+    assert ours.rollout(None, snapshot=True).episodes
+
+
+def test_nan_ends_the_run_and_names_the_observation():
+    ours = runner(GroupEnvRunner, config(**env("Faulty")))
+    with pytest.raises(RaytrainError, match=r"NaN after 0 steps .* observation is array\(\[nan"):
+        ours.sample()
+
+
+def test_where_the_time_went_is_in_the_metrics():
+    ours = runner(GroupEnvRunner, config())
+    timers = ours.rollout(None, snapshot=False).metrics["timers"]
+    seconds = {name: float(each.peek()) for name, each in timers.items()}
+    assert seconds.keys() == {"env_step_s", "inference_s", "other_s"}
+    assert all(0 < each < 60 for each in seconds.values())
