@@ -40,8 +40,8 @@ from torch import nn
 
 from raytrain.errors import RaytrainError
 from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
-from raytrain.trainable.minibatches import minibatch_rows
-from raytrain.trainable.train_batch import train_batch
+from raytrain.trainable.update.minibatches import minibatch_rows
+from raytrain.trainable.update.train_batch import train_batch
 
 WALL_CLOCK = ("timer", "throughput")
 ONE_MINIBATCH = Settings(minibatch_size=sum(LENGTHS) + len(LENGTHS), num_epochs=1)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import (
@@ -47,12 +47,14 @@ from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.errors import RaytrainError
-from raytrain.trainable.finished import EpisodeRecorder
 from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps
 from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
+from raytrain.trainable.learners import Learners, LearnersDiffer
 from raytrain.trainable.rllib_files import RLlibFiles
 from raytrain.trainable.rng import RngStreams
 from raytrain.trainable.runner import GroupEnvRunner
+from raytrain.trainable.sampling.finished import EpisodeRecorder
+from raytrain.trainable.stopwatch import Stopwatch
 
 STATE_FORMAT = 1
 RESUME_DIR = "resume"
@@ -100,9 +102,11 @@ class ExactPPO(PPO):
     def setup(self, config: AlgorithmConfig) -> None:
         super().setup(config)
         self.finished_episodes: list[dict[str, Any]] = []
+        self.stopwatch = Stopwatch()
         self.weights_digest = ""
         self._damaged_weights: list[str] = []
         self._rllib_files = RLlibFiles(self)
+        self._learners = Learners(self.learner_group)
         self._groups = self._make_groups(self.env_runner_group)
         self._eval_groups = (
             self._make_groups(self.eval_env_runner_group) if self.eval_env_runner_group else None
@@ -118,12 +122,17 @@ class ExactPPO(PPO):
     @override(PPO)
     def training_step(self) -> None:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            began = time.perf_counter()
             collected = self._groups.sample(self.config.total_train_batch_size)
+            self.stopwatch.split_sampling(time.perf_counter() - began, collected.seconds)
             self.metrics.aggregate(collected.metrics, key=ENV_RUNNER_RESULTS)
         self.finished_episodes.extend(collected.finished)
         steps_sampled = self.env_steps_sampled
 
-        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+        with (
+            self.stopwatch.measure("update"),
+            self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)),
+        ):
             learner_results = self.learner_group.update(
                 episodes=collected.episodes,
                 timesteps={
@@ -138,9 +147,12 @@ class ExactPPO(PPO):
             )
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
 
-        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+        with (
+            self.stopwatch.measure("weights"),
+            self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)),
+        ):
             self._groups.publish(
-                self._inference_weights(), steps_sampled, iteration=self.iteration + 1
+                self._learners.inference_weights(), steps_sampled, iteration=self.iteration + 1
             )
             self._check_weights()
 
@@ -151,13 +163,14 @@ class ExactPPO(PPO):
         if self.env_steps_sampled <= before:
             raise NoNewEnvSteps(f"Iteration {self.iteration + 1} brought no new environment steps.")
         result["weights_sha256"] = self.weights_digest
+        result.setdefault(TIMERS, {})["iteration"] = self.stopwatch.row()
         return result
 
     @override(PPO)
     def _before_evaluate(self) -> None:
         # RLlib's own push does not wait, and leaves a local evaluation runner without the filters.
         if self._eval_groups is not None:
-            sync = {**self._inference_weights(), **self._groups.connector_state()}
+            sync = {**self._learners.inference_weights(), **self._groups.connector_state()}
             self._eval_groups.take_over(sync)
             self._eval_groups.take_snapshots_again()
 
@@ -200,7 +213,7 @@ class ExactPPO(PPO):
         """Take the whole state now; the returned function writes it into a directory (created) and
         may run in another thread."""
         write_rllib_files = self._rllib_files.capture()
-        learners = self._learner_states()
+        learners = self._learners.states()
         groups = self._groups.snapshots()
         eval_groups = self._eval_groups.snapshots() if self._eval_groups else {}
         opaque = {
@@ -260,7 +273,9 @@ class ExactPPO(PPO):
         opaque = pickle.loads((resume / "algorithm.pkl").read_bytes())
         # Not `Algorithm.restore_from_path`: it also pushes to the runners, without waiting.
         Checkpointable.restore_from_path(self, directory.as_posix())
-        reasons = self._load_learners(plain["learners"], opaque["learners"])
+        states = zip(plain["learners"], opaque["learners"], strict=True)
+        changed = self._learners.load([{**state, "opaque": rest} for state, rest in states])
+        reasons = [changed] if changed else []
         self.metrics.stats = opaque["metrics"]
         self._iteration = plain["iteration"]
         saved = _read_groups(resume / "groups")
@@ -314,84 +329,23 @@ class ExactPPO(PPO):
         iteration: int,
         connectors: dict[str, Any] | None = None,
     ) -> None:
-        sync = {**self._inference_weights(), NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps_sampled}
+        sync = {
+            **self._learners.inference_weights(),
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps_sampled,
+        }
         sync.update(connectors or {})
         self._groups.start(sync, groups, iteration=iteration)
         if self._eval_groups is not None:
             self._eval_groups.start(sync, eval_groups, iteration=iteration)
 
-    def _inference_weights(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.learner_group.get_state(
-            components=[f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"], inference_only=True
-        )[COMPONENT_LEARNER]
-        return {key: state[key] for key in (COMPONENT_RL_MODULE, "weights_seq_no") if key in state}
-
     def _check_weights(self) -> None:
-        checks = _each_learner(self.learner_group, _weights_check)
-        digests = {digest for digest, _ in checks}
-        if len(digests) != 1:
+        try:
+            self.weights_digest, self._damaged_weights = self._learners.weights_check()
+        except LearnersDiffer as error:
             raise StateMismatch(
-                f"The {len(checks)} learners hold different weights after iteration {self.iteration + 1}: "
-                f"{sorted(digests)}. One of them computed something else; the last checkpoint is good."
-            )
-        self.weights_digest, self._damaged_weights = checks[0]
-
-    def _learner_states(self) -> list[dict[str, Any]]:
-        return _each_learner(self.learner_group, _learner_state)
-
-    def _load_learners(self, plain: list[dict[str, Any]], opaque: list[bytes]) -> list[str]:
-        present = max(1, self.config.num_learners)
-        states = [{**p, "opaque": o} for p, o in zip(plain, opaque, strict=True)]
-        reasons = []
-        if len(states) != present:
-            reasons.append(f"the number of learners changed from {len(states)} to {present}")
-            states = [states[index % len(states)] for index in range(present)]
-        _each_learner(self.learner_group, _LoadLearnerState(states))
-        return reasons
-
-
-class _LoadLearnerState:
-    """A function for every learner: take the state of one's own rank."""
-
-    def __init__(self, states: list[dict[str, Any]]) -> None:
-        self._states = states
-
-    def __call__(self, learner: ExactPPOTorchLearner) -> None:
-        rank = torch_rank() if len(self._states) > 1 else 0
-        learner.load_exact_state(self._states[rank])
-
-
-def torch_rank() -> int:
-    """This process's rank among the learners, 0 if there is only one."""
-    import torch.distributed
-
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if ready else 0
-
-
-def _weights_check(learner: ExactPPOTorchLearner) -> tuple[str, list[str]]:
-    return learner.weights_check()
-
-
-def _learner_state(learner: ExactPPOTorchLearner) -> dict[str, Any]:
-    return {**learner.exact_state(), "rank": torch_rank()}
-
-
-def _each_learner(learner_group: Any, function: Callable[[ExactPPOTorchLearner], Any]) -> list[Any]:
-    """`function` of every learner, in rank order; an error in one is raised, none is skipped."""
-    answers = learner_group.foreach_learner(function)
-    results = []
-    for answer in answers:
-        value = answer.get()
-        if isinstance(value, Exception):
-            raise value
-        results.append(value)
-    expected = max(1, len(learner_group))
-    if len(results) != expected:
-        raise RaytrainError(f"{expected - len(results)} of {expected} learners did not answer.")
-    if results and isinstance(results[0], dict) and "rank" in results[0]:
-        results.sort(key=lambda state: state["rank"])
-    return results
+                f"After iteration {self.iteration + 1} {error}. One of them computed something else; "
+                "the last checkpoint is good."
+            ) from None
 
 
 def _write_groups(directory: Path, groups: dict[int, bytes]) -> None:

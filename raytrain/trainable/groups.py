@@ -57,6 +57,8 @@ class Collected:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     finished: list[dict[str, Any]] = field(default_factory=list)
     env_steps: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Means over the groups of what a `Rollout` says it took."""
 
 
 class EnvGroups:
@@ -136,6 +138,9 @@ class EnvGroups:
                 collected.episodes.extend(rollout.episodes)
                 collected.metrics.append(rollout.metrics)
                 collected.finished.extend(rollout.finished)
+                for part, seconds in rollout.seconds.items():
+                    mean = collected.seconds.get(part, 0.0) + seconds / len(rollouts)
+                    collected.seconds[part] = mean
         return collected
 
     def publish(self, weights: dict[str, Any], env_steps_sampled: int, *, iteration: int) -> None:

@@ -1,11 +1,11 @@
 """RLlib's PPO learner with a lean update, and with the part of its state that RLlib does not save.
 
 **The update** has the loss, the minibatches, the metrics and the meaning of RLlib's, and leaves out
-what RLlib does around the arithmetic, for each minibatch anew (`update_tier` says when). Its steps:
+what RLlib does around the arithmetic, for each minibatch anew (`update.tier` says when). Its steps:
 
     episodes -> columns (`train_batch`) -> values, advantages (`advantages`)
              -> the rows of each minibatch (`minibatches`)
-             -> gradient (`update_steps`) -> reduced, clipped, stepped (`gradient_step`), for each
+             -> gradient (`update.steps`) -> reduced, clipped, stepped (`gradient_step`), for each
              -> metrics of the last minibatch, which are those that RLlib reports
 
 **The state**: RLlib's checkpoint of a learner holds weights, optimizer and the learner's metrics. Its
@@ -33,22 +33,22 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from raytrain import _ray
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
-from raytrain.trainable import update_metrics
-from raytrain.trainable.advantages import advantages_and_targets
-from raytrain.trainable.flat_adam import FlatAdam
-from raytrain.trainable.gradient_step import Clipping, GradientStep
-from raytrain.trainable.minibatches import (
+from raytrain.trainable.rng import RngStreams
+from raytrain.trainable.update import metrics as update_metrics
+from raytrain.trainable.update.advantages import advantages_and_targets
+from raytrain.trainable.update.flat_adam import FlatAdam
+from raytrain.trainable.update.gradient_step import Clipping, GradientStep
+from raytrain.trainable.update.minibatches import (
     generator_state,
     minibatch_generator,
     minibatch_rows,
     set_generator_state,
 )
-from raytrain.trainable.ppo_gradients import LossSettings
-from raytrain.trainable.ppo_loss import ppo_loss
-from raytrain.trainable.rng import RngStreams
-from raytrain.trainable.train_batch import Array, TrainBatch, train_batch
-from raytrain.trainable.update_steps import AutogradSteps, HandWrittenSteps, TensorColumns
-from raytrain.trainable.update_tier import RLLIB, Tier, choose_tier
+from raytrain.trainable.update.ppo_gradients import LossSettings
+from raytrain.trainable.update.ppo_loss import ppo_loss
+from raytrain.trainable.update.steps import AutogradSteps, HandWrittenSteps, TensorColumns
+from raytrain.trainable.update.tier import RLLIB, Tier, choose_tier
+from raytrain.trainable.update.train_batch import Array, TrainBatch, train_batch
 
 MODULE_ID = "default_policy"
 
@@ -63,7 +63,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         super().build()
-        self.minibatch_generator: Any = minibatch_generator(self.config.seed, _rank())
+        self.minibatch_generator: Any = minibatch_generator(self.config.seed, torch_rank())
         self.tier = self._tier()
         if self.tier.reason:
             logger.info("Learner updates: %s, because %s.", self.tier.name, self.tier.reason)
@@ -318,7 +318,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         return self.module[MODULE_ID].unwrapped()
 
 
-def _rank() -> int:
+def torch_rank() -> int:
+    """This process's rank among the learners, 0 if there is only one."""
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_rank() if ready else 0
 

@@ -48,11 +48,11 @@ from ray.rllib.utils.metrics import (
 from raytrain import _ray
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
-from raytrain.trainable.eligibility import observation_filter, why_not
-from raytrain.trainable.finished import EpisodeRecorder, finished_row, summarise_chunks
-from raytrain.trainable.fragments import Progress
 from raytrain.trainable.rng import RngStreams, preserved
-from raytrain.trainable.sampler import FragmentSampler, Sampled, Wanted
+from raytrain.trainable.sampling.eligibility import observation_filter, why_not
+from raytrain.trainable.sampling.finished import EpisodeRecorder, finished_row, summarise_chunks
+from raytrain.trainable.sampling.fragments import Progress
+from raytrain.trainable.sampling.sampler import FragmentSampler, Sampled, Wanted
 from raytrain.trainable.snapshots import Snapshotter, Strategy, snapshotter
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ class Rollout:
     """State of the connector pipelines after the rollout, to be merged in group order."""
     snapshot: bytes | None
     """The group's state after the rollout, if it was asked for."""
+    seconds: dict[str, float]
+    """What it took: `rollout`, and of that `env_step` and `inference` where they are measured."""
 
 
 class GroupEnvRunner(SingleAgentEnvRunner):
@@ -95,6 +97,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._streams = RngStreams.seeded(*self._entropy)
         _ray.set_runner_seed(self, _reset_seed(*self._entropy, 0))
         self._sampled_at: float | None = None
+        self._seconds: dict[str, float] = {}
         self._sampler = self._make_sampler(f"{purpose:04x}{self.group:012x}")
 
     def _make_sampler(self, id_prefix: str) -> FragmentSampler | None:
@@ -210,6 +213,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
 
     def _log(self, sampled: Sampled) -> None:
         log = self.metrics.log_value
+        self._seconds = {"env_step": sampled.env_step_s, "inference": sampled.inference_s}
         if sampled.vector_steps:
             log(RLMODULE_INFERENCE_TIMER, sampled.inference_s / sampled.vector_steps)
             log(ENV_STEP_TIMER, sampled.env_step_s / sampled.vector_steps)
@@ -228,15 +232,16 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         host = self.hosted(group)
         if host is not self:
             return host.rollout(sync, snapshot=snapshot)
+        began = time.perf_counter()
         if sync is not None:
             self.take_over(sync)
-        episodes = self.sample()
         return Rollout(
-            episodes=episodes,
+            episodes=self.sample(),
             metrics=self.get_metrics(),
             finished=self.take_finished(),
             connectors=self.connector_state(),
             snapshot=self.snapshot() if snapshot else None,
+            seconds={**self._seconds, "rollout": time.perf_counter() - began},
         )
 
     # -- state -----------------------------------------------------------------------------------

@@ -109,6 +109,7 @@ class TrialPPO(ExactPPO):
         self._stop_rule = StopRule.of(self._config.stop)
         self._exact_lost = self._inexact_from_the_start()
         self._saved_at_s = 0.0
+        self._returned_at: float | None = None
         try:
             found = self._directory.open()
             values = self._config.to_dict()
@@ -182,6 +183,8 @@ class TrialPPO(ExactPPO):
         return repeated or able_to_travel(error)
 
     def _train_once(self) -> dict[str, Any]:
+        if self._returned_at is not None:
+            self.stopwatch.add("tune", time.perf_counter() - self._returned_at)
         before = self._progress()
         result: dict[str, Any] = super().train()
         result["config"] = self._given
@@ -201,7 +204,9 @@ class TrialPPO(ExactPPO):
         elif self._cadence.due(now, before, self._saved_at_s):
             self._saved_at_s = now.time_s
             self._save("periodic", result)
-        return self._report(result, ended)
+        report = self._report(result, ended)
+        self._returned_at = time.perf_counter()
+        return report
 
     def _keep_for_post_mortem(self, result: Mapping[str, Any]) -> str:
         """Save the broken state as kind `error`, which nothing is ever resumed from; its name."""
@@ -293,15 +298,17 @@ class TrialPPO(ExactPPO):
         )
 
     def _save(self, kind: str, result: Mapping[str, Any]) -> None:
-        # The commit before this one must not be overtaken, and its failure must be known.
-        self._directory.poll(wait=True)
+        with self.stopwatch.measure("checkpoint"):
+            # The commit before this one must not be overtaken, and its failure must be known.
+            self._directory.poll(wait=True)
         self._parting = {
             key: value for key, value in result.items() if key not in ("config", REPORT, "done")
         }
         name = {"final": "final", "error": f"error_{self.iteration:06d}"}.get(
             kind, f"checkpoint_{self.iteration:06d}"
         )
-        self._directory.save(name, self._manifest(kind), self.capture())
+        with self.stopwatch.measure("checkpoint"):
+            self._directory.save(name, self._manifest(kind), self.capture())
 
     def _manifest(self, kind: str) -> Manifest:
         parent = self._experiment.parent

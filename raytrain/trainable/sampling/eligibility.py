@@ -20,9 +20,9 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils import force_list
 
 from raytrain import _ray
-from raytrain.trainable.acting import Acting
 from raytrain.trainable.rng import preserved
-from raytrain.trainable.stepping import resets_at_next_step
+from raytrain.trainable.sampling.acting import Acting
+from raytrain.trainable.sampling.stepping import resets_at_next_step
 
 _TO_MODULE = [
     "AddObservationsFromEpisodesToBatch",

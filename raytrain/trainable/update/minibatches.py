@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from raytrain.errors import RaytrainError
-from raytrain.trainable.train_batch import Array
+from raytrain.trainable.update.train_batch import Array
 
 
 class Permuting(Protocol):

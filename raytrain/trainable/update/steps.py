@@ -16,10 +16,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from raytrain.trainable.flat_adam import FlatAdam
-from raytrain.trainable.gradient_step import GradientStep
-from raytrain.trainable.mlp_policy import Buffers, Matrices, MlpPolicy, Pass
-from raytrain.trainable.ppo_gradients import (
+from raytrain.trainable.update.flat_adam import FlatAdam
+from raytrain.trainable.update.gradient_step import GradientStep
+from raytrain.trainable.update.mlp_policy import Buffers, Matrices, MlpPolicy, Pass
+from raytrain.trainable.update.ppo_gradients import (
     ActionHead,
     CategoricalHead,
     GaussianHead,
@@ -28,7 +28,7 @@ from raytrain.trainable.ppo_gradients import (
     policy_gradient,
     value_gradient,
 )
-from raytrain.trainable.train_batch import Array, TrainBatch
+from raytrain.trainable.update.train_batch import Array, TrainBatch
 
 TensorColumns = dict[str, torch.Tensor]
 

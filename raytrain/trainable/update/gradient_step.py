@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 from ray.rllib.utils.torch_utils import clip_gradients, compute_global_norm
 
-from raytrain.trainable.flat_adam import FlatAdam
+from raytrain.trainable.update.flat_adam import FlatAdam
 
 _HUGE = 10e8
 """What RLlib takes an infinite norm for."""

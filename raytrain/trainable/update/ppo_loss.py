@@ -15,7 +15,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
-from raytrain.trainable.ppo_gradients import LossSettings
+from raytrain.trainable.update.ppo_gradients import LossSettings
 
 
 class PolicyTerms(NamedTuple):

@@ -20,10 +20,17 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from raytrain.errors import RaytrainError
-from raytrain.trainable.acting import Acting, ForEnvironment
-from raytrain.trainable.fragments import ACTIONS, REWARDS, Ended, Episodes, Fragment, Progress
-from raytrain.trainable.normalising import BatchFilter
-from raytrain.trainable.stepping import stepper
+from raytrain.trainable.sampling.acting import Acting, ForEnvironment
+from raytrain.trainable.sampling.fragments import (
+    ACTIONS,
+    REWARDS,
+    Ended,
+    Episodes,
+    Fragment,
+    Progress,
+)
+from raytrain.trainable.sampling.normalising import BatchFilter
+from raytrain.trainable.sampling.stepping import stepper
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ray.rllib.core.models.torch.encoder import TorchActorCriticEncoder, TorchML
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
 from torch import nn
 
-from raytrain.trainable.train_batch import Array
+from raytrain.trainable.update.train_batch import Array
 
 
 class NotThisNetwork(Exception):

@@ -24,7 +24,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from raytrain.trainable.train_batch import TrainBatch
+from raytrain.trainable.update.train_batch import TrainBatch
 
 
 @contextmanager

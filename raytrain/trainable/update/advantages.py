@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from raytrain.trainable.train_batch import Array, TrainBatch
+from raytrain.trainable.update.train_batch import Array, TrainBatch
 
 
 def advantages_and_targets(

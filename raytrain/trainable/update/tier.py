@@ -21,8 +21,8 @@ from ray.rllib.core.rl_module.apis import SelfSupervisedLossAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from raytrain import _ray
-from raytrain.trainable.flat_adam import FlatAdam
-from raytrain.trainable.mlp_policy import MlpPolicy, NotThisNetwork
+from raytrain.trainable.update.flat_adam import FlatAdam
+from raytrain.trainable.update.mlp_policy import MlpPolicy, NotThisNetwork
 
 HAND_WRITTEN, AUTOGRAD, RLLIB = "hand-written", "autograd", "rllib"
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from raytrain.trainable.train_batch import Array, TrainBatch
+from raytrain.trainable.update.train_batch import Array, TrainBatch
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""All learners of a trial: asked in rank order, and none left out.
+
+RLlib's `foreach_learner` hands back what the healthy ones answered, errors among the answers. Here an
+error is raised and a missing answer is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+
+from raytrain.errors import RaytrainError
+from raytrain.trainable.learner import ExactPPOTorchLearner, torch_rank
+
+
+class LearnersDiffer(RaytrainError):
+    """The learners do not hold the same weights."""
+
+
+class Learners:
+    """The learners of one RLlib `LearnerGroup`."""
+
+    def __init__(self, learner_group: Any) -> None:
+        self._group = learner_group
+
+    def inference_weights(self) -> dict[str, Any]:
+        """RLlib's module state for env runners, with its sequence number."""
+        state: dict[str, Any] = self._group.get_state(
+            components=[f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"], inference_only=True
+        )[COMPONENT_LEARNER]
+        return {key: state[key] for key in (COMPONENT_RL_MODULE, "weights_seq_no") if key in state}
+
+    def weights_check(self) -> tuple[str, list[str]]:
+        """The weights digest, which is the same on all learners, and the names of tensors that hold a
+        NaN or an infinity.
+
+        Raises:
+            LearnersDiffer: the digests differ.
+        """
+        checks: list[tuple[str, list[str]]] = self._each(_weights_check)
+        digests = sorted({digest for digest, _ in checks})
+        if len(digests) != 1:
+            raise LearnersDiffer(f"{len(checks)} learners hold different weights: {digests}")
+        return checks[0]
+
+    def states(self) -> list[dict[str, Any]]:
+        """`exact_state()` of every learner, in rank order."""
+        return sorted(self._each(_exact_state), key=lambda state: int(state["rank"]))
+
+    def load(self, states: list[dict[str, Any]]) -> str | None:
+        """Give every learner the state of its rank. If there were more or fewer when they were saved,
+        they are dealt out again, and that is what is returned: a reason why this is not exact."""
+        present = max(1, len(self._group))
+        dealt = [states[rank % len(states)] for rank in range(present)]
+        self._each(_Load(dealt))
+        if len(states) != present:
+            return f"the number of learners changed from {len(states)} to {present}"
+        return None
+
+    def _each(self, function: Callable[[ExactPPOTorchLearner], Any]) -> list[Any]:
+        results = [answer.get() for answer in self._group.foreach_learner(function)]
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        expected = max(1, len(self._group))
+        if len(results) != expected:
+            raise RaytrainError(f"{expected - len(results)} of {expected} learners did not answer.")
+        return results
+
+
+class _Load:
+    def __init__(self, states: list[dict[str, Any]]) -> None:
+        self._states = states
+
+    def __call__(self, learner: ExactPPOTorchLearner) -> None:
+        learner.load_exact_state(self._states[torch_rank() if len(self._states) > 1 else 0])
+
+
+def _weights_check(learner: ExactPPOTorchLearner) -> tuple[str, list[str]]:
+    return learner.weights_check()
+
+
+def _exact_state(learner: ExactPPOTorchLearner) -> dict[str, Any]:
+    return {**learner.exact_state(), "rank": torch_rank()}
