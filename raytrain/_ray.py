@@ -6,6 +6,7 @@ When Ray is upgraded, this file and its test (`tests/test_ray_private.py`) are w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -316,6 +317,89 @@ def files_below(directory: str) -> Iterator[None]:
         yield
     finally:
         trainable.DEFAULT_STORAGE_PATH = before
+
+
+# -- a local Ray instance ------------------------------------------------------------------------
+
+
+@contextmanager
+def lean_instance(workers: int) -> Iterator[None]:
+    """Within, `ray.init` starts what a run on one machine needs, with `workers` idle worker processes.
+
+    Ray also starts an autoscaler, a dashboard server (whatever `include_dashboard` says) and a reader
+    of log files: three Python processes of a second of CPU time each, of which nothing is used here. Of
+    idle workers it starts one for each logical CPU. None of this is an option of `ray.init`.
+    """
+    from ray._private import node, parameter, services
+
+    plain, start_process = parameter.RayParams, services.start_ray_process
+    start_server = node.Node.start_api_server
+
+    class Lean(plain):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, no_monitor=True, include_log_monitor=False, **kwargs)
+
+    def start(command: list[str], *args: Any, **kwargs: Any) -> Any:
+        flag = "--num_prestart_python_workers="
+        command = [f"{flag}{workers}" if each.startswith(flag) else each for each in command]
+        return start_process(command, *args, **kwargs)
+
+    def start_none(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    parameter.RayParams, services.start_ray_process = Lean, start
+    node.Node.start_api_server = start_none
+    try:
+        yield
+    finally:
+        parameter.RayParams, services.start_ray_process = plain, start_process
+        node.Node.start_api_server = start_server
+
+
+@contextmanager
+def worker_environment(preload: str | None) -> Iterator[None]:
+    """Within, the environment variables for the processes of a local instance are set. `preload`: a
+    module that idle workers import before there is work for them."""
+    # RLlib asks for these frameworks wherever it is imported, and PPO on Torch uses none of them.
+    wanted = {"RLLIB_TEST_NO_TF_IMPORT": "1", "RLLIB_TEST_NO_JAX_IMPORT": "1"}
+    # What Tune sets for its trials by a runtime environment (see `trials_use_idle_workers`).
+    wanted["PL_DISABLE_FORK"] = "1"
+    # Once a trial's CPUs are reserved, Ray ends every worker that has been idle for a second (its
+    # default), and these are the ones that the trial is about to need.
+    wanted["RAY_idle_worker_killing_time_threshold_ms"] = "60000"
+    if preload is not None:
+        wanted["RAY_preload_python_modules"] = preload
+        # Torch reads this when it is imported; Ray would set it (to the actor's CPUs) only later.
+        wanted["OMP_NUM_THREADS"] = "1"
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def trials_use_idle_workers() -> Iterator[None]:
+    """Within, Tune starts its trials without a runtime environment, so that they (and the actors that
+    they start) are given to workers that run already. For a local instance, whose processes have
+    the driver's environment variables: Tune copies no others."""
+    import ray
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    before = _ActorClassCache.get
+
+    def get(self: Any, trainable: type) -> Any:
+        if trainable not in self._cache:
+            self._cache[trainable] = ray.remote(trainable)
+        return self._cache[trainable]
+
+    _ActorClassCache.get = get
+    try:
+        yield
+    finally:
+        _ActorClassCache.get = before
 
 
 # -- Tune ----------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Ray and Tune for the time of one run.
 
 A local Ray instance is started unless an address is given, with at least as many logical CPUs as one
-trial asks for: a trial that can never be placed would wait for ever.
+trial asks for: a trial that can never be placed would wait for ever. It is started before this process
+imports RLlib and Torch, and its workers import them meanwhile.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ import logging
 import os
 import signal
 import socket
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
 
 from raytrain import _ray
 from raytrain.checkpoint import Location
-from raytrain.config import ExperimentConfig, param_space
+from raytrain.config import ExperimentConfig, num_trials, param_space
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import Interrupts
 from raytrain.reporting import ConsoleReporter
-from raytrain.trainable.trial import TrialPPO
-from raytrain.tuner import build_tuner
-from raytrain.watch import Watch, describe
+
+if TYPE_CHECKING:
+    from raytrain.watch import Watch
 
 _CONNECT_PATIENCE_S = 10.0
 _SERVICES = ("raylet", "gcs_server")
+_WORKERS_IMPORT = "raytrain.trainable.trial"
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -60,9 +63,7 @@ class Session:
     def __enter__(self) -> Session:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # What they have to say of a failure is said in plain words by `watch`.
-        for name in ("ray.tune", "ray.rllib", "ray._private.worker"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _keep_loggers_quiet()
         _ray.quiet_driver()
         if not ray.is_initialized():
             self._start_ray()
@@ -81,11 +82,21 @@ class Session:
 
     def run(self, place: Location, reporter: ConsoleReporter, *, finished: int) -> Watch:
         """Run all trials that are not done. Returns what was seen of them."""
+        # Seconds of imports, while the workers do theirs.
+        from raytrain.trainable.trial import TrialPPO
+        from raytrain.tuner import build_tuner
+        from raytrain.watch import Watch, describe
+
+        _keep_loggers_quiet()
+        TrialPPO.default_resource_request(self._space())  # Refuses what RLlib will not take.
         watch = Watch(self._config, reporter, self._interrupts, check=self._check_ray)
         tuner, said = build_tuner(self._config, place, watch, finished=finished)
         if said is not None:
             reporter.event("raytrain", "warning", said)
-        with self._interrupts.deferred():
+        with ExitStack() as stack:
+            if self._services:
+                stack.enter_context(_ray.trials_use_idle_workers())
+            stack.enter_context(self._interrupts.deferred())
             try:
                 tuner.fit()
             except Exception as error:  # Of any kind: Tune tidies up as if nothing could fail,
@@ -114,10 +125,14 @@ class Session:
                 options["runtime_env"] = {"working_dir": self._config.import_path}
         else:
             options["include_dashboard"] = False
-            options["num_cpus"] = max(os.cpu_count() or 1, self._cpus_of_a_trial())
+            options["num_cpus"] = self._logical_cpus()
         _require_reachable(self._address)
         try:
-            ray.init(**options)
+            with ExitStack() as stack:
+                if self._address is None:
+                    stack.enter_context(_ray.lean_instance(_idle_workers(self._config)))
+                    stack.enter_context(_ray.worker_environment(_preload(self._config)))
+                ray.init(**options)
         except SystemExit:
             # From its first moments on Ray answers a SIGTERM by itself, with the signal's number as code.
             self._interrupts.note_early(signal.SIGTERM)
@@ -135,13 +150,66 @@ class Session:
             children = psutil.Process().children(recursive=True)
             self._services = [(each, each.name()) for each in children if each.name() in _SERVICES]
 
-    def _cpus_of_a_trial(self) -> int:
-        space = {**param_space(self._first_trial()), "import_path": self._config.import_path}
-        request = TrialPPO.default_resource_request(space)
-        return int(-(-request.required_resources.get("CPU", 1.0) // 1))
+    def _logical_cpus(self) -> int:
+        present = os.cpu_count() or 1
+        if cpus_at_most(self._config) <= present:
+            return present
+        from raytrain.trainable.trial import TrialPPO
 
-    def _first_trial(self) -> ExperimentConfig:
-        return self._config.model_copy(update={"search": ()})
+        request = TrialPPO.default_resource_request(self._space())
+        return max(present, int(-(-request.required_resources.get("CPU", 1.0) // 1)))
+
+    def _space(self) -> dict[str, Any]:
+        first_trial = self._config.model_copy(update={"search": ()})
+        return {**param_space(first_trial), "import_path": self._config.import_path}
+
+
+def cpus_at_most(config: ExperimentConfig) -> float:
+    """An upper bound of the CPUs that one trial asks for. Only RLlib knows the number, and to ask it
+    takes seconds of imports."""
+    each = config.learners.num_cpus_per_learner
+    learner = 1.0 if isinstance(each, str) else float(each)
+    main = float(config.resources.num_cpus_for_main_process)
+    runners = config.env_runners.num_env_runners + config.evaluation.evaluation_num_env_runners
+    if config.learners.num_learners == 0:
+        main = max(main, learner)
+    return (
+        main
+        + config.learners.num_learners * learner
+        + runners * config.env_runners.num_cpus_per_env_runner
+    )
+
+
+def _idle_workers(config: ExperimentConfig) -> int:
+    """How many workers to start beforehand: as many as there will be actors, and not more than can
+    import at the same time."""
+    actors = (
+        1
+        + config.env_runners.num_env_runners
+        + config.evaluation.evaluation_num_env_runners
+        + config.learners.num_learners
+    )
+    return min(actors * num_trials(config), os.cpu_count() or 1)
+
+
+def _preload(config: ExperimentConfig) -> str | None:
+    """What idle workers import. Nothing if an actor has other than one CPU, as Torch learns of its
+    threads when it is imported; or a GPU, as the visible ones are chosen with the actor."""
+    cpus = (
+        config.resources.num_cpus_for_main_process,
+        config.env_runners.num_cpus_per_env_runner,
+        config.learners.num_cpus_per_learner,
+    )
+    gpus = (config.env_runners.num_gpus_per_env_runner, config.learners.num_gpus_per_learner)
+    ordinary = all(each in (1, "auto") for each in cpus) and not any(gpus)
+    return _WORKERS_IMPORT if ordinary else None
+
+
+def _keep_loggers_quiet() -> None:
+    """What they have to say of a failure is said in plain words by `watch`. Importing RLlib sets its
+    logger's level."""
+    for name in ("ray.tune", "ray.rllib", "ray._private.worker"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _require_reachable(address: str | None) -> None:
