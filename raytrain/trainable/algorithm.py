@@ -113,6 +113,12 @@ class ExactPPO(PPO):
         )
         self._start_groups({}, {}, iteration=0)
         self._check_weights()
+        for what, reason in (
+            ("Environments are sampled", self._groups.why_not_into_arrays()),
+            ("The learner updates", self._learners.why_not_lean()),
+        ):
+            if reason:
+                self.tell(f"{what} in RLlib's own way, which is several times slower: {reason}.")
 
     def tell(self, message: str) -> None:
         """Called with one plain sentence for each loss and recovery inside the algorithm."""

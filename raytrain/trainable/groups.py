@@ -181,6 +181,14 @@ class EnvGroups:
         """Forget kept snapshots: the runners were used by somebody else (RLlib's evaluation)."""
         self._snapshots = dict.fromkeys(self.indices)
 
+    def why_not_into_arrays(self) -> str | None:
+        """Why the groups are sampled in RLlib's own, slower way; None if they are not."""
+        first = self.indices[0]
+        if not self._actors:
+            return None if self._local is None else self._local.why_not_into_arrays()
+        reason: str | None = self._call(first, lambda actor: actor.why_not_into_arrays.remote())
+        return reason
+
     def connector_state(self) -> dict[str, Any]:
         """State of the (merged) connector pipelines."""
         return {} if self._local is None else self._local.connector_state()

@@ -13,6 +13,7 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 
 from raytrain.errors import RaytrainError
 from raytrain.trainable.learner import ExactPPOTorchLearner, torch_rank
+from raytrain.trainable.update.tier import RLLIB
 
 
 class LearnersDiffer(RaytrainError):
@@ -44,6 +45,11 @@ class Learners:
         if len(digests) != 1:
             raise LearnersDiffer(f"{len(checks)} learners hold different weights: {digests}")
         return checks[0]
+
+    def why_not_lean(self) -> str | None:
+        """Why the learners update in RLlib's own, slower way; None if they do not."""
+        reason: str | None = self._each(_why_not_lean)[0]
+        return reason
 
     def states(self) -> list[dict[str, Any]]:
         """`exact_state()` of every learner, in rank order."""
@@ -80,6 +86,10 @@ class _Load:
 
 def _weights_check(learner: ExactPPOTorchLearner) -> tuple[str, list[str]]:
     return learner.weights_check()
+
+
+def _why_not_lean(learner: ExactPPOTorchLearner) -> str | None:
+    return learner.tier.reason if learner.tier.name == RLLIB else None
 
 
 def _exact_state(learner: ExactPPOTorchLearner) -> dict[str, Any]:

@@ -22,7 +22,6 @@ A group's snapshot is one pickled dict (the environments may only be known to pi
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -54,8 +53,6 @@ from raytrain.trainable.sampling.finished import EpisodeRecorder, finished_row, 
 from raytrain.trainable.sampling.fragments import Progress
 from raytrain.trainable.sampling.sampler import FragmentSampler, Sampled, Wanted
 from raytrain.trainable.snapshots import Snapshotter, Strategy, snapshotter
-
-logger = logging.getLogger(__name__)
 
 _TRAINING, _EVALUATION = 0, 1
 
@@ -98,17 +95,20 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         _ray.set_runner_seed(self, _reset_seed(*self._entropy, 0))
         self._sampled_at: float | None = None
         self._seconds: dict[str, float] = {}
+        self._not_into_arrays: str | None = None
         self._sampler = self._make_sampler(f"{purpose:04x}{self.group:012x}")
 
     def _make_sampler(self, id_prefix: str) -> FragmentSampler | None:
         if self.env is None or self.sampling == "rllib":
             return None
-        reason = why_not(self, EpisodeRecorder)
-        if reason is None:
-            return FragmentSampler(self, observation_filter(self), id_prefix=id_prefix)
-        if self.group == 0:  # The others are like it.
-            logger.warning("Sampling is RLlib's own, which is slower: %s.", reason)
-        return None
+        self._not_into_arrays = why_not(self, EpisodeRecorder)
+        if self._not_into_arrays is not None:
+            return None
+        return FragmentSampler(self, observation_filter(self), id_prefix=id_prefix)
+
+    def why_not_into_arrays(self) -> str | None:
+        """Why RLlib's own, slower way samples here; None if it does not."""
+        return self._not_into_arrays
 
     def hosted(self, group: int | None) -> GroupEnvRunner:
         """The runner of a group in this process, made if there is none; None is the own group."""

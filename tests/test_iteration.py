@@ -1,4 +1,4 @@
-"""The parts of an iteration's time add up to it."""
+"""What an iteration says of itself: where its time went, and whether a slower way was taken."""
 
 from __future__ import annotations
 
@@ -40,3 +40,14 @@ def test_an_iteration_shows_where_its_time_went():
     assert set(row) == SHOWN
     assert sum(row.values()) == pytest.approx(2 * row["total_s"])
     assert min(row[f"{part}_s"] for part in ("env_step", "inference", "update", "weights")) > 0
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_slower_way_is_told_with_its_reason(recurrent: bool):
+    model = {"use_lstm": recurrent, "max_seq_len": 8}
+    with built(rl_module={"model_config": model}) as algorithm:
+        said = algorithm.told
+    assert [line.split(" in RLlib's own way")[0] for line in said] == (
+        ["Environments are sampled", "The learner updates"] if recurrent else []
+    )
+    assert all("stateful" in line or "recurrent" in line for line in said)
