@@ -604,7 +604,7 @@ def test_fields_are_arguments_of_rllib_and_defaults_are_its_own():
         arguments |= set(inspect.signature(getattr(PPOConfig, name)).parameters)
         for attribute, field in sections[name].model_fields.items():
             key = field.alias or attribute
-            if (name, key) == ("debugging", "deterministic"):
+            if (name, key) in (("debugging", "deterministic"), ("learners", "compile_updates")):
                 continue
             assert key in arguments, f"{name}.{key}"
             stored = getattr(defaults, key)
@@ -650,9 +650,10 @@ def test_algorithm_config_for_cartpole():
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_the_learner_is_told_whether_kernels_are_deterministic(wanted):
-    algorithm = to_algorithm_config(minimal(debugging={"deterministic": wanted}))
-    assert algorithm.learner_config_dict == {"deterministic": wanted}
+def test_the_learner_is_told_what_rllib_has_no_key_for(wanted):
+    sections = {"debugging": {"deterministic": wanted}, "learners": {"compile_updates": wanted}}
+    algorithm = to_algorithm_config(minimal(**sections))
+    assert algorithm.learner_config_dict == {"deterministic": wanted, "compile_updates": wanted}
 
 
 def test_registered_env_is_the_one_that_make_env_makes(write, envs):

@@ -40,8 +40,14 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     algorithm.env_runners(**_env_runners(config))
     algorithm.training(**config.training.model_dump())
     # RLlib hands this dictionary to the learner as it is.
-    for_the_learner = {"deterministic": config.debugging.deterministic}
-    algorithm.learners(**config.learners.model_dump(), learner_config_dict=for_the_learner)
+    for_the_learner = {
+        "deterministic": config.debugging.deterministic,
+        "compile_updates": config.learners.compile_updates,
+    }
+    algorithm.learners(
+        **config.learners.model_dump(exclude={"compile_updates"}),
+        learner_config_dict=for_the_learner,
+    )
     algorithm.rl_module(model_config=config.rl_module.model.model_dump())
     algorithm.evaluation(**_evaluation(config))
     algorithm.fault_tolerance(

@@ -141,6 +141,11 @@ class Learners(Section):
         default={}, description="Ray custom resources of a learner."
     )
     local_gpu_idx: Count = Field(default=0, description="Which of its visible GPUs a learner uses.")
+    compile_updates: bool = Field(
+        default=False,
+        description="On a GPU, put updates through `torch.compile` and into CUDA graphs (raytrain's own "
+        "key; it has not run on a GPU yet).",
+    )
 
 
 class RLModule(Section):

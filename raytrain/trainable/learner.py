@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -156,14 +157,17 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         )
         self._steps: HandWrittenSteps | AutogradSteps
         if network is None:
-            self._steps = AutogradSteps(adam, self._gradient_step, self._loss)
+            self._steps = AutogradSteps(adam, self._gradient_step, self._loss_to_differentiate())
         else:
             self._steps = HandWrittenSteps(network, adam, self._gradient_step)
 
-    def _loss(self, minibatch: TensorColumns, settings: LossSettings) -> torch.Tensor:
-        return ppo_loss(
-            self._policy_module(), minibatch, settings, use_critic=self._module_config().use_critic
-        )
+    def _loss_to_differentiate(self) -> Any:
+        loss = partial(ppo_loss, self._policy_module(), use_critic=self._module_config().use_critic)
+        on_gpu = torch.device(self.device).type == "cuda"
+        if on_gpu and self.config.learner_config_dict.get("compile_updates"):
+            # Small kernels one after the other: CUDA graphs save launching each.
+            return torch.compile(loss, mode="reduce-overhead")
+        return loss
 
     def _tensors(self, batch: TrainBatch) -> TensorColumns:
         """The columns under RLlib's names, on the learner's device."""
