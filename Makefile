@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Two at a time, whatever the number of cores: each has a Ray of its own.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: train test test-all lint bench clean
 
@@ -10,10 +12,10 @@ train: $(READY)  ## Train CartPole to its stop.
 	$(BIN)/raytrain train configs/cartpole.yaml
 
 test: $(READY)  ## Everything that takes minutes, with real Ray and real kills.
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)  ## And what takes longer.
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -267,9 +267,9 @@ def test_killed_many_times_every_episode_is_there_once(tmp_path):
     """A real process is killed at any moment, merging and cutting included."""
     committed, directory = tmp_path / "committed", tmp_path / "trial"
     committed.write_text("0")
-    seconds = np.random.default_rng(0).uniform(0.005, 0.15, 30)
+    seconds = np.random.default_rng(0).uniform(0.005, 0.15, 12)
     code = WRITER.format(tests=str(Path(__file__).parent))
-    arguments = [str(directory), str(committed), "2000", *map(str, seconds)]
+    arguments = [str(directory), str(committed), "1000", *map(str, seconds)]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=200)
-    assert read_episodes(directory).to_pylist() == expected(2000)
-    assert plain(directory) == list(range(len(expected(2000))))
+    assert read_episodes(directory).to_pylist() == expected(1000)
+    assert plain(directory) == list(range(len(expected(1000))))

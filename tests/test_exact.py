@@ -26,8 +26,11 @@ from tiny_ppo import Told, build, built, disturb, iterate, unlike
 
 from raytrain.trainable.algorithm import Restored, StateMismatch
 from raytrain.trainable.groups import RunnerLost
+from raytrain.trainable.learner import ExactPPOTorchLearner
 from raytrain.trainable.rng import RngStreams
 from raytrain.trainable.runner import GroupEnvRunner
+from raytrain.trainable.update.minibatches import minibatch_generator
+from raytrain.trainable.update.tier import RLLIB, Tier
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -264,7 +267,11 @@ PIECES = {
     "entropy schedule": _plain(
         lambda s: s["learners"][0]["schedules"].update({"entropy/default_policy": 0.1})
     ),
-    "main generators": _plain(lambda s: s.update(rng=_other_rng())),
+    "minibatch order": _plain(
+        lambda s: s["learners"][0]["minibatch_order"].update(
+            minibatch_generator(99, 0).bit_generator.state
+        )
+    ),
     "group generators": _group(lambda s: s.update(rng=_other_rng())),
     "running episodes": _group(lambda s: s["runner"].update(_needs_initial_reset=True)),
     "environments": _group(lambda s: s["envs"].reverse()),
@@ -291,6 +298,8 @@ def test_without_one_piece_of_the_state_the_run_is_another(piece, saved: Saved, 
 PIECES_OF_RLLIBS_SAMPLING = {
     "cached observations": _group(lambda s: s["runner"]["_cached_to_module"]["obs"].zero_()),
     "returned chunks": _group(lambda s: s["runner"]["_ongoing_episodes_for_metrics"].clear()),
+    # The order of minibatches, where the learner's update is RLlib's too.
+    "main generators": _plain(lambda s: s.update(rng=_other_rng())),
     # Where arrays are sampled these hold nothing but times.
     "group metrics": _group(lambda s: s.update(metrics={})),
 }
@@ -300,6 +309,7 @@ PIECES_OF_RLLIBS_SAMPLING = {
 def saved_by_rllibs_sampling(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GroupEnvRunner, "sampling", "rllib")
+        patch.setattr(ExactPPOTorchLearner, "_tier", lambda self: Tier(RLLIB))
         saved = _saved(tmp_path_factory.mktemp("rllib") / "state")
     yield saved
     saved.again.stop()

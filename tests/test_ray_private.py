@@ -92,7 +92,7 @@ def test_sampling_into_arrays_leaves_rllibs_memory_alone(algorithm):
     assert (_ray.needs_reset(runner), version, runner._seed) == (False, 0, seed)
     runner.sample()
     changed = {name for name, value in vars(runner).items() if value is not before.get(name)}
-    assert changed <= {"_finished", "_streams", "_sampled_at"}
+    assert changed <= {"_finished", "_streams", "_sampled_at", "_seconds"}
     _ray.set_needs_reset(runner, True)
     assert runner._needs_initial_reset is True
 

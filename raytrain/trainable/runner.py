@@ -23,7 +23,7 @@ A group's snapshot is one pickled dict (the environments may only be known to pi
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import cloudpickle
@@ -71,7 +71,7 @@ class Rollout:
     """State of the connector pipelines after the rollout, to be merged in group order."""
     snapshot: bytes | None
     """The group's state after the rollout, if it was asked for."""
-    seconds: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
     """What it took: `rollout`, and of that `env_step` and `inference` where they are measured."""
 
 

@@ -14,12 +14,14 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import gymnasium as gym
+from gymnasium.envs import registration
 
 from raytrain.trainable.rng import RngStreams
 from raytrain.trainable.snapshots import continuation
@@ -45,7 +47,7 @@ class Task:
     """What the process is to do; without a strategy, the rehearsal from its start."""
 
     make_env: bytes
-    specs: tuple[bytes, ...]
+    specs: dict[str, bytes]
     rehearsal: Rehearsal
     strategy: Strategy | None
     taken: tuple[Taken, ...]
@@ -148,24 +150,55 @@ def _ask(
         return result
 
 
-def _register(specs: tuple[bytes, ...]) -> None:
-    for pickled in specs:
-        try:
-            spec = pickle.loads(pickled)
-        except Exception:  # code that is only there; where it is needed, that is told
-            continue
-        gym.registry.setdefault(spec.id, spec)
+class _Registry(dict[str, Any]):
+    """Gymnasium's registry, with the caller's specs. One is unpickled when it is asked for: that may
+    import anything (RLlib's own are among them), and fail."""
+
+    def __init__(self, present: dict[str, Any], pickled: dict[str, bytes]) -> None:
+        super().__init__(present)
+        self._pickled = {name: spec for name, spec in pickled.items() if name not in present}
+
+    def _load(self, name: str) -> None:
+        pickled = self._pickled.pop(name, None)
+        if pickled is not None:
+            super().__setitem__(name, pickle.loads(pickled))
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self._pickled
+
+    def __getitem__(self, name: str) -> Any:
+        self._load(name)
+        return super().__getitem__(name)
+
+    def __setitem__(self, name: str, spec: Any) -> None:
+        self._pickled.pop(name, None)
+        super().__setitem__(name, spec)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._load(name)
+        return super().get(name, default)
+
+    def values(self) -> Any:
+        """For an id without a version: Gymnasium looks at all of them."""
+        for name in list(self._pickled):
+            with suppress(Exception):  # code that is only there; where it is needed, that is told
+                self._load(name)
+        return super().values()
 
 
-def _registered_specs() -> tuple[bytes, ...]:
-    """Gymnasium's registry as this process has it, spec by spec: the caller may have registered
+def _register(specs: dict[str, bytes]) -> None:
+    gym.registry = registration.registry = _Registry(registration.registry, specs)
+
+
+def _registered_specs() -> dict[str, bytes]:
+    """Gymnasium's registry as this process has it, by id: the caller may have registered
     environments in code that the new process does not run. Specs that do not pickle stay behind."""
-    specs = []
-    for spec in gym.registry.values():
+    specs = {}
+    for name, spec in gym.registry.items():
         if isinstance(spec.entry_point, str) and spec.entry_point.startswith("gymnasium."):
             continue  # registered by importing gymnasium
         try:
-            specs.append(cloudpickle.dumps(spec))
+            specs[name] = cloudpickle.dumps(spec)
         except Exception:  # a user's entry point or argument: it may raise anything
             continue
-    return tuple(specs)
+    return specs
