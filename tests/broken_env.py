@@ -12,7 +12,7 @@ class BrokenEnv(gym.Env[np.ndarray, int]):
     observation_space = gym.spaces.Box(0.0, 1.0, (3,), np.float32)
     action_space = gym.spaces.Discrete(2)
 
-    def __init__(self, what: str = "nan", after: int = 450) -> None:
+    def __init__(self, what: str = "nan", after: int = 1800) -> None:
         self.what, self.after = what, after
         self.steps = self.t = 0
 

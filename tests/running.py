@@ -22,9 +22,9 @@ TINY: dict[str, Any] = {
     "env_runners": {"num_env_runners": 1, "num_envs_per_env_runner": 2},
     "training": {
         "lr": 1e-3,
-        "train_batch_size_per_learner": 256,
+        "train_batch_size_per_learner": 1024,
         "minibatch_size": 64,
-        "num_epochs": 2,
+        "num_epochs": 4,
         "use_kl_loss": True,
         "kl_coeff": 0.3,
         "kl_target": 0.002,

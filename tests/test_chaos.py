@@ -13,7 +13,7 @@ from test_disturbed_runs import assert_same_run
 
 KILLS = 12
 SECTIONS = {
-    "stop": {"iterations": 60},
+    "stop": {"iterations": 120},
     "env_runners": {"num_env_runners": 2},
     "failure": {"max_failures": 100},
 }

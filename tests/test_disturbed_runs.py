@@ -69,7 +69,7 @@ def test_killed_again(config: Path, undisturbed: Reference) -> None:
     """SIGKILL of the trial's process, then of the driver alone."""
     trial = trial_of(config)
     run = start(config)
-    run.until(lambda: iteration_of(trial) >= 3)
+    run.until(lambda: committed(trial))
     os.kill(run.pids("ray::TrialPPO")[0], signal.SIGKILL)
     run.until(lambda: "Continued from" in run.output())
     run.process.kill()
@@ -120,7 +120,13 @@ def test_interrupted_saves_first(
     last = iteration_of(trial)
     newest = trial / f"checkpoint_{last:06d}" / "manifest.json"
     assert '"kind": "interrupted"' in newest.read_text()
-    assert f"Continued from checkpoint_{last:06d}" in train(config)
+    # What Tune does not know of must not be needed either.
+    described = trial.parent / "experiment.json"
+    described.write_bytes(described.read_bytes()[:100])
+    output = train(config)
+    assert "experiment.json is damaged" in output
+    assert "It is written anew" in output
+    assert f"Continued from checkpoint_{last:06d}" in output
     assert_same_run(trial, undisturbed)
 
 
@@ -183,14 +189,15 @@ def test_no_good_checkpoint_left_is_said_and_nothing_is_begun_anew(config: Path)
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_directory_are_refused(config: Path, undisturbed: Reference) -> None:
+def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run.yaml", stop={"iterations": 80})
     trial = trial_of(config)
     run = start(config)
     run.until(lambda: iteration_of(trial) >= 1)
     second = train(config, log=config.parent / "second.txt", code=1)
     assert f"is being written by process {run.process.pid}" in second
     assert run.wait() == 0, run.output()
-    assert_same_run(trial, undisturbed)
+    assert [row["training_iteration"] for row in rows(trial)] == list(range(1, 81))
     assert "is finished" in train(config)
 
 

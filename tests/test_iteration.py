@@ -9,6 +9,8 @@ from tiny_ppo import built
 
 from raytrain.trainable.stopwatch import PARTS, Stopwatch
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 SHOWN = {f"{part}_s" for part in (*PARTS, "other", "total")}
 
 
