@@ -315,7 +315,11 @@ def test_a_games_sticky_action_is_restored():
             assert digest(env.step(action)[:4]) == digest(copy.step(action)[:4])
 
 
-def test_the_fresh_process_imports_neither_torch_nor_ray(tmp_path: Path):
+def test_the_fresh_process_imports_neither_torch_nor_ray(tmp_path: Path, monkeypatch):
+    import ray.rllib  # as in a driver, where RLlib has registered environments of its own
+
+    spec = gym.envs.registration.EnvSpec("OfRay-v0", entry_point=ray.rllib.BaseEnv)
+    monkeypatch.setitem(gym.registry, spec.id, spec)
     found = tmp_path / "modules"
 
     def make_env():

@@ -14,7 +14,6 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,11 +178,8 @@ class _Registry(dict[str, Any]):
         return super().get(name, default)
 
     def values(self) -> Any:
-        """For an id without a version: Gymnasium looks at all of them."""
-        for name in list(self._pickled):
-            with suppress(Exception):  # code that is only there; where it is needed, that is told
-                self._load(name)
-        return super().values()
+        """Gymnasium looks at all specs for the newest version of a name: the id tells it that."""
+        return [*super().values(), *(registration.EnvSpec(id=name) for name in self._pickled)]
 
 
 def _register(specs: dict[str, bytes]) -> None:
