@@ -30,7 +30,7 @@ from raytrain.trainable.sampling.fragments import (
     Progress,
 )
 from raytrain.trainable.sampling.normalising import BatchFilter
-from raytrain.trainable.sampling.stepping import stepper
+from raytrain.trainable.sampling.stepping import StepArrays, stepper
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,8 @@ class _Run:
             rewards = columns[REWARDS][row]
             terminateds, truncateds = fragment.terminateds[row], fragment.truncateds[row]
             observations = fragment.observations[row + 1]
-            infos, ended = step(for_env, observations, rewards, terminateds, truncateds)
+            into = StepArrays(observations, rewards, terminateds, truncateds)
+            infos, ended = step(for_env, into)
             stepped = perf_counter_ns()
             inference += acted - began
             stepping += stepped - acted

@@ -8,7 +8,7 @@ results go straight to where they are wanted. Any other vector environment is st
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -21,20 +21,25 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Infos: TypeAlias = list[dict[str, Any]]
 
 
+class StepArrays(NamedTuple):
+    """Where the results of one step go."""
+
+    observations: Array
+    """[N, ...]"""
+    rewards: Array
+    """[N] float64"""
+    terminateds: Array
+    """[N] bool"""
+    truncateds: Array
+    """[N] bool"""
+
+
 class Stepper(Protocol):
     """Steps N environments once."""
 
-    def step(
-        self,
-        actions: Array,
-        observations: Array,
-        rewards: Array,
-        terminateds: Array,
-        truncateds: Array,
-    ) -> tuple[Infos, bool]:
-        """Step with `actions` [N, ...] and write what came of it into the other arrays: observations
-        [N, ...], rewards [N] float64, terminateds and truncateds [N] bool. Returns the N infos, and
-        whether any episode ended."""
+    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
+        """Step with `actions` [N, ...] and write what came of it `into` the arrays. Returns the N
+        infos, and whether any episode ended."""
 
     def leave(self) -> None:
         """Make the vector environment's own memory that of its last step."""
@@ -57,14 +62,8 @@ class _Whole:
     def __init__(self, env: Any) -> None:
         self._env = env
 
-    def step(
-        self,
-        actions: Array,
-        observations: Array,
-        rewards: Array,
-        terminateds: Array,
-        truncateds: Array,
-    ) -> tuple[Infos, bool]:
+    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
+        observations, rewards, terminateds, truncateds = into
         observations[...], rewards[:], terminateds[:], truncateds[:], infos = self._env.step(
             actions
         )
@@ -82,16 +81,10 @@ class _OneByOne:
         self._resetting: list[bool] = memory["_autoreset_envs"].tolist()
         self._envs = list(env.envs)
         self._steps = [_inner(each).step for each in self._envs]
-        self._results: tuple[Array, ...] = ()
+        self._results: StepArrays | None = None
 
-    def step(
-        self,
-        actions: Array,
-        observations: Array,
-        rewards: Array,
-        terminateds: Array,
-        truncateds: Array,
-    ) -> tuple[Infos, bool]:
+    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
+        observations, rewards, terminateds, truncateds = into
         last, resetting, steps = self._last, self._resetting, self._steps
         infos: Infos = []
         ended = False
@@ -109,11 +102,11 @@ class _OneByOne:
             infos.append(dict(info) if info else {})
         # Not one by one: it checks shapes and casts as the vector environment does.
         np.stack(last, axis=0, out=observations)
-        self._results = (observations, rewards, terminateds, truncateds)
+        self._results = into
         return infos, ended
 
     def leave(self) -> None:
-        if not self._results:
+        if self._results is None:
             return
         observations, rewards, terminateds, truncateds = (each.copy() for each in self._results)
         memory = {
