@@ -301,13 +301,12 @@ class TrialPPO(ExactPPO):
         with self.stopwatch.measure("checkpoint"):
             # The commit before this one must not be overtaken, and its failure must be known.
             self._directory.poll(wait=True)
-        self._parting = {
-            key: value for key, value in result.items() if key not in ("config", REPORT, "done")
-        }
-        name = {"final": "final", "error": f"error_{self.iteration:06d}"}.get(
-            kind, f"checkpoint_{self.iteration:06d}"
-        )
-        with self.stopwatch.measure("checkpoint"):
+            self._parting = {
+                key: value for key, value in result.items() if key not in ("config", REPORT, "done")
+            }
+            name = {"final": "final", "error": f"error_{self.iteration:06d}"}.get(
+                kind, f"checkpoint_{self.iteration:06d}"
+            )
             self._directory.save(name, self._manifest(kind), self.capture())
 
     def _manifest(self, kind: str) -> Manifest:
