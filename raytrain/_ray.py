@@ -358,8 +358,8 @@ def lean_instance(workers: int) -> Iterator[None]:
 
 @contextmanager
 def worker_environment(preload: str | None) -> Iterator[None]:
-    """Within, the environment variables for the processes of a local instance are set. `preload`: a
-    module that idle workers import before there is work for them."""
+    """Within, the environment variables for the processes of a local instance are set. `preload`: the
+    modules (joined by commas) that idle workers import before there is work for them."""
     # RLlib asks for these frameworks wherever it is imported, and PPO on Torch uses none of them.
     wanted = {"RLLIB_TEST_NO_TF_IMPORT": "1", "RLLIB_TEST_NO_JAX_IMPORT": "1"}
     # What Tune sets for its trials by a runtime environment (see `trials_use_idle_workers`).

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _CONNECT_PATIENCE_S = 10.0
 _SERVICES = ("raylet", "gcs_server")
-_WORKERS_IMPORT = "raytrain.trainable.trial"
+_WORKERS_IMPORT = "raytrain.trainable.trial,raytrain.trainable.update.kernels"
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

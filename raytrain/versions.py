@@ -6,7 +6,7 @@ import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("raytrain", "ray", "torch", "gymnasium", "numpy")
+_PACKAGES = ("raytrain", "ray", "torch", "gymnasium", "numpy", "numba")
 
 
 @cache
