@@ -52,11 +52,16 @@ def train(
     config: ExperimentConfig | Mapping[str, Any] | str | PathLike[str],
     *,
     fresh: bool = False,
+    from_checkpoint: str | PathLike[str] | None = None,
+    weights_only: bool = False,
+    from_stage: str | None = None,
     address: str | None = None,
 ) -> Outcome:
     """Start the run of `config` (an `ExperimentConfig`, a mapping of the same shape, or a YAML file),
-    continue it, or find it finished. `fresh` sets an old directory aside first; `address` is a
-    running Ray cluster.
+    continue it, or find it finished. `fresh` sets an old directory aside first; `from_checkpoint`
+    forks: a run that does not exist yet begins at a checkpoint of another one (`weights_only`: with
+    its weights and filters alone); `from_stage` goes back to the end of this stage of the curriculum;
+    `address` is a running Ray cluster.
 
     Returns an `Outcome` with `exit_code` (0 finished, 1 failed, 130/143 interrupted after saving),
     `path` and `message`. Progress goes to stderr.
@@ -68,12 +73,21 @@ def train(
     from raytrain.config import ExperimentConfig, config_from_dict
     from raytrain.config import load_config as load
     from raytrain.experiment import train as run
+    from raytrain.forking import Fork
 
     if isinstance(config, Mapping):
         config = config_from_dict(config)
     elif not isinstance(config, ExperimentConfig):
         config = load(Path(config))
-    return run(config, fresh=fresh, address=address, command="the same call")
+    fork = None if from_checkpoint is None else Fork(str(from_checkpoint), weights_only)
+    return run(
+        config,
+        fresh=fresh,
+        fork=fork,
+        from_stage=from_stage,
+        address=address,
+        command="the same call",
+    )
 
 
 def resume(path: str | PathLike[str], *, address: str | None = None) -> Outcome:

@@ -70,6 +70,8 @@ def set_vector_env_attributes(vector_env: Any, state: dict[str, Any]) -> None:
 def start_with_fresh_episodes(runner: SingleAgentEnvRunner) -> None:
     """Make the next `sample()` reset every environment with the runner's seed."""
     runner._needs_initial_reset = True
+    # What was returned of episodes that will not go on.
+    runner._ongoing_episodes_for_metrics.clear()
 
 
 def set_runner_seed(runner: SingleAgentEnvRunner, seed: int) -> None:
@@ -158,6 +160,11 @@ def mean_std_filter(connector: Any) -> tuple[Any, bool]:
     return connector._filters[None], connector._update_stats
 
 
+def filters_observations(config: AlgorithmConfig) -> bool:
+    """Whether a config puts a connector of its own between environment and module."""
+    return config._env_to_module_connector is not None
+
+
 def forget_weights_version(runner: SingleAgentEnvRunner) -> None:
     """Make the runner take the next weights whatever their sequence number: `set_state` ignores
     weights that are not newer than its own, and says nothing."""
@@ -202,6 +209,33 @@ def set_scheduler_value(scheduler: Any, value: float) -> None:
     """Set the current value of a scheduler that follows a schedule; a fixed one has none to set."""
     if scheduler.use_schedule:
         scheduler._curr_value.fill_(value)
+
+
+def use_training_values(learner: Learner, timesteps: int) -> None:
+    """Make a built PPO learner follow the learning rate, entropy coefficient, gamma and lambda of its
+    present config, as they are after `timesteps`. RLlib reads these once, when it builds a learner, and
+    a restored optimizer brings its old learning rate back."""
+    from ray.rllib.connectors.learner import GeneralAdvantageEstimation
+    from ray.rllib.utils.schedules.scheduler import Scheduler
+
+    def scheduler(value: Any) -> Any:
+        made = Scheduler(
+            fixed_value_or_schedule=value, framework=learner.framework, device=learner._device
+        )
+        made.update(timestep=timesteps)
+        return made
+
+    for name, optimizer in learner._named_optimizers.items():
+        module = learner._optimizer_name_to_module[name]
+        rate = scheduler(learner.config.get_config_for_module(module).lr)
+        learner._optimizer_lr_schedules[optimizer] = rate
+        learner._set_optimizer_lr(optimizer, lr=rate.update(timestep=timesteps))
+    for module in list(learner.module.keys()):
+        entropy = learner.config.get_config_for_module(module).entropy_coeff
+        learner.entropy_coeff_schedulers_per_module[module] = scheduler(entropy)
+    for piece in learner._learner_connector.connectors if learner._learner_connector else ():
+        if isinstance(piece, GeneralAdvantageEstimation):
+            piece.gamma, piece.lambda_ = learner.config.gamma, learner.config.lambda_
 
 
 def kl_coefficients(learner: Learner) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def _audit_trial(
     difference, compared, digest = None, 0, ""
     with (
         tempfile.TemporaryDirectory(prefix="raytrain-audit-") as scratch,
-        _algorithm(config, str(written.snapshot_strategy), Path(scratch)) as algorithm,
+        _algorithm(config, _snapshot(trial, written), Path(scratch)) as algorithm,
     ):
         source = fetch(first.location, Path(scratch) / "fetched")
         try:
@@ -290,6 +290,14 @@ def _audit_trial(
             if now.get(name) != then
         },
     )
+
+
+def _snapshot(trial: Location, written: Manifest) -> dict[str, Any]:
+    """How the environments are snapshotted: as the checkpoint says, and in other stages as
+    experiment.json does."""
+    experiment = ExperimentFile.read(trial.parent)
+    known = dict(experiment.snapshot) if experiment is not None else {}
+    return {**known, "strategy": str(written.snapshot_strategy)}
 
 
 def _train_and_compare(
@@ -335,19 +343,21 @@ def _records(trial: Location, after: int, upto: int) -> dict[int, Row]:
 
 
 @contextmanager
-def _algorithm(config: ExperimentConfig, strategy: str, scratch: Path) -> Iterator[ExactPPO]:
+def _algorithm(
+    config: ExperimentConfig, snapshot: Mapping[str, Any], scratch: Path
+) -> Iterator[ExactPPO]:
     import ray
     from ray.rllib.algorithms.ppo import PPO
 
-    from raytrain.config import to_algorithm_config
-    from raytrain.trainable.algorithm import ExactPPO, prepare
+    from raytrain.trainable.algorithm import ExactPPO
+    from raytrain.trainable.building import algorithm_arguments
 
     logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    prepared = prepare(to_algorithm_config(config))
+    arguments = algorithm_arguments(config, snapshot)
     started = not ray.is_initialized()
     if started:
-        request = PPO.default_resource_request(prepared.to_dict())
+        request = PPO.default_resource_request(arguments["config"].to_dict())
         needed = int(-(-request.required_resources.get("CPU", 1.0) // 1))
         ray.init(
             num_cpus=max(os.cpu_count() or 1, needed),
@@ -357,7 +367,7 @@ def _algorithm(config: ExperimentConfig, strategy: str, scratch: Path) -> Iterat
         )
     try:
         with _ray.files_below(str(scratch)):
-            algorithm = ExactPPO(prepared, strategy=strategy)
+            algorithm = ExactPPO(**arguments)
         try:
             yield algorithm
         finally:

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from raytrain.errors import RaytrainError
+from raytrain.errors import BadInput, RaytrainError
 
 _HELP = """Train RLlib PPO so that the same command always continues the same run, bit for bit.
 
@@ -160,6 +160,20 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set the run's old directory aside and begin again.")
     ] = False,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="CHECKPOINT", help="Begin a new run (--name) where this one was."
+        ),
+    ] = None,
+    weights_only: Annotated[
+        bool,
+        typer.Option("--weights-only", help="With --from: take weights and filters, count from 0."),
+    ] = False,
+    from_stage: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Go back to the end of this stage of the curriculum."),
+    ] = None,
     address: Address = None,
 ) -> None:
     """Start the run, continue it, or say that it is finished.
@@ -169,14 +183,26 @@ def train(
       raytrain train configs/cartpole.yaml --set stop.timesteps=3e5
       raytrain train configs/cartpole.yaml --name wide \\
           --set training.lr=1e-4 --set 'rl_module.model_config.fcnet_hiddens=[256, 256]'
+      raytrain train configs/cartpole.yaml --from results/cartpole:best --name slower \\
+          --set training.lr=5e-5 --set stop.timesteps=4e5
 
     A value is YAML. The keys are those of the file, with dots: see docs/config.md. A run that
-    continues must be the same run, but for `stop`, `checkpoint`, `failure` and `resources`.
+    continues must be the same run, but for `stop`, `checkpoint`, `failure` and `resources`. A fork
+    (--from) may change anything but the spaces and the network; its counters run on.
     """
     from raytrain.config import load_config
     from raytrain.experiment import command_for
     from raytrain.experiment import train as run
+    from raytrain.forking import Fork
 
+    if weights_only and from_ is None:
+        raise BadInput("--weights-only says what to take from a checkpoint; name it with --from.")
+    if from_ is not None and from_stage is not None:
+        raise BadInput(
+            f"--from and --from-stage cannot go together: to fork after a stage, use --from "
+            f"{from_}/stages/{from_stage} (the stage's directory in the trial's)."
+        )
+    fork = None if from_ is None else Fork(from_, weights_only)
     loaded = load_config(config, overrides=set_ or (), name=name, storage_path=storage_path)
     again = [part for each in set_ or () for part in ("--set", each)]
     for option, value in (
@@ -185,7 +211,16 @@ def train(
         ("--address", address),
     ):
         again += [option, value] if value is not None else []
-    _end(run(loaded, fresh=fresh, address=address, command=command_for("train", config, again)))
+    command = command_for("train", config, again)
+    outcome = run(
+        loaded,
+        fresh=fresh,
+        fork=fork,
+        from_stage=from_stage,
+        address=address,
+        command=command,
+    )
+    _end(outcome)
 
 
 @_command

@@ -15,7 +15,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,15 @@ from raytrain.config import (
     differences,
     gives_up_exactness,
     has_search,
-    make_env,
     num_trials,
 )
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import InterruptedEarly, Interrupts
+from raytrain.forking import Fork, begin, refuse_other_parent, refuse_own_place
 from raytrain.reporting import ConsoleReporter
+from raytrain.stages import may_change, prove_stages, require_same_spaces, start_again_after
 from raytrain.trainable.cadence import Progress, StopRule
+from raytrain.trainable.curriculum import is_over
 from raytrain.versions import versions
 
 Say = Callable[[str], None]
@@ -57,6 +59,14 @@ class ConfigChanged(BadInput):
 
 class RunFailed(RaytrainError):
     """Trials ended with an error."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a person wants a run to begin, if not where it is."""
+
+    fork: Fork | None = None
+    from_stage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +84,15 @@ def train(
     config: ExperimentConfig,
     *,
     fresh: bool = False,
+    fork: Fork | None = None,
+    from_stage: str | None = None,
     address: str | None = None,
     reporter: ConsoleReporter | None = None,
     command: str = "",
 ) -> Outcome:
-    """Start the run, continue it, or find it finished. `command` is what a person would give to
-    continue it (shown when it stops early).
+    """Start the run, continue it, or find it finished. `fork`: a checkpoint of another run to begin
+    with. `from_stage`: go back to the end of this stage first. `command` is what a person would give
+    to continue it (shown when it stops early).
 
     Raises:
         BadInput: the directory holds a run with another config; the environment cannot be made.
@@ -90,11 +103,19 @@ def train(
     with Interrupts() as interrupts:
         try:
             place = Location.of(config.storage_path) / config.name
+            if fork is not None:
+                refuse_own_place(fork, place)
             if fresh:
                 _set_aside(place, lambda text: reporter.event("raytrain", "info", text))
             with DirectoryLock(place):
                 outcome = _train(
-                    config, place, reporter, interrupts, address=address, command=command
+                    config,
+                    place,
+                    reporter,
+                    interrupts,
+                    beginning=Beginning(fork, from_stage),
+                    address=address,
+                    command=command,
                 )
         except InterruptedEarly:
             said = f"Stopped before training began; nothing was lost. Continue with: {command}"
@@ -140,7 +161,8 @@ def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entr
             manifest.episodes,
             float(manifest.metrics.get("time_total_s", 0.0)),
         )
-        if rule.reached(progress, manifest.metrics):
+        over = is_over(config, manifest.metrics)
+        if over or rule.reached(progress, manifest.metrics):
             done[trial.name] = entry
     return done
 
@@ -151,6 +173,7 @@ def _train(
     reporter: ConsoleReporter,
     interrupts: Interrupts,
     *,
+    beginning: Beginning,
     address: str | None,
     command: str,
 ) -> Outcome:
@@ -158,7 +181,12 @@ def _train(
         reporter.event("raytrain", "info", text)
 
     found = _read_experiment(place, say)
-    changed = _refuse_other_run(config, place, found, say)
+    fork, from_stage = beginning.fork, beginning.from_stage
+    if fork is not None and found is not None:
+        refuse_other_parent(fork, found, place, say)
+    changed = _refuse_other_run(config, place, found, say, from_stage)
+    if from_stage is not None:
+        start_again_after(from_stage, config, place, say)
     before = finished_trials(config, place)
     if found is not None and len(before) == num_trials(config):
         return Outcome(
@@ -169,7 +197,13 @@ def _train(
             tuple(before),
         )
     experiment = _describe_run(config, found, say)
-    if any(name.split(".")[0] in ALGORITHM_SECTIONS for name in changed):
+    if fork is not None and found is None and not trials(place):
+        begun = begin(fork, config, place)
+        experiment = replace(experiment, parent=begun.parent, fork=begun.fork)
+        say(
+            f"A fork of {', '.join(begun.parent[key] for key in ('experiment', 'trial', 'checkpoint'))}."
+        )
+    if from_stage or any(name.split(".")[0] in ALGORITHM_SECTIONS for name in changed):
         from raytrain.tuner import forget_tune_files
 
         forget_tune_files(place)
@@ -221,7 +255,11 @@ def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
 
 
 def _refuse_other_run(
-    config: ExperimentConfig, place: Location, found: ExperimentFile | None, say: Say
+    config: ExperimentConfig,
+    place: Location,
+    found: ExperimentFile | None,
+    say: Say,
+    from_stage: str | None,
 ) -> list[str]:
     """Raise `ConfigChanged` unless `config` may continue what lies in the directory. Returns the
     fields that differ from those of the last start."""
@@ -229,13 +267,21 @@ def _refuse_other_run(
         _refuse_other_digest(config, place)
         return []
     changed = differences(dict(found.config), config)
-    wrong = [each for each in changed if not _may_change(each.field)]
+    stages = next((each for each in changed if each.field == "curriculum"), None)
+    why = stages and may_change(place, stages.old or [], stages.new or [], from_stage)
+    wrong = [
+        each
+        for each in changed
+        if not _may_change(each.field) and not (each.field == "curriculum" and why is None)
+    ]
     if wrong:
         lines = "".join(f"\n  {d.field}: was {d.old!r}, is now {d.new!r}" for d in wrong)
+        lines += f"\n  (curriculum: {why})" if why else ""
         raise ConfigChanged(
             f"{place} holds a run with another config:{lines}\nA run that continues must be the same "
             "run. Put these values back; or begin anew with --fresh, which sets the old directory "
-            "aside; or start another run with --name NEW."
+            f"aside; or fork it, with --from {place} --name NEW: a new run that goes on from there and "
+            "may change anything."
         )
     for each in changed:
         if gives_up_exactness(each.field):
@@ -268,25 +314,21 @@ def _describe_run(
 ) -> ExperimentFile:
     """The experiment's file for this start. How the environments are snapshotted is proved once, and
     again only when a library has changed."""
-    if found is not None and dict(found.versions) == versions():
+    require_same_spaces(config)
+    known = found is not None and dict(found.versions) == versions()
+    snapshot = prove_stages(config, found.snapshot if found is not None and known else None)
+    if found is not None and snapshot["strategy"] != found.snapshot["strategy"]:
+        # Snapshots on storage can only be read by the strategy that took them.
+        say(
+            f"Libraries changed; environments would now be saved by {snapshot['strategy']}, but the "
+            f"run goes on with {found.snapshot['strategy']}."
+        )
         snapshot = dict(found.snapshot)
-    else:
-        from raytrain.trainable.snapshots import prove
-
-        proof = prove(lambda: make_env(config), seed=config.seed)
-        snapshot = proof.to_dict()
-        if found is not None and snapshot["strategy"] != found.snapshot["strategy"]:
-            # Snapshots on storage can only be read by the strategy that took them.
-            say(
-                f"Libraries changed; environments would now be saved by {snapshot['strategy']}, but the "
-                f"run goes on with {found.snapshot['strategy']}."
-            )
-            snapshot = dict(found.snapshot)
-        if proof.global_random:
-            say(
-                f"The environment draws from the process's global random generators "
-                f"({', '.join(proof.global_random)}); they are saved with it."
-            )
+    if not known and snapshot["global_random"]:
+        say(
+            f"The environment draws from the process's global random generators "
+            f"({', '.join(snapshot['global_random'])}); they are saved with it."
+        )
     if not snapshot["exact"]:
         say(
             "This run will NOT be exact after an interruption: the environment cannot be restored "
@@ -312,6 +354,7 @@ def _describe_run(
         versions=dict(found.versions) if found else versions(),
         first_start=found.first_start if found else _now(),
         parent=found.parent if found else None,
+        fork=found.fork if found else None,
     )
 
 

@@ -19,6 +19,7 @@ from raytrain.checkpoint.experiment_file import (
     ExperimentFile,
     ExperimentFileError,
 )
+from raytrain.checkpoint.lineage import FORKED_FROM, line_of_descent
 from raytrain.checkpoint.lock import DirectoryLock, Locked
 from raytrain.checkpoint.manifest import (
     FORMAT,
@@ -38,6 +39,7 @@ from raytrain.checkpoint.verify import check, fetch
 
 __all__ = [
     "EXPERIMENT_FILE",
+    "FORKED_FROM",
     "FORMAT",
     "KINDS",
     "MANIFEST_NAME",
@@ -69,6 +71,7 @@ __all__ = [
     "fetch",
     "file_sha256",
     "is_trial",
+    "line_of_descent",
     "prune",
     "read_manifest",
     "remove_checkpoint",

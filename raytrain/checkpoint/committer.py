@@ -17,10 +17,10 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from raytrain.checkpoint.catalogue import Catalogue
@@ -68,10 +68,12 @@ class CommitOutcome:
 @dataclass(frozen=True)
 class BestPolicy:
     """Higher is better for `max`, lower for `min`. NaN and a missing score are never best, and a
-    tie changes nothing.
+    tie changes nothing. Scores of stages with different numbers in `eras` are not compared: of these
+    the later is better.
     """
 
     mode: str = "max"
+    eras: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
@@ -83,6 +85,15 @@ class BestPolicy:
         if best is None or not math.isfinite(best):
             return True
         return score > best if self.mode == "max" else score < best
+
+    def replaces(self, score: float | None, stage: str | None, best: Manifest | None) -> bool:
+        """Whether a checkpoint with this score is better than the present best one."""
+        if best is None:
+            return self.better(score, None)
+        era, before = self.eras.get(stage or "", 0), self.eras.get(best.stage or "", 0)
+        if era != before:
+            return era > before and self.better(score, None)
+        return self.better(score, best.score)
 
 
 class Committer:
@@ -184,7 +195,9 @@ class Committer:
                 aside = self._catalogue.quarantine(best)
                 warnings.append(f"best was damaged ({best.problem}); it was set aside at {aside}")
                 best = None
-            if best is not None and not self._best.better(manifest.score, best.score):
+            if best is not None and not self._best.replaces(
+                manifest.score, manifest.stage, best.manifest
+            ):
                 return False
             self._copy(job, "best", "best")
         except RaytrainError as problem:

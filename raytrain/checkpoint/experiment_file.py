@@ -2,12 +2,13 @@
 
     {"format": 1, "name": ..., "run_id": ..., "config": {...}, "config_digest": ...,
      "snapshot": {"strategy": ..., "exact": ..., "reason": ..., ...}, "parent": null,
-     "versions": {"raytrain": ..., "ray": ..., "torch": ..., ...},
+     "fork": null, "versions": {"raytrain": ..., "ray": ..., "torch": ..., ...},
      "first_start": "2026-01-01T00:00:00+00:00"}
 
 It is written before Ray starts, replaced atomically, and holds all that is needed to build the Tuner
 anew if Tune's own files are gone. `config` is that of the last start: what may differ on continuing
-(stop, checkpoint, failure, ...) is taken from here by the trials.
+(stop, checkpoint, failure, ...) is taken from here by the trials. `parent` and `fork` say where a fork
+began (see `lineage`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class ExperimentFile:
     versions: Mapping[str, str]
     first_start: str
     parent: Mapping[str, str] | None = None
+    fork: Mapping[str, Any] | None = None
 
     def write(self, experiment: Location) -> None:
         """Put it into the experiment's directory, atomically."""
@@ -65,6 +67,8 @@ class ExperimentFile:
                 raise ExperimentFileError(
                     f"{place} has format {plain.get('format')!r}; this raytrain reads {FORMAT}."
                 )
+            # Files of before there were forks have no such key.
+            plain.setdefault("fork", None)
             return cls(**{f.name: plain[f.name] for f in fields(cls)})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ExperimentFileError(

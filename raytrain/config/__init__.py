@@ -11,6 +11,7 @@ from raytrain.config.continuity import (
     differences,
     gives_up_exactness,
 )
+from raytrain.config.curriculum import Stage, eras, stage_config
 from raytrain.config.environment import EnvCreator, env_creator, make_env, resolve_env
 from raytrain.config.loading import config_from_dict, load_config
 from raytrain.config.problems import ConfigError, Problem
@@ -31,11 +32,13 @@ __all__ = [
     "ExperimentConfig",
     "Problem",
     "SearchSpace",
+    "Stage",
     "allowed_on_continue",
     "config_digest",
     "config_from_dict",
     "differences",
     "env_creator",
+    "eras",
     "gives_up_exactness",
     "has_search",
     "load_config",
@@ -44,6 +47,7 @@ __all__ = [
     "param_space",
     "register_env",
     "resolve_env",
+    "stage_config",
     "to_algorithm_config",
     "with_trial_values",
 ]

@@ -93,6 +93,6 @@ def _env_runners(config: ExperimentConfig) -> dict[str, Any]:
 
 def _evaluation(config: ExperimentConfig) -> dict[str, Any]:
     arguments = config.evaluation.model_dump()
-    # RLlib's old-stack default of an overrides dictionary is None, and {} would be copied as one.
-    arguments["evaluation_config"] = arguments["evaluation_config"] or None
+    # What is evaluated is the policy that would be used, not the one that explores.
+    arguments["evaluation_config"] = {"explore": False, **arguments["evaluation_config"]}
     return arguments

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raytrain.config.curriculum import stage_config, stage_problems
+
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig
 
@@ -22,16 +24,37 @@ class Conflict:
 def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
     """Everything that cannot go together in a config without search spaces."""
     yield from _stop(config)
+    yield from _of_values(config)
+    yield from _curriculum(config)
+
+
+def _of_values(config: ExperimentConfig) -> Iterator[Conflict]:
     yield from _minibatch(config)
     yield from _fragment(config)
     yield from _truncation(config)
 
 
 def _stop(config: ExperimentConfig) -> Iterator[Conflict]:
-    criteria = config.stop.model_dump()
-    if all(value is None for value in criteria.values()):
-        said = f"the run would never end: give at least one of {', '.join(criteria)}"
-        yield Conflict(said, (("stop",),), {})
+    stages = config.curriculum
+    if config.stop.criteria or (stages and stages[-1].until.criteria):
+        return
+    names = [name for name in type(config.stop).model_fields if name != "window"]
+    yield Conflict(
+        f"the run would never end: give at least one of {', '.join(names)}", (("stop",),), {}
+    )
+
+
+def _curriculum(config: ExperimentConfig) -> Iterator[Conflict]:
+    for said, value in stage_problems(config):
+        yield Conflict(said, (("curriculum",),), value)
+    for index, stage in enumerate(config.curriculum):
+        for conflict in _of_values(stage_config(config, index)):
+            field = ".".join(conflict.fields[0])
+            yield Conflict(
+                f"in the stage {stage.name!r}, {field} ({conflict.value!r}) {conflict.message}",
+                (("curriculum",),),
+                stage.name,
+            )
 
 
 def _minibatch(config: ExperimentConfig) -> Iterator[Conflict]:

@@ -185,12 +185,24 @@ FreeMapping = Annotated[dict[str, Any], PlainValidator(_free_mapping)]
 """Any keys, JSON-able values. A copy: what the caller gave is not shared."""
 
 
-def _no_stages(value: Any) -> list[dict[str, Any]]:
-    if value:
-        raise ValueError("curriculum stages are not supported yet; leave the list empty")
-    if not isinstance(value, (list, tuple)):
-        raise ValueError("must be a list")
-    return []
+def _bound(value: Any) -> Any:
+    what = "must be a number to reach, or {at_least: number} or {at_most: number}"
+    if isinstance(value, dict):
+        if len(value) != 1 or next(iter(value)) not in ("at_least", "at_most"):
+            raise ValueError(f"{what}; found the keys {sorted(map(str, value))}")
+        return {key: _number(each, what="a number") for key, each in value.items()}
+    return _number(value, what=what.removeprefix("must be "))
 
 
-Stages = Annotated[list[dict[str, Any]], PlainValidator(_no_stages)]
+def _bounds(value: Any) -> dict[str, Any]:
+    bounds = {}
+    for name, bound in _free_mapping(value).items():
+        try:
+            bounds[name] = _bound(bound)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return bounds
+
+
+Bounds = Annotated[dict[str, Any], PlainValidator(_bounds)]
+"""Metric -> the value to reach from below, or {at_least: value} (the same) or {at_most: value}."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from raytrain.config.curriculum import stage_config
 from raytrain.config.environment import resolve_env
 from raytrain.config.problems import ConfigError, Problem, nearest
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
@@ -61,6 +62,7 @@ def load_config(
         problems += error.problems
     if check_env:
         problems += _env_problems(values.get("environment"), import_path, sources)
+        problems += _stage_problems(config, import_path, sources)
     if problems or config is None:
         raise ConfigError(*problems)
     return config
@@ -157,3 +159,25 @@ def _env_problems(environment: Any, import_path: str, sources: _Sources) -> list
             for problem in error.problems
         ]
     return []
+
+
+def _stage_problems(
+    config: ExperimentConfig | None, import_path: str, sources: _Sources
+) -> list[Problem]:
+    """What is wrong with the stages' arguments of the environment."""
+    problems = []
+    for index, stage in enumerate(config.curriculum if config is not None else ()):
+        own = stage_config(config, index).environment if config is not None else None
+        if own is None or not stage.environment.env_config:
+            continue
+        try:
+            resolve_env(own.env, import_path).check_arguments(own.env_config)
+        except ConfigError as error:
+            prefix = ("curriculum", index, "environment", "env_config")
+            for problem in error.problems:
+                name = problem.field.removeprefix("environment.env_config").lstrip(".")
+                if name in stage.environment.env_config:
+                    place = sources.where((*prefix, name))
+                    field = f"curriculum[{index}].environment.env_config.{name}"
+                    problems.append(replace(problem, where=place, field=field))
+    return problems

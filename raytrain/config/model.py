@@ -139,3 +139,17 @@ class ModelConfig(Section):
     @model_serializer(mode="wrap")
     def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {key: value for key, value in serialize(self).items() if value is not None}
+
+
+SHAPE_OF_WEIGHTS = (
+    "fcnet_hiddens",
+    "fcnet_use_layernorm",
+    "conv_filters",
+    "head_fcnet_hiddens",
+    "head_fcnet_use_layernorm",
+    "vf_share_layers",
+    "free_log_std",
+    "use_lstm",
+    "lstm_cell_size",
+)
+"""Keys of `ModelConfig` that say which weights there are; the others leave names and shapes alone."""

@@ -61,7 +61,9 @@ def table(section: type[BaseModel], name: str) -> str:
 def _collect(section: type[BaseModel], prefix: str, into: dict[str, type[BaseModel]]) -> None:
     for name, field in section.model_fields.items():
         inner = section_type(field.annotation)
-        if inner is not None:
+        # One that only overrides another (a stage's `training`) has that one's keys.
+        again = inner is not None and any(issubclass(inner, each) for each in into.values())
+        if inner is not None and not again:
             dotted = f"{prefix}{field.alias or name}"
             into[dotted] = inner
             _collect(inner, f"{dotted}.", into)

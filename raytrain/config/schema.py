@@ -16,14 +16,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from raytrain.config.curriculum import Stage
 from raytrain.config.fields import (
     AboveZero,
+    Bounds,
     Count,
     DirectoryName,
     Number,
     Positive,
     Section,
-    Stages,
     Storage,
     Whole,
 )
@@ -68,6 +69,30 @@ class Stop(Section):
         default=None, description="Seconds of training, interruptions left out."
     )
     episodes: Positive | None = Field(default=None, description="Finished episodes in all.")
+    metrics: Bounds = Field(
+        default={},
+        description="Any metric to reach, such as one of the environment's: `{profit: 100}`, or "
+        "`{drift: {at_most: 0.01}}`.",
+    )
+    window: Positive | None = Field(
+        default=None,
+        description="Finished episodes that returns and the environment's metrics are averaged over; "
+        "null for those of the iteration.",
+    )
+
+    @property
+    def has_an_end(self) -> bool:
+        """Whether the run ends however badly it learns."""
+        return any((self.timesteps, self.iterations, self.time_s, self.episodes))
+
+    @property
+    def criteria(self) -> dict[str, Any]:
+        """Those that are set."""
+        return {
+            key: value
+            for key, value in self.model_dump(exclude={"window"}).items()
+            if value not in (None, {})
+        }
 
 
 class Checkpoint(Section):
@@ -89,7 +114,13 @@ class Checkpoint(Section):
         default=3, description="Newest periodic checkpoints to keep; null keeps all."
     )
     score: Annotated[str, Field(min_length=1)] = Field(
-        default="episode_return_mean", description="The metric that chooses `best/`."
+        default="episode_return_mean",
+        description="The metric that chooses `best/`: one of the results, or of the environment's.",
+    )
+    score_window: Positive | None = Field(
+        default=100,
+        description="Finished episodes that a training score is averaged over; null for those of the "
+        "iteration.",
     )
     score_order: Literal["max", "min"] = Field(default="max", description="Which score is best.")
     max_failed_saves: Count = Field(
@@ -139,8 +170,8 @@ class ExperimentConfig(Section):
     checkpoint: Checkpoint = Checkpoint()
     failure: Failure = Failure()
     tune: Tune = Tune()
-    curriculum: Stages = Field(
-        default=[], description="Stages of a curriculum; not supported yet, so it must be empty."
+    curriculum: list[Stage] = Field(
+        default=[], description="Stages, one after the other; the keys of each are below."
     )
     import_path: str | None = None
     search: tuple[SearchSpace, ...] = Field(default=(), exclude=True)

@@ -162,7 +162,9 @@ class RLModule(Section):
 class EvaluationOverrides(Section):
     """What evaluation does differently. A key that is absent stays as in training."""
 
-    explore: bool | None = Field(default=None, description="False takes the likeliest action.")
+    explore: bool | None = Field(
+        default=None, description="True samples actions; otherwise the likeliest is taken."
+    )
     env_config: FreeMapping | None = Field(
         default=None, description="Keyword arguments of the environment, instead of the others."
     )

@@ -186,8 +186,9 @@ def _sentence(detail: Any) -> str:
 
 def _unknown(path: tuple[str | int, ...]) -> tuple[str, str | None]:
     """What to say of a key that does not exist: the nearest one, or where it belongs."""
-    key, section = str(path[-1]), tuple(map(str, path[:-1]))
-    reason = _REASONS.get(_dotted(path))
+    # Positions in a list are no names: the keys of every stage are the same.
+    key, section = str(path[-1]), tuple(part for part in path[:-1] if isinstance(part, str))
+    reason = _REASONS.get(_dotted((*section, key)))
     if reason is not None:
         return f"not used here: {reason}", None
     fields = yaml_fields()

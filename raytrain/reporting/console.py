@@ -142,7 +142,9 @@ class ConsoleReporter:
         if not math.isnan(episode_return):  # NaN: no episode ended in this iteration
             state.episode_return = episode_return
         stage = _value(row, "stage")
-        state.stage = stage if isinstance(stage, str) else state.stage
+        if isinstance(stage, str):
+            index, of = _value(row, "curriculum/stage"), _value(row, "curriculum/stages")
+            state.stage = f"{stage} ({index} of {of})" if index is not None else stage
         self._progress(state)
 
     def checkpointed(self, trial: str, iteration: int) -> None:

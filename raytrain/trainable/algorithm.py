@@ -20,10 +20,10 @@ import json
 import math
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
@@ -33,6 +33,7 @@ from ray.rllib.utils.metrics import (
     ALL_MODULES,
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
+    EVALUATION_RESULTS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -47,13 +48,18 @@ from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.errors import RaytrainError
+from raytrain.trainable.cadence import Progress, StopRule
+from raytrain.trainable.curriculum import REPORTED, Curriculum, StagePlan
+from raytrain.trainable.forked import SAME, Apart, reseed, settings_of, weights_in
 from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps
 from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
 from raytrain.trainable.learners import Learners, LearnersDiffer
+from raytrain.trainable.recent import RecentEpisodes, summarised
 from raytrain.trainable.rllib_files import RLlibFiles
 from raytrain.trainable.rng import RngStreams
-from raytrain.trainable.runner import GroupEnvRunner
+from raytrain.trainable.runner import GroupEnvRunner, RunnerSettings, without_episodes
 from raytrain.trainable.sampling.finished import EpisodeRecorder
+from raytrain.trainable.snapshots import Strategy
 from raytrain.trainable.stopwatch import Stopwatch
 
 STATE_FORMAT = 1
@@ -90,13 +96,26 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
 
 
 class ExactPPO(PPO):
-    """See the module's docstring. `strategy` says how environments are snapshotted."""
+    """See the module's docstring. `strategy` says how environments are snapshotted. With `stages` it
+    goes through them, and they say which config and strategy hold; `recent` is the number of finished
+    episodes that are remembered for averages."""
 
     def __init__(
-        self, config: AlgorithmConfig | None = None, *, strategy: str = "reset", **kwargs: Any
+        self,
+        config: AlgorithmConfig | None = None,
+        *,
+        strategy: str = "reset",
+        stages: Sequence[StagePlan] = (),
+        recent: int = REPORTED,
+        **kwargs: Any,
     ) -> None:
-        self.strategy = strategy
-        super().__init__(config, **kwargs)
+        # Without a curriculum there is one stage without an end.
+        first = StagePlan("", StopRule(), config, strategy)
+        self.curriculum = Curriculum(stages or [first])
+        self._has_stages = bool(stages)
+        self.strategy = self.curriculum.stage.strategy
+        self.recent = RecentEpisodes(recent)
+        super().__init__(self.curriculum.stage.config, **kwargs)
 
     @override(PPO)
     def setup(self, config: AlgorithmConfig) -> None:
@@ -133,6 +152,7 @@ class ExactPPO(PPO):
             self.stopwatch.split_sampling(time.perf_counter() - began, collected.seconds)
             self.metrics.aggregate(collected.metrics, key=ENV_RUNNER_RESULTS)
         self.finished_episodes.extend(collected.finished)
+        self.recent.extend(collected.finished)
         steps_sampled = self.env_steps_sampled
 
         with (
@@ -164,13 +184,57 @@ class ExactPPO(PPO):
 
     @override(PPO)
     def step(self) -> dict[str, Any]:
-        before = self.env_steps_sampled
+        plan = self.curriculum.next_stage(self.progress(self.iteration))
+        if plan is not None:
+            self.enter_stage(plan)
+        before, known = self.env_steps_sampled, len(self.finished_episodes)
         result: dict[str, Any] = super().step()
         if self.env_steps_sampled <= before:
             raise NoNewEnvSteps(f"Iteration {self.iteration + 1} brought no new environment steps.")
         result["weights_sha256"] = self.weights_digest
         result.setdefault(TIMERS, {})["iteration"] = self.stopwatch.row()
+        self._report_episodes(result, self.finished_episodes[known:])
         return result
+
+    def _report_episodes(self, result: dict[str, Any], ended: list[dict[str, Any]]) -> None:
+        """Add what finished episodes come to: the environment's own metrics, averages over the last
+        episodes, and the stage."""
+        result.update({"custom": own} if (own := summarised(ended)) else {})
+        result["recent"] = self.recent.means(REPORTED)
+        evaluation = result.get(EVALUATION_RESULTS)
+        if self._eval_groups is not None and evaluation:
+            own = summarised(self._eval_groups.take_finished())
+            evaluation.update({"custom": own} if own else {})
+        if self._has_stages:
+            now = self.progress(self.iteration + 1)
+            result["stage"] = self.curriculum.stage.name
+            result["curriculum"] = self.curriculum.observe(now, result, self.recent)
+
+    def progress(self, iteration: int) -> Progress:
+        """The counters at the end of `iteration`; the time is the trial's to know."""
+        return Progress(iteration, self.env_steps_sampled, self.episodes_finished, 0.0)
+
+    def enter_stage(self, plan: StagePlan) -> None:
+        """Take over a stage's settings in this process, the learners and the env runners, which are
+        not started again. Episodes begin anew; weights, optimizer, filters and counters stay."""
+        before: Any = self.config
+        self.config: Any = _frozen(plan.config)
+        self.strategy = plan.strategy
+        self.evaluation_config = self.config.get_evaluation_config_object()
+        self.evaluation_config.validate()
+        self.evaluation_config.freeze()
+        self._rllib_files = RLlibFiles(self)  # Which names the config that the state belongs to.
+        kl_coeff = self.config.kl_coeff
+        changed = kl_coeff if kl_coeff != before.kl_coeff else None
+        self._learners.use_settings(self.config, self.env_steps_sampled, changed)
+        for groups, config in (
+            (self._groups, self.config),
+            (self._eval_groups, self.evaluation_config),
+        ):
+            if groups is not None:
+                settings = RunnerSettings(plan.name, config, cast(Strategy, plan.strategy))
+                groups.use_settings(settings, iteration=self.iteration)
+        self.recent.clear()
 
     @override(PPO)
     def _before_evaluate(self) -> None:
@@ -236,6 +300,9 @@ class ExactPPO(PPO):
             "rng": RngStreams.capture().to_state(),
             "learners": learners,
             "groups": sorted(groups),
+            "settings": settings_of(self.config),
+            "curriculum": self.curriculum.to_state() if self._has_stages else None,
+            "recent": self.recent.to_state(),
             "envs_per_group": self.config.num_envs_per_env_runner,
         }
         try:
@@ -262,8 +329,9 @@ class ExactPPO(PPO):
         """Write the whole state into `directory` (created)."""
         self.capture()(directory)
 
-    def load_exact(self, directory: Path) -> Restored:
-        """Become what `save_exact` wrote, and wait until every runner holds it.
+    def load_exact(self, directory: Path, *, fork: bool = False) -> Restored:
+        """Become what `save_exact` wrote, and wait until every runner holds it. With `fork` another
+        run wrote it, and this run's config holds where it says otherwise (see `forked`).
 
         Raises:
             StateMismatch: the directory holds no such state, or the weights are not the saved ones
@@ -277,6 +345,10 @@ class ExactPPO(PPO):
                 f"{STATE_FORMAT}. Use the raytrain version named in its manifest.json."
             )
         opaque = pickle.loads((resume / "algorithm.pkl").read_bytes())
+        self._take_up_stage(plain, fork=fork)
+        apart = Apart.of(plain, self.config, self.strategy) if fork else SAME
+        if apart.seed:
+            reseed(plain, self._learners.states())
         # Not `Algorithm.restore_from_path`: it also pushes to the runners, without waiting.
         Checkpointable.restore_from_path(self, directory.as_posix())
         states = zip(plain["learners"], opaque["learners"], strict=True)
@@ -284,8 +356,15 @@ class ExactPPO(PPO):
         reasons = [changed] if changed else []
         self.metrics.stats = opaque["metrics"]
         self._iteration = plain["iteration"]
+        if fork and not self.curriculum.knows(plain.get("curriculum")):
+            self.curriculum.begin(self.progress(self.iteration))
+        self.recent.load([] if apart.episodes else plain.get("recent", []))
         saved = _read_groups(resume / "groups")
         saved_eval = _read_groups(resume / "eval_groups")
+        if apart.episodes:
+            saved = {i: without_episodes(each, reseed=apart.seed) for i, each in saved.items()}
+        if apart.episodes or apart.evaluation:
+            saved_eval = {}
         envs = self.config.num_envs_per_env_runner
         if plain["envs_per_group"] != envs:
             reasons.append(
@@ -309,15 +388,55 @@ class ExactPPO(PPO):
                 f"{directory}: after the restore the weights digest is {self.weights_digest}, the "
                 f"saved one is {plain['weights_sha256']}. The checkpoint does not fit the config."
             )
+        if fork:
+            self._learners.use_settings(
+                self.config, self.env_steps_sampled, self.config.kl_coeff if apart.kl else None
+            )
         if self.strategy == "reset":
             reasons.append(
                 "the environments cannot be restored; running episodes were started anew"
             )
         # Last: everything above may have drawn random numbers.
         RngStreams.from_state(plain["rng"]).install()
-        return Restored(self.iteration, "; ".join(reasons) or None)
+        # What another run was is no loss to this one: it begins here, the same each time.
+        return Restored(self.iteration, None if fork else "; ".join(reasons) or None)
+
+    def load_policy_state(self, directory: Path) -> None:
+        """Take the weights and the observation filters of what `save_exact` wrote, and nothing else.
+
+        Raises:
+            StateMismatch: the weights are not those of this network.
+        """
+        before = RngStreams.capture()
+        try:
+            self._learners.load_weights(weights_in(directory))
+        except RuntimeError as error:  # Torch's, which lists names and shapes.
+            raise StateMismatch(
+                f"{directory} holds the weights of another network: {error}. Use the "
+                "rl_module.model_config that they were trained with."
+            ) from None
+        opaque = pickle.loads((directory / RESUME_DIR / "algorithm.pkl").read_bytes())
+        self._start_groups({}, {}, iteration=0, connectors=opaque["connectors"])
+        self._check_weights()
+        before.install()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _take_up_stage(self, plain: dict[str, Any], *, fork: bool) -> None:
+        """Be in the stage of a saved state, before the rest of it is loaded."""
+        if not self._has_stages:
+            return
+        # A fork from another curriculum, or from none, begins with its own first stage.
+        present, saved = self.curriculum.stage.name, plain.get("curriculum")
+        if self.curriculum.load(saved):
+            if self.curriculum.stage.name != present:
+                self.enter_stage(self.curriculum.stage)
+        elif not fork:
+            name = saved["stage"] if saved else "none"
+            raise StateMismatch(
+                f"the checkpoint was saved in the stage {name!r}, which is not in `curriculum`. Put "
+                "the stage back; or fork the run (--from CHECKPOINT --name NEW)."
+            )
 
     def _make_groups(self, runners: Any) -> EnvGroups:
         return EnvGroups(
@@ -352,6 +471,14 @@ class ExactPPO(PPO):
                 f"After iteration {self.iteration + 1} {error}. One of them computed something else; "
                 "the last checkpoint is good."
             ) from None
+
+
+def _frozen(config: AlgorithmConfig) -> AlgorithmConfig:
+    """A copy as RLlib holds it: validated, and frozen."""
+    config = config.copy(copy_frozen=False)
+    config.validate()
+    config.freeze()
+    return config
 
 
 def _write_groups(directory: Path, groups: dict[int, bytes]) -> None:

@@ -32,7 +32,7 @@ from raytrain import _ray
 from raytrain.errors import RaytrainError
 from raytrain.faults import why_it_died
 from raytrain.trainable.filters import merge_connector_states
-from raytrain.trainable.runner import GroupEnvRunner, Rollout
+from raytrain.trainable.runner import GroupEnvRunner, Rollout, RunnerSettings
 from raytrain.trainable.snapshots import Strategy
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class EnvGroups:
         self._snapshots: dict[int, bytes | None] = dict.fromkeys(self.indices)
         self._connector_states: dict[int, dict[str, Any]] = {}
         self._iteration = 0
+        self._settings: dict[int, RunnerSettings] = {}
 
     @property
     def indices(self) -> list[int]:
@@ -164,6 +165,29 @@ class EnvGroups:
             # Of whichever of its groups: an actor takes it over for all.
             self._call(self._hosted_by(index)[0], lambda actor: actor.take_over.remote(self._sync))
 
+    def use_settings(self, settings: RunnerSettings, *, iteration: int) -> None:
+        """Let every group go on with another config in the process where it is; episodes begin
+        anew."""
+        self._iteration = iteration
+        if self._local is not None:
+            self._local.use_settings(settings, iteration=iteration)
+        calls = {index: partial(self._change, settings, index=index) for index in self._actors}
+        running = {index: call(self._actors[index]) for index, call in calls.items()}
+        for index, call in calls.items():
+            # Known for the group only now: a runner that dies meanwhile is set up as it was before.
+            self._snapshots[index] = self._call(index, call, running=running[index])
+            self._settings[index] = settings
+
+    def take_finished(self) -> list[dict[str, Any]]:
+        """Rows of the episodes that ended outside of `sample` (RLlib's evaluation), in group order."""
+        if not self._actors:
+            return [] if self._local is None else self._local.take_finished()
+        return [
+            row
+            for index in self.indices
+            for row in self._call(index, lambda actor: actor.take_finished.remote())
+        ]
+
     def snapshots(self) -> dict[int, bytes]:
         """The state of every group at this moment."""
         if not self._actors:
@@ -215,13 +239,18 @@ class EnvGroups:
         return actor.rollout.remote(self._sync, snapshot=True, group=index)
 
     def _adopt(self, actor: Any, index: int) -> Any:
+        settings = self._settings.get(index)
         return actor.adopt.remote(
-            self._strategy,
+            self._strategy if settings is None else settings.strategy,
             self._sync,
             self._snapshots[index],
             iteration=self._iteration,
             group=index,
+            settings=settings,
         )
+
+    def _change(self, settings: RunnerSettings, actor: Any, *, index: int) -> Any:
+        return actor.use_settings.remote(settings, iteration=self._iteration, group=index)
 
     def _hosted_by(self, host: int) -> list[int]:
         return [index for index in self.indices if self._hosts[index] == host]

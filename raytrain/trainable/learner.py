@@ -151,7 +151,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             optimizer, list(module.parameters()) if network is None else network.parameters()
         )
         clipping = Clipping(config.grad_clip, config.grad_clip_by, log_norm=config.log_gradients)
-        self._norm_key = f"gradients_{name}_global_norm" if clipping.wants_norm else None
+        self._norm_name = f"gradients_{name}_global_norm"
         self._gradient_step = GradientStep(
             adam, clipping, learners=max(1, self.config.num_learners)
         )
@@ -160,6 +160,21 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             self._steps = AutogradSteps(adam, self._gradient_step, self._loss_to_differentiate())
         else:
             self._steps = HandWrittenSteps(network, adam, self._gradient_step)
+
+    def use_settings(self, config: Any, *, timesteps: int, kl_coeff: float | None) -> None:
+        """Go on with the training values of `config`; weights and the optimizer's moments stay.
+        `timesteps`: sampled so far, where a schedule stands. `kl_coeff`: the KL coefficient to go on
+        with; None keeps the present one."""
+        self.config = config.copy(copy_frozen=False)
+        _ray.use_training_values(self, timesteps)
+        if kl_coeff is not None:
+            for value in _ray.kl_coefficients(self).values():
+                value.fill_(kl_coeff)
+        if self.tier.name != RLLIB:
+            own = self._module_config()
+            self._gradient_step.clipping = Clipping(
+                own.grad_clip, own.grad_clip_by, log_norm=own.log_gradients
+            )
 
     def _loss_to_differentiate(self) -> Any:
         loss = partial(ppo_loss, self._policy_module(), use_critic=self._module_config().use_critic)
@@ -210,8 +225,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             steps.run(rows[:-1])
             steps.run(rows[-1:], self._logged_loss)
         steps.end()
-        if self._norm_key is not None:
-            self.metrics.log_value((MODULE_ID, self._norm_key), self._gradient_step.norm, window=1)
+        if self._gradient_step.clipping.wants_norm:
+            self.metrics.log_value((MODULE_ID, self._norm_name), self._gradient_step.norm, window=1)
 
     def _logged_loss(self, minibatch: TensorColumns) -> torch.Tensor:
         """RLlib's loss of a minibatch, which goes into the metrics with its parts."""

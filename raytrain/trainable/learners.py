@@ -7,6 +7,7 @@ error is raised and a missing answer is one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
@@ -65,6 +66,14 @@ class Learners:
             return f"the number of learners changed from {len(states)} to {present}"
         return None
 
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Give every learner the same weights (see `ExactPPOTorchLearner.load_weights`)."""
+        self._each(partial(_load_weights, weights=weights))
+
+    def use_settings(self, config: Any, timesteps: int, kl_coeff: float | None) -> None:
+        """Go on with the training values of `config` (see `ExactPPOTorchLearner.use_settings`)."""
+        self._each(partial(_use_settings, config=config, timesteps=timesteps, kl_coeff=kl_coeff))
+
     def _each(self, function: Callable[[ExactPPOTorchLearner], Any]) -> list[Any]:
         results = [answer.get() for answer in self._group.foreach_learner(function)]
         for result in results:
@@ -90,6 +99,16 @@ def _weights_check(learner: ExactPPOTorchLearner) -> tuple[str, list[str]]:
 
 def _why_not_lean(learner: ExactPPOTorchLearner) -> str | None:
     return learner.tier.reason if learner.tier.name == RLLIB else None
+
+
+def _load_weights(learner: ExactPPOTorchLearner, weights: dict[str, Any]) -> None:
+    learner.load_weights(weights)
+
+
+def _use_settings(
+    learner: ExactPPOTorchLearner, config: Any, timesteps: int, kl_coeff: float | None
+) -> None:
+    learner.use_settings(config, timesteps=timesteps, kl_coeff=kl_coeff)
 
 
 def _exact_state(learner: ExactPPOTorchLearner) -> dict[str, Any]:

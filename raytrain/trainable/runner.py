@@ -75,6 +75,15 @@ class Rollout:
     """What it took: `rollout`, and of that `env_step` and `inference` where they are measured."""
 
 
+@dataclass(frozen=True)
+class RunnerSettings:
+    """Other settings than those a runner was made with: of a stage, by its name."""
+
+    name: str
+    config: Any
+    strategy: Strategy
+
+
 class GroupEnvRunner(SingleAgentEnvRunner):
     """Hosts one env group of its own, `group`, and others if it is asked for them: every method that
     takes `group` begins to host the group that it names."""
@@ -93,10 +102,13 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._entropy = (int(self.config.seed or 0), purpose, self.group)
         self._streams = RngStreams.seeded(*self._entropy)
         _ray.set_runner_seed(self, _reset_seed(*self._entropy, 0))
+        self._settings_name: str | None = None
+        self._begins_anew = False
         self._sampled_at: float | None = None
         self._seconds: dict[str, float] = {}
         self._not_into_arrays: str | None = None
-        self._sampler = self._make_sampler(f"{purpose:04x}{self.group:012x}")
+        self._id_prefix = f"{purpose:04x}{self.group:012x}"
+        self._sampler = self._make_sampler(self._id_prefix)
 
     def _make_sampler(self, id_prefix: str) -> FragmentSampler | None:
         if self.env is None or self.sampling == "rllib":
@@ -139,6 +151,35 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         for index, env in enumerate(envs):
             envs[index] = self._shots.wrap(env)
 
+    def use_settings(
+        self, settings: RunnerSettings, *, iteration: int, group: int | None = None
+    ) -> bytes | None:
+        """Go on with another config in this process: environments are made anew, and episodes begin
+        that are seeded by the iteration. Weights, filters and counters stay. Returns the group's
+        snapshot, None without environments."""
+        host = self.hosted(group)
+        if host is not self:
+            return host.use_settings(settings, iteration=iteration)
+        self.config = settings.config.copy(copy_frozen=False)
+        self._settings_name = settings.name
+        if self.env is None:
+            return None
+        with self._streams.active():
+            self.make_env()
+        self._shots = None
+        self.use_strategy(settings.strategy)
+        progress = self._sampler.progress if self._sampler is not None else None
+        self._sampler = self._make_sampler(self._id_prefix)
+        if self._sampler is not None:
+            self._sampler.progress = progress  # Of which only the next episode's number is used.
+        self._begin_anew(iteration)
+        return self.snapshot()
+
+    def _begin_anew(self, iteration: int) -> None:
+        _ray.set_runner_seed(self, _reset_seed(*self._entropy, iteration))
+        _ray.start_with_fresh_episodes(self)
+        self._begins_anew = True
+
     def note_finished(
         self, env_index: int, episode_return: float, length: int, info: dict[str, Any] | None
     ) -> None:
@@ -155,6 +196,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def sample(self, **kwargs: Any) -> list[Any]:
+        self._begins_anew = False
         if self._sampler is not None:
             with self._streams.active():
                 return self._sample_arrays(self._sampler, **kwargs)
@@ -261,12 +303,16 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         *,
         iteration: int,
         group: int | None = None,
+        settings: RunnerSettings | None = None,
     ) -> str:
         """Make a group that of `snapshot` (None: a group that has not sampled yet) with the weights
-        of `sync`. Returns the digest of the weights now held, which the caller compares."""
+        of `sync`, under `settings` if there are others than this runner was made with. Returns the
+        digest of the weights now held, which the caller compares."""
         host = self.hosted(group)
         if host is not self:
-            return host.adopt(strategy, sync, snapshot, iteration=iteration)
+            return host.adopt(strategy, sync, snapshot, iteration=iteration, settings=settings)
+        if settings is not None and settings.name != self._settings_name:
+            self.use_settings(settings, iteration=iteration)
         self.use_strategy(strategy)
         if snapshot is not None:
             self.restore(snapshot, iteration=iteration)
@@ -293,7 +339,10 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             "runner": _ray.runner_attributes(self),
             "progress": None if progress is None else vars(progress),
             "vector_env": _ray.vector_env_attributes(vector_env),
-            "envs": [self._shots.take(env) for env in vector_env.envs],
+            # Environments that are about to begin anew have nothing to remember.
+            "envs": None
+            if self._begins_anew
+            else [self._shots.take(env) for env in vector_env.envs],
             "connectors": self.connector_state(),
             "metrics": self.metrics.stats,
             "rng": self._streams.to_state(),
@@ -303,21 +352,22 @@ class GroupEnvRunner(SingleAgentEnvRunner):
 
     def restore(self, snapshot: bytes, *, iteration: int) -> None:
         """Put back what `snapshot` returned. Where environments cannot be restored (strategy
-        `reset`) new episodes begin, seeded by the iteration, so that a second restore elsewhere
-        does not repeat them."""
+        `reset`, and after `without_episodes`) new episodes begin, seeded by the iteration, so that a
+        second restore elsewhere does not repeat them."""
         assert self._shots is not None, "use_strategy() comes first"
         state = cloudpickle.loads(snapshot)
         self.set_state(state["connectors"])
         self.metrics.stats = state["metrics"]
-        self._streams = RngStreams.from_state(state["rng"])
+        if state["rng"] is not None:
+            self._streams = RngStreams.from_state(state["rng"])
         self._finished = []
         _ray.set_runner_attributes(self, state["runner"])
-        if self._shots.strategy == "reset":
-            _ray.set_runner_seed(self, _reset_seed(*self._entropy, iteration))
-            _ray.start_with_fresh_episodes(self)
+        if self._shots.strategy == "reset" or state["envs"] is None:
+            self._begin_anew(iteration)
             # Of which only the number of the next episode will be used.
             self._set_progress(state.get("progress"))
             return
+        self._begins_anew = False
         self._take_progress(state.get("progress"))
         vector_env = self.env.unwrapped
         # On scratch streams: what a restore draws from the global generators is not the run's.
@@ -338,6 +388,16 @@ class GroupEnvRunner(SingleAgentEnvRunner):
     def _set_progress(self, progress: dict[str, Any] | None) -> None:
         if self._sampler is not None:
             self._sampler.progress = None if progress is None else Progress(**progress)
+
+
+def without_episodes(snapshot: bytes, *, reseed: bool) -> bytes:
+    """A group's snapshot from which it begins new episodes; with `reseed` on random streams of its
+    own."""
+    state = cloudpickle.loads(snapshot)
+    data: bytes = cloudpickle.dumps(
+        {**state, "envs": None, "rng": None if reseed else state["rng"]}
+    )
+    return data
 
 
 def _reset_seed(*entropy: int) -> int:

@@ -26,6 +26,7 @@ from ray.rllib.utils.annotations import override
 
 from raytrain import _ray
 from raytrain.checkpoint import (
+    FORKED_FROM,
     BestPolicy,
     Entry,
     ExactLost,
@@ -35,17 +36,20 @@ from raytrain.checkpoint import (
     Manifest,
     Parent,
     RetentionPolicy,
+    read_manifest,
 )
 from raytrain.config import (
     ALGORITHM_SECTIONS,
     config_digest,
     config_from_dict,
+    eras,
     to_algorithm_config,
     with_trial_values,
 )
 from raytrain.faults import able_to_travel
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
-from raytrain.trainable.cadence import Cadence, Progress, StopRule, metric
+from raytrain.trainable.building import algorithm_arguments
+from raytrain.trainable.cadence import EVALUATION, Cadence, Progress, StopRule, windowed
 from raytrain.trainable.trial_directory import TrialDirectory
 from raytrain.versions import versions
 
@@ -74,11 +78,7 @@ class TrialPPO(ExactPPO):
         self._interrupted = False
         self._done_with: str | None = None
         self._parting: dict[str, Any] = {}
-        super().__init__(
-            prepare(to_algorithm_config(self._config)),
-            strategy=str(self._experiment.snapshot["strategy"]),
-            **kwargs,
-        )
+        super().__init__(**algorithm_arguments(self._config, self._experiment.snapshot), **kwargs)
 
     @classmethod
     @override(PPO)
@@ -97,7 +97,7 @@ class TrialPPO(ExactPPO):
         self._directory = TrialDirectory(
             self._place,
             retention=RetentionPolicy(settings.num_to_keep),
-            best=BestPolicy(settings.score_order),
+            best=BestPolicy(settings.score_order, eras(self._config)),
             max_failed_saves=settings.max_failed_saves,
         )
         self._cadence = Cadence(
@@ -122,18 +122,22 @@ class TrialPPO(ExactPPO):
 
     def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
         if entry is None:
-            self._directory.open_records(resume_from=0, next_episode=0)
+            self._begin()
             for message in messages:
                 self.tell(message)
             return
         manifest = entry.manifest
         assert manifest is not None, "what is chosen for a resume was verified by its manifest"
-        restored = self.load_exact(self._directory.fetch(entry))
+        restored = self.load_exact(self._directory.fetch(entry.location))
         self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
         self._saved_at_s = self._time_total
         self._directory.last_saved = manifest
         self._directory.last_saved_name = entry.path
-        self._directory.open_records(resume_from=manifest.iteration, next_episode=manifest.episodes)
+        self._directory.open_records(
+            resume_from=manifest.iteration,
+            next_episode=manifest.episodes,
+            starts_after=int((self._experiment.fork or {}).get("iteration", 0)),
+        )
         if manifest.exact_lost is not None:
             self._exact_lost = manifest.exact_lost
         for message in messages:
@@ -144,7 +148,27 @@ class TrialPPO(ExactPPO):
             self._lose_exactness(restored.exact_lost, manifest.iteration)
         self.tell(f"Continued from {entry.path} (iteration {manifest.iteration}, {entry.kind}).")
         self._parting = dict(manifest.metrics)
-        self._done_with = self._stop_rule.reached(self._progress(), self._parting)
+        self._done_with = self._reached(self._parting)
+
+    def _begin(self) -> None:
+        """Begin at iteration 0, or where the parent of a fork was."""
+        fork = self._experiment.fork
+        if fork is None:
+            self._directory.open_records(resume_from=0, next_episode=0)
+            return
+        source = self._directory.fetch(self._place.parent / FORKED_FROM)
+        if fork["weights_only"]:
+            self.load_policy_state(source)
+        else:
+            self.load_exact(source, fork=True)
+            manifest = read_manifest(Location.of(source))
+            self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
+            self._saved_at_s = self._time_total
+        at, episodes = int(fork["iteration"]), int(fork["episodes"])
+        self._directory.open_records(resume_from=at, next_episode=episodes, starts_after=at)
+        parent = "{experiment}, {trial}, {checkpoint}".format(**(self._experiment.parent or {}))
+        what = "the weights and filters" if fork["weights_only"] else f"iteration {at}"
+        self.tell(f"Forked: begins with {what} of {parent}.")
 
     def _inexact_from_the_start(self) -> ExactLost | None:
         if not self._experiment.snapshot["exact"]:
@@ -194,14 +218,22 @@ class TrialPPO(ExactPPO):
             kept = self._keep_for_post_mortem(result)
             raise NonFinite(f"{error} The state is kept in {kept} to look at.") from None
         now = self._progress()
+        self._stop_rule.report(result, self.recent)
         row = {key: value for key, value in result.items() if key != "config"}
-        self._directory.record(row, self.take_finished_episodes(), now.timesteps)
-        ended = self._stop_rule.reached(now, result)
+        stage = self.curriculum.stage.name or None
+        self._directory.record(row, self.take_finished_episodes(), now.timesteps, stage)
+        ended = self._reached(result)
+        stage_ended = self.curriculum.ended
+        if stage_ended is not None:
+            self._save_surely("stage", result)
+            name = self.curriculum.stage.name
+            self.tell(f"Stage {name} ended ({stage_ended}); it is kept in stages/{name}.")
         if ended is not None:
-            self._save("final", result)
-            self._finish_final()
+            self._save_surely("final", result)
             result["done"] = True
-        elif self._cadence.due(now, before, self._saved_at_s):
+        elif stage_ended is not None:
+            self._saved_at_s = now.time_s
+        elif self._cadence.due(now, before, self._saved_at_s) or self._evaluated_best(result):
             self._saved_at_s = now.time_s
             self._save("periodic", result)
         report = self._report(result, ended)
@@ -222,20 +254,20 @@ class TrialPPO(ExactPPO):
         result.update(config=self._given, training_iteration=self.iteration)
         saved = self._directory.last_saved
         if saved is None or saved.kind != "final":
-            self._save("final", result)
-            self._finish_final()
+            self._save_surely("final", result)
         return self._report(result, self._done_with)
 
-    def _finish_final(self) -> None:
-        """The end of a run is only the end once its last checkpoint is committed."""
+    def _save_surely(self, kind: str, result: Mapping[str, Any]) -> None:
+        """A stage and a run have only ended once their last checkpoint is committed."""
+        self._save(kind, result)
         while True:
             outcomes = self._directory.poll(wait=True)
             saved = self._directory.last_saved
             # An older end counts for nothing: a finished run may have been trained on.
-            if saved is not None and (saved.kind, saved.iteration) == ("final", self.iteration):
+            if saved is not None and (saved.kind, saved.iteration) == (kind, self.iteration):
                 return
             time.sleep(1.0 if outcomes else 0.0)
-            self._save("final", self._parting)
+            self._save(kind, self._parting)
 
     def _report(self, result: dict[str, Any], ended: str | None) -> dict[str, Any]:
         committed = [outcome for outcome in self._directory.poll() if outcome.ok]
@@ -297,6 +329,23 @@ class TrialPPO(ExactPPO):
             self.iteration, self.env_steps_sampled, self.episodes_finished, self._time_total
         )
 
+    def _reached(self, result: Mapping[str, Any]) -> str | None:
+        """What ends the run with this result, if anything does."""
+        if self.curriculum.over:
+            return f"the curriculum's last stage ({self.curriculum.ended})"
+        return self._stop_rule.reached(self._progress(), result, self.recent)
+
+    def _score(self, result: Mapping[str, Any]) -> float | None:
+        settings = self._config.checkpoint
+        return windowed(result, settings.score, self.recent, settings.score_window)
+
+    def _evaluated_best(self, result: Mapping[str, Any]) -> bool:
+        """Whether this very iteration was evaluated, and better than what is kept as the best: other
+        checkpoints have no such score, and its weights are gone with the next iteration."""
+        if not self._config.checkpoint.score.startswith(EVALUATION):
+            return False
+        return self._directory.would_be_best(self._score(result), self.curriculum.stage.name)
+
     def _save(self, kind: str, result: Mapping[str, Any]) -> None:
         with self.stopwatch.measure("checkpoint"):
             # The commit before this one must not be overtaken, and its failure must be known.
@@ -304,9 +353,12 @@ class TrialPPO(ExactPPO):
             self._parting = {
                 key: value for key, value in result.items() if key not in ("config", REPORT, "done")
             }
-            name = {"final": "final", "error": f"error_{self.iteration:06d}"}.get(
-                kind, f"checkpoint_{self.iteration:06d}"
-            )
+            names = {
+                "final": "final",
+                "stage": f"stages/{self.curriculum.stage.name}",
+                "error": f"error_{self.iteration:06d}",
+            }
+            name = names.get(kind, f"checkpoint_{self.iteration:06d}")
             self._directory.save(name, self._manifest(kind), self.capture())
 
     def _manifest(self, kind: str) -> Manifest:
@@ -320,8 +372,8 @@ class TrialPPO(ExactPPO):
             iteration=self.iteration,
             timesteps=self.env_steps_sampled,
             episodes=self.episodes_finished,
-            stage=None,
-            score=metric(self._parting, self._config.checkpoint.score),
+            stage=self.curriculum.stage.name or None,
+            score=self._score(self._parting),
             metrics=self._parting,
             config_digest=config_digest(self._config),
             weights_sha256=self.weights_digest,

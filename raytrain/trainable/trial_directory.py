@@ -90,6 +90,7 @@ class TrialDirectory:
         self._catalogue = Catalogue(location)
         self._lock = DirectoryLock(location, wait=_LOCK_PATIENCE_S)
         self._committer = Committer(location, retention=retention, best=best, fence=self._fence)
+        self._best = best
         self._max_failed_saves = max_failed_saves
         self._failed_saves = 0
         self._scratch: Path | None = None
@@ -130,13 +131,13 @@ class TrialDirectory:
         """Whether there is anything under this name in the trial's directory."""
         return (self.location / name).exists()
 
-    def fetch(self, entry: Entry) -> Path:
+    def fetch(self, checkpoint: Location) -> Path:
         """A local directory with the verified files of a checkpoint."""
-        return fetch(entry.location, self._scratch_directory() / "fetched")
+        return fetch(checkpoint, self._scratch_directory() / "fetched")
 
     def open_records(self, *, resume_from: int, next_episode: int, starts_after: int = 0) -> None:
         """Open result.json, progress.csv, TensorBoard and the episode history, cut to iteration
-        `resume_from`."""
+        `resume_from`. `starts_after`: the iteration that a fork began from."""
         if self.location.is_local:
             directory = self.location.local_path
         else:
@@ -145,21 +146,29 @@ class TrialDirectory:
             self._mirror = RecordsMirror(directory, self.location.fs, self.location.path)
             self._mirror.download()
         self._records = TrialRecords(directory, resume_from, starts_after=starts_after)
-        self._episodes = EpisodeHistory(directory, resume_from, next_episode)
+        self._episodes = EpisodeHistory(
+            directory, resume_from, next_episode, starts_after=starts_after
+        )
         self._events = EventLog(directory / EVENT_LOG)
         self._messages += [*self._records.warnings, *self._episodes.warnings]
 
     # -- an iteration ----------------------------------------------------------------------------
 
-    def record(self, row: Mapping[str, Any], episodes: list[dict[str, Any]], timestep: int) -> None:
-        """Write one iteration's row and its finished episodes (see `trainable.finished`)."""
+    def record(
+        self,
+        row: Mapping[str, Any],
+        episodes: list[dict[str, Any]],
+        timestep: int,
+        stage: str | None = None,
+    ) -> None:
+        """Write one iteration's row and its finished episodes (see `sampling.finished`)."""
         assert self._records is not None
         assert self._episodes is not None
         warning = self._records.append(row)
         if warning:
             self._messages.append(warning)
         iteration = int(row["training_iteration"])
-        self._episodes.append(_finished(iteration, timestep, each) for each in episodes)
+        self._episodes.append(_finished(iteration, timestep, stage, each) for each in episodes)
 
     def tell(self, kind: str, message: str, *, iteration: int) -> None:
         """Put one sentence into the event log, and on the console with the next result."""
@@ -184,6 +193,14 @@ class TrialDirectory:
             self._make_records_durable(manifest)
 
         self._committer.submit(CommitJob(staging, name, manifest, prepare=prepare))
+
+    def would_be_best(self, score: float | None, stage: str | None) -> bool:
+        """Whether a checkpoint with this score would become `best`."""
+        if not self._best.better(score, None):
+            return False
+        entry = self._catalogue.entry("best")
+        best = entry.manifest if entry is not None and entry.good is not False else None
+        return self._best.replaces(score, stage or None, best)
 
     def poll(self, *, wait: bool = False) -> list[CommitOutcome]:
         """Commits that ended since the last call; with `wait`, after the one in flight.
@@ -287,7 +304,9 @@ class TrialDirectory:
         return self._scratch
 
 
-def _finished(iteration: int, timestep: int, row: Mapping[str, Any]) -> FinishedEpisode:
+def _finished(
+    iteration: int, timestep: int, stage: str | None, row: Mapping[str, Any]
+) -> FinishedEpisode:
     return FinishedEpisode(
         iteration=iteration,
         timestep=timestep,
@@ -295,6 +314,7 @@ def _finished(iteration: int, timestep: int, row: Mapping[str, Any]) -> Finished
         env_index=row["env_index"],
         episode_return=row["return"],
         length=row["length"],
+        stage=stage,
         custom={
             name.removeprefix("custom/"): value
             for name, value in row.items()

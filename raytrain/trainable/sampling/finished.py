@@ -2,12 +2,19 @@
 
 group, env_index     where it was played
 return, length       of the whole episode
-custom/<name>        the numbers that the environment put into its last `info`
+custom/<name>        the numbers that the environment put into its last `info`, as float64; those of a
+                     mapping within it as custom/<its name>/<name>
+
+Left out: what is no number (text, arrays of more than one element, true and false), names that begin
+with an underscore (Gymnasium's own of vectorised infos), and `episode` (RecordEpisodeStatistics: return
+and length are recorded anyway).
 """
 
 from __future__ import annotations
 
+import math
 import numbers
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +33,30 @@ def finished_row(
         "return": float(episode_return),
         "length": length,
     }
-    for name, value in (info or {}).items():
-        # A leading underscore marks Gymnasium's own entries of vectorised infos.
-        if name.startswith("_") or isinstance(value, bool):
-            continue
-        if isinstance(value, (numbers.Real, np.number)):
-            row[f"custom/{name}"] = float(value)
+    row.update(_numbers(info or {}, "custom/"))
     return row
+
+
+def _numbers(info: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, found in info.items():
+        if not isinstance(name, str) or name.startswith("_"):
+            continue
+        if isinstance(found, Mapping):
+            if (prefix, name) != ("custom/", "episode"):
+                yield from _numbers(found, f"{prefix}{name}/")
+            continue
+        one = isinstance(found, np.ndarray) and found.size == 1 and found.dtype.kind in "iuf"
+        value = found.item() if one else found
+        # A boolean is a number to Python.
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            yield f"{prefix}{name}", _float(value)
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond double precision
+        return math.inf if value > 0 else -math.inf
 
 
 @dataclass(frozen=True)

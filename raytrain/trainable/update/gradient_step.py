@@ -38,7 +38,8 @@ class GradientStep:
     """Applies `adam.gradient`, once for each minibatch."""
 
     def __init__(self, adam: FlatAdam, clipping: Clipping, *, learners: int) -> None:
-        self._adam, self._clipping, self._learners = adam, clipping, learners
+        self._adam, self._learners = adam, learners
+        self.clipping = clipping
         self._views = adam.views(adam.gradient)
         self._on_cpu = adam.gradient.device.type == "cpu"
         self._array: Any = adam.gradient.numpy() if self._on_cpu else None
@@ -64,7 +65,7 @@ class GradientStep:
         self._adam.step()
 
     def _clip_on_cpu(self, norm: float) -> None:
-        limit, by = self._clipping.limit, self._clipping.by
+        limit, by = self.clipping.limit, self.clipping.by
         self.norm = norm
         if not limit:
             return
@@ -78,8 +79,8 @@ class GradientStep:
 
     def _clip_on_device(self) -> None:
         """The same, without waiting for the device."""
-        gradient, limit, by = self._adam.gradient, self._clipping.limit, self._clipping.by
-        if self._clipping.wants_norm:
+        gradient, limit, by = self._adam.gradient, self.clipping.limit, self.clipping.by
+        if self.clipping.wants_norm:
             norm = torch.linalg.vector_norm(gradient).nan_to_num(neginf=-_HUGE, posinf=_HUGE)
             self.norm = norm
             if limit and by == "global_norm":
@@ -100,9 +101,9 @@ class GradientStep:
         """A gradient that is not finite, which RLlib clips as it is and then makes finite."""
         views = dict(enumerate(self._views))
         norm = None
-        if self._clipping.limit:
+        if self.clipping.limit:
             norm = clip_gradients(
-                views, grad_clip=self._clipping.limit, grad_clip_by=self._clipping.by
+                views, grad_clip=self.clipping.limit, grad_clip_by=self.clipping.by
             )
         self.norm = compute_global_norm(list(views.values())) if norm is None else norm
         for index, view in enumerate(self._views):

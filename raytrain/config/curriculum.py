@@ -1,0 +1,156 @@
+"""`curriculum`: stages of one run, each with an end of its own and values that differ meanwhile.
+
+    curriculum:
+      - name: moderate
+        until: {timesteps: 200_000}
+        environment: {env_config: {force_kn: 50}}
+      - name: severe
+        until: {episode_return_mean: -40, window: 50, timesteps: 800_000}
+        environment: {env_config: {force_kn: 150}}
+        training: {lr: 1.0e-4}
+
+A stage's values stand in the place of the config's own; they do not add up from stage to stage. Of
+`env_config` the keys that are given are replaced, the others stay. Timesteps count from the stage's
+beginning, and a return is the mean of the stage's last `window` episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from raytrain.config.fields import (
+    Bounds,
+    DirectoryName,
+    FreeMapping,
+    Number,
+    Positive,
+    Section,
+)
+from raytrain.config.sections import Training
+
+if TYPE_CHECKING:
+    from raytrain.config.schema import ExperimentConfig
+
+_FIXED = ("use_critic", "use_gae")
+"""Keys of `training` that say how the learner is built."""
+
+
+class Until(Section):
+    """What ends a stage; whichever comes first."""
+
+    timesteps: Positive | None = Field(
+        default=None, description="Environment steps since the stage's beginning."
+    )
+    episode_return_mean: Number | None = Field(
+        default=None, description="Mean return of the stage's last `window` episodes."
+    )
+    metrics: Bounds = Field(
+        default={}, description="The same for metrics of the environment, as under `stop`."
+    )
+    window: Positive = Field(
+        default=100,
+        description="Episodes that returns and metrics are averaged over; a stage has to have as many.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if value not in (None, {})}
+
+    @property
+    def criteria(self) -> dict[str, Any]:
+        """Those that are set."""
+        return self.model_dump(exclude={"window"})
+
+
+class StageEnvironment(Section):
+    """What differs in the environment."""
+
+    env_config: FreeMapping = Field(
+        default={}, description="Keyword arguments that replace those of `environment.env_config`."
+    )
+
+
+class StageTraining(Training):
+    """Keys of `training`; those that are given replace the run's."""
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {
+            key: value for key, value in serialize(self).items() if key in self.model_fields_set
+        }
+
+
+class Stage(Section):
+    """One stage of a curriculum."""
+
+    name: DirectoryName = Field(description="Its checkpoint is kept in `stages/<name>`.")
+    until: Until = Field(
+        default=Until(), description="What ends it; the last stage may have no end."
+    )
+    environment: StageEnvironment = Field(
+        default=StageEnvironment(), description="What differs in the environment."
+    )
+    training: StageTraining = Field(
+        default=StageTraining(), description="Keys of `training` that differ."
+    )
+
+
+def stage_config(config: ExperimentConfig, index: int) -> ExperimentConfig:
+    """The config that holds during a stage: an ordinary one, without a curriculum. Without stages it
+    is the config itself."""
+    if not config.curriculum:
+        return config
+    stage = config.curriculum[index]
+    env_config = {**config.environment.env_config, **stage.environment.env_config}
+    training = {**config.training.model_dump(), **stage.training.model_dump()}
+    return config.model_copy(
+        update={
+            "environment": config.environment.model_copy(update={"env_config": env_config}),
+            "training": Training.model_validate(training),
+            "curriculum": [],
+        }
+    )
+
+
+def eras(config: ExperimentConfig) -> dict[str, int]:
+    """Stage -> a number that is the same for stages whose scores can be compared, and grows. Scores
+    of different environments cannot, unless evaluation has one of its own."""
+    own = config.evaluation.evaluation_config.env_config is not None
+    comparable = own and config.checkpoint.score.startswith("evaluation/")
+    found: dict[str, int] = {}
+    era, before = 0, None
+    for stage in config.curriculum:
+        now = stage.environment.env_config
+        if before is not None and now != before and not comparable:
+            era += 1
+        found[stage.name], before = era, now
+    return found
+
+
+def stage_problems(config: ExperimentConfig) -> Iterator[tuple[str, Any]]:
+    """What cannot be in a list of stages: a sentence and the value."""
+    names = [stage.name for stage in config.curriculum]
+    for index, stage in enumerate(config.curriculum):
+        if stage.name in names[:index]:
+            yield "two stages have this name", stage.name
+        if stage.name.endswith((".new", ".old")):
+            yield "a stage's name cannot end in .new or .old", stage.name
+        if not stage.until.criteria and index + 1 < len(names):
+            yield (
+                f"the stage {stage.name!r} would never end, so {names[index + 1]!r} would never "
+                "begin: give until.timesteps or until.episode_return_mean",
+                stage.name,
+            )
+        for key in _FIXED:
+            if key in stage.training.model_fields_set:
+                yield f"the stage {stage.name!r} cannot change training.{key}", stage.name
+        bounded = stage.until.timesteps is not None or config.stop.has_an_end
+        if stage.until.criteria and not bounded:
+            yield (
+                f"the stage {stage.name!r} may never reach what ends it: give until.timesteps as "
+                "well, or stop.timesteps",
+                stage.name,
+            )

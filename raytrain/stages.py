@@ -1,0 +1,187 @@
+"""A curriculum as the driver sees it: may this list of stages continue the run, how are the stages'
+environments snapshotted, and starting again after a stage (`--from-stage`).
+
+A continued run may change what has not begun: its stages up to the one that its newest checkpoint is in
+must stay as they were, those after it may be changed, added or left out. `--from-stage NAME` goes back
+to the end of NAME, so everything after NAME may be changed with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
+
+from raytrain.checkpoint import (
+    BestPolicy,
+    Catalogue,
+    Entry,
+    Location,
+    replace,
+    storage_errors,
+    trials,
+)
+from raytrain.checkpoint.commit import move_checkpoint
+from raytrain.config import ExperimentConfig, eras, make_env, stage_config
+from raytrain.errors import BadInput
+
+_ASIDE = "set_aside"
+
+Say = Callable[[str], None]
+
+
+class NoSuchStage(BadInput):
+    """The stage to start again after has not ended yet, or is none."""
+
+
+class StageDoesNotFit(BadInput):
+    """A stage's environment has other spaces than the one before it."""
+
+
+def require_same_spaces(config: ExperimentConfig) -> None:
+    """Make each stage's environment once and compare.
+
+    Raises:
+        StageDoesNotFit: with both spaces; the network that is trained on can have one only.
+    """
+    known: Any = None
+    for index, stage in enumerate(config.curriculum):
+        env = make_env(stage_config(config, index))
+        found = {"observation space": env.observation_space, "action space": env.action_space}
+        env.close()
+        for what, space in found.items():
+            if known is not None and known[what] != space:
+                raise StageDoesNotFit(
+                    f"the stage {stage.name!r} changes the {what} from {known[what]} to {space}. All "
+                    "stages need the same spaces: scale observations and actions in the environment."
+                )
+        known = found
+
+
+def prove_stages(config: ExperimentConfig, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How the environments are snapshotted (experiment.json's `snapshot`), proved for each environment
+    that differs from those before it. `known`: what was proved at an earlier start, which is kept."""
+    from raytrain.trainable.snapshots import prove
+
+    found: dict[str, Any] = dict(known or {})
+    proved: list[tuple[Any, dict[str, Any]]] = [
+        (each["env_config"], each) for each in found.get("stages", {}).values()
+    ]
+    if "strategy" in found:
+        proved.append((config.environment.env_config, found))
+    stages = {}
+    for index, stage in enumerate(config.curriculum):
+        of_stage = stage_config(config, index)
+        env_config = of_stage.environment.env_config
+        proof = next((each for given, each in proved if given == env_config), None)
+        if proof is None:
+            proof = prove(partial(make_env, of_stage), seed=config.seed).to_dict()
+            proved.append((env_config, proof))
+        stages[stage.name] = {
+            **{key: proof[key] for key in ("strategy", "exact", "reason", "global_random")},
+            "env_config": env_config,
+        }
+    if "strategy" not in found:
+        if not stages:
+            return prove(lambda: make_env(config), seed=config.seed).to_dict()
+        found = dict(proved[0][1])
+    if not stages:
+        return found
+    inexact = [name for name, each in stages.items() if not each["exact"]]
+    if inexact:
+        found["exact"] = False
+        found["reason"] = f"stage {inexact[0]}: {stages[inexact[0]]['reason']}"
+    return {**found, "stages": stages}
+
+
+def may_change(
+    place: Location,
+    old: Sequence[Any],
+    new: Sequence[Any],
+    from_stage: str | None,
+) -> str | None:
+    """Why the stages `new` cannot continue a run that was started with `old` (both as in the stored
+    config); None if they can."""
+    names = [stage["name"] for stage in old]
+    begun = -1
+    if from_stage is not None:
+        begun = names.index(from_stage) if from_stage in names else -1
+    else:
+        for trial in trials(place):
+            newest = Catalogue(trial).newest_good().entry
+            stage = newest.manifest.stage if newest is not None and newest.manifest else None
+            if stage in names:
+                begun = max(begun, names.index(stage))
+            elif newest is not None:
+                return "the run has begun without it"
+    for index in range(begun + 1):
+        if index >= len(new) or new[index] != old[index]:
+            return f"the stage {names[index]!r} has begun, so it and those before it must stay"
+    return None
+
+
+def start_again_after(stage: str, config: ExperimentConfig, place: Location, say: Say) -> None:
+    """Set aside every checkpoint that is newer than the end of `stage`, in each trial, so that the
+    run goes on from there. Nothing is deleted.
+
+    Raises:
+        NoSuchStage: the stage is not in the config, or has not ended in some trial.
+    """
+    names = [each.name for each in config.curriculum]
+    if stage not in names:
+        listed = ", ".join(names) or "there are none"
+        raise NoSuchStage(f"--from-stage {stage}: no stage of this name in `curriculum`: {listed}.")
+    found = [(trial, _end_of(stage, trial)) for trial in trials(place)]
+    if not found:
+        raise NoSuchStage(f"--from-stage {stage}: {place} holds no trial, so no stage has ended.")
+    for trial, end in found:
+        newer = [
+            entry
+            for entry in Catalogue(trial).entries()
+            if not entry.in_quarantine and entry.iteration > end.iteration
+        ]
+        moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        aside = trial / _ASIDE / moment
+        for entry in sorted(newer, key=lambda each: -each.iteration):
+            with storage_errors(f"Setting {entry.path} aside", entry.location):
+                # The names of stages come without their directory; no other checkpoint has one.
+                (aside / entry.path).parent.make()
+                move_checkpoint(entry.location, aside / entry.path)
+        _choose_best_again(config, trial)
+        what = f"; {len(newer)} newer checkpoint(s) are now in {aside}" if newer else ""
+        say(f"{trial.name} starts again after the stage {stage} (iteration {end.iteration}){what}.")
+
+
+def _end_of(stage: str, trial: Location) -> Entry:
+    entry = Catalogue(trial).entry(f"stages/{stage}", verify=True)
+    if entry is None:
+        ended = [
+            each.path for each in Catalogue(trial).entries() if each.path.startswith("stages/")
+        ]
+        known = ", ".join(path.removeprefix("stages/") for path in ended) or "none"
+        raise NoSuchStage(
+            f"--from-stage {stage}: this stage has not ended yet in {trial}. Ended stages: {known}."
+        )
+    if not entry.good:
+        raise NoSuchStage(
+            f"--from-stage {stage}: its checkpoint {entry.location} is damaged ({entry.problem}). "
+            "Restore the files, or start again after another stage."
+        )
+    return entry
+
+
+def _choose_best_again(config: ExperimentConfig, trial: Location) -> None:
+    """Make `best` the best of the checkpoints that are left, if it was set aside."""
+    catalogue = Catalogue(trial)
+    if catalogue.entry("best") is not None:
+        return
+    policy = BestPolicy(config.checkpoint.score_order, eras(config))
+    best: Entry | None = None
+    for entry in catalogue.entries(verify=True):
+        if not entry.good or entry.manifest is None or entry.kind == "error":
+            continue
+        if policy.replaces(entry.score, entry.manifest.stage, best.manifest if best else None):
+            best = entry
+    if best is not None:
+        replace(best.location, trial / "best", kind="best")

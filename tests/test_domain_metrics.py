@@ -1,0 +1,142 @@
+"""Numbers that an environment puts into its last info: recorded, averaged, scored and stopped by."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from raytrain.trainable.cadence import Progress, StopRule, metric, windowed
+from raytrain.trainable.recent import RecentEpisodes, summarised
+from raytrain.trainable.sampling.finished import finished_row
+
+NOW = Progress(5, 500, 50, 1.0)
+
+
+def own(info):
+    row = finished_row(0, 0, 1.5, 10, info)
+    return {key.removeprefix("custom/"): value for key, value in row.items() if "custom/" in key}
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"profit": 2}, {"profit": 2.0}),
+        ({"profit": np.float32(0.5)}, {"profit": 0.5}),
+        ({"profit": np.array([3.0])}, {"profit": 3.0}),
+        ({"profit": np.array(4)}, {"profit": 4.0}),
+        ({"drift": {"peak": 0.1, "name": "third storey"}}, {"drift/peak": 0.1}),
+        ({"episode": {"r": 1.0, "l": 5, "t": 0.1}}, {}),
+        ({"word": "x", "flag": True, "other": np.bool_(1), "nothing": None, "list": [1, 2]}, {}),
+        ({"_profit": 1.0, 3: 1.0, "path": np.zeros(3)}, {}),
+        ({"huge": 10**400}, {"huge": math.inf}),
+        (None, {}),
+    ],
+    ids=str,
+)
+def test_what_is_recorded_of_an_info(info, expected):
+    assert own(info) == expected
+
+
+def test_nan_is_recorded_and_not_averaged():
+    rows = [finished_row(0, 0, 1.0, 1, {"sharpe": value}) for value in (1.0, math.nan, 3.0)]
+    assert math.isnan(rows[1]["custom/sharpe"])
+    assert summarised(rows) == {"sharpe": {"mean": 2.0, "min": 1.0, "max": 3.0}}
+    assert summarised(rows[1:2]) == {}
+
+
+def test_episodes_without_a_metric_do_not_count_in_its_mean():
+    rows = [finished_row(0, 0, 1.0, 1, info) for info in ({"a": 1.0}, {"b": 2.0}, {"a": 5.0})]
+    assert {name: each["mean"] for name, each in summarised(rows).items()} == {"a": 3.0, "b": 2.0}
+
+
+def recent(*values, size=100):
+    episodes = RecentEpisodes(size)
+    episodes.extend(finished_row(0, 0, value, 7, {"profit": -value}) for value in values)
+    return episodes
+
+
+RESULT = {
+    "env_runners": {"episode_return_mean": 9.0, "num_episodes": 4},
+    "custom": {"profit": {"mean": 8.0, "min": 1.0, "max": 9.0}, "drift/peak": {"mean": 0.3}},
+    "evaluation": {
+        "env_runners": {"episode_return_mean": 11.0},
+        "custom": {"profit": {"mean": 12.0}},
+    },
+    "learners": {"default_policy": {"entropy": 0.4}},
+    "top": math.nan,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("episode_return_mean", 9.0),
+        ("env_runners/episode_return_mean", 9.0),
+        ("profit", 8.0),
+        ("custom/profit", 8.0),
+        ("custom/profit/max", 9.0),
+        ("drift/peak", 0.3),
+        ("custom/drift/peak/mean", 0.3),
+        ("evaluation/profit", 12.0),
+        ("evaluation/custom/profit/mean", 12.0),
+        ("evaluation/episode_return_mean", 11.0),
+        ("evaluation/env_runners/episode_return_mean", 11.0),
+        ("learners/default_policy/entropy", 0.4),
+        ("top", None),
+        ("learners", None),
+        ("nothing", None),
+    ],
+)
+def test_a_metric_by_its_name(name, expected):
+    assert metric(RESULT, name) == expected
+
+
+def test_a_window_averages_what_is_of_episodes_and_nothing_else():
+    episodes = recent(1.0, 2.0, 6.0)
+    assert windowed(RESULT, "episode_return_mean", episodes, 2) == 4.0
+    assert windowed(RESULT, "episode_return_mean", episodes, 100) == 3.0
+    assert windowed(RESULT, "episode_len_mean", episodes, 2) == 7.0
+    assert windowed(RESULT, "profit", episodes, 2) == -4.0
+    assert windowed(RESULT, "custom/profit", episodes, 2) == -4.0
+    assert windowed(RESULT, "profit", episodes, None) == 8.0
+    assert windowed(RESULT, "evaluation/profit", episodes, 2) == 12.0
+    assert windowed(RESULT, "num_episodes", episodes, 2) == 4.0
+    assert windowed(RESULT, "unknown", episodes, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "reached"),
+    [
+        (2.0, 2.0, True),
+        (2.0, 1.9, False),
+        ({"at_least": 2.0}, 2.1, True),
+        ({"at_most": 2.0}, 2.1, False),
+        ({"at_most": 2.0}, 2.0, True),
+    ],
+)
+def test_a_bound_is_reached_from_its_side(bound, value, reached):
+    result = {"custom": {"drift": {"mean": value}}}
+    rule = StopRule(metrics={"drift": bound})
+    assert bool(rule.reached(NOW, result)) is reached
+
+
+def test_a_windowed_stop_needs_a_full_window_and_is_read_from_the_result_later():
+    rule = StopRule(metrics={"episode_return_mean": 3.0}, window=3)
+    few, enough = recent(9.0, 9.0), recent(9.0, 1.0, 9.0, 2.0)
+    assert rule.reached(NOW, RESULT, few) is None
+    assert rule.reached(NOW, RESULT, enough) == "episode_return_mean 4"
+    result = {}
+    rule.report(result, enough)
+    assert rule.reached(NOW, result) == "episode_return_mean 4"
+    assert StopRule(metrics={"episode_return_mean": 3.0}, window=4).reached(NOW, result) is None
+
+
+def test_recent_episodes_come_back_from_their_state():
+    before = recent(1.0, math.nan, 3.0, size=3)
+    after = RecentEpisodes(3)
+    after.load(before.to_state())
+    assert str(after.to_state()) == str(before.to_state())
+    assert after.means(100) == before.means(100)
+    assert before.means(100)["custom"] == {"profit": -2.0}
