@@ -251,7 +251,7 @@ def _config_of(trial: Location, experiment: ExperimentFile) -> ExperimentConfig:
 def _audit_trial(
     trial: Location, config: ExperimentConfig, first: Entry, last: Entry
 ) -> TrialAudit:
-    from raytrain.trainable.algorithm import StateMismatch
+    from raytrain.trainable.staged import StateMismatch
 
     written = _manifest(last)
     now = versions()

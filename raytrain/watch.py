@@ -145,7 +145,9 @@ class Watch(Callback):
         """The iteration of the newest checkpoint on storage: a commit may have ended unreported."""
         try:
             iterations = [
-                entry.iteration for entry in Catalogue(_place(trial)).periodic() if entry.manifest
+                entry.iteration
+                for entry in Catalogue(_place(trial)).entries()
+                if entry.manifest and entry.kind != "error" and not entry.in_quarantine
             ]
         except StorageError:
             return self._checkpoints.get(str(trial))

@@ -294,7 +294,7 @@ def test_a_finished_curriculum(finished):
 def test_a_killed_curriculum_ends_as_the_one_that_was_left_alone(finished, tmp_path, moment):
     config = copied_config(finished, tmp_path)
     run = Run("train", str(config), log=tmp_path / "log.txt")
-    run.until(lambda: (trial_of(config) / moment / "manifest.json").exists())
+    run.until((trial_of(config) / moment / "manifest.json").exists)
     run.kill_everything()
     train(config)
     assert_same_run(trial_of(config), Reference(trial_of(finished)))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from raytrain.checkpoint import MANIFEST_NAME, Catalogue, Location, read_manifest
 from raytrain.cli import app
-from raytrain.trainable.algorithm import StateMismatch
+from raytrain.trainable.staged import StateMismatch
 
 FILTERED = {"env_runners": {"observation_filter": "MeanStdFilter"}}
 

@@ -20,10 +20,10 @@ import json
 import math
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
@@ -33,11 +33,9 @@ from ray.rllib.utils.metrics import (
     ALL_MODULES,
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
-    EVALUATION_RESULTS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
-    NUM_EPISODES_LIFETIME,
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
@@ -48,18 +46,15 @@ from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.errors import RaytrainError
-from raytrain.trainable.cadence import Progress, StopRule
-from raytrain.trainable.curriculum import REPORTED, Curriculum, StagePlan
 from raytrain.trainable.forked import SAME, Apart, reseed, settings_of, weights_in
 from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps
 from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
 from raytrain.trainable.learners import Learners, LearnersDiffer
-from raytrain.trainable.recent import RecentEpisodes, summarised
 from raytrain.trainable.rllib_files import RLlibFiles
 from raytrain.trainable.rng import RngStreams
-from raytrain.trainable.runner import GroupEnvRunner, RunnerSettings, without_episodes
+from raytrain.trainable.runner import GroupEnvRunner, without_episodes
 from raytrain.trainable.sampling.finished import EpisodeRecorder
-from raytrain.trainable.snapshots import Strategy
+from raytrain.trainable.staged import StagedPPO, StateMismatch
 from raytrain.trainable.stopwatch import Stopwatch
 
 STATE_FORMAT = 1
@@ -69,10 +64,6 @@ _LOSSES = ("total_loss", "policy_loss", "vf_loss", "entropy", "mean_kl_loss")
 
 class NonFinite(RaytrainError):
     """A loss or a weight became NaN or infinite."""
-
-
-class StateMismatch(RaytrainError):
-    """A saved state does not fit this run, or did not survive being restored."""
 
 
 @dataclass(frozen=True)
@@ -95,27 +86,8 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
     return config
 
 
-class ExactPPO(PPO):
-    """See the module's docstring. `strategy` says how environments are snapshotted. With `stages` it
-    goes through them, and they say which config and strategy hold; `recent` is the number of finished
-    episodes that are remembered for averages."""
-
-    def __init__(
-        self,
-        config: AlgorithmConfig | None = None,
-        *,
-        strategy: str = "reset",
-        stages: Sequence[StagePlan] = (),
-        recent: int = REPORTED,
-        **kwargs: Any,
-    ) -> None:
-        # Without a curriculum there is one stage without an end.
-        first = StagePlan("", StopRule(), config, strategy)
-        self.curriculum = Curriculum(stages or [first])
-        self._has_stages = bool(stages)
-        self.strategy = self.curriculum.stage.strategy
-        self.recent = RecentEpisodes(recent)
-        super().__init__(self.curriculum.stage.config, **kwargs)
+class ExactPPO(StagedPPO):
+    """See the module's docstring; for its arguments, `StagedPPO`."""
 
     @override(PPO)
     def setup(self, config: AlgorithmConfig) -> None:
@@ -184,57 +156,15 @@ class ExactPPO(PPO):
 
     @override(PPO)
     def step(self) -> dict[str, Any]:
-        plan = self.curriculum.next_stage(self.progress(self.iteration))
-        if plan is not None:
-            self.enter_stage(plan)
+        self.enter_next_stage()
         before, known = self.env_steps_sampled, len(self.finished_episodes)
         result: dict[str, Any] = super().step()
         if self.env_steps_sampled <= before:
             raise NoNewEnvSteps(f"Iteration {self.iteration + 1} brought no new environment steps.")
         result["weights_sha256"] = self.weights_digest
         result.setdefault(TIMERS, {})["iteration"] = self.stopwatch.row()
-        self._report_episodes(result, self.finished_episodes[known:])
+        self.report_episodes(result, self.finished_episodes[known:])
         return result
-
-    def _report_episodes(self, result: dict[str, Any], ended: list[dict[str, Any]]) -> None:
-        """Add what finished episodes come to: the environment's own metrics, averages over the last
-        episodes, and the stage."""
-        result.update({"custom": own} if (own := summarised(ended)) else {})
-        result["recent"] = self.recent.means(REPORTED)
-        evaluation = result.get(EVALUATION_RESULTS)
-        if self._eval_groups is not None and evaluation:
-            own = summarised(self._eval_groups.take_finished())
-            evaluation.update({"custom": own} if own else {})
-        if self._has_stages:
-            now = self.progress(self.iteration + 1)
-            result["stage"] = self.curriculum.stage.name
-            result["curriculum"] = self.curriculum.observe(now, result, self.recent)
-
-    def progress(self, iteration: int) -> Progress:
-        """The counters at the end of `iteration`; the time is the trial's to know."""
-        return Progress(iteration, self.env_steps_sampled, self.episodes_finished, 0.0)
-
-    def enter_stage(self, plan: StagePlan) -> None:
-        """Take over a stage's settings in this process, the learners and the env runners, which are
-        not started again. Episodes begin anew; weights, optimizer, filters and counters stay."""
-        before: Any = self.config
-        self.config: Any = _frozen(plan.config)
-        self.strategy = plan.strategy
-        self.evaluation_config = self.config.get_evaluation_config_object()
-        self.evaluation_config.validate()
-        self.evaluation_config.freeze()
-        self._rllib_files = RLlibFiles(self)  # Which names the config that the state belongs to.
-        kl_coeff = self.config.kl_coeff
-        changed = kl_coeff if kl_coeff != before.kl_coeff else None
-        self._learners.use_settings(self.config, self.env_steps_sampled, changed)
-        for groups, config in (
-            (self._groups, self.config),
-            (self._eval_groups, self.evaluation_config),
-        ):
-            if groups is not None:
-                settings = RunnerSettings(plan.name, config, cast(Strategy, plan.strategy))
-                groups.use_settings(settings, iteration=self.iteration)
-        self.recent.clear()
 
     @override(PPO)
     def _before_evaluate(self) -> None:
@@ -243,17 +173,6 @@ class ExactPPO(PPO):
             sync = {**self._learners.inference_weights(), **self._groups.connector_state()}
             self._eval_groups.take_over(sync)
             self._eval_groups.take_snapshots_again()
-
-    @property
-    def env_steps_sampled(self) -> int:
-        """Environment steps sampled over the run's life."""
-        key = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
-        return int(self.metrics.peek(key, default=0))
-
-    @property
-    def episodes_finished(self) -> int:
-        """Episodes finished over the run's life."""
-        return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), default=0))
 
     def take_finished_episodes(self) -> list[dict[str, Any]]:
         """Rows of the episodes that ended since the last call, in group order."""
@@ -301,7 +220,7 @@ class ExactPPO(PPO):
             "learners": learners,
             "groups": sorted(groups),
             "settings": settings_of(self.config),
-            "curriculum": self.curriculum.to_state() if self._has_stages else None,
+            "curriculum": self.curriculum_state(),
             "recent": self.recent.to_state(),
             "envs_per_group": self.config.num_envs_per_env_runner,
         }
@@ -345,7 +264,7 @@ class ExactPPO(PPO):
                 f"{STATE_FORMAT}. Use the raytrain version named in its manifest.json."
             )
         opaque = pickle.loads((resume / "algorithm.pkl").read_bytes())
-        self._take_up_stage(plain, fork=fork)
+        self.take_up_stage(plain.get("curriculum"), fork=fork)
         apart = Apart.of(plain, self.config, self.strategy) if fork else SAME
         if apart.seed:
             reseed(plain, self._learners.states())
@@ -422,22 +341,6 @@ class ExactPPO(PPO):
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _take_up_stage(self, plain: dict[str, Any], *, fork: bool) -> None:
-        """Be in the stage of a saved state, before the rest of it is loaded."""
-        if not self._has_stages:
-            return
-        # A fork from another curriculum, or from none, begins with its own first stage.
-        present, saved = self.curriculum.stage.name, plain.get("curriculum")
-        if self.curriculum.load(saved):
-            if self.curriculum.stage.name != present:
-                self.enter_stage(self.curriculum.stage)
-        elif not fork:
-            name = saved["stage"] if saved else "none"
-            raise StateMismatch(
-                f"the checkpoint was saved in the stage {name!r}, which is not in `curriculum`. Put "
-                "the stage back; or fork the run (--from CHECKPOINT --name NEW)."
-            )
-
     def _make_groups(self, runners: Any) -> EnvGroups:
         return EnvGroups(
             runners,
@@ -471,14 +374,6 @@ class ExactPPO(PPO):
                 f"After iteration {self.iteration + 1} {error}. One of them computed something else; "
                 "the last checkpoint is good."
             ) from None
-
-
-def _frozen(config: AlgorithmConfig) -> AlgorithmConfig:
-    """A copy as RLlib holds it: validated, and frozen."""
-    config = config.copy(copy_frozen=False)
-    config.validate()
-    config.freeze()
-    return config
 
 
 def _write_groups(directory: Path, groups: dict[int, bytes]) -> None:

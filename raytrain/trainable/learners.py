@@ -72,6 +72,8 @@ class Learners:
 
     def use_settings(self, config: Any, timesteps: int, kl_coeff: float | None) -> None:
         """Go on with the training values of `config` (see `ExactPPOTorchLearner.use_settings`)."""
+        # RLlib deals a batch out to several learners by the group's own copy.
+        self._group.config = config.copy(copy_frozen=False)
         self._each(partial(_use_settings, config=config, timesteps=timesteps, kl_coeff=kl_coeff))
 
     def _each(self, function: Callable[[ExactPPOTorchLearner], Any]) -> list[Any]:

@@ -1,0 +1,209 @@
+"""`best` and the score it follows: training, evaluation, the environment's own; and what it survives."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import experiment_of, rows, train, trial_of, write_config
+
+from raytrain.checkpoint import BestPolicy, Catalogue, Location, Manifest, read_manifest
+from raytrain.config import config_from_dict, eras
+from raytrain.reporting import read_episodes
+
+ENV = '''
+import gymnasium as gym
+
+class Earning(gym.Wrapper):
+    """CartPole that says at an episode's end what it earned; nothing about its drift in some."""
+
+    def __init__(self):
+        super().__init__(gym.make("CartPole-v1"))
+        self.steps = 0
+
+    def reset(self, **kwargs):
+        self.steps = 0
+        return self.env.reset(**kwargs)
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.steps += 1
+        if terminated or truncated:
+            info = {**info, "profit": -self.steps, "episode": {"r": 1.0}, "note": "over"}
+            if self.steps % 2:
+                info["risk"] = {"drift": float("nan") if self.steps % 3 else self.steps}
+        return observation, reward, terminated, truncated, info
+
+def make():
+    return Earning()
+'''
+
+RUN: dict[str, Any] = {
+    "environment": {"env": "earning_envs:make"},
+    "env_runners": {"num_env_runners": 0, "num_envs_per_env_runner": 2},
+    "training": {"train_batch_size_per_learner": 256, "num_epochs": 2},
+    "checkpoint": {"checkpoint_frequency": 2, "num_to_keep": 1},
+    "stop": {"iterations": 8},
+}
+
+
+def config_in(place: Path, **sections: Any) -> Path:
+    (place / "earning_envs.py").write_text(ENV)
+    merged = {key: {**RUN.get(key, {}), **sections.get(key, {})} for key in {**RUN, **sections}}
+    return write_config(place / "run.yaml", **merged)
+
+
+@pytest.fixture(scope="module")
+def by_profit(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("profit")
+    config = config_in(place, checkpoint={"score": "profit", "score_window": 20})
+    train(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def by_evaluation(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("evaluation")
+    config = config_in(
+        place,
+        checkpoint={"score": "evaluation/episode_return_mean", "checkpoint_frequency": 5},
+        evaluation={"evaluation_interval": 1, "evaluation_duration": 4},
+    )
+    train(config)
+    return config
+
+
+def best_of(config: Path) -> Manifest:
+    return read_manifest(Location.of(trial_of(config) / "best"))
+
+
+def test_an_environments_metric_is_recorded_and_averaged(by_profit):
+    table = read_episodes(trial_of(by_profit)).to_pylist()
+    assert all(row["custom/profit"] == -row["length"] for row in table)
+    assert {row["custom/risk/drift"] is None for row in table if row["length"] % 2 == 0} == {True}
+    assert not any("note" in name or "episode/" in name for name in table[0])
+    for row in rows(trial_of(by_profit)):
+        ended = [each for each in table if each["iteration"] == row["training_iteration"]]
+        said = row["custom"]["profit"]
+        assert said["mean"] == pytest.approx(
+            sum(each["custom/profit"] for each in ended) / len(ended)
+        )
+        assert said["min"] == min(each["custom/profit"] for each in ended)
+    assert "ray/tune/custom/profit/mean" in tags(trial_of(by_profit))
+
+
+def tags(trial: Path) -> set[str]:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return {
+        value.tag
+        for path in trial.glob("events.out.tfevents.*")
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+    }
+
+
+def test_the_score_is_the_mean_over_its_window(by_profit):
+    table = read_episodes(trial_of(by_profit)).to_pylist()
+    for entry in Catalogue(Location.of(trial_of(by_profit))).entries():
+        until = [row["custom/profit"] for row in table if row["iteration"] <= entry.iteration][-20:]
+        assert entry.score == pytest.approx(sum(until) / len(until))
+
+
+def test_best_survives_retention_and_can_be_resumed_and_forked_from(by_profit, tmp_path):
+    trial = trial_of(by_profit)
+    kept = sorted(path.parent.name for path in trial.glob("*/manifest.json"))
+    assert "best" in kept
+    assert len([name for name in kept if name.startswith("checkpoint_")]) == 1
+    # Profit falls while CartPole is learned, so the best is an early one, pruned under its number.
+    best = best_of(by_profit)
+    assert best.iteration < 8
+    place = tmp_path / "results" / "run"
+    shutil.copytree(experiment_of(by_profit), place)
+    for path in (place / trial.name).glob("*/manifest.json"):
+        if path.parent.name != "best":
+            shutil.rmtree(path.parent)
+    config = config_in(tmp_path, checkpoint={"score": "profit", "score_window": 20})
+    train(config)
+    assert [row["weights_sha256"] for row in rows(trial_of(config))] == [
+        row["weights_sha256"] for row in rows(trial)
+    ]
+    train(config, "--from", f"{place}:best", "--name", "child", "--set", "stop.iterations=9")
+    child = next((tmp_path / "results" / "child").glob("trial_*"))
+    assert read_manifest(Location.of(child / "final")).parent.weights_sha256 == best.weights_sha256
+
+
+def test_a_metric_of_the_environment_ends_the_run(tmp_path):
+    config = config_in(
+        tmp_path,
+        stop={"iterations": 50, "metrics": {"profit": {"at_most": -15}}, "window": 10},
+    )
+    said = train(config)
+    found = rows(trial_of(config))
+    assert len(found) < 50
+    assert found[-1]["stop"]["profit"] <= -15
+    assert all(row["stop"].get("profit", 0) > -15 for row in found[:-1])
+    assert "run finished" in said
+    # And it is known for finished without training.
+    assert "run is finished" in train(config)
+
+
+def test_best_is_the_best_evaluated_iteration(by_evaluation):
+    found = {
+        row["training_iteration"]: row["evaluation"]["env_runners"]["episode_return_mean"]
+        for row in rows(trial_of(by_evaluation))
+    }
+    best = best_of(by_evaluation)
+    assert best.score == max(found.values())
+    assert found[best.iteration] == best.score
+    assert "profit" in rows(trial_of(by_evaluation))[0]["evaluation"]["custom"]
+
+
+def test_evaluation_changes_nothing(by_evaluation, by_profit):
+    assert [row["weights_sha256"] for row in rows(trial_of(by_evaluation))] == [
+        row["weights_sha256"] for row in rows(trial_of(by_profit))
+    ]
+
+
+# -- scores of several stages --------------------------------------------------------------------
+
+
+def manifest_with(by_profit: Path, **changes: Any) -> Manifest:
+    from dataclasses import replace
+
+    return replace(best_of(by_profit), **changes)
+
+
+def stages_config(**sections: Any) -> Any:
+    return config_from_dict(
+        {
+            "name": "a",
+            "environment": {"env": "CartPole-v1"},
+            "stop": {"iterations": 1},
+            "curriculum": [
+                {"name": "a", "until": {"timesteps": 1}},
+                {"name": "b", "until": {"timesteps": 1}, "training": {"lr": 0.1}},
+                {"name": "c", "environment": {"env_config": {"max_episode_steps": 5}}},
+            ],
+            **sections,
+        }
+    )
+
+
+def test_a_stage_in_another_environment_begins_a_new_best(by_profit):
+    assert eras(stages_config()) == {"a": 0, "b": 0, "c": 1}
+    policy = BestPolicy("max", eras(stages_config()))
+    old = manifest_with(by_profit, stage="a", score=100.0)
+    assert not policy.replaces(5.0, "b", old)
+    assert policy.replaces(101.0, "b", old)
+    assert policy.replaces(5.0, "c", old)
+    assert not policy.replaces(None, "c", old)
+    assert not policy.replaces(1e9, "a", manifest_with(by_profit, stage="c", score=1.0))
+
+
+def test_scores_of_one_evaluation_environment_are_compared_throughout():
+    evaluation = {"evaluation_interval": 1, "evaluation_config": {"env_config": {}}}
+    score = {"score": "evaluation/episode_return_mean"}
+    assert set(eras(stages_config(evaluation=evaluation, checkpoint=score)).values()) == {0}
