@@ -43,7 +43,7 @@ from raytrain.config import (
 )
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import InterruptedEarly, Interrupts
-from raytrain.forking import Fork, begin, refuse_other_parent, refuse_own_place
+from raytrain.forking import Fork, begin, refuse_other_parent, require_possible
 from raytrain.reporting import ConsoleReporter
 from raytrain.stages import may_change, prove_stages, require_same_spaces, start_again_after
 from raytrain.trainable.cadence import Progress, StopRule
@@ -104,7 +104,7 @@ def train(
         try:
             place = Location.of(config.storage_path) / config.name
             if fork is not None:
-                refuse_own_place(fork, place)
+                require_possible(fork, config, place, fresh=fresh)
             if fresh:
                 _set_aside(place, lambda text: reporter.event("raytrain", "info", text))
             with DirectoryLock(place):
@@ -198,7 +198,7 @@ def _train(
         )
     experiment = _describe_run(config, found, say)
     if fork is not None and found is None and not trials(place):
-        begun = begin(fork, config, place)
+        begun = begin(fork, place)
         experiment = replace(experiment, parent=begun.parent, fork=begun.fork)
         say(
             f"A fork of {', '.join(begun.parent[key] for key in ('experiment', 'trial', 'checkpoint'))}."

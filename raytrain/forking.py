@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.checkpoint import (
+    EXPERIMENT_FILE,
     FORKED_FROM,
     Entry,
     ExperimentFile,
@@ -56,26 +57,45 @@ class Begun:
     fork: Mapping[str, Any]
 
 
-def begin(asked: Fork, config: ExperimentConfig, place: Location) -> Begun:
-    """Make the checkpoint asked for the beginning of the run in `place`, which holds none yet.
+def require_possible(
+    asked: Fork, config: ExperimentConfig, place: Location, *, fresh: bool = False
+) -> None:
+    """Refuse what cannot be, before anything is made in `place`. A fork that is there already is
+    continued, and its parent need not be there any more.
 
     Raises:
         BadInput: the argument means no checkpoint, or the config does not fit it; both are named.
-        RaytrainError: the checkpoint is damaged, or cannot be copied.
+        RaytrainError: the checkpoint is damaged.
     """
-    entry = resolve(asked.checkpoint)
-    manifest = entry.manifest
-    assert manifest is not None, "a verified checkpoint has a manifest"
-    if manifest.kind == "error":
+    found = _found(asked)
+    if found is not None and trial_of(found).parent.path.rstrip("/") == place.path.rstrip("/"):
+        raise CannotFork(
+            f"--from {asked.checkpoint} lies in {place} itself. A fork is a run of its own: give it "
+            "a name with --name NEW."
+        )
+    if (place / EXPERIMENT_FILE).exists() and not fresh:
+        return
+    entry = resolve(asked.checkpoint) if found is None else found
+    if entry.kind == "error":
         raise CannotFork(
             f"--from {asked.checkpoint}: {entry.location} was saved of a diverged state, to look at; "
             "nothing can be trained from it. Name a checkpoint of another kind."
         )
-    parent = experiment_around(entry)
     _require_same_spaces(entry, config)
-    _require_same_network(entry, parent, config)
+    _require_same_network(entry, experiment_around(entry), config)
     if not asked.weights_only:
         _require_something_to_do(entry, config)
+
+
+def begin(asked: Fork, place: Location) -> Begun:
+    """Make the checkpoint asked for the beginning of the run in `place`, which holds none yet.
+
+    Raises:
+        RaytrainError: the checkpoint is gone or damaged, or cannot be copied.
+    """
+    entry = resolve(asked.checkpoint)
+    manifest = entry.manifest
+    assert manifest is not None, "a verified checkpoint has a manifest"
     replace(entry.location, place / FORKED_FROM, kind=manifest.kind)
     own = generation(entry, weights_only=asked.weights_only)
     return Begun(
@@ -86,19 +106,9 @@ def begin(asked: Fork, config: ExperimentConfig, place: Location) -> Begun:
             "iteration": 0 if asked.weights_only else manifest.iteration,
             "timesteps": 0 if asked.weights_only else manifest.timesteps,
             "episodes": 0 if asked.weights_only else manifest.episodes,
-            "ancestors": [own, *ancestors(parent)],
+            "ancestors": [own, *ancestors(experiment_around(entry))],
         },
     )
-
-
-def refuse_own_place(asked: Fork, place: Location) -> None:
-    """Raise unless the fork has a directory other than its parent's."""
-    found = _found(asked)
-    if found is not None and trial_of(found).parent.path.rstrip("/") == place.path.rstrip("/"):
-        raise CannotFork(
-            f"--from {asked.checkpoint} lies in {place} itself. A fork is a run of its own: give it "
-            "a name with --name NEW."
-        )
 
 
 def refuse_other_parent(
