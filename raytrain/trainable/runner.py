@@ -11,6 +11,7 @@ by RLlib (see `eligibility`); the episodes are the same.
 A group's snapshot is one pickled dict (the environments may only be known to pickle):
 
     group        index, 0 .. num_env_runners - 1 (0 if there are no remote runners)
+    seed         of the resets that are seeded (the first, and each of sampling by whole episodes)
     runner       counters; running episodes and the cached batch, if RLlib samples
     progress     the fields of `fragments.Progress`, if the group is sampled into arrays; or None
     vector_env   the vector environment's last observations, rewards and flags
@@ -176,6 +177,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         return self.snapshot()
 
     def _begin_anew(self, iteration: int) -> None:
+        if self.config.in_evaluation:
+            iteration = 0  # Evaluations are compared: they play the same episodes throughout.
         _ray.set_runner_seed(self, _reset_seed(*self._entropy, iteration))
         _ray.start_with_fresh_episodes(self)
         self._begins_anew = True
@@ -337,6 +340,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         state = {
             "group": self.group,
             "runner": _ray.runner_attributes(self),
+            "seed": _ray.runner_seed(self),
             "progress": None if progress is None else vars(progress),
             "vector_env": _ray.vector_env_attributes(vector_env),
             # Environments that are about to begin anew have nothing to remember.
@@ -368,6 +372,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             self._set_progress(state.get("progress"))
             return
         self._begins_anew = False
+        if "seed" in state:
+            _ray.set_runner_seed(self, state["seed"])
         self._take_progress(state.get("progress"))
         vector_env = self.env.unwrapped
         # On scratch streams: what a restore draws from the global generators is not the run's.
