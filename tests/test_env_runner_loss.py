@@ -8,14 +8,14 @@ import os
 import re
 import signal
 import time
-from typing import Any
 
 import psutil
 import pytest
 import ray
 from tiny_ppo import Told, built, iterate, unlike
 
-from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps, RunnerLost
+from raytrain.trainable.groups import NoNewEnvSteps
+from raytrain.trainable.rounds import Round, RunnerLost
 from raytrain.trainable.runner import Rollout
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -25,9 +25,8 @@ TWO = {"env_runners": {"num_env_runners": 2, "observation_filter": "MeanStdFilte
 
 
 def pids(algorithm: Told) -> list[int]:
-    """Of the runners' processes, in group order."""
-    actors = algorithm.env_runner_group._worker_manager.actors()
-    return ray.get([actors[index].apply.remote(lambda r: os.getpid()) for index in sorted(actors)])
+    """Of the runners' processes that are there, in group order."""
+    return [host.where.pid for host in algorithm._groups._hosts.up]
 
 
 def kill(*victims: int) -> None:
@@ -43,37 +42,40 @@ class KillWhileSampling:
     """Kills a process as soon as a rollout is under way: between the call of `rollout` on all
     runners and the wait for the first answer."""
 
-    def __init__(self, algorithm: Told, victim: int) -> None:
-        self._wait, self._groups, self._victim = algorithm._groups._wait, algorithm._groups, victim
-        algorithm._groups._wait = self
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *victims: int) -> None:
+        self._take_answers, self._victims = Round._take_answers, list(victims)
+        monkeypatch.setattr(Round, "_take_answers", lambda round_: self(round_))
 
-    def __call__(self, index: int, reference: Any) -> Any:
-        self._groups._wait = self._wait
-        os.kill(self._victim, signal.SIGKILL)
-        return self._wait(index, reference)
-
-
-def assert_told(told: list[str], groups: list[int]) -> None:
-    found = [
-        int(match[1])
-        for sentence in told
-        if (match := re.match(r"The env runner of group (\d+) died \(.*nothing is lost", sentence))
-    ]
-    assert (found, len(told)) == (groups, len(groups)), told
+    def __call__(self, round_: Round) -> None:
+        if self._victims and round_._question.sampling:
+            os.kill(self._victims.pop(0), signal.SIGKILL)
+        self._take_answers(round_)
 
 
-def test_a_runner_killed_at_any_moment_changes_nothing():
+DIED = r"The env runner of group (\d+) \(pid \d+ on .+\) died \(.*nothing is lost"
+
+
+def losses(told: list[str]) -> list[int]:
+    """Whose loss was told, in order. Other sentences are about who hosts what."""
+    others = ("2 env group(s) are hosted by", "4 env group(s) are hosted by")
+    sentences = [each for each in told if not each.startswith(others)]
+    found = [int(match[1]) for each in sentences if (match := re.match(DIED, each))]
+    assert len(found) == len(sentences), sentences
+    return found
+
+
+def test_a_runner_killed_at_any_moment_changes_nothing(monkeypatch):
     with built(**TWO) as algorithm:
         undisturbed = iterate(algorithm, 3)
     with built(**TWO) as algorithm:
         # Ray starts an actor again with the arguments of its first start: they must live on.
         gc.collect()
         trail = iterate(algorithm, 1)
-        KillWhileSampling(algorithm, pids(algorithm)[1])
+        KillWhileSampling(monkeypatch, pids(algorithm)[1])
         trail += iterate(algorithm, 1)
         kill(*pids(algorithm))
         trail += iterate(algorithm, 1)
-        assert_told(algorithm.told, [1, 0, 1])
+        assert losses(algorithm.told) == [1, 0, 1]
     assert unlike(undisturbed, trail) == []
 
 
@@ -101,9 +103,9 @@ def test_what_a_step_raises_in_a_runner_is_what_the_trial_raises():
 def test_a_runner_that_ray_does_not_start_again_ends_the_trial():
     with built(**{**TWO, "env_runners": {"num_env_runners": 1}}) as algorithm:
         iterate(algorithm, 1)
-        (actor,) = algorithm.env_runner_group._worker_manager.actors().values()
-        ray.kill(actor)
-        with pytest.raises(RunnerLost, match="env runner of group 0"):
+        (host,) = algorithm._groups._hosts.up
+        ray.kill(host.actor)
+        with pytest.raises(RunnerLost, match="No env runner is left, and Ray starts none again"):
             iterate(algorithm, 1)
 
 
@@ -115,23 +117,3 @@ def test_an_iteration_without_new_steps_is_an_error(monkeypatch):
         monkeypatch.setattr(runner, "rollout", lambda *args, **kwargs: nothing)
         with pytest.raises(NoNewEnvSteps, match=r"Iteration 2 got no new environment steps"):
             algorithm.train()
-
-
-def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too():
-    with built(**TWO) as algorithm:
-        apart = iterate(algorithm, 3)
-    with built(**TWO) as algorithm:
-        algorithm._groups = EnvGroups(
-            algorithm.env_runner_group,
-            strategy=algorithm.strategy,
-            tell=algorithm.tell,
-            sample_timeout_s=algorithm.config.sample_timeout_s,
-            hosts={0: 1, 1: 1},
-        )
-        algorithm._start_groups({}, {}, iteration=0)
-        trail = iterate(algorithm, 1)
-        KillWhileSampling(algorithm, pids(algorithm)[1])
-        trail += iterate(algorithm, 2)
-        # Each group's fragment is lost with the actor.
-        assert_told(algorithm.told, [0, 1])
-    assert unlike(apart, trail) == []

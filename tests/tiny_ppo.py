@@ -24,6 +24,7 @@ from raytrain import _ray
 from raytrain.config import config_from_dict, to_algorithm_config
 from raytrain.reporting import differences
 from raytrain.trainable.algorithm import ExactPPO, prepare
+from raytrain.trainable.hosts import RunnerRules
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -68,9 +69,10 @@ def build(*, strategy: str = "pickle", **sections: Any) -> Told:
     for key, value in sections.items():
         merged = isinstance(value, dict) and isinstance(config.get(key), dict)
         config[key] = {**config[key], **value} if merged else value
-    prepared = prepare(to_algorithm_config(config_from_dict(config)))
+    given = config_from_dict(config)
+    prepared = prepare(to_algorithm_config(given))
     with _ray.files_below(tempfile.gettempdir()):
-        algorithm = Told(prepared, strategy=strategy)
+        algorithm = Told(prepared, strategy=strategy, rules=RunnerRules.of(given))
     algorithm.told = getattr(algorithm, "told", [])
     return algorithm
 
