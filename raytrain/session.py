@@ -161,7 +161,7 @@ class Session:
         reserved = TrialPPO.default_resource_request(self._space()).required_resources
         runners = self._config.env_runners
         further = max(0, most_actors(runners) - runners.min_actors)
-        cpus = reserved.get("CPU", 1.0) + further * runners.num_cpus_per_env_runner
+        cpus = float(reserved.get("CPU", 1.0)) + further * runners.num_cpus_per_env_runner
         return max(present, math.ceil(cpus))
 
     def _space(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class Told(ExactPPO):
 
     def tell(self, message: str) -> None:
         self.told = [*getattr(self, "told", []), message]
+
+    def lost_exactness(self, why: str) -> None:
+        self.inexact = [*getattr(self, "inexact", []), why]
 
     def cleanup(self) -> None:
         super().cleanup()
@@ -135,6 +139,23 @@ class Stumbling(gym.Env[Any, Any]):
 
     def stumble(self) -> None:
         raise ValueError(f"negative speed at step {self.steps}")
+
+
+class Hanging(gym.Wrapper[Any, Any, Any, Any]):
+    """CartPole whose step number `at` never returns, unless there is the file `unless`; which it
+    leaves, if it can, so that it happens once."""
+
+    def __init__(self, at: int, unless: str) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self.at, self.unless, self.steps = at, Path(unless), 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == self.at and not self.unless.exists():
+            if self.unless.parent.exists():
+                self.unless.touch()
+            threading.Event().wait()
+        return super().step(action)
 
 
 class Flicker(gym.ObservationWrapper):

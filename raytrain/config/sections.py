@@ -232,7 +232,7 @@ class FaultTolerance(Section):
     env_runner_timeout_s: PatienceSeconds = Field(
         default="auto",
         description="A fragment that takes longer is taken for hanging: its env runner is killed and the "
-        "fragment sampled again. `auto`: ten times the longest of late, at least 60, and 600 for the first; "
+        "fragment sampled again. `auto`: five times the longest of late, at least 60, and 600 for the first; "
         "null: never (raytrain's own key).",
     )
 

@@ -141,8 +141,9 @@ class ExactPPO(PPO):
 
     @override(PPO)
     def cleanup(self) -> None:
-        if hasattr(self, "_groups"):
-            self._groups.stop()
+        for groups in (getattr(self, "_groups", None), getattr(self, "_eval_groups", None)):
+            if groups is not None:
+                groups.stop()
         super().cleanup()
 
     # -- one iteration ---------------------------------------------------------------------------

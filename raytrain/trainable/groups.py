@@ -104,6 +104,11 @@ class EnvGroups:
         return self._indices or [0]
 
     @property
+    def actors(self) -> dict[str, Any]:
+        """The actors that are there, by what a person calls them."""
+        return {f"env runner {host.index}": host.actor for host in self._hosts.up}
+
+    @property
     def counts(self) -> dict[str, int]:
         """Under RLlib's names: actors that are there, and, since this process began, how many were lost
         and how many fragments were given up."""
@@ -134,8 +139,8 @@ class EnvGroups:
         self._ask_all(None)
 
     def stop(self) -> None:
-        """End the actors that RLlib does not know of."""
-        self._hosts.drop_further()
+        """End the actors that RLlib does not end by itself."""
+        self._hosts.end()
 
     def sample(self, min_env_steps: int) -> Collected:
         """Sample fragments from all groups in step until there are `min_env_steps` steps; or fewer, if
@@ -258,7 +263,7 @@ class EnvGroups:
         rollouts = round_.run()
         self._losses += round_.lost_actors
         for index, rollout in rollouts.items():
-            self._patience.took(index, rollout.seconds["rollout"])
+            self._patience.took(rollout.seconds["rollout"])
             self._snapshots[index] = rollout.snapshot
             self._connector_states[index] = rollout.connectors
         return list(rollouts.values()), round_.dropped

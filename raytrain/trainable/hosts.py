@@ -27,7 +27,8 @@ from raytrain.trainable.room import somebody_waits
 
 _ASK_AGAIN_S = 0.1
 _ADAPT_EVERY_S = 2.0
-_JOIN_PATIENCE_S = 10.0
+_JOIN_PATIENCE_S = 5.0
+_FAILED_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Hosts:
         self._adapted_at = time.monotonic()
         self._settled: list[int] = []
         self._why_gone = ""
+        self._gone_at: dict[int, float] = {}
         self.assigned: dict[int, int] = {}
         """Which actor hosts a group."""
 
@@ -183,6 +185,7 @@ class Hosts:
             if not comes_back(error):
                 self._why_gone = why_it_died(error)
                 self._tell(f"{host} is not started again: {self._why_gone}.")
+                self._gone_at[host.index] = time.monotonic()
                 del self._all[host.index]
 
     # -- who hosts what --------------------------------------------------------------------------
@@ -192,7 +195,7 @@ class Hosts:
         any more."""
         self.look()
         there = [host.index for host in self.up]
-        if not there or there == self._settled:
+        if not there:
             return []
         if self._settled and not set(there) <= set(self._settled):
             self._tell(
@@ -221,7 +224,9 @@ class Hosts:
         if not somebody_waits():
             assert self._make is not None
             for index in self._wanted:
-                if index not in self._all:
+                # One that Ray gave up may not be able to start at all.
+                failed_s = self._adapted_at - self._gone_at.get(index, -math.inf)
+                if index not in self._all and failed_s > _FAILED_PAUSE_S:
                     self._all[index] = Host(index, self._make(index))
             return
         given_up = self.drop_further()
@@ -230,6 +235,13 @@ class Hosts:
                 f"{given_up} env runner(s) beyond env_runners.min_actors are given up, since another "
                 "trial waits for room in the cluster."
             )
+
+    def end(self) -> None:
+        """End the actors that RLlib does not know of, and those that are not there: RLlib would wait
+        for them to come, if only to stop them."""
+        for host in self._all.values():
+            if host.index in self._wanted or not host.up:
+                ray.kill(host.actor)
 
     def drop_further(self) -> int:
         """End all further actors. Returns how many of them were there."""

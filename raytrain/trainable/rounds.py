@@ -154,7 +154,7 @@ class Round:
             return Job(group, True, question.adopt(host.actor, group), limit_s)
         limit_s = self._patience.set_up_limit_s()
         if question.sampling:
-            limit_s = self._patience.limit_s(group)
+            limit_s = self._patience.limit_s()
         return Job(group, False, question.ask(host.actor, group, limit_s), limit_s)
 
     # -- answers ---------------------------------------------------------------------------------
@@ -244,8 +244,6 @@ class Round:
         assert host.where is not None
         word = _ray_actors.take_word(word_of(host.where.actor_id, job.group))
         said = word or "nowhere that can be seen: it is stopped, cut off, or in native code"
-        if not job.adopts:
-            self._patience.hung(job.group)
         self._hosts.kill(host)
         self._lose(
             host,

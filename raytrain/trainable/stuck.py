@@ -2,8 +2,8 @@
 
 `Patience` is the trial's part. By itself it learns how long fragments take:
 
-    auto    ten times the longest of the last fragments, but at least a minute; ten minutes before there is
-            one. It doubles for a group each time that its fragment was taken for hanging.
+    auto    five times the longest of the last fragments, but at least a minute; ten minutes before there
+            is one
     number  so many seconds
     None    for ever
 
@@ -18,7 +18,7 @@ import os
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,7 +26,7 @@ from typing import Any
 
 import gymnasium as gym
 
-_AT_LEAST_S, _UNKNOWN_S, _TIMES, _REMEMBERED = 60.0, 600.0, 10.0, 50
+_AT_LEAST_S, _UNKNOWN_S, _TIMES, _REMEMBERED = 60.0, 600.0, 5.0, 50
 _SET_UP_S = 300.0
 
 
@@ -36,31 +36,22 @@ class Patience:
     def __init__(self, timeout_s: float | str | None) -> None:
         self._timeout_s = timeout_s
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)
-        self._hung: Counter[int] = Counter()
 
-    def limit_s(self, group: int) -> float | None:
-        """How long the next fragment of a group may take."""
+    def limit_s(self) -> float | None:
+        """How long the next fragment may take."""
         if self._timeout_s is None:
             return None
         if self._timeout_s != "auto":
             return float(self._timeout_s)
-        known = max(_AT_LEAST_S, _TIMES * max(self._recent)) if self._recent else _UNKNOWN_S
-        doubled: float = known * 2 ** self._hung[group]
-        return doubled
+        return max(_AT_LEAST_S, _TIMES * max(self._recent)) if self._recent else _UNKNOWN_S
 
     def set_up_limit_s(self) -> float | None:
         """How long setting a group up may take, or another call that is not a fragment."""
         return None if self._timeout_s is None else _SET_UP_S
 
-    def took(self, group: int, seconds: float) -> None:
+    def took(self, seconds: float) -> None:
         """A fragment came."""
         self._recent.append(seconds)
-        del self._hung[group]
-
-    def hung(self, group: int) -> int:
-        """A fragment did not come. Returns how many times in a row."""
-        self._hung[group] += 1
-        return self._hung[group]
 
 
 class StuckReporter:
