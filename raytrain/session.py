@@ -8,6 +8,7 @@ imports RLlib and Torch, and its workers import them meanwhile.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ import ray
 from raytrain import _ray
 from raytrain.checkpoint import Location
 from raytrain.config import ExperimentConfig, num_trials, param_space
+from raytrain.config.sections import EnvRunners
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import Interrupts
 from raytrain.reporting import ConsoleReporter
@@ -156,12 +158,21 @@ class Session:
             return present
         from raytrain.trainable.trial import TrialPPO
 
-        request = TrialPPO.default_resource_request(self._space())
-        return max(present, int(-(-request.required_resources.get("CPU", 1.0) // 1)))
+        reserved = TrialPPO.default_resource_request(self._space()).required_resources
+        runners = self._config.env_runners
+        further = max(0, most_actors(runners) - runners.min_actors)
+        cpus = float(reserved.get("CPU", 1.0)) + further * runners.num_cpus_per_env_runner
+        return max(present, math.ceil(cpus))
 
     def _space(self) -> dict[str, Any]:
         first_trial = self._config.model_copy(update={"search": ()})
         return {**param_space(first_trial), "import_path": self._config.import_path}
+
+
+def most_actors(runners: EnvRunners) -> int:
+    """How many env runner actors a trial has if the cluster has room for all."""
+    groups = runners.num_env_runners
+    return groups if runners.max_actors is None else min(groups, runners.max_actors)
 
 
 def cpus_at_most(config: ExperimentConfig) -> float:
@@ -170,7 +181,7 @@ def cpus_at_most(config: ExperimentConfig) -> float:
     each = config.learners.num_cpus_per_learner
     learner = 1.0 if isinstance(each, str) else float(each)
     main = float(config.resources.num_cpus_for_main_process)
-    runners = config.env_runners.num_env_runners + config.evaluation.evaluation_num_env_runners
+    runners = most_actors(config.env_runners) + config.evaluation.evaluation_num_env_runners
     if config.learners.num_learners == 0:
         main = max(main, learner)
     return (
@@ -185,7 +196,7 @@ def _idle_workers(config: ExperimentConfig) -> int:
     import at the same time."""
     actors = (
         1
-        + config.env_runners.num_env_runners
+        + most_actors(config.env_runners)
         + config.evaluation.evaluation_num_env_runners
         + config.learners.num_learners
     )

@@ -24,6 +24,7 @@ def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
     yield from _stop(config)
     yield from _minibatch(config)
     yield from _fragment(config)
+    yield from _actors(config)
     yield from _truncation(config)
 
 
@@ -71,6 +72,23 @@ def _fragment(config: ExperimentConfig) -> Iterator[Conflict]:
         ),
         fragment,
     )
+
+
+def _actors(config: ExperimentConfig) -> Iterator[Conflict]:
+    runners = config.env_runners
+    groups, least, most = runners.num_env_runners, runners.min_actors, runners.max_actors
+    if most is not None and least > most:
+        yield Conflict(
+            f"must not be larger than max_actors, which is {most}",
+            (("env_runners", "min_actors"), ("env_runners", "max_actors")),
+            least,
+        )
+    elif least > max(groups, 1):
+        yield Conflict(
+            f"there are {groups} env groups (num_env_runners), and an actor hosts one at least",
+            (("env_runners", "min_actors"), ("env_runners", "num_env_runners")),
+            least,
+        )
 
 
 def _truncation(config: ExperimentConfig) -> Iterator[Conflict]:

@@ -33,6 +33,7 @@ from ray.rllib.utils.metrics import (
     ALL_MODULES,
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
+    FAULT_TOLERANCE_STATS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -42,12 +43,13 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from raytrain import _ray
+from raytrain import _ray, _ray_actors
 from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.errors import RaytrainError
 from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps
+from raytrain.trainable.hosts import RunnerRules
 from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
 from raytrain.trainable.learners import Learners, LearnersDiffer
 from raytrain.trainable.rllib_files import RLlibFiles
@@ -90,26 +92,37 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
 
 
 class ExactPPO(PPO):
-    """See the module's docstring. `strategy` says how environments are snapshotted."""
+    """See the module's docstring. `strategy` says how environments are snapshotted, `rules` how many
+    env runner actors there are and what their loss means."""
 
     def __init__(
-        self, config: AlgorithmConfig | None = None, *, strategy: str = "reset", **kwargs: Any
+        self,
+        config: AlgorithmConfig | None = None,
+        *,
+        strategy: str = "reset",
+        rules: RunnerRules | None = None,
+        **kwargs: Any,
     ) -> None:
         self.strategy = strategy
+        self.rules = rules or RunnerRules()
         super().__init__(config, **kwargs)
 
     @override(PPO)
     def setup(self, config: AlgorithmConfig) -> None:
-        super().setup(config)
+        reserved, most = self.rules.actors(self.config.num_env_runners)
+        with _ray_actors.elastic_runners(reserved=reserved, most=most):
+            super().setup(config)
         self.finished_episodes: list[dict[str, Any]] = []
         self.stopwatch = Stopwatch()
         self.weights_digest = ""
         self._damaged_weights: list[str] = []
         self._rllib_files = RLlibFiles(self)
         self._learners = Learners(self.learner_group)
-        self._groups = self._make_groups(self.env_runner_group)
+        self._groups = self._make_groups(self.env_runner_group, elastic=True)
         self._eval_groups = (
-            self._make_groups(self.eval_env_runner_group) if self.eval_env_runner_group else None
+            self._make_groups(self.eval_env_runner_group, elastic=False)
+            if self.eval_env_runner_group
+            else None
         )
         self._start_groups({}, {}, iteration=0)
         self._check_weights()
@@ -122,6 +135,16 @@ class ExactPPO(PPO):
 
     def tell(self, message: str) -> None:
         """Called with one plain sentence for each loss and recovery inside the algorithm."""
+
+    def lost_exactness(self, why: str) -> None:
+        """Called in the iteration from which on the run is not exact any more, with the reason."""
+
+    @override(PPO)
+    def cleanup(self) -> None:
+        for groups in (getattr(self, "_groups", None), getattr(self, "_eval_groups", None)):
+            if groups is not None:
+                groups.stop()
+        super().cleanup()
 
     # -- one iteration ---------------------------------------------------------------------------
 
@@ -169,6 +192,7 @@ class ExactPPO(PPO):
         if self.env_steps_sampled <= before:
             raise NoNewEnvSteps(f"Iteration {self.iteration + 1} brought no new environment steps.")
         result["weights_sha256"] = self.weights_digest
+        result.setdefault(FAULT_TOLERANCE_STATS, {}).update(self._groups.counts)
         result.setdefault(TIMERS, {})["iteration"] = self.stopwatch.row()
         return result
 
@@ -319,12 +343,15 @@ class ExactPPO(PPO):
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _make_groups(self, runners: Any) -> EnvGroups:
+    def _make_groups(self, runners: Any, *, elastic: bool) -> EnvGroups:
         return EnvGroups(
             runners,
             strategy=self.strategy,
             tell=self.tell,
             sample_timeout_s=self.config.sample_timeout_s,
+            rules=self.rules,
+            elastic=elastic,
+            lost_exactness=self.lost_exactness,
         )
 
     def _start_groups(

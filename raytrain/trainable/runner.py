@@ -22,12 +22,15 @@ A group's snapshot is one pickled dict (the environments may only be known to pi
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import cloudpickle
 import numpy as np
+import ray
 from ray.rllib.core import (
     COMPONENT_ENV_TO_MODULE_CONNECTOR,
     COMPONENT_MODULE_TO_ENV_CONNECTOR,
@@ -44,7 +47,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from raytrain import _ray
+from raytrain import _ray, _ray_actors
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.trainable.rng import RngStreams, preserved
@@ -53,8 +56,10 @@ from raytrain.trainable.sampling.finished import EpisodeRecorder, finished_row, 
 from raytrain.trainable.sampling.fragments import Progress
 from raytrain.trainable.sampling.sampler import FragmentSampler, Sampled, Wanted
 from raytrain.trainable.snapshots import Snapshotter, Strategy, snapshotter
+from raytrain.trainable.stuck import StuckReporter, word_of
 
 _TRAINING, _EVALUATION = 0, 1
+_WORD_BY = 0.9
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._sampled_at: float | None = None
         self._seconds: dict[str, float] = {}
         self._not_into_arrays: str | None = None
+        self._stuck = StuckReporter(self._leave_word)
+        self._busy_with = self.group
         self._sampler = self._make_sampler(f"{purpose:04x}{self.group:012x}")
 
     def _make_sampler(self, id_prefix: str) -> FragmentSampler | None:
@@ -123,6 +130,19 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             other.module = self.module  # One copy of the weights serves all.
             self._others[group] = other
         return self._others[group]
+
+    def release(self, group: int) -> None:
+        """Forget a group that another actor hosts from now on. The own one stays, for when it returns."""
+        other = self._others.pop(group, None)
+        if other is not None:
+            other.stop()
+
+    def where(self) -> tuple[str, int, str]:
+        """The actor's id, the process id and the host's name: says that this process is there."""
+        return _actor_id(), os.getpid(), socket.gethostname()
+
+    def _leave_word(self, standing: str) -> None:
+        _ray_actors.leave_word(word_of(_actor_id(), self._busy_with), standing)
 
     @override(SingleAgentEnvRunner)
     def stop(self) -> None:
@@ -225,13 +245,22 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         )
 
     def rollout(
-        self, sync: dict[str, Any] | None, *, snapshot: bool, group: int | None = None
+        self,
+        sync: dict[str, Any] | None,
+        *,
+        snapshot: bool,
+        group: int | None = None,
+        patience_s: float | None = None,
     ) -> Rollout:
         """Take over weights and connector state (`sync`, as for `set_state`), sample one fragment,
-        and return it with everything that belongs to it."""
+        and return it with everything that belongs to it. Shortly before `patience_s` has passed, word
+        is left of where the process stands."""
         host = self.hosted(group)
-        if host is not self:
-            return host.rollout(sync, snapshot=snapshot)
+        self._busy_with = host.group
+        with self._stuck.watching(None if patience_s is None else _WORD_BY * patience_s):
+            return host._rollout(sync, snapshot=snapshot)
+
+    def _rollout(self, sync: dict[str, Any] | None, *, snapshot: bool) -> Rollout:
         began = time.perf_counter()
         if sync is not None:
             self.take_over(sync)
@@ -343,3 +372,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
 def _reset_seed(*entropy: int) -> int:
     """A seed for the first reset, far from those of other groups (Gymnasium counts up from it)."""
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _actor_id() -> str:
+    found: str | None = ray.get_runtime_context().get_actor_id()
+    return found or ""

@@ -46,6 +46,7 @@ from raytrain.config import (
 from raytrain.faults import able_to_travel
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.trainable.cadence import Cadence, Progress, StopRule, metric
+from raytrain.trainable.hosts import RunnerRules
 from raytrain.trainable.trial_directory import TrialDirectory
 from raytrain.versions import versions
 
@@ -77,6 +78,7 @@ class TrialPPO(ExactPPO):
         super().__init__(
             prepare(to_algorithm_config(self._config)),
             strategy=str(self._experiment.snapshot["strategy"]),
+            rules=RunnerRules.of(self._config),
             **kwargs,
         )
 
@@ -85,7 +87,12 @@ class TrialPPO(ExactPPO):
     def default_resource_request(cls, config: Any) -> Any:
         sections = {key: value for key, value in dict(config).items() if not key.startswith("__")}
         frame = {"name": "resources", "stop": {"iterations": 1}}
-        algorithm = prepare(to_algorithm_config(config_from_dict({**frame, **sections})))
+        given = config_from_dict({**frame, **sections})
+        algorithm = prepare(to_algorithm_config(given))
+        algorithm.copy(copy_frozen=False).validate()
+        # Reserved is what the trial cannot be without; further env runners take what is left over.
+        reserved, _ = RunnerRules.of(given).actors(algorithm.num_env_runners)
+        algorithm.env_runners(num_env_runners=reserved, rollout_fragment_length="auto")
         return PPO.default_resource_request(algorithm.to_dict())
 
     # -- start -----------------------------------------------------------------------------------
@@ -285,7 +292,11 @@ class TrialPPO(ExactPPO):
     def tell(self, message: str) -> None:
         self._directory.tell("trial", message, iteration=self.iteration)
 
-    @override(PPO)
+    @override(ExactPPO)
+    def lost_exactness(self, why: str) -> None:
+        self._lose_exactness(why, self.iteration + 1)
+
+    @override(ExactPPO)
     def cleanup(self) -> None:
         super().cleanup()
         self._directory.close()
