@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,11 @@ from raytrain.checkpoint import (
 )
 
 
-@pytest.fixture(params=["local", "generic", "memory"])
+@pytest.fixture(params=["local", "generic", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def trial(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return Location.of(f"s3://bucket/{uuid.uuid4().hex}/trial")
     if request.param == "memory":
         return Location.of(f"memory://{tmp_path.name}/trial")
     return place(tmp_path / "trial", request.param == "generic")

@@ -19,7 +19,7 @@ from raytrain.checkpoint.experiment_file import (
     ExperimentFile,
     ExperimentFileError,
 )
-from raytrain.checkpoint.lock import DirectoryLock, Locked
+from raytrain.checkpoint.lock import LEASE_PATIENCE_S, DirectoryLock, Locked
 from raytrain.checkpoint.manifest import (
     FORMAT,
     KINDS,
@@ -31,6 +31,7 @@ from raytrain.checkpoint.manifest import (
     Parent,
 )
 from raytrain.checkpoint.parallel import in_parallel, together
+from raytrain.checkpoint.patience import STORE
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
 from raytrain.checkpoint.retention import RetentionPolicy, prune, surplus
 from raytrain.checkpoint.storage import Location, StorageError, make_directories, storage_errors
@@ -41,7 +42,9 @@ __all__ = [
     "EXPERIMENT_FILE",
     "FORMAT",
     "KINDS",
+    "LEASE_PATIENCE_S",
     "MANIFEST_NAME",
+    "STORE",
     "BestPolicy",
     "Catalogue",
     "CheckpointExists",

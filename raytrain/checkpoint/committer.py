@@ -12,7 +12,8 @@
 
 One job may wait while another runs; `submit` waits only when there would be two. So training waits
 for storage only where checkpoints are due faster than storage takes them, and at most two states are
-held in memory. A job that fails leaves the older checkpoints as they were; it is for the caller to
+held in memory. While the store does not answer at all, training does not wait for it: the job that is
+waiting gives way to the newer one. A job that fails leaves the older checkpoints as they were; it is for the caller to
 look at `outcomes()` and to say so.
 """
 
@@ -31,10 +32,13 @@ from raytrain.checkpoint.catalogue import Catalogue
 from raytrain.checkpoint.commit import Fence, commit, nothing
 from raytrain.checkpoint.manifest import Manifest
 from raytrain.checkpoint.parallel import together
+from raytrain.checkpoint.patience import STORE
 from raytrain.checkpoint.retention import RetentionPolicy, prune
 from raytrain.checkpoint.storage import Location
 from raytrain.checkpoint.swap import commit_replacing, replace
 from raytrain.errors import RaytrainError
+
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,11 @@ class Committer:
 
     def submit(self, job: CommitJob) -> None:
         """Commit `job` after those before it. Waits until no other is waiting."""
-        waiting = [future for future in self._unseen if not future.done()]
-        wait_for(waiting[:-1])
+        while len(ahead := [future for future in self._unseen if not future.done()]) > 1:
+            if STORE.in_trouble and ahead[-1].cancel():
+                self._unseen.remove(ahead[-1])
+            else:
+                wait_for(ahead[:1], _LOOK_EVERY_S)
         self._unseen.append(self._pool.submit(self._run, job))
 
     def drain(self, timeout: float | None = None) -> bool:

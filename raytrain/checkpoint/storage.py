@@ -18,6 +18,7 @@ import errno
 import hashlib
 import os
 import posixpath
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ import pyarrow.fs as pafs
 
 from raytrain.checkpoint.fsspec_store import LeanFSSpecHandler
 from raytrain.checkpoint.parallel import in_parallel
+from raytrain.checkpoint.patience import STORE, patient
 from raytrain.errors import BadInput, RaytrainError
 
 CHUNK = 1 << 20  # bytes per read while copying and hashing
@@ -37,6 +39,10 @@ CHUNK = 1 << 20  # bytes per read while copying and hashing
 # File systems without real directories: making one would cost a request and leave an empty object
 # behind.
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
+
+_CREDENTIALS = re.compile(
+    r"^[^/]*://[^/@]*:[^/@]*@|[?&][^=]*(secret|password|token|key)[^=]*=", re.I
+)
 
 _REMEDY = {
     errno.ENOSPC: "no space is left there: free some, or lower checkpoint.num_to_keep; "
@@ -107,8 +113,9 @@ class Location:
         text = os.fspath(place)
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        refuse_credentials(text)
         try:
-            fs, path = pafs.FileSystem.from_uri(text)
+            fs, path = pafs.FileSystem.from_uri(_with_options(text))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
             return cls._through_fsspec(text, refusal)
         return cls(fs, path.rstrip("/") or "/")
@@ -127,7 +134,7 @@ class Location:
             handler = pafs.PyFileSystem(LeanFSSpecHandler(fs))
             return cls(handler, str(path).rstrip("/") or "/")
         raise BadInput(
-            f"Cannot open the storage {uri!r}: pyarrow says '{refusal}', fsspec says '{problem}'. "
+            f"Cannot open the storage {uri.partition('?')[0]!r}: pyarrow says '{refusal}', fsspec says '{problem}'. "
             "Use a local path, s3://..., gs://..., or install the fsspec package for this scheme."
         )
 
@@ -170,6 +177,7 @@ class Location:
     def is_dir(self) -> bool:
         return bool(self._type() == pafs.FileType.Directory)
 
+    @patient
     def _type(self) -> Any:
         return self.fs.get_file_info(self.path).type
 
@@ -191,6 +199,7 @@ class Location:
         """
         return self._list(recursive=True)
 
+    @patient
     def _list(self, *, recursive: bool) -> dict[str, Listed]:
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         start = self.path.rstrip("/") + "/"
@@ -230,10 +239,12 @@ class Location:
             with self.fs.open_output_stream(self.path, compression=None) as stream:
                 yield stream
 
+    @patient
     def read_bytes(self) -> bytes:
         with self.reader() as stream:
             return bytes(stream.read())
 
+    @patient
     def write_bytes(self, data: bytes) -> None:
         with self.writer() as stream:
             stream.write(data)
@@ -256,6 +267,7 @@ class Location:
             raise
         self.sync()
 
+    @patient
     def make(self) -> None:
         """Make this directory and those above it, where the file system has directories."""
         if self.is_local:
@@ -273,6 +285,7 @@ class Location:
         finally:
             os.close(descriptor)
 
+    @patient
     def delete_file(self) -> None:
         """Does nothing if the file is not there."""
         try:
@@ -283,6 +296,7 @@ class Location:
         except FileNotFoundError:
             pass
 
+    @patient
     def delete_tree(self) -> None:
         """Delete the directory with all in it; does nothing if it is not there."""
         try:
@@ -306,9 +320,23 @@ class Location:
 
     def copy_file(self, target: Location) -> tuple[int, str]:
         """Copy one file, reading it once; its size and SHA-256 as they were read."""
-        with target.writer() as sink:
-            return self.read_into(sink.write)
 
+        def copy() -> tuple[int, str]:
+            with target.writer() as sink:
+                return self._read_into(sink.write)
+
+        if self.is_local and target.is_local:
+            return copy()
+        found: tuple[int, str] = STORE.tried(copy, self if target.is_local else target)
+        return found
+
+    @patient
+    def download(self, path: Path) -> tuple[int, str]:
+        """Copy one file to a scratch place of this machine, unsynced; its size and SHA-256."""
+        with open(path, "wb") as sink:
+            return self._read_into(sink.write)
+
+    @patient
     def duplicate(self, target: Location) -> None:
         """Copy one file within this file system, by the store itself where it can."""
         if self.is_local:
@@ -319,11 +347,12 @@ class Location:
         except NotImplementedError:  # HDFS
             self.copy_file(target)
 
+    @patient
     def digest(self) -> tuple[int, str]:
         """Size and SHA-256 of the file's bytes."""
-        return self.read_into(None)
+        return self._read_into(None)
 
-    def read_into(self, write: Callable[[bytes], Any] | None) -> tuple[int, str]:
+    def _read_into(self, write: Callable[[bytes], Any] | None) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
         with self.reader() as stream:
             while chunk := stream.read(CHUNK):
@@ -345,6 +374,25 @@ class Location:
         else:
             self.copy_tree(target)
             self.delete_tree()
+
+
+def refuse_credentials(uri: str) -> None:
+    """Raise `BadInput` for a URI with a password in it: the path of the storage is written into the
+    experiment's files, and printed."""
+    if _CREDENTIALS.search(uri):
+        scheme = uri.partition("://")[0]
+        raise BadInput(
+            f"The storage path {scheme}://... holds credentials. It is written to storage and to logs, "
+            "so give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS, ...) or by the machine's role; see docs/security.md."
+        )
+
+
+def _with_options(uri: str) -> str:
+    """With it pyarrow writes a small file with one request instead of three."""
+    if not uri.startswith("s3://") or "allow_delayed_open" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def make_directories(root: Location, names: Iterable[str]) -> None:

@@ -20,6 +20,7 @@ from raytrain.checkpoint.manifest import (
     ManifestError,
 )
 from raytrain.checkpoint.parallel import in_parallel
+from raytrain.checkpoint.patience import may_pass
 from raytrain.checkpoint.storage import Location, storage_errors
 
 
@@ -40,8 +41,8 @@ def check(
     known: Manifest | None = None,
 ) -> Checked:
     """Check the checkpoint at `place`; with `contents`, read and hash every file. Damage is
-    reported, not raised. `present`: its files and their sizes, if they have just been listed;
-    `known`: its manifest, if it has been read before and has not changed.
+    reported, not raised; that the store does not answer is. `present`: its files and their sizes, if
+    they have just been listed; `known`: its manifest, if it has been read before and has not changed.
     """
     if present is None:
         present = place.files()
@@ -53,6 +54,8 @@ def check(
     except ManifestError as error:
         return Checked(None, f"{MANIFEST_NAME} unreadable: {error}", size)
     except OSError as error:
+        if _store_is_away(place, error):
+            raise
         return Checked(None, f"{MANIFEST_NAME} unreadable: {error.strerror or error}", size)
     problems = _by_size(present, manifest)
     if contents:
@@ -89,8 +92,7 @@ def _download(place: Location, local_dir: Path) -> Path:
 
     def copy(file: FileEntry) -> str | None:
         try:
-            with open(local_dir / file.path, "wb") as sink:  # a scratch copy: no need to sync it
-                found = (place / file.path).read_into(sink.write)
+            found = (place / file.path).download(local_dir / file.path)
         except FileNotFoundError:
             return f"{file.path}: missing file"
         return _difference(file, *found)
@@ -118,7 +120,15 @@ def _by_contents(place: Location, file: FileEntry) -> str | None:
     try:
         return _difference(file, *(place / file.path).digest())
     except OSError as error:
+        if _store_is_away(place, error):
+            raise
         return f"{file.path}: unreadable: {error.strerror or error}"
+
+
+def _store_is_away(place: Location, error: OSError) -> bool:
+    """A store that does not answer says nothing of the files in it; a local disk that cannot read a
+    file does."""
+    return not place.is_local and may_pass(error)
 
 
 def _difference(file: FileEntry, size: int, sha256: str) -> str | None:

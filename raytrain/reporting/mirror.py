@@ -62,8 +62,7 @@ class RecordsMirror:
     def _fetch(self, name: str) -> None:
         local = self._directory / name
         local.parent.mkdir(parents=True, exist_ok=True)
-        with local.open("wb") as sink:
-            (self._place / name).read_into(sink.write)
+        (self._place / name).download(local)
 
     def _send(self, name: str) -> None:
         Location.of(self._directory / name).copy_file(self._place / name)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.checkpoint import (
+    STORE,
     BestPolicy,
     Catalogue,
     CommitJob,
@@ -88,6 +89,7 @@ class TrialDirectory:
         self.attempt = 0
         self.last_saved: Manifest | None = None
         self.last_saved_name = ""
+        self._iteration = 0
         self._catalogue = Catalogue(location)
         self._lock = DirectoryLock(location, wait=_LOCK_PATIENCE_S)
         self._committer = Committer(location, retention=retention, best=best, fence=self._fence)
@@ -100,6 +102,7 @@ class TrialDirectory:
         self._events: EventLog | None = None
         self._messages: list[str] = []
         self.failures = FailureMemory(location)
+        STORE.listen(self._tell_of_storage)
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -159,7 +162,7 @@ class TrialDirectory:
         warning = self._records.append(row)
         if warning:
             self._messages.append(warning)
-        iteration = int(row["training_iteration"])
+        iteration = self._iteration = int(row["training_iteration"])
         self._episodes.append(_finished(iteration, timestep, each) for each in episodes)
 
     def tell(self, kind: str, message: str, *, iteration: int) -> None:
@@ -167,6 +170,14 @@ class TrialDirectory:
         self._messages.append(message)
         if self._events is not None:
             self._events.write(kind, message, attempt=self.attempt, iteration=iteration)
+
+    def _tell_of_storage(self, message: str) -> None:
+        iteration = self._iteration
+        if STORE.in_trouble:
+            message += (
+                " Training goes on; of checkpoints that become due meanwhile the newest is written."
+            )
+        self.tell("storage", message, iteration=iteration)
 
     def take_messages(self) -> list[str]:
         """Sentences for a person since the last call."""
