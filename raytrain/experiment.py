@@ -18,15 +18,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain.checkpoint import (
+    LEASE_PATIENCE_S,
+    STORE,
     Catalogue,
     DirectoryLock,
     Entry,
     ExperimentFile,
     ExperimentFileError,
     Location,
+    StorageError,
     trials,
 )
 from raytrain.checkpoint.storage import storage_errors
@@ -47,6 +50,9 @@ from raytrain.faults import InterruptedEarly, Interrupts
 from raytrain.reporting import ConsoleReporter
 from raytrain.trainable.cadence import Progress, StopRule
 from raytrain.versions import versions
+
+if TYPE_CHECKING:
+    from raytrain.watch import Watch
 
 Say = Callable[[str], None]
 
@@ -87,12 +93,18 @@ def train(
         StorageError: the storage cannot be read or written.
     """
     reporter = reporter or ConsoleReporter()
+
+    def say(text: str) -> None:
+        reporter.event("raytrain", "warning", text)
+
     with Interrupts() as interrupts:
         try:
             place = Location.of(config.storage_path) / config.name
             if fresh:
                 _set_aside(place, lambda text: reporter.event("raytrain", "info", text))
-            with DirectoryLock(place):
+            STORE.listen(say)
+            # The lease of a run that died elsewhere takes a minute to go stale.
+            with DirectoryLock(place, wait=0 if place.is_local else LEASE_PATIENCE_S, tell=say):
                 outcome = _train(
                     config, place, reporter, interrupts, address=address, command=command
                 )
@@ -190,7 +202,15 @@ def _train(
             say(
                 f"{lost}. Ray is started again; each trial goes on from its newest good checkpoint."
             )
-    after = finished_trials(config, place)
+    try:
+        after = finished_trials(config, place)
+    except StorageError as error:
+        return Outcome(
+            1,
+            str(place),
+            f"{config.name} ended, and how cannot be read from storage: {error}{_failures(watch)}\nWhat was "
+            f"committed is safe in {place}. When the storage answers, continue with: {command}",
+        )
     if interrupts.received is not None:
         return Outcome(
             interrupts.exit_code,
@@ -199,17 +219,20 @@ def _train(
             tuple(after),
         )
     if len(after) < num_trials(config):
-        failed = "".join(f"\n  {name}: {why}" for name, why in watch.errors.items())
         return Outcome(
             1,
             str(place),
             f"{num_trials(config) - len(after)} of {num_trials(config)} trial(s) of {config.name} did "
-            f"not finish:{failed}\nWhat was committed is safe in {place}. When the cause is mended, "
+            f"not finish:{_failures(watch)}\nWhat was committed is safe in {place}. When the cause is mended, "
             f"continue with: {command}",
             tuple(after),
         )
     ranked = sorted(after, key=lambda name: _rank(after[name], config), reverse=True)
     return Outcome(0, str(place), f"{config.name} finished: {_summary(after)}.", tuple(ranked))
+
+
+def _failures(watch: Watch) -> str:
+    return "".join(f"\n  {name}: {why}" for name, why in watch.errors.items())
 
 
 def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:

@@ -19,7 +19,7 @@ from raytrain.checkpoint.experiment_file import (
     ExperimentFile,
     ExperimentFileError,
 )
-from raytrain.checkpoint.lock import DirectoryLock, Locked
+from raytrain.checkpoint.lock import LEASE_PATIENCE_S, DirectoryLock, Locked
 from raytrain.checkpoint.manifest import (
     FORMAT,
     KINDS,
@@ -30,9 +30,11 @@ from raytrain.checkpoint.manifest import (
     ManifestError,
     Parent,
 )
+from raytrain.checkpoint.parallel import in_parallel, together
+from raytrain.checkpoint.patience import STORE
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
 from raytrain.checkpoint.retention import RetentionPolicy, prune, surplus
-from raytrain.checkpoint.storage import Location, StorageError, storage_errors
+from raytrain.checkpoint.storage import Location, StorageError, make_directories, storage_errors
 from raytrain.checkpoint.swap import commit_replacing, repair_swaps, replace, sweep
 from raytrain.checkpoint.verify import check, fetch
 
@@ -40,7 +42,9 @@ __all__ = [
     "EXPERIMENT_FILE",
     "FORMAT",
     "KINDS",
+    "LEASE_PATIENCE_S",
     "MANIFEST_NAME",
+    "STORE",
     "BestPolicy",
     "Catalogue",
     "CheckpointExists",
@@ -68,7 +72,9 @@ __all__ = [
     "commit_replacing",
     "fetch",
     "file_sha256",
+    "in_parallel",
     "is_trial",
+    "make_directories",
     "prune",
     "read_manifest",
     "remove_checkpoint",
@@ -78,6 +84,7 @@ __all__ = [
     "storage_errors",
     "surplus",
     "sweep",
+    "together",
     "trials",
     "weights_sha256",
 ]

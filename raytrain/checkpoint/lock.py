@@ -27,6 +27,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from types import TracebackType
@@ -38,6 +39,7 @@ from raytrain.errors import RaytrainError
 LOCK_NAME = ".raytrain.lock"
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
+LEASE_PATIENCE_S = 75.0  # until the lease of a holder that died is stale
 SETTLE_SECONDS = 1.0  # longer than two takers' writes can overlap by
 _POLL_SECONDS = 0.2
 _NO_FLOCK = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -57,12 +59,20 @@ class Times:
 
 class DirectoryLock:
     """`with DirectoryLock(place, wait=30): ...` Raises `Locked` if another holds it for `wait` more
-    seconds.
+    seconds; `tell` hears of it once when there is something to wait for.
     """
 
-    def __init__(self, place: Location, *, wait: float = 0.0, times: Times | None = None) -> None:
+    def __init__(
+        self,
+        place: Location,
+        *,
+        wait: float = 0.0,
+        times: Times | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self._place = place
         self._wait = wait
+        self._tell = tell
         self._times = times or Times()
         self._held: _Flock | _Lease | None = None
 
@@ -80,6 +90,7 @@ class DirectoryLock:
 
     def acquire(self) -> None:
         deadline = self._times.now() + self._wait
+        told = False
         with storage_errors("Locking the directory", self._place):
             self._place.make()
             while True:
@@ -88,6 +99,11 @@ class DirectoryLock:
                     return
                 if self._times.now() >= deadline:
                     raise Locked(self._who())
+                if not told:
+                    told = True
+                    self._tell(
+                        f"{self._holder()}. Waiting {self._wait:.0f} s at most for it to end."
+                    )
                 self._times.sleep(_POLL_SECONDS)
 
     def check(self) -> None:
@@ -116,13 +132,14 @@ class DirectoryLock:
         return _Lease.take(self._place, self._times)
 
     def _who(self) -> str:
+        return (
+            f"{self._holder()}. Wait for it to end, or stop it, then give the same command again."
+        )
+
+    def _holder(self) -> str:
         holder = _read(self._place)
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-        since = holder.get("started", "an unknown time")
-        return (
-            f"{self._place} is being written by {who} since {since}. "
-            "Wait for it to end, or stop it, then give the same command again."
-        )
+        return f"{self._place} is being written by {who} since {holder.get('started', 'an unknown time')}"
 
 
 class _Flock:
@@ -201,8 +218,10 @@ class _Lease:
     def release(self) -> None:
         self._stop.set()
         self._thread.join()
-        if self.still_held():
-            (self._place / LOCK_NAME).delete_file()
+        # Where the store does not answer, the lease goes stale by itself.
+        with suppress(OSError):
+            if self.still_held():
+                (self._place / LOCK_NAME).delete_file()
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.checkpoint import (
+    STORE,
     BestPolicy,
     Catalogue,
     CommitJob,
@@ -34,6 +35,7 @@ from raytrain.checkpoint import (
     StorageError,
     fetch,
     storage_errors,
+    together,
 )
 from raytrain.errors import RaytrainError
 from raytrain.faults.failures import FailureMemory
@@ -87,6 +89,7 @@ class TrialDirectory:
         self.attempt = 0
         self.last_saved: Manifest | None = None
         self.last_saved_name = ""
+        self._iteration = 0
         self._catalogue = Catalogue(location)
         self._lock = DirectoryLock(location, wait=_LOCK_PATIENCE_S)
         self._committer = Committer(location, retention=retention, best=best, fence=self._fence)
@@ -99,6 +102,7 @@ class TrialDirectory:
         self._events: EventLog | None = None
         self._messages: list[str] = []
         self.failures = FailureMemory(location)
+        STORE.listen(self._tell_of_storage)
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -142,7 +146,7 @@ class TrialDirectory:
         else:
             directory = self._scratch_directory() / "records"
             directory.mkdir(exist_ok=True)
-            self._mirror = RecordsMirror(directory, self.location.fs, self.location.path)
+            self._mirror = RecordsMirror(directory, self.location)
             self._mirror.download()
         self._records = TrialRecords(directory, resume_from, starts_after=starts_after)
         self._episodes = EpisodeHistory(directory, resume_from, next_episode)
@@ -158,7 +162,7 @@ class TrialDirectory:
         warning = self._records.append(row)
         if warning:
             self._messages.append(warning)
-        iteration = int(row["training_iteration"])
+        iteration = self._iteration = int(row["training_iteration"])
         self._episodes.append(_finished(iteration, timestep, each) for each in episodes)
 
     def tell(self, kind: str, message: str, *, iteration: int) -> None:
@@ -166,6 +170,14 @@ class TrialDirectory:
         self._messages.append(message)
         if self._events is not None:
             self._events.write(kind, message, attempt=self.attempt, iteration=iteration)
+
+    def _tell_of_storage(self, message: str) -> None:
+        iteration = self._iteration
+        if STORE.in_trouble:
+            message += (
+                " Training goes on; of checkpoints that become due meanwhile the newest is written."
+            )
+        self.tell("storage", message, iteration=iteration)
 
     def take_messages(self) -> list[str]:
         """Sentences for a person since the last call."""
@@ -181,9 +193,16 @@ class TrialDirectory:
             with storage_errors(f"Writing the files of {name}", Location.of(staging)):
                 staging.mkdir(parents=True)
                 write(staging)
-            self._make_records_durable(manifest)
 
-        self._committer.submit(CommitJob(staging, name, manifest, prepare=prepare))
+        self._committer.submit(
+            CommitJob(
+                staging,
+                name,
+                manifest,
+                prepare=prepare,
+                before_manifest=lambda: self._make_records_durable(manifest),
+            )
+        )
 
     def poll(self, *, wait: bool = False) -> list[CommitOutcome]:
         """Commits that ended since the last call; with `wait`, after the one in flight.
@@ -258,8 +277,13 @@ class TrialDirectory:
         )
 
     def _fence(self) -> None:
-        self._lock.check()
-        if self._last_attempt() != self.attempt:
+        attempts: list[int] = []
+        together(
+            self._lock.check,
+            lambda: attempts.append(self._last_attempt()),
+            serial=self.location.is_local,
+        )
+        if attempts != [self.attempt]:
             raise Superseded(
                 f"Another process has taken over {self.location}; this one (attempt {self.attempt}) "
                 "writes nothing more."
