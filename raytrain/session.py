@@ -12,6 +12,8 @@ import os
 import signal
 import socket
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,9 @@ import psutil
 import ray
 
 from raytrain import _ray
+from raytrain._ray_cluster import in_a_job
 from raytrain.checkpoint import Location
+from raytrain.cluster import needs_files, pack
 from raytrain.config import ExperimentConfig, num_trials, param_space
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import Interrupts
@@ -54,9 +58,10 @@ class Session:
         self, config: ExperimentConfig, *, address: str | None, interrupts: Interrupts
     ) -> None:
         self._config = config
-        self._address = address
+        self._address = cluster_address(address)
         self._interrupts = interrupts
         self._started = False
+        self._stack = ExitStack()
         self._services: list[tuple[psutil.Process, str]] = []
         self._lost: RayLost | None = None
 
@@ -79,6 +84,7 @@ class Session:
     ) -> None:
         if self._started:
             ray.shutdown()
+        self._stack.close()
 
     def run(self, place: Location, reporter: ConsoleReporter, *, finished: int) -> Watch:
         """Run all trials that are not done. Returns what was seen of them."""
@@ -121,8 +127,10 @@ class Session:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is not None:
             options["address"] = self._address
-            if ":" in self._config.environment.env and self._config.import_path:
-                options["runtime_env"] = {"working_dir": self._config.import_path}
+            if needs_files(self._config) and not in_a_job():
+                archive = Path(self._stack.enter_context(TemporaryDirectory()), "run.zip")
+                pack(self._config, archive)
+                options["runtime_env"] = {"working_dir": str(archive)}
         else:
             options["include_dashboard"] = False
             options["num_cpus"] = self._logical_cpus()
@@ -162,6 +170,19 @@ class Session:
     def _space(self) -> dict[str, Any]:
         first_trial = self._config.model_copy(update={"search": ()})
         return {**param_space(first_trial), "import_path": self._config.import_path}
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The cluster to use: `--address`, or RAY_ADDRESS, as Ray itself has it (a job's driver finds its
+    cluster there). None starts a local instance."""
+    found = address or os.environ.get("RAY_ADDRESS") or "local"
+    if found.startswith(("http://", "https://")):
+        raise BadInput(
+            f"{found} is where a cluster takes jobs. Use `raytrain submit CONFIG --address {found}`; "
+            "`raytrain train` wants the address of Ray itself, such as HOST:6379 (--address, or "
+            "RAY_ADDRESS in the environment)."
+        )
+    return None if found == "local" else found
 
 
 def cpus_at_most(config: ExperimentConfig) -> float:
