@@ -173,7 +173,7 @@ def train(
     A value is YAML. The keys are those of the file, with dots: see docs/config.md. A run that
     continues must be the same run, but for `stop`, `checkpoint`, `failure` and `resources`.
     """
-    from raytrain.cluster import submitted
+    from raytrain.cluster.packing import submitted
     from raytrain.config import load_config
     from raytrain.experiment import command_for
     from raytrain.experiment import train as run

@@ -23,7 +23,9 @@ import ray
 from raytrain import _ray
 from raytrain._ray_cluster import in_a_job
 from raytrain.checkpoint import Location
-from raytrain.cluster import needs_files, pack
+from raytrain.cluster.newcomers import Newcomers
+from raytrain.cluster.packing import needs_files, pack
+from raytrain.cluster.preflight import alive_nodes, preflight
 from raytrain.config import ExperimentConfig, num_trials, param_space
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import Interrupts
@@ -82,12 +84,20 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stack.close()
         if self._started:
             ray.shutdown()
-        self._stack.close()
 
     def run(self, place: Location, reporter: ConsoleReporter, *, finished: int) -> Watch:
-        """Run all trials that are not done. Returns what was seen of them."""
+        """Run all trials that are not done. Returns what was seen of them.
+
+        Raises:
+            ClusterNotReady: a node of the cluster cannot take part.
+        """
+        newcomers = None
+        if self._address is not None or (not self._services and len(alive_nodes()) > 1):
+            preflight(self._config.storage_path)
+            newcomers = self._stack.enter_context(Newcomers(self._config.storage_path))
         # Seconds of imports, while the workers do theirs.
         from raytrain.trainable.trial import TrialPPO
         from raytrain.tuner import build_tuner
@@ -95,7 +105,13 @@ class Session:
 
         _keep_loggers_quiet()
         TrialPPO.default_resource_request(self._space())  # Refuses what RLlib will not take.
-        watch = Watch(self._config, reporter, self._interrupts, check=self._check_ray)
+
+        def check() -> None:
+            self._check_ray()
+            for problem in newcomers.told() if newcomers is not None else ():
+                reporter.event("raytrain", "warning", problem)
+
+        watch = Watch(self._config, reporter, self._interrupts, check=check)
         tuner, said = build_tuner(self._config, place, watch, finished=finished)
         if said is not None:
             reporter.event("raytrain", "warning", said)

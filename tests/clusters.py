@@ -35,6 +35,7 @@ def environment(**extra: str) -> dict[str, str]:
         PATH=path,
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), above])),
         RAY_USAGE_STATS_ENABLED="0",
+        RAY_raylet_start_wait_time_s="120",  # 30 s is not enough for a machine that is busy.
         **NO_TOKEN,
     )
     return {**plain, **extra}
@@ -101,7 +102,7 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         try:
-            until(self._answers, 90, lambda: self.log("head"))
+            until(self._answers, 150, lambda: self.log("head"))
         except BaseException:
             self.close()
             raise
@@ -134,8 +135,10 @@ class Cluster:
         return node
 
     def _answers(self) -> bool:
+        if "Ray runtime started" not in self.log("head"):
+            assert self.head.process.poll() is None, self.log("head")
+            return False
         try:
-            # Jobs need the agent of the head's node, which is up last.
             urllib.request.urlopen(f"{self.jobs}/api/version", timeout=5).close()
         except urllib.error.HTTPError:
             return True  # It wants a token.
