@@ -50,6 +50,15 @@ app = typer.Typer(
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key; may be given often."),
+]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Another name, so another run.")]
+StoragePath = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Where results go: a path or a URI.")
+]
 Directory = Annotated[
     str, typer.Argument(metavar="EXPERIMENT_DIR", help="The experiment's directory.")
 ]
@@ -143,20 +152,11 @@ def _print_json(document: Any) -> None:
 
 @_command
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")],
+    config: Config,
     *,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Another value for a key; may be given often."
-        ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Another name, so another run.")
-    ] = None,
-    storage_path: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Where results go: a path or a URI.")
-    ] = None,
+    set_: Set = None,
+    name: Name = None,
+    storage_path: StoragePath = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set the run's old directory aside and begin again.")
     ] = False,
@@ -173,6 +173,7 @@ def train(
     A value is YAML. The keys are those of the file, with dots: see docs/config.md. A run that
     continues must be the same run, but for `stop`, `checkpoint`, `failure` and `resources`.
     """
+    from raytrain.cluster.packing import submitted
     from raytrain.config import load_config
     from raytrain.experiment import command_for
     from raytrain.experiment import train as run
@@ -185,7 +186,52 @@ def train(
         ("--address", address),
     ):
         again += [option, value] if value is not None else []
-    _end(run(loaded, fresh=fresh, address=address, command=command_for("train", config, again)))
+    command = submitted(config) or command_for("train", config, again)
+    _end(run(loaded, fresh=fresh, address=address, command=command))
+
+
+@_command
+def submit(
+    config: Config,
+    *,
+    address: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="The cluster's dashboard, such as http://HOST:8265.",
+        ),
+    ],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the log, and end with the run's exit code.")
+    ] = False,
+    set_: Set = None,
+    name: Name = None,
+    storage_path: StoragePath = None,
+) -> None:
+    """Run it on a cluster, as a Ray job.
+
+    \b
+      raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs
+      raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs --wait
+
+    The same command again is the same run: it follows the job that runs, says that the run has
+    finished, or starts it again where it stopped. Exit codes with --wait are those of `raytrain
+    train`; Ctrl-C stops only the following. See docs/jobs.md.
+    """
+    from raytrain.cluster.submitting import submit_and_follow
+    from raytrain.config import load_config
+
+    # The environment need not be installed on the machine that submits.
+    loaded = load_config(
+        config, overrides=set_ or (), name=name, storage_path=storage_path, check_env=False
+    )
+    raise typer.Exit(submit_and_follow(loaded, address, wait=wait, say=_say, write=_write_log))
+
+
+def _write_log(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 @_command

@@ -13,6 +13,8 @@ import os
 import signal
 import socket
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,11 @@ import psutil
 import ray
 
 from raytrain import _ray
+from raytrain._ray_cluster import in_a_job
 from raytrain.checkpoint import Location
+from raytrain.cluster.newcomers import Newcomers
+from raytrain.cluster.packing import needs_files, pack
+from raytrain.cluster.preflight import alive_nodes, preflight
 from raytrain.config import ExperimentConfig, num_trials, param_space
 from raytrain.config.sections import EnvRunners
 from raytrain.errors import BadInput, RaytrainError
@@ -56,9 +62,10 @@ class Session:
         self, config: ExperimentConfig, *, address: str | None, interrupts: Interrupts
     ) -> None:
         self._config = config
-        self._address = address
+        self._address = cluster_address(address)
         self._interrupts = interrupts
         self._started = False
+        self._stack = ExitStack()
         self._services: list[tuple[psutil.Process, str]] = []
         self._lost: RayLost | None = None
 
@@ -79,11 +86,20 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stack.close()
         if self._started:
             ray.shutdown()
 
     def run(self, place: Location, reporter: ConsoleReporter, *, finished: int) -> Watch:
-        """Run all trials that are not done. Returns what was seen of them."""
+        """Run all trials that are not done. Returns what was seen of them.
+
+        Raises:
+            ClusterNotReady: a node of the cluster cannot take part.
+        """
+        newcomers = None
+        if self._address is not None or (not self._services and len(alive_nodes()) > 1):
+            preflight(self._config.storage_path)
+            newcomers = self._stack.enter_context(Newcomers(self._config.storage_path))
         # Seconds of imports, while the workers do theirs.
         from raytrain.trainable.trial import TrialPPO
         from raytrain.tuner import build_tuner
@@ -91,7 +107,13 @@ class Session:
 
         _keep_loggers_quiet()
         TrialPPO.default_resource_request(self._space())  # Refuses what RLlib will not take.
-        watch = Watch(self._config, reporter, self._interrupts, check=self._check_ray)
+
+        def check() -> None:
+            self._check_ray()
+            for problem in newcomers.told() if newcomers is not None else ():
+                reporter.event("raytrain", "warning", problem)
+
+        watch = Watch(self._config, reporter, self._interrupts, check=check)
         tuner, said = build_tuner(self._config, place, watch, finished=finished)
         if said is not None:
             reporter.event("raytrain", "warning", said)
@@ -123,8 +145,10 @@ class Session:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is not None:
             options["address"] = self._address
-            if ":" in self._config.environment.env and self._config.import_path:
-                options["runtime_env"] = {"working_dir": self._config.import_path}
+            if needs_files(self._config) and not in_a_job():
+                archive = Path(self._stack.enter_context(TemporaryDirectory()), "run.zip")
+                pack(self._config, archive)
+                options["runtime_env"] = {"working_dir": str(archive)}
         else:
             # Never a cluster that somebody else has running on this machine.
             options["address"] = "local"
@@ -175,6 +199,19 @@ def most_actors(runners: EnvRunners) -> int:
     """How many env runner actors a trial has if the cluster has room for all."""
     groups = runners.num_env_runners
     return groups if runners.max_actors is None else min(groups, runners.max_actors)
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The cluster to use: `--address`, or RAY_ADDRESS, as Ray itself has it (a job's driver finds its
+    cluster there). None starts a local instance."""
+    found = address or os.environ.get("RAY_ADDRESS") or "local"
+    if found.startswith(("http://", "https://")):
+        raise BadInput(
+            f"{found} is where a cluster takes jobs. Use `raytrain submit CONFIG --address {found}`; "
+            "`raytrain train` wants the address of Ray itself, such as HOST:6379 (--address, or "
+            "RAY_ADDRESS in the environment)."
+        )
+    return None if found == "local" else found
 
 
 def cpus_at_most(config: ExperimentConfig) -> float:
