@@ -427,9 +427,13 @@ def last_error(trial: Trial) -> BaseException | None:
     return _last_errors.get(trial.trial_id)
 
 
-def decide_retries(may_retry: Callable[[BaseException | None], bool]) -> None:
-    """Ask `may_retry(error)` before Tune retries a failed trial. Tune itself only counts: an error
-    that comes back at the same iteration would use up every retry."""
+def decide_retries(
+    may_retry: Callable[[BaseException | None], bool],
+    counts: Callable[[Trial, BaseException | None], bool],
+) -> None:
+    """Ask `may_retry(error)` before Tune retries a failed trial, and `counts(trial, error)` whether it
+    is one of the failures that `max_failures` limits. Tune itself only counts: an error that comes
+    back at the same iteration would use up every retry, and so would nodes that come and go."""
     from ray.tune.experiment import Trial
 
     if not hasattr(Trial, "_raytrain_should_recover"):
@@ -438,7 +442,10 @@ def decide_retries(may_retry: Callable[[BaseException | None], bool]) -> None:
 
     def handle_error(trial: Trial, exc: BaseException | None = None) -> None:
         _last_errors[trial.trial_id] = exc
+        before = trial.run_metadata.num_failures
         trial._raytrain_handle_error(exc)
+        if not counts(trial, exc):
+            trial.run_metadata.num_failures = before
 
     def should_recover(trial: Trial) -> bool:
         by_count: bool = trial._raytrain_should_recover()
@@ -483,9 +490,12 @@ def training_result(path: str, filesystem: Any, metrics: dict[str, Any]) -> Any:
     return _TrainingResult(checkpoint=Checkpoint(path, filesystem), metrics=metrics)
 
 
-def set_run_config(tuner: Any, *, callbacks: list[Any], failure_config: Any) -> None:
-    """Give a restored Tuner the callbacks and the failure policy of this start: it comes back with
-    unpickled copies of those of its first start."""
+def set_run_config(
+    tuner: Any, *, callbacks: list[Any], failure_config: Any, scheduler: Any
+) -> None:
+    """Give a restored Tuner the callbacks, the failure policy and the scheduler of this start: it comes
+    back with unpickled copies of those of its first start."""
+    tuner._local_tuner._tune_config.scheduler = scheduler
     run_config = tuner._local_tuner.get_run_config()
     run_config.callbacks = callbacks
     run_config.failure_config = failure_config

@@ -112,7 +112,7 @@ class Node:
 
     def inside(self, *command: str) -> list[str]:
         """A command line that runs `command` on this node."""
-        return ["nsenter", "-t", str(self.pid), *"-n -u -p -m -i".split(), "--", *command]
+        return ["nsenter", "-t", str(self.pid), *["-n", "-u", "-p", "-m", "-i"], "--", *command]
 
 
 class Driver(Run):
@@ -227,7 +227,16 @@ class Cluster:
             "--disable-usage-stats"
         )
         log = self._files / f"{name}.log"
-        unshared = "unshare --uts --ipc --pid --fork --kill-child --mount --mount-proc".split()
+        unshared = [
+            "unshare",
+            "--uts",
+            "--ipc",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount",
+            "--mount-proc",
+        ]
         with log.open("ab") as output:
             starter = subprocess.Popen(
                 ["ip", "netns", "exec", namespace, *unshared, "bash", "-c", script],

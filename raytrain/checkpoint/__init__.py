@@ -9,6 +9,7 @@ from raytrain.checkpoint.commit import (
     CheckpointExists,
     DamagedCheckpoint,
     commit,
+    move_checkpoint,
     read_manifest,
     remove_checkpoint,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "fetch",
     "file_sha256",
     "is_trial",
+    "move_checkpoint",
     "prune",
     "read_manifest",
     "remove_checkpoint",

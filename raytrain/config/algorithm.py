@@ -51,7 +51,7 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     algorithm.rl_module(model_config=config.rl_module.model.model_dump())
     algorithm.evaluation(**_evaluation(config))
     algorithm.fault_tolerance(
-        **config.fault_tolerance.model_dump(),
+        **config.fault_tolerance.model_dump(include={"max_num_env_runner_restarts"}),
         # So long sleeps an evaluation runner whose environment raised, before it ends (RLlib: 60).
         delay_between_env_runner_restarts_s=1.0,
     )

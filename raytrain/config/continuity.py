@@ -1,7 +1,8 @@
 """Whether a config continues a run, and what it changes.
 
-may differ freely          stop, checkpoint, failure, resources, name, storage_path, import_path,
-                           tune.max_concurrent_trials, debugging.log_level
+may differ freely          stop, checkpoint, failure, preemption, resources, name, storage_path,
+                           import_path, tune.max_concurrent_trials, fault_tolerance.hang_*,
+                           debugging.log_level
 may differ, exactness ends the number of env groups, of environments in a group, of learners
 may not differ             everything else
 """
@@ -29,6 +30,9 @@ _MAY_DIFFER = frozenset(
         "storage_path",
         "import_path",
         "tune.max_concurrent_trials",
+        "fault_tolerance.hang_factor",
+        "fault_tolerance.hang_floor_s",
+        "preemption",
         "debugging.log_level",
     }
 )

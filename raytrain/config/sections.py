@@ -207,6 +207,15 @@ class FaultTolerance(Section):
     max_num_env_runner_restarts: Count = Field(
         default=1000, description="Restarts of one env runner before the trial fails."
     )
+    hang_factor: Annotated[float, Field(gt=1)] = Field(
+        default=10.0,
+        description="A part of an iteration that takes this many times its running median hangs "
+        "(raytrain's own key, as the next).",
+    )
+    hang_floor_s: AboveZero = Field(
+        default=120.0,
+        description="Seconds that any part may take; ten times as many when it runs for the first time.",
+    )
 
 
 class Debugging(Section):

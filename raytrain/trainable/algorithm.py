@@ -21,6 +21,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from raytrain import _ray
+from raytrain import _ray, _ray_cluster
 from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
@@ -123,11 +124,33 @@ class ExactPPO(PPO):
     def tell(self, message: str) -> None:
         """Called with one plain sentence for each loss and recovery inside the algorithm."""
 
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Entered for each part of an iteration that waits for other processes: `sample`, `update`,
+        `weights`, `save`."""
+        return nullcontext()
+
+    def remote_actors(self) -> dict[str, Any]:
+        """The trial's other processes, by what a person calls them. Safe to call in any thread."""
+        found = {}
+        group = getattr(self, "learner_group", None)
+        for rank, actor in enumerate(_ray_cluster.learner_actors(group) if group else []):
+            found[f"learner {rank}"] = actor
+        for what, runners in (
+            ("env runner", getattr(self, "env_runner_group", None)),
+            ("evaluation runner", getattr(self, "eval_env_runner_group", None)),
+        ):
+            for index, actor in _ray.runner_actors(runners).items() if runners else ():
+                found[f"{what} {index}"] = actor
+        return found
+
     # -- one iteration ---------------------------------------------------------------------------
 
     @override(PPO)
     def training_step(self) -> None:
-        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+        with (
+            self.phase("sample"),
+            self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)),
+        ):
             began = time.perf_counter()
             collected = self._groups.sample(self.config.total_train_batch_size)
             self.stopwatch.split_sampling(time.perf_counter() - began, collected.seconds)
@@ -136,6 +159,7 @@ class ExactPPO(PPO):
         steps_sampled = self.env_steps_sampled
 
         with (
+            self.phase("update"),
             self.stopwatch.measure("update"),
             self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)),
         ):
@@ -154,6 +178,7 @@ class ExactPPO(PPO):
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
 
         with (
+            self.phase("weights"),
             self.stopwatch.measure("weights"),
             self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)),
         ):

@@ -1,0 +1,61 @@
+"""What touches private names of Ray and concerns nodes; the rest is in `_ray.py`, in the same style.
+
+Written against Ray 2.60; `tests/test_ray_private_cluster.py` fails when Ray changes one of these.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+def draining_nodes() -> dict[str, float | None]:
+    """Nodes that are asked to give up their work: id -> when they end (seconds since 1970), or None
+    for no deadline. `ray.nodes()` shows a draining node as any other."""
+    from ray._private.state import state
+
+    return {
+        node: deadline_ms / 1000 if deadline_ms else None
+        for node, deadline_ms in state.get_draining_nodes().items()
+    }
+
+
+def drain_node(node_id: str, why: str, seconds: float) -> str | None:
+    """Have the cluster treat a node as one that ends in `seconds`; why it was refused, or None. The
+    command `ray drain-node` does no more, and there is no public function."""
+    from ray._private.worker import global_worker
+    from ray.core.generated import autoscaler_pb2
+
+    accepted, refusal = global_worker.gcs_client.drain_node(
+        node_id,
+        autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
+        why,
+        int((time.time() + seconds) * 1000),
+    )
+    return None if accepted else str(refusal)
+
+
+def actor_node(actor_id: str) -> str | None:
+    """The node on which an actor lives, or died; None if it never had one. An error of Ray's names
+    the actor, and not always the node."""
+    from ray._private.state import actors
+
+    found: dict[str, Any] = actors(actor_id=actor_id)
+    node = found.get("Address", {}).get("NodeID", "")
+    return node or None
+
+
+def actor_id(actor: Any) -> str:
+    """The id of an actor in hex, as errors and `actor_node` have it."""
+    text: str = actor._actor_id.hex()
+    return text
+
+
+def learner_actors(learner_group: Any) -> list[Any]:
+    """The remote learners of a group in rank order; none if it learns in the trial's own process."""
+    return list(learner_group._workers or ())
+
+
+def trial_resources(trial: Any) -> list[dict[str, float]]:
+    """What a trial asks for: one mapping for each of its processes."""
+    return [dict(bundle) for bundle in trial.placement_group_factory.bundles]
