@@ -356,21 +356,40 @@ def lean_instance(workers: int) -> Iterator[None]:
         node.Node.start_api_server = start_server
 
 
-@contextmanager
-def worker_environment(preload: str | None) -> Iterator[None]:
-    """Within, the environment variables for the processes of a local instance are set. `preload`: a
-    module that idle workers import before there is work for them."""
+def worker_variables(preload: str | None) -> dict[str, str]:
+    """Environment variables of worker processes. `preload`: a module that they import before there is
+    work for them, if any."""
     # RLlib asks for these frameworks wherever it is imported, and PPO on Torch uses none of them.
     wanted = {"RLLIB_TEST_NO_TF_IMPORT": "1", "RLLIB_TEST_NO_JAX_IMPORT": "1"}
     # What Tune sets for its trials by a runtime environment (see `trials_use_idle_workers`).
     wanted["PL_DISABLE_FORK"] = "1"
-    # Once a trial's CPUs are reserved, Ray ends every worker that has been idle for a second (its
-    # default), and these are the ones that the trial is about to need.
-    wanted["RAY_idle_worker_killing_time_threshold_ms"] = "60000"
+    wanted["RAY_CHDIR_TO_TRIAL_DIR"] = os.environ.get("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if preload is not None:
-        wanted["RAY_preload_python_modules"] = preload
         # Torch reads this when it is imported; Ray would set it (to the actor's CPUs) only later.
         wanted["OMP_NUM_THREADS"] = "1"
+    return wanted
+
+
+SECRETS_OF_TUNE = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+)
+"""Variables that Tune hands from the driver to the processes of its trials, and to no others
+(`ray.tune.execution.class_cache`)."""
+
+
+@contextmanager
+def worker_environment(preload: str | None) -> Iterator[None]:
+    """Within, the environment variables for the processes of a local instance are set. `preload`: a
+    module that idle workers import before there is work for them."""
+    wanted = worker_variables(preload)
+    # Ray ends workers that have been idle for a second (its default) once a trial's CPUs are
+    # reserved: those that the trial is about to need, and the spare ones.
+    wanted["RAY_idle_worker_killing_time_threshold_ms"] = "86400000"
+    if preload is not None:
+        wanted["RAY_preload_python_modules"] = preload
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -383,8 +402,8 @@ def worker_environment(preload: str | None) -> Iterator[None]:
 @contextmanager
 def trials_use_idle_workers() -> Iterator[None]:
     """Within, Tune starts its trials without a runtime environment, so that they (and the actors that
-    they start) are given to workers that run already. For a local instance, whose processes have
-    the driver's environment variables: Tune copies no others."""
+    they start) are given to workers that run already. What Tune would set there is in the environment
+    of all of the job's workers (`worker_variables`)."""
     import ray
     from ray.tune.execution.class_cache import _ActorClassCache
 

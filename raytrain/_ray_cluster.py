@@ -59,3 +59,12 @@ def learner_actors(learner_group: Any) -> list[Any]:
 def trial_resources(trial: Any) -> list[dict[str, float]]:
     """What a trial asks for: one mapping for each of its processes."""
     return [dict(bundle) for bundle in trial.placement_group_factory.bundles]
+
+
+def free_cpus() -> dict[str, float]:
+    """CPUs that nobody has reserved, by node id. `ray.available_resources()` adds the nodes up."""
+    from ray._private.state import available_resources_per_node
+
+    return {
+        node: float(free.get("CPU", 0.0)) for node, free in available_resources_per_node().items()
+    }

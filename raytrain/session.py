@@ -89,12 +89,19 @@ class Session:
 
         _keep_loggers_quiet()
         TrialPPO.default_resource_request(self._space())  # Refuses what RLlib will not take.
-        watch = Watch(self._config, reporter, self._interrupts, check=self._check_ray)
+        watch = Watch(
+            self._config,
+            reporter,
+            self._interrupts,
+            check=self._check_ray,
+            spare_module=_preload(self._config) if self._started else None,
+        )
         tuner, said = build_tuner(self._config, place, watch, finished=finished)
         if said is not None:
             reporter.event("raytrain", "warning", said)
         with ExitStack() as stack:
-            if self._services:
+            secrets = any(name in os.environ for name in _ray.SECRETS_OF_TUNE)
+            if self._services or (self._started and not secrets):
                 stack.enter_context(_ray.trials_use_idle_workers())
             stack.enter_context(self._interrupts.deferred())
             try:
@@ -121,8 +128,10 @@ class Session:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is not None:
             options["address"] = self._address
+            # Of the whole job, so that all of its actors can be given to any of its workers.
+            options["runtime_env"] = {"env_vars": _ray.worker_variables(_preload(self._config))}
             if ":" in self._config.environment.env and self._config.import_path:
-                options["runtime_env"] = {"working_dir": self._config.import_path}
+                options["runtime_env"]["working_dir"] = self._config.import_path
         else:
             options["include_dashboard"] = False
             options["num_cpus"] = self._logical_cpus()

@@ -22,10 +22,14 @@ from ray.tune import Callback
 from raytrain import _ray
 from raytrain.checkpoint import Catalogue, Location, StorageError
 from raytrain.config import ExperimentConfig
+from raytrain.config.sections import FaultTolerance
 from raytrain.faults import Interrupts, may_retry, why_it_died
 from raytrain.faults.losses import Loss, Losses
 from raytrain.faults.nodes import loss_of
+from raytrain.faults.notices import Notice, Sentries
+from raytrain.overdue import Overdue
 from raytrain.reporting import EVENT_LOG, ConsoleReporter, EventLog, StopTotals
+from raytrain.spares import Spares
 from raytrain.trainable.lookout import LAST_WORDS
 from raytrain.trainable.trial import REPORT
 from raytrain.waiting import WaitingForNodes
@@ -43,7 +47,9 @@ class Watch(Callback):
         reporter: ConsoleReporter | None = None,
         interrupts: Interrupts | None = None,
         check: Callable[[], None] = lambda: None,
+        spare_module: str | None = None,
     ) -> None:
+        """`check` is called now and then; `spare_module` is what spare workers import, if there are any."""
         self._config = config
         self._reporter = reporter
         self._interrupts = interrupts
@@ -52,7 +58,9 @@ class Watch(Callback):
         self._begun = False
         self._losses: dict[str, Losses] = {}
         self._why: dict[str, _Why] = {}
+        self._killed: dict[str, str] = {}
         self._waiting = WaitingForNodes()
+        self._spares, self._sentries, self._overdue = _housekeeping(config, spare_module)
         self._iterations: dict[str, int] = {}
         self._checkpoints: dict[str, int | None] = {}
         self.errors: dict[str, str] = {}
@@ -74,7 +82,7 @@ class Watch(Callback):
         if time.monotonic() - self._checked_at > _CHECK_EVERY_S:
             self._checked_at = time.monotonic()
             self._check()
-            self._look_for_nodes(trials)
+            self._look_after(trials)
         if self._interrupts.received is not None and not self.left:
             self.left = True
             self._save_all(trials)
@@ -86,6 +94,7 @@ class Watch(Callback):
             return
         stop = self._config.stop
         name = str(trial)
+        self._overdue.started(name)
         self._reporter.started(
             name,
             stop=StopTotals(
@@ -103,6 +112,7 @@ class Watch(Callback):
         if self._reporter is None:
             return
         name = str(trial)
+        self._overdue.heard(name)
         report = result.get(REPORT, {})
         for message in report.get("messages", ()):
             self._reporter.event(name, "info", message)
@@ -133,7 +143,10 @@ class Watch(Callback):
     def _counts(self, trial: Any, error: BaseException | None) -> bool:
         """Find out why a trial ended, and whether that counts against its limit."""
         words = _last_words(_place(trial))
-        if words is not None:
+        killed = self._killed.pop(str(trial), None)
+        if killed is not None:
+            why = _Why("failure", killed)
+        elif words is not None:
             why = _Why(words.get("loss", "failure"), str(words.get("message")))
         else:
             loss, address = loss_of(error)
@@ -199,10 +212,14 @@ class Watch(Callback):
             log = EventLog(place.local_path / EVENT_LOG)
             log.write(kind, told, attempt=attempt, iteration=iteration)
 
-    def _look_for_nodes(self, trials: list[Any]) -> None:
+    def _look_after(self, trials: list[Any]) -> None:
         assert self._reporter is not None
         for sentence in self._waiting.look(trials):
             self._reporter.event("raytrain", "warning", sentence)
+        self._killed.update(self._overdue.look(trials))
+        self._sentries.post()
+        if self._iterations:  # Not before a first result: the start needs the CPUs.
+            self._spares.keep()
 
     def _newest_saved(self, trial: Any) -> int | None:
         """The iteration of the newest checkpoint on storage: a commit may have ended unreported."""
@@ -240,6 +257,28 @@ class Watch(Callback):
                 said = f"not saved: {describe(error)}; its last checkpoint stands"
             if self._reporter is not None:
                 self._reporter.event(name, "info", said)
+
+
+def _housekeeping(
+    config: ExperimentConfig | None, spare_module: str | None
+) -> tuple[Spares, Sentries, Overdue]:
+    tolerance = FaultTolerance() if config is None else config.fault_tolerance
+    settings = None if config is None else config.preemption
+    notice = None
+    if settings is not None and (settings.notice_command or settings.notice_url):
+        notice = Notice(
+            command=settings.notice_command,
+            url=settings.notice_url,
+            headers=settings.notice_headers,
+            match=settings.notice_match,
+            poll_s=settings.notice_every_s,
+            grace_s=settings.notice_grace_s,
+        )
+    return (
+        Spares(spare_module, tolerance.spare_processes),
+        Sentries(notice),
+        Overdue(tolerance.hang_factor, tolerance.hang_floor_s),
+    )
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from running import Run
 
 PORT = 6379
 ADDRESS = f"10.77.0.1:{PORT}"
-_START_S = 90.0
+_START_S = 300.0
 _counter = itertools.count()
 
 NOTICED_IN_SECONDS = {

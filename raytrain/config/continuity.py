@@ -2,7 +2,7 @@
 
 may differ freely          stop, checkpoint, failure, preemption, resources, name, storage_path,
                            import_path, tune.max_concurrent_trials, fault_tolerance.hang_*,
-                           debugging.log_level
+                           fault_tolerance.spare_processes, debugging.log_level
 may differ, exactness ends the number of env groups, of environments in a group, of learners
 may not differ             everything else
 """
@@ -32,6 +32,7 @@ _MAY_DIFFER = frozenset(
         "tune.max_concurrent_trials",
         "fault_tolerance.hang_factor",
         "fault_tolerance.hang_floor_s",
+        "fault_tolerance.spare_processes",
         "preemption",
         "debugging.log_level",
     }

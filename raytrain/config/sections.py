@@ -20,6 +20,7 @@ from raytrain.config.fields import (
     FragmentLength,
     FreeMapping,
     NonNegative,
+    Number,
     Positive,
     RateOrSchedule,
     Resources,
@@ -207,7 +208,7 @@ class FaultTolerance(Section):
     max_num_env_runner_restarts: Count = Field(
         default=1000, description="Restarts of one env runner before the trial fails."
     )
-    hang_factor: Annotated[float, Field(gt=1)] = Field(
+    hang_factor: Annotated[Number, Field(gt=1)] = Field(
         default=10.0,
         description="A part of an iteration that takes this many times its running median hangs "
         "(raytrain's own key, as the next).",
@@ -215,6 +216,11 @@ class FaultTolerance(Section):
     hang_floor_s: AboveZero = Field(
         default=120.0,
         description="Seconds that any part may take; ten times as many when it runs for the first time.",
+    )
+    spare_processes: Count = Field(
+        default=1,
+        description="Idle processes kept ready on each node for a trial that starts again (raytrain's "
+        "own key; each takes some 300 MB; none where an actor has GPUs or other than one CPU).",
     )
 
 
