@@ -93,6 +93,10 @@ class Node:
         """SIGTERM: Ray drains the node by itself."""
         os.kill(self.pid, signal.SIGTERM)
 
+    def wait(self, timeout: float = 60) -> None:
+        """Until the node has ended by itself."""
+        self._starter.wait(timeout)
+
     def cut(self) -> None:
         """Its link carries nothing any more; its processes live on."""
         self._cluster.ip("-n", self._cluster.switch, "link", "set", f"p{self.name}", "down")
