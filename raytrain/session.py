@@ -113,12 +113,19 @@ class Session:
             for problem in newcomers.told() if newcomers is not None else ():
                 reporter.event("raytrain", "warning", problem)
 
-        watch = Watch(self._config, reporter, self._interrupts, check=check)
+        watch = Watch(
+            self._config,
+            reporter,
+            self._interrupts,
+            check=check,
+            spare_module=_preload(self._config) if self._started else None,
+        )
         tuner, said = build_tuner(self._config, place, watch, finished=finished)
         if said is not None:
             reporter.event("raytrain", "warning", said)
         with ExitStack() as stack:
-            if self._services:
+            secrets = any(name in os.environ for name in _ray.SECRETS_OF_TUNE)
+            if self._services or (self._started and not secrets):
                 stack.enter_context(_ray.trials_use_idle_workers())
             stack.enter_context(self._interrupts.deferred())
             try:
@@ -145,10 +152,12 @@ class Session:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is not None:
             options["address"] = self._address
+            # Of the whole job, so that all of its actors can be given to any of its workers.
+            options["runtime_env"] = {"env_vars": _ray.worker_variables(_preload(self._config))}
             if needs_files(self._config) and not in_a_job():
                 archive = Path(self._stack.enter_context(TemporaryDirectory()), "run.zip")
                 pack(self._config, archive)
-                options["runtime_env"] = {"working_dir": str(archive)}
+                options["runtime_env"]["working_dir"] = str(archive)
         else:
             # Never a cluster that somebody else has running on this machine.
             options["address"] = "local"

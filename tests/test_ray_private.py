@@ -372,17 +372,27 @@ def test_tune_asks_whether_a_failed_trial_may_go_on(monkeypatch):
     source = inspect.getsource(ray.tune.execution.tune_controller)
     assert "trial.should_recover()" in source
     assert "trial.handle_error(" in source
-    trial = Trial("PPO", stub=True, max_failures=3)
-    _ray.decide_retries(lambda error: True)
+    trial = Trial("PPO", stub=True, max_failures=1)
+    _ray.decide_retries(lambda error: True, lambda trial, error: isinstance(error, ValueError))
     assert trial.should_recover()
-    _ray.decide_retries(lambda error: False)
+    counted = []
+    for error in (OSError("a node"), OSError("another"), ValueError("ours"), ValueError("again")):
+        trial.handle_error(error)
+        assert _ray.last_error(trial) is error
+        counted.append(trial.num_failures)
+    assert counted == [0, 0, 1, 2]
+    assert not trial.should_recover()
+    trial.max_failures = -1
+    assert trial.should_recover()
+    _ray.decide_retries(lambda error: False, lambda trial, error: True)
     assert not trial.should_recover()
 
 
 def test_a_tuner_says_its_run_config():
     tuner = ray.tune.Tuner("PPO", run_config=ray.tune.RunConfig(name="x"))
-    _ray.set_run_config(tuner, callbacks=[], failure_config="ours")
+    _ray.set_run_config(tuner, callbacks=[], failure_config="ours", scheduler="ours too")
     assert tuner._local_tuner.get_run_config().failure_config == "ours"
+    assert tuner._local_tuner._tune_config.scheduler == "ours too"
 
 
 def test_the_driver_prints_through_a_function_that_can_be_replaced(monkeypatch):

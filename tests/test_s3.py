@@ -225,7 +225,7 @@ def test_a_writer_that_was_replaced_writes_nothing_more(s3: int, store: Patience
 def test_what_trying_again_cannot_help_fails_at_once(
     s3: int, store: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OSError, match="NO_SUCH_BUCKET|NoSuchBucket"):
+    with pytest.raises(OSError, match=r"NO_SUCH_BUCKET|NoSuchBucket"):
         (Location.of("s3://no-such-bucket/a") / "b").write_bytes(b"")
     told: list[str] = []
     store.listen(told.append)

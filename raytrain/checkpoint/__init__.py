@@ -9,6 +9,7 @@ from raytrain.checkpoint.commit import (
     CheckpointExists,
     DamagedCheckpoint,
     commit,
+    move_checkpoint,
     read_manifest,
     remove_checkpoint,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "in_parallel",
     "is_trial",
     "make_directories",
+    "move_checkpoint",
     "prune",
     "read_manifest",
     "remove_checkpoint",

@@ -1,8 +1,8 @@
 """Whether a config continues a run, and what it changes.
 
-may differ freely          stop, checkpoint, failure, fault_tolerance, resources, name, storage_path,
-                           import_path, the number of env runner actors, tune.max_concurrent_trials,
-                           debugging.log_level
+may differ freely          stop, checkpoint, failure, preemption, fault_tolerance, resources, name,
+                           storage_path, import_path, the number of env runner actors,
+                           tune.max_concurrent_trials, debugging.log_level
 may differ, exactness ends the number of env groups, of environments in a group, of learners
 may not differ             everything else
 """
@@ -24,6 +24,7 @@ _MAY_DIFFER = frozenset(
         "stop",
         "checkpoint",
         "failure",
+        "preemption",
         "fault_tolerance",
         "resources",
         # Which actors host the groups does not matter to what the groups produce.

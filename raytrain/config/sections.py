@@ -20,6 +20,7 @@ from raytrain.config.fields import (
     FragmentLength,
     FreeMapping,
     NonNegative,
+    Number,
     PatienceSeconds,
     Positive,
     RateOrSchedule,
@@ -234,6 +235,20 @@ class FaultTolerance(Section):
         description="A fragment that takes longer is taken for hanging: its env runner is killed and the "
         "fragment sampled again. `auto`: five times the longest of late, at least 60, and 600 for the first; "
         "null: never (raytrain's own key).",
+    )
+    hang_factor: Annotated[Number, Field(gt=1)] = Field(
+        default=10.0,
+        description="A part of an iteration that takes this many times its running median hangs "
+        "(raytrain's own key, as the next).",
+    )
+    hang_floor_s: AboveZero = Field(
+        default=120.0,
+        description="Seconds that any part may take; ten times as many when it runs for the first time.",
+    )
+    spare_processes: Count = Field(
+        default=1,
+        description="Idle processes kept ready on each node for a trial that starts again (raytrain's "
+        "own key; each takes some 300 MB; none where an actor has GPUs or other than one CPU).",
     )
 
 

@@ -21,6 +21,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from raytrain import _ray, _ray_actors
+from raytrain import _ray, _ray_actors, _ray_cluster
 from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
@@ -146,11 +147,33 @@ class ExactPPO(PPO):
                 groups.stop()
         super().cleanup()
 
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Entered for each part of an iteration that waits for other processes: `sample`, `update`,
+        `weights`, `save`."""
+        return nullcontext()
+
+    def remote_actors(self) -> dict[str, Any]:
+        """The trial's other processes, by what a person calls them. Safe to call in any thread."""
+        found = {}
+        group = getattr(self, "learner_group", None)
+        for rank, actor in enumerate(_ray_cluster.learner_actors(group) if group else []):
+            found[f"learner {rank}"] = actor
+        for what, groups in (
+            ("env runner", getattr(self, "_groups", None)),
+            ("evaluation runner", getattr(self, "_eval_groups", None)),
+        ):
+            for index, actor in groups.actors.items() if groups else ():
+                found[f"{what} {index}"] = actor
+        return found
+
     # -- one iteration ---------------------------------------------------------------------------
 
     @override(PPO)
     def training_step(self) -> None:
-        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+        with (
+            self.phase("sample"),
+            self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)),
+        ):
             began = time.perf_counter()
             collected = self._groups.sample(self.config.total_train_batch_size)
             self.stopwatch.split_sampling(time.perf_counter() - began, collected.seconds)
@@ -159,6 +182,7 @@ class ExactPPO(PPO):
         steps_sampled = self.env_steps_sampled
 
         with (
+            self.phase("update"),
             self.stopwatch.measure("update"),
             self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)),
         ):
@@ -177,6 +201,7 @@ class ExactPPO(PPO):
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
 
         with (
+            self.phase("weights"),
             self.stopwatch.measure("weights"),
             self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)),
         ):

@@ -104,9 +104,9 @@ class EnvGroups:
         return self._indices or [0]
 
     @property
-    def actors(self) -> dict[str, Any]:
-        """The actors that are there, by what a person calls them."""
-        return {f"env runner {host.index}": host.actor for host in self._hosts.up}
+    def actors(self) -> dict[int, Any]:
+        """The actors that are there, by index. Safe to read in any thread."""
+        return {host.index: host.actor for host in self._hosts.up}
 
     @property
     def counts(self) -> dict[str, int]:

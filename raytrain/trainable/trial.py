@@ -8,17 +8,25 @@ Tune calls `train()` again and again in this actor, and `save()` when a result a
     save()    tells Tune the newest committed checkpoint (Tune never copies anything)
     interrupt()  called by the driver on Ctrl-C, SIGTERM: commit this very iteration
 
+A thread looks out for nodes that are taken away and for parts of the work that hang (`lookout`). When a
+node with a part of the trial is to end, the trial commits the iteration that it is in and says that
+it leaves; Tune then starts it again on the nodes that are left.
+
 An error of the start is kept and raised by the first `train()`, where Tune keeps its type.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO
@@ -44,9 +52,11 @@ from raytrain.config import (
     with_trial_values,
 )
 from raytrain.faults import able_to_travel
+from raytrain.faults.nodes import nodes_alive
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.trainable.cadence import Cadence, Progress, StopRule, metric
 from raytrain.trainable.hosts import RunnerRules
+from raytrain.trainable.lookout import Limits, Lookout
 from raytrain.trainable.trial_directory import TrialDirectory
 from raytrain.versions import versions
 
@@ -57,6 +67,9 @@ PARAMS_FILE = "params.json"
 """The trial's own values of the algorithm's sections, as Tune resolved them (Tune's name for it)."""
 
 _INTERRUPT_PAUSE_S = 0.2
+_LONG_ITERATION_S = 5.0
+"""The state after an iteration that took longer is kept until the next one ends: a node's notice may
+leave less time than that takes."""
 
 
 class TrialPPO(ExactPPO):
@@ -106,6 +119,17 @@ class TrialPPO(ExactPPO):
             retention=RetentionPolicy(settings.num_to_keep),
             best=BestPolicy(settings.score_order),
             max_failed_saves=settings.max_failed_saves,
+            node=ray.get_runtime_context().get_node_id(),
+            node_is_gone=lambda node: node not in nodes_alive(),
+        )
+        tolerance = self._config.fault_tolerance
+        self._kept: tuple[str, Manifest, Callable[[Path], None]] | None = None
+        self._saving = threading.Lock()
+        self._lookout = Lookout(
+            self._place,
+            Limits(tolerance.hang_factor, tolerance.hang_floor_s),
+            actors=self.remote_actors,
+            save_kept=self._save_kept,
         )
         self._cadence = Cadence(
             settings.checkpoint_frequency,
@@ -119,13 +143,16 @@ class TrialPPO(ExactPPO):
         self._returned_at: float | None = None
         try:
             found = self._directory.open()
+            self._lookout.attempt = self._directory.attempt
+            self._lookout.start()
             values = self._config.to_dict()
             own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
             self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
-            super().setup(config)
-            self._continue_from(found.entry, found.messages)
+            with self.phase("start"):
+                super().setup(config)
+                self._continue_from(found.entry, found.messages)
         except Exception as error:  # Of any kind: see the module's docstring.
-            self._failed_start = error
+            self._failed_start = self._lookout.explain(error)
 
     def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
         if entry is None:
@@ -184,10 +211,11 @@ class TrialPPO(ExactPPO):
             raise self._to_be_raised(iteration, error) from error.__cause__
 
     def _to_be_raised(self, iteration: int, error: Exception) -> Exception:
-        if not getattr(error, "may_retry", True):
+        error = self._lookout.explain(error)
+        if not getattr(error, "may_retry", True) or hasattr(error, "loss"):
             return error
-        repeated = self._directory.failures.note(iteration, error)
-        return repeated or able_to_travel(error)
+        instead = self._directory.note_failure(iteration, error)
+        return instead or able_to_travel(error)
 
     def _train_once(self) -> dict[str, Any]:
         if self._returned_at is not None:
@@ -212,6 +240,13 @@ class TrialPPO(ExactPPO):
             self._saved_at_s = now.time_s
             self._save("periodic", result)
         report = self._report(result, ended)
+        if self._lookout.leaving is not None and ended is None:
+            report[REPORT]["leaving"] = {
+                "address": self._lookout.leaving.address,
+                "saved": self.interrupt(),
+            }
+        else:
+            self._keep(result)
         self._returned_at = time.perf_counter()
         return report
 
@@ -290,6 +325,10 @@ class TrialPPO(ExactPPO):
         return f"{self._directory.last_saved_name} (iteration {saved.iteration}) is saved"
 
     @override(ExactPPO)
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        return self._lookout.phase(name)
+
+    @override(ExactPPO)
     def tell(self, message: str) -> None:
         self._directory.tell("trial", message, iteration=self.iteration)
 
@@ -299,6 +338,7 @@ class TrialPPO(ExactPPO):
 
     @override(ExactPPO)
     def cleanup(self) -> None:
+        self._lookout.close()
         super().cleanup()
         self._directory.close()
 
@@ -309,11 +349,35 @@ class TrialPPO(ExactPPO):
             self.iteration, self.env_steps_sampled, self.episodes_finished, self._time_total
         )
 
+    def _keep(self, result: Mapping[str, Any]) -> None:
+        """Keep the state after a long iteration, for a node that ends before the next one does."""
+        took = float(result.get("time_this_iter_s", 0.0))
+        kept = None
+        if took > _LONG_ITERATION_S:
+            self._parting = _to_remember(result)
+            name = f"checkpoint_{self.iteration:06d}"
+            kept = (name, self._manifest("interrupted"), self.capture())
+        with self._saving:
+            self._kept = kept
+
+    def _save_kept(self) -> str | None:
+        """Commit the state after the last iteration, in whatever thread; what there is then, or None if
+        the present iteration ends soon or nothing is kept."""
+        with self._saving:
+            if self._kept is None:
+                return None
+            name, manifest, write = self._kept
+            self._directory.poll(wait=True)
+            saved = self._directory.last_saved
+            if saved is None or saved.iteration != manifest.iteration:
+                self._directory.save(name, manifest, write)
+                self._directory.poll(wait=True)
+            self._directory.mark_interrupted()
+            return f"{self._directory.last_saved_name} is saved"
+
     def _save(self, kind: str, result: Mapping[str, Any]) -> None:
-        with self.stopwatch.measure("checkpoint"):
-            self._parting = {
-                key: value for key, value in result.items() if key not in ("config", REPORT, "done")
-            }
+        with self.phase("save"), self._saving, self.stopwatch.measure("checkpoint"):
+            self._parting = _to_remember(result)
             name = {"final": "final", "error": f"error_{self.iteration:06d}"}.get(
                 kind, f"checkpoint_{self.iteration:06d}"
             )
@@ -342,6 +406,10 @@ class TrialPPO(ExactPPO):
             versions=versions(),
             created_at=datetime.now(timezone.utc).isoformat(),
         )
+
+
+def _to_remember(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key not in ("config", REPORT, "done")}
 
 
 def _experiment_file(place: Location) -> ExperimentFile:

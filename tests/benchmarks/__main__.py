@@ -4,6 +4,7 @@
     scaling       more env runners, more learners, and what each costs in memory
     checkpoint    seconds that training waits for a checkpoint
     startup       seconds from the command to the first result
+    recovery      seconds from a fault on a cluster to the next new result; needs root, so only when named
     learning      the same returns as stock RLlib; hours, and so only when named
     docs          nothing is measured: the tables of the JSON file go into docs/benchmarks.md
 
@@ -25,7 +26,7 @@ from measuring import Options, say
 
 ROOT = Path(__file__).parents[2]
 TABLES = ("throughput", "scaling", "checkpoint", "startup")
-ON_REQUEST = ("learning",)
+ON_REQUEST = ("recovery", "learning")
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def stock(path: Path) -> None:
 
 
 def tune(path: Path, store: str = "") -> None:
-    from ray.tune import CheckpointConfig, RunConfig, Tuner
+    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, Tuner
 
     from raytrain.config import load_config, to_algorithm_config
 
@@ -84,6 +84,7 @@ def tune(path: Path, store: str = "") -> None:
                 checkpoint_frequency=config.checkpoint.checkpoint_frequency,
                 num_to_keep=config.checkpoint.num_to_keep,
             ),
+            failure_config=FailureConfig(max_failures=config.failure.max_failures),
             verbose=0,
         ),
     ).fit()

@@ -1,0 +1,147 @@
+"""Seconds from a fault to the next new result, on a cluster of real raylets in network namespaces.
+
+`raytrain train --address` against stock Tune (`Tuner("PPO").fit()` on the same cluster, with the same
+settings and checkpoints). A trial trains on one of two nodes; after some iterations
+
+    node killed       SIGKILL to the trial's node
+    learner killed    SIGKILL to one of two remote learners, each on a node of its own
+    link cut          the trial's node loses its network (heads notice it in about 9 s: docs/nodes.md)
+
+A result is new when its iteration was not reached before the fault. Needs root (see
+`tests/namespaces.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import settings
+from measuring import Options, Table, interleave, ratios, say, spread
+from runs import HERE, RunFailed, scratch, write_config
+
+sys.path.insert(0, str(HERE.parent))
+
+from namespaces import ADDRESS, Cluster, Driver, Node, why_not
+
+ROUNDS = 3
+FAULTS = ("node killed", "learner killed", "link cut")
+TRAINERS = ("raytrain", "stock Tune")
+_REACHED = 6
+_PATIENCE_S = 400.0
+_PACE_S = 0.02
+_WARM_S = 25.0
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """`seconds` until the next new result; `again`: iterations that were done twice."""
+
+    seconds: float
+    again: int
+
+
+def measure(options: Options) -> list[Table]:
+    missing = why_not()
+    if missing is not None:
+        say(f"recovery: left out: {missing}")
+        return []
+    rounds = options.rounds_or(ROUNDS)
+    rows: list[dict[str, Any]] = []
+    for fault in FAULTS[:1] if options.quick else FAULTS:
+        found = interleave(
+            {name: lambda n=name, f=fault: run(n, f) for name in TRAINERS}, rounds, fault
+        )
+        stock = [each.seconds for each in found["stock Tune"]]
+        for name, runs in found.items():
+            own, seconds = name == "raytrain", [each.seconds for each in runs]
+            rows.append(
+                {
+                    "fault": fault,
+                    "trainer": name,
+                    "to the next new result s": spread(seconds, 1),
+                    "of stock's": spread(ratios(seconds, stock)) if own else None,
+                    "target": "< 0.5" if own else None,
+                    "iterations done twice": statistics.median(each.again for each in runs),
+                }
+            )
+    return [Table("Recovery", tuple(rows))]
+
+
+def run(trainer: str, fault: str) -> Recovered:
+    learners = 2 if fault == "learner killed" else 0
+    tiny = settings.ppo(
+        "CartPole-v1",
+        batch=2048 // max(1, learners),
+        epochs=6,
+        iterations=100_000,
+        env_runners={"num_env_runners": 1},
+        learners={"num_learners": learners, "custom_resources_per_learner": {"worker": 0.6}},
+        resources={"custom_resources_for_main_process": {"worker": 0.1}},
+        checkpoint={"checkpoint_frequency": 2, "num_to_keep": 3},
+        failure={"max_failures": 10},
+    )
+    # Idle workers stay, as docs/nodes.md recommends; it does stock no harm.
+    env = {"RAY_idle_worker_killing_time_threshold_ms": "86400000"}
+    with scratch() as place, Cluster(env=env) as cluster:
+        for name in "ab":
+            cluster.add(name, cpus=4, resources={"worker": 1})
+        config = write_config(place, tiny)
+        driver = start(trainer, cluster, config, place / "log.txt")
+        reached(driver, place, _REACHED)
+        time.sleep(_WARM_S)
+        spoil(fault, cluster)
+        began, before = time.monotonic(), last(place)
+        rows, lowest = len(listed(place)), before
+        while last(place) <= before:
+            lowest = min(lowest, last(place))
+            if driver.process.poll() is not None or time.monotonic() - began > _PATIENCE_S:
+                raise RunFailed(f"{trainer}, {fault}: no new result:\n{driver.output()}")
+            time.sleep(_PACE_S)
+        seconds = time.monotonic() - began
+        # Stock appends what it does again; raytrain's file is cut to where it goes on from.
+        return Recovered(seconds, max(before - lowest, len(listed(place)) - rows - 1))
+
+
+def start(trainer: str, cluster: Cluster, config: Path, log: Path) -> Driver:
+    if trainer == "raytrain":
+        return cluster.driver("train", str(config), log=log)
+    cluster.env["RAY_ADDRESS"] = ADDRESS
+    return cluster.driver(
+        "tune", str(config), log=log, program=[sys.executable, str(HERE / "programs.py")]
+    )
+
+
+def spoil(fault: str, cluster: Cluster) -> None:
+    (home,) = cluster.where("ray::TrialPPO") or cluster.where("ray::PPO")
+    if fault == "node killed":
+        home.kill()
+    elif fault == "link cut":
+        home.cut()
+    else:
+        learner_elsewhere(cluster, home).processes("ray::_WrappedExecutable")[0].kill()
+
+
+def learner_elsewhere(cluster: Cluster, home: Node) -> Node:
+    (other,) = [node for node in cluster.where("ray::_WrappedExecutable") if node is not home]
+    return other
+
+
+def reached(driver: Driver, place: Path, iteration: int) -> None:
+    driver.until(lambda: last(place) >= iteration, _PATIENCE_S)
+
+
+def listed(place: Path) -> list[int]:
+    """The iterations in `result.json`, wherever the trainer puts it, in the order of their writing."""
+    found = sorted(place.rglob("result.json"))
+    lines = found[0].read_bytes().splitlines(keepends=True) if found else []
+    return [int(json.loads(line)["training_iteration"]) for line in lines if line.endswith(b"\n")]
+
+
+def last(place: Path) -> int:
+    return max(listed(place), default=0)
