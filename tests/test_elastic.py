@@ -119,7 +119,7 @@ def cluster() -> Iterator[Cluster]:
 def actors(algorithm: Told, count: int) -> list[Any]:
     """The runners that are there, once it is so many."""
     hosts = algorithm._groups._hosts
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while len(hosts.up) != count:
         assert time.monotonic() < deadline, f"{len(hosts.up)} instead of {count}: {algorithm.told}"
         hosts.look(0.1)
@@ -160,7 +160,7 @@ def test_room_is_made_for_a_placement_group_and_taken_again(cluster: Cluster):
         actors(algorithm, 2)
         trail = iterate(algorithm, 1)
         wanted = ray.util.placement_group([{"CPU": 1}])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not wanted.wait(0.1):
             trail += iterate(algorithm, 1)
             assert time.monotonic() < deadline

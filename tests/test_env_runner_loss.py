@@ -42,7 +42,7 @@ def undisturbed(local_ray: None) -> list[Iteration]:
 def pids(algorithm: Told, count: int) -> list[int]:
     """Of the runners' processes, in group order, once so many are there."""
     hosts = algorithm._groups._hosts
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(hosts.up) < count:
         assert time.monotonic() < deadline, f"{len(hosts.up)} of {count} came"
         hosts.look(0.1)
@@ -137,8 +137,8 @@ def test_with_continue_an_iteration_goes_on_with_fewer_samples_but_not_for_ever(
 
 
 def hanging(place: Path) -> dict[str, Any]:
-    """CartPole that hangs in its 90th step, unless the file is there."""
-    return {"env": "tiny_ppo:Hanging", "env_config": {"at": 90, "unless": str(place)}}
+    """CartPole that hangs in its 40th step, unless the file is there."""
+    return {"env": "tiny_ppo:Hanging", "env_config": {"at": 40, "unless": str(place)}}
 
 
 def test_a_hanging_step_is_named_and_sampled_again_elsewhere(undisturbed, tmp_path):

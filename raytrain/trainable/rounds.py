@@ -30,7 +30,7 @@ from ray.exceptions import (
 from raytrain import _ray_actors
 from raytrain.errors import RaytrainError
 from raytrain.faults import why_it_died
-from raytrain.trainable.hosts import Host, Hosts, Job
+from raytrain.trainable.hosts import Host, Hosts, Job, Where
 from raytrain.trainable.stuck import Patience, word_of
 
 _LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
@@ -65,6 +65,7 @@ class _Loss:
 
     host: str
     index: int
+    where: Where | None
     said: str
     groups: frozenset[int]
     waiting: set[int]
@@ -199,7 +200,12 @@ class Round:
             loss.by.add(host.index)
             if not loss.waiting:
                 self._losses.remove(loss)
-                self._tell_recovered(loss)
+                if host.index == loss.index and host.where == loss.where:
+                    # The same process: Ray may say of a call to an actor that has just been started
+                    # again that it was restarted meanwhile, when it learns late of the first time.
+                    self.lost_actors -= 1
+                else:
+                    self._tell_recovered(loss)
 
     # -- losses ----------------------------------------------------------------------------------
 
