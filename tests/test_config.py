@@ -592,6 +592,15 @@ def test_algorithm_refuses_search_spaces():
 # RLlib
 
 
+OWN_KEYS = {
+    ("debugging", "deterministic"),
+    ("learners", "compile_updates"),
+    ("fault_tolerance", "hang_factor"),
+    ("fault_tolerance", "hang_floor_s"),
+    ("fault_tolerance", "spare_processes"),
+}
+
+
 def test_fields_are_arguments_of_rllib_and_defaults_are_its_own():
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.algorithms.ppo import PPOConfig
@@ -604,7 +613,7 @@ def test_fields_are_arguments_of_rllib_and_defaults_are_its_own():
         arguments |= set(inspect.signature(getattr(PPOConfig, name)).parameters)
         for attribute, field in sections[name].model_fields.items():
             key = field.alias or attribute
-            if (name, key) in (("debugging", "deterministic"), ("learners", "compile_updates")):
+            if (name, key) in OWN_KEYS:
                 continue
             assert key in arguments, f"{name}.{key}"
             stored = getattr(defaults, key)

@@ -27,7 +27,7 @@ from runs import HERE, RunFailed, scratch, write_config
 
 sys.path.insert(0, str(HERE.parent))
 
-from namespaces import ADDRESS, Cluster, Driver, Node, why_not
+from namespaces import ADDRESS, NOTICED_IN_9_S, Cluster, Driver, Node, why_not
 
 ROUNDS = 3
 FAULTS = ("node killed", "learner killed", "link cut")
@@ -87,7 +87,7 @@ def run(trainer: str, fault: str) -> Recovered:
         failure={"max_failures": 10},
     )
     # Idle workers stay, as docs/nodes.md recommends; it does stock no harm.
-    env = {"RAY_idle_worker_killing_time_threshold_ms": "86400000"}
+    env = {**NOTICED_IN_9_S, "RAY_idle_worker_killing_time_threshold_ms": "86400000"}
     with scratch() as place, Cluster(env=env) as cluster:
         for name in "ab":
             cluster.add(name, cpus=4, resources={"worker": 1})
