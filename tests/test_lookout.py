@@ -21,11 +21,11 @@ from raytrain.errors import RaytrainError
 from raytrain.faults.losses import Losses
 from raytrain.faults.nodes import Hung, NodeLost, loss_of, node_is_gone
 from raytrain.faults.notices import Notice
-from raytrain.overdue import Overdue
-from raytrain.spares import Spares
+from raytrain.faults.overdue import Overdue
+from raytrain.faults.spares import Spares
+from raytrain.faults.waiting import WaitingForNodes
 from raytrain.trainable import lookout
 from raytrain.trainable.lookout import LAST_WORDS, Limits, Lookout
-from raytrain.waiting import WaitingForNodes
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

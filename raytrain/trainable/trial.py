@@ -53,6 +53,7 @@ from raytrain.config import (
 )
 from raytrain.faults import able_to_travel
 from raytrain.faults.nodes import nodes_alive
+from raytrain.faults.spares import import_beside
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.trainable.cadence import Cadence, Progress, StopRule, metric
 from raytrain.trainable.lookout import Limits, Lookout
@@ -142,10 +143,18 @@ class TrialPPO(ExactPPO):
             own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
             self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
             with self.phase("start"):
+                self._start_learners_beside()
                 super().setup(config)
                 self._continue_from(found.entry, found.messages)
         except Exception as error:  # Of any kind: see the module's docstring.
             self._failed_start = self._lookout.explain(error)
+
+    def _start_learners_beside(self) -> None:
+        runners = self._config.env_runners.num_env_runners
+        learners = self._config.learners
+        if runners and learners.num_learners and not learners.num_gpus_per_learner:
+            bundles = len(self.default_resource_request(self._given).bundles)
+            import_beside(__name__, range(bundles - learners.num_learners, bundles))
 
     def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
         if entry is None:
