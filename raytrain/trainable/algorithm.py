@@ -43,7 +43,7 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from raytrain import _ray, _ray_cluster
+from raytrain import _ray
 from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
@@ -128,20 +128,6 @@ class ExactPPO(PPO):
         """Entered for each part of an iteration that waits for other processes: `sample`, `update`,
         `weights`, `save`."""
         return nullcontext()
-
-    def remote_actors(self) -> dict[str, Any]:
-        """The trial's other processes, by what a person calls them. Safe to call in any thread."""
-        found = {}
-        group = getattr(self, "learner_group", None)
-        for rank, actor in enumerate(_ray_cluster.learner_actors(group) if group else []):
-            found[f"learner {rank}"] = actor
-        for what, runners in (
-            ("env runner", getattr(self, "env_runner_group", None)),
-            ("evaluation runner", getattr(self, "eval_env_runner_group", None)),
-        ):
-            for index, actor in _ray.runner_actors(runners).items() if runners else ():
-                found[f"{what} {index}"] = actor
-        return found
 
     # -- one iteration ---------------------------------------------------------------------------
 
