@@ -27,12 +27,12 @@ from raytrain.faults import Interrupts, may_retry, why_it_died
 from raytrain.faults.losses import Loss, Losses
 from raytrain.faults.nodes import loss_of
 from raytrain.faults.notices import Notice, Sentries
-from raytrain.overdue import Overdue
+from raytrain.faults.overdue import Overdue
+from raytrain.faults.spares import Spares
+from raytrain.faults.waiting import WaitingForNodes
 from raytrain.reporting import EVENT_LOG, ConsoleReporter, EventLog, StopTotals
-from raytrain.spares import Spares
 from raytrain.trainable.lookout import LAST_WORDS
 from raytrain.trainable.trial import REPORT
-from raytrain.waiting import WaitingForNodes
 
 _SAVE_DEADLINE_S = 300.0
 _CHECK_EVERY_S = 0.5

@@ -597,8 +597,11 @@ OUR_OWN = (
     "env_runners.max_actors",
     "env_runners.min_actors",
     "fault_tolerance.env_runner_timeout_s",
+    "fault_tolerance.hang_factor",
+    "fault_tolerance.hang_floor_s",
     "fault_tolerance.max_short_iterations",
     "fault_tolerance.on_env_runner_loss",
+    "fault_tolerance.spare_processes",
     "learners.compile_updates",
 )
 

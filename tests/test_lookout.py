@@ -21,11 +21,11 @@ from raytrain.errors import RaytrainError
 from raytrain.faults.losses import Losses
 from raytrain.faults.nodes import Hung, NodeLost, loss_of, node_is_gone
 from raytrain.faults.notices import Notice
-from raytrain.overdue import Overdue
-from raytrain.spares import Spares
+from raytrain.faults.overdue import Overdue
+from raytrain.faults.spares import Spares
+from raytrain.faults.waiting import WaitingForNodes
 from raytrain.trainable import lookout
 from raytrain.trainable.lookout import LAST_WORDS, Limits, Lookout
-from raytrain.waiting import WaitingForNodes
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -217,8 +217,9 @@ def test_a_spare_worker_is_kept_and_given_to_the_next_actor() -> None:
 
     first = keep()
     assert keep() == first, "the spare that is there is found, and no other is started"
-    actor = Learner.remote()
-    assert {ray.get(actor.pid.remote())} == first
+    # Ray's own idle workers are there as well, and are given out in no order that is known.
+    actors = [Learner.remote() for _ in range(6)]
+    assert first <= set(ray.get([actor.pid.remote() for actor in actors]))
     assert keep().isdisjoint(first), "the next one is started in its place"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,18 +154,20 @@ def test_drained_nodes_and_none_left(two: Cluster, tmp_path: Path, undisturbed: 
 
 
 def drain(cluster: Cluster, node: Node) -> None:
+    """As a person does it who has the node's address."""
     listed = cluster.run(
-        "python3",
+        sys.executable,
         "-c",
-        f"import ray; ray.init('{ADDRESS}', log_to_driver=False);"
-        "print(*(n['NodeID'] + '=' + n['NodeManagerAddress'] for n in ray.nodes() if n['Alive']))",
+        f"import ray; ray.init({ADDRESS!r}, log_to_driver=False, logging_level='ERROR');"
+        "print(*(f'{n[\"NodeManagerAddress\"]}={n[\"NodeID\"]}' for n in ray.nodes() if n['Alive']))",
     )
-    ids = dict(reversed(each.split("=")) for each in listed.split() if "=" in each)
+    ids = dict(each.split("=") for each in listed.split() if each.startswith("10.77."))
+    why = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message test"
+    command = f"drain-node --address {ADDRESS} --node-id {ids[node.ip]} {why}"
     cluster.run(
-        "ray", "drain-node", "--address", ADDRESS, "--node-id", ids[node.ip],
-        "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test",
-        "--deadline-remaining-seconds", "120",
-    )  # fmt: skip
+        *(sys.executable, "-m", "ray.scripts.scripts", *command.split()),
+        *("--deadline-remaining-seconds", "120"),
+    )
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tiny_ppo import built
 
 from raytrain import _ray_cluster
+from raytrain.trainable.actors import remote_actors
 from raytrain.tuner import GivesNodesUp
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -43,7 +44,7 @@ def test_nodes_tell_their_free_cpus_and_that_they_are_not_draining():
 def test_a_group_that_learns_in_the_trial_has_no_learner_actors():
     with built() as algorithm:
         assert _ray_cluster.learner_actors(algorithm.learner_group) == []
-        assert algorithm.remote_actors() == {}
+        assert remote_actors(algorithm) == {}
     assert "self._workers = [w.actor for w in" in inspect.getsource(LearnerGroup.__init__)
 
 

@@ -44,7 +44,7 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from raytrain import _ray, _ray_actors, _ray_cluster
+from raytrain import _ray, _ray_actors
 from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
@@ -152,20 +152,6 @@ class ExactPPO(PPO):
         `weights`, `save`."""
         return nullcontext()
 
-    def remote_actors(self) -> dict[str, Any]:
-        """The trial's other processes, by what a person calls them. Safe to call in any thread."""
-        found = {}
-        group = getattr(self, "learner_group", None)
-        for rank, actor in enumerate(_ray_cluster.learner_actors(group) if group else []):
-            found[f"learner {rank}"] = actor
-        for what, groups in (
-            ("env runner", getattr(self, "_groups", None)),
-            ("evaluation runner", getattr(self, "_eval_groups", None)),
-        ):
-            for index, actor in groups.actors.items() if groups else ():
-                found[f"{what} {index}"] = actor
-        return found
-
     # -- one iteration ---------------------------------------------------------------------------
 
     @override(PPO)
@@ -228,6 +214,16 @@ class ExactPPO(PPO):
             sync = {**self._learners.inference_weights(), **self._groups.connector_state()}
             self._eval_groups.take_over(sync)
             self._eval_groups.take_snapshots_again()
+
+    @property
+    def env_groups(self) -> EnvGroups:
+        """The env groups of training."""
+        return self._groups
+
+    @property
+    def eval_env_groups(self) -> EnvGroups | None:
+        """Those of evaluation, if there is any."""
+        return self._eval_groups
 
     @property
     def env_steps_sampled(self) -> int:

@@ -18,12 +18,11 @@ An error of the start is kept and raised by the first `train()`, where Tune keep
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timezone
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray
@@ -53,9 +52,12 @@ from raytrain.config import (
 )
 from raytrain.faults import able_to_travel
 from raytrain.faults.nodes import nodes_alive
+from raytrain.faults.spares import import_beside
+from raytrain.trainable.actors import remote_actors
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.trainable.cadence import Cadence, Progress, StopRule, metric
 from raytrain.trainable.hosts import RunnerRules
+from raytrain.trainable.kept import LONG_ITERATION_S, Kept, State
 from raytrain.trainable.lookout import Limits, Lookout
 from raytrain.trainable.trial_directory import TrialDirectory
 from raytrain.versions import versions
@@ -67,9 +69,6 @@ PARAMS_FILE = "params.json"
 """The trial's own values of the algorithm's sections, as Tune resolved them (Tune's name for it)."""
 
 _INTERRUPT_PAUSE_S = 0.2
-_LONG_ITERATION_S = 5.0
-"""The state after an iteration that took longer is kept until the next one ends: a node's notice may
-leave less time than that takes."""
 
 
 class TrialPPO(ExactPPO):
@@ -123,13 +122,12 @@ class TrialPPO(ExactPPO):
             node_is_gone=lambda node: node not in nodes_alive(),
         )
         tolerance = self._config.fault_tolerance
-        self._kept: tuple[str, Manifest, Callable[[Path], None]] | None = None
-        self._saving = threading.Lock()
+        self._kept = Kept()
         self._lookout = Lookout(
             self._place,
             Limits(tolerance.hang_factor, tolerance.hang_floor_s),
-            actors=self.remote_actors,
-            save_kept=self._save_kept,
+            actors=partial(remote_actors, self),
+            save_kept=partial(self._kept.commit, self._directory),
         )
         self._cadence = Cadence(
             settings.checkpoint_frequency,
@@ -149,10 +147,18 @@ class TrialPPO(ExactPPO):
             own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
             self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
             with self.phase("start"):
+                self._start_learners_beside()
                 super().setup(config)
                 self._continue_from(found.entry, found.messages)
         except Exception as error:  # Of any kind: see the module's docstring.
             self._failed_start = self._lookout.explain(error)
+
+    def _start_learners_beside(self) -> None:
+        runners = self._config.env_runners.num_env_runners
+        learners = self._config.learners
+        if runners and learners.num_learners and not learners.num_gpus_per_learner:
+            bundles = len(self.default_resource_request(self._given).bundles)
+            import_beside(__name__, range(bundles - learners.num_learners, bundles))
 
     def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
         if entry is None:
@@ -350,33 +356,15 @@ class TrialPPO(ExactPPO):
         )
 
     def _keep(self, result: Mapping[str, Any]) -> None:
-        """Keep the state after a long iteration, for a node that ends before the next one does."""
-        took = float(result.get("time_this_iter_s", 0.0))
-        kept = None
-        if took > _LONG_ITERATION_S:
+        state = None
+        if float(result.get("time_this_iter_s", 0.0)) > LONG_ITERATION_S:
             self._parting = _to_remember(result)
             name = f"checkpoint_{self.iteration:06d}"
-            kept = (name, self._manifest("interrupted"), self.capture())
-        with self._saving:
-            self._kept = kept
-
-    def _save_kept(self) -> str | None:
-        """Commit the state after the last iteration, in whatever thread; what there is then, or None if
-        the present iteration ends soon or nothing is kept."""
-        with self._saving:
-            if self._kept is None:
-                return None
-            name, manifest, write = self._kept
-            self._directory.poll(wait=True)
-            saved = self._directory.last_saved
-            if saved is None or saved.iteration != manifest.iteration:
-                self._directory.save(name, manifest, write)
-                self._directory.poll(wait=True)
-            self._directory.mark_interrupted()
-            return f"{self._directory.last_saved_name} is saved"
+            state = State(name, self._manifest("interrupted"), self.capture())
+        self._kept.put(state)
 
     def _save(self, kind: str, result: Mapping[str, Any]) -> None:
-        with self.phase("save"), self._saving, self.stopwatch.measure("checkpoint"):
+        with self.phase("save"), self._kept.saving, self.stopwatch.measure("checkpoint"):
             self._parting = _to_remember(result)
             name = {"final": "final", "error": f"error_{self.iteration:06d}"}.get(
                 kind, f"checkpoint_{self.iteration:06d}"

@@ -7,8 +7,12 @@ settings and checkpoints). A trial trains on one of two nodes; after some iterat
     learner killed    SIGKILL to one of two remote learners, each on a node of its own
     link cut          the trial's node loses its network (heads notice it in about 9 s: docs/nodes.md)
 
-A result is new when its iteration was not reached before the fault. Needs root (see
-`tests/namespaces.py`).
+A result is new when its iteration was not reached before the fault.
+
+The second table: what a checkpoint costs with one remote learner and with two, each on a node of its
+own: seconds that training waits for it, and until it is committed.
+
+Needs root (see `tests/namespaces.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,7 @@ from runs import HERE, RunFailed, scratch, write_config
 
 sys.path.insert(0, str(HERE.parent))
 
-from namespaces import ADDRESS, Cluster, Driver, Node, why_not
+from namespaces import ADDRESS, NOTICED_IN_9_S, Cluster, Driver, Node, why_not
 
 ROUNDS = 3
 FAULTS = ("node killed", "learner killed", "link cut")
@@ -70,24 +75,65 @@ def measure(options: Options) -> list[Table]:
                     "iterations done twice": statistics.median(each.again for each in runs),
                 }
             )
-    return [Table("Recovery", tuple(rows))]
+    return [Table("Recovery", tuple(rows)), checkpoints(rounds)]
+
+
+def checkpoints(rounds: int) -> Table:
+    found = interleave(
+        {f"{count}": lambda n=count: checkpoint(n) for count in (1, 2)}, rounds, "checkpoints"
+    )
+    rows = []
+    for count, runs in found.items():
+        for_one = found["1"]
+        row: dict[str, Any] = {"learners": int(count)}
+        for index, what in enumerate(("training waits s", "committed after s")):
+            own, one = [each[index] for each in runs], [each[index] for each in for_one]
+            row[what] = spread(own, 3)
+            row["of one learner's" if index == 0 else "of one's"] = spread(ratios(own, one))
+        row["target"] = "< 2" if count == "2" else None
+        rows.append(row)
+    return Table("Checkpoints of several learners", tuple(rows))
+
+
+def checkpoint(learners: int) -> tuple[float, float]:
+    """Medians over the checkpoints of one run, the first left out."""
+    tiny = tiny_ppo(learners, iterations=12, checkpoint_frequency=1, num_to_keep=None)
+    with scratch() as place, Cluster() as cluster:
+        for name in "ab":
+            cluster.add(name, cpus=4, resources={"worker": 1})
+        driver = start("raytrain", cluster, write_config(place, tiny), place / "log.txt")
+        if driver.wait(_PATIENCE_S) != 0:
+            raise RunFailed(driver.output())
+        (results,) = place.rglob("result.json")
+        rows = [json.loads(line) for line in results.read_text().splitlines()]
+        # Counted in the row of the iteration after it.
+        waited = [row["timers"]["iteration"]["checkpoint_s"] for row in rows[2:]]
+        took = []
+        for manifest in sorted(place.rglob("checkpoint_*/manifest.json"))[1:]:
+            began = datetime.fromisoformat(json.loads(manifest.read_text())["created_at"])
+            took.append(manifest.stat().st_mtime - began.timestamp())
+        return statistics.median(waited), statistics.median(took)
+
+
+def tiny_ppo(learners: int, *, iterations: int, **checkpoint: Any) -> dict[str, Any]:
+    return settings.ppo(
+        "CartPole-v1",
+        batch=2048 // max(1, learners),
+        epochs=6,
+        iterations=iterations,
+        env_runners={"num_env_runners": 1},
+        learners={"num_learners": learners, "custom_resources_per_learner": {"worker": 0.6}},
+        resources={"custom_resources_for_main_process": {"worker": 0.1}},
+        checkpoint=checkpoint,
+        failure={"max_failures": 10},
+    )
 
 
 def run(trainer: str, fault: str) -> Recovered:
     learners = 2 if fault == "learner killed" else 0
-    tiny = settings.ppo(
-        "CartPole-v1",
-        batch=2048 // max(1, learners),
-        epochs=6,
-        iterations=100_000,
-        env_runners={"num_env_runners": 1},
-        learners={"num_learners": learners, "custom_resources_per_learner": {"worker": 0.6}},
-        resources={"custom_resources_for_main_process": {"worker": 0.1}},
-        checkpoint={"checkpoint_frequency": 2, "num_to_keep": 3},
-        failure={"max_failures": 10},
-    )
+    tiny = tiny_ppo(learners, iterations=100_000, checkpoint_frequency=2, num_to_keep=3)
     # Idle workers stay, as docs/nodes.md recommends; it does stock no harm.
-    env = {"RAY_idle_worker_killing_time_threshold_ms": "86400000"}
+    env = {**NOTICED_IN_9_S, "RAY_idle_worker_killing_time_threshold_ms": "86400000"}
     with scratch() as place, Cluster(env=env) as cluster:
         for name in "ab":
             cluster.add(name, cpus=4, resources={"worker": 1})

@@ -11,12 +11,15 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from raytrain import _ray_cluster
 
@@ -73,6 +76,20 @@ class Spares:
         )
         # Several at once must not be given to one worker in turn.
         return task.remote(self._module, _OVERLAP_S if self._count > 1 else 0.0)
+
+
+def import_beside(module: str, bundles: Iterable[int]) -> None:
+    """Have workers import `module` where bundles of this process's placement group are, while this
+    process builds something else. RLlib starts learners only when its env runners are there."""
+    group = ray.util.get_current_placement_group()
+    if group is None:
+        return
+    for index in bundles:
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+        task = ray.remote(_import).options(
+            num_cpus=0, max_retries=0, scheduling_strategy=strategy, name="import"
+        )
+        task.remote(module, _OVERLAP_S)
 
 
 def _import(module: str, stay_s: float) -> int:
