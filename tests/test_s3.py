@@ -136,7 +136,7 @@ def test_requests_that_fail_now_and_then_are_nobodys_concern(
     for iteration in (1, 2, 3):
         train(directory, range(iteration, iteration + 1))
         save(directory, iteration)
-    assert [o.ok for o in directory.poll(wait=True)] == [True] * 3
+        assert [o.ok for o in directory.poll(wait=True)] == [True]
     s3_proxy.set("pass")
     assert good_ones(place) == ["best", "checkpoint_000002", "checkpoint_000003"]
     assert iterations_on(place) == [1, 2, 3]
@@ -225,7 +225,7 @@ def test_a_writer_that_was_replaced_writes_nothing_more(s3: int, store: Patience
 def test_what_trying_again_cannot_help_fails_at_once(
     s3: int, store: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OSError, match="NO_SUCH_BUCKET|NoSuchBucket"):
+    with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
         (Location.of("s3://no-such-bucket/a") / "b").write_bytes(b"")
     told: list[str] = []
     store.listen(told.append)
