@@ -30,6 +30,7 @@ from raytrain.checkpoint import (
     ExperimentFileError,
     Location,
     StorageError,
+    require_key,
     trials,
 )
 from raytrain.checkpoint.storage import storage_errors
@@ -170,6 +171,8 @@ def _train(
         reporter.event("raytrain", "info", text)
 
     found = _read_experiment(place, say)
+    if found is not None:
+        require_key(found, place)
     changed = _refuse_other_run(config, place, found, say)
     before = finished_trials(config, place)
     if found is not None and len(before) == num_trials(config):

@@ -5,7 +5,7 @@ The proxy works on connections. The server speaks HTTP/1.0, so each request has 
     pass     forwarded
     slow     forwarded after a pause
     errors   answered with 500 (a share of them; the rest are forwarded)
-    drop     a share is cut off after some bytes of the answer
+    drop     a share is done, but the answer is cut off in its body, or never comes
     away     refused: nobody listens
     mute     accepted, and never answered
 """
@@ -164,11 +164,14 @@ class Proxy:
     def _forward(self, connection: socket.socket, *, cut: bool) -> None:
         with socket.create_connection(("127.0.0.1", self._target)) as upstream:
             threading.Thread(target=_pipe, args=(connection, upstream), daemon=True).start()
+            answer = b""
             while data := upstream.recv(65536):
-                if cut:
-                    connection.sendall(data[:20])
-                    return
-                connection.sendall(data)
+                answer += data
+                if not cut:
+                    connection.sendall(data)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if cut and body:
+            connection.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
 
 
 def _pipe(source: socket.socket, sink: socket.socket) -> None:

@@ -136,7 +136,7 @@ def test_requests_that_fail_now_and_then_are_nobodys_concern(
     for iteration in (1, 2, 3):
         train(directory, range(iteration, iteration + 1))
         save(directory, iteration)
-    assert [o.ok for o in directory.poll(wait=True)] == [True] * 3
+        assert [o.ok for o in directory.poll(wait=True)] == [True]
     s3_proxy.set("pass")
     assert good_ones(place) == ["best", "checkpoint_000002", "checkpoint_000003"]
     assert iterations_on(place) == [1, 2, 3]
@@ -214,18 +214,18 @@ def test_a_writer_that_was_replaced_writes_nothing_more(s3: int, store: Patience
     # Its lease went stale (a partition), and another process took over.
     (place / "attempt.json").write_bytes(b'{"attempt": 7}')
     train(first, range(2, 3))
-    before = {name: place.tree()[name] for name in place.files()}
+    before = written_files(place)
     save(first, 2)
     with pytest.raises(Superseded):
         first.poll(wait=True)
-    assert {name: place.tree()[name] for name in place.files()} == before
+    assert written_files(place) == before
     first.close()
 
 
 def test_what_trying_again_cannot_help_fails_at_once(
     s3: int, store: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OSError, match=r"NO_SUCH_BUCKET|NoSuchBucket"):
+    with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
         (Location.of("s3://no-such-bucket/a") / "b").write_bytes(b"")
     told: list[str] = []
     store.listen(told.append)
@@ -289,3 +289,8 @@ def wait_until(true: object, seconds: float = 30.0) -> None:
             return
         stop.wait(0.02)
     raise AssertionError("waited in vain")
+
+
+def written_files(place: Location) -> dict[str, object]:
+    """What lies there and when it was written, but for the lease, which a thread renews."""
+    return {n: each for n, each in place.tree().items() if n != ".raytrain.lock"}

@@ -19,6 +19,7 @@ from raytrain.checkpoint.experiment_file import (
     EXPERIMENT_FILE,
     ExperimentFile,
     ExperimentFileError,
+    require_key,
 )
 from raytrain.checkpoint.lock import LEASE_PATIENCE_S, DirectoryLock, Locked
 from raytrain.checkpoint.manifest import (
@@ -35,6 +36,7 @@ from raytrain.checkpoint.parallel import in_parallel, together
 from raytrain.checkpoint.patience import STORE
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
 from raytrain.checkpoint.retention import RetentionPolicy, prune, surplus
+from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import Location, StorageError, make_directories, storage_errors
 from raytrain.checkpoint.swap import commit_replacing, repair_swaps, replace, sweep
 from raytrain.checkpoint.verify import check, fetch
@@ -82,7 +84,9 @@ __all__ = [
     "remove_checkpoint",
     "repair_swaps",
     "replace",
+    "require_key",
     "resolve",
+    "signing_key",
     "storage_errors",
     "surplus",
     "sweep",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
+from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.checkpoint.verify import fetch
 from raytrain.errors import BadInput
@@ -55,13 +56,15 @@ def entries_at(argument: str) -> list[tuple[Location, Entry]]:
 @contextmanager
 def local_policy_directory(argument: str) -> Iterator[Path]:
     """A local directory with the verified policy that `argument` means: an exported policy, or what
-    `resolve` makes of it."""
+    `resolve` makes of it. Where signatures are checked, only a checkpoint: what was exported has
+    none."""
     place = Location.of(argument)
-    if place.is_local and place.is_dir() and (place / _POLICY_FILE).exists():
+    with_key = signing_key() is not None
+    if place.is_local and place.is_dir() and (place / _POLICY_FILE).exists() and not with_key:
         yield place.local_path
         return
     entry = resolve(argument)
-    if entry.location.is_local:
+    if entry.location.is_local and not with_key:
         yield entry.location.local_path
         return
     with tempfile.TemporaryDirectory(prefix="raytrain-policy-") as scratch:

@@ -58,6 +58,12 @@ _REMEDY = {
     errno.ENOENT: "it does not exist: check the path, and that the storage is mounted",
 }
 
+_REMEDY_OF_A_STORE = {
+    "NO_SUCH_BUCKET|Bucket .* not found": "make the bucket, or check its name and the endpoint",
+    "ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN": "check the credentials, which come from the environment "
+    "(AWS_ACCESS_KEY_ID, ...) or from the machine's role, and what they are allowed to do",
+}
+
 
 class StorageError(RaytrainError):
     """The storage refused an operation. `errno` is the system's number, or None."""
@@ -77,12 +83,19 @@ def storage_errors(doing: str, where: Location) -> Iterator[None]:
         yield
     except OSError as error:
         path = os.fspath(error.filename) if error.filename else str(where)
-        remedy = _REMEDY.get(
-            error.errno or 0, "check the storage, then give the same command again"
-        )
+        remedy = _remedy(error)
         found = error.strerror or str(error)
         message = f"{doing} failed at {path}: {found}; {remedy}."
         raise StorageError(message, path=path, errno=error.errno) from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in _REMEDY:
+        return _REMEDY[error.errno]
+    for words, remedy in _REMEDY_OF_A_STORE.items():
+        if re.search(words, str(error)):
+            return remedy
+    return "check the storage, then give the same command again"
 
 
 @dataclass(frozen=True)
@@ -223,8 +236,7 @@ class Location:
             with open(self.path, "rb", buffering=0) as stream:
                 yield stream
         else:
-            # compression=None: pyarrow would otherwise unpack a file for its ending (.gz)
-            with self.fs.open_input_stream(self.path, compression=None) as stream:
+            with self.fs.open_input_file(self.path) as stream:
                 yield stream
 
     @contextmanager
@@ -242,7 +254,19 @@ class Location:
     @patient
     def read_bytes(self) -> bytes:
         with self.reader() as stream:
-            return bytes(stream.read())
+            data = bytes(stream.read())
+            if not self.is_local:
+                self._must_be_whole(len(data), stream.size())
+        return data
+
+    def _must_be_whole(self, found: int, expected: int) -> None:
+        """A connection that is cut off may look like the end of the file, and even like an empty one.
+        That is no damage, so the store is asked."""
+        if found == expected and found:
+            return
+        actual = self.fs.get_file_info(self.path).size
+        if found != actual:
+            raise ConnectionError(f"{self}: the answer ended after {found} of {actual} bytes")
 
     @patient
     def write_bytes(self, data: bytes) -> None:
@@ -360,6 +384,8 @@ class Location:
                 size += len(chunk)
                 if write is not None:
                     write(chunk)
+            if not self.is_local:
+                self._must_be_whole(size, stream.size())
         return size, digest.hexdigest()
 
     def move_tree(self, target: Location) -> None:

@@ -21,6 +21,7 @@ from raytrain.checkpoint.manifest import (
 )
 from raytrain.checkpoint.parallel import in_parallel
 from raytrain.checkpoint.patience import may_pass
+from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import Location, storage_errors
 
 
@@ -70,11 +71,12 @@ def fetch(place: Location, local_dir: Path) -> Path:
     now.
 
     A checkpoint on a local disk is checked where it lies, and its own path returned. Any other is
-    copied into `local_dir`, which must be new or empty. Raises `DamagedCheckpoint`,
+    copied into `local_dir`, which must be new or empty; and so is every one where signatures are
+    checked, since somebody might alter a file between the check and the use. Raises `DamagedCheckpoint`,
     `ManifestError`, `StorageError`.
     """
     with storage_errors(f"Reading the checkpoint {place.name}", place):
-        if place.is_local:
+        if place.is_local and signing_key() is None:
             problem = check(place, contents=True).problem
             if problem:
                 raise DamagedCheckpoint(place, problem)

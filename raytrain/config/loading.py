@@ -10,6 +10,7 @@ from typing import Any
 from raytrain.config.environment import resolve_env
 from raytrain.config.problems import ConfigError, Problem, nearest
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
+from raytrain.config.secrets import PlainSecret
 from raytrain.config.validation import validated
 from raytrain.config.yaml_lines import Document, KeyPath, parse_yaml
 
@@ -57,6 +58,8 @@ def load_config(
     config: ExperimentConfig | None = None
     try:
         config = validated({**values, "import_path": import_path}, sources.where)
+    except PlainSecret:
+        raise
     except ConfigError as error:
         problems += error.problems
     if check_env:

@@ -42,6 +42,7 @@ from raytrain.checkpoint import (
     Manifest,
     Parent,
     RetentionPolicy,
+    require_key,
 )
 from raytrain.config import (
     ALGORITHM_SECTIONS,
@@ -407,4 +408,5 @@ def _experiment_file(place: Location) -> ExperimentFile:
             f"experiment.json is missing from {place}. Run `raytrain train CONFIG` with the "
             "experiment's config to write it again."
         )
+    require_key(found, place)
     return found
