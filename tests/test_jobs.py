@@ -241,6 +241,15 @@ def test_rays_own_submission_saves_when_it_is_stopped(
 
 
 @pytest.mark.slow
+def test_a_storage_path_that_ray_would_delete_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    write_config(tmp_path / "run.yaml", storage_path="results")
+    command = ("ray", "job", "submit", "--address", cluster.jobs, "--working-dir", ".")
+    _, told = run(*command, "--", "raytrain", "train", "run.yaml", env=WITH_TOKEN, cwd=tmp_path)
+    assert "lies in the job's working directory, which Ray deletes" in told
+    assert "exit code 2" in told
+
+
+@pytest.mark.slow
 def test_a_new_head_continues_the_run(tmp_path: Path, undisturbed: Reference) -> None:
     """Everything on the head dies, the driver too; its follower ends, and a new head is given."""
     config = own_env(tmp_path)
