@@ -35,7 +35,6 @@ def environment(**extra: str) -> dict[str, str]:
         PATH=path,
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), above])),
         RAY_USAGE_STATS_ENABLED="0",
-        RAY_raylet_start_wait_time_s="120",  # 30 s is not enough for a machine that is busy.
         **NO_TOKEN,
     )
     return {**plain, **extra}
@@ -63,6 +62,17 @@ class Node:
         except psutil.NoSuchProcess:
             return []
 
+    def comes_up(self) -> bool:
+        """Wait until it is up (True) or has given up."""
+        until(lambda: self._up() or self.process.poll() is not None, 120, self._read)
+        return self._up()
+
+    def _up(self) -> bool:
+        return "Ray runtime started" in self._read()
+
+    def _read(self) -> str:
+        return Path(self._log.name).read_text(errors="replace")
+
     def kill(self) -> None:
         """SIGKILL to everything on the node at once, as when its machine is switched off."""
         victims = self.processes()
@@ -80,7 +90,14 @@ class Node:
 class Cluster:
     """A head with a job server, and workers on request. `with Cluster(tmp_path) as cluster: ...`"""
 
-    def __init__(self, logs: Path, *, cpus: int = 3, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        *,
+        cpus: int = 3,
+        dashboard: bool = True,
+        env: dict[str, str] | None = None,
+    ) -> None:
         self._env = environment(**(env or {}))
         self._logs = logs
         self._stack = ExitStack()
@@ -91,18 +108,21 @@ class Cluster:
         self.nodes: list[Node] = []
         self.address = f"127.0.0.1:{self.port}"
         self.jobs = f"http://127.0.0.1:{self.dashboard}"
-        self.head = self._start(
-            "--head",
-            f"--port={self.port}",
-            f"--dashboard-port={self.dashboard}",
-            f"--ray-client-server-port={free_port()}",
-            f"--temp-dir={self._temp}",
-            f"--num-cpus={cpus}",
-        )
+        self._cpus, self._with_dashboard = cpus, dashboard
 
     def __enter__(self) -> Cluster:
         try:
-            until(self._answers, 150, lambda: self.log("head"))
+            self.head = self._start(
+                "--head",
+                f"--port={self.port}",
+                f"--dashboard-port={self.dashboard}",
+                f"--include-dashboard={self._with_dashboard}",
+                f"--ray-client-server-port={free_port()}",
+                f"--temp-dir={self._temp}",
+                f"--num-cpus={self._cpus}",
+            )
+            if self._with_dashboard:
+                until(self._answers, 60, lambda: self.log("head"))
         except BaseException:
             self.close()
             raise
@@ -129,15 +149,20 @@ class Cluster:
         return (self._logs / f"{name}.log").read_text(errors="replace")
 
     def _start(self, *arguments: str, **env: str) -> Node:
+        """A node that is up. A raylet gives up when its agent needs more than 15 s to start, which it
+        may on a machine that is busy; then another is started."""
         name = "head" if not self.nodes else f"node{len(self.nodes)}"
-        node = Node(*arguments, log=self._logs / f"{name}.log", env={**self._env, **env})
-        self.nodes.append(node)
-        return node
+        log = self._logs / f"{name}.log"
+        for _ in range(4):
+            log.unlink(missing_ok=True)
+            node = Node(*arguments, log=log, env={**self._env, **env})
+            if node.comes_up():
+                self.nodes.append(node)
+                return node
+            node.kill()
+        raise AssertionError(f"{name} did not start:\n{self.log(name)}")
 
     def _answers(self) -> bool:
-        if "Ray runtime started" not in self.log("head"):
-            assert self.head.process.poll() is None, self.log("head")
-            return False
         try:
             urllib.request.urlopen(f"{self.jobs}/api/version", timeout=5).close()
         except urllib.error.HTTPError:

@@ -26,7 +26,18 @@ _LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.M)
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 # Programs whose options are not ours.
-_OTHERS = {"tensorboard", "pip", "git", "make", "python", "ray"}
+_OTHERS = {
+    "tensorboard",
+    "pip",
+    "git",
+    "make",
+    "python",
+    "ray",
+    "srun",
+    "sbatch",
+    "scancel",
+    "systemctl",
+}
 
 
 @dataclass(frozen=True)

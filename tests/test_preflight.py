@@ -74,7 +74,7 @@ def other_clock(place: Path) -> Path:
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixed]:
     places = tmp_path_factory.mktemp("nodes")
     ray.shutdown()
-    with Cluster(places) as cluster, pytest.MonkeyPatch.context() as patch:
+    with Cluster(places, dashboard=False) as cluster, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             patch.delenv(name)
         patch.setenv("RAY_AUTH_MODE", NO_TOKEN["RAY_AUTH_MODE"])
@@ -92,9 +92,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixed]:
         fixed = Fixed(cluster, places)
         (places / "home").mkdir()
         fixed.add("good", HOME=str(places / "home"))
-        fixed.node("good")  # One after the other: starting a node is seconds of work.
         fixed.add("bad", path=other_clock(other_source(places / "bad")))
-        fixed.node("bad")
         yield fixed
         ray.shutdown()
 

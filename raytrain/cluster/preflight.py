@@ -33,6 +33,7 @@ TIMEOUT_S = (
     120.0  # A worker is started on each node, which may first have to fetch the run's files.
 )
 _LATE_FILE_S = 10.0  # caches of network file systems
+_PASSING = "/runtime_resources/working_dir_files/"  # where Ray unpacks a job's working directory
 _DRIVER = "driver"
 _HERE = "this machine"
 
@@ -82,6 +83,11 @@ def preflight(
     """
     from ray import cloudpickle
 
+    if _PASSING in storage_path:
+        raise ClusterNotReady(
+            f"The storage path {storage_path} lies in the job's working directory, which Ray deletes when the "
+            "job has ended. Name one that stays: --storage-path, with an absolute path or a URI."
+        )
     cloudpickle.register_pickle_by_value(node_checks)
     try:
         remaining = _compare(list(alive_nodes() if asked is None else asked), timeout_s)
