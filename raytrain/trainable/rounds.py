@@ -230,7 +230,9 @@ class Round:
             )
             return
         now = time.monotonic()
-        self._losses.append(_Loss(str(host), host.index, said, frozenset(groups), set(groups), now))
+        self._losses.append(
+            _Loss(str(host), host.index, host.where, said, frozenset(groups), set(groups), now)
+        )
 
     def _bear(self, host: Host) -> None:
         """Look whether an actor has had too long for the first of its calls."""
