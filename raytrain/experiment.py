@@ -27,6 +27,7 @@ from raytrain.checkpoint import (
     ExperimentFile,
     ExperimentFileError,
     Location,
+    Manifest,
     trials,
 )
 from raytrain.checkpoint.storage import storage_errors
@@ -49,6 +50,7 @@ from raytrain.trainable.cadence import Progress, StopRule
 from raytrain.versions import versions
 
 Say = Callable[[str], None]
+_LOOKERS_S = 1.0
 
 
 class ConfigChanged(BadInput):
@@ -92,7 +94,8 @@ def train(
             place = Location.of(config.storage_path) / config.name
             if fresh:
                 _set_aside(place, lambda text: reporter.event("raytrain", "info", text))
-            with DirectoryLock(place):
+            # Somebody who looks at the lock holds it for a moment.
+            with DirectoryLock(place, wait=_LOOKERS_S):
                 outcome = _train(
                     config, place, reporter, interrupts, address=address, command=command
                 )
@@ -133,16 +136,20 @@ def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entr
         entry = Catalogue(trial).entry("final", verify=True)
         if entry is None or not entry.good or entry.manifest is None:
             continue
-        manifest = entry.manifest
-        progress = Progress(
-            manifest.iteration,
-            manifest.timesteps,
-            manifest.episodes,
-            float(manifest.metrics.get("time_total_s", 0.0)),
-        )
-        if rule.reached(progress, manifest.metrics):
+        if has_ended(rule, entry.manifest):
             done[trial.name] = entry
     return done
+
+
+def has_ended(rule: StopRule, manifest: Manifest) -> bool:
+    """Whether a run that is where `manifest` says has reached its end."""
+    progress = Progress(
+        manifest.iteration,
+        manifest.timesteps,
+        manifest.episodes,
+        float(manifest.metrics.get("time_total_s", 0.0)),
+    )
+    return rule.reached(progress, manifest.metrics) is not None
 
 
 def _train(

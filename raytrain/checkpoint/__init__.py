@@ -19,7 +19,7 @@ from raytrain.checkpoint.experiment_file import (
     ExperimentFile,
     ExperimentFileError,
 )
-from raytrain.checkpoint.lock import DirectoryLock, Locked
+from raytrain.checkpoint.lock import DirectoryLock, Locked, who_writes
 from raytrain.checkpoint.manifest import (
     FORMAT,
     KINDS,
@@ -80,4 +80,5 @@ __all__ = [
     "sweep",
     "trials",
     "weights_sha256",
+    "who_writes",
 ]

@@ -26,7 +26,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from types import TracebackType
@@ -116,13 +116,41 @@ class DirectoryLock:
         return _Lease.take(self._place, self._times)
 
     def _who(self) -> str:
-        holder = _read(self._place)
-        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-        since = holder.get("started", "an unknown time")
         return (
-            f"{self._place} is being written by {who} since {since}. "
+            f"{self._place} is being written by {_described(_read(self._place))}. "
             "Wait for it to end, or stop it, then give the same command again."
         )
+
+
+def who_writes(place: Location) -> str | None:
+    """Who holds the lock on a directory at this moment, in words; None if nobody does."""
+    with storage_errors("Looking at the lock", place):
+        holder = _read(place)
+        if not holder:
+            return None
+        lease = "token" in holder
+        free = _stale(holder, time.time()) if lease else _could_lock(place)
+    return None if free else _described(holder)
+
+
+def _described(holder: Mapping[str, Any]) -> str:
+    since = holder.get("started", "an unknown time")
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
+
+
+def _could_lock(place: Location) -> bool:
+    """Held for a moment and shared, so that those who look do not disturb each other."""
+    descriptor = os.open((place / LOCK_NAME).path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+    finally:
+        os.close(descriptor)
+    return True
 
 
 class _Flock:

@@ -42,9 +42,7 @@ def stack(items: list[Any]) -> Any:
 def unstack(struct: Any) -> list[Any]:
     """The reverse of `stack`."""
     leaves = tree.flatten(struct)
-    return [
-        tree.unflatten_as(struct, [leaf[i] for leaf in leaves]) for i in range(len(leaves[0]))
-    ]
+    return [tree.unflatten_as(struct, [leaf[i] for leaf in leaves]) for i in range(len(leaves[0]))]
 
 
 def flat_vector(observation: Any, struct: Any) -> Array:

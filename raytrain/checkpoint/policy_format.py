@@ -18,7 +18,8 @@ and what lies between the environment and it:
      "metadata": {...}}                                                     # iteration, versions
 
 SPACE, ARRAY and the model settings are in the encoding of `raytrain.checkpoint.spaces`, LAYER in that
-of `raytrain.checkpoint.network`. The two files lie in a checkpoint, listed in its `manifest.json`, or alone in an exported directory.
+of `raytrain.checkpoint.network`. The two files lie in a checkpoint, listed in its `manifest.json`, or
+alone in an exported directory.
 """
 
 from __future__ import annotations
