@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ def _recorded(
     creator: EnvCreator, env_config: dict[str, Any], directory: Path, episodes: int
 ) -> gym.Env[Any, Any]:
     """The environment, drawn as images, in Gymnasium's RecordVideo."""
+    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
+        # pygame draws into memory here; it would look for a screen and a sound card, and complain.
+        os.environ.setdefault(driver, "dummy")
     try:
         env = creator({**env_config, "render_mode": "rgb_array"})
     except ConfigError as error:
@@ -78,12 +82,12 @@ def _recorded(
             f"Recording videos: the environment's render_mode is {env.render_mode!r}, though "
             "'rgb_array' was asked for. Let its factory pass `render_mode` on."
         )
-    taken = [directory / f"episode-episode-{i}.mp4" for i in range(episodes)]
+    taken = [directory / f"policy-episode-{i}.mp4" for i in range(episodes)]
     there = [path for path in taken if path.exists()]
     if there:
         env.close()
         raise BadInput(f"{there[0]} exists already. Give another directory for the videos.")
     directory.mkdir(parents=True, exist_ok=True)
     return gym.wrappers.RecordVideo(
-        env, str(directory), episode_trigger=lambda _: True, name_prefix="episode"
+        env, str(directory), episode_trigger=lambda _: True, name_prefix="policy"
     )

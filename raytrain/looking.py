@@ -272,7 +272,10 @@ def _checkpoint(
         good=entry.good,
         problem=entry.problem,
         created_at=manifest.created_at if manifest else None,
-        resume=commands.for_checkpoint(entry, trial, is_newest=entry is newest),
+        # Those of one iteration hold one state: `best` may be as new as `final`.
+        resume=commands.for_checkpoint(
+            entry, trial, is_newest=newest is not None and entry.iteration == newest.iteration
+        ),
     )
 
 
