@@ -261,7 +261,8 @@ def inspect(
     from raytrain.checkpoint import resolve
     from raytrain.reporting.plain import manifest_document, manifest_text
 
-    entry = resolve(checkpoint)
+    with _busy("Checking"):
+        entry = resolve(checkpoint)
     if as_json:
         _print_json(manifest_document(entry))
     else:

@@ -14,6 +14,7 @@ from raytrain.checkpoint import ExperimentFile, Location
 from raytrain.config import ConfigError, EnvCreator, config_from_dict, env_creator
 from raytrain.errors import BadInput
 from raytrain.extras import require
+from raytrain.reporting.progress import busy
 from raytrain.trainable.evaluate import Evaluation, evaluate
 
 _LEVELS_UP = 4  # experiment / trial / stages / name, at most
@@ -37,7 +38,8 @@ def evaluate_path(
     """
     if video is not None:
         require("video", "moviepy", what="Recording videos")
-    policy = load_policy(path)
+    with busy("Loading"):
+        policy = load_policy(path)
     base, _, fixed = path.rpartition(":")
     place = Location.of(base if fixed in ("best", "final") else path)
     for _ in range(_LEVELS_UP):
