@@ -30,6 +30,7 @@ from raytrain.checkpoint import (
 from raytrain.checkpoint.storage import storage_errors
 from raytrain.errors import BadInput
 
+_LOOKERS_S = 1.0  # somebody who looks at a lock holds it for a moment
 _DISPOSABLE = frozenset({"periodic", "interrupted"})
 
 
@@ -97,8 +98,8 @@ def prune(
     with ExitStack() as locks:
         experiment = place if place not in chosen else place.parent
         if ExperimentFile.read(experiment) is not None:
-            locks.enter_context(DirectoryLock(experiment))
-        held = [locks.enter_context(DirectoryLock(trial)) for trial in chosen]
+            locks.enter_context(DirectoryLock(experiment, wait=_LOOKERS_S))
+        held = [locks.enter_context(DirectoryLock(trial, wait=_LOOKERS_S)) for trial in chosen]
         for trial in chosen:
             Catalogue(trial).sweep()
         sorted_out = [_sorted_out(trial, rule) for trial in chosen]

@@ -89,7 +89,9 @@ def export_policy(
         ready = Path(scratch) / "policy"
         ready.mkdir()
         digest = write_policy(ready, parts, metadata={**metadata, **_origin(entry)})
-        _require_network(needs_ray, onnx=onnx, torchscript=torchscript)
+        recurrent = any(layer["layer"] == "lstm" for layer in parts.network or ())
+        why_not = needs_ray or ("it keeps a state from step to step" if recurrent else None)
+        _require_portable(why_not, onnx=onnx, torchscript=torchscript)
         if torchscript:
             write_torchscript(parts, ready / TORCHSCRIPT_FILE)
             _try_torchscript(parts, ready / TORCHSCRIPT_FILE)
@@ -137,11 +139,11 @@ def _bits(policy: Policy, given: list[Any], deterministic: bool) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in tree.flatten(actions)]
 
 
-def _require_network(needs_ray: str | None, *, onnx: bool, torchscript: bool) -> None:
+def _require_portable(why_not: str | None, *, onnx: bool, torchscript: bool) -> None:
     wanted = [name for name, asked in (("ONNX", onnx), ("TorchScript", torchscript)) if asked]
-    if wanted and needs_ray is not None:
+    if wanted and why_not is not None:
         raise PolicyFormatError(
-            f"This policy cannot be written as {' or '.join(wanted)}: {needs_ray}. Dense and "
+            f"This policy cannot be written as {' or '.join(wanted)}: {why_not}. Dense and "
             "convolutional networks of RLlib's own can; export it without."
         )
 

@@ -7,6 +7,7 @@ a batch of preprocessed observations to the inputs of the action distribution, i
 of RLlib's module. The layers:
 
     linear, conv2d (stride), layer_norm (eps)          with tensors NAME.weight and NAME.bias
+    lstm (layers)                                      with tensors NAME.weight_ih_l0 and so on
     tanh, relu, elu, silu, gelu, sigmoid, leaky_relu, softplus
     zero_pad2d (padding), permute (axes), flatten
     clip_log_std (bound)                               the second half of the columns
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -56,6 +58,35 @@ def build_network(layers: Sequence[Layer], tensors: Tensors) -> nn.Sequential:
                 f"policy.json describes a layer {kind!r}; this version of raytrain knows {known}"
             )
     return nn.Sequential(*built).requires_grad_(False).eval()
+
+
+States = tuple[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], ...]
+"""For each LSTM its (h, c), float32: (layers, hidden), or (N, layers, hidden) for a batch."""
+
+
+def first_states(network: nn.Sequential) -> States:
+    """The states of an episode that begins; empty for a network that keeps none."""
+    lstms = [each for each in network if isinstance(each, nn.LSTM)]
+    zeros = [np.zeros((each.num_layers, each.hidden_size), np.float32) for each in lstms]
+    return tuple((each, each) for each in zeros)
+
+
+def run_network(
+    network: nn.Sequential, inputs: torch.Tensor, states: States
+) -> tuple[torch.Tensor, States]:
+    """One step: outputs (N, columns) for inputs (N, ...), and the states after it."""
+    if not states:
+        return network(inputs), ()
+    # With a time axis of length one, as RLlib runs a recurrent module.
+    x, left, after = inputs.unsqueeze(1), list(states), []
+    for layer in network:
+        if isinstance(layer, nn.LSTM):
+            h, c = (torch.from_numpy(each).transpose(0, 1) for each in left.pop(0))
+            x, (h, c) = layer(x, (h, c))
+            after.append((h.transpose(0, 1).numpy(), c.transpose(0, 1).numpy()))
+        else:
+            x = layer(x)
+    return x.squeeze(1), tuple(after)
 
 
 class _Permute(nn.Module):
@@ -132,10 +163,22 @@ def _layer_norm(layer: Layer, tensors: Tensors) -> nn.Module:
     return _loaded(nn.utils.skip_init(nn.LayerNorm, shape, eps=layer["eps"]), layer, tensors)
 
 
+def _lstm(layer: Layer, tensors: Tensors) -> nn.Module:
+    name, layers = layer["tensors"], int(layer["layers"])
+    gates, size = _tensor(tensors, f"{name}.weight_ih_l0").shape
+    bias = f"{name}.bias_ih_l0" in tensors
+    with torch.random.fork_rng(devices=[]):  # Its constructor draws weights.
+        module = nn.LSTM(size, gates // 4, layers, batch_first=True, bias=bias)
+    for each, _ in list(module.named_parameters()):
+        getattr(module, each).data.copy_(_tensor(tensors, f"{name}.{each}"))
+    return module
+
+
 _BUILDERS: dict[str, Callable[[Layer, Tensors], nn.Module]] = {
     "linear": _linear,
     "conv2d": _conv2d,
     "layer_norm": _layer_norm,
+    "lstm": _lstm,
     "zero_pad2d": lambda layer, _: nn.ZeroPad2d(tuple(layer["padding"])),
     "permute": lambda layer, _: _Permute(layer["axes"]),
     "flatten": lambda layer, _: nn.Flatten(),

@@ -30,13 +30,9 @@ import tree
 
 from raytrain.checkpoint import policy_arithmetic as arithmetic
 from raytrain.checkpoint.distributions import ActionDistribution
-from raytrain.checkpoint.network import build_network
+from raytrain.checkpoint.episode_states import EpisodeStates, ObservationError
+from raytrain.checkpoint.network import build_network, first_states, run_network
 from raytrain.checkpoint.policy_format import FlattenStep, PolicyParts, Step, read_policy
-from raytrain.errors import BadInput
-
-
-class ObservationError(BadInput):
-    """An observation that is neither one of the policy's observation space nor a batch of such."""
 
 
 def load_policy(path: str | os.PathLike[str], *, seed: int | None = None) -> Policy:
@@ -231,16 +227,20 @@ def _network(parts: PolicyParts) -> Network:
 
 
 class _PlainNetwork:
-    """Layers and distributions of plain Torch. It keeps no state."""
+    """Layers and distributions of plain Torch."""
 
     def __init__(self, parts: PolicyParts) -> None:
         assert parts.network is not None
         self.module = build_network(parts.network, parts.module_state)
         self._distribution = ActionDistribution(arithmetic.base_struct(parts.action_space))
+        self._states = EpisodeStates(first_states(self.module))
 
     def actions(self, items: list[Any], *, deterministic: bool) -> Any:
-        outputs = self.module(arithmetic.as_tensor(arithmetic.stack(items)))
+        states = arithmetic.stack(self._states.of(len(items)))
+        given = arithmetic.as_tensor(arithmetic.stack(items))
+        outputs, states = run_network(self.module, given, states)
+        self._states.keep(arithmetic.unstack(states) if states else [()] * len(items))
         return self._distribution.actions(outputs, deterministic=deterministic)
 
     def reset(self, mask: np.ndarray[Any, Any] | None) -> None:
-        """Nothing to forget."""
+        self._states.reset(mask)

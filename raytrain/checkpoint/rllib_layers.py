@@ -1,7 +1,7 @@
 """RLlib's default PPO network as the list of layers that `network` builds again without RLlib.
 
-The default module of dense or convolutional layers with its default distributions can be described;
-a module or catalog of one's own, and a recurrent one, cannot: `NoPlainForm` says why.
+The default module of dense, convolutional or LSTM layers with its default distributions can be
+described; a module or catalog of one's own cannot: `NoPlainForm` says why.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPP
 from ray.rllib.core.models.torch.encoder import (
     TorchActorCriticEncoder,
     TorchCNNEncoder,
+    TorchLSTMEncoder,
     TorchMLPEncoder,
+    TorchStatefulActorCriticEncoder,
 )
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
 from ray.rllib.core.models.torch.primitives import TorchCNN, TorchMLP
@@ -32,13 +34,30 @@ def layers_of(module: Any) -> tuple[dict[str, Any], ...]:
     """From preprocessed observations to distribution inputs. Raises NoPlainForm."""
     _require(type(module) is DefaultPPOTorchRLModule, "the module", module)
     _require(type(module.catalog) is PPOCatalog, "the catalog", module.catalog)
-    _require(type(module.encoder) is TorchActorCriticEncoder, "the encoder", module.encoder)
+    encoders = (TorchActorCriticEncoder, TorchStatefulActorCriticEncoder)
+    _require(type(module.encoder) in encoders, "the encoder", module.encoder)
     shared = module.encoder.config.shared
     actor = module.encoder.encoder if shared else module.encoder.actor_encoder
-    _require(type(actor) in (TorchMLPEncoder, TorchCNNEncoder), "the actor's encoder", actor)
     _require(type(module.pi) in (TorchMLPHead, TorchFreeLogStdMLPHead), "the head", module.pi)
     names = {id(each): name for name, each in module.named_modules()}
-    return (*_flat(actor.net, names), *_flat(module.pi.net, names), *_log_std(module.pi))
+    return (*_encoder(actor, names), *_flat(module.pi.net, names), *_log_std(module.pi))
+
+
+def _encoder(encoder: Any, names: dict[int, str]) -> list[dict[str, Any]]:
+    if type(encoder) in (TorchMLPEncoder, TorchCNNEncoder):
+        return _flat(encoder.net, names)
+    _require(type(encoder) is TorchLSTMEncoder, "the actor's encoder", encoder)
+    _require(encoder.lstm.batch_first, "the LSTM, which is not batch-major,", encoder.lstm)
+    lstm = {
+        "layer": "lstm",
+        "tensors": names[id(encoder.lstm)],
+        "layers": encoder.lstm.num_layers,
+    }
+    tokenizer = encoder.tokenizer
+    if tokenizer is None:
+        return [lstm]
+    _require(type(tokenizer) is TorchMLPEncoder, "the LSTM's tokenizer", tokenizer)
+    return [*_flat(tokenizer.net, names), lstm]
 
 
 def _require(holds: bool, what: str, found: Any) -> None:

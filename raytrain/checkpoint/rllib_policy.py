@@ -21,11 +21,10 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
-from raytrain.checkpoint.policy import ObservationError
+from raytrain.checkpoint.episode_states import EpisodeStates
 from raytrain.checkpoint.policy_arithmetic import stack, unstack
 from raytrain.checkpoint.policy_format import PolicyParts
 from raytrain.checkpoint.spaces import PolicyFormatError
-from raytrain.errors import BadInput
 
 
 class RLlibNetwork:
@@ -33,46 +32,37 @@ class RLlibNetwork:
 
     def __init__(self, parts: PolicyParts) -> None:
         self.module = build_module(parts)
-        self._states: list[Any] | None = None
+        stateful = self.module.is_stateful()
+        initial = convert_to_numpy(self.module.get_initial_state()) if stateful else None
+        self._states = EpisodeStates(initial) if stateful else None
 
     def reset(self, mask: np.ndarray[Any, Any] | None) -> None:
-        if mask is None or self._states is None:
-            self._states = None
-            return
-        if mask.shape != (len(self._states),):
-            raise BadInput(
-                f"reset got a mask of shape {mask.shape}, but the policy acts in "
-                f"{len(self._states)} episodes"
-            )
-        initial = self._initial_state()
-        self._states = [
-            initial if starts else state for starts, state in zip(mask, self._states, strict=True)
-        ]
+        if self._states is not None:
+            self._states.reset(mask)
 
     def actions(self, items: list[Any], *, deterministic: bool) -> Any:
         outputs = self._forward(items, deterministic)
         actions = convert_to_numpy(self._chosen(outputs, deterministic))
-        if self.module.is_stateful():
+        if self._states is not None:
             actions = tree.map_structure(lambda leaf: np.squeeze(leaf, axis=1), actions)
         return actions
 
     def _forward(self, items: list[Any], deterministic: bool) -> dict[str, Any]:
         """Forward pass over preprocessed single observations; keeps the state for the next call."""
-        stateful = self.module.is_stateful()
         columns: dict[str, Any] = {Columns.OBS: stack(items)}
-        if stateful:
+        if self._states is not None:
             # A time axis of length one, as AddTimeDimToBatchAndZeroPad adds it.
             columns[Columns.OBS] = tree.map_structure(
                 lambda leaf: np.expand_dims(leaf, axis=1), columns[Columns.OBS]
             )
-            columns[Columns.STATE_IN] = stack(self._current_states(len(items)))
+            columns[Columns.STATE_IN] = stack(self._states.of(len(items)))
         tensors = convert_to_torch_tensor(columns)
         forward = (
             self.module.forward_inference if deterministic else self.module.forward_exploration
         )
         outputs: dict[str, Any] = forward(tensors)
-        if stateful:
-            self._states = unstack(convert_to_numpy(outputs[Columns.STATE_OUT]))
+        if self._states is not None:
+            self._states.keep(unstack(convert_to_numpy(outputs[Columns.STATE_OUT])))
         return outputs
 
     def _chosen(self, outputs: Mapping[str, Any], deterministic: bool) -> Any:
@@ -85,20 +75,6 @@ class RLlibNetwork:
             return distribution.to_deterministic().sample()
         distribution = self.module.get_exploration_action_dist_cls().from_logits(logits)
         return distribution.sample()
-
-    def _initial_state(self) -> Any:
-        return convert_to_numpy(self.module.get_initial_state())
-
-    def _current_states(self, size: int) -> list[Any]:
-        if self._states is None:
-            initial = self._initial_state()
-            return [initial] * size
-        if len(self._states) != size:
-            raise ObservationError(
-                f"got {size} observations, but the policy keeps the recurrent state of "
-                f"{len(self._states)} episodes. Call reset() before acting in others."
-            )
-        return self._states
 
 
 def build_module(parts: PolicyParts) -> Any:
