@@ -29,6 +29,7 @@ from raytrain.checkpoint import (
     ExperimentFile,
     ExperimentFileError,
     Location,
+    Manifest,
     StorageError,
     require_key,
     trials,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from raytrain.watch import Watch
 
 Say = Callable[[str], None]
+_LOOKERS_S = 1.0
 
 
 class ConfigChanged(BadInput):
@@ -104,8 +106,7 @@ def train(
             if fresh:
                 _set_aside(place, lambda text: reporter.event("raytrain", "info", text))
             STORE.listen(say)
-            # The lease of a run that died elsewhere takes a minute to go stale.
-            with DirectoryLock(place, wait=0 if place.is_local else LEASE_PATIENCE_S, tell=say):
+            with _lock(place, say):
                 outcome = _train(
                     config, place, reporter, interrupts, address=address, command=command
                 )
@@ -146,16 +147,20 @@ def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entr
         entry = Catalogue(trial).entry("final", verify=True)
         if entry is None or not entry.good or entry.manifest is None:
             continue
-        manifest = entry.manifest
-        progress = Progress(
-            manifest.iteration,
-            manifest.timesteps,
-            manifest.episodes,
-            float(manifest.metrics.get("time_total_s", 0.0)),
-        )
-        if rule.reached(progress, manifest.metrics):
+        if has_ended(rule, entry.manifest):
             done[trial.name] = entry
     return done
+
+
+def has_ended(rule: StopRule, manifest: Manifest) -> bool:
+    """Whether a run that is where `manifest` says has reached its end."""
+    progress = Progress(
+        manifest.iteration,
+        manifest.timesteps,
+        manifest.episodes,
+        float(manifest.metrics.get("time_total_s", 0.0)),
+    )
+    return rule.reached(progress, manifest.metrics) is not None
 
 
 def _train(
@@ -339,6 +344,14 @@ def _describe_run(
         first_start=found.first_start if found else _now(),
         parent=found.parent if found else None,
     )
+
+
+def _lock(place: Location, say: Say) -> DirectoryLock:
+    if place.is_local:
+        # Somebody who looks at the lock holds it for a moment.
+        return DirectoryLock(place, wait=_LOOKERS_S)
+    # The lease of a run that died elsewhere takes a minute to go stale.
+    return DirectoryLock(place, wait=LEASE_PATIENCE_S, tell=say)
 
 
 def _set_aside(place: Location, say: Say) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     config = write_config(tmp_path_factory.mktemp("undisturbed") / "run.yaml")
     train(config)
     return Reference(trial_of(config))
+
+
+@pytest.fixture(scope="session")
+def survivor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a finished run of 6 iterations that failed once: in iteration 4, after checkpoint 2.
+    Its environment is in a module beside the YAML file."""
+    directory = tmp_path_factory.mktemp("survivor")
+    shutil.copy(Path(__file__).with_name("stumbling_cartpole.py"), directory)
+    config = write_config(
+        directory / "run.yaml",
+        environment={
+            "env": "stumbling_cartpole:make",
+            "env_config": {"marker": str(directory / "stumbled")},
+        },
+        env_runners={"num_env_runners": 0},
+        training={"train_batch_size_per_learner": 256, "num_epochs": 1},
+        stop={"iterations": 6},
+        checkpoint={"checkpoint_frequency": 2, "num_to_keep": None},
+    )
+    train(config)
+    return config
 
 
 @pytest.fixture(scope="module")

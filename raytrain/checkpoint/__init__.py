@@ -21,7 +21,7 @@ from raytrain.checkpoint.experiment_file import (
     ExperimentFileError,
     require_key,
 )
-from raytrain.checkpoint.lock import LEASE_PATIENCE_S, DirectoryLock, Locked
+from raytrain.checkpoint.lock import LEASE_PATIENCE_S, DirectoryLock, Locked, who_writes
 from raytrain.checkpoint.manifest import (
     FORMAT,
     KINDS,
@@ -93,4 +93,5 @@ __all__ = [
     "together",
     "trials",
     "weights_sha256",
+    "who_writes",
 ]

@@ -153,9 +153,38 @@ class DirectoryLock:
         )
 
     def _holder(self) -> str:
-        holder = _read(self._place)
-        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-        return f"{self._place} is being written by {who} since {holder.get('started', 'an unknown time')}"
+        return f"{self._place} is being written by {_described(_read(self._place))}"
+
+
+def who_writes(place: Location) -> str | None:
+    """Who holds the lock on a directory at this moment, in words; None if nobody does."""
+    with storage_errors("Looking at the lock", place):
+        holder = _read(place)
+        if not holder:
+            return None
+        lease = "token" in holder
+        free = _stale(holder, time.time()) if lease else _could_lock(place)
+    return None if free else _described(holder)
+
+
+def _described(holder: Mapping[str, Any]) -> str:
+    since = holder.get("started", "an unknown time")
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
+
+
+def _could_lock(place: Location) -> bool:
+    """Held for a moment and shared, so that those who look do not disturb each other."""
+    descriptor = os.open((place / LOCK_NAME).path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+    finally:
+        os.close(descriptor)
+    return True
 
 
 class _Flock:

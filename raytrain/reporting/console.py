@@ -254,9 +254,9 @@ class ConsoleReporter:
             parts.append(f"{state.rate[0]:,.0f} steps/s")
         left = _seconds_left(state)
         if left is not None:
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
         if state.checkpoint is not None:
-            age = _duration(self._clock() - state.checkpoint_at)
+            age = duration(self._clock() - state.checkpoint_at)
             parts.append(f"checkpoint {state.checkpoint:,} ({age} ago)")
         if state.survived:
             parts.append(f"survived {state.survived}")
@@ -326,7 +326,7 @@ def _seconds_left(state: _Trial) -> float | None:
     return min(left, default=None)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ from raytrain.reporting import (
     TrialRecords,
 )
 from raytrain.reporting.appending import leave_behind
+from raytrain.reporting.time_lost import RECOVERED, last_row, time_lost
 from raytrain.trainable.attempts import Attempts, Superseded
 
 EVENT_LOG = "events.jsonl"
@@ -169,9 +171,11 @@ class TrialDirectory:
             directory.mkdir(exist_ok=True)
             self._mirror = RecordsMirror(directory, self.location)
             self._mirror.download()
+        before = last_row(Location.of(directory / "result.json"))  # It may be cut off now.
         self._records = TrialRecords(directory, resume_from, starts_after=starts_after)
         self._episodes = EpisodeHistory(directory, resume_from, next_episode)
         self._events = EventLog(directory / EVENT_LOG)
+        self._note_failure(before, resume_from)
         self._messages += [*self._records.warnings, *self._episodes.warnings]
 
     # -- an iteration ----------------------------------------------------------------------------
@@ -290,6 +294,18 @@ class TrialDirectory:
         self._lock.release()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _note_failure(self, before: Mapping[str, Any] | None, resume_from: int) -> None:
+        lost = time_lost(before, self.last_saved, attempt=self.attempt, now=time.time())
+        if lost is not None and self._events is not None:
+            self._events.write(
+                RECOVERED,
+                lost.text(),
+                attempt=self.attempt,
+                iteration=resume_from,
+                redone_s=lost.redone_s,
+                away_s=lost.away_s,
+            )
 
     def _make_records_durable(self, manifest: Manifest) -> None:
         assert self._records is not None
