@@ -46,8 +46,11 @@ class Stuck:
     """A process whose own work never ends."""
 
     def work(self, place: str) -> None:
-        found = looking(Path(place), {}, Limits(1.5, 0.2))
+        # Not by `looking`: a worker does not find this module.
+        where, limits = Location.of(place), Limits(1.5, 0.2)
+        found = Lookout(where, limits, actors=dict, save_kept=lambda: None)
         found.attempt = 7
+        found.start()
         with found.phase("update"):
             time.sleep(600)
 
@@ -87,10 +90,11 @@ def test_an_update_that_hangs_is_named(tmp_path: Path) -> None:
     assert f"no sign of life from learner 0 (node {address})" in str(found.verdict)
 
 
-def test_a_process_that_is_stuck_ends_itself_and_leaves_word(tmp_path: Path, monkeypatch) -> None:
+def test_a_process_that_is_stuck_ends_itself_and_leaves_word(tmp_path: Path) -> None:
     stuck = Stuck.remote()
-    with pytest.raises(RayActorError):
+    with pytest.raises(RayActorError) as died:
         ray.get(stuck.work.remote(str(tmp_path)), timeout=90)
+    assert (tmp_path / LAST_WORDS).exists(), died.value
     words = json.loads((tmp_path / LAST_WORDS).read_text())
     assert (words["attempt"], words["loss"]) == (7, "failure")
     assert "the update has taken" in words["message"]
@@ -213,6 +217,7 @@ def test_a_spare_worker_is_kept_and_given_to_the_next_actor() -> None:
         ray.wait(spares._running[node], timeout=60)
         now[0] += 11.0
         spares.keep()
+        ray.wait(spares._running[node], timeout=60)
         return spares._pids[node]
 
     first = keep()

@@ -9,6 +9,7 @@ import pytest
 import ray
 from ray._private.worker import global_worker
 from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tiny_ppo import built
@@ -49,8 +50,9 @@ def test_a_group_that_learns_in_the_trial_has_no_learner_actors():
 
 
 def test_a_trial_says_what_it_asks_for():
-    trial = Trial("PPO", stub=True)
-    assert _ray_cluster.trial_resources(trial) == [{"CPU": 1.0}]
+    asked = PlacementGroupFactory([{"CPU": 1.0}, {"GPU": 0.5}])
+    trial = Trial("PPO", stub=True, placement_group_factory=asked)
+    assert _ray_cluster.trial_resources(trial) == [{"CPU": 1.0}, {"GPU": 0.5}]
 
 
 def test_a_trial_that_leaves_is_paused_and_no_other():
