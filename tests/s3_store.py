@@ -6,6 +6,8 @@ The proxy works on connections. The server speaks HTTP/1.0, so each request has 
     slow     forwarded after a pause
     errors   answered with 500 (a share of them; the rest are forwarded)
     drop     a share is done, but the answer is cut off in its body, or never comes
+    cut      every third question after a file's size is answered with a piece of the header: to a
+             client that looks like an empty file
     away     refused: nobody listens
     mute     accepted, and never answered
 """
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -99,6 +102,7 @@ class Proxy:
         self.pause_s = 0.05
         self.connections = 0
         self._random = random.Random(0)
+        self._asked: Counter[bytes] = Counter()
         self._open: set[socket.socket] = set()
         self._listener: socket.socket | None = None
 
@@ -154,15 +158,19 @@ class Proxy:
             else:
                 if mode == "slow":
                     time.sleep(self.pause_s)
-                self._forward(connection, cut=mode == "drop")
+                self._forward(connection, mode)
         except OSError:
             return
         finally:
             self._open.discard(connection)
             _close(connection)
 
-    def _forward(self, connection: socket.socket, *, cut: bool) -> None:
+    def _forward(self, connection: socket.socket, mode: str) -> None:
+        request = connection.recv(65536)
+        line = request.partition(b"\r\n")[0]
+        cut = mode == "drop" or (mode == "cut" and self._is_third(line))
         with socket.create_connection(("127.0.0.1", self._target)) as upstream:
+            upstream.sendall(request)
             threading.Thread(target=_pipe, args=(connection, upstream), daemon=True).start()
             answer = b""
             while data := upstream.recv(65536):
@@ -170,8 +178,17 @@ class Proxy:
                 if not cut:
                     connection.sendall(data)
         head, _, body = answer.partition(b"\r\n\r\n")
-        if cut and body:
+        if mode == "cut" and cut:
+            connection.sendall(answer[:20])
+        elif cut and body:
             connection.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
+
+    def _is_third(self, line: bytes) -> bool:
+        """The first question after a file's size, the fourth, ..."""
+        if not line.startswith(b"HEAD "):
+            return False
+        self._asked[line] += 1
+        return self._asked[line] % 3 == 1
 
 
 def _pipe(source: socket.socket, sink: socket.socket) -> None:

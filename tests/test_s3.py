@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoint_children import FILES, manifest
+from checkpoint_children import FILES, manifest, put
 from s3_store import SECRET, Proxy
 
 from raytrain.checkpoint import (
@@ -18,7 +18,9 @@ from raytrain.checkpoint import (
     Location,
     RetentionPolicy,
     StorageError,
+    check,
     patience,
+    read_manifest,
 )
 from raytrain.checkpoint.patience import Patience, Times, may_pass
 from raytrain.errors import BadInput
@@ -93,7 +95,11 @@ def cut(file: Location) -> None:
     file.write_bytes(file.read_bytes()[:-7])
 
 
-@pytest.mark.parametrize("damage", [flip, cut, Location.delete_file])
+SLOW = pytest.mark.slow
+DAMAGES = [flip, pytest.param(cut, marks=SLOW), pytest.param(Location.delete_file, marks=SLOW)]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_commit_keep_damage_and_continue(s3: int, store: Patience, damage: object) -> None:
     place = new_place()
     directory = opened(place)
@@ -126,7 +132,7 @@ def good_ones_outside_quarantine(place: Location) -> list[str]:
     return sorted(entry.path for entry in entries)
 
 
-@pytest.mark.parametrize("mode", ["errors", "drop"])
+@pytest.mark.parametrize("mode", ["drop", pytest.param("errors", marks=SLOW)])
 def test_requests_that_fail_now_and_then_are_nobodys_concern(
     s3_proxy: Proxy, store: Patience, mode: str
 ) -> None:
@@ -143,7 +149,7 @@ def test_requests_that_fail_now_and_then_are_nobodys_concern(
     directory.close()
 
 
-@pytest.mark.parametrize("mode", ["away", "errors"])
+@pytest.mark.parametrize("mode", ["away", pytest.param("errors", marks=SLOW)])
 def test_a_store_that_goes_away_and_comes_back(s3_proxy: Proxy, store: Patience, mode: str) -> None:
     place = new_place()
     directory = opened(place)
@@ -199,10 +205,24 @@ def test_a_read_that_is_cut_off_is_not_damage(s3_proxy: Proxy, store: Patience) 
     train(directory, range(1, 2))
     save(directory, 1)
     directory.poll(wait=True)
-    s3_proxy.set("drop", share=0.5)
-    assert good_ones(place) == ["best", "checkpoint_000001"]
+    for mode, share in (("drop", 0.4), ("cut", 1.0)):
+        s3_proxy.set(mode, share)
+        assert good_ones(place) == ["best", "checkpoint_000001"]
     s3_proxy.set("pass")
     directory.close()
+
+
+def test_a_store_that_goes_away_during_a_check_is_not_damage(
+    s3_proxy: Proxy, store: Patience, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
+    place = put(new_place(), tmp_path, 1)
+    present = place.files()
+    known = read_manifest(place)
+    s3_proxy.set("away")
+    for manifest_too in (None, known):
+        with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+            check(place, contents=True, present=present, known=manifest_too)
 
 
 def test_a_writer_that_was_replaced_writes_nothing_more(s3: int, store: Patience) -> None:

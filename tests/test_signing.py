@@ -202,7 +202,7 @@ def test_planted_pickles_are_not_executed_and_secrets_are_nowhere(
         "env": "licensed_env:make",
         "env_config": {"licence_key": {"from_environment": "SIM_LICENCE"}},
     }
-    config = write_config(tmp_path / "run.yaml", environment=environment, stop={"iterations": 4})
+    config = write_config(tmp_path / "run.yaml", environment=environment, stop={"iterations": 5})
     train_with(variables, config)
     trial = trial_of(config)
     experiment = trial.parent
