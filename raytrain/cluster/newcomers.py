@@ -17,6 +17,7 @@ from raytrain.cluster.preflight import ClusterNotReady, alive_nodes, preflight
 from raytrain.errors import RaytrainError
 
 _LOOK_S = 5.0
+_LEAVE_S = 10.0
 
 
 class Newcomers:
@@ -41,6 +42,8 @@ class Newcomers:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
+        # Before Ray is left: a question that is asked afterwards would start a Ray of its own.
+        self._thread.join(_LEAVE_S)
 
     def told(self) -> list[str]:
         """What has been found since the last call."""
