@@ -13,7 +13,7 @@ _LEVELS_UP = 4  # experiment / trial / stages / name, at most
 
 def evaluate_path(path: str, *, episodes: int, seed: int, deterministic: bool) -> Evaluation:
     """Play `episodes` episodes with the policy at `path`, in the environment that the experiment
-    around it describes."""
+    around it describes: that of its evaluation, where the two differ."""
     policy = load_policy(path)
     base, _, fixed = path.rpartition(":")
     place = Location.of(base if fixed in ("best", "final") else path)
@@ -27,10 +27,13 @@ def evaluate_path(path: str, *, episodes: int, seed: int, deterministic: bool) -
             f"{path} does not lie in an experiment (no experiment.json above it), so its environment "
             "is not known. Use raytrain.load_policy(...) with an environment of your own."
         )
-    creator = env_creator(config_from_dict(experiment.config))
+    config = config_from_dict(experiment.config)
+    creator = env_creator(config)
+    for_evaluation = config.evaluation.evaluation_config.env_config
+    env_config = policy.env_config if for_evaluation is None else for_evaluation
     return evaluate(
         policy,
-        lambda: creator(dict(policy.env_config)),
+        lambda: creator(dict(env_config)),
         episodes=episodes,
         seed=seed,
         deterministic=deterministic,
