@@ -25,8 +25,15 @@ halfcheetah = pytest.param("halfcheetah", "replay", marks=pytest.mark.mujoco)
 
 SMALL = ["stop.iterations=2", "stop.timesteps=null", "checkpoint.checkpoint_frequency=1"]
 FEW = {
-    "trading": ["evaluation.evaluation_interval=1", "environment.env_config.days=50"],
-    "structure": ["environment.env_config.duration=2"],
+    "trading": [
+        "evaluation.evaluation_interval=1",
+        "environment.env_config.days=50",
+        "training.train_batch_size_per_learner=1000",
+    ],
+    "structure": [
+        "environment.env_config.duration=2",
+        "training.train_batch_size_per_learner=1024",
+    ],
     "halfcheetah": [
         "evaluation.evaluation_interval=1",
         "evaluation.evaluation_duration=1",
