@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def evaluate_path(
     track: Callable[[range], Iterable[int]] = iter,
 ) -> Evaluation:
     """Play `episodes` episodes with the policy at `path`, in the environment that the experiment
-    around it describes. With `video`, each is recorded as an MP4 file in that directory.
+    around it describes for evaluation. With `video`, each is recorded as an MP4 file in that directory.
 
     Raises:
         BadInput: there is no such policy, or its environment is not known or cannot be drawn.
@@ -52,12 +52,14 @@ def evaluate_path(
             f"{path} does not lie in an experiment (no experiment.json above it), so its environment "
             "is not known. Use raytrain.load_policy(...) with an environment of your own."
         )
-    creator = env_creator(config_from_dict(experiment.config))
+    config = config_from_dict(experiment.config)
+    creator = env_creator(config)
+    env_config = _laid_over(policy.env_config, config.evaluation.evaluation_config.env_config or {})
 
     def make() -> gym.Env[Any, Any]:
         if video is None:
-            return creator(dict(policy.env_config))
-        return _recorded(creator, dict(policy.env_config), Path(video), episodes)
+            return creator(env_config)
+        return _recorded(creator, env_config, Path(video), episodes)
 
     return evaluate(
         policy, make, episodes=episodes, seed=seed, deterministic=deterministic, track=track
@@ -93,3 +95,12 @@ def _recorded(
     return gym.wrappers.RecordVideo(
         env, str(directory), episode_trigger=lambda _: True, name_prefix="policy"
     )
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """As RLlib lays `evaluation_config` over the config, mappings in it one by one."""
+    laid = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(laid.get(key), Mapping)
+        laid[key] = _laid_over(laid[key], value) if both else value
+    return laid

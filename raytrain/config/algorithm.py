@@ -43,12 +43,13 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     for_the_learner = {
         "deterministic": config.debugging.deterministic,
         "compile_updates": config.learners.compile_updates,
+        "log_std_init": config.rl_module.model.log_std_init,
     }
     algorithm.learners(
         **config.learners.model_dump(exclude={"compile_updates"}),
         learner_config_dict=for_the_learner,
     )
-    algorithm.rl_module(model_config=config.rl_module.model.model_dump())
+    algorithm.rl_module(model_config=config.rl_module.model.model_dump(exclude={"log_std_init"}))
     algorithm.evaluation(**_evaluation(config))
     algorithm.fault_tolerance(
         max_num_env_runner_restarts=config.fault_tolerance.max_num_env_runner_restarts,

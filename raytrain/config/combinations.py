@@ -26,6 +26,7 @@ def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
     yield from _fragment(config)
     yield from _actors(config)
     yield from _truncation(config)
+    yield from _log_std(config)
 
 
 def _stop(config: ExperimentConfig) -> Iterator[Conflict]:
@@ -97,4 +98,16 @@ def _truncation(config: ExperimentConfig) -> Iterator[Conflict]:
             "without it, episodes cannot be cut: set env_runners.batch_mode to complete_episodes",
             (("training", "use_gae"), ("env_runners", "batch_mode")),
             False,
+        )
+
+
+def _log_std(config: ExperimentConfig) -> Iterator[Conflict]:
+    model = config.rl_module.model
+    if model.log_std_init is not None and not model.free_log_std:
+        keys = ("log_std_init", "free_log_std")
+        yield Conflict(
+            "is the first value of a parameter that free_log_std: true makes; without it log-std is "
+            "an output of the network",
+            tuple(("rl_module", "model_config", key) for key in keys),
+            model.log_std_init,
         )

@@ -177,7 +177,8 @@ class EvaluationOverrides(Section):
 
     explore: bool | None = Field(default=None, description="False takes the likeliest action.")
     env_config: FreeMapping | None = Field(
-        default=None, description="Keyword arguments of the environment, instead of the others."
+        default=None,
+        description="Keyword arguments of the environment, laid over those of training.",
     )
     num_envs_per_env_runner: Positive | None = Field(
         default=None, description="Environments of an evaluation runner."
