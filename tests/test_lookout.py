@@ -17,9 +17,8 @@ from ray.exceptions import RayActorError
 
 from raytrain import _ray_cluster
 from raytrain.checkpoint import Location
-from raytrain.errors import RaytrainError
 from raytrain.faults.losses import Losses
-from raytrain.faults.nodes import Hung, NodeLost, loss_of, node_is_gone
+from raytrain.faults.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
 from raytrain.faults.notices import Notice
 from raytrain.faults.overdue import Overdue
 from raytrain.faults.spares import Spares
@@ -70,7 +69,7 @@ def test_a_collective_whose_peer_is_gone_does_not_hang(tmp_path: Path) -> None:
         ray.kill(other)
         ray.get(waiting, timeout=60)
     found.close()
-    assert isinstance(found.verdict, RaytrainError)
+    assert isinstance(found.verdict, PeerDied)
     assert str(found.verdict).startswith("learner 1 (node ")
     assert found.explain(RuntimeError("connection reset by peer")) is found.verdict
 
