@@ -47,6 +47,9 @@ _ENVIRONMENT = {
     # Relative paths in an environment's config mean what they mean in the user's shell.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # What a failed trial leaves is ended after so many seconds (Tune: 600): the next attempt may need
+    # its resources, and a process that waits for a lost node does not end by itself.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "30",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 

@@ -51,7 +51,9 @@ def test_a_group_that_learns_in_the_trial_has_no_learner_actors():
 
 def test_a_trial_says_what_it_asks_for():
     asked = PlacementGroupFactory([{"CPU": 1.0}, {"GPU": 0.5}])
-    trial = Trial("PPO", stub=True, placement_group_factory=asked)
+    trial = Trial("PPO", stub=True)
+    assert hasattr(trial, "placement_group_factory")
+    trial.placement_group_factory = asked
     assert _ray_cluster.trial_resources(trial) == [{"CPU": 1.0}, {"GPU": 0.5}]
 
 

@@ -35,8 +35,16 @@ class NodePreempted(RaytrainError):
     loss: Loss = "preemption"
 
 
+class PeerDied(RaytrainError):
+    """Another process of the trial was killed or crashed. Nothing that a second try would repeat."""
+
+    loss: Loss = "failure"
+
+
 class Hung(RaytrainError):
     """A part of an iteration took far longer than usual."""
+
+    loss: Loss = "failure"
 
 
 def loss_of(error: BaseException | None) -> tuple[Loss, str | None]:

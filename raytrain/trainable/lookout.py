@@ -40,6 +40,7 @@ from raytrain.faults.nodes import (
     Hung,
     NodeLost,
     NodePreempted,
+    PeerDied,
     address_of,
     loss_of_actor,
     node_is_gone,
@@ -300,7 +301,7 @@ def _told(who: str, died: RayActorError) -> RaytrainError:
         return NodePreempted(f"the node {address} was taken away, and {who} with it")
     node = _ray_cluster.actor_node(died.actor_id) if died.actor_id else None
     where = f" (node {address_of(node)})" if node else ""
-    return RaytrainError(f"{who}{where} died: it was killed or crashed")
+    return PeerDied(f"{who}{where} died: it was killed or crashed")
 
 
 def _may_be_of_a_peer(error: Exception) -> bool:
