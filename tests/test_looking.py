@@ -289,6 +289,13 @@ def test_prune_keeps_the_newest_that_is_good_to_the_last_byte(copied):
     assert {"checkpoint_000002", "checkpoint_000004"} < names(copied)
 
 
+def test_prune_leaves_damage_for_those_who_look_into_it(copied):
+    (trial,) = copied.glob("trial_*")
+    (trial / "checkpoint_000002" / "policy.json").unlink()
+    assert here("prune", copied, "--yes").out == "Nothing to delete.\n"
+    assert "checkpoint_000002" in names(copied)
+
+
 def test_prune_is_refused_while_somebody_writes(copied):
     (trial,) = copied.glob("trial_*")
     before = names(copied)

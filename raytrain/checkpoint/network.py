@@ -71,12 +71,11 @@ def first_states(network: nn.Sequential) -> States:
     return tuple((each, each) for each in zeros)
 
 
-def run_network(
+def run_recurrent(
     network: nn.Sequential, inputs: torch.Tensor, states: States
 ) -> tuple[torch.Tensor, States]:
-    """One step: outputs (N, columns) for inputs (N, ...), and the states after it."""
-    if not states:
-        return network(inputs), ()
+    """One step of a network with LSTMs: outputs (N, columns) for inputs (N, ...), and the states after
+    it."""
     # With a time axis of length one, as RLlib runs a recurrent module.
     x, left, after = inputs.unsqueeze(1), list(states), []
     for layer in network:

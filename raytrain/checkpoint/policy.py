@@ -31,7 +31,7 @@ import tree
 from raytrain.checkpoint import policy_arithmetic as arithmetic
 from raytrain.checkpoint.distributions import ActionDistribution
 from raytrain.checkpoint.episode_states import EpisodeStates, ObservationError
-from raytrain.checkpoint.network import build_network, first_states, run_network
+from raytrain.checkpoint.network import build_network, first_states, run_recurrent
 from raytrain.checkpoint.policy_format import FlattenStep, PolicyParts, Step, read_policy
 
 
@@ -233,14 +233,19 @@ class _PlainNetwork:
         assert parts.network is not None
         self.module = build_network(parts.network, parts.module_state)
         self._distribution = ActionDistribution(arithmetic.base_struct(parts.action_space))
-        self._states = EpisodeStates(first_states(self.module))
+        first = first_states(self.module)
+        self._states = EpisodeStates(first) if first else None
 
     def actions(self, items: list[Any], *, deterministic: bool) -> Any:
-        states = arithmetic.stack(self._states.of(len(items)))
         given = arithmetic.as_tensor(arithmetic.stack(items))
-        outputs, states = run_network(self.module, given, states)
-        self._states.keep(arithmetic.unstack(states) if states else [()] * len(items))
+        if self._states is None:
+            outputs = self.module(given)
+        else:
+            states = arithmetic.stack(self._states.of(len(items)))
+            outputs, states = run_recurrent(self.module, given, states)
+            self._states.keep(arithmetic.unstack(states))
         return self._distribution.actions(outputs, deterministic=deterministic)
 
     def reset(self, mask: np.ndarray[Any, Any] | None) -> None:
-        self._states.reset(mask)
+        if self._states is not None:
+            self._states.reset(mask)
