@@ -130,7 +130,11 @@ class NodesAndStore(Nodes):
         super().tend()
 
     def strike(self, fault: Fault) -> str | None:
+        if fault.kind == "driver" and self._store_back_at is not None:
+            return None  # A command that finds no store ends with an error, as it should.
         if fault.kind == "store":
+            if not self.processes("trial"):
+                return None
             way, seconds = fault.choose(STORE_WAYS), fault.between(*STOPPED_S)
             self._proxy.set(way)
             self._store_back_at = time.monotonic() + seconds

@@ -23,7 +23,7 @@ from chaos.trials import Trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-TRIALS, ITERATIONS = 4, 40
+TRIALS, ITERATIONS = 4, 32
 SECTIONS: dict[str, Any] = {
     "training": {"lr": {"grid_search": [1e-3, 3e-4]}, "gamma": {"grid_search": [0.9, 0.99]}},
     "env_runners": {"num_env_runners": 1},
@@ -113,7 +113,7 @@ def test_processes_nodes_links_files_and_the_store(
     command = partial(cluster.driver, "train", str(config), log=log)
     stage = nodes.NodesAndStore(cluster, proxy, command, trials)
     schedule = scattered(seed, nodes.KINDS, len(nodes.KINDS) + FURTHER, FIRST, LAST)
-    campaign = Campaign(stage, schedule, patience_s=PATIENCE_S)
+    campaign = Campaign(stage, schedule, patience_s=PATIENCE_S, pace_s=1.0)
     campaign.carry_out()
     assert campaign.counts() == Counter(fault.kind for fault in schedule.faults)
     assert trials.unnoticed() == []
