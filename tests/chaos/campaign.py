@@ -9,6 +9,7 @@ and all faults that had struck by then, the last one last.
 
 from __future__ import annotations
 
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -50,7 +51,7 @@ class Stage(ABC):
 
     def kill_driver(self) -> str:
         pid = self.run.process.pid
-        self.run.kill()
+        self.run.signal(signal.SIGKILL)
         return f"the driver (pid {pid})"
 
 

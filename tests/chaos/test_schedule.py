@@ -57,9 +57,6 @@ class Counting(Run):
         )
         self.process = subprocess.Popen([sys.executable, "-c", program, str(self.log)])
 
-    def kill(self) -> None:
-        self.process.kill()
-
 
 class CountingStage(Stage):
     """Kills the only process there is."""
@@ -125,7 +122,7 @@ def test_a_wait_is_bounded(tmp_path: Path) -> None:
         with pytest.raises(AssertionError, match="nothing more within"):
             carried.carry_out()
     finally:
-        stage.run.kill()
+        stage.run.process.kill()
 
 
 @pytest.mark.parametrize("how", [number / 30 + 0.0001 for number in range(0, 30, 3)])
