@@ -13,7 +13,7 @@ WAYS = ("a flipped bit in", "cut short:", "deleted:")
 def checkpoints(files: pafs.FileSystem, trial: str) -> list[int]:
     """Iterations of the committed periodic checkpoints of a trial."""
     listed = files.get_file_info(pafs.FileSelector(trial, allow_not_found=True, recursive=True))
-    parts = [info.path.split("/")[-2:] for info in listed]
+    parts = [info.path.removeprefix(f"{trial}/").split("/") for info in listed]
     return sorted(
         int(folder.split("_")[1])
         for folder, name in (part for part in parts if len(part) == 2)

@@ -3,6 +3,7 @@ checkpoints on its disk are damaged."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -41,4 +42,8 @@ class LocalStage(Stage):
         return kill(fault, self._processes(PROCESSES.get(fault.kind, fault.kind)))
 
     def _processes(self, title: str) -> list[psutil.Process]:
-        return [psutil.Process(pid) for pid in self.run.pids(title)]
+        found = []
+        for pid in self.run.pids(title):
+            with suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(pid))
+        return found

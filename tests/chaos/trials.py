@@ -70,7 +70,7 @@ def where(process: psutil.Process) -> tuple[int, str]:
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
         namespace = os.readlink(f"/proc/{process.pid}/ns/pid").removeprefix("pid:")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0, ""
     (line,) = [line for line in status.splitlines() if line.startswith("NSpid:")]
     return int(line.split()[-1]), namespace
