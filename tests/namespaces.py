@@ -3,6 +3,7 @@
     switch (a bridge) ── head 10.77.0.1     each node: its own network, process, mount, host name and
                       ├─ a    10.77.0.2     IPC namespace; `ray start --block` is its process 1, so
                       └─ b    10.77.0.3     that its SIGKILL is the death of the whole node
+    The switch itself is 10.77.0.200: there this process can serve something to all nodes.
 
     with Cluster() as cluster:
         a = cluster.add("a", cpus=2)
@@ -17,15 +18,18 @@ Needs root, and `ip`, `unshare`, `nsenter`; `why_not()` says what is missing.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +41,8 @@ from running import Run
 
 PORT = 6379
 ADDRESS = f"10.77.0.1:{PORT}"
+SWITCH = "10.77.0.200"
+_CLONE_NEWNET = 0x40000000
 _START_S = 300.0
 _counter = itertools.count()
 
@@ -148,7 +154,8 @@ class Driver(Run):
 
 
 class Cluster:
-    """See the module's docstring. `env` is added to every node's environment."""
+    """See the module's docstring. `env` is added to every node's environment; `files` holds a directory
+    for each node, its Ray's temporary one."""
 
     def __init__(self, *, head_cpus: int = 1, env: dict[str, str] | None = None) -> None:
         self.prefix = f"rt{os.getpid()}x{next(_counter)}"
@@ -159,10 +166,10 @@ class Cluster:
         self._drivers: list[Driver] = []
         self._head_cpus = head_cpus
         # Short: Ray's sockets lie in it, and a socket's path has 107 characters at most.
-        self._files = Path(tempfile.mkdtemp(prefix="rt"))
-        (self._files / "ray").mkdir()
+        self.files = Path(tempfile.mkdtemp(prefix="rt"))
+        (self.files / "ray").mkdir()
         names = "".join(f"10.77.0.{i} n{i}\n" for i in range(1, 100))
-        (self._files / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+        (self.files / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         self.env = {
             **os.environ,
             "GLOO_SOCKET_IFNAME": "eth0",
@@ -178,6 +185,7 @@ class Cluster:
         try:
             self._namespace(self.switch)
             self.ip("-n", self.switch, "link", "add", "br0", "type", "bridge")
+            self.ip("-n", self.switch, "addr", "add", f"{SWITCH}/24", "dev", "br0")
             self.ip("-n", self.switch, "link", "set", "br0", "up")
             self.add("head", cpus=self._head_cpus)
         except BaseException:
@@ -217,17 +225,17 @@ class Cluster:
         self.ip("-n", namespace, "link", "set", "lo", "up")
         self.ip(*f"-n {namespace} addr add 10.77.0.{number}/24 dev eth0".split())
         self.ip("-n", namespace, "link", "set", "eth0", "up")
-        own = self._files / name
+        own = self.files / name
         own.mkdir()
         where = (
-            f"--head --port={PORT} --temp-dir={self._files}/ray --include-dashboard=false"
+            f"--head --port={PORT} --temp-dir={self.files}/ray --include-dashboard=false"
             if number == 1
             else f"--address={ADDRESS}"
         )
         counts = f"--num-cpus={cpus} --num-gpus={gpus} --resources='{json.dumps(resources or {})}'"
         script = (
-            f"hostname n{number}; mount --bind {self._files}/hosts /etc/hosts; "
-            f"mount --bind {own} {self._files}/ray; "
+            f"hostname n{number}; mount --bind {self.files}/hosts /etc/hosts; "
+            f"mount --bind {own} {self.files}/ray; "
             f"exec {sys.executable} -m ray.scripts.scripts start --block {where} {counts} "
             f"--node-ip-address=10.77.0.{number} --object-store-memory=120000000 "
             "--disable-usage-stats"
@@ -237,7 +245,7 @@ class Cluster:
     def _started(
         self, name: str, namespace: str, number: int, script: str, env: dict[str, str]
     ) -> Node:
-        log = self._files / f"{name}.log"
+        log = self.files / f"{name}.log"
         unshared = [
             "unshare",
             "--uts",
@@ -291,6 +299,23 @@ class Cluster:
         """The nodes that have a process of that title."""
         return [node for node in self.nodes.values() if node.alive() and node.processes(title)]
 
+    def new_socket(self) -> socket.socket:
+        """A TCP socket of this process in the cluster's network, where `SWITCH` is its address."""
+        made: list[socket.socket] = []
+
+        def make() -> None:
+            # A thread can be in another network than its process, and a socket stays where it was made.
+            with open(f"/run/netns/{self.switch}") as namespace:
+                libc = ctypes.CDLL(None, use_errno=True)
+                if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), "setns")
+            made.append(socket.socket())
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        return made[0]
+
     def ip(self, *arguments: str) -> None:
         subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
@@ -303,7 +328,7 @@ class Cluster:
             driver.process.wait(30)
         for namespace in self._namespaces:
             subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
-        shutil.rmtree(self._files, ignore_errors=True)
+        shutil.rmtree(self.files, ignore_errors=True)
 
     def _namespace(self, name: str) -> None:
         self.ip("netns", "add", name)

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 BUCKET = "bucket"
@@ -68,10 +68,10 @@ def make_bucket(port: int) -> None:
     files.create_dir(BUCKET)
 
 
-def environment(port: int) -> dict[str, str]:
+def environment(port: int, host: str = "127.0.0.1") -> dict[str, str]:
     """The usual variables, by which any S3 client finds the server."""
     return {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": KEY_ID,
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -92,11 +92,21 @@ def _wait_for(port: int, seconds: float = 60.0) -> None:
 
 
 class Proxy:
-    """See the module's docstring. `with Proxy(port) as proxy: proxy.port`"""
+    """See the module's docstring. `with Proxy(port) as proxy: proxy.port`
 
-    def __init__(self, target: int) -> None:
+    `host` is where it listens, with a socket that `new_socket` makes: perhaps in another network.
+    """
+
+    def __init__(
+        self,
+        target: int,
+        host: str = "127.0.0.1",
+        new_socket: Callable[[], socket.socket] = socket.socket,
+        port: int | None = None,
+    ) -> None:
         self._target = target
-        self.port = free_port()
+        self._host, self._new_socket = host, new_socket
+        self.port = port or free_port()
         self.mode = "pass"
         self.share = 1.0
         self.pause_s = 0.05
@@ -128,9 +138,9 @@ class Proxy:
             self._listen()
 
     def _listen(self) -> None:
-        listener = socket.socket()
+        listener = self._new_socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self.port))
+        listener.bind((self._host, self.port))
         listener.listen(128)
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()

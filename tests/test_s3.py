@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,16 @@ from s3_store import SECRET, Proxy
 from raytrain.checkpoint import (
     BestPolicy,
     Catalogue,
+    DirectoryLock,
     Location,
+    Locked,
     RetentionPolicy,
     StorageError,
     check,
     patience,
     read_manifest,
 )
+from raytrain.checkpoint.lock import Times as LockTimes
 from raytrain.checkpoint.patience import Patience, Times, may_pass
 from raytrain.errors import BadInput
 from raytrain.trainable.trial_directory import SavesFailing, Superseded, TrialDirectory
@@ -240,6 +244,32 @@ def test_a_writer_that_was_replaced_writes_nothing_more(s3: int, store: Patience
         first.poll(wait=True)
     assert written_files(place) == before
     first.close()
+
+
+def test_a_lease_that_is_read_while_it_is_renewed_is_not_lost(s3: int, store: Patience) -> None:
+    place = new_place()
+    times = iter(range(10**6))
+    # Clocks are not always printed with the same number of digits.
+    lock = DirectoryLock(place, times=LockTimes(lambda: time.time() // 10 ** (next(times) % 9)))
+    with lock:
+        stop = threading.Event()
+
+        def renew() -> None:
+            while not stop.is_set():
+                lock._held.write()  # type: ignore[union-attr]
+
+        threads = [threading.Thread(target=renew) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(40):
+                lock.check()
+                with pytest.raises(Locked):
+                    DirectoryLock(place, times=LockTimes(lambda: 0.0)).acquire()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
 
 
 def test_what_trying_again_cannot_help_fails_at_once(

@@ -46,6 +46,11 @@ STALE_SECONDS = 60.0
 LEASE_PATIENCE_S = 75.0  # until the lease of a holder that died is stale
 SETTLE_SECONDS = 1.0  # longer than two takers' writes can overlap by
 _POLL_SECONDS = 0.2
+# A store is asked for a file's size first and for its bytes then: one that was replaced in between by a
+# longer one is read cut short. So all records of a lease have one size, and an unreadable one is read again.
+_LEASE_BYTES = 512
+_READ_AGAIN = 5
+_READ_AGAIN_S = 0.1
 _NO_FLOCK = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -274,7 +279,7 @@ class _Lease:
 
     def write(self) -> None:
         record = {**self._record, "renewed": self._times.now()}
-        self._place.write_atomic(LOCK_NAME, json.dumps(record).encode())
+        self._place.write_atomic(LOCK_NAME, json.dumps(record).ljust(_LEASE_BYTES).encode())
 
     def still_held(self) -> bool:
         return bool(_read(self._place).get("token") == self._record["token"])
@@ -312,11 +317,18 @@ def _host() -> str:
 
 
 def _read(place: Location) -> dict[str, Any]:
-    try:
-        record = json.loads((place / LOCK_NAME).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    """What the file says; empty if there is none, or if it stays unreadable."""
+    for attempt in range(1 if place.is_local else _READ_AGAIN):
+        if attempt:
+            time.sleep(_READ_AGAIN_S)
+        try:
+            record = json.loads((place / LOCK_NAME).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            continue
+        return record if isinstance(record, dict) else {}
+    return {}
 
 
 def _stale(record: dict[str, Any], now: float) -> bool:

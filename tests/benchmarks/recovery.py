@@ -139,19 +139,26 @@ def run(trainer: str, fault: str) -> Recovered:
             cluster.add(name, cpus=4, resources={"worker": 1})
         config = write_config(place, tiny)
         driver = start(trainer, cluster, config, place / "log.txt")
-        reached(driver, place, _REACHED)
+
+        def listed() -> list[int]:
+            return [each for path in results(place, cluster).values() for each in iterations(path)]
+
+        def last() -> int:
+            return max(listed(), default=0)
+
+        driver.until(lambda: last() >= _REACHED, _PATIENCE_S)
         time.sleep(_WARM_S)
         spoil(fault, cluster)
-        began, before = time.monotonic(), last(place)
-        rows, lowest = len(listed(place)), before
-        while last(place) <= before:
-            lowest = min(lowest, last(place))
+        began, before = time.monotonic(), last()
+        rows, lowest = len(listed()), before
+        while last() <= before:
+            lowest = min(lowest, last())
             if driver.process.poll() is not None or time.monotonic() - began > _PATIENCE_S:
                 raise RunFailed(f"{trainer}, {fault}: no new result:\n{driver.output()}")
             time.sleep(_PACE_S)
         seconds = time.monotonic() - began
         # Stock appends what it does again; raytrain's file is cut to where it goes on from.
-        return Recovered(seconds, max(before - lowest, len(listed(place)) - rows - 1))
+        return Recovered(seconds, max(before - lowest, len(listed()) - rows - 1))
 
 
 def start(trainer: str, cluster: Cluster, config: Path, log: Path) -> Driver:
@@ -178,16 +185,15 @@ def learner_elsewhere(cluster: Cluster, home: Node) -> Node:
     return other
 
 
-def reached(driver: Driver, place: Path, iteration: int) -> None:
-    driver.until(lambda: last(place) >= iteration, _PATIENCE_S)
+def results(place: Path, cluster: Cluster) -> dict[str, Path]:
+    """The `result.json` of each trial. Tune writes it on the driver's node, in the session's directory, and
+    copies it to the storage every ten seconds or so; raytrain writes to the storage."""
+    staged = "head/session_2*/artifacts/*/*/driver_artifacts/*/result.json"
+    found = [*place.glob("results/*/*/result.json"), *cluster.files.glob(staged)]
+    return {path.parent.name: path for path in sorted(found, key=lambda path: path.stat().st_mtime)}
 
 
-def listed(place: Path) -> list[int]:
-    """The iterations in `result.json`, wherever the trainer puts it, in the order of their writing."""
-    found = sorted(place.rglob("result.json"))
-    lines = found[0].read_bytes().splitlines(keepends=True) if found else []
+def iterations(path: Path) -> list[int]:
+    """The iterations in a `result.json`, in the order of their writing."""
+    lines = path.read_bytes().splitlines(keepends=True)
     return [int(json.loads(line)["training_iteration"]) for line in lines if line.endswith(b"\n")]
-
-
-def last(place: Path) -> int:
-    return max(listed(place), default=0)
