@@ -161,7 +161,7 @@ def test_a_step_that_hangs_each_time_ends_the_trial(tmp_path):
     place = tmp_path / "no" / "such" / "directory"
     with built(**sections, environment=hanging(place)) as algorithm:
         iterate(algorithm, 1)
-        said = r"lost 3 times in a row over the same iteration 2 .* in Hanging.step \(tiny_ppo.py"
+        said = r"lost 3 times in a row over the same iteration 2 .*in Hanging.step \(tiny_ppo.py"
         with pytest.raises(RunnerLost, match=said):
             iterate(algorithm, 1)
 

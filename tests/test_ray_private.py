@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import ray
+from ray.rllib.algorithms import algorithm as rllib_algorithm
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
@@ -24,7 +26,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT, TRIAL_INFO
 from tiny_ppo import Told, build
 
-from raytrain import _ray
+from raytrain import _ray, _ray_actors
 from raytrain.trainable.filters import merge_connector_states
 from raytrain.trainable.runner import GroupEnvRunner
 
@@ -61,6 +63,41 @@ def learner(algorithm: Told) -> Learner:
 
 def test_ray_is_the_version_that_this_was_written_against():
     assert ray.__version__.startswith("2.60.")
+
+
+# -- env runner actors (`_ray_actors`) -----------------------------------------------------------
+
+
+def test_an_env_runner_group_makes_its_actors_where_ours_intervenes():
+    parameters = {
+        name: set(inspect.signature(getattr(EnvRunnerGroup, name)).parameters)
+        for name in ("__init__", "_setup", "add_workers", "_make_worker")
+    }
+    assert "pg_offset" in parameters["__init__"]
+    assert {"num_env_runners", "local_env_runner"} <= parameters["_setup"]
+    assert {"num_workers", "validate"} <= parameters["add_workers"]
+    # What `make` hands to an actor by itself, but for what RLlib's own method chooses.
+    assert parameters["_make_worker"] == {
+        "self", "env_creator", "validate_env", "worker_index", "num_workers", "recreated_worker",
+        "config", "spaces",
+    }  # fmt: skip
+    source = inspect.getsource(Algorithm.setup)
+    assert source.count("EnvRunnerGroup(") == 2
+    assert "pg_offset=self.config.num_env_runners" in source
+
+
+def test_an_algorithm_is_set_up_with_our_group(algorithm):
+    assert isinstance(algorithm.env_runner_group, _ray_actors.ElasticRunnerGroup)
+    assert rllib_algorithm.EnvRunnerGroup is EnvRunnerGroup  # Put back.
+
+
+def test_a_word_is_taken_once(algorithm):
+    assert _ray_actors.take_word("nobody") is None
+    thread = threading.Thread(target=_ray_actors.leave_word, args=("somebody", "in step"))
+    thread.start()
+    thread.join()
+    assert _ray_actors.take_word("somebody") == "in step"
+    assert _ray_actors.take_word("somebody") is None
 
 
 # -- env runners ---------------------------------------------------------------------------------
