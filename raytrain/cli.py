@@ -38,6 +38,12 @@ Exit codes:
   2        bad input: the message says what, where, and what to do
   130/143  stopped by SIGINT/SIGTERM after saving; the same command continues
 
+\b
+Environment variables:
+  RAYTRAIN_SIGNING_KEY   sign checkpoints, and use none that is not signed with this key
+                         (RAYTRAIN_SIGNING_KEY_FILE: the same from a file)
+  AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...   for s3:// paths, as everywhere
+
 With --json, stdout holds one JSON document. Everything else is said on stderr."""
 
 app = typer.Typer(

@@ -270,7 +270,7 @@ def _preload(config: ExperimentConfig) -> str | None:
 def _keep_loggers_quiet() -> None:
     """What they have to say of a failure is said in plain words by `watch`. Importing RLlib sets its
     logger's level."""
-    for name in ("ray.tune", "ray.rllib", "ray._private.worker"):
+    for name in ("ray.tune", "ray.train", "ray.rllib", "ray._private.worker"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
