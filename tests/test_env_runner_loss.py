@@ -78,8 +78,10 @@ DIED = r"The env runner of group (\d+) \(pid \d+ on .+\) died \(.*nothing is los
 
 
 def losses(told: list[str]) -> list[int]:
-    """Whose loss was told, in order. The other sentences are about who hosts what."""
-    sentences = [each for each in told if " env group(s) are hosted by " not in each]
+    """Whose loss was told, in order. The other sentences are about who hosts what, and of a slow
+    machine, that nobody is there yet."""
+    others = (" env group(s) are hosted by ", "No env runner is alive ")
+    sentences = [each for each in told if not any(other in each for other in others)]
     found = [int(match[1]) for each in sentences if (match := re.match(DIED, each))]
     assert len(found) == len(sentences), sentences
     return found
@@ -115,6 +117,7 @@ def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too(
     assert unlike(undisturbed, trail) == []
 
 
+@pytest.mark.slow
 def test_with_continue_an_iteration_goes_on_with_fewer_samples_but_not_for_ever(
     kill_while_sampling,
 ):
@@ -187,6 +190,7 @@ def test_what_a_step_raises_in_a_runner_is_what_the_trial_raises():
         assert algorithm.told == []
 
 
+@pytest.mark.slow
 def test_a_runner_that_ray_does_not_start_again_ends_the_trial():
     with built(**{**TWO, "env_runners": {"num_env_runners": 1}}) as algorithm:
         iterate(algorithm, 1)

@@ -70,6 +70,7 @@ def test_the_environment_is_restored_exactly(name, strategy):
     assert (proof.strategy, proof.exact, proof.global_random) == (strategy, True, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "strategy"), [trading, structure, halfcheetah])
 def test_a_small_run(name, strategy, tmp_path):
     require(name)

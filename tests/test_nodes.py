@@ -85,6 +85,7 @@ def test_a_node_that_gets_sigterm_is_left_in_time(
     node.wait()
 
 
+@pytest.mark.slow
 def test_a_node_that_was_cut_off_and_comes_back_changes_nothing(
     two: Cluster, tmp_path: Path, undisturbed: Reference
 ) -> None:

@@ -150,6 +150,7 @@ def test_storage_that_a_node_cannot_write_is_found(nodes: Fixed, tmp_path: Path)
         shutil.rmtree(here, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_answer_is_named(nodes: Fixed, tmp_path: Path) -> None:
     silent = nodes.node("good")
     raylets = [p for p in nodes.processes["good"].processes() if p.name() == "raylet"]
@@ -161,6 +162,7 @@ def test_a_node_that_does_not_answer_is_named(nodes: Fixed, tmp_path: Path) -> N
     assert f"{silent.name} has not answered within 5 s" in said
 
 
+@pytest.mark.slow
 def test_a_node_that_joins_is_asked_and_a_dead_one_is_not(nodes: Fixed, tmp_path: Path) -> None:
     with Newcomers(str(tmp_path)) as newcomers:
         nodes.add("late", path=other_torch(nodes.places / "torch"))
