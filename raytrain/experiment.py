@@ -189,7 +189,8 @@ def _train(
             tuple(before),
         )
     experiment = _describe_run(config, found, say)
-    if any(name.split(".")[0] in ALGORITHM_SECTIONS for name in changed):
+    # Tune's files hold each trial's values. A job's working directory is another one each time.
+    if any(name.split(".")[0] in (*ALGORITHM_SECTIONS, "import_path") for name in changed):
         from raytrain.tuner import forget_tune_files
 
         forget_tune_files(place)

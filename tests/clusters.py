@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -35,6 +36,7 @@ def environment(**extra: str) -> dict[str, str]:
         PATH=path,
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), above])),
         RAY_USAGE_STATS_ENABLED="0",
+        RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0",  # A SIGTERM ends a node at once.
         **NO_TOKEN,
     )
     return {**plain, **extra}
@@ -53,6 +55,7 @@ class Node:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 (no threads here)
             env=env,
         )
 
@@ -170,6 +173,12 @@ class Cluster:
         except OSError:
             return False
         return True
+
+
+def _end_with_parent() -> None:
+    """A test run that is killed leaves no cluster behind: the node gets a SIGTERM then."""
+    parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
 
 
 def until(condition: Callable[[], Any], timeout: float, told: Callable[[], str]) -> Any:

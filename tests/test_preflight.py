@@ -131,8 +131,8 @@ def test_a_storage_path_on_each_nodes_own_disk_is_found(nodes: Fixed) -> None:
     try:
         said = refused("~/raytrain-preflight-test", nodes.node("good"))
         assert "is not shared" in said
-        assert f"{nodes.node('home').name} does not see what this machine wrote" in said
-        assert f"this machine does not see what {nodes.node('home').name} wrote" in said
+        assert f"{nodes.node('good').name} does not see what this machine wrote" in said
+        assert f"this machine does not see what {nodes.node('good').name} wrote" in said
         assert "mount a network file system" in said
         assert [*here.iterdir(), *(there / here.name).iterdir()] == []
     finally:
@@ -145,7 +145,7 @@ def test_storage_that_a_node_cannot_write_is_found(nodes: Fixed, tmp_path: Path)
     here = Path.home() / "blocked"
     try:
         said = refused("~/blocked", nodes.node("good"))
-        assert f"{nodes.node('home').name} cannot write to ~/blocked" in said
+        assert f"{nodes.node('good').name} cannot write to ~/blocked" in said
     finally:
         shutil.rmtree(here, ignore_errors=True)
 
