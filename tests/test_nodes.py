@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,6 +273,7 @@ GRID: dict[str, Any] = {
     "training": {"lr": {"grid_search": [1e-3, 3e-4]}, "gamma": {"grid_search": [0.9, 0.99]}},
     "env_runners": {"num_env_runners": 0},
     "learners": {"num_gpus_per_learner": 0.5},
+    "resources": {},
     "stop": {"iterations": 10},
 }
 
@@ -282,18 +284,22 @@ def test_several_trials_survive_nodes_that_die_and_then_the_driver(tmp_path: Pat
     """Four trials of half a (counted) GPU each on two nodes; these die one after another while others
     join; then the driver dies; the same command brings all to their ends."""
     (tmp_path / "alone").mkdir()
-    with Cluster() as cluster:
+    here = str(Path(__file__).parent)
+    env = {
+        "RAY_preload_python_modules": "counted_gpus",
+        "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
+    }
+    with Cluster(env=env) as cluster:
         for name in "ab":
             cluster.add(name, cpus=2, gpus=1)
-        alone = write_config(tmp_path / "alone" / "run.yaml", **GRID, resources=GPU_MAIN)
+        alone = write_config(tmp_path / "alone" / "run.yaml", **GRID)
         left = start(cluster, alone)
         assert left.wait(900) == 0, left.output()
         expected = [Reference(trial_of(alone, index)) for index in range(4)]
         assert len({each.digests()[-1] for each in expected}) == 4
 
-        config = configured(tmp_path / "run.yaml", **GRID, resources=GPU_MAIN)
+        config = configured(tmp_path / "run.yaml", **GRID)
         driver = start(cluster, config)
-        trials = [trial_of(config, index) for index in range(4)]
         for dying, joining in (("a", "c"), ("b", "d")):
             driver.until(lambda: sum(bool(committed(each)) for each in all_of(config)) >= 2, 300)
             cluster.nodes[dying].kill()
@@ -303,16 +309,13 @@ def test_several_trials_survive_nodes_that_die_and_then_the_driver(tmp_path: Pat
         done = {each: finished_at(each) for each in all_of(config) if finished_at(each)}
         again = start(cluster, config)
         assert again.wait(900) == 0, again.output()
-        trials = all_of(config)
-        for trial, reference in zip(trials, expected, strict=True):
+        counts = []
+        for trial, reference in zip(all_of(config), expected, strict=True):
             assert_same_run(trial, reference)
-            failures, lost, _ = losses(trial) if (trial / "losses.json").exists() else (0, 0, 0)
-            assert failures == 0, again.output()
-            assert lost <= 2
+            counts.append(losses(trial) if (trial / "losses.json").exists() else (0, 0, 0))
+        assert sum(failures for failures, _, _ in counts) == 0, again.output()
+        assert sum(lost for _, lost, _ in counts) >= 2
         assert all(finished_at(trial) == moment for trial, moment in done.items())
-
-
-GPU_MAIN = {"num_cpus_for_main_process": 1}
 
 
 def all_of(config: Path) -> list[Path]:
