@@ -19,8 +19,8 @@ from tiny_ppo import Iteration, Told, built, iterate, unlike
 
 from raytrain.trainable import rounds
 from raytrain.trainable.groups import NoNewEnvSteps
+from raytrain.trainable.rollouts import Rollout
 from raytrain.trainable.rounds import Round, RunnerLost
-from raytrain.trainable.runner import Rollout
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -13,9 +13,7 @@ not depend on what dies.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
@@ -23,33 +21,22 @@ from ray.rllib.core import (
     COMPONENT_ENV_TO_MODULE_CONNECTOR,
     COMPONENT_MODULE_TO_ENV_CONNECTOR,
 )
-from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from raytrain import _ray
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.trainable.filters import merge_connector_states
 from raytrain.trainable.hosts import Hosts, RunnerRules
+from raytrain.trainable.rollouts import Collected, Rollout
 from raytrain.trainable.rounds import Question, Round, RunnerLost
-from raytrain.trainable.runner import GroupEnvRunner, Rollout
+from raytrain.trainable.runner import GroupEnvRunner
 from raytrain.trainable.snapshots import Strategy
 from raytrain.trainable.stuck import Patience
 
 
 class NoNewEnvSteps(RaytrainError):
     """An iteration brought no new environment steps."""
-
-
-@dataclass
-class Collected:
-    """The data of one iteration, merged in group order."""
-
-    episodes: list[Any] = field(default_factory=list)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    finished: list[dict[str, Any]] = field(default_factory=list)
-    env_steps: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Means over the groups of what a `Rollout` says it took."""
 
 
 class EnvGroups:
@@ -151,24 +138,16 @@ class EnvGroups:
         dropped: set[int] = set()
         while collected.env_steps + missing < min_env_steps:
             rollouts, lost = self._rollouts(dropped)
-            steps = sum(_steps_of(rollout) for rollout in rollouts)
+            steps = collected.add(rollouts)
             if steps == 0:
                 raise NoNewEnvSteps(
                     f"Iteration {self._iteration + 1} got no new environment steps from "
                     f"{len(rollouts)} env group(s). An iteration without data is not a result: look "
                     "at the environment's reset() and step()."
                 )
-            collected.env_steps += steps
             # What was lost is not made up for by further fragments of the others.
             missing += len(lost) * steps / len(rollouts)
             dropped |= lost
-            for rollout in rollouts:
-                collected.episodes.extend(rollout.episodes)
-                collected.metrics.append(rollout.metrics)
-                collected.finished.extend(rollout.finished)
-                for part, seconds in rollout.seconds.items():
-                    mean = collected.seconds.get(part, 0.0) + seconds / len(rollouts)
-                    collected.seconds[part] = mean
         self._note_dropped(dropped)
         return collected
 
@@ -366,9 +345,3 @@ class EnvGroups:
             if states:
                 merged[component] = merge_connector_states(pipeline, before[component], states)
         return merged
-
-
-def _steps_of(rollout: Rollout) -> int:
-    """Environment steps of a rollout. RLlib's count of a rollout without a step is NaN."""
-    steps = float(rollout.metrics.get(NUM_ENV_STEPS_SAMPLED, 0))
-    return 0 if math.isnan(steps) else int(steps)

@@ -81,12 +81,14 @@ class Job:
 
 @dataclass
 class Host:
-    """An actor. `holds`: the groups that are set up in its process; `jobs`: what it has not answered
-    yet, in order; `since`: when it began with the first of them."""
+    """An actor. `proven`: whether it has answered a call since it came; `holds`: the groups that are
+    set up in its process; `jobs`: what it has not answered yet, in order; `since`: when it began with
+    the first of them."""
 
     index: int
     actor: Any
     up: bool = False
+    proven: bool = False
     where: Where | None = None
     holds: set[int] = field(default_factory=set)
     jobs: list[Job] = field(default_factory=list)
@@ -112,7 +114,6 @@ class Hosts:
         tell: Callable[[str], None],
     ) -> None:
         self._all = {index: Host(index, each) for index, each in {**reserved, **further}.items()}
-        self._reserved = frozenset(reserved)
         self._wanted = range(len(reserved), most) if make is not None else range(0)
         self._make = make
         self._tell = tell
@@ -168,7 +169,7 @@ class Hosts:
 
     def lose(self, host: Host) -> None:
         """An actor is not there any more; what it hosted is gone."""
-        host.up, host.question, host.asked_at = False, None, 0.0
+        host.up, host.proven, host.question, host.asked_at = False, False, None, 0.0
         host.holds.clear()
         host.jobs.clear()
 

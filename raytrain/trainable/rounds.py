@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import (
+    ActorUnavailableError,
     NodeDiedError,
     ObjectLostError,
     RayActorError,
@@ -30,7 +31,7 @@ from ray.exceptions import (
 from raytrain import _ray_actors
 from raytrain.errors import RaytrainError
 from raytrain.faults import why_it_died
-from raytrain.trainable.hosts import Host, Hosts, Job, Where
+from raytrain.trainable.hosts import Host, Hosts, Job
 from raytrain.trainable.stuck import Patience, word_of
 
 _LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
@@ -65,7 +66,6 @@ class _Loss:
 
     host: str
     index: int
-    where: Where | None
     said: str
     groups: frozenset[int]
     waiting: set[int]
@@ -182,10 +182,14 @@ class Round:
             # to time, so that a failure that comes back would not be recognised.
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except _LOST as error:
-            self._lose(host, f"died ({why_it_died(error)})", _MAX_LOSSES_IN_A_ROW)
+            died = f"died ({why_it_died(error)})"
+            # Ray may say of a call to an actor that has just come back that it was restarted
+            # meanwhile, when it learns late of the restart that brought it back.
+            late_news = isinstance(error, ActorUnavailableError) and not host.proven
+            self._lose(host, died, died, _MAX_LOSSES_IN_A_ROW, news=not late_news)
             return
         host.jobs.remove(job)
-        host.since = time.monotonic()
+        host.since, host.proven = time.monotonic(), True
         if job.adopts:
             self._question.adopted(job.group, answer)
             host.holds.add(job.group)
@@ -200,27 +204,26 @@ class Round:
             loss.by.add(host.index)
             if not loss.waiting:
                 self._losses.remove(loss)
-                if host.index == loss.index and host.where == loss.where:
-                    # The same process: Ray may say of a call to an actor that has just been started
-                    # again that it was restarted meanwhile, when it learns late of the first time.
-                    self.lost_actors -= 1
-                else:
-                    self._tell_recovered(loss)
+                self._tell_recovered(loss)
 
     # -- losses ----------------------------------------------------------------------------------
 
-    def _lose(self, host: Host, said: str, bearable: int) -> None:
+    def _lose(self, host: Host, said: str, cause: str, bearable: int, *, news: bool = True) -> None:
+        """`cause` is what `said` says without what differs from time to time, so that a failure that
+        comes back is recognised."""
         first, groups = host.jobs[0].group, {job.group for job in host.jobs}
-        self.lost_actors += 1
-        self._last_loss = said
         self._in_a_row[first] += 1
         self._hosts.lose(host)
         if self._in_a_row[first] >= bearable:
             raise RunnerLost(
                 f"The env runner of group {first} was lost {self._in_a_row[first]} times in a row over "
-                f"the same {self._question.about or 'call'} and is given up: the last one {said}. If it "
+                f"the same {self._question.about or 'call'} and is given up: the last one {cause}. If it "
                 "comes again, the environment is the cause: look at its step() and reset()."
             )
+        if not news:
+            return
+        self.lost_actors += 1
+        self._last_loss = cause
         if self._may_drop(len(self.dropped) + len(groups)):
             self.dropped |= groups
             self._open -= groups
@@ -230,9 +233,7 @@ class Round:
             )
             return
         now = time.monotonic()
-        self._losses.append(
-            _Loss(str(host), host.index, host.where, said, frozenset(groups), set(groups), now)
-        )
+        self._losses.append(_Loss(str(host), host.index, said, frozenset(groups), set(groups), now))
 
     def _bear(self, host: Host) -> None:
         """Look whether an actor has had too long for the first of its calls."""
@@ -256,6 +257,7 @@ class Round:
         self._lose(
             host,
             f"hung for {waited:.0f} s over group {job.group} ({said}) and was killed",
+            f"hung ({said})",
             _MAX_HANGS_IN_A_ROW,
         )
 

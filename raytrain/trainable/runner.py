@@ -25,7 +25,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import cloudpickle
@@ -51,6 +50,7 @@ from raytrain import _ray, _ray_actors
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.trainable.rng import RngStreams, preserved
+from raytrain.trainable.rollouts import Rollout
 from raytrain.trainable.sampling.eligibility import observation_filter, why_not
 from raytrain.trainable.sampling.finished import EpisodeRecorder, finished_row, summarise_chunks
 from raytrain.trainable.sampling.fragments import Progress
@@ -60,24 +60,6 @@ from raytrain.trainable.stuck import StuckReporter, word_of
 
 _TRAINING, _EVALUATION = 0, 1
 _WORD_BY = 0.9
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What one `rollout()` of a group returns."""
-
-    episodes: list[Any]
-    """Episode chunks, in order: first the finished ones, then the running ones."""
-    metrics: dict[str, Any]
-    """Reduced RLlib stats, to be aggregated in group order."""
-    finished: list[dict[str, Any]]
-    """A row for each episode that ended (see `finished`)."""
-    connectors: dict[str, Any]
-    """State of the connector pipelines after the rollout, to be merged in group order."""
-    snapshot: bytes | None
-    """The group's state after the rollout, if it was asked for."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """What it took: `rollout`, and of that `env_step` and `inference` where they are measured."""
 
 
 class GroupEnvRunner(SingleAgentEnvRunner):
