@@ -46,6 +46,7 @@ class Watch(Callback):
         self._failures: dict[str, int] = {}
         self._iterations: dict[str, int] = {}
         self._checkpoints: dict[str, int | None] = {}
+        self._deleted: dict[str, set[str]] = {}
         self.errors: dict[str, str] = {}
         self.ended: dict[str, str] = {}
         self.left = False
@@ -98,6 +99,8 @@ class Watch(Callback):
             self._reporter.event(name, "info", message)
         self._iterations[name] = int(result.get("training_iteration", 0))
         saved = report.get("checkpoint_iteration")
+        if name in self._deleted:
+            self._deleted[name].update(report.get("deleted", ()))
         self._reporter.result(name, result)
         if saved is not None and saved != self._checkpoints.get(name):
             self._checkpoints[name] = saved
@@ -106,9 +109,17 @@ class Watch(Callback):
             self.ended[name] = report["ended"]
 
     def on_trial_save(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if trial.storage is not None and hasattr(trial.storage.storage_filesystem, "get_file_info"):
+        if trial.storage is None or not hasattr(trial.storage.storage_filesystem, "get_file_info"):
+            return
+        gone = self._deleted.get(str(trial))
+        if gone is None:
+            # A restored experiment remembers checkpoints of earlier starts. Later the trial tells what
+            # it deletes: it waits for this, and storage may be slow to ask.
+            self._deleted[str(trial)] = set()
             fs = trial.storage.storage_filesystem
             _ray.forget_checkpoints(trial, lambda path: bool(fs.get_file_info(path).type))
+        elif gone:
+            _ray.forget_checkpoints(trial, lambda path: path.rpartition("/")[2] not in gone)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._failed(trial, will_retry=True)

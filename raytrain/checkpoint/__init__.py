@@ -30,9 +30,10 @@ from raytrain.checkpoint.manifest import (
     ManifestError,
     Parent,
 )
+from raytrain.checkpoint.parallel import in_parallel, together
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
 from raytrain.checkpoint.retention import RetentionPolicy, prune, surplus
-from raytrain.checkpoint.storage import Location, StorageError, storage_errors
+from raytrain.checkpoint.storage import Location, StorageError, make_directories, storage_errors
 from raytrain.checkpoint.swap import commit_replacing, repair_swaps, replace, sweep
 from raytrain.checkpoint.verify import check, fetch
 
@@ -68,7 +69,9 @@ __all__ = [
     "commit_replacing",
     "fetch",
     "file_sha256",
+    "in_parallel",
     "is_trial",
+    "make_directories",
     "prune",
     "read_manifest",
     "remove_checkpoint",
@@ -78,6 +81,7 @@ __all__ = [
     "storage_errors",
     "surplus",
     "sweep",
+    "together",
     "trials",
     "weights_sha256",
 ]

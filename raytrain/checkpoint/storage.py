@@ -20,19 +20,19 @@ import os
 import posixpath
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from raytrain.checkpoint.fsspec_store import LeanFSSpecHandler
+from raytrain.checkpoint.parallel import in_parallel
 from raytrain.errors import BadInput, RaytrainError
 
 CHUNK = 1 << 20  # bytes per read while copying and hashing
-UPLOADS = 16  # files in flight at once on a remote file system, where a request is mostly waiting
 
 # File systems without real directories: making one would cost a request and leave an empty object
 # behind.
@@ -51,9 +51,6 @@ _REMEDY = {
     "or set another storage_path",
     errno.ENOENT: "it does not exist: check the path, and that the storage is mounted",
 }
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 class StorageError(RaytrainError):
@@ -80,6 +77,16 @@ def storage_errors(doing: str, where: Location) -> Iterator[None]:
         found = error.strerror or str(error)
         message = f"{doing} failed at {path}: {found}; {remedy}."
         raise StorageError(message, path=path, errno=error.errno) from error
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a listing says of a file or directory: its size in bytes (0 for a directory), and when
+    it changed last, in nanoseconds since 1970, if the store tells."""
+
+    is_dir: bool
+    size: int
+    mtime_ns: int | None
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class Location:
         except (ImportError, ValueError) as error:
             problem = error
         else:
-            handler = pafs.PyFileSystem(pafs.FSSpecHandler(fs))
+            handler = pafs.PyFileSystem(LeanFSSpecHandler(fs))
             return cls(handler, str(path).rstrip("/") or "/")
         raise BadInput(
             f"Cannot open the storage {uri!r}: pyarrow says '{refusal}', fsspec says '{problem}'. "
@@ -168,28 +175,36 @@ class Location:
 
     def children(self) -> list[Location]:
         """The files and directories directly in here, by name; none if this does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        return sorted((self / i.base_name for i in self.fs.get_file_info(selector)), key=str)
+        return [self / name for name in self.listed()]
 
     def subdirectories(self) -> list[str]:
         """The names of the directories directly in here; none if this does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        infos = self.fs.get_file_info(selector)
-        return sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory)
+        return [name for name, each in self.listed().items() if each.is_dir]
 
-    def files(self) -> dict[str, int]:
-        """Every file below here: its path relative to here, and its size in bytes."""
-        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+    def listed(self) -> dict[str, Listed]:
+        """The files and directories directly in here, by name; empty if this does not exist."""
+        return self._list(recursive=False)
+
+    def tree(self) -> dict[str, Listed]:
+        """Every file and directory below here, by its path relative to here; one request on an
+        object store. Empty if this does not exist.
+        """
+        return self._list(recursive=True)
+
+    def _list(self, *, recursive: bool) -> dict[str, Listed]:
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         start = self.path.rstrip("/") + "/"
         found = {}
         for info in self.fs.get_file_info(selector):
-            if info.type != pafs.FileType.Directory:
-                inside = info.path.startswith(start)
-                name = (
-                    info.path[len(start) :] if inside else posixpath.relpath(info.path, self.path)
-                )
-                found[name] = int(info.size or 0)
+            inside = info.path.startswith(start)
+            name = info.path[len(start) :] if inside else posixpath.relpath(info.path, self.path)
+            is_dir = info.type == pafs.FileType.Directory
+            found[name.rstrip("/")] = Listed(is_dir, int(info.size or 0), info.mtime_ns)
         return dict(sorted(found.items()))
+
+    def files(self) -> dict[str, int]:
+        """Every file below here: its path relative to here, and its size in bytes."""
+        return {name: each.size for name, each in self.tree().items() if not each.is_dir}
 
     # -- reading and writing ---------------------------------------------------------------------
 
@@ -270,12 +285,14 @@ class Location:
 
     def delete_tree(self) -> None:
         """Delete the directory with all in it; does nothing if it is not there."""
-        if not self.exists():
-            return
-        if self.is_local:
-            shutil.rmtree(self.path)
-        else:
-            self.fs.delete_dir(self.path)
+        try:
+            if self.is_local:
+                shutil.rmtree(self.path)
+            else:
+                self.fs.delete_dir(self.path)
+        except FileNotFoundError:
+            if self.exists():
+                raise  # something in it went while it was being deleted
 
     def copy_tree(self, target: Location, *, last: str | None = None) -> None:
         """Copy all files below here to `target`, the file named `last` after all others."""
@@ -353,12 +370,3 @@ def sync_directories(root: Location, names: Iterable[str]) -> None:
     for directory in sorted(directories, key=lambda d: -d.count("/") if d != "." else 1):
         (root / directory).sync()
     root.parent.sync()
-
-
-def in_parallel(work: Callable[[_T], _R], items: Iterable[_T], *, serial: bool = False) -> list[_R]:
-    """`work` on each item, in order; several at once where waiting for the network dominates."""
-    listed = list(items)
-    if serial or len(listed) < 2:
-        return [work(item) for item in listed]
-    with ThreadPoolExecutor(min(UPLOADS, len(listed))) as pool:
-        return list(pool.map(work, listed))

@@ -7,6 +7,7 @@ is a problem too: RLlib would load it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from raytrain.checkpoint.manifest import (
     Manifest,
     ManifestError,
 )
-from raytrain.checkpoint.storage import Location, in_parallel, storage_errors
+from raytrain.checkpoint.parallel import in_parallel
+from raytrain.checkpoint.storage import Location, storage_errors
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,24 @@ class Checked:
     size_bytes: int
 
 
-def check(place: Location, *, contents: bool) -> Checked:
+def check(
+    place: Location,
+    *,
+    contents: bool,
+    present: Mapping[str, int] | None = None,
+    known: Manifest | None = None,
+) -> Checked:
     """Check the checkpoint at `place`; with `contents`, read and hash every file. Damage is
-    reported, not raised.
+    reported, not raised. `present`: its files and their sizes, if they have just been listed;
+    `known`: its manifest, if it has been read before and has not changed.
     """
-    present = place.files()
+    if present is None:
+        present = place.files()
     size = sum(present.values())
     if MANIFEST_NAME not in present:
         return Checked(None, f"no {MANIFEST_NAME}", size)
     try:
-        manifest = read_manifest(place)
+        manifest = known or read_manifest(place)
     except ManifestError as error:
         return Checked(None, f"{MANIFEST_NAME} unreadable: {error}", size)
     except OSError as error:
@@ -92,7 +102,7 @@ def _download(place: Location, local_dir: Path) -> Path:
     return local_dir
 
 
-def _by_size(present: dict[str, int], manifest: Manifest) -> list[str]:
+def _by_size(present: Mapping[str, int], manifest: Manifest) -> list[str]:
     problems = []
     for file in manifest.files:
         if file.path not in present:

@@ -238,17 +238,18 @@ class TrialPPO(ExactPPO):
             self._save("final", self._parting)
 
     def _report(self, result: dict[str, Any], ended: str | None) -> dict[str, Any]:
-        committed = [outcome for outcome in self._directory.poll() if outcome.ok]
+        outcomes = self._directory.poll()
         saved = self._directory.last_saved
         result[REPORT] = {
             "messages": self._directory.take_messages(),
             "attempt": self._directory.attempt,
             "checkpoint_iteration": saved.iteration if saved else None,
             "exact": self._exact_lost is None,
+            "deleted": [name for outcome in outcomes for name in outcome.deleted],
             "ended": ended,
             "timesteps": self.env_steps_sampled,
         }
-        if committed or result.get("done"):
+        if result.get("done") or any(outcome.ok for outcome in outcomes):
             result[_ray.SHOULD_CHECKPOINT] = True
         return result
 
@@ -299,8 +300,6 @@ class TrialPPO(ExactPPO):
 
     def _save(self, kind: str, result: Mapping[str, Any]) -> None:
         with self.stopwatch.measure("checkpoint"):
-            # The commit before this one must not be overtaken, and its failure must be known.
-            self._directory.poll(wait=True)
             self._parting = {
                 key: value for key, value in result.items() if key not in ("config", REPORT, "done")
             }

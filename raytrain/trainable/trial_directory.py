@@ -34,6 +34,7 @@ from raytrain.checkpoint import (
     StorageError,
     fetch,
     storage_errors,
+    together,
 )
 from raytrain.errors import RaytrainError
 from raytrain.faults.failures import FailureMemory
@@ -142,7 +143,7 @@ class TrialDirectory:
         else:
             directory = self._scratch_directory() / "records"
             directory.mkdir(exist_ok=True)
-            self._mirror = RecordsMirror(directory, self.location.fs, self.location.path)
+            self._mirror = RecordsMirror(directory, self.location)
             self._mirror.download()
         self._records = TrialRecords(directory, resume_from, starts_after=starts_after)
         self._episodes = EpisodeHistory(directory, resume_from, next_episode)
@@ -181,9 +182,16 @@ class TrialDirectory:
             with storage_errors(f"Writing the files of {name}", Location.of(staging)):
                 staging.mkdir(parents=True)
                 write(staging)
-            self._make_records_durable(manifest)
 
-        self._committer.submit(CommitJob(staging, name, manifest, prepare=prepare))
+        self._committer.submit(
+            CommitJob(
+                staging,
+                name,
+                manifest,
+                prepare=prepare,
+                before_manifest=lambda: self._make_records_durable(manifest),
+            )
+        )
 
     def poll(self, *, wait: bool = False) -> list[CommitOutcome]:
         """Commits that ended since the last call; with `wait`, after the one in flight.
@@ -258,8 +266,13 @@ class TrialDirectory:
         )
 
     def _fence(self) -> None:
-        self._lock.check()
-        if self._last_attempt() != self.attempt:
+        attempts: list[int] = []
+        together(
+            self._lock.check,
+            lambda: attempts.append(self._last_attempt()),
+            serial=self.location.is_local,
+        )
+        if attempts != [self.attempt]:
             raise Superseded(
                 f"Another process has taken over {self.location}; this one (attempt {self.attempt}) "
                 "writes nothing more."
