@@ -350,6 +350,7 @@ def _algorithm(config: ExperimentConfig, strategy: str, scratch: Path) -> Iterat
         request = PPO.default_resource_request(prepared.to_dict())
         needed = int(-(-request.required_resources.get("CPU", 1.0) // 1))
         ray.init(
+            address="local",  # Never a cluster that somebody else has running on this machine.
             num_cpus=max(os.cpu_count() or 1, needed),
             include_dashboard=False,
             log_to_driver=False,

@@ -124,6 +124,8 @@ class Session:
             if ":" in self._config.environment.env and self._config.import_path:
                 options["runtime_env"] = {"working_dir": self._config.import_path}
         else:
+            # Never a cluster that somebody else has running on this machine.
+            options["address"] = "local"
             options["include_dashboard"] = False
             options["num_cpus"] = self._logical_cpus()
         _require_reachable(self._address)

@@ -38,7 +38,7 @@ PPO_SETTINGS = {
 @pytest.fixture(scope="module")
 def algorithm(tmp_path_factory):
     """One that has trained for an iteration, with the learner and the runner in this process."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     with pytest.MonkeyPatch.context() as patch:
         # What is private to RLlib's sampling shows only where RLlib samples.
         patch.setattr(GroupEnvRunner, "sampling", "rllib")
