@@ -42,7 +42,7 @@ class Patient(gymnasium.Wrapper):
         return self.env.step(action)
 
 
-def make(password):
+def make(account):
     return Patient(gymnasium.make("CartPole-v1"))
 """
 
@@ -53,7 +53,7 @@ def own_env(place: Path) -> Path:
     marker = place / "slow"
     marker.touch()
     (place / "mine.py").write_text(_ENVIRONMENT.format(marker=str(marker)))
-    environment = {"env": "mine:make", "env_config": {"password": SECRET}}
+    environment = {"env": "mine:make", "env_config": {"account": SECRET}}
     return write_config(place / "run.yaml", environment=environment)
 
 

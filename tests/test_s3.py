@@ -54,6 +54,8 @@ def opened(place: Location, failed_saves: int = 1) -> TrialDirectory:
         retention=RetentionPolicy(2),
         best=BestPolicy(),
         max_failed_saves=failed_saves,
+        node="here",
+        node_is_gone=lambda node: False,
     )
     found = directory.open()
     at = found.entry.iteration if found.entry else 0
