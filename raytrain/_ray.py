@@ -390,21 +390,40 @@ def lean_instance(workers: int) -> Iterator[None]:
         node.Node.start_api_server = start_server
 
 
-@contextmanager
-def worker_environment(preload: str | None) -> Iterator[None]:
-    """Within, the environment variables for the processes of a local instance are set. `preload`: the
-    modules (joined by commas) that idle workers import before there is work for them."""
+def worker_variables(preload: str | None) -> dict[str, str]:
+    """Environment variables of worker processes. `preload`: modules (joined by commas) that they import
+    before there is work for them, if any."""
     # RLlib asks for these frameworks wherever it is imported, and PPO on Torch uses none of them.
     wanted = {"RLLIB_TEST_NO_TF_IMPORT": "1", "RLLIB_TEST_NO_JAX_IMPORT": "1"}
     # What Tune sets for its trials by a runtime environment (see `trials_use_idle_workers`).
     wanted["PL_DISABLE_FORK"] = "1"
-    # Once a trial's CPUs are reserved, Ray ends every worker that has been idle for a second (its
-    # default), and these are the ones that the trial is about to need.
-    wanted["RAY_idle_worker_killing_time_threshold_ms"] = "60000"
+    wanted["RAY_CHDIR_TO_TRIAL_DIR"] = os.environ.get("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if preload is not None:
-        wanted["RAY_preload_python_modules"] = preload
         # Torch reads this when it is imported; Ray would set it (to the actor's CPUs) only later.
         wanted["OMP_NUM_THREADS"] = "1"
+    return wanted
+
+
+SECRETS_OF_TUNE = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+)
+"""Variables that Tune hands from the driver to the processes of its trials, and to no others
+(`ray.tune.execution.class_cache`)."""
+
+
+@contextmanager
+def worker_environment(preload: str | None) -> Iterator[None]:
+    """Within, the environment variables for the processes of a local instance are set. `preload`: a
+    module that idle workers import before there is work for them."""
+    wanted = worker_variables(preload)
+    # Ray ends workers that have been idle for a second (its default) once a trial's CPUs are
+    # reserved: those that the trial is about to need, and the spare ones.
+    wanted["RAY_idle_worker_killing_time_threshold_ms"] = "86400000"
+    if preload is not None:
+        wanted["RAY_preload_python_modules"] = preload
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -417,8 +436,8 @@ def worker_environment(preload: str | None) -> Iterator[None]:
 @contextmanager
 def trials_use_idle_workers() -> Iterator[None]:
     """Within, Tune starts its trials without a runtime environment, so that they (and the actors that
-    they start) are given to workers that run already. For a local instance, whose processes have
-    the driver's environment variables: Tune copies no others."""
+    they start) are given to workers that run already. What Tune would set there is in the environment
+    of all of the job's workers (`worker_variables`)."""
     import ray
     from ray.tune.execution.class_cache import _ActorClassCache
 
@@ -461,9 +480,13 @@ def last_error(trial: Trial) -> BaseException | None:
     return _last_errors.get(trial.trial_id)
 
 
-def decide_retries(may_retry: Callable[[BaseException | None], bool]) -> None:
-    """Ask `may_retry(error)` before Tune retries a failed trial. Tune itself only counts: an error
-    that comes back at the same iteration would use up every retry."""
+def decide_retries(
+    may_retry: Callable[[BaseException | None], bool],
+    counts: Callable[[Trial, BaseException | None], bool],
+) -> None:
+    """Ask `may_retry(error)` before Tune retries a failed trial, and `counts(trial, error)` whether it
+    is one of the failures that `max_failures` limits. Tune itself only counts: an error that comes
+    back at the same iteration would use up every retry, and so would nodes that come and go."""
     from ray.tune.experiment import Trial
 
     if not hasattr(Trial, "_raytrain_should_recover"):
@@ -472,7 +495,10 @@ def decide_retries(may_retry: Callable[[BaseException | None], bool]) -> None:
 
     def handle_error(trial: Trial, exc: BaseException | None = None) -> None:
         _last_errors[trial.trial_id] = exc
+        before = trial.run_metadata.num_failures
         trial._raytrain_handle_error(exc)
+        if not counts(trial, exc):
+            trial.run_metadata.num_failures = before
 
     def should_recover(trial: Trial) -> bool:
         by_count: bool = trial._raytrain_should_recover()
@@ -517,9 +543,12 @@ def training_result(path: str, filesystem: Any, metrics: dict[str, Any]) -> Any:
     return _TrainingResult(checkpoint=Checkpoint(path, filesystem), metrics=metrics)
 
 
-def set_run_config(tuner: Any, *, callbacks: list[Any], failure_config: Any) -> None:
-    """Give a restored Tuner the callbacks and the failure policy of this start: it comes back with
-    unpickled copies of those of its first start."""
+def set_run_config(
+    tuner: Any, *, callbacks: list[Any], failure_config: Any, scheduler: Any
+) -> None:
+    """Give a restored Tuner the callbacks, the failure policy and the scheduler of this start: it comes
+    back with unpickled copies of those of its first start."""
+    tuner._local_tuner._tune_config.scheduler = scheduler
     run_config = tuner._local_tuner.get_run_config()
     run_config.callbacks = callbacks
     run_config.failure_config = failure_config

@@ -34,10 +34,17 @@ from raytrain.checkpoint import (
     Manifest,
     fetch,
     is_trial,
+    signing_key,
     trials,
 )
 from raytrain.checkpoint.storage import storage_errors
-from raytrain.config import ExperimentConfig, config_from_dict, has_search, with_trial_values
+from raytrain.config import (
+    ExperimentConfig,
+    config_digest,
+    config_from_dict,
+    has_search,
+    with_trial_values,
+)
 from raytrain.errors import BadInput
 from raytrain.versions import versions
 
@@ -177,7 +184,14 @@ def _trials_of(place: Location) -> tuple[Location, list[Location]]:
 def _plan(trial: Location, experiment: ExperimentFile, start: int | None, end: int | None) -> Plan:
     first, last = _pair(trial, start, end)
     _refuse_inexact(trial, first, last)
-    return trial, _config_of(trial, experiment), first, last
+    config = _config_of(trial, experiment)
+    if signing_key() is not None and config_digest(config) != _manifest(first).config_digest:
+        # params.json is not signed; the manifest, which holds the digest of these values, is.
+        raise CannotAudit(
+            f"{trial / _PARAMS} is not trusted: its values are not those that {first.location} was "
+            "written with."
+        )
+    return trial, config, first, last
 
 
 def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, Entry]:
@@ -360,6 +374,7 @@ def _algorithm(
         request = PPO.default_resource_request(arguments["config"].to_dict())
         needed = int(-(-request.required_resources.get("CPU", 1.0) // 1))
         ray.init(
+            address="local",  # Never a cluster that somebody else has running on this machine.
             num_cpus=max(os.cpu_count() or 1, needed),
             include_dashboard=False,
             log_to_driver=False,

@@ -38,6 +38,12 @@ Exit codes:
   2        bad input: the message says what, where, and what to do
   130/143  stopped by SIGINT/SIGTERM after saving; the same command continues
 
+\b
+Environment variables:
+  RAYTRAIN_SIGNING_KEY   sign checkpoints, and use none that is not signed with this key
+                         (RAYTRAIN_SIGNING_KEY_FILE: the same from a file)
+  AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...   for s3:// paths, as everywhere
+
 With --json, stdout holds one JSON document. Everything else is said on stderr."""
 
 app = typer.Typer(
@@ -50,6 +56,15 @@ app = typer.Typer(
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key; may be given often."),
+]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Another name, so another run.")]
+StoragePath = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Where results go: a path or a URI.")
+]
 Directory = Annotated[
     str, typer.Argument(metavar="EXPERIMENT_DIR", help="The experiment's directory.")
 ]
@@ -90,7 +105,8 @@ def _command(function: _Command) -> _Command:
             sys.stderr.close()
             raise typer.Exit(1) from None
 
-    app.command()(guarded)
+    # `list` would hide the builtin, so its function has another name.
+    app.command(name=function.__name__.rstrip("_"))(guarded)
     return function
 
 
@@ -141,22 +157,26 @@ def _print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(json_ready(document), indent=1, allow_nan=False) + "\n")
 
 
+def _bar(what: str) -> Callable[[Any], Any]:
+    """Count on a bar how many of some items are done."""
+    from raytrain.reporting.progress import track
+
+    return functools.partial(track, what=what)
+
+
+def _busy(what: str) -> Any:
+    from raytrain.reporting.progress import busy
+
+    return busy(what)
+
+
 @_command
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")],
+    config: Config,
     *,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Another value for a key; may be given often."
-        ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Another name, so another run.")
-    ] = None,
-    storage_path: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Where results go: a path or a URI.")
-    ] = None,
+    set_: Set = None,
+    name: Name = None,
+    storage_path: StoragePath = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set the run's old directory aside and begin again.")
     ] = False,
@@ -190,6 +210,7 @@ def train(
     continues must be the same run, but for `stop`, `checkpoint`, `failure` and `resources`. A fork
     (--from) may change anything but the spaces and the network; its counters run on.
     """
+    from raytrain.cluster.packing import submitted
     from raytrain.config import load_config
     from raytrain.experiment import command_for
     from raytrain.experiment import train as run
@@ -211,7 +232,7 @@ def train(
         ("--address", address),
     ):
         again += [option, value] if value is not None else []
-    command = command_for("train", config, again)
+    command = submitted(config) or command_for("train", config, again)
     outcome = run(
         loaded,
         fresh=fresh,
@@ -221,6 +242,50 @@ def train(
         command=command,
     )
     _end(outcome)
+
+
+@_command
+def submit(
+    config: Config,
+    *,
+    address: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="The cluster's dashboard, such as http://HOST:8265.",
+        ),
+    ],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the log, and end with the run's exit code.")
+    ] = False,
+    set_: Set = None,
+    name: Name = None,
+    storage_path: StoragePath = None,
+) -> None:
+    """Run it on a cluster, as a Ray job.
+
+    \b
+      raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs
+      raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs --wait
+
+    The same command again is the same run: it follows the job that runs, says that the run has
+    finished, or starts it again where it stopped. Exit codes with --wait are those of `raytrain
+    train`; Ctrl-C stops only the following. See docs/jobs.md.
+    """
+    from raytrain.cluster.submitting import submit_and_follow
+    from raytrain.config import load_config
+
+    # The environment need not be installed on the machine that submits.
+    loaded = load_config(
+        config, overrides=set_ or (), name=name, storage_path=storage_path, check_env=False
+    )
+    raise typer.Exit(submit_and_follow(loaded, address, wait=wait, say=_say, write=_write_log))
+
+
+def _write_log(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 @_command
@@ -253,7 +318,7 @@ def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
     from raytrain.checkpoint.locate import entries_below
     from raytrain.reporting.plain import checkpoint_rows
 
-    rows = checkpoint_rows(entries_below(experiment_dir), experiment_dir)
+    rows = checkpoint_rows(entries_below(experiment_dir, _bar("Checking")), experiment_dir)
     if as_json:
         _print_json(rows)
         return
@@ -282,7 +347,8 @@ def inspect(
     from raytrain.checkpoint import resolve
     from raytrain.reporting.plain import manifest_document, manifest_text
 
-    entry = resolve(checkpoint)
+    with _busy("Checking"):
+        entry = resolve(checkpoint)
     if as_json:
         _print_json(manifest_document(entry))
     else:
@@ -303,7 +369,7 @@ def verify(
     from raytrain.checkpoint.locate import entries_at
     from raytrain.reporting.plain import checkpoint_rows
 
-    rows = checkpoint_rows(entries_at(path), path)
+    rows = checkpoint_rows(entries_at(path, _bar("Checking")), path)
     bad = [row for row in rows if not row["good"]]
     if as_json:
         _print_json({"good": not bad, "checkpoints": rows})
@@ -317,6 +383,7 @@ def verify(
 @_command
 def evaluate(
     checkpoint: Checkpoint,
+    *,
     episodes: Annotated[int, typer.Option(metavar="N", min=1, help="Episodes to play.")] = 10,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Episode i is played with seed + i.")
@@ -324,17 +391,28 @@ def evaluate(
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode.")
     ] = False,
+    video: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Record each episode there (needs the extra video)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Play seeded episodes with a checkpoint's policy.
 
     Mean, standard deviation, least and greatest return and length; the same seed gives the same
-    numbers. Ray is not started.
+    numbers, with a video and without. Ray is not started.
     """
     from raytrain.evaluation import evaluate_path
 
     _keep_ray_quiet()
-    result = evaluate_path(checkpoint, episodes=episodes, seed=seed, deterministic=not stochastic)
+    result = evaluate_path(
+        checkpoint,
+        episodes=episodes,
+        seed=seed,
+        deterministic=not stochastic,
+        video=video,
+        track=_bar("Playing"),
+    )
     if as_json:
         _print_json(result.to_dict())
         return
@@ -364,7 +442,8 @@ def probe(
     from raytrain.probe import probe as run
     from raytrain.probe import report
 
-    proof = run(env, env_config)
+    with _busy("Trying"):
+        proof = run(env, env_config)
     if as_json:
         _print_json(proof.to_dict())
     else:
@@ -391,9 +470,153 @@ def audit(
     from raytrain.audit import audit as run
 
     _keep_ray_quiet()
-    result = run(experiment_dir, start=from_, end=to)
+    with _busy("Training again"):
+        result = run(experiment_dir, start=from_, end=to)
     if as_json:
         _print_json(result.to_dict())
     else:
         sys.stdout.write(result.text())
     raise typer.Exit(0 if result.equal else 1)
+
+
+@_command
+def export(
+    checkpoint: Checkpoint,
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A new or empty directory, or a URI.")
+    ],
+    *,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also policy.onnx (needs the extra export).")
+    ] = False,
+    torchscript: Annotated[bool, typer.Option("--torchscript", help="Also policy.pt.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a policy that loads without Ray.
+
+    \b
+      raytrain export results/cartpole:best cartpole-policy --onnx
+      python -c "import raytrain; raytrain.load_policy('cartpole-policy')"
+
+    Weights as safetensors; network, spaces, filters and action mapping as JSON; a model card in
+    README.md. What is written is compared with RLlib's module before: the same bits in Torch and
+    TorchScript, 1e-5 in ONNX.
+    """
+    from raytrain.checkpoint.export import export_policy
+
+    _keep_ray_quiet()
+    with _busy("Exporting"):
+        written = export_policy(checkpoint, directory, onnx=onnx, torchscript=torchscript)
+    if as_json:
+        _print_json(written.to_dict())
+        return
+    sys.stdout.write(f"{written.path}: {', '.join(written.files)}\n")
+    if written.needs_ray is not None:
+        _say(f"Loading it imports RLlib (without starting Ray): {written.needs_ray}.")
+
+
+@_command
+def show(experiment_dir: Directory, as_json: Json = False) -> None:
+    """Show trials, progress, failures and checkpoints.
+
+    How far each trial is, its best score, the failures it survived and the time lost to them, its
+    checkpoints with size and stage, and the commands that go on from them. May be given while the
+    run goes on. Checkpoints are checked by names and sizes; `raytrain verify` reads every byte.
+    """
+    from raytrain.looking import view
+
+    with _busy("Looking"):
+        found = view(experiment_dir)
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    from raytrain.tables import show_text
+
+    sys.stdout.write(show_text(found))
+
+
+@_command
+def list_(
+    storage: Annotated[
+        str, typer.Argument(metavar="STORAGE", help="The storage_path of the runs.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """List the experiments in a place, newest first.
+
+    The newest is the one that changed last.
+    """
+    from raytrain.looking import views
+
+    found, problems = views(storage, _bar("Looking"))
+    for problem in problems:
+        _say(f"passed over: {problem}")
+    if as_json:
+        _print_json([each.summary() for each in found])
+        return
+    from raytrain.tables import list_text
+
+    sys.stdout.write(list_text(found) if found else f"There is no experiment in {storage}.\n")
+
+
+@_command
+def plot(
+    experiment_dir: Directory,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A .png or .svg file; else curves.png in the directory."),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Another metric than the score, such as episode_len_mean."
+        ),
+    ] = None,
+) -> None:
+    """Draw the learning curves of all trials.
+
+    Over environment steps, with failures and the ends of stages marked. Needs the extra plot.
+    """
+    from raytrain.plotting import plot as run
+
+    with _busy("Drawing"):
+        written = run(experiment_dir, out=out, metric=metric)
+    sys.stdout.write(f"{written}\n")
+
+
+@_command
+def prune(
+    experiment_dir: Directory,
+    *,
+    keep: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Newest good periodic checkpoints to keep.")
+    ] = 1,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Also what was set aside as damaged.")
+    ] = False,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Also the states kept after a divergence.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete checkpoints that nobody needs any more.
+
+    Says what it would delete and how much that frees; with --yes it does so. The newest good
+    checkpoint, best, final and stages always stay. Refused while a run is writing there.
+    """
+    from raytrain.pruning import Rule, plan
+    from raytrain.pruning import prune as run
+
+    rule = Rule(keep, quarantine, errors)
+    if yes:
+        made = run(experiment_dir, rule, _bar("Deleting"))
+    else:
+        with _busy("Looking"):
+            made = plan(experiment_dir, rule)
+    if as_json:
+        _print_json({"deleted": yes, **made.to_dict()})
+        return
+    from raytrain.tables import prune_text
+
+    sys.stdout.write(prune_text(made, done=yes))

@@ -18,15 +18,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain.checkpoint import (
+    LEASE_PATIENCE_S,
+    STORE,
     Catalogue,
     DirectoryLock,
     Entry,
     ExperimentFile,
     ExperimentFileError,
     Location,
+    Manifest,
+    StorageError,
+    require_key,
     trials,
 )
 from raytrain.checkpoint.storage import storage_errors
@@ -50,7 +55,11 @@ from raytrain.trainable.cadence import Progress, StopRule
 from raytrain.trainable.curriculum import is_over
 from raytrain.versions import versions
 
+if TYPE_CHECKING:
+    from raytrain.watch import Watch
+
 Say = Callable[[str], None]
+_LOOKERS_S = 1.0
 
 
 class ConfigChanged(BadInput):
@@ -100,6 +109,10 @@ def train(
         StorageError: the storage cannot be read or written.
     """
     reporter = reporter or ConsoleReporter()
+
+    def say(text: str) -> None:
+        reporter.event("raytrain", "warning", text)
+
     with Interrupts() as interrupts:
         try:
             place = Location.of(config.storage_path) / config.name
@@ -107,7 +120,8 @@ def train(
                 require_possible(fork, config, place, fresh=fresh)
             if fresh:
                 _set_aside(place, lambda text: reporter.event("raytrain", "info", text))
-            with DirectoryLock(place):
+            STORE.listen(say)
+            with _lock(place, say):
                 outcome = _train(
                     config,
                     place,
@@ -148,23 +162,28 @@ def stored_config(place: Location) -> ExperimentConfig:
 def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entry]:
     """The trials that have ended under the config's present `stop`, by directory name, with their
     last checkpoint."""
-    rule = StopRule.of(config.stop)
     done = {}
     for trial in trials(place):
         entry = Catalogue(trial).entry("final", verify=True)
         if entry is None or not entry.good or entry.manifest is None:
             continue
-        manifest = entry.manifest
-        progress = Progress(
-            manifest.iteration,
-            manifest.timesteps,
-            manifest.episodes,
-            float(manifest.metrics.get("time_total_s", 0.0)),
-        )
-        over = is_over(config, manifest.metrics)
-        if over or rule.reached(progress, manifest.metrics):
+        if has_ended(config, entry.manifest):
             done[trial.name] = entry
     return done
+
+
+def has_ended(config: ExperimentConfig, manifest: Manifest) -> bool:
+    """Whether a run that is where `manifest` says has reached its end: `stop`, or that of its last
+    stage."""
+    if is_over(config, manifest.metrics):
+        return True
+    progress = Progress(
+        manifest.iteration,
+        manifest.timesteps,
+        manifest.episodes,
+        float(manifest.metrics.get("time_total_s", 0.0)),
+    )
+    return StopRule.of(config.stop).reached(progress, manifest.metrics) is not None
 
 
 def _train(
@@ -181,6 +200,8 @@ def _train(
         reporter.event("raytrain", "info", text)
 
     found = _read_experiment(place, say)
+    if found is not None:
+        require_key(found, place)
     fork, from_stage = beginning.fork, beginning.from_stage
     if fork is not None and found is not None:
         refuse_other_parent(fork, found, place, say)
@@ -198,33 +219,24 @@ def _train(
         )
     experiment = _describe_run(config, found, say)
     if fork is not None and found is None and not trials(place):
-        begun = begin(fork, place)
-        experiment = replace(experiment, parent=begun.parent, fork=begun.fork)
-        say(
-            f"A fork of {', '.join(begun.parent[key] for key in ('experiment', 'trial', 'checkpoint'))}."
-        )
-    if from_stage or any(name.split(".")[0] in ALGORITHM_SECTIONS for name in changed):
+        experiment = _forked(experiment, fork, place, say)
+    # Tune's files hold each trial's values. A job's working directory is another one each time.
+    moved = (*ALGORITHM_SECTIONS, "import_path")
+    if from_stage or any(name.split(".")[0] in moved for name in changed):
         from raytrain.tuner import forget_tune_files
 
         forget_tune_files(place)
     experiment.write(place)
-    from raytrain.session import RayLost, Session  # Ray is imported when there is work for it.
-
-    losses = 0
-    while True:
-        try:
-            with Session(config, address=address, interrupts=interrupts) as session:
-                watch = session.run(place, reporter, finished=len(before))
-            break
-        except RayLost as lost:
-            losses += 1
-            before = finished_trials(config, place)
-            if 0 <= config.failure.max_failures < losses:
-                raise
-            say(
-                f"{lost}. Ray is started again; each trial goes on from its newest good checkpoint."
-            )
-    after = finished_trials(config, place)
+    watch = _run(config, place, reporter, interrupts, address=address, finished=len(before))
+    try:
+        after = finished_trials(config, place)
+    except StorageError as error:
+        return Outcome(
+            1,
+            str(place),
+            f"{config.name} ended, and how cannot be read from storage: {error}{_failures(watch)}\nWhat was "
+            f"committed is safe in {place}. When the storage answers, continue with: {command}",
+        )
     if interrupts.received is not None:
         return Outcome(
             interrupts.exit_code,
@@ -233,17 +245,57 @@ def _train(
             tuple(after),
         )
     if len(after) < num_trials(config):
-        failed = "".join(f"\n  {name}: {why}" for name, why in watch.errors.items())
         return Outcome(
             1,
             str(place),
             f"{num_trials(config) - len(after)} of {num_trials(config)} trial(s) of {config.name} did "
-            f"not finish:{failed}\nWhat was committed is safe in {place}. When the cause is mended, "
+            f"not finish:{_failures(watch)}\nWhat was committed is safe in {place}. When the cause is mended, "
             f"continue with: {command}",
             tuple(after),
         )
     ranked = sorted(after, key=lambda name: _rank(after[name], config), reverse=True)
     return Outcome(0, str(place), f"{config.name} finished: {_summary(after)}.", tuple(ranked))
+
+
+def _forked(experiment: ExperimentFile, fork: Fork, place: Location, say: Say) -> ExperimentFile:
+    begun = begin(fork, place)
+    say(
+        f"A fork of {', '.join(begun.parent[key] for key in ('experiment', 'trial', 'checkpoint'))}."
+    )
+    return replace(experiment, parent=begun.parent, fork=begun.fork)
+
+
+def _run(
+    config: ExperimentConfig,
+    place: Location,
+    reporter: ConsoleReporter,
+    interrupts: Interrupts,
+    *,
+    address: str | None,
+    finished: int,
+) -> Watch:
+    """Train under a Ray of this program's or of `address`; if it is lost, under another one."""
+    from raytrain.session import RayLost, Session  # Ray is imported when there is work for it.
+
+    losses = 0
+    while True:
+        try:
+            with Session(config, address=address, interrupts=interrupts) as session:
+                return session.run(place, reporter, finished=finished)
+        except RayLost as lost:
+            losses += 1
+            finished = len(finished_trials(config, place))
+            if 0 <= config.failure.max_failures < losses:
+                raise
+            reporter.event(
+                "raytrain",
+                "info",
+                f"{lost}. Ray is started again; each trial goes on from its newest good checkpoint.",
+            )
+
+
+def _failures(watch: Watch) -> str:
+    return "".join(f"\n  {name}: {why}" for name, why in watch.errors.items())
 
 
 def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
@@ -356,6 +408,14 @@ def _describe_run(
         parent=found.parent if found else None,
         fork=found.fork if found else None,
     )
+
+
+def _lock(place: Location, say: Say) -> DirectoryLock:
+    if place.is_local:
+        # Somebody who looks at the lock holds it for a moment.
+        return DirectoryLock(place, wait=_LOOKERS_S)
+    # The lease of a run that died elsewhere takes a minute to go stale.
+    return DirectoryLock(place, wait=LEASE_PATIENCE_S, tell=say)
 
 
 def _set_aside(place: Location, say: Say) -> None:

@@ -8,10 +8,13 @@ imports RLlib and Torch, and its workers import them meanwhile.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +22,13 @@ import psutil
 import ray
 
 from raytrain import _ray
+from raytrain._ray_cluster import in_a_job
 from raytrain.checkpoint import Location
+from raytrain.cluster.newcomers import Newcomers
+from raytrain.cluster.packing import needs_files, pack
+from raytrain.cluster.preflight import alive_nodes, preflight
 from raytrain.config import ExperimentConfig, num_trials, param_space
+from raytrain.config.sections import EnvRunners
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import Interrupts
 from raytrain.reporting import ConsoleReporter
@@ -39,6 +47,9 @@ _ENVIRONMENT = {
     # Relative paths in an environment's config mean what they mean in the user's shell.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # What a failed trial leaves is ended after so many seconds (Tune: 600): the next attempt may need
+    # its resources, and a process that waits for a lost node does not end by itself.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "30",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -54,9 +65,10 @@ class Session:
         self, config: ExperimentConfig, *, address: str | None, interrupts: Interrupts
     ) -> None:
         self._config = config
-        self._address = address
+        self._address = cluster_address(address)
         self._interrupts = interrupts
         self._started = False
+        self._stack = ExitStack()
         self._services: list[tuple[psutil.Process, str]] = []
         self._lost: RayLost | None = None
 
@@ -77,11 +89,20 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stack.close()
         if self._started:
             ray.shutdown()
 
     def run(self, place: Location, reporter: ConsoleReporter, *, finished: int) -> Watch:
-        """Run all trials that are not done. Returns what was seen of them."""
+        """Run all trials that are not done. Returns what was seen of them.
+
+        Raises:
+            ClusterNotReady: a node of the cluster cannot take part.
+        """
+        newcomers = None
+        if self._address is not None or (not self._services and len(alive_nodes()) > 1):
+            preflight(self._config.storage_path)
+            newcomers = self._stack.enter_context(Newcomers(self._config.storage_path))
         # Seconds of imports, while the workers do theirs.
         from raytrain.trainable.trial import TrialPPO
         from raytrain.tuner import build_tuner
@@ -89,12 +110,25 @@ class Session:
 
         _keep_loggers_quiet()
         TrialPPO.default_resource_request(self._space())  # Refuses what RLlib will not take.
-        watch = Watch(self._config, reporter, self._interrupts, check=self._check_ray)
+
+        def check() -> None:
+            self._check_ray()
+            for problem in newcomers.told() if newcomers is not None else ():
+                reporter.event("raytrain", "warning", problem)
+
+        watch = Watch(
+            self._config,
+            reporter,
+            self._interrupts,
+            check=check,
+            spare_module=_preload(self._config) if self._started else None,
+        )
         tuner, said = build_tuner(self._config, place, watch, finished=finished)
         if said is not None:
             reporter.event("raytrain", "warning", said)
         with ExitStack() as stack:
-            if self._services:
+            secrets = any(name in os.environ for name in _ray.SECRETS_OF_TUNE)
+            if self._services or (self._started and not secrets):
                 stack.enter_context(_ray.trials_use_idle_workers())
             stack.enter_context(self._interrupts.deferred())
             try:
@@ -121,9 +155,15 @@ class Session:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is not None:
             options["address"] = self._address
-            if ":" in self._config.environment.env and self._config.import_path:
-                options["runtime_env"] = {"working_dir": self._config.import_path}
+            # Of the whole job, so that all of its actors can be given to any of its workers.
+            options["runtime_env"] = {"env_vars": _ray.worker_variables(_preload(self._config))}
+            if needs_files(self._config) and not in_a_job():
+                archive = Path(self._stack.enter_context(TemporaryDirectory()), "run.zip")
+                pack(self._config, archive)
+                options["runtime_env"]["working_dir"] = str(archive)
         else:
+            # Never a cluster that somebody else has running on this machine.
+            options["address"] = "local"
             options["include_dashboard"] = False
             options["num_cpus"] = self._logical_cpus()
         _require_reachable(self._address)
@@ -156,12 +196,34 @@ class Session:
             return present
         from raytrain.trainable.trial import TrialPPO
 
-        request = TrialPPO.default_resource_request(self._space())
-        return max(present, int(-(-request.required_resources.get("CPU", 1.0) // 1)))
+        reserved = TrialPPO.default_resource_request(self._space()).required_resources
+        runners = self._config.env_runners
+        further = max(0, most_actors(runners) - runners.min_actors)
+        cpus = float(reserved.get("CPU", 1.0)) + further * runners.num_cpus_per_env_runner
+        return max(present, math.ceil(cpus))
 
     def _space(self) -> dict[str, Any]:
         first_trial = self._config.model_copy(update={"search": ()})
         return {**param_space(first_trial), "import_path": self._config.import_path}
+
+
+def most_actors(runners: EnvRunners) -> int:
+    """How many env runner actors a trial has if the cluster has room for all."""
+    groups = runners.num_env_runners
+    return groups if runners.max_actors is None else min(groups, runners.max_actors)
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The cluster to use: `--address`, or RAY_ADDRESS, as Ray itself has it (a job's driver finds its
+    cluster there). None starts a local instance."""
+    found = address or os.environ.get("RAY_ADDRESS") or "local"
+    if found.startswith(("http://", "https://")):
+        raise BadInput(
+            f"{found} is where a cluster takes jobs. Use `raytrain submit CONFIG --address {found}`; "
+            "`raytrain train` wants the address of Ray itself, such as HOST:6379 (--address, or "
+            "RAY_ADDRESS in the environment)."
+        )
+    return None if found == "local" else found
 
 
 def cpus_at_most(config: ExperimentConfig) -> float:
@@ -170,7 +232,7 @@ def cpus_at_most(config: ExperimentConfig) -> float:
     each = config.learners.num_cpus_per_learner
     learner = 1.0 if isinstance(each, str) else float(each)
     main = float(config.resources.num_cpus_for_main_process)
-    runners = config.env_runners.num_env_runners + config.evaluation.evaluation_num_env_runners
+    runners = most_actors(config.env_runners) + config.evaluation.evaluation_num_env_runners
     if config.learners.num_learners == 0:
         main = max(main, learner)
     return (
@@ -185,7 +247,7 @@ def _idle_workers(config: ExperimentConfig) -> int:
     import at the same time."""
     actors = (
         1
-        + config.env_runners.num_env_runners
+        + most_actors(config.env_runners)
         + config.evaluation.evaluation_num_env_runners
         + config.learners.num_learners
     )
@@ -208,7 +270,7 @@ def _preload(config: ExperimentConfig) -> str | None:
 def _keep_loggers_quiet() -> None:
     """What they have to say of a failure is said in plain words by `watch`. Importing RLlib sets its
     logger's level."""
-    for name in ("ray.tune", "ray.rllib", "ray._private.worker"):
+    for name in ("ray.tune", "ray.train", "ray.rllib", "ray._private.worker"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

@@ -11,22 +11,33 @@ on storage by itself.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raytrain import _ray
 from raytrain.checkpoint import Location
+from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import storage_errors
 from raytrain.config import ExperimentConfig, param_space
-from raytrain.trainable.trial import TrialPPO
+from raytrain.trainable.trial import REPORT, TrialPPO
 
 _TUNER = "tuner.pkl"
 _STATE, _SEARCH = "experiment_state-", "basic-variant-state-"
 _ASIDE = "set_aside"
 _FINISHED = "TERMINATED"
+
+
+class GivesNodesUp(FIFOScheduler):
+    """First come, first served; a trial that leaves a node is ended there and started on another."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        leaves = any(key.startswith(f"{REPORT}/leaving") for key in result)
+        return str(TrialScheduler.PAUSE if leaves else TrialScheduler.CONTINUE)
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,13 @@ class TuneFiles:
 
 
 def read_tune_files(experiment: Location) -> TuneFiles:
-    """Look at Tune's files without trusting them."""
+    """Look at Tune's files without trusting them.
+
+    They hold pickles, and Tune signs nothing. So where signatures are checked they are not read at
+    all: the Tuner is built from the config each time, and the files of earlier starts stay as they are.
+    """
+    if signing_key() is not None:
+        return TuneFiles((), "they are not signed")
     with storage_errors("Reading Tune's state", experiment):
         names = sorted(
             child.name
@@ -90,6 +107,7 @@ def fresh_tuner(config: ExperimentConfig, experiment: Location, watch: Any) -> T
         param_space={**param_space(config), "import_path": config.import_path},
         tune_config=TuneConfig(
             num_samples=config.tune.num_samples,
+            scheduler=GivesNodesUp(),
             search_alg=BasicVariantGenerator(
                 random_state=config.seed,
                 max_concurrent=config.tune.max_concurrent_trials or 0,
@@ -120,7 +138,9 @@ def restored_tuner(config: ExperimentConfig, experiment: Location, watch: Any) -
         resume_errored=True,
         storage_filesystem=experiment.fs,
     )
-    _ray.set_run_config(tuner, callbacks=[watch], failure_config=_failure_config(config))
+    _ray.set_run_config(
+        tuner, callbacks=[watch], failure_config=_failure_config(config), scheduler=GivesNodesUp()
+    )
     return tuner
 
 

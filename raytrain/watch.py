@@ -1,4 +1,5 @@
-"""What the driver does while Tune runs: tells the person, and carries an interrupt to the trials.
+"""What the driver does while Tune runs: tells the person, carries an interrupt to the trials, and
+counts what they survive: failures of the run's own, lost nodes and preemptions, each apart.
 
 `Watch` is Tune's callback. Tune pickles its callbacks into `tuner.pkl`; an unpickled `Watch` is
 inert, and the live one of each start takes its place.
@@ -6,10 +7,12 @@ inert, and the live one of each start takes its place.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,8 +22,16 @@ from ray.tune import Callback
 from raytrain import _ray
 from raytrain.checkpoint import Catalogue, Location, StorageError
 from raytrain.config import ExperimentConfig
+from raytrain.config.sections import FaultTolerance
 from raytrain.faults import Interrupts, may_retry, why_it_died
+from raytrain.faults.losses import Loss, Losses
+from raytrain.faults.nodes import loss_of
+from raytrain.faults.notices import Notice, Sentries
+from raytrain.faults.overdue import Overdue
+from raytrain.faults.spares import Spares
+from raytrain.faults.waiting import WaitingForNodes
 from raytrain.reporting import EVENT_LOG, ConsoleReporter, EventLog, StopTotals
+from raytrain.trainable.lookout import LAST_WORDS
 from raytrain.trainable.trial import REPORT
 
 _SAVE_DEADLINE_S = 300.0
@@ -36,16 +47,23 @@ class Watch(Callback):
         reporter: ConsoleReporter | None = None,
         interrupts: Interrupts | None = None,
         check: Callable[[], None] = lambda: None,
+        spare_module: str | None = None,
     ) -> None:
+        """`check` is called now and then; `spare_module` is what spare workers import, if there are any."""
         self._config = config
         self._reporter = reporter
         self._interrupts = interrupts
         self._check = check
         self._checked_at = 0.0
         self._begun = False
-        self._failures: dict[str, int] = {}
+        self._losses: dict[str, Losses] = {}
+        self._why: dict[str, _Why] = {}
+        self._killed: dict[str, str] = {}
+        self._waiting = WaitingForNodes()
+        self._spares, self._sentries, self._overdue = _housekeeping(config, spare_module)
         self._iterations: dict[str, int] = {}
         self._checkpoints: dict[str, int | None] = {}
+        self._deleted: dict[str, set[str]] = {}
         self.errors: dict[str, str] = {}
         self.ended: dict[str, str] = {}
         self.left = False
@@ -60,11 +78,12 @@ class Watch(Callback):
             return
         if not self._begun:
             self._begun = True
-            _ray.decide_retries(may_retry)
+            _ray.decide_retries(may_retry, self._counts)
             _ray.reset_failure_count(trials, self._config.failure.max_failures)
         if time.monotonic() - self._checked_at > _CHECK_EVERY_S:
             self._checked_at = time.monotonic()
             self._check()
+            self._look_after(trials)
         if self._interrupts.received is not None and not self.left:
             self.left = True
             self._save_all(trials)
@@ -76,6 +95,7 @@ class Watch(Callback):
             return
         stop = self._config.stop
         name = str(trial)
+        self._overdue.started(name)
         self._reporter.started(
             name,
             stop=StopTotals(
@@ -84,7 +104,7 @@ class Watch(Callback):
                 seconds=stop.time_s,
                 episode_return_mean=stop.episode_return_mean,
             ),
-            failures=self._failures.get(name, 0),
+            survived=self._losses_of(trial).text(),
         )
 
     def on_trial_result(
@@ -93,22 +113,35 @@ class Watch(Callback):
         if self._reporter is None:
             return
         name = str(trial)
+        self._overdue.heard(name)
         report = result.get(REPORT, {})
         for message in report.get("messages", ()):
             self._reporter.event(name, "info", message)
         self._iterations[name] = int(result.get("training_iteration", 0))
         saved = report.get("checkpoint_iteration")
+        if name in self._deleted:
+            self._deleted[name].update(report.get("deleted", ()))
         self._reporter.result(name, result)
         if saved is not None and saved != self._checkpoints.get(name):
             self._checkpoints[name] = saved
             self._reporter.checkpointed(name, saved)
         if report.get("ended"):
             self.ended[name] = report["ended"]
+        if report.get("leaving"):
+            self._leaves(trial, report["leaving"])
 
     def on_trial_save(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if trial.storage is not None and hasattr(trial.storage.storage_filesystem, "get_file_info"):
+        if trial.storage is None or not hasattr(trial.storage.storage_filesystem, "get_file_info"):
+            return
+        gone = self._deleted.get(str(trial))
+        if gone is None:
+            # A restored experiment remembers checkpoints of earlier starts. Later the trial tells what
+            # it deletes: it waits for this, and storage may be slow to ask.
+            self._deleted[str(trial)] = set()
             fs = trial.storage.storage_filesystem
             _ray.forget_checkpoints(trial, lambda path: bool(fs.get_file_info(path).type))
+        elif gone:
+            _ray.forget_checkpoints(trial, lambda path: path.rpartition("/")[2] not in gone)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._failed(trial, will_retry=True)
@@ -118,28 +151,86 @@ class Watch(Callback):
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def _counts(self, trial: Any, error: BaseException | None) -> bool:
+        """Find out why a trial ended, and whether that counts against its limit."""
+        words = _last_words(_place(trial))
+        killed = self._killed.pop(str(trial), None)
+        if killed is not None:
+            why = _Why("failure", killed)
+        elif words is not None:
+            why = _Why(words.get("loss", "failure"), str(words.get("message")))
+        else:
+            loss, address = loss_of(error)
+            what = describe(error)
+            if address is not None:
+                was = "was lost" if loss == "lost_node" else "was taken away"
+                what = f"the node {address} {was}, and the trial's process with it"
+            why = _Why(loss, what)
+        self._why[str(trial)] = why
+        self._losses_of(trial).add(why.loss)
+        return why.loss == "failure"
+
+    def _losses_of(self, trial: Any) -> Losses:
+        name = str(trial)
+        if name not in self._losses:
+            self._losses[name] = Losses(_place(trial))
+        return self._losses[name]
+
     def _failed(self, trial: Any, *, will_retry: bool) -> None:
         if self._reporter is None:
             return
         name = str(trial)
-        self._failures[name] = self._failures.get(name, 0) + 1
+        why, losses = self._why[name], self._losses_of(trial)
         reached, saved = self._iterations.get(name, 0), self._newest_saved(trial)
-        what = describe(_ray.last_error(trial)).rstrip(".")
         lost = reached - (saved or 0)
-        told = what
+        told = why.told.rstrip(".")
+        if not will_retry:
+            self.errors[name] = told
         if lost > 0 and will_retry:
             told += (
                 f"; {lost} iteration{'s' * (lost > 1)} after the last checkpoint will be done again"
             )
-        if not will_retry:
-            self.errors[name] = what
+        if why.loss != "failure":
+            told += "; this is not counted as a failure"
         if saved is not None:
             self._reporter.checkpointed(name, saved)
-        self._reporter.failed(name, told, failures=self._failures[name], will_retry=will_retry)
+        self._reporter.failed(
+            name,
+            told,
+            failures=losses.counts["failure"],
+            will_retry=will_retry,
+            survived=losses.text(),
+        )
+        kind = {"failure": "failed"}.get(why.loss, why.loss)
+        self._log(trial, kind, told, attempt=sum(losses.counts.values()), iteration=reached)
+
+    def _leaves(self, trial: Any, leaving: Mapping[str, Any]) -> None:
+        """A trial has saved, and gives a node up that is taken away."""
+        assert self._reporter is not None
+        name, losses = str(trial), self._losses_of(trial)
+        losses.add("preemption")
+        told = (
+            f"the node {leaving['address']} is taken away: {leaving['saved']}; the trial goes on on "
+            "another node, and no failure is counted"
+        )
+        self._reporter.event(name, "warning", told)
+        attempt = sum(losses.counts.values())
+        self._log(trial, "preemption", told, attempt=attempt, iteration=self._iterations[name])
+
+    def _log(self, trial: Any, kind: str, told: str, *, attempt: int, iteration: int) -> None:
         place = _place(trial)
         if place.is_local:
             log = EventLog(place.local_path / EVENT_LOG)
-            log.write("failed", told, attempt=self._failures[name], iteration=reached)
+            log.write(kind, told, attempt=attempt, iteration=iteration)
+
+    def _look_after(self, trials: list[Any]) -> None:
+        assert self._reporter is not None
+        for sentence in self._waiting.look(trials):
+            self._reporter.event("raytrain", "warning", sentence)
+        self._killed.update(self._overdue.look(trials))
+        self._sentries.post()
+        if self._iterations:  # Not before a first result: the start needs the CPUs.
+            self._spares.keep()
 
     def _newest_saved(self, trial: Any) -> int | None:
         """The iteration of the newest checkpoint on storage: a commit may have ended unreported."""
@@ -179,6 +270,46 @@ class Watch(Callback):
                 said = f"not saved: {describe(error)}; its last checkpoint stands"
             if self._reporter is not None:
                 self._reporter.event(name, "info", said)
+
+
+def _housekeeping(
+    config: ExperimentConfig | None, spare_module: str | None
+) -> tuple[Spares, Sentries, Overdue]:
+    tolerance = FaultTolerance() if config is None else config.fault_tolerance
+    settings = None if config is None else config.preemption
+    notice = None
+    if settings is not None and (settings.notice_command or settings.notice_url):
+        notice = Notice(
+            command=settings.notice_command,
+            url=settings.notice_url,
+            headers=settings.notice_headers,
+            match=settings.notice_match,
+            poll_s=settings.notice_every_s,
+            grace_s=settings.notice_grace_s,
+        )
+    return (
+        Spares(spare_module, tolerance.spare_processes),
+        Sentries(notice),
+        Overdue(tolerance.hang_factor, tolerance.hang_floor_s),
+    )
+
+
+@dataclass(frozen=True)
+class _Why:
+    """Why a trial's process or iteration ended."""
+
+    loss: Loss
+    told: str
+
+
+def _last_words(trial: Location) -> dict[str, Any] | None:
+    """What a trial left that had to end its own process, once."""
+    try:
+        words = json.loads((trial / LAST_WORDS).read_bytes())
+        (trial / LAST_WORDS).delete_file()
+    except (OSError, ValueError):
+        return None
+    return words if isinstance(words, dict) else None
 
 
 def _place(trial: Any) -> Location:

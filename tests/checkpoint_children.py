@@ -26,6 +26,7 @@ from raytrain.checkpoint import (
     prune,
     replace,
 )
+from raytrain.checkpoint.fsspec_store import LeanFSSpecHandler
 
 FILES = {
     "rllib_checkpoint.json": b'{"type": "Algorithm"}',
@@ -74,7 +75,7 @@ def stage(directory: Path, mark: int = 0) -> Path:
 def place(path: Path, generic: bool) -> Location:
     if generic:
         files = fsspec.filesystem("file", skip_instance_cache=True)
-        return Location(pafs.PyFileSystem(pafs.FSSpecHandler(files)), str(path))
+        return Location(pafs.PyFileSystem(LeanFSSpecHandler(files)), str(path))
     return Location.of(path)
 
 

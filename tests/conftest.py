@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+import s3_store
 from running import Reference, train, trial_of, write_config
 from small_disk import mounted
 
@@ -18,10 +20,31 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(trial_of(config))
 
 
+@pytest.fixture(scope="session")
+def survivor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a finished run of 6 iterations that failed once: in iteration 4, after checkpoint 2.
+    Its environment is in a module beside the YAML file."""
+    directory = tmp_path_factory.mktemp("survivor")
+    shutil.copy(Path(__file__).with_name("stumbling_cartpole.py"), directory)
+    config = write_config(
+        directory / "run.yaml",
+        environment={
+            "env": "stumbling_cartpole:make",
+            "env_config": {"marker": str(directory / "stumbled")},
+        },
+        env_runners={"num_env_runners": 0},
+        training={"train_batch_size_per_learner": 256, "num_epochs": 1},
+        stop={"iterations": 6},
+        checkpoint={"checkpoint_frequency": 2, "num_to_keep": None},
+    )
+    train(config)
+    return config
+
+
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     ray.shutdown()  # RLlib may have started one of its own accord, for the file before.
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -31,3 +54,29 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     """A disk of 256 KiB, or of the size that the test's parameter says."""
     with mounted(tmp_path / "disk", getattr(request, "param", "256k")) as place:
         yield place
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """The port of an S3 server on loopback, with an empty bucket."""
+    if not s3_store.HAS_MOTO:
+        pytest.skip("needs moto (in the extra dev)")
+    with s3_store.server() as port:
+        yield port
+
+
+@pytest.fixture
+def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The same, and the environment variables by which this process finds it."""
+    for name, value in s3_store.environment(s3_port).items():
+        monkeypatch.setenv(name, value)
+    return s3_port
+
+
+@pytest.fixture
+def s3_proxy(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3_store.Proxy]:
+    """A proxy before it that can fail; the variables name the proxy."""
+    with s3_store.Proxy(s3_port) as proxy:
+        for name, value in s3_store.environment(proxy.port).items():
+            monkeypatch.setenv(name, value)
+        yield proxy

@@ -19,6 +19,7 @@ from raytrain.config import config_from_dict
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 ROOT = BENCHMARKS.parents[1]
+TABLES = ("throughput", "scaling", "checkpoint", "startup", "goodput")
 
 # Four results of 100 steps, and a file of the same name that holds no results.
 PROGRAM = """
@@ -93,7 +94,7 @@ def test_share_of_everything_else():
 def test_tables_are_kept_beside_each_other_and_written_into_the_docs(tmp_path):
     store, docs = tmp_path / "benchmarks.json", tmp_path / "benchmarks.md"
     docs.write_text((ROOT / "docs" / "benchmarks.md").read_text())
-    names = ("throughput", "scaling", "checkpoint", "startup", "learning")
+    names = (*TABLES, "recovery", "learning")
     for name in names:
         table = measuring.Table(name.upper(), ({"steps/s": 12345, "target": 1.5}, {"steps/s": 1}))
         found = report.entry([table], command=f"run {name}", rounds=3, quick=False)
@@ -136,7 +137,7 @@ def test_programs_measure_arithmetic(tmp_path):
 def test_help_names_every_table():
     command = [sys.executable, str(BENCHMARKS), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in ("throughput", "scaling", "checkpoint", "startup", "learning", "docs"):
+    for name in (*TABLES, "recovery", "learning", "docs"):
         assert f"    {name} " in shown
 
 

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,11 @@ from raytrain.checkpoint import (
 )
 
 
-@pytest.fixture(params=["local", "generic", "memory"])
+@pytest.fixture(params=["local", "generic", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def trial(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return Location.of(f"s3://bucket/{uuid.uuid4().hex}/trial")
     if request.param == "memory":
         return Location.of(f"memory://{tmp_path.name}/trial")
     return place(tmp_path / "trial", request.param == "generic")
@@ -110,7 +114,7 @@ def test_a_failed_commit_is_an_outcome(trial: Location, tmp_path: Path) -> None:
     assert outcome.manifest is None and [e.good for e in Catalogue(trial).entries(True)] == [True]
 
 
-def test_one_job_in_flight_and_drain_with_a_deadline(tmp_path: Path) -> None:
+def test_one_job_runs_and_one_waits_and_drain_with_a_deadline(tmp_path: Path) -> None:
     trial = Location.of(tmp_path / "trial")
     go, order = threading.Event(), []
 
@@ -121,14 +125,15 @@ def test_one_job_in_flight_and_drain_with_a_deadline(tmp_path: Path) -> None:
     worker = Committer(trial, retention=RetentionPolicy(None), best=None, fence=fence)
     worker.submit(job(tmp_path, 1))
     assert worker.busy and not worker.drain(0.01) and worker.outcomes() == []
-    second = threading.Thread(target=worker.submit, args=(job(tmp_path, 2),))
-    second.start()
-    second.join(0.2)
-    assert second.is_alive() and order == ["fence"]
+    worker.submit(job(tmp_path, 2))  # does not wait
+    third = threading.Thread(target=worker.submit, args=(job(tmp_path, 3),))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive() and order == ["fence"]
     go.set()
-    second.join(60)
+    third.join(60)
     worker.close()
-    assert [(o.iteration, o.ok) for o in worker.outcomes()] == [(1, True), (2, True)]
+    assert [(o.iteration, o.ok) for o in worker.outcomes()] == [(1, True), (2, True), (3, True)]
     assert worker.outcomes() == [] and not worker.busy
 
 

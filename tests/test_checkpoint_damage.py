@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +28,11 @@ from raytrain.checkpoint import (
 from raytrain.errors import BadInput
 
 
-@pytest.fixture(params=["local", "generic", "memory"])
+@pytest.fixture(params=["local", "generic", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def trial(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return Location.of(f"s3://bucket/{uuid.uuid4().hex}/exp/trial")
     if request.param == "memory":
         return Location.of(f"memory://{tmp_path.name}/exp/trial")
     return place(tmp_path / "exp" / "trial", request.param == "generic")

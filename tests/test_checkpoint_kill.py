@@ -52,7 +52,7 @@ def test_commit_killed_at_every_step(tmp_path: Path, generic: bool) -> None:
             Catalogue(trial).sweep()
             assert all_sound(trial) == seen
             (trial / "checkpoint_000003").delete_tree()
-    assert step > 15 and newest.entry.iteration == 3
+    assert step > 12 and newest.entry.iteration == 3
     assert crash_garbage(trial) == []
 
 

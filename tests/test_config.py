@@ -274,6 +274,8 @@ BAD_VALUES = [
      ":3: fault_tolerance.env_runner_restore_timeout_s: 1: not", "max_num_env_runner_restarts"),
     ("learner's dictionary", "learners: {learner_config_dict: {deterministic: false}}",
      ":3: learners.learner_config_dict: {\"deterministic\": false}: not", "debugging.deterministic"),
+    ("log-std", "rl_module: {model_config: {log_std_init: -1}}",
+     ":3: rl_module.model_config.log_std_init: -1.0: is the first value", "free_log_std"),
     ("no GAE", "training: {use_gae: false}", ":3: training.use_gae: false", "complete_episodes"),
     ("empty grid", "training: {lr: {grid_search: []}}", ':3: training.lr.grid_search: {"grid_se',
      "a list of one value or more"),
@@ -592,6 +594,20 @@ def test_algorithm_refuses_search_spaces():
 # RLlib
 
 
+OUR_OWN = (
+    "debugging.deterministic",
+    "env_runners.max_actors",
+    "env_runners.min_actors",
+    "fault_tolerance.env_runner_timeout_s",
+    "fault_tolerance.hang_factor",
+    "fault_tolerance.hang_floor_s",
+    "fault_tolerance.max_short_iterations",
+    "fault_tolerance.on_env_runner_loss",
+    "fault_tolerance.spare_processes",
+    "learners.compile_updates",
+)
+
+
 def test_fields_are_arguments_of_rllib_and_defaults_are_its_own():
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.algorithms.ppo import PPOConfig
@@ -604,7 +620,7 @@ def test_fields_are_arguments_of_rllib_and_defaults_are_its_own():
         arguments |= set(inspect.signature(getattr(PPOConfig, name)).parameters)
         for attribute, field in sections[name].model_fields.items():
             key = field.alias or attribute
-            if (name, key) in (("debugging", "deterministic"), ("learners", "compile_updates")):
+            if f"{name}.{key}" in OUR_OWN:
                 continue
             assert key in arguments, f"{name}.{key}"
             stored = getattr(defaults, key)
@@ -623,7 +639,8 @@ def test_model_config_keys_are_those_of_rllib():
         for field in dataclasses.fields(DefaultModelConfig)
         if not field.name.startswith(("fusionnet_", "lstm_use_prev_"))
     }
-    assert set(all_sections()["rl_module.model_config"].model_fields) == theirs
+    ours = {"log_std_init"}
+    assert set(all_sections()["rl_module.model_config"].model_fields) == theirs | ours
 
 
 def test_algorithm_config_for_cartpole():
@@ -651,9 +668,19 @@ def test_algorithm_config_for_cartpole():
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_learner_is_told_what_rllib_has_no_key_for(wanted):
-    sections = {"debugging": {"deterministic": wanted}, "learners": {"compile_updates": wanted}}
+    log_std = {"free_log_std": True, "log_std_init": -2} if wanted else {}
+    sections = {
+        "debugging": {"deterministic": wanted},
+        "learners": {"compile_updates": wanted},
+        "rl_module": {"model_config": log_std},
+    }
     algorithm = to_algorithm_config(minimal(**sections))
-    assert algorithm.learner_config_dict == {"deterministic": wanted, "compile_updates": wanted}
+    assert algorithm.learner_config_dict == {
+        "deterministic": wanted,
+        "compile_updates": wanted,
+        "log_std_init": -2 if wanted else None,
+    }
+    assert "log_std_init" not in algorithm.model_config
 
 
 def test_registered_env_is_the_one_that_make_env_makes(write, envs):

@@ -228,6 +228,7 @@ def test_a_grid_continues_as_one_experiment(tmp_path: Path) -> None:
 ROOM_FOR_A_FEW = pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 
 
+@pytest.mark.slow
 @ROOM_FOR_A_FEW
 def test_a_full_disk_delays_checkpoints_only(
     tmp_path: Path, small_disk: Path, undisturbed: Reference

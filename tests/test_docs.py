@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from raytrain.checkpoint import ExperimentFile, Manifest
+from raytrain.checkpoint.signing import SIGNATURE
 from raytrain.cli import app
 from raytrain.config import load_config
 from raytrain.config.validation import yaml_fields
@@ -26,7 +27,18 @@ _LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.M)
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 # Programs whose options are not ours.
-_OTHERS = {"tensorboard", "pip", "git", "make", "python", "ray"}
+_OTHERS = {
+    "tensorboard",
+    "pip",
+    "git",
+    "make",
+    "python",
+    "ray",
+    "srun",
+    "sbatch",
+    "scancel",
+    "systemctl",
+}
 
 
 @dataclass(frozen=True)
@@ -175,11 +187,15 @@ def test_python_blocks_compile(block):
 
 
 def test_manifest_keys_are_those_documented():
-    assert _first_column("storage.md", "manifest.json") == [each.name for each in fields(Manifest)]
+    assert _first_column("storage.md", "manifest.json") == [
+        *(each.name for each in fields(Manifest)),
+        SIGNATURE,
+    ]
 
 
 def test_experiment_keys_are_those_documented():
-    expected = {"format", *(each.name for each in fields(ExperimentFile))}
+    named = {each.name for each in fields(ExperimentFile)} - {"was_signed"}
+    expected = {"format", SIGNATURE, *named}
     assert set(_first_column("storage.md", "experiment.json")) == expected
 
 

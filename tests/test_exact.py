@@ -289,6 +289,7 @@ PIECES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", PIECES)
 def test_without_one_piece_of_the_state_the_run_is_another(piece, saved: Saved, tmp_path):
     saved.again.load_exact(saved.broken(tmp_path / "state", PIECES[piece]))
@@ -315,6 +316,7 @@ def saved_by_rllibs_sampling(tmp_path_factory):
     saved.again.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", PIECES_OF_RLLIBS_SAMPLING)
 def test_without_one_piece_of_rllibs_sampling_the_run_is_another(
     piece, saved_by_rllibs_sampling: Saved, tmp_path
@@ -369,9 +371,9 @@ def test_two_runners_confirm_the_weights_and_more_groups_end_exactness(saved: Sa
         # Two: with the rollout of the second, the runners take over other weights.
         assert iterate(wider, 2)[-1].row["training_iteration"] == 4
         # The second runner does what RLlib's may do with a push: it takes nothing over.
-        _, second = wider.env_runner_group._worker_manager.actors().values()
+        _, second = wider.env_groups.actors.values()
         ray.get(second.apply.remote(lambda runner: setattr(runner, "take_over", lambda sync: None)))
-        with pytest.raises(RunnerLost, match=r"groups \[1\] do not hold the restored weights"):
+        with pytest.raises(RunnerLost, match=r"group 1 does not hold the weights that it was sent"):
             wider.load_exact(saved.directory)
 
 

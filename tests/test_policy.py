@@ -29,6 +29,7 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 
 from raytrain.checkpoint.digest import weights_sha256
+from raytrain.checkpoint.export import export_policy
 from raytrain.checkpoint.manifest import FileEntry, Manifest, ManifestError
 from raytrain.checkpoint.policy import ObservationError, load_policy
 from raytrain.checkpoint.policy_format import (
@@ -39,6 +40,7 @@ from raytrain.checkpoint.policy_format import (
     write_policy,
 )
 from raytrain.checkpoint.policy_parts import policy_parts
+from raytrain.checkpoint.portable import input_names, write_onnx
 from raytrain.checkpoint.spaces import (
     PolicyFormatError,
     decode_array,
@@ -217,7 +219,9 @@ def freeze_filters(algo):
 
 @pytest.fixture(scope="module")
 def ray_session():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False
+    )
     yield
     ray.shutdown()
 
@@ -676,3 +680,116 @@ def test_a_connector_that_cannot_be_repeated_is_refused(ray_session, setting, me
             policy_parts(algo)
     finally:
         algo.stop()
+
+
+WITHOUT_STATE = [name for name in CASES if name != "lstm"]
+
+WITHOUT_RAY = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ray":
+            raise ImportError(f"{name} must not be imported")
+
+sys.meta_path.insert(0, Refuse())
+""" + FRESH_PROCESS.replace("ray, ray.cloudpickle, ", "").replace("ray.cloudpickle, ", "").replace(
+    "assert not ray.is_initialized()",
+    "assert not [name for name in sys.modules if name.split('.')[0] == 'ray']",
+)
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """{name: directory} of the exported policies, with TorchScript, and the rollouts beside them."""
+    directories = {}
+    for name, directory in trained.items():
+        place = tmp_path_factory.mktemp(f"exported-{name}")
+        source = place / "checkpoint_000001"
+        source.mkdir()
+        for file in ("policy.json", "policy.safetensors"):
+            shutil.copy(directory / file, source)
+        commit(source)
+        done = export_policy(str(source), str(place / "policy"), torchscript=name != "lstm")
+        assert done.needs_ray is None
+        for explore in (False, True):
+            shutil.copy(directory / f"{explore}.npz", place / "policy")
+        directories[name] = place / "policy"
+    return directories
+
+
+def test_exported_policies_give_the_actions_that_training_sent_without_ray(exported):
+    """As above, but with RLlib out of reach."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY, *map(str, exported.values())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert len(report) == 2 * len(CASES)
+    assert all(entry["compared"] >= STEPS // 3 for entry in report.values())
+    assert {key: entry["wrong"] for key, entry in report.items() if entry["wrong"]} == {}
+
+
+def recorded(directory):
+    """Observations (a batch for each leaf of the space) and the actions that they were answered with."""
+    arrays = np.load(directory / "False.npz")
+    stepped = arrays["stepped"]
+    return tuple(
+        [arrays[key][stepped] for key in sorted(arrays.files) if key.startswith(kind)]
+        for kind in ("obs", "act")
+    )
+
+
+@pytest.mark.parametrize("name", WITHOUT_STATE)
+def test_torchscript_gives_the_actions_that_training_sent(exported, name):
+    """In another batch size, so only to rounding."""
+    given, expected = recorded(exported[name])
+    with torch.no_grad():
+        actions = torch.jit.load(str(exported[name] / "policy.pt"))(*map(torch.from_numpy, given))
+    for ours, theirs in zip(actions, expected, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("filter", "mixed") else pytest.mark.slow)
+        for name in WITHOUT_STATE
+    ],
+)
+def test_onnx_gives_the_actions_that_training_sent(exported, name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    parts, _ = read_policy(exported[name])
+    assert write_onnx(parts, tmp_path / "policy.onnx") <= 1e-5
+    given, expected = recorded(exported[name])
+    session = onnxruntime.InferenceSession(str(tmp_path / "policy.onnx"))
+    names = [each.name for each in session.get_inputs()]
+    assert names == input_names(parts.observation_space, "observation")
+    actions = session.run(None, dict(zip(names, given, strict=True)))
+    for ours, theirs in zip(actions, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_recurrent_policy_is_not_written_as_onnx(exported, trained, tmp_path):
+    source = exported["lstm"].parent / "checkpoint_000001"
+    for wanted in ("onnx", "torchscript"):
+        with pytest.raises(PolicyFormatError, match="it keeps a state"):
+            export_policy(str(source), str(tmp_path / "out"), **{wanted: True})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_is_described_wrongly_is_found(exported):
+    directory = exported["discrete"]
+    document = json.loads((directory / "policy.json").read_text())
+    for layers, message in (
+        ([{"layer": "maxout"}], "a layer 'maxout'"),
+        ([{"layer": "linear", "tensors": "gone"}], "names the weights 'gone.weight'"),
+    ):
+        changed = directory.parent / "changed"
+        shutil.copytree(directory, changed, dirs_exist_ok=True)
+        (changed / "policy.json").write_text(json.dumps({**document, "network": layers}))
+        with pytest.raises(PolicyFormatError, match=message):
+            load_policy(changed)

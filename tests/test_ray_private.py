@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import ray
+from ray.rllib.algorithms import algorithm as rllib_algorithm
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
@@ -24,7 +26,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT, TRIAL_INFO
 from tiny_ppo import Told, build
 
-from raytrain import _ray
+from raytrain import _ray, _ray_actors
 from raytrain.trainable.filters import merge_connector_states
 from raytrain.trainable.runner import GroupEnvRunner
 
@@ -38,7 +40,7 @@ PPO_SETTINGS = {
 @pytest.fixture(scope="module")
 def algorithm(tmp_path_factory):
     """One that has trained for an iteration, with the learner and the runner in this process."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     with pytest.MonkeyPatch.context() as patch:
         # What is private to RLlib's sampling shows only where RLlib samples.
         patch.setattr(GroupEnvRunner, "sampling", "rllib")
@@ -61,6 +63,41 @@ def learner(algorithm: Told) -> Learner:
 
 def test_ray_is_the_version_that_this_was_written_against():
     assert ray.__version__.startswith("2.60.")
+
+
+# -- env runner actors (`_ray_actors`) -----------------------------------------------------------
+
+
+def test_an_env_runner_group_makes_its_actors_where_ours_intervenes():
+    parameters = {
+        name: set(inspect.signature(getattr(EnvRunnerGroup, name)).parameters)
+        for name in ("__init__", "_setup", "add_workers", "_make_worker")
+    }
+    assert "pg_offset" in parameters["__init__"]
+    assert {"num_env_runners", "local_env_runner"} <= parameters["_setup"]
+    assert {"num_workers", "validate"} <= parameters["add_workers"]
+    # What `make` hands to an actor by itself, but for what RLlib's own method chooses.
+    assert parameters["_make_worker"] == {
+        "self", "env_creator", "validate_env", "worker_index", "num_workers", "recreated_worker",
+        "config", "spaces",
+    }  # fmt: skip
+    source = inspect.getsource(Algorithm.setup)
+    assert source.count("EnvRunnerGroup(") == 2
+    assert "pg_offset=self.config.num_env_runners" in source
+
+
+def test_an_algorithm_is_set_up_with_our_group(algorithm):
+    assert isinstance(algorithm.env_runner_group, _ray_actors.ElasticRunnerGroup)
+    assert rllib_algorithm.EnvRunnerGroup is EnvRunnerGroup  # Put back.
+
+
+def test_a_word_is_taken_once(algorithm):
+    assert _ray_actors.take_word("nobody") is None
+    thread = threading.Thread(target=_ray_actors.leave_word, args=("somebody", "in step"))
+    thread.start()
+    thread.join()
+    assert _ray_actors.take_word("somebody") == "in step"
+    assert _ray_actors.take_word("somebody") is None
 
 
 # -- env runners ---------------------------------------------------------------------------------
@@ -372,17 +409,27 @@ def test_tune_asks_whether_a_failed_trial_may_go_on(monkeypatch):
     source = inspect.getsource(ray.tune.execution.tune_controller)
     assert "trial.should_recover()" in source
     assert "trial.handle_error(" in source
-    trial = Trial("PPO", stub=True, max_failures=3)
-    _ray.decide_retries(lambda error: True)
+    trial = Trial("PPO", stub=True, max_failures=1)
+    _ray.decide_retries(lambda error: True, lambda trial, error: isinstance(error, ValueError))
     assert trial.should_recover()
-    _ray.decide_retries(lambda error: False)
+    counted = []
+    for error in (OSError("a node"), OSError("another"), ValueError("ours"), ValueError("again")):
+        trial.handle_error(error)
+        assert _ray.last_error(trial) is error
+        counted.append(trial.num_failures)
+    assert counted == [0, 0, 1, 2]
+    assert not trial.should_recover()
+    trial.max_failures = -1
+    assert trial.should_recover()
+    _ray.decide_retries(lambda error: False, lambda trial, error: True)
     assert not trial.should_recover()
 
 
 def test_a_tuner_says_its_run_config():
     tuner = ray.tune.Tuner("PPO", run_config=ray.tune.RunConfig(name="x"))
-    _ray.set_run_config(tuner, callbacks=[], failure_config="ours")
+    _ray.set_run_config(tuner, callbacks=[], failure_config="ours", scheduler="ours too")
     assert tuner._local_tuner.get_run_config().failure_config == "ours"
+    assert tuner._local_tuner._tune_config.scheduler == "ours too"
 
 
 def test_the_driver_prints_through_a_function_that_can_be_replaced(monkeypatch):

@@ -13,6 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 from record_files import assert_complete, event_files, raw_events, row, write
 
+from raytrain.checkpoint import Location
 from raytrain.reporting import (
     EventLog,
     RecordsMirror,
@@ -185,14 +186,15 @@ def test_a_mirrored_trial_continues_elsewhere(tmp_path):
     (tmp_path / "storage").mkdir()
     one, other = tmp_path / "one", tmp_path / "other"
     write(one, 1, 6)
-    mirror = RecordsMirror(one, storage, "exp/trial")
+    place = Location(storage, "exp/trial")
+    mirror = RecordsMirror(one, place)
     assert len(mirror.upload()) == 3
     assert mirror.upload() == []
     write(one, 6, 7, resume_from=5)  # replaces files
     mirror.upload()
 
     write(other, 1, 9)  # an attempt that storage knows nothing of
-    assert len(RecordsMirror(other, storage, "exp/trial").download()) == 4
+    assert len(RecordsMirror(other, place).download()) == 4
     write(other, 7, 10, resume_from=6)
     assert_complete(other, 10)
 

@@ -33,7 +33,7 @@ def _trial() -> type:
 def workers():
     """Pids of the idle workers of a lean instance."""
     with _ray.lean_instance(2), _ray.worker_environment("colorsys"):
-        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield [each.pid for each in _processes() if "default_worker" in _line(each)]
     ray.shutdown()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from raytrain import _ray
 from raytrain.config import config_from_dict, to_algorithm_config
 from raytrain.reporting import differences
 from raytrain.trainable.algorithm import ExactPPO, prepare
+from raytrain.trainable.hosts import RunnerRules
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -57,6 +59,9 @@ class Told(ExactPPO):
     def tell(self, message: str) -> None:
         self.told = [*getattr(self, "told", []), message]
 
+    def lost_exactness(self, why: str) -> None:
+        self.inexact = [*getattr(self, "inexact", []), why]
+
     def cleanup(self) -> None:
         super().cleanup()
         shutil.rmtree(self.logdir, ignore_errors=True)
@@ -68,9 +73,10 @@ def build(*, strategy: str = "pickle", **sections: Any) -> Told:
     for key, value in sections.items():
         merged = isinstance(value, dict) and isinstance(config.get(key), dict)
         config[key] = {**config[key], **value} if merged else value
-    prepared = prepare(to_algorithm_config(config_from_dict(config)))
+    given = config_from_dict(config)
+    prepared = prepare(to_algorithm_config(given))
     with _ray.files_below(tempfile.gettempdir()):
-        algorithm = Told(prepared, strategy=strategy)
+        algorithm = Told(prepared, strategy=strategy, rules=RunnerRules.of(given))
     algorithm.told = getattr(algorithm, "told", [])
     return algorithm
 
@@ -133,6 +139,23 @@ class Stumbling(gym.Env[Any, Any]):
 
     def stumble(self) -> None:
         raise ValueError(f"negative speed at step {self.steps}")
+
+
+class Hanging(gym.Wrapper[Any, Any, Any, Any]):
+    """CartPole whose step number `at` never returns, unless there is the file `unless`; which it
+    leaves, if it can, so that it happens once."""
+
+    def __init__(self, at: int, unless: str) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self.at, self.unless, self.steps = at, Path(unless), 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == self.at and not self.unless.exists():
+            if self.unless.parent.exists():
+                self.unless.touch()
+            threading.Event().wait()
+        return super().step(action)
 
 
 class Flicker(gym.ObservationWrapper):

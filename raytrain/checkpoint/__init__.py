@@ -9,6 +9,7 @@ from raytrain.checkpoint.commit import (
     CheckpointExists,
     DamagedCheckpoint,
     commit,
+    move_checkpoint,
     read_manifest,
     remove_checkpoint,
 )
@@ -18,9 +19,10 @@ from raytrain.checkpoint.experiment_file import (
     EXPERIMENT_FILE,
     ExperimentFile,
     ExperimentFileError,
+    require_key,
 )
 from raytrain.checkpoint.lineage import FORKED_FROM, line_of_descent
-from raytrain.checkpoint.lock import DirectoryLock, Locked
+from raytrain.checkpoint.lock import LEASE_PATIENCE_S, DirectoryLock, Locked, who_writes
 from raytrain.checkpoint.manifest import (
     FORMAT,
     KINDS,
@@ -31,9 +33,12 @@ from raytrain.checkpoint.manifest import (
     ManifestError,
     Parent,
 )
+from raytrain.checkpoint.parallel import in_parallel, together
+from raytrain.checkpoint.patience import STORE
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
 from raytrain.checkpoint.retention import RetentionPolicy, prune, surplus
-from raytrain.checkpoint.storage import Location, StorageError, storage_errors
+from raytrain.checkpoint.signing import signing_key
+from raytrain.checkpoint.storage import Location, StorageError, make_directories, storage_errors
 from raytrain.checkpoint.swap import commit_replacing, repair_swaps, replace, sweep
 from raytrain.checkpoint.verify import check, fetch
 
@@ -42,7 +47,9 @@ __all__ = [
     "FORKED_FROM",
     "FORMAT",
     "KINDS",
+    "LEASE_PATIENCE_S",
     "MANIFEST_NAME",
+    "STORE",
     "BestPolicy",
     "Catalogue",
     "CheckpointExists",
@@ -70,17 +77,24 @@ __all__ = [
     "commit_replacing",
     "fetch",
     "file_sha256",
+    "in_parallel",
     "is_trial",
     "line_of_descent",
+    "make_directories",
+    "move_checkpoint",
     "prune",
     "read_manifest",
     "remove_checkpoint",
     "repair_swaps",
     "replace",
+    "require_key",
     "resolve",
+    "signing_key",
     "storage_errors",
     "surplus",
     "sweep",
+    "together",
     "trials",
     "weights_sha256",
+    "who_writes",
 ]

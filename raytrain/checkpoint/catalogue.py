@@ -5,24 +5,27 @@
             stages/<name>/  best/  final/
             quarantine/<name>[.k]/    damaged, as found
 
-Storage is asked each time; nothing is remembered. Directories that are being written, or that a
-crash left half-written, are not checkpoints and do not appear.
+Storage is asked each time, with one listing; what is remembered at most is a manifest that the listing
+says has not changed. Directories that are being written, or that a crash left half-written, are not
+checkpoints and do not appear.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raytrain.checkpoint.commit import is_garbage, move_checkpoint
-from raytrain.checkpoint.manifest import Manifest
-from raytrain.checkpoint.storage import Location, in_parallel, storage_errors
-from raytrain.checkpoint.swap import NEW, OLD, sweep
+from raytrain.checkpoint.commit import move_checkpoint, state_by_names
+from raytrain.checkpoint.layout import QUARANTINE, STAGES, by_directory, is_plain_name
+from raytrain.checkpoint.manifest import MANIFEST_NAME, Manifest
+from raytrain.checkpoint.parallel import in_parallel
+from raytrain.checkpoint.storage import Listed, Location, storage_errors
+from raytrain.checkpoint.swap import sweep
 from raytrain.checkpoint.verify import check
 from raytrain.errors import RaytrainError
 
-QUARANTINE, STAGES = "quarantine", "stages"
 _NUMBERED = re.compile(r"(checkpoint|error)_(\d+)")
 _KIND_OF_PLACE = {"checkpoint": "periodic", "error": "error", "best": "best", "final": "final"}
 # Of several checkpoints of one iteration, the one written first is preferred.
@@ -96,54 +99,38 @@ class Choice:
     damaged: tuple[Entry, ...]
 
 
+Remembered = MutableMapping[str, tuple[Listed, Manifest]]
+"""Manifests by the checkpoint's path, with what the listing said of the file when it was read."""
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """The checkpoints in one trial directory. Methods raise `StorageError` if the storage cannot be
-    read.
+    read. With `remembered`, a manifest is not read again while the listing says that it is the same
+    file; not for `verify`, which reads every byte.
     """
 
     trial: Location
+    remembered: Remembered | None = field(default=None, compare=False)
 
     def entries(self, verify: bool = False) -> list[Entry]:
         """All checkpoints by iteration, the quarantine last. With `verify` every byte is read, but
         in quarantine.
         """
-        with storage_errors("Listing the checkpoints", self.trial):
-            names = [n for n in self.trial.subdirectories() if _is_checkpoint_name(n)]
-            for holder in (STAGES, QUARANTINE):
-                below = (self.trial / holder).subdirectories()
-                names += [f"{holder}/{n}" for n in below if _is_plain_name(n)]
-            return self._look_at(names, verify)
+        return self._entries(_is_checkpoint_path, verify)
 
     def periodic(self) -> list[Entry]:
         """The entries in `checkpoint_*`, by iteration, names and sizes checked."""
-        with storage_errors("Listing the checkpoints", self.trial):
-            names = self.trial.subdirectories()
-            return self._look_at([n for n in names if n.startswith("checkpoint_")], False)
+        return self._entries(lambda path: path.startswith("checkpoint_"), False)
 
     def entry(self, path: str, verify: bool = False) -> Entry | None:
         """The checkpoint at `path` (relative to the trial), or None if there is none."""
         location = self.trial / path
         with storage_errors(f"Reading the checkpoint {path}", location):
-            if not location.is_dir() or is_garbage(location):
+            present = location.tree()
+            if not present and not (location.is_local and location.is_dir()):
                 return None
-            checked = check(location, contents=verify and not path.startswith(QUARANTINE + "/"))
-        kind, iteration = _told_by_name(path)
-        if checked.manifest:
-            kind, iteration = checked.manifest.kind, checked.manifest.iteration
-        found = Entry(
-            path=path,
-            location=location,
-            kind=kind,
-            iteration=iteration,
-            good=False if checked.problem else (True if verify else None),
-            problem=checked.problem,
-            manifest=checked.manifest,
-            size_bytes=checked.size_bytes,
-        )
-        if found.in_quarantine:
-            return replace(found, good=False, problem=found.problem or "set aside as damaged")
-        return found
+            return self._look_at(path, present, verify)
 
     def newest_good(self) -> Choice:
         """The newest checkpoint of which every byte is right, kind `error` and the quarantine left
@@ -193,14 +180,63 @@ class Catalogue:
         """Repair and clear away what crashes left; only before the first commit of this process."""
         return sweep(self.trial)
 
-    def _look_at(self, names: list[str], verify: bool) -> list[Entry]:
-        found = in_parallel(lambda n: self.entry(n, verify), names, serial=self.trial.is_local)
-        present = [entry for entry in found if entry is not None]
-        return sorted(present, key=lambda e: (e.in_quarantine, e.iteration, e.path))
+    def _entries(self, wanted: Callable[[str], bool], verify: bool) -> list[Entry]:
+        with storage_errors("Listing the checkpoints", self.trial):
+            grouped = {
+                path: present for path, present in by_directory(self.trial).items() if wanted(path)
+            }
+            found = in_parallel(
+                lambda path: self._look_at(path, grouped[path], verify),
+                grouped,
+                serial=self.trial.is_local,
+            )
+        listed = [entry for entry in found if entry is not None]
+        return sorted(listed, key=lambda e: (e.in_quarantine, e.iteration, e.path))
+
+    def _look_at(self, path: str, present: dict[str, Listed], verify: bool) -> Entry | None:
+        """`present`: everything below the checkpoint's directory."""
+        location = self.trial / path
+        files = {name: each.size for name, each in present.items() if not each.is_dir}
+        # Elsewhere than on a local disk, directories without a file in them are nothing.
+        if state_by_names(present) == "incomplete" or not (files or location.is_local):
+            return None
+        quarantined = path.startswith(QUARANTINE + "/")
+        known = None if verify else self._known(path, present.get(MANIFEST_NAME))
+        checked = check(
+            location,
+            contents=verify and not quarantined,
+            present=files,
+            known=known,
+        )
+        kind, iteration = _told_by_name(path)
+        if checked.manifest:
+            kind, iteration = checked.manifest.kind, checked.manifest.iteration
+            if self.remembered is not None and not known:
+                self.remembered[path] = present[MANIFEST_NAME], checked.manifest
+        found = Entry(
+            path=path,
+            location=location,
+            kind=kind,
+            iteration=iteration,
+            good=False if checked.problem else (True if verify else None),
+            problem=checked.problem,
+            manifest=checked.manifest,
+            size_bytes=checked.size_bytes,
+        )
+        if quarantined:
+            return replace(found, good=False, problem=found.problem or "set aside as damaged")
+        return found
+
+    def _known(self, path: str, file: Listed | None) -> Manifest | None:
+        if self.remembered is None or file is None or file.mtime_ns is None:
+            return None
+        before, manifest = self.remembered.get(path, (None, None))
+        return manifest if before == file else None
 
 
-def _is_plain_name(name: str) -> bool:
-    return not name.startswith(".") and not name.endswith((NEW, OLD))
+def _is_checkpoint_path(path: str) -> bool:
+    holder, _, name = path.rpartition("/")
+    return is_plain_name(name) if holder else _is_checkpoint_name(name)
 
 
 def _is_checkpoint_name(name: str) -> bool:

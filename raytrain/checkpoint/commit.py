@@ -24,13 +24,16 @@ Deleting (`remove_checkpoint`):
 `fence` raises if this writer has been replaced by another. It is called before the first and before
 the last write; after it has raised nothing more is touched, since the directory may be another
 writer's by now.
+
+Where a request is mostly waiting, what need not come one after the other is asked for at once: an
+arrow above is one wait, however many files there are.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +45,10 @@ from raytrain.checkpoint.manifest import (
     FileEntry,
     Manifest,
 )
+from raytrain.checkpoint.parallel import in_parallel, together
 from raytrain.checkpoint.storage import (
     Location,
     StorageError,
-    in_parallel,
     make_directories,
     storage_errors,
     sync_directories,
@@ -54,6 +57,10 @@ from raytrain.errors import RaytrainError
 
 Fence = Callable[[], None]
 State = Literal["missing", "empty", "committed", "incomplete", "bare"]
+
+
+def nothing() -> None:
+    """No fence, or nothing to wait for."""
 
 
 class CheckpointExists(StorageError):
@@ -84,20 +91,21 @@ class Source:
 
 
 def state_of(place: Location) -> State:
-    names = {child.name for child in place.children()}
+    """Elsewhere than on a local disk, directories without a file in them are nothing."""
+    if place.is_local:
+        names = set(place.listed())
+        return state_by_names(names) if names or place.is_dir() else "missing"
+    files = {name.partition("/")[0] for name in place.files()}
+    return state_by_names(files) if files else "missing"
+
+
+def state_by_names(names: Collection[str]) -> State:
+    """The state of a directory with these files and directories in it."""
     if MANIFEST_NAME in names:
         return "committed"
     if INCOMPLETE_NAME in names:
         return "incomplete"
-    if names:
-        return "bare"
-    return "empty" if place.is_dir() else "missing"
-
-
-def is_garbage(place: Location) -> bool:
-    """What a crash leaves, and nothing else: it holds no checkpoint and never did."""
-    state = state_of(place)
-    return state == "incomplete" or (state == "empty" and not place.is_local)
+    return "bare" if names else "empty"
 
 
 def read_manifest(place: Location) -> Manifest:
@@ -107,16 +115,23 @@ def read_manifest(place: Location) -> Manifest:
 
 
 def commit(
-    staging: Path, target: Location, manifest: Manifest, *, fence: Fence | None = None
+    staging: Path,
+    target: Location,
+    manifest: Manifest,
+    *,
+    fence: Fence | None = None,
+    before_manifest: Callable[[], None] = nothing,
 ) -> Manifest:
     """Make the files in `staging` the checkpoint `target`; the manifest with its list of files.
 
-    The files may be moved out of `staging`; the caller deletes what is left of it. When it raises
-    (`StorageError`, or what `fence` raised) there is no checkpoint at `target`, and other
-    checkpoints are as they were.
+    `before_manifest` is called after the first fence and is done before the manifest is written:
+    for what has to be on storage before the checkpoint exists. The files may be moved out of
+    `staging`; the caller deletes what is left of it. When it raises (`StorageError`, or what `fence`
+    or `before_manifest` raised) there is no checkpoint at `target`, and other checkpoints are as they
+    were.
     """
     with storage_errors(f"Writing the checkpoint {target.name}", target):
-        return write_checkpoint(staged(staging), target, manifest, fence)
+        return write_checkpoint(staged(staging), target, manifest, fence, before_manifest)
 
 
 def staged(staging: Path) -> list[Source]:
@@ -137,34 +152,46 @@ def staged(staging: Path) -> list[Source]:
 
 
 def write_checkpoint(
-    sources: Sequence[Source], target: Location, manifest: Manifest, fence: Fence | None
+    sources: Sequence[Source],
+    target: Location,
+    manifest: Manifest,
+    fence: Fence | None,
+    before_manifest: Callable[[], None] = nothing,
+    *,
+    marked: bool = True,
 ) -> Manifest:
-    """The protocol of the module's docstring. Lets `OSError` through."""
+    """The protocol of the module's docstring. Lets `OSError` through. Without `marked` there is no
+    marker (elsewhere than on a local disk), and nothing may be at `target`: for a name that is nobody's
+    checkpoint until its manifest is there.
+    """
+    fence = fence or nothing
     manifest.with_files(()).to_json()  # a manifest that cannot be written fails before anything is
-    _refuse_existing(target)
-    if fence:
-        fence()
+    if marked or target.is_local:
+        _make_room(target, fence)
+    names = [source.name for source in sources]
+    entries: list[FileEntry] = []
     try:
-        _begin(target)
-        names = [source.name for source in sources]
-        make_directories(target, names)
-        take = target.is_local
-        entries = in_parallel(lambda s: _place(s, target / s.name, take), sources, serial=take)
+        _begin(target, names, marked=marked)
+        together(
+            lambda: entries.extend(_place_all(sources, target)),
+            before_manifest,
+            serial=target.is_local,
+        )
         sync_directories(target, names)
         complete = manifest.with_files(tuple(entries))
         data = complete.to_json()
     except (OSError, RaytrainError):
         _abandon(target)
         raise
-    if fence:
-        fence()
+    fence()
     try:
         target.write_atomic(MANIFEST_NAME, data)
     except OSError:
         _abandon(target)
         raise
-    with suppress(OSError):  # committed: a marker beside a manifest means nothing
-        (target / INCOMPLETE_NAME).delete_file()
+    if marked or target.is_local:
+        with suppress(OSError):  # committed: a marker beside a manifest means nothing
+            (target / INCOMPLETE_NAME).delete_file()
     return complete
 
 
@@ -172,19 +199,21 @@ def remove_checkpoint(place: Location) -> None:
     """Delete a checkpoint, or garbage, so that a kill in between never leaves something that looks
     good or damaged.
     """
-    if not place.exists():
-        return
     if place.is_local:
+        if not place.exists():
+            return
         outgoing = place.parent / f".{place.name}.outgoing"
         outgoing.delete_tree()
         os.rename(place.path, outgoing.path)
         place.parent.sync()
         outgoing.delete_tree()
         return
-    marker = place / INCOMPLETE_NAME
-    marker.write_bytes(b"")
-    (place / MANIFEST_NAME).delete_file()
-    rest = [name for name in place.files() if name != INCOMPLETE_NAME]
+    names = set(place.files())
+    if names:
+        (place / INCOMPLETE_NAME).write_bytes(b"")
+    if MANIFEST_NAME in names:
+        (place / MANIFEST_NAME).delete_file()
+    rest = names - {MANIFEST_NAME, INCOMPLETE_NAME}
     in_parallel(lambda name: (place / name).delete_file(), rest)
     place.delete_tree()
 
@@ -198,26 +227,24 @@ def move_checkpoint(source: Location, target: Location) -> None:
         return
     if target.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target.path)
-    _begin(target)
-    names = [n for n in source.files() if n not in (INCOMPLETE_NAME, MANIFEST_NAME)]
-    make_directories(target, names)
-    in_parallel(lambda name: (source / name).duplicate(target / name), names)
-    if (source / MANIFEST_NAME).exists():
+    names = set(source.files()) - {INCOMPLETE_NAME}
+    rest = names - {MANIFEST_NAME}
+    _begin(target, rest)
+    in_parallel(lambda name: (source / name).duplicate(target / name), rest)
+    if MANIFEST_NAME in names:
         (source / MANIFEST_NAME).duplicate(target / MANIFEST_NAME)
     (target / INCOMPLETE_NAME).delete_file()
     remove_checkpoint(source)
 
 
-def is_passing_name(name: str) -> bool:
-    """Is this the name of a directory on its way in or out, on a local disk?"""
-    return name.startswith(".") and name.endswith((".incoming", ".outgoing"))
-
-
-def _refuse_existing(target: Location) -> None:
-    state = state_of(target)
+def _make_room(target: Location, fence: Fence) -> None:
+    """Refuse to write over a checkpoint, and clear away what a crash left of one."""
+    seen: list[State] = []
+    together(lambda: seen.append(state_of(target)), fence, serial=target.is_local)
+    (state,) = seen
     if state == "missing":
         return
-    if is_garbage(target):
+    if state == "incomplete":
         remove_checkpoint(target)
         return
     found = "a complete checkpoint" if state == "committed" else "a checkpoint without its manifest"
@@ -229,11 +256,12 @@ def _refuse_existing(target: Location) -> None:
     )
 
 
-def _begin(target: Location) -> None:
-    """Make the directory with its marker in it."""
+def _begin(target: Location, names: Iterable[str], *, marked: bool = True) -> None:
+    """Make the directory with its marker in it, and the directories for the files `names`."""
     if not target.is_local:
-        target.make()
-        (target / INCOMPLETE_NAME).write_bytes(b"")
+        make_directories(target, names)
+        if marked:
+            (target / INCOMPLETE_NAME).write_bytes(b"")
         return
     target.parent.make()
     incoming = target.parent / f".{target.name}.incoming"
@@ -241,6 +269,12 @@ def _begin(target: Location) -> None:
     incoming.make()
     (incoming / INCOMPLETE_NAME).local_path.touch()
     os.rename(incoming.path, target.path)
+    make_directories(target, names)
+
+
+def _place_all(sources: Sequence[Source], target: Location) -> list[FileEntry]:
+    take = target.is_local
+    return in_parallel(lambda s: _place(s, target / s.name, take), sources, serial=take)
 
 
 def _place(source: Source, target: Location, take: bool) -> FileEntry:

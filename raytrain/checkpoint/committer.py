@@ -2,14 +2,19 @@
 
 `submit` hands a staging directory over; one background thread brings it to storage, then
 
-    0. calls the job's `prepare`, for what has to be durable before the checkpoint exists
-    1. commits it, and writes its copies (`final`, `stages/...`), if the job asks for any
-    2. replaces `best` if the score is better than that of the `best` on storage
-    3. deletes the staging directory, whatever happened
-    4. deletes the checkpoints that the retention policy does not keep
+    1. calls the job's `prepare`, which fills the directory
+    2. commits it, and writes its copies (`final`, `stages/...`), if the job asks for any; what the
+       job wants durable before the checkpoint exists is written along with its files
+    3. replaces `best` if the score is better than that of the `best` on storage
+    4. deletes the checkpoints that the retention policy does not keep (elsewhere than on a local
+       disk while `best` is being replaced: the two have no file in common)
+    5. deletes the staging directory, whatever happened
 
-At most one job is in flight: a second `submit` waits for the first. A job that fails leaves the
-older checkpoints as they were; it is for the caller to look at `outcomes()` and to say so.
+One job may wait while another runs; `submit` waits only when there would be two. So training waits
+for storage only where checkpoints are due faster than storage takes them, and at most two states are
+held in memory. While the store does not answer at all, training does not wait for it: the job that is
+waiting gives way to the newer one. A job that fails leaves the older checkpoints as they were; it is for the caller to
+look at `outcomes()` and to say so.
 """
 
 from __future__ import annotations
@@ -24,25 +29,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raytrain.checkpoint.catalogue import Catalogue
-from raytrain.checkpoint.commit import Fence, commit
+from raytrain.checkpoint.commit import Fence, commit, nothing
 from raytrain.checkpoint.manifest import Manifest
+from raytrain.checkpoint.parallel import together
+from raytrain.checkpoint.patience import STORE
 from raytrain.checkpoint.retention import RetentionPolicy, prune
 from raytrain.checkpoint.storage import Location
 from raytrain.checkpoint.swap import commit_replacing, replace
 from raytrain.errors import RaytrainError
+
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
 class CommitJob:
     """`name`: where the checkpoint goes, relative to the trial. `final` and `stages/...` are
     replaced if they exist; any other must be new. `also`: full copies to make of it, such as
-    ("final", "stages/easy")."""
+    ("final", "stages/easy"). `prepare` and `before_manifest` are called in the background (see the
+    module's docstring)."""
 
     staging: Path
     name: str
     manifest: Manifest
     also: tuple[str, ...] = ()
-    prepare: Callable[[], None] = lambda: None
+    prepare: Callable[[], None] = nothing
+    before_manifest: Callable[[], None] = nothing
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class Committer:
         fence: Fence | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._catalogue = Catalogue(trial)
+        self._catalogue = Catalogue(trial, remembered={})
         self._retention = retention
         self._best = best
         self._fence = fence
@@ -125,12 +136,16 @@ class Committer:
         return any(not future.done() for future in self._unseen)
 
     def submit(self, job: CommitJob) -> None:
-        """Start committing `job`, after the job before it has ended."""
-        self.drain()
+        """Commit `job` after those before it. Waits until no other is waiting."""
+        while len(ahead := [future for future in self._unseen if not future.done()]) > 1:
+            if STORE.in_trouble and ahead[-1].cancel():
+                self._unseen.remove(ahead[-1])
+            else:
+                wait_for(ahead[:1], _LOOK_EVERY_S)
         self._unseen.append(self._pool.submit(self._run, job))
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Wait for the job in flight, at most `timeout` seconds. False: it is still running."""
+        """Wait for the jobs in flight, at most `timeout` seconds. False: one is still running."""
         return not wait_for(self._unseen, timeout).not_done
 
     def outcomes(self) -> list[CommitOutcome]:
@@ -140,28 +155,27 @@ class Committer:
         return [future.result() for future in done]
 
     def close(self) -> None:
-        """Wait for the job in flight and end the thread; `outcomes` can still be asked."""
+        """Wait for the jobs in flight and end the thread; `outcomes` can still be asked."""
         self._pool.shutdown(wait=True)
 
     def _run(self, job: CommitJob) -> CommitOutcome:
         started = self._clock()
         manifest: Manifest | None = None
         error: RaytrainError | None = None
-        best, deleted, warnings = False, (), []  # type: tuple[bool, tuple[str, ...], list[str]]
+        warnings: list[str] = []
+        best, deleted = False, ()  # type: tuple[bool, tuple[str, ...]]
         try:
             try:
                 job.prepare()
                 manifest = self._commit(job)
                 for name in job.also:
-                    self._copy(job, name, "final" if name == "final" else "stage")
+                    self._copy(job, name, "final" if name == "final" else "stage", manifest)
             except RaytrainError as problem:
                 error = problem
             if manifest is not None and manifest.kind != "error":
-                best = self._update_best(job, manifest, warnings)
+                best, deleted = self._tidy(job, manifest, warnings)
         finally:
             shutil.rmtree(job.staging, ignore_errors=True)
-        if manifest is not None and manifest.kind != "error":
-            deleted = self._prune(warnings)
         return CommitOutcome(
             name=job.name,
             iteration=job.manifest.iteration,
@@ -178,13 +192,38 @@ class Committer:
         target = self._catalogue.trial / job.name
         fixed = job.name in ("best", "final") or job.name.startswith("stages/")
         write = commit_replacing if fixed else commit
-        return write(job.staging, target, job.manifest, fence=self._fence)
+        return write(
+            job.staging,
+            target,
+            job.manifest,
+            fence=self._fence,
+            before_manifest=job.before_manifest,
+        )
 
-    def _copy(self, job: CommitJob, to: str, kind: str) -> None:
+    def _tidy(
+        self, job: CommitJob, manifest: Manifest, warnings: list[str]
+    ) -> tuple[bool, tuple[str, ...]]:
+        became_best: list[bool] = []
+        deleted: list[str] = []
+        together(
+            lambda: became_best.append(self._update_best(job, manifest, warnings)),
+            lambda: deleted.extend(self._prune(warnings)),
+            serial=self._catalogue.trial.is_local,
+        )
+        return became_best == [True], tuple(deleted)
+
+    def _copy(self, job: CommitJob, to: str, kind: str, manifest: Manifest) -> None:
         trial = self._catalogue.trial
         # On a local disk the staged files were moved into the checkpoint.
         staged = None if trial.is_local else Location.of(job.staging)
-        replace(trial / job.name, trial / to, kind=kind, fence=self._fence, files=staged)
+        replace(
+            trial / job.name,
+            trial / to,
+            kind=kind,
+            fence=self._fence,
+            files=staged,
+            manifest=manifest,
+        )
 
     def _update_best(self, job: CommitJob, manifest: Manifest, warnings: list[str]) -> bool:
         if self._best is None or job.name == "best" or not self._best.better(manifest.score, None):
@@ -199,7 +238,7 @@ class Committer:
                 manifest.score, manifest.stage, best.manifest
             ):
                 return False
-            self._copy(job, "best", "best")
+            self._copy(job, "best", "best", manifest)
         except RaytrainError as problem:
             warnings.append(f"best was not updated: {problem}")
             return False

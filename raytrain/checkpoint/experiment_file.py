@@ -3,7 +3,7 @@
     {"format": 1, "name": ..., "run_id": ..., "config": {...}, "config_digest": ...,
      "snapshot": {"strategy": ..., "exact": ..., "reason": ..., ...}, "parent": null,
      "fork": null, "versions": {"raytrain": ..., "ray": ..., "torch": ..., ...},
-     "first_start": "2026-01-01T00:00:00+00:00"}
+     "first_start": "2026-01-01T00:00:00+00:00", "signature": ... (see `signing`)}
 
 It is written before Ray starts, replaced atomically, and holds all that is needed to build the Tuner
 anew if Tune's own files are gone. `config` is that of the last start: what may differ on continuing
@@ -14,10 +14,12 @@ began (see `lineage`).
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from raytrain.checkpoint.signing import KEY_VARIABLE, SIGNATURE, signed, signing_key, unsigned
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.errors import BadInput
 
@@ -42,12 +44,15 @@ class ExperimentFile:
     first_start: str
     parent: Mapping[str, str] | None = None
     fork: Mapping[str, Any] | None = None
+    was_signed: bool = False
+    """Whether the file that was read has a signature, checked or not."""
 
     def write(self, experiment: Location) -> None:
         """Put it into the experiment's directory, atomically."""
         with storage_errors("Writing experiment.json", experiment):
             experiment.make()
-            data = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+            plain = {name: value for name, value in asdict(self).items() if name != "was_signed"}
+            data = json.dumps(signed("experiment", {"format": FORMAT, **plain}), indent=1)
             experiment.write_atomic(EXPERIMENT_FILE, data.encode())
 
     @classmethod
@@ -55,7 +60,8 @@ class ExperimentFile:
         """The file of an experiment's directory, or None if there is none.
 
         Raises:
-            ExperimentFileError: it is damaged, or of another format.
+            ExperimentFileError: it is damaged, of another format, or not signed with this process's
+                key.
         """
         place = experiment / EXPERIMENT_FILE
         try:
@@ -67,11 +73,36 @@ class ExperimentFile:
                 raise ExperimentFileError(
                     f"{place} has format {plain.get('format')!r}; this raytrain reads {FORMAT}."
                 )
+            was_signed = SIGNATURE in plain
+            plain = _trusted(plain, place)
             # Files of before there were forks have no such key.
             plain.setdefault("fork", None)
-            return cls(**{f.name: plain[f.name] for f in fields(cls)})
+            return cls(
+                **{f.name: plain[f.name] for f in fields(cls) if f.name != "was_signed"},
+                was_signed=was_signed,
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ExperimentFileError(
                 f"{place} is damaged ({type(error).__name__}: {error}). Delete it and run "
                 "`raytrain train CONFIG` with the experiment's config; checkpoints are not affected."
             ) from None
+
+
+def _trusted(plain: Mapping[str, Any], place: Location) -> dict[str, Any]:
+    try:
+        return unsigned("experiment", plain)
+    except ValueError as error:
+        raise ExperimentFileError(
+            f"{place} is not trusted: {error}. Use the key that the run was started with; if the "
+            "directory was never signed, run without the key, or train under another --name."
+        ) from None
+
+
+def require_key(experiment: ExperimentFile, place: Location) -> None:
+    """Raise `BadInput` in a process without a key that is about to write into a signed run: its
+    checkpoints would be refused by all others."""
+    if experiment.was_signed and signing_key() is None:
+        raise BadInput(
+            f"{place} is signed, but {KEY_VARIABLE} is not set on this machine ({socket.gethostname()}). "
+            "Set it there, in the environment in which Ray is started."
+        )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
+from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.checkpoint.verify import fetch
 from raytrain.errors import BadInput
@@ -16,7 +17,11 @@ from raytrain.errors import BadInput
 _POLICY_FILE = "policy.json"
 
 
-def entries_below(argument: str) -> list[tuple[Location, Entry]]:
+Track = Callable[[list[tuple[Location, str]]], Iterable[tuple[Location, str]]]
+"""Passes the checkpoints on, by trial and path, and may show how many are done."""
+
+
+def entries_below(argument: str, track: Track = iter) -> list[tuple[Location, Entry]]:
     """Every checkpoint of an experiment's or a trial's directory, every byte checked, with its trial.
 
     Raises:
@@ -35,16 +40,19 @@ def entries_below(argument: str) -> list[tuple[Location, Entry]]:
             f"{place} is neither an experiment nor a trial: nothing in it is a checkpoint. Give the "
             "directory that `raytrain train` wrote (<storage_path>/<name>)."
         )
-    return [(trial, entry) for trial in found for entry in Catalogue(trial).entries(verify=True)]
+    listed = [(trial, entry.path) for trial in found for entry in Catalogue(trial).entries()]
+    checked = [(trial, Catalogue(trial).entry(path, verify=True)) for trial, path in track(listed)]
+    # One may have been deleted since it was listed.
+    return [(trial, entry) for trial, entry in checked if entry is not None]
 
 
-def entries_at(argument: str) -> list[tuple[Location, Entry]]:
+def entries_at(argument: str, track: Track = iter) -> list[tuple[Location, Entry]]:
     """The one checkpoint that `argument` is, damaged or not, or all below it."""
     place = Location.of(argument)
     with storage_errors("Looking for checkpoints", place):
         holds_several = place.is_dir() and (is_trial(place) or bool(trials(place)))
     if holds_several:
-        return entries_below(argument)
+        return entries_below(argument, track)
     entry = resolve(argument, damaged_too=True)
     trial = entry.location
     for _ in entry.path.split("/"):
@@ -55,13 +63,15 @@ def entries_at(argument: str) -> list[tuple[Location, Entry]]:
 @contextmanager
 def local_policy_directory(argument: str) -> Iterator[Path]:
     """A local directory with the verified policy that `argument` means: an exported policy, or what
-    `resolve` makes of it."""
+    `resolve` makes of it. Where signatures are checked, only a checkpoint: what was exported has
+    none."""
     place = Location.of(argument)
-    if place.is_local and place.is_dir() and (place / _POLICY_FILE).exists():
+    with_key = signing_key() is not None
+    if place.is_local and place.is_dir() and (place / _POLICY_FILE).exists() and not with_key:
         yield place.local_path
         return
     entry = resolve(argument)
-    if entry.location.is_local:
+    if entry.location.is_local and not with_key:
         yield entry.location.local_path
         return
     with tempfile.TemporaryDirectory(prefix="raytrain-policy-") as scratch:

@@ -20,6 +20,7 @@ these keys:
     created_at         ISO 8601 with offset
     files              [{path, size, sha256}, ...]; paths relative to the checkpoint, "/" between
     parts
+    signature          only where a signing key is set, see `signing`
 
 JSON has no NaN and no infinity. Inside `metrics` they are written {"$float": "nan" | "inf" |
 "-inf"}; to keep that unambiguous, a metric's own name that starts with "$" is written with one more
@@ -38,6 +39,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, cast
 
+from raytrain.checkpoint.signing import signed, unsigned
 from raytrain.errors import RaytrainError
 
 FORMAT = 1
@@ -114,6 +116,7 @@ class Manifest:
         plain["parent"] = asdict(self.parent) if self.parent else None
         plain["exact_lost"] = asdict(self.exact_lost) if self.exact_lost else None
         _read(plain, "the manifest to be written")
+        plain = signed("manifest", plain)
         # A line for each key. (`indent` would do without json's encoder in C: 5 ms a manifest.)
         lines = (
             f"{json.dumps(key)}: {json.dumps(plain[key], sort_keys=True, allow_nan=False)}"
@@ -130,7 +133,11 @@ class Manifest:
             raise ManifestError(f"{where} is not valid JSON: {error}") from error
         if not isinstance(plain, dict):
             raise ManifestError(f"{where} is a JSON {type(plain).__name__}, not an object")
-        return cls(**_read(plain, where))
+        try:
+            content = unsigned("manifest", plain)
+        except ValueError as error:
+            raise ManifestError(f"{where} is not trusted: {error}") from None
+        return cls(**_read(content, where))
 
 
 def _no_constant(name: str) -> Any:

@@ -7,6 +7,7 @@ and what lies between the environment and it:
     {"format": 1,
      "module": {"class": "pkg.mod:Class", "catalog": "pkg.mod:Class" | null, "model_config": {...},
                 "observation_space": SPACE},          # what the module sees, after the steps below
+     "network": [LAYER...] | null,        # the same network in plain Torch; in exported policies only
      "observation_space": SPACE, "action_space": SPACE,                     # the environment's own
      "preprocessing": [{"step": "flatten", "keys_to_remove": []},           # in this order
                        {"step": "mean_std", "count": 4000, "mean": ARRAY, "sum_sq_diff": ARRAY,
@@ -16,8 +17,9 @@ and what lies between the environment and it:
      "weights": {"file": "policy.safetensors", "weights_sha256": "..."},
      "metadata": {...}}                                                     # iteration, versions
 
-SPACE, ARRAY and the model settings are in the encoding of `raytrain.checkpoint.spaces`. The two
-files lie in a checkpoint, listed in its `manifest.json`, or alone in an exported directory.
+SPACE, ARRAY and the model settings are in the encoding of `raytrain.checkpoint.spaces`, LAYER in that
+of `raytrain.checkpoint.network`. The two files lie in a checkpoint, listed in its `manifest.json`, or
+alone in an exported directory.
 """
 
 from __future__ import annotations
@@ -105,6 +107,8 @@ class PolicyParts:
     preprocessing: Sequence[Step] = ()
     env: str | None = None
     env_config: Mapping[str, Any] = field(default_factory=dict)
+    network: Sequence[Mapping[str, Any]] | None = None
+    """The network in plain layers (see `network`), if it has been described."""
 
 
 def write_policy(directory: Path, parts: PolicyParts, *, metadata: Mapping[str, Any]) -> str:
@@ -125,6 +129,7 @@ def write_policy(directory: Path, parts: PolicyParts, *, metadata: Mapping[str, 
                 parts.module_observation_space, "the module's observation space"
             ),
         },
+        "network": None if parts.network is None else [dict(layer) for layer in parts.network],
         "observation_space": encode_space(parts.observation_space, "the observation space"),
         "action_space": encode_space(parts.action_space, "the action space"),
         "preprocessing": [_encode_step(step) for step in parts.preprocessing],
@@ -241,6 +246,7 @@ def _decode_document(
         preprocessing=tuple(_decode_step(step) for step in document["preprocessing"]),
         env=environment["env"],
         env_config=decode_settings(environment["env_config"]),
+        network=document.get("network"),
     )
 
 

@@ -113,8 +113,10 @@ def _importable_name(cls: type, what: str) -> str:
 
 
 def _env_name(env: Any) -> str | None:
-    if env is None or isinstance(env, str):
-        return env
+    if env is None:
+        return None
+    if isinstance(env, str):
+        return env.partition("@")[0]  # Without the digest under which a factory is registered.
     name = getattr(env, "__qualname__", None)
     return None if name is None else f"{env.__module__}:{name}"
 

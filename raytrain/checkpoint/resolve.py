@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 
-from raytrain.checkpoint.catalogue import QUARANTINE, STAGES, Catalogue, Entry, NoGoodCheckpoint
+from raytrain.checkpoint.catalogue import Catalogue, Entry, NoGoodCheckpoint
 from raytrain.checkpoint.commit import DamagedCheckpoint, state_of
+from raytrain.checkpoint.layout import QUARANTINE, STAGES
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.errors import BadInput
 

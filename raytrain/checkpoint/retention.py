@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.commit import remove_checkpoint
+from raytrain.checkpoint.parallel import in_parallel
 from raytrain.checkpoint.storage import storage_errors
 
 _DISPOSABLE = frozenset({"periodic", "interrupted"})
@@ -45,9 +46,13 @@ def surplus(entries: Sequence[Entry], policy: RetentionPolicy) -> list[Entry]:
 
 def prune(catalogue: Catalogue, policy: RetentionPolicy) -> list[Entry]:
     """Delete the surplus of a trial; what was deleted. Raises `StorageError`."""
-    deleted = []
-    for entry in surplus(catalogue.periodic(), policy):
+    if policy.num_to_keep is None:
+        return []
+    deleted = surplus(catalogue.periodic(), policy)
+
+    def delete(entry: Entry) -> None:
         with storage_errors(f"Deleting the old checkpoint {entry.path}", entry.location):
             remove_checkpoint(entry.location)
-        deleted.append(entry)
+
+    in_parallel(delete, deleted, serial=catalogue.trial.is_local)
     return deleted

@@ -18,25 +18,31 @@ import errno
 import hashlib
 import os
 import posixpath
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from raytrain.checkpoint.fsspec_store import LeanFSSpecHandler
+from raytrain.checkpoint.parallel import in_parallel
+from raytrain.checkpoint.patience import STORE, patient
 from raytrain.errors import BadInput, RaytrainError
 
 CHUNK = 1 << 20  # bytes per read while copying and hashing
-UPLOADS = 16  # files in flight at once on a remote file system, where a request is mostly waiting
 
 # File systems without real directories: making one would cost a request and leave an empty object
 # behind.
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
+
+_CREDENTIALS = re.compile(
+    r"^[^/]*://[^/@]*:[^/@]*@|[?&][^=]*(secret|password|token|key)[^=]*=", re.I
+)
 
 _REMEDY = {
     errno.ENOSPC: "no space is left there: free some, or lower checkpoint.num_to_keep; "
@@ -52,8 +58,11 @@ _REMEDY = {
     errno.ENOENT: "it does not exist: check the path, and that the storage is mounted",
 }
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+_REMEDY_OF_A_STORE = {
+    "NO_SUCH_BUCKET|Bucket .* not found": "make the bucket, or check its name and the endpoint",
+    "ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN": "check the credentials, which come from the environment "
+    "(AWS_ACCESS_KEY_ID, ...) or from the machine's role, and what they are allowed to do",
+}
 
 
 class StorageError(RaytrainError):
@@ -74,12 +83,29 @@ def storage_errors(doing: str, where: Location) -> Iterator[None]:
         yield
     except OSError as error:
         path = os.fspath(error.filename) if error.filename else str(where)
-        remedy = _REMEDY.get(
-            error.errno or 0, "check the storage, then give the same command again"
-        )
+        remedy = _remedy(error)
         found = error.strerror or str(error)
         message = f"{doing} failed at {path}: {found}; {remedy}."
         raise StorageError(message, path=path, errno=error.errno) from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in _REMEDY:
+        return _REMEDY[error.errno]
+    for words, remedy in _REMEDY_OF_A_STORE.items():
+        if re.search(words, str(error)):
+            return remedy
+    return "check the storage, then give the same command again"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a listing says of a file or directory: its size in bytes (0 for a directory), and when
+    it changed last, in nanoseconds since 1970, if the store tells."""
+
+    is_dir: bool
+    size: int
+    mtime_ns: int | None
 
 
 @dataclass(frozen=True)
@@ -100,8 +126,9 @@ class Location:
         text = os.fspath(place)
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        refuse_credentials(text)
         try:
-            fs, path = pafs.FileSystem.from_uri(text)
+            fs, path = pafs.FileSystem.from_uri(_with_options(text))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
             return cls._through_fsspec(text, refusal)
         return cls(fs, path.rstrip("/") or "/")
@@ -117,10 +144,10 @@ class Location:
         except (ImportError, ValueError) as error:
             problem = error
         else:
-            handler = pafs.PyFileSystem(pafs.FSSpecHandler(fs))
+            handler = pafs.PyFileSystem(LeanFSSpecHandler(fs))
             return cls(handler, str(path).rstrip("/") or "/")
         raise BadInput(
-            f"Cannot open the storage {uri!r}: pyarrow says '{refusal}', fsspec says '{problem}'. "
+            f"Cannot open the storage {uri.partition('?')[0]!r}: pyarrow says '{refusal}', fsspec says '{problem}'. "
             "Use a local path, s3://..., gs://..., or install the fsspec package for this scheme."
         )
 
@@ -163,33 +190,43 @@ class Location:
     def is_dir(self) -> bool:
         return bool(self._type() == pafs.FileType.Directory)
 
+    @patient
     def _type(self) -> Any:
         return self.fs.get_file_info(self.path).type
 
     def children(self) -> list[Location]:
         """The files and directories directly in here, by name; none if this does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        return sorted((self / i.base_name for i in self.fs.get_file_info(selector)), key=str)
+        return [self / name for name in self.listed()]
 
     def subdirectories(self) -> list[str]:
         """The names of the directories directly in here; none if this does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        infos = self.fs.get_file_info(selector)
-        return sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory)
+        return [name for name, each in self.listed().items() if each.is_dir]
 
-    def files(self) -> dict[str, int]:
-        """Every file below here: its path relative to here, and its size in bytes."""
-        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+    def listed(self) -> dict[str, Listed]:
+        """The files and directories directly in here, by name; empty if this does not exist."""
+        return self._list(recursive=False)
+
+    def tree(self) -> dict[str, Listed]:
+        """Every file and directory below here, by its path relative to here; one request on an
+        object store. Empty if this does not exist.
+        """
+        return self._list(recursive=True)
+
+    @patient
+    def _list(self, *, recursive: bool) -> dict[str, Listed]:
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         start = self.path.rstrip("/") + "/"
         found = {}
         for info in self.fs.get_file_info(selector):
-            if info.type != pafs.FileType.Directory:
-                inside = info.path.startswith(start)
-                name = (
-                    info.path[len(start) :] if inside else posixpath.relpath(info.path, self.path)
-                )
-                found[name] = int(info.size or 0)
+            inside = info.path.startswith(start)
+            name = info.path[len(start) :] if inside else posixpath.relpath(info.path, self.path)
+            is_dir = info.type == pafs.FileType.Directory
+            found[name.rstrip("/")] = Listed(is_dir, int(info.size or 0), info.mtime_ns)
         return dict(sorted(found.items()))
+
+    def files(self) -> dict[str, int]:
+        """Every file below here: its path relative to here, and its size in bytes."""
+        return {name: each.size for name, each in self.tree().items() if not each.is_dir}
 
     # -- reading and writing ---------------------------------------------------------------------
 
@@ -199,8 +236,7 @@ class Location:
             with open(self.path, "rb", buffering=0) as stream:
                 yield stream
         else:
-            # compression=None: pyarrow would otherwise unpack a file for its ending (.gz)
-            with self.fs.open_input_stream(self.path, compression=None) as stream:
+            with self.fs.open_input_file(self.path) as stream:
                 yield stream
 
     @contextmanager
@@ -215,10 +251,24 @@ class Location:
             with self.fs.open_output_stream(self.path, compression=None) as stream:
                 yield stream
 
+    @patient
     def read_bytes(self) -> bytes:
         with self.reader() as stream:
-            return bytes(stream.read())
+            data = bytes(stream.read())
+            if not self.is_local:
+                self._must_be_whole(len(data), stream.size())
+        return data
 
+    def _must_be_whole(self, found: int, expected: int) -> None:
+        """A connection that is cut off may look like the end of the file, and even like an empty one.
+        That is no damage, so the store is asked."""
+        if found == expected and found:
+            return
+        actual = self.fs.get_file_info(self.path).size
+        if found != actual:
+            raise ConnectionError(f"{self}: the answer ended after {found} of {actual} bytes")
+
+    @patient
     def write_bytes(self, data: bytes) -> None:
         with self.writer() as stream:
             stream.write(data)
@@ -241,6 +291,7 @@ class Location:
             raise
         self.sync()
 
+    @patient
     def make(self) -> None:
         """Make this directory and those above it, where the file system has directories."""
         if self.is_local:
@@ -258,6 +309,7 @@ class Location:
         finally:
             os.close(descriptor)
 
+    @patient
     def delete_file(self) -> None:
         """Does nothing if the file is not there."""
         try:
@@ -268,14 +320,17 @@ class Location:
         except FileNotFoundError:
             pass
 
+    @patient
     def delete_tree(self) -> None:
         """Delete the directory with all in it; does nothing if it is not there."""
-        if not self.exists():
-            return
-        if self.is_local:
-            shutil.rmtree(self.path)
-        else:
-            self.fs.delete_dir(self.path)
+        try:
+            if self.is_local:
+                shutil.rmtree(self.path)
+            else:
+                self.fs.delete_dir(self.path)
+        except FileNotFoundError:
+            if self.exists():
+                raise  # something in it went while it was being deleted
 
     def copy_tree(self, target: Location, *, last: str | None = None) -> None:
         """Copy all files below here to `target`, the file named `last` after all others."""
@@ -289,9 +344,23 @@ class Location:
 
     def copy_file(self, target: Location) -> tuple[int, str]:
         """Copy one file, reading it once; its size and SHA-256 as they were read."""
-        with target.writer() as sink:
-            return self.read_into(sink.write)
 
+        def copy() -> tuple[int, str]:
+            with target.writer() as sink:
+                return self._read_into(sink.write)
+
+        if self.is_local and target.is_local:
+            return copy()
+        found: tuple[int, str] = STORE.tried(copy, self if target.is_local else target)
+        return found
+
+    @patient
+    def download(self, path: Path) -> tuple[int, str]:
+        """Copy one file to a scratch place of this machine, unsynced; its size and SHA-256."""
+        with open(path, "wb") as sink:
+            return self._read_into(sink.write)
+
+    @patient
     def duplicate(self, target: Location) -> None:
         """Copy one file within this file system, by the store itself where it can."""
         if self.is_local:
@@ -302,11 +371,12 @@ class Location:
         except NotImplementedError:  # HDFS
             self.copy_file(target)
 
+    @patient
     def digest(self) -> tuple[int, str]:
         """Size and SHA-256 of the file's bytes."""
-        return self.read_into(None)
+        return self._read_into(None)
 
-    def read_into(self, write: Callable[[bytes], Any] | None) -> tuple[int, str]:
+    def _read_into(self, write: Callable[[bytes], Any] | None) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
         with self.reader() as stream:
             while chunk := stream.read(CHUNK):
@@ -314,6 +384,8 @@ class Location:
                 size += len(chunk)
                 if write is not None:
                     write(chunk)
+            if not self.is_local:
+                self._must_be_whole(size, stream.size())
         return size, digest.hexdigest()
 
     def move_tree(self, target: Location) -> None:
@@ -328,6 +400,25 @@ class Location:
         else:
             self.copy_tree(target)
             self.delete_tree()
+
+
+def refuse_credentials(uri: str) -> None:
+    """Raise `BadInput` for a URI with a password in it: the path of the storage is written into the
+    experiment's files, and printed."""
+    if _CREDENTIALS.search(uri):
+        scheme = uri.partition("://")[0]
+        raise BadInput(
+            f"The storage path {scheme}://... holds credentials. It is written to storage and to logs, "
+            "so give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS, ...) or by the machine's role; see docs/security.md."
+        )
+
+
+def _with_options(uri: str) -> str:
+    """With it pyarrow writes a small file with one request instead of three."""
+    if not uri.startswith("s3://") or "allow_delayed_open" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def make_directories(root: Location, names: Iterable[str]) -> None:
@@ -353,12 +444,3 @@ def sync_directories(root: Location, names: Iterable[str]) -> None:
     for directory in sorted(directories, key=lambda d: -d.count("/") if d != "." else 1):
         (root / directory).sync()
     root.parent.sync()
-
-
-def in_parallel(work: Callable[[_T], _R], items: Iterable[_T], *, serial: bool = False) -> list[_R]:
-    """`work` on each item, in order; several at once where waiting for the network dominates."""
-    listed = list(items)
-    if serial or len(listed) < 2:
-        return [work(item) for item in listed]
-    with ThreadPoolExecutor(min(UPLOADS, len(listed))) as pool:
-        return list(pool.map(work, listed))

@@ -2,34 +2,40 @@
 
     1. NAME.new   is written in full and committed with a manifest of its own
     2. local disk:  NAME -> NAME.old (rename)  ──>  NAME.new -> NAME (rename)  ──>  delete NAME.old
-       elsewhere:   delete NAME                ──>  copy NAME.new to NAME      ──>  delete NAME.new
+       elsewhere:   NAME/.incomplete  ──>  delete NAME/manifest.json  ──>  copy the files of NAME.new
+                    over those of NAME, delete those it does not have  ──>  copy the manifest
+                    ──>  delete NAME.new and NAME/.incomplete
 
-At every point NAME, NAME.new or NAME.old is a committed checkpoint. `repair_swap` finishes a swap
+At every point NAME, NAME.new or NAME.old is a committed checkpoint. `repair_swaps` finishes a swap
 whose NAME.new was committed and undoes one whose was not. Files are copied, never hard-linked:
-damage to one must not spread to another.
+damage to one must not spread to another. NAME.new needs no marker on the way: nobody takes it for a
+checkpoint.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from raytrain.checkpoint.commit import (
     Fence,
     Source,
-    is_passing_name,
+    State,
     move_checkpoint,
+    nothing,
     read_manifest,
     remove_checkpoint,
     staged,
+    state_by_names,
     state_of,
     write_checkpoint,
 )
-from raytrain.checkpoint.manifest import INCOMPLETE_NAME, Manifest
-from raytrain.checkpoint.storage import Location, storage_errors
-
-NEW, OLD = ".new", ".old"
+from raytrain.checkpoint.layout import NEW, OLD, QUARANTINE, by_directory, is_passing_name
+from raytrain.checkpoint.manifest import INCOMPLETE_NAME, MANIFEST_NAME, Manifest
+from raytrain.checkpoint.parallel import together
+from raytrain.checkpoint.storage import Location, make_directories, storage_errors
 
 
 def replace(
@@ -39,36 +45,38 @@ def replace(
     kind: str,
     fence: Fence | None = None,
     files: Location | None = None,
+    manifest: Manifest | None = None,
 ) -> Manifest:
     """Make `target` a full copy of the checkpoint `source`, with the manifest's kind set to `kind`.
 
-    `files` holds the same files nearer by (the staging directory), if there is such a place. What is
-    read is checked against the source's manifest: raises `DamagedCheckpoint` and leaves `target` as it
-    was if they differ; `ManifestError`, `StorageError`.
+    `files` holds the same files nearer by (the staging directory), if there is such a place, and
+    `manifest` is the source's, if it is known. What is read is checked against it: raises
+    `DamagedCheckpoint` and leaves `target` as it was if they differ; `ManifestError`, `StorageError`.
     """
     with storage_errors(f"Copying {source.name} to {target.name}", target):
-        manifest = read_manifest(source)
+        manifest = manifest or read_manifest(source)
         place = files or source
         sources = [Source(f.path, place / f.path, expected=f) for f in manifest.files]
         return _write_and_swap(sources, target, manifest.with_files((), kind=kind), fence)
 
 
 def commit_replacing(
-    staging: Path, target: Location, manifest: Manifest, *, fence: Fence | None = None
+    staging: Path,
+    target: Location,
+    manifest: Manifest,
+    *,
+    fence: Fence | None = None,
+    before_manifest: Callable[[], None] = nothing,
 ) -> Manifest:
     """Like `commit`, and what is at `target` is replaced once the new checkpoint is complete."""
     with storage_errors(f"Writing the checkpoint {target.name}", target):
-        return _write_and_swap(staged(staging), target, manifest, fence)
+        return _write_and_swap(staged(staging), target, manifest, fence, before_manifest)
 
 
 def repair_swaps(trial: Location) -> None:
     """Finish or undo every replacement in the trial directory that a crash cut short."""
     with storage_errors("Repairing an interrupted replacement", trial):
-        for holder in (trial, trial / "stages"):
-            names = holder.subdirectories()
-            cut = {n[: -len(NEW)] for n in names if n.endswith((NEW, OLD)) and n[0] != "."}
-            for name in sorted(cut):
-                _repair(holder / name)
+        _repair_all(trial, by_directory(trial))
 
 
 def sweep(trial: Location) -> list[str]:
@@ -77,29 +85,49 @@ def sweep(trial: Location) -> list[str]:
     Call it before the first commit of a process, never while a commit is running. Deletes only what
     never was a checkpoint, or was already given up.
     """
-    repair_swaps(trial)
     swept = []
     with storage_errors("Clearing away what a crash left", trial):
-        for holder in (trial, trial / "stages", trial / "quarantine"):
-            for name in holder.subdirectories():
-                place = holder / name
-                if is_passing_name(name):
-                    place.delete_tree()
-                elif state_of(place) == "incomplete":
-                    remove_checkpoint(place)
-                else:
-                    _drop_stale_marker(place)
-                    continue
-                swept.append(f"{holder.name}/{name}" if holder != trial else name)
+        found = by_directory(trial)
+        if _repair_all(trial, found):
+            found = by_directory(trial)
+        for path, names in found.items():
+            state = state_by_names(names)
+            if is_passing_name(path.rpartition("/")[2]):
+                (trial / path).delete_tree()
+            elif state == "incomplete":
+                remove_checkpoint(trial / path)
+            else:
+                if state == "committed" and INCOMPLETE_NAME in names:
+                    # A kill between the manifest and the removal of the marker leaves both.
+                    (trial / path / INCOMPLETE_NAME).delete_file()
+                continue
+            swept.append(path)
     return swept
 
 
+def _repair_all(trial: Location, found: Collection[str]) -> bool:
+    """Whether there was anything to repair."""
+    cut = {
+        path[: -len(NEW)]
+        for path in found
+        if path.endswith((NEW, OLD)) and not path.startswith((QUARANTINE, ".")) and "/." not in path
+    }
+    for path in sorted(cut):
+        _repair(trial / path)
+    return bool(cut)
+
+
 def _write_and_swap(
-    sources: Sequence[Source], target: Location, manifest: Manifest, fence: Fence | None
+    sources: Sequence[Source],
+    target: Location,
+    manifest: Manifest,
+    fence: Fence | None,
+    before_manifest: Callable[[], None] = nothing,
 ) -> Manifest:
-    _repair(target)
-    complete = write_checkpoint(sources, _beside(target, NEW), manifest, fence)
-    _finish(target)
+    _repair(target, fence or nothing)
+    new = _beside(target, NEW)
+    complete = write_checkpoint(sources, new, manifest, fence, before_manifest, marked=False)
+    _finish(target, [each.path for each in complete.files])
     return complete
 
 
@@ -107,12 +135,12 @@ def _beside(target: Location, suffix: str) -> Location:
     return target.parent / (target.name + suffix)
 
 
-def _finish(target: Location) -> None:
-    """NAME.new is committed: put it in place, whatever NAME and NAME.old are."""
+def _finish(target: Location, files: Collection[str] | None = None) -> None:
+    """NAME.new is committed: put it in place, whatever NAME and NAME.old are. `files` are those of
+    NAME.new, if they are known."""
     new, old = _beside(target, NEW), _beside(target, OLD)
     if not target.is_local:
-        remove_checkpoint(target)
-        move_checkpoint(new, target)
+        _copy_over(new, target, files)
         return
     if target.exists():
         remove_checkpoint(old)
@@ -122,21 +150,45 @@ def _finish(target: Location) -> None:
     remove_checkpoint(old)
 
 
-def _repair(target: Location) -> None:
+def _copy_over(new: Location, target: Location, files: Collection[str] | None) -> None:
+    if files is None:
+        files = new.files().keys() - {MANIFEST_NAME, INCOMPLETE_NAME}
+    before: set[str] = set()
+    together(lambda: before.update(target.files()), lambda: make_directories(target, files))
+    (target / INCOMPLETE_NAME).write_bytes(b"")
+    (target / MANIFEST_NAME).delete_file()
+    gone = before - {*files, MANIFEST_NAME, INCOMPLETE_NAME}
+    together(
+        *(partial((new / name).duplicate, target / name) for name in files),
+        *((target / name).delete_file for name in gone),
+    )
+    (new / MANIFEST_NAME).duplicate(target / MANIFEST_NAME)
+    together(lambda: _drop(new), (target / INCOMPLETE_NAME).delete_file)
+
+
+def _drop(new: Location) -> None:
+    """Delete what nobody takes for a checkpoint without its manifest."""
+    (new / MANIFEST_NAME).delete_file()
+    new.delete_tree()
+
+
+def _repair(target: Location, fence: Fence = nothing) -> None:
+    """Finish or undo a replacement that was cut short; afterwards NAME.new and NAME.old are not there.
+    `fence` is called before anything is touched."""
     new, old = _beside(target, NEW), _beside(target, OLD)
-    if state_of(new) == "committed":
+    states: dict[str, State] = {}
+
+    def look(place: Location) -> None:
+        states[place.path] = state_of(place)
+
+    together(fence, partial(look, new), partial(look, old), serial=target.is_local)
+    if states[new.path] == "committed":
         _finish(target)
-    else:
+    elif states[new.path] != "missing":
         remove_checkpoint(new)
-    if not old.exists():
+    if states[old.path] == "missing":
         return
     if state_of(target) == "committed":
         remove_checkpoint(old)
-    elif state_of(target) == "missing" and state_of(old) == "committed":
+    elif state_of(target) == "missing" and states[old.path] == "committed":
         move_checkpoint(old, target)
-
-
-def _drop_stale_marker(place: Location) -> None:
-    """A kill between the manifest and the removal of the marker leaves both."""
-    if state_of(place) == "committed":
-        (place / INCOMPLETE_NAME).delete_file()

@@ -7,6 +7,7 @@ is a problem too: RLlib would load it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from raytrain.checkpoint.manifest import (
     Manifest,
     ManifestError,
 )
-from raytrain.checkpoint.storage import Location, in_parallel, storage_errors
+from raytrain.checkpoint.parallel import in_parallel
+from raytrain.checkpoint.patience import may_pass
+from raytrain.checkpoint.signing import signing_key
+from raytrain.checkpoint.storage import Location, storage_errors
 
 
 @dataclass(frozen=True)
@@ -30,19 +34,29 @@ class Checked:
     size_bytes: int
 
 
-def check(place: Location, *, contents: bool) -> Checked:
+def check(
+    place: Location,
+    *,
+    contents: bool,
+    present: Mapping[str, int] | None = None,
+    known: Manifest | None = None,
+) -> Checked:
     """Check the checkpoint at `place`; with `contents`, read and hash every file. Damage is
-    reported, not raised.
+    reported, not raised; that the store does not answer is. `present`: its files and their sizes, if
+    they have just been listed; `known`: its manifest, if it has been read before and has not changed.
     """
-    present = place.files()
+    if present is None:
+        present = place.files()
     size = sum(present.values())
     if MANIFEST_NAME not in present:
         return Checked(None, f"no {MANIFEST_NAME}", size)
     try:
-        manifest = read_manifest(place)
+        manifest = known or read_manifest(place)
     except ManifestError as error:
         return Checked(None, f"{MANIFEST_NAME} unreadable: {error}", size)
     except OSError as error:
+        if _store_is_away(place, error):
+            raise
         return Checked(None, f"{MANIFEST_NAME} unreadable: {error.strerror or error}", size)
     problems = _by_size(present, manifest)
     if contents:
@@ -57,11 +71,12 @@ def fetch(place: Location, local_dir: Path) -> Path:
     now.
 
     A checkpoint on a local disk is checked where it lies, and its own path returned. Any other is
-    copied into `local_dir`, which must be new or empty. Raises `DamagedCheckpoint`,
+    copied into `local_dir`, which must be new or empty; and so is every one where signatures are
+    checked, since somebody might alter a file between the check and the use. Raises `DamagedCheckpoint`,
     `ManifestError`, `StorageError`.
     """
     with storage_errors(f"Reading the checkpoint {place.name}", place):
-        if place.is_local:
+        if place.is_local and signing_key() is None:
             problem = check(place, contents=True).problem
             if problem:
                 raise DamagedCheckpoint(place, problem)
@@ -79,8 +94,7 @@ def _download(place: Location, local_dir: Path) -> Path:
 
     def copy(file: FileEntry) -> str | None:
         try:
-            with open(local_dir / file.path, "wb") as sink:  # a scratch copy: no need to sync it
-                found = (place / file.path).read_into(sink.write)
+            found = (place / file.path).download(local_dir / file.path)
         except FileNotFoundError:
             return f"{file.path}: missing file"
         return _difference(file, *found)
@@ -92,7 +106,7 @@ def _download(place: Location, local_dir: Path) -> Path:
     return local_dir
 
 
-def _by_size(present: dict[str, int], manifest: Manifest) -> list[str]:
+def _by_size(present: Mapping[str, int], manifest: Manifest) -> list[str]:
     problems = []
     for file in manifest.files:
         if file.path not in present:
@@ -108,7 +122,15 @@ def _by_contents(place: Location, file: FileEntry) -> str | None:
     try:
         return _difference(file, *(place / file.path).digest())
     except OSError as error:
+        if _store_is_away(place, error):
+            raise
         return f"{file.path}: unreadable: {error.strerror or error}"
+
+
+def _store_is_away(place: Location, error: OSError) -> bool:
+    """A store that does not answer says nothing of the files in it; a local disk that cannot read a
+    file does."""
+    return not place.is_local and may_pass(error)
 
 
 def _difference(file: FileEntry, size: int, sha256: str) -> str | None:

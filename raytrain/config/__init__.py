@@ -15,7 +15,7 @@ from raytrain.config.curriculum import Stage, eras, stage_config
 from raytrain.config.environment import EnvCreator, env_creator, make_env, resolve_env
 from raytrain.config.loading import config_from_dict, load_config
 from raytrain.config.problems import ConfigError, Problem
-from raytrain.config.schema import ALGORITHM_SECTIONS, ExperimentConfig
+from raytrain.config.schema import ALGORITHM_SECTIONS, NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.search import (
     SearchSpace,
     has_search,
@@ -26,6 +26,7 @@ from raytrain.config.search import (
 
 __all__ = [
     "ALGORITHM_SECTIONS",
+    "NOT_YAML_KEYS",
     "ConfigError",
     "Difference",
     "EnvCreator",

@@ -43,15 +43,16 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     for_the_learner = {
         "deterministic": config.debugging.deterministic,
         "compile_updates": config.learners.compile_updates,
+        "log_std_init": config.rl_module.model.log_std_init,
     }
     algorithm.learners(
         **config.learners.model_dump(exclude={"compile_updates"}),
         learner_config_dict=for_the_learner,
     )
-    algorithm.rl_module(model_config=config.rl_module.model.model_dump())
+    algorithm.rl_module(model_config=config.rl_module.model.model_dump(exclude={"log_std_init"}))
     algorithm.evaluation(**_evaluation(config))
     algorithm.fault_tolerance(
-        **config.fault_tolerance.model_dump(),
+        max_num_env_runner_restarts=config.fault_tolerance.max_num_env_runner_restarts,
         # So long sleeps an evaluation runner whose environment raised, before it ends (RLlib: 60).
         delay_between_env_runner_restarts_s=1.0,
     )
@@ -84,7 +85,7 @@ def mean_std_filter(env: Any = None, spaces: Any = None, device: Any = None) -> 
 
 
 def _env_runners(config: ExperimentConfig) -> dict[str, Any]:
-    arguments = config.env_runners.model_dump()
+    arguments = config.env_runners.model_dump(exclude={"min_actors", "max_actors"})
     # On the new API stack RLlib ignores `observation_filter`; the filter is a connector.
     if arguments.pop("observation_filter") == "MeanStdFilter":
         arguments["env_to_module_connector"] = mean_std_filter

@@ -31,7 +31,9 @@ def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
 def _of_values(config: ExperimentConfig) -> Iterator[Conflict]:
     yield from _minibatch(config)
     yield from _fragment(config)
+    yield from _actors(config)
     yield from _truncation(config)
+    yield from _log_std(config)
 
 
 def _stop(config: ExperimentConfig) -> Iterator[Conflict]:
@@ -96,10 +98,39 @@ def _fragment(config: ExperimentConfig) -> Iterator[Conflict]:
     )
 
 
+def _actors(config: ExperimentConfig) -> Iterator[Conflict]:
+    runners = config.env_runners
+    groups, least, most = runners.num_env_runners, runners.min_actors, runners.max_actors
+    if most is not None and least > most:
+        yield Conflict(
+            f"must not be larger than max_actors, which is {most}",
+            (("env_runners", "min_actors"), ("env_runners", "max_actors")),
+            least,
+        )
+    elif least > max(groups, 1):
+        yield Conflict(
+            f"there are {groups} env groups (num_env_runners), and an actor hosts one at least",
+            (("env_runners", "min_actors"), ("env_runners", "num_env_runners")),
+            least,
+        )
+
+
 def _truncation(config: ExperimentConfig) -> Iterator[Conflict]:
     if config.env_runners.batch_mode == "truncate_episodes" and not config.training.use_gae:
         yield Conflict(
             "without it, episodes cannot be cut: set env_runners.batch_mode to complete_episodes",
             (("training", "use_gae"), ("env_runners", "batch_mode")),
             False,
+        )
+
+
+def _log_std(config: ExperimentConfig) -> Iterator[Conflict]:
+    model = config.rl_module.model
+    if model.log_std_init is not None and not model.free_log_std:
+        keys = ("log_std_init", "free_log_std")
+        yield Conflict(
+            "is the first value of a parameter that free_log_std: true makes; without it log-std is "
+            "an output of the network",
+            tuple(("rl_module", "model_config", key) for key in keys),
+            model.log_std_init,
         )

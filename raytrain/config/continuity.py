@@ -1,6 +1,7 @@
 """Whether a config continues a run, and what it changes.
 
-may differ freely          stop, checkpoint, failure, resources, name, storage_path, import_path,
+may differ freely          stop, checkpoint, failure, preemption, fault_tolerance, resources, name,
+                           storage_path, import_path, the number of env runner actors,
                            tune.max_concurrent_trials, debugging.log_level
 may differ, exactness ends the number of env groups, of environments in a group, of learners
 may not differ             everything else
@@ -23,7 +24,12 @@ _MAY_DIFFER = frozenset(
         "stop",
         "checkpoint",
         "failure",
+        "preemption",
+        "fault_tolerance",
         "resources",
+        # Which actors host the groups does not matter to what the groups produce.
+        "env_runners.min_actors",
+        "env_runners.max_actors",
         # The directory's name and place: an experiment that was moved is the same run.
         "name",
         "storage_path",

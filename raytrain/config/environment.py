@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config.problems import NOTHING, ConfigError, Problem, nearest
+from raytrain.config.secrets import with_secrets
 
 if TYPE_CHECKING:
     import gymnasium
@@ -63,6 +64,7 @@ class EnvCreator:
 
         arguments = copy.deepcopy(dict(env_config or {}))
         self.check_arguments(arguments)
+        arguments = with_secrets(arguments, "environment.env_config")
         if _is_gymnasium_id(self.spec):
             if not self.check_env:
                 arguments.setdefault("disable_env_checker", True)

@@ -113,6 +113,20 @@ FragmentLength = Annotated[int | str, _auto_or(_only_whole, 1, "a whole number, 
 AutoCpus = Annotated[float | str, _auto_or(_plain_number, 0, "a number, at least 0")]
 
 
+def _patience(value: Any) -> float | str | None:
+    if value is None:
+        return None
+    if value == "auto":
+        return "auto"
+    seconds = _plain_number(value)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise ValueError("must be 'auto', a number of seconds above 0, or null")
+    return float(seconds)
+
+
+PatienceSeconds = Annotated[float | str | None, PlainValidator(_patience)]
+
+
 def _vectorize_mode(value: Any) -> str:
     if isinstance(value, str) and value.lower() == "sync":
         return "sync"

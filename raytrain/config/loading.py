@@ -11,6 +11,7 @@ from raytrain.config.curriculum import stage_config
 from raytrain.config.environment import resolve_env
 from raytrain.config.problems import ConfigError, Problem, nearest
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
+from raytrain.config.secrets import PlainSecret
 from raytrain.config.validation import validated
 from raytrain.config.yaml_lines import Document, KeyPath, parse_yaml
 
@@ -58,6 +59,8 @@ def load_config(
     config: ExperimentConfig | None = None
     try:
         config = validated({**values, "import_path": import_path}, sources.where)
+    except PlainSecret:
+        raise
     except ConfigError as error:
         problems += error.problems
     if check_env:

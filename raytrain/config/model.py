@@ -3,7 +3,8 @@
 A key that is not given stays out of what RLlib gets, so RLlib's own default holds (PPO's differ
 from the class's: `vf_share_layers` is false). Left out: `fusionnet_*`, which no PPO network uses;
 `lstm_use_prev_action` and `lstm_use_prev_reward`, which the new API stack does not read;
-initializers given as functions, which YAML cannot hold.
+initializers given as functions, which YAML cannot hold. `log_std_init` is raytrain's own: the
+learner puts it into a network that RLlib has built.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializerFunctionWrapHandler, model_serializer
 
-from raytrain.config.fields import AboveZero, FreeMapping, Positive, Section
+from raytrain.config.fields import AboveZero, FreeMapping, Number, Positive, Section
 
 Activation = Literal["tanh", "relu", "swish", "silu", "linear"]
 Layers = list[Positive]
@@ -110,6 +111,10 @@ class ModelConfig(Section):
     )
     free_log_std: bool | None = Field(
         default=None, description="Continuous actions: log-std is a parameter, not an output."
+    )
+    log_std_init: Number | None = Field(
+        default=None,
+        description="The log-std that `free_log_std` begins with (raytrain's own key; RLlib: 0.0).",
     )
     log_std_clip_param: AboveZero | None = Field(
         default=None, description="Clip log-std to plus and minus this (RLlib: 20.0)."

@@ -3,7 +3,7 @@
     name, storage_path, seed
     environment env_runners training learners rl_module        methods of RLlib's AlgorithmConfig
     evaluation fault_tolerance debugging resources             (sections.py)
-    stop checkpoint failure tune curriculum                    raytrain's own (below)
+    stop checkpoint failure preemption tune curriculum         raytrain's own (below)
 
 Two fields are not keys of the YAML file: `import_path`, the directory of the file, where an
 environment's module is looked for; and `search`, the search spaces. A value that is searched holds
@@ -136,6 +136,27 @@ class Failure(Section):
     )
 
 
+class Preemption(Section):
+    """How a node learns that it will be taken away, where nothing tells Ray: asked on every node."""
+
+    notice_command: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="A shell command; exit code 0 means that the node will go."
+    )
+    notice_url: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="A URL; an answer 200 that matches means that the node will go."
+    )
+    notice_headers: dict[str, str] = Field(
+        default={}, description="HTTP headers of the question to `notice_url`."
+    )
+    notice_match: Annotated[str, Field(min_length=1)] = Field(
+        default=".", description="A regular expression to be found in the answer of `notice_url`."
+    )
+    notice_every_s: AboveZero = Field(default=2.0, description="Seconds between two questions.")
+    notice_grace_s: AboveZero = Field(
+        default=30.0, description="Seconds that a node has left after the notice."
+    )
+
+
 class Tune(Section):
     """Several trials in one experiment."""
 
@@ -169,6 +190,7 @@ class ExperimentConfig(Section):
     stop: Stop
     checkpoint: Checkpoint = Checkpoint()
     failure: Failure = Failure()
+    preemption: Preemption = Preemption()
     tune: Tune = Tune()
     curriculum: list[Stage] = Field(
         default=[], description="Stages, one after the other; the keys of each are below."

@@ -20,6 +20,8 @@ from raytrain.config.fields import (
     FragmentLength,
     FreeMapping,
     NonNegative,
+    Number,
+    PatienceSeconds,
     Positive,
     RateOrSchedule,
     Resources,
@@ -56,6 +58,16 @@ class EnvRunners(Section):
     num_env_runners: Count = Field(
         default=2, description="Env groups; 0 samples inside the trial's own process."
     )
+    min_actors: Positive = Field(
+        default=1,
+        description="Actors that host the groups: at least so many are reserved for the trial, which does "
+        "not start without them (raytrain's own key).",
+    )
+    max_actors: Positive | None = Field(
+        default=None,
+        description="At most so many, as the cluster has room; null: one for each group (raytrain's own "
+        "key).",
+    )
     num_envs_per_env_runner: Positive = Field(
         default=1, description="Environments in a group, stepped together with one forward pass."
     )
@@ -83,7 +95,8 @@ class EnvRunners(Section):
     )
     sample_timeout_s: AboveZero | None = Field(
         default=600.0,
-        description="A runner that takes longer is waited for, and the person is told; null: not told.",
+        description="A runner that takes longer is waited for (see `fault_tolerance.env_runner_timeout_s`), "
+        "and the person is told; null: not told.",
     )
 
 
@@ -166,7 +179,8 @@ class EvaluationOverrides(Section):
         default=None, description="True samples actions; otherwise the likeliest is taken."
     )
     env_config: FreeMapping | None = Field(
-        default=None, description="Keyword arguments of the environment, instead of the others."
+        default=None,
+        description="Keyword arguments of the environment, laid over those of training.",
     )
     num_envs_per_env_runner: Positive | None = Field(
         default=None, description="Environments of an evaluation runner."
@@ -204,10 +218,40 @@ class Evaluation(Section):
 
 
 class FaultTolerance(Section):
-    """A lost env runner is started again at once, inside the trial, with its group's state."""
+    """A lost env runner's groups are sampled again from their last states, inside the trial."""
 
     max_num_env_runner_restarts: Count = Field(
-        default=1000, description="Restarts of one env runner before the trial fails."
+        default=1000, description="Restarts of one env runner before it is given up."
+    )
+    on_env_runner_loss: Literal["exact", "continue"] = Field(
+        default="exact",
+        description="`exact` samples a lost fragment again; `continue` goes on with fewer samples, and gives "
+        "exactness up (raytrain's own key).",
+    )
+    max_short_iterations: Count = Field(
+        default=10,
+        description="With `continue`: after so many iterations with fewer samples in a row, one waits for "
+        "all (raytrain's own key).",
+    )
+    env_runner_timeout_s: PatienceSeconds = Field(
+        default="auto",
+        description="A fragment that takes longer is taken for hanging: its env runner is killed and the "
+        "fragment sampled again. `auto`: five times the longest of late, at least 60, and 600 for the first; "
+        "null: never (raytrain's own key).",
+    )
+    hang_factor: Annotated[Number, Field(gt=1)] = Field(
+        default=10.0,
+        description="A part of an iteration that takes this many times its running median hangs "
+        "(raytrain's own key, as the next).",
+    )
+    hang_floor_s: AboveZero = Field(
+        default=120.0,
+        description="Seconds that any part may take; ten times as many when it runs for the first time.",
+    )
+    spare_processes: Count = Field(
+        default=1,
+        description="Idle processes kept ready on each node for a trial that starts again (raytrain's "
+        "own key; each takes some 300 MB; none where an actor has GPUs or other than one CPU).",
     )
 
 

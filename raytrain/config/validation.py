@@ -17,6 +17,8 @@ from raytrain.config.combinations import Conflict, conflicts
 from raytrain.config.problems import NOTHING, ConfigError, Problem, nearest
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.search import SearchSpace, combinations, put_value, take_out
+from raytrain.config.secrets import PlainSecret, secrets_in
+from raytrain.config.secrets import problem as secret_problem
 
 Where = Callable[[tuple[str | int, ...]], str]
 """Keys -> `file:line`, `--set KEY=VALUE`, or nothing."""
@@ -78,6 +80,12 @@ def validated(values: Mapping[str, Any], where: Where = nowhere) -> ExperimentCo
     given = {
         key: {} if value is None and _is_section(key) else value for key, value in values.items()
     }
+    secrets = [
+        _located(path, secret_problem(why), lambda keys: _without_value(where(keys)))
+        for path, why in secrets_in(given)
+    ]
+    if secrets:
+        raise PlainSecret(*secrets)
     plain, spaces, refused = take_out(copy.deepcopy(given))
     problems = [_located(path, problem, where) for path, problem in refused]
     config: ExperimentConfig | None = None
@@ -96,6 +104,13 @@ def validated(values: Mapping[str, Any], where: Where = nowhere) -> ExperimentCo
     return ExperimentConfig.model_validate(
         {**plain, "search": tuple(sorted(spaces, key=lambda space: space.path))}
     )
+
+
+def _without_value(place: str) -> str:
+    """`--set KEY` of `--set KEY=VALUE`, `--option` of `--option VALUE`; a file and line as it is."""
+    if place.startswith("--set "):
+        return place.partition("=")[0]
+    return place.partition(" ")[0] if place.startswith("--") else place
 
 
 Searched = dict[tuple[str, ...], tuple[SearchSpace, tuple[str | int, ...]]]

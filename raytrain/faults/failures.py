@@ -35,6 +35,8 @@ _DEATHS = (
     ("SIGKILL", "it was killed"),
     ("SYSTEM_ERROR", "it was killed or crashed"),
     ("INTENDED_SYSTEM_EXIT", "it ended"),
+    ("actor was restarted", "it was killed or crashed"),
+    ("actor is restarting", "it was killed or crashed"),
 )
 
 

@@ -65,6 +65,7 @@ class _Trial:
     checkpoint: int | None = None
     checkpoint_at: float = 0.0
     failures: int = 0
+    survived: str = ""
     printed_at: float = -math.inf
     unprinted: bool = False
     said: set[str] = field(default_factory=set)
@@ -103,19 +104,22 @@ class ConsoleReporter:
         seconds: float | None = None,
         checkpoint: int | None = None,
         failures: int = 0,
+        survived: str = "",
     ) -> None:
         """A new attempt of a trial begins, and the rate is measured anew: from the counters given, or,
-        if `iteration` and `timesteps` are not, from the attempt's first result."""
+        if `iteration` and `timesteps` are not, from the attempt's first result. `survived` tells the
+        losses so far in words, and is shown instead of `failures`."""
         now = self._clock()
         known = self._trials.get(trial)
         point = _Point(now, timesteps or 0.0, iteration or 0, seconds or 0.0)
         given = iteration is not None and timesteps is not None
-        state = _Trial(trial, stop, point, measured=given, failures=failures)
+        state = _Trial(trial, stop, point, measured=given, failures=failures, survived=survived)
         if known is not None:
             if not given:
                 # The line stands still until the first result says where the attempt goes on.
                 state.point = known.point
             state.failures = max(failures, known.failures)
+            state.survived = survived or known.survived
             state.episode_return, state.stage = known.episode_return, known.stage
             state.checkpoint, state.checkpoint_at = known.checkpoint, known.checkpoint_at
         if checkpoint is not None and checkpoint != state.checkpoint:
@@ -163,10 +167,13 @@ class ConsoleReporter:
         message = _plain(message)
         self._say(f"{trial}: {message}", _STYLES[level])
 
-    def failed(self, trial: str, message: str, *, failures: int, will_retry: bool) -> None:
-        """The present attempt of a trial ended; `failures` so far, this one included."""
+    def failed(
+        self, trial: str, message: str, *, failures: int, will_retry: bool, survived: str = ""
+    ) -> None:
+        """The present attempt of a trial ended; `failures` so far, this one included (`survived`: as for
+        `started`)."""
         state = self._trials[trial]
-        state.failures, state.rate = failures, None
+        state.failures, state.survived, state.rate = failures, survived, None
         state.said.clear()
         message = _plain(message)
         if not will_retry:
@@ -249,11 +256,13 @@ class ConsoleReporter:
             parts.append(f"{state.rate[0]:,.0f} steps/s")
         left = _seconds_left(state)
         if left is not None:
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
         if state.checkpoint is not None:
-            age = _duration(self._clock() - state.checkpoint_at)
+            age = duration(self._clock() - state.checkpoint_at)
             parts.append(f"checkpoint {state.checkpoint:,} ({age} ago)")
-        if state.failures:
+        if state.survived:
+            parts.append(f"survived {state.survived}")
+        elif state.failures:
             parts.append(f"survived {state.failures} failure{'s' * (state.failures > 1)}")
         return "  ".join(parts)
 
@@ -319,7 +328,7 @@ def _seconds_left(state: _Trial) -> float | None:
     return min(left, default=None)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"

@@ -3,7 +3,8 @@
     {"time": 1700000000.0, "attempt": 2, "iteration": 41, "kind": "restored", "message": "..."}
 
 One JSON object a line, only ever appended: unlike the other records it is not cut on a resume, for
-it tells of the attempts themselves. The driver and the trial both write to it.
+it tells of the attempts themselves. The driver and the trial both write to it. An event of kind
+`recovered` also has `redone_s` and `away_s` (see `time_lost`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 EVENT_LOG = "events.jsonl"
 
@@ -27,6 +29,8 @@ class LoggedEvent:
     iteration: int
     kind: str
     message: str
+    redone_s: float | None = None
+    away_s: float | None = None
 
 
 class EventLog:
@@ -37,10 +41,22 @@ class EventLog:
         self._clock = clock
         self._waiting: list[bytes] = []
 
-    def write(self, kind: str, message: str, *, attempt: int, iteration: int) -> OSError | None:
+    def write(
+        self,
+        kind: str,
+        message: str,
+        *,
+        attempt: int,
+        iteration: int,
+        redone_s: float | None = None,
+        away_s: float | None = None,
+    ) -> OSError | None:
         """Returns why the event could not be written yet, if so; does not raise that."""
-        event = LoggedEvent(self._clock(), attempt, iteration, kind, message)
-        self._waiting.append(json.dumps(asdict(event)).encode() + b"\n")
+        event = LoggedEvent(
+            self._clock(), attempt, iteration, kind, message, redone_s=redone_s, away_s=away_s
+        )
+        plain = {key: value for key, value in asdict(event).items() if value is not None}
+        self._waiting.append(json.dumps(plain).encode() + b"\n")
         try:
             self._append(b"".join(self._waiting))
         except OSError as error:
@@ -64,7 +80,11 @@ class EventLog:
             os.close(descriptor)
 
 
-def read_events(path: Path) -> list[LoggedEvent]:
+class _Readable(Protocol):
+    def read_bytes(self) -> bytes: ...
+
+
+def read_events(path: _Readable) -> list[LoggedEvent]:
     """All whole lines, oldest first; a torn line is passed over. Empty without a file.
 
     An event that a full disk cut off is written again later, so a whole one may come twice when the

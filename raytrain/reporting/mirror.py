@@ -7,10 +7,9 @@ episodes/*.parquet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import pyarrow.fs as pafs
+from raytrain.checkpoint import Location, in_parallel, make_directories
 
 _PATTERNS = (
     "result.json",
@@ -22,17 +21,16 @@ _PATTERNS = (
 
 
 class RecordsMirror:
-    """Keep the record files of `directory` and of `path` on `filesystem` the same.
+    """Keep the record files of `directory` and of `place` on storage the same.
 
     On the way out new and changed files are copied before those that are gone are deleted, so that
     a crash in between leaves too much and never too little; opening the records sorts that out.
     """
 
-    def __init__(self, directory: Path, filesystem: pafs.FileSystem, path: str) -> None:
+    def __init__(self, directory: Path, place: Location) -> None:
         self._directory = directory
-        self._filesystem = filesystem
-        self._path = path.rstrip("/")
-        self._local = pafs.LocalFileSystem()
+        self._place = place
+        self._made: set[str] = set()
         self._uploaded: dict[str, tuple[int, int]] = {}
 
     def download(self) -> list[str]:
@@ -43,15 +41,7 @@ class RecordsMirror:
         remote = self._remote()
         for name in set(self._states()) - remote:
             (self._directory / name).unlink()
-        for name in sorted(remote):
-            local = self._directory / name
-            local.parent.mkdir(parents=True, exist_ok=True)
-            pafs.copy_files(
-                f"{self._path}/{name}",
-                str(local),
-                source_filesystem=self._filesystem,
-                destination_filesystem=self._local,
-            )
+        in_parallel(self._fetch, sorted(remote))
         self._uploaded = self._states()
         return sorted(remote)
 
@@ -59,27 +49,29 @@ class RecordsMirror:
         """Copy what has changed since the last call. Returns the names. Raises OSError."""
         states = self._states()
         changed = [name for name, state in states.items() if self._uploaded.get(name) != state]
-        for name in changed:
-            target = f"{self._path}/{name}"
-            self._filesystem.create_dir(str(PurePosixPath(target).parent), recursive=True)
-            pafs.copy_files(
-                str(self._directory / name),
-                target,
-                source_filesystem=self._local,
-                destination_filesystem=self._filesystem,
-            )
-            # The state from before the copy: a row appended meanwhile is copied the next time.
-            self._uploaded[name] = states[name]
-        for name in self._uploaded.keys() - states.keys():
-            self._delete(name)
+        self._make_directories(changed)
+        in_parallel(self._send, changed)
+        # The states from before the copy: a row appended meanwhile is copied the next time.
+        self._uploaded.update({name: states[name] for name in changed})
+        gone = self._uploaded.keys() - states.keys()
+        in_parallel(lambda name: (self._place / name).delete_file(), gone)
+        for name in gone:
             del self._uploaded[name]
         return sorted(changed)
 
-    def _delete(self, name: str) -> None:
-        try:
-            self._filesystem.delete_file(f"{self._path}/{name}")
-        except FileNotFoundError:
-            return
+    def _fetch(self, name: str) -> None:
+        local = self._directory / name
+        local.parent.mkdir(parents=True, exist_ok=True)
+        (self._place / name).download(local)
+
+    def _send(self, name: str) -> None:
+        Location.of(self._directory / name).copy_file(self._place / name)
+
+    def _make_directories(self, names: list[str]) -> None:
+        needed = {(self._place / name).parent.path for name in names} - self._made
+        if needed:
+            make_directories(self._place, names)
+            self._made |= needed
 
     def _states(self) -> dict[str, tuple[int, int]]:
         states = {}
@@ -91,11 +83,11 @@ class RecordsMirror:
         return states
 
     def _remote(self) -> set[str]:
-        return {name for folder in ("", "episodes") for name in self._listed(folder)}
-
-    def _listed(self, folder: str) -> Iterator[str]:
-        selector = pafs.FileSelector(f"{self._path}/{folder}".rstrip("/"), allow_not_found=True)
-        for info in self._filesystem.get_file_info(selector):
-            name = f"{folder}/{info.base_name}".lstrip("/")
-            if info.is_file and any(PurePosixPath(name).match(each) for each in _PATTERNS):
-                yield name
+        folders = in_parallel(
+            lambda place: (place, place.listed()), [self._place, self._place / "episodes"]
+        )
+        found = set()
+        for place, listed in folders:
+            start = "" if place == self._place else "episodes/"
+            found |= {start + name for name, each in listed.items() if not each.is_dir}
+        return {name for name in found if any(PurePosixPath(name).match(p) for p in _PATTERNS)}

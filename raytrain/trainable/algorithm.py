@@ -21,6 +21,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from ray.rllib.utils.metrics import (
     ALL_MODULES,
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
+    FAULT_TOLERANCE_STATS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -41,13 +43,14 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from raytrain import _ray
+from raytrain import _ray, _ray_actors
 from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.errors import RaytrainError
 from raytrain.trainable.forked import SAME, Apart, reseed, settings_of, weights_in
 from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps
+from raytrain.trainable.hosts import RunnerRules
 from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
 from raytrain.trainable.learners import Learners, LearnersDiffer
 from raytrain.trainable.rllib_files import RLlibFiles
@@ -87,20 +90,35 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
 
 
 class ExactPPO(StagedPPO):
-    """See the module's docstring; for its arguments, `StagedPPO`."""
+    """See the module's docstring. `rules` says how many env runner actors there are and what their loss
+    means; for the other arguments, `StagedPPO`."""
+
+    def __init__(
+        self,
+        config: AlgorithmConfig | None = None,
+        *,
+        rules: RunnerRules | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.rules = rules or RunnerRules()
+        super().__init__(config, **kwargs)
 
     @override(PPO)
     def setup(self, config: AlgorithmConfig) -> None:
-        super().setup(config)
+        reserved, most = self.rules.actors(self.config.num_env_runners)
+        with _ray_actors.elastic_runners(reserved=reserved, most=most):
+            super().setup(config)
         self.finished_episodes: list[dict[str, Any]] = []
         self.stopwatch = Stopwatch()
         self.weights_digest = ""
         self._damaged_weights: list[str] = []
         self._rllib_files = RLlibFiles(self)
         self._learners = Learners(self.learner_group)
-        self._groups = self._make_groups(self.env_runner_group)
+        self._groups = self._make_groups(self.env_runner_group, elastic=True)
         self._eval_groups = (
-            self._make_groups(self.eval_env_runner_group) if self.eval_env_runner_group else None
+            self._make_groups(self.eval_env_runner_group, elastic=False)
+            if self.eval_env_runner_group
+            else None
         )
         self._start_groups({}, {}, iteration=0)
         self._check_weights()
@@ -114,11 +132,29 @@ class ExactPPO(StagedPPO):
     def tell(self, message: str) -> None:
         """Called with one plain sentence for each loss and recovery inside the algorithm."""
 
+    def lost_exactness(self, why: str) -> None:
+        """Called in the iteration from which on the run is not exact any more, with the reason."""
+
+    @override(PPO)
+    def cleanup(self) -> None:
+        for groups in (getattr(self, "_groups", None), getattr(self, "_eval_groups", None)):
+            if groups is not None:
+                groups.stop()
+        super().cleanup()
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Entered for each part of an iteration that waits for other processes: `sample`, `update`,
+        `weights`, `save`."""
+        return nullcontext()
+
     # -- one iteration ---------------------------------------------------------------------------
 
     @override(PPO)
     def training_step(self) -> None:
-        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+        with (
+            self.phase("sample"),
+            self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)),
+        ):
             began = time.perf_counter()
             collected = self._groups.sample(self.config.total_train_batch_size)
             self.stopwatch.split_sampling(time.perf_counter() - began, collected.seconds)
@@ -128,6 +164,7 @@ class ExactPPO(StagedPPO):
         steps_sampled = self.env_steps_sampled
 
         with (
+            self.phase("update"),
             self.stopwatch.measure("update"),
             self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)),
         ):
@@ -146,6 +183,7 @@ class ExactPPO(StagedPPO):
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
 
         with (
+            self.phase("weights"),
             self.stopwatch.measure("weights"),
             self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)),
         ):
@@ -162,6 +200,7 @@ class ExactPPO(StagedPPO):
         if self.env_steps_sampled <= before:
             raise NoNewEnvSteps(f"Iteration {self.iteration + 1} brought no new environment steps.")
         result["weights_sha256"] = self.weights_digest
+        result.setdefault(FAULT_TOLERANCE_STATS, {}).update(self._groups.counts)
         result.setdefault(TIMERS, {})["iteration"] = self.stopwatch.row()
         self.report_episodes(result, self.finished_episodes[known:])
         return result
@@ -173,6 +212,16 @@ class ExactPPO(StagedPPO):
             sync = {**self._learners.inference_weights(), **self._groups.connector_state()}
             self._eval_groups.take_over(sync)
             self._eval_groups.take_snapshots_again()
+
+    @property
+    def env_groups(self) -> EnvGroups:
+        """The env groups of training."""
+        return self._groups
+
+    @property
+    def eval_env_groups(self) -> EnvGroups | None:
+        """Those of evaluation, if there is any."""
+        return self._eval_groups
 
     def take_finished_episodes(self) -> list[dict[str, Any]]:
         """Rows of the episodes that ended since the last call, in group order."""
@@ -341,12 +390,15 @@ class ExactPPO(StagedPPO):
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _make_groups(self, runners: Any) -> EnvGroups:
+    def _make_groups(self, runners: Any, *, elastic: bool) -> EnvGroups:
         return EnvGroups(
             runners,
             strategy=self.strategy,
             tell=self.tell,
             sample_timeout_s=self.config.sample_timeout_s,
+            rules=self.rules,
+            elastic=elastic,
+            lost_exactness=self.lost_exactness,
         )
 
     def _start_groups(

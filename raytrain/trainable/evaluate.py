@@ -8,7 +8,7 @@ an evaluation with `episodes=10`. Neither this module nor the policy uses a glob
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,10 @@ def evaluate(
     seed: int,
     deterministic: bool = True,
     max_steps: int | None = None,
+    track: Callable[[range], Iterable[int]] = iter,
 ) -> Evaluation:
-    """Play `episodes` episodes in one environment, closed at the end.
+    """Play `episodes` episodes in one environment, closed at the end. `track` passes the numbers of
+    the episodes on, and may show how many are done.
 
     `max_steps` cuts an episode that neither terminates nor is truncated before. Raises BadInput for
     numbers below one, and for an environment whose spaces are not the policy's.
@@ -71,7 +73,7 @@ def evaluate(
         _require_same_spaces(policy, env)
         played = [
             _play(policy, env, seed=seed + i, deterministic=deterministic, max_steps=max_steps)
-            for i in range(episodes)
+            for i in track(range(episodes))
         ]
     finally:
         env.close()

@@ -2,70 +2,49 @@
 
 RLlib's own way of talking to env runners is built to go on without some of them: a push of weights
 may be dropped, a late or dead runner's share is made up by the others, and nobody is told. Here
-every call names its runner, every answer is waited for, and a runner that died is started again
-with the state that its group had before the fragment, so that the iteration's data do not change.
+every question is asked of every group until it is answered (see `rounds`), by whichever actor hosts
+the group (see `hosts`), from the state that the group had before the fragment; so the iteration's data do
+not depend on what dies.
 
-    iteration k:   rollout(sync k-1) on all runners   -> episodes, metrics, snapshot k  (group order)
+    iteration k:   rollout(sync k-1) of all groups    -> episodes, metrics, snapshot k  (group order)
                    learn
                    publish(weights)                   -> sync k, sent with the next rollout
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 from ray.rllib.core import (
     COMPONENT_ENV_TO_MODULE_CONNECTOR,
     COMPONENT_MODULE_TO_ENV_CONNECTOR,
 )
-from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from raytrain import _ray
+from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
-from raytrain.faults import why_it_died
 from raytrain.trainable.filters import merge_connector_states
-from raytrain.trainable.runner import GroupEnvRunner, Rollout, RunnerSettings
+from raytrain.trainable.hosts import Hosts, RunnerRules
+from raytrain.trainable.rollouts import Collected, Rollout
+from raytrain.trainable.rounds import Question, Round, RunnerLost
+from raytrain.trainable.runner import GroupEnvRunner, RunnerSettings
 from raytrain.trainable.snapshots import Strategy
-
-logger = logging.getLogger(__name__)
-
-_RESTART_DEADLINE_S = 300.0
-_MAX_LOSSES_IN_A_ROW = 5
-
-
-class RunnerLost(RaytrainError):
-    """An env runner died and could not be started again."""
+from raytrain.trainable.stuck import Patience
 
 
 class NoNewEnvSteps(RaytrainError):
     """An iteration brought no new environment steps."""
 
 
-@dataclass
-class Collected:
-    """The data of one iteration, merged in group order."""
-
-    episodes: list[Any] = field(default_factory=list)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    finished: list[dict[str, Any]] = field(default_factory=list)
-    env_steps: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Means over the groups of what a `Rollout` says it took."""
-
-
 class EnvGroups:
     """The groups of one RLlib `EnvRunnerGroup` (training or evaluation), by group index.
 
-    `tell` receives one plain sentence for each loss and recovery. `hosts` says which actor (by the
-    index of its own group) hosts each group, 0 .. n - 1; without it every actor hosts its own.
+    `tell` receives one plain sentence for each loss and recovery. `lost_exactness` is called with the
+    reason when samples are lost for good, which `rules` may allow. Evaluation's groups stay at their
+    own actors (`elastic`), as RLlib talks to these directly.
     """
 
     def __init__(
@@ -74,28 +53,58 @@ class EnvGroups:
         *,
         strategy: str,
         tell: Callable[[str], None],
-        sample_timeout_s: float,
-        hosts: Mapping[int, int] | None = None,
+        sample_timeout_s: float | None,
+        rules: RunnerRules | None = None,
+        elastic: bool = True,
+        lost_exactness: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._local: GroupEnvRunner | None = runners.local_env_runner
-        actors = {index - 1: actor for index, actor in _ray.runner_actors(runners).items()}
-        self._hosts = dict(hosts) if hosts is not None else {index: index for index in actors}
-        self._actors: dict[int, Any] = {
-            index: actors[host] for index, host in sorted(self._hosts.items())
-        }
+        reserved = {index - 1: actor for index, actor in _ray.runner_actors(runners).items()}
+        self._rules = rules or RunnerRules()
+        self._elastic = elastic
+        self._indices = list(range(runners.groups)) if reserved else []
+        self._hosts = Hosts(
+            reserved,
+            runners.further,
+            most=len(reserved) + len(runners.further),
+            make=runners.make if elastic else None,
+            tell=tell,
+        )
+        self._expected = len(reserved) + runners.had_room_for
         self._strategy = cast(Strategy, strategy)  # A name that is none is refused by the runners.
         self._tell = tell
-        self._patience_s = sample_timeout_s
+        self._lost_exactness = lost_exactness
+        self._tell_after_s = sample_timeout_s
+        self._patience = Patience(self._rules.timeout_s)
         self._sync: Any = None
+        self._digest: str | None = None
         self._snapshots: dict[int, bytes | None] = dict.fromkeys(self.indices)
         self._connector_states: dict[int, dict[str, Any]] = {}
         self._iteration = 0
-        self._settings: dict[int, RunnerSettings] = {}
+        self._settings: RunnerSettings | None = None
+        self._short_in_a_row = 0
+        self._losses = 0
+        self._fragments_dropped = 0
 
     @property
     def indices(self) -> list[int]:
         """Group indices, ascending."""
-        return list(self._actors) or [0]
+        return self._indices or [0]
+
+    @property
+    def actors(self) -> dict[int, Any]:
+        """The actors that are there, by index. Safe to read in any thread."""
+        return {host.index: host.actor for host in self._hosts.up}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Under RLlib's names: actors that are there, and, since this process began, how many were lost
+        and how many fragments were given up."""
+        return {
+            "num_healthy_workers": len(self._hosts.up),
+            "num_remote_worker_restarts": self._losses,
+            "num_env_runners_dropped_lifetime": self._fragments_dropped,
+        }
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -106,42 +115,41 @@ class EnvGroups:
         self._snapshots = {index: snapshots.get(index) for index in self.indices}
         if self._local is not None:
             # Without remote runners this is the group's host; with them it keeps the connectors.
-            snapshot = None if self._actors else self._snapshots[0]
-            expected = self._local.adopt(self._strategy, sync, snapshot, iteration=iteration)
-        if not self._actors:
+            snapshot = None if self._indices else self._snapshots[0]
+            self._local.adopt(self._strategy, sync, snapshot, iteration=iteration)
+        if not self._indices:
             return
         self._set_sync(sync)
-        held = {
-            index: self._call(index, partial(self._adopt, index=index)) for index in self.indices
-        }
-        if self._local is not None:
-            wrong = [index for index, digest in held.items() if digest != expected]
-            if wrong:
-                raise RunnerLost(
-                    f"Env runners of groups {wrong} do not hold the restored weights. "
-                    "Start the same command again; if it stays, this is a defect of raytrain."
-                )
+        self._hosts.gather(self._expected)
+        for host in self._hosts.up:
+            host.holds.clear()
+        self._settle()
+        self._ask_all(None)
+
+    def stop(self) -> None:
+        """End the actors that RLlib does not end by itself."""
+        self._hosts.end()
 
     def sample(self, min_env_steps: int) -> Collected:
-        """Sample fragments from all groups in step until there are `min_env_steps` steps."""
-        collected = Collected()
-        while collected.env_steps < min_env_steps:
-            rollouts = self._rollouts()
-            steps = sum(_steps_of(rollout) for rollout in rollouts)
+        """Sample fragments from all groups in step until there are `min_env_steps` steps; or fewer, if
+        fragments were lost and the rules allow it."""
+        self._settle()
+        self._connector_states.clear()
+        collected, missing = Collected(), 0.0
+        dropped: set[int] = set()
+        while collected.env_steps + missing < min_env_steps:
+            rollouts, lost = self._rollouts(dropped)
+            steps = collected.add(rollouts)
             if steps == 0:
                 raise NoNewEnvSteps(
                     f"Iteration {self._iteration + 1} got no new environment steps from "
                     f"{len(rollouts)} env group(s). An iteration without data is not a result: look "
                     "at the environment's reset() and step()."
                 )
-            collected.env_steps += steps
-            for rollout in rollouts:
-                collected.episodes.extend(rollout.episodes)
-                collected.metrics.append(rollout.metrics)
-                collected.finished.extend(rollout.finished)
-                for part, seconds in rollout.seconds.items():
-                    mean = collected.seconds.get(part, 0.0) + seconds / len(rollouts)
-                    collected.seconds[part] = mean
+            # What was lost is not made up for by further fragments of the others.
+            missing += len(lost) * steps / len(rollouts)
+            dropped |= lost
+        self._note_dropped(dropped)
         return collected
 
     def publish(self, weights: dict[str, Any], env_steps_sampled: int, *, iteration: int) -> None:
@@ -149,21 +157,20 @@ class EnvGroups:
         states what the next rollout of every group starts from."""
         self._iteration = iteration
         sync = {**weights, NUM_ENV_STEPS_SAMPLED_LIFETIME: int(env_steps_sampled)}
-        if self._actors:
+        if self._indices:
             sync.update(self._merged_connectors())
         if self._local is not None:
             self._local.take_over(sync)
-        if self._actors:
+        if self._indices:
             self._set_sync(sync)
 
     def take_over(self, sync: dict[str, Any]) -> None:
         """Hand `sync` to every runner and wait until all have it (evaluation)."""
         if self._local is not None:
             self._local.take_over(sync)
-        self._set_sync(sync)
-        for index in sorted(set(self._hosts.values())):
-            # Of whichever of its groups: an actor takes it over for all.
-            self._call(self._hosted_by(index)[0], lambda actor: actor.take_over.remote(self._sync))
+        if self._indices:
+            self._set_sync(sync)
+            self._ask_all(lambda actor, group, limit_s: actor.take_over.remote(self._sync))
 
     def use_settings(self, settings: RunnerSettings, *, iteration: int) -> None:
         """Let every group go on with another config in the process where it is; episodes begin
@@ -171,34 +178,36 @@ class EnvGroups:
         self._iteration = iteration
         if self._local is not None:
             self._local.use_settings(settings, iteration=iteration)
-        calls = {index: partial(self._change, settings, index=index) for index in self._actors}
-        running = {index: call(self._actors[index]) for index, call in calls.items()}
-        for index, call in calls.items():
-            # Known for the group only now: a runner that dies meanwhile is set up as it was before.
-            self._snapshots[index] = self._call(index, call, running=running[index])
-            self._settings[index] = settings
+        if self._indices:
+            answers = self._ask_all(
+                lambda actor, group, limit_s: actor.use_settings.remote(
+                    settings, iteration=iteration, group=group
+                )
+            )
+            self._snapshots.update(answers)
+        # Only now: a group whose actor died meanwhile was set up as it was before, and asked again.
+        self._settings, self._strategy = settings, settings.strategy
 
     def take_finished(self) -> list[dict[str, Any]]:
         """Rows of the episodes that ended outside of `sample` (RLlib's evaluation), in group order."""
-        if not self._actors:
+        if not self._indices:
             return [] if self._local is None else self._local.take_finished()
-        return [
-            row
-            for index in self.indices
-            for row in self._call(index, lambda actor: actor.take_finished.remote())
-        ]
+        answers = self._ask_all(lambda actor, group, limit_s: actor.take_finished.remote(group))
+        return [row for rows in answers.values() for row in rows]
 
     def snapshots(self) -> dict[int, bytes]:
         """The state of every group at this moment."""
-        if not self._actors:
+        if not self._indices:
             return (
                 {}
                 if self._local is None or self._local.env is None
                 else {0: self._local.snapshot()}
             )
         missing = [index for index, snapshot in self._snapshots.items() if snapshot is None]
-        for index in missing:
-            self._snapshots[index] = self._call(index, partial(_snapshot, index=index))
+        if missing:
+            self._snapshots.update(
+                self._ask_all(lambda actor, group, limit_s: actor.snapshot.remote(group), missing)
+            )
         return {index: bytes(data) for index, data in self._snapshots.items() if data is not None}
 
     def take_snapshots_again(self) -> None:
@@ -207,11 +216,13 @@ class EnvGroups:
 
     def why_not_into_arrays(self) -> str | None:
         """Why the groups are sampled in RLlib's own, slower way; None if they are not."""
-        first = self.indices[0]
-        if not self._actors:
+        if not self._indices:
             return None if self._local is None else self._local.why_not_into_arrays()
-        reason: str | None = self._call(first, lambda actor: actor.why_not_into_arrays.remote())
-        return reason
+        first = self._indices[:1]
+        reasons: dict[int, str | None] = self._ask_all(
+            lambda actor, group, limit_s: actor.why_not_into_arrays.remote(), first
+        )
+        return reasons[first[0]]
 
     def connector_state(self) -> dict[str, Any]:
         """State of the (merged) connector pipelines."""
@@ -220,99 +231,123 @@ class EnvGroups:
     # -- inside ----------------------------------------------------------------------------------
 
     def _set_sync(self, sync: dict[str, Any]) -> None:
-        self._sync = ray.put(sync)
+        self._sync, self._digest = ray.put(sync), None
 
-    def _rollouts(self) -> list[Rollout]:
-        if not self._actors:
+    def _settle(self) -> None:
+        """Let the groups be where the actors are."""
+        if not self._indices:
+            return
+        if not self._elastic:
+            self._hosts.stay(self._indices)
+            self._hosts.look()
+            return
+        self._hosts.adapt()
+        for host, group in self._hosts.settle(self._indices):
+            host.actor.release.remote(group)
+
+    def _rollouts(self, dropped: Collection[int]) -> tuple[list[Rollout], set[int]]:
+        """A fragment of every group, in group order, and the groups without one. `dropped`: those that
+        have lost one in this iteration before."""
+        if not self._indices:
             assert self._local is not None
-            return [self._local.rollout(None, snapshot=False)]
-        running = {index: self._rollout(actor, index) for index, actor in self._actors.items()}
-        rollouts = []
-        for index in self.indices:
-            rollout = self._call(index, partial(self._rollout, index=index), running=running[index])
+            return [self._local.rollout(None, snapshot=False)], set()
+        round_ = self._round(
+            Question(
+                adopt=self._adopt,
+                adopted=self._check_adopted,
+                ask=self._rollout,
+                about=f"iteration {self._iteration + 1}",
+                sampling=True,
+                losing=self._losing,
+            ),
+            self._indices,
+            lambda lost: self._may_drop(len(dropped) + lost),
+        )
+        rollouts = round_.run()
+        self._losses += round_.lost_actors
+        for index, rollout in rollouts.items():
+            self._patience.took(rollout.seconds["rollout"])
             self._snapshots[index] = rollout.snapshot
             self._connector_states[index] = rollout.connectors
-            rollouts.append(rollout)
-        return rollouts
+        return list(rollouts.values()), round_.dropped
 
-    def _rollout(self, actor: Any, index: int) -> Any:
-        return actor.rollout.remote(self._sync, snapshot=True, group=index)
+    def _rollout(self, actor: Any, index: int, limit_s: float | None) -> Any:
+        return actor.rollout.remote(self._sync, snapshot=True, group=index, patience_s=limit_s)
 
     def _adopt(self, actor: Any, index: int) -> Any:
-        settings = self._settings.get(index)
         return actor.adopt.remote(
-            self._strategy if settings is None else settings.strategy,
+            self._strategy,
             self._sync,
             self._snapshots[index],
             iteration=self._iteration,
             group=index,
-            settings=settings,
+            settings=self._settings,
         )
 
-    def _change(self, settings: RunnerSettings, actor: Any, *, index: int) -> Any:
-        return actor.use_settings.remote(settings, iteration=self._iteration, group=index)
+    def _check_adopted(self, index: int, digest: str) -> None:
+        if self._local is None:
+            return
+        if self._digest is None:
+            self._digest = weights_sha256(self._local.module.state_dict())
+        if digest != self._digest:
+            raise RunnerLost(
+                f"The env runner of group {index} does not hold the weights that it was sent. "
+                "Start the same command again; if it stays, this is a defect of raytrain."
+            )
 
-    def _hosted_by(self, host: int) -> list[int]:
-        return [index for index in self.indices if self._hosts[index] == host]
+    def _ask_all(
+        self,
+        ask: Callable[[Any, int, float | None], Any] | None,
+        indices: Collection[int] | None = None,
+    ) -> dict[int, Any]:
+        """The answers of all groups; without a question, after setting them up."""
+        question = Question(self._adopt, self._check_adopted, ask, losing=self._losing)
+        round_ = self._round(question, self._indices if indices is None else indices)
+        answers = round_.run()
+        self._losses += round_.lost_actors
+        return answers
 
-    def _call(self, index: int, call: Callable[[Any], Any], *, running: Any = None) -> Any:
-        """The result of `call(actor)`. If the runner dies, it is started again as it was before."""
-        losses = 0
-        while True:
-            try:
-                return self._wait(
-                    index, running if running is not None else call(self._actors[index])
-                )
-            except RayTaskError as error:
-                # What was raised, and not a class that Ray makes of it: that one's text differs
-                # from time to time, so that a failure that comes back would not be recognised.
-                raise (error.cause if isinstance(error.cause, Exception) else error) from error
-            except RayActorError as error:
-                losses += 1
-                running = None
-                if losses > _MAX_LOSSES_IN_A_ROW or not _comes_back(error):
-                    raise RunnerLost(
-                        f"The env runner of group {index} died {losses} times in a row and is given "
-                        f"up: {why_it_died(error)}"
-                    ) from None
-                self._revive(index, error)
+    def _round(
+        self,
+        question: Question,
+        indices: Collection[int],
+        may_drop: Callable[[int], bool] = lambda lost: False,
+    ) -> Round:
+        return Round(
+            self._hosts,
+            indices,
+            question,
+            patience=self._patience,
+            tell=self._tell,
+            tell_after_s=self._tell_after_s,
+            elastic=self._elastic,
+            may_drop=may_drop,
+        )
 
-    def _wait(self, index: int, reference: Any) -> Any:
-        waited = 0.0
-        while True:
-            try:
-                return ray.get(reference, timeout=self._patience_s)
-            except GetTimeoutError:
-                waited += self._patience_s
-                self._tell(
-                    f"The env runner of group {index} has been busy for {waited:.0f} s and is waited "
-                    "for; is a step of its environment hanging?"
-                )
-
-    def _revive(self, index: int, error: RayActorError) -> None:
-        """Wait for Ray to start the actor again and give it the last snapshots of its groups."""
-        began = time.monotonic()
-        deadline = began + _RESTART_DEADLINE_S
-        while True:
-            try:
-                for each in self._hosted_by(self._hosts[index]):
-                    ray.get(self._adopt(self._actors[each], each), timeout=_RESTART_DEADLINE_S)
-                break
-            except (RayActorError, GetTimeoutError) as again:
-                if time.monotonic() > deadline or not _comes_back(again):
-                    raise RunnerLost(
-                        f"The env runner of group {index} was lost and did not come back within "
-                        f"{_RESTART_DEADLINE_S:.0f} s: {why_it_died(error)}"
-                    ) from None
-                time.sleep(0.1)
-        cost = "nothing is lost"
+    @property
+    def _losing(self) -> str:
         if self._strategy == "reset":
-            cost = "its running episodes are lost, since the environment cannot be restored"
-        self._tell(
-            f"The env runner of group {index} died ({why_it_died(error)}). Its fragment of iteration "
-            f"{self._iteration + 1} is sampled again from the group's last state by a new process; "
-            f"{cost} ({time.monotonic() - began:.1f} s)."
+            return "its running episodes are lost, since the environment cannot be restored"
+        return "nothing is lost"
+
+    def _may_drop(self, lost: int) -> bool:
+        """Whether an iteration may go on with so many fragments lost: at most half of them, and not for
+        ever."""
+        return (
+            self._rules.on_loss == "continue"
+            and self._short_in_a_row < self._rules.max_short_iterations
+            and lost <= len(self._indices) // 2
         )
+
+    def _note_dropped(self, dropped: Collection[int]) -> None:
+        self._short_in_a_row = self._short_in_a_row + 1 if dropped else 0
+        self._fragments_dropped += len(dropped)
+        if dropped:
+            self._lost_exactness(
+                f"iteration {self._iteration + 1} went on without env group(s) "
+                f"{', '.join(map(str, sorted(dropped)))}, whose env runner was lost "
+                "(fault_tolerance.on_env_runner_loss is continue)"
+            )
 
     def _merged_connectors(self) -> dict[str, Any]:
         """All runners' connector states in one, in group order."""
@@ -335,22 +370,3 @@ class EnvGroups:
             if states:
                 merged[component] = merge_connector_states(pipeline, before[component], states)
         return merged
-
-
-def _snapshot(actor: Any, index: int) -> Any:
-    return actor.snapshot.remote(index)
-
-
-def _comes_back(error: BaseException) -> bool:
-    """Whether Ray restarts the actor: a dead one without restarts left, or killed on purpose, stays
-    dead and says so at once."""
-    if not isinstance(error, ActorDiedError):
-        return True
-    text = str(error)
-    return "max_restarts" not in text and "ray.kill" not in text and "out of scope" not in text
-
-
-def _steps_of(rollout: Rollout) -> int:
-    """Environment steps of a rollout. RLlib's count of a rollout without a step is NaN."""
-    steps = float(rollout.metrics.get(NUM_ENV_STEPS_SAMPLED, 0))
-    return 0 if math.isnan(steps) else int(steps)

@@ -64,12 +64,20 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         super().build()
+        self._set_log_std()
         self.minibatch_generator: Any = minibatch_generator(self.config.seed, torch_rank())
         self.tier = self._tier()
         if self.tier.reason:
             logger.info("Learner updates: %s, because %s.", self.tier.name, self.tier.reason)
         if self.tier.name != RLLIB:
             self._prepare_steps(self.tier)
+
+    def _set_log_std(self) -> None:
+        # RLlib begins with 0 and has no setting for it. A restored state is loaded over this.
+        log_std = self.config.learner_config_dict.get("log_std_init")
+        if log_std is not None:
+            with torch.no_grad():
+                self.module[MODULE_ID].unwrapped().pi.log_std.fill_(log_std)
 
     def _deterministic_kernels(self) -> bool:
         # RLlib switches deterministic kernels on for CPU builds of Torch only.

@@ -23,12 +23,15 @@ A group's snapshot is one pickled dict (the environments may only be known to pi
 
 from __future__ import annotations
 
+import os
+import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import cloudpickle
 import numpy as np
+import ray
 from ray.rllib.core import (
     COMPONENT_ENV_TO_MODULE_CONNECTOR,
     COMPONENT_MODULE_TO_ENV_CONNECTOR,
@@ -45,42 +48,27 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from raytrain import _ray
+from raytrain import _ray, _ray_actors
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.trainable.rng import RngStreams, preserved
+from raytrain.trainable.rollouts import Rollout
 from raytrain.trainable.sampling.eligibility import observation_filter, why_not
 from raytrain.trainable.sampling.finished import EpisodeRecorder, finished_row, summarise_chunks
 from raytrain.trainable.sampling.fragments import Progress
 from raytrain.trainable.sampling.sampler import FragmentSampler, Sampled, Wanted
 from raytrain.trainable.snapshots import Snapshotter, Strategy, snapshotter
+from raytrain.trainable.stuck import StuckReporter, word_of
 
 _TRAINING, _EVALUATION = 0, 1
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What one `rollout()` of a group returns."""
-
-    episodes: list[Any]
-    """Episode chunks, in order: first the finished ones, then the running ones."""
-    metrics: dict[str, Any]
-    """Reduced RLlib stats, to be aggregated in group order."""
-    finished: list[dict[str, Any]]
-    """A row for each episode that ended (see `finished`)."""
-    connectors: dict[str, Any]
-    """State of the connector pipelines after the rollout, to be merged in group order."""
-    snapshot: bytes | None
-    """The group's state after the rollout, if it was asked for."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """What it took: `rollout`, and of that `env_step` and `inference` where they are measured."""
+_WORD_BY = 0.9
 
 
 @dataclass(frozen=True)
 class RunnerSettings:
-    """Other settings than those a runner was made with: of a stage, by its name."""
+    """Settings of a stage, by its name; None for those that a runner was made with."""
 
-    name: str
+    name: str | None
     config: Any
     strategy: Strategy
 
@@ -94,7 +82,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
-        self._arguments = kwargs
+        self._made_with, self._arguments = config, kwargs
         self._others: dict[int, GroupEnvRunner] = {}
         self._finished: list[dict[str, Any]] = []
         self.group = max(int(self.worker_index or 0), 1) - 1
@@ -108,6 +96,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._sampled_at: float | None = None
         self._seconds: dict[str, float] = {}
         self._not_into_arrays: str | None = None
+        self._stuck = StuckReporter(self._leave_word)
+        self._busy_with = self.group
         self._id_prefix = f"{purpose:04x}{self.group:012x}"
         self._sampler = self._make_sampler(self._id_prefix)
 
@@ -131,11 +121,24 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             # What RLlib does to the global generators here is not for the groups that are present.
             with preserved():
                 other = type(self)(
-                    config=self.config, **{**self._arguments, "worker_index": group + 1}
+                    config=self._made_with, **{**self._arguments, "worker_index": group + 1}
                 )
             other.module = self.module  # One copy of the weights serves all.
             self._others[group] = other
         return self._others[group]
+
+    def release(self, group: int) -> None:
+        """Forget a group that another actor hosts from now on. The own one stays, for when it returns."""
+        other = self._others.pop(group, None)
+        if other is not None:
+            other.stop()
+
+    def where(self) -> tuple[str, int, str]:
+        """The actor's id, the process id and the host's name: says that this process is there."""
+        return _actor_id(), os.getpid(), socket.gethostname()
+
+    def _leave_word(self, standing: str) -> None:
+        _ray_actors.leave_word(word_of(_actor_id(), self._busy_with), standing)
 
     @override(SingleAgentEnvRunner)
     def stop(self) -> None:
@@ -190,8 +193,11 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         row = finished_row(self.group, env_index, episode_return, length, info)
         self._finished.append(row)
 
-    def take_finished(self) -> list[dict[str, Any]]:
+    def take_finished(self, group: int | None = None) -> list[dict[str, Any]]:
         """The rows noted since the last call."""
+        host = self.hosted(group)
+        if host is not self:
+            return host.take_finished()
         rows, self._finished = self._finished, []
         return rows
 
@@ -270,13 +276,22 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         )
 
     def rollout(
-        self, sync: dict[str, Any] | None, *, snapshot: bool, group: int | None = None
+        self,
+        sync: dict[str, Any] | None,
+        *,
+        snapshot: bool,
+        group: int | None = None,
+        patience_s: float | None = None,
     ) -> Rollout:
         """Take over weights and connector state (`sync`, as for `set_state`), sample one fragment,
-        and return it with everything that belongs to it."""
+        and return it with everything that belongs to it. Shortly before `patience_s` has passed, word
+        is left of where the process stands."""
         host = self.hosted(group)
-        if host is not self:
-            return host.rollout(sync, snapshot=snapshot)
+        self._busy_with = host.group
+        with self._stuck.watching(None if patience_s is None else _WORD_BY * patience_s):
+            return host._rollout(sync, snapshot=snapshot)
+
+    def _rollout(self, sync: dict[str, Any] | None, *, snapshot: bool) -> Rollout:
         began = time.perf_counter()
         if sync is not None:
             self.take_over(sync)
@@ -314,7 +329,9 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         host = self.hosted(group)
         if host is not self:
             return host.adopt(strategy, sync, snapshot, iteration=iteration, settings=settings)
-        if settings is not None and settings.name != self._settings_name:
+        if settings is None:
+            settings = RunnerSettings(None, self._made_with, strategy)
+        if settings.name != self._settings_name:
             self.use_settings(settings, iteration=iteration)
         self.use_strategy(strategy)
         if snapshot is not None:
@@ -409,3 +426,8 @@ def without_episodes(snapshot: bytes, *, reseed: bool) -> bytes:
 def _reset_seed(*entropy: int) -> int:
     """A seed for the first reset, far from those of other groups (Gymnasium counts up from it)."""
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _actor_id() -> str:
+    found: str | None = ray.get_runtime_context().get_actor_id()
+    return found or ""

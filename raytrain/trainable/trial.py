@@ -8,6 +8,10 @@ Tune calls `train()` again and again in this actor, and `save()` when a result a
     save()    tells Tune the newest committed checkpoint (Tune never copies anything)
     interrupt()  called by the driver on Ctrl-C, SIGTERM: commit this very iteration
 
+A thread looks out for nodes that are taken away and for parts of the work that hang (`lookout`). When a
+node with a part of the trial is to end, the trial commits the iteration that it is in and says that
+it leaves; Tune then starts it again on the nodes that are left.
+
 An error of the start is kept and raised by the first `train()`, where Tune keeps its type.
 """
 
@@ -16,9 +20,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
+import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO
@@ -37,6 +44,7 @@ from raytrain.checkpoint import (
     Parent,
     RetentionPolicy,
     read_manifest,
+    require_key,
 )
 from raytrain.config import (
     ALGORITHM_SECTIONS,
@@ -47,9 +55,15 @@ from raytrain.config import (
     with_trial_values,
 )
 from raytrain.faults import able_to_travel
+from raytrain.faults.nodes import nodes_alive
+from raytrain.faults.spares import import_beside
+from raytrain.trainable.actors import remote_actors
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.trainable.building import algorithm_arguments
 from raytrain.trainable.cadence import EVALUATION, Cadence, Progress, StopRule, windowed
+from raytrain.trainable.hosts import RunnerRules
+from raytrain.trainable.kept import LONG_ITERATION_S, Kept, State
+from raytrain.trainable.lookout import Limits, Lookout
 from raytrain.trainable.trial_directory import TrialDirectory
 from raytrain.versions import versions
 
@@ -78,14 +92,23 @@ class TrialPPO(ExactPPO):
         self._interrupted = False
         self._done_with: str | None = None
         self._parting: dict[str, Any] = {}
-        super().__init__(**algorithm_arguments(self._config, self._experiment.snapshot), **kwargs)
+        super().__init__(
+            **algorithm_arguments(self._config, self._experiment.snapshot),
+            rules=RunnerRules.of(self._config),
+            **kwargs,
+        )
 
     @classmethod
     @override(PPO)
     def default_resource_request(cls, config: Any) -> Any:
         sections = {key: value for key, value in dict(config).items() if not key.startswith("__")}
         frame = {"name": "resources", "stop": {"iterations": 1}}
-        algorithm = prepare(to_algorithm_config(config_from_dict({**frame, **sections})))
+        given = config_from_dict({**frame, **sections})
+        algorithm = prepare(to_algorithm_config(given))
+        algorithm.copy(copy_frozen=False).validate()
+        # Reserved is what the trial cannot be without; further env runners take what is left over.
+        reserved, _ = RunnerRules.of(given).actors(algorithm.num_env_runners)
+        algorithm.env_runners(num_env_runners=reserved, rollout_fragment_length="auto")
         return PPO.default_resource_request(algorithm.to_dict())
 
     # -- start -----------------------------------------------------------------------------------
@@ -99,6 +122,16 @@ class TrialPPO(ExactPPO):
             retention=RetentionPolicy(settings.num_to_keep),
             best=BestPolicy(settings.score_order, eras(self._config)),
             max_failed_saves=settings.max_failed_saves,
+            node=ray.get_runtime_context().get_node_id(),
+            node_is_gone=lambda node: node not in nodes_alive(),
+        )
+        tolerance = self._config.fault_tolerance
+        self._kept = Kept()
+        self._lookout = Lookout(
+            self._place,
+            Limits(tolerance.hang_factor, tolerance.hang_floor_s),
+            actors=partial(remote_actors, self),
+            save_kept=partial(self._kept.commit, self._directory),
         )
         self._cadence = Cadence(
             settings.checkpoint_frequency,
@@ -112,13 +145,24 @@ class TrialPPO(ExactPPO):
         self._returned_at: float | None = None
         try:
             found = self._directory.open()
+            self._lookout.attempt = self._directory.attempt
+            self._lookout.start()
             values = self._config.to_dict()
             own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
             self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
-            super().setup(config)
-            self._continue_from(found.entry, found.messages)
+            with self.phase("start"):
+                self._start_learners_beside()
+                super().setup(config)
+                self._continue_from(found.entry, found.messages)
         except Exception as error:  # Of any kind: see the module's docstring.
-            self._failed_start = error
+            self._failed_start = self._lookout.explain(error)
+
+    def _start_learners_beside(self) -> None:
+        runners = self._config.env_runners.num_env_runners
+        learners = self._config.learners
+        if runners and learners.num_learners and not learners.num_gpus_per_learner:
+            bundles = len(self.default_resource_request(self._given).bundles)
+            import_beside(__name__, range(bundles - learners.num_learners, bundles))
 
     def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
         if entry is None:
@@ -201,10 +245,11 @@ class TrialPPO(ExactPPO):
             raise self._to_be_raised(iteration, error) from error.__cause__
 
     def _to_be_raised(self, iteration: int, error: Exception) -> Exception:
-        if not getattr(error, "may_retry", True):
+        error = self._lookout.explain(error)
+        if not getattr(error, "may_retry", True) or hasattr(error, "loss"):
             return error
-        repeated = self._directory.failures.note(iteration, error)
-        return repeated or able_to_travel(error)
+        instead = self._directory.note_failure(iteration, error)
+        return instead or able_to_travel(error)
 
     def _train_once(self) -> dict[str, Any]:
         if self._returned_at is not None:
@@ -237,6 +282,13 @@ class TrialPPO(ExactPPO):
             self._saved_at_s = now.time_s
             self._save("periodic", result)
         report = self._report(result, ended)
+        if self._lookout.leaving is not None and ended is None:
+            report[REPORT]["leaving"] = {
+                "address": self._lookout.leaving.address,
+                "saved": self.interrupt(),
+            }
+        else:
+            self._keep(result)
         self._returned_at = time.perf_counter()
         return report
 
@@ -270,17 +322,18 @@ class TrialPPO(ExactPPO):
             self._save(kind, self._parting)
 
     def _report(self, result: dict[str, Any], ended: str | None) -> dict[str, Any]:
-        committed = [outcome for outcome in self._directory.poll() if outcome.ok]
+        outcomes = self._directory.poll()
         saved = self._directory.last_saved
         result[REPORT] = {
             "messages": self._directory.take_messages(),
             "attempt": self._directory.attempt,
             "checkpoint_iteration": saved.iteration if saved else None,
             "exact": self._exact_lost is None,
+            "deleted": [name for outcome in outcomes for name in outcome.deleted],
             "ended": ended,
             "timesteps": self.env_steps_sampled,
         }
-        if committed or result.get("done"):
+        if result.get("done") or any(outcome.ok for outcome in outcomes):
             result[_ray.SHOULD_CHECKPOINT] = True
         return result
 
@@ -314,11 +367,20 @@ class TrialPPO(ExactPPO):
         return f"{self._directory.last_saved_name} (iteration {saved.iteration}) is saved"
 
     @override(ExactPPO)
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        return self._lookout.phase(name)
+
+    @override(ExactPPO)
     def tell(self, message: str) -> None:
         self._directory.tell("trial", message, iteration=self.iteration)
 
-    @override(PPO)
+    @override(ExactPPO)
+    def lost_exactness(self, why: str) -> None:
+        self._lose_exactness(why, self.iteration + 1)
+
+    @override(ExactPPO)
     def cleanup(self) -> None:
+        self._lookout.close()
         super().cleanup()
         self._directory.close()
 
@@ -346,13 +408,17 @@ class TrialPPO(ExactPPO):
             return False
         return self._directory.would_be_best(self._score(result), self.curriculum.stage.name)
 
+    def _keep(self, result: Mapping[str, Any]) -> None:
+        state = None
+        if float(result.get("time_this_iter_s", 0.0)) > LONG_ITERATION_S:
+            self._parting = _to_remember(result)
+            name = f"checkpoint_{self.iteration:06d}"
+            state = State(name, self._manifest("interrupted"), self.capture())
+        self._kept.put(state)
+
     def _save(self, kind: str, result: Mapping[str, Any]) -> None:
-        with self.stopwatch.measure("checkpoint"):
-            # The commit before this one must not be overtaken, and its failure must be known.
-            self._directory.poll(wait=True)
-            self._parting = {
-                key: value for key, value in result.items() if key not in ("config", REPORT, "done")
-            }
+        with self.phase("save"), self._kept.saving, self.stopwatch.measure("checkpoint"):
+            self._parting = _to_remember(result)
             names = {
                 "final": "final",
                 "stage": f"stages/{self.curriculum.stage.name}",
@@ -386,6 +452,10 @@ class TrialPPO(ExactPPO):
         )
 
 
+def _to_remember(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key not in ("config", REPORT, "done")}
+
+
 def _experiment_file(place: Location) -> ExperimentFile:
     found = ExperimentFile.read(place)
     if found is None:
@@ -393,4 +463,5 @@ def _experiment_file(place: Location) -> ExperimentFile:
             f"experiment.json is missing from {place}. Run `raytrain train CONFIG` with the "
             "experiment's config to write it again."
         )
+    require_key(found, place)
     return found

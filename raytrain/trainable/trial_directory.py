@@ -1,7 +1,8 @@
 """One trial's directory on storage, and its only writer.
 
-    open:     lock the directory (another process of this run may still be dying), count the attempt,
-              clear away what crashes left, choose the newest good checkpoint, set damaged ones aside
+    open:     lock the directory (another process of this run may still be dying, or live on on a node
+              that was cut off), count the attempt (see `attempts`: the fence), clear away what crashes
+              left, choose the newest good checkpoint, set damaged ones aside
     then, for each iteration:   record(row, episodes)
     when a checkpoint is due:   save(...): staged and committed behind the next iteration. Before the
                                 manifest is written every record up to its iteration is durable.
@@ -12,15 +13,17 @@ cut to k, and the iterations after it are produced again.
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raytrain.checkpoint import (
+    STORE,
     BestPolicy,
     Catalogue,
     CommitJob,
@@ -44,17 +47,14 @@ from raytrain.reporting import (
     RecordsMirror,
     TrialRecords,
 )
+from raytrain.reporting.appending import leave_behind
+from raytrain.reporting.time_lost import RECOVERED, last_row, time_lost
+from raytrain.trainable.attempts import Attempts, Superseded
 
-ATTEMPT_FILE = "attempt.json"
 EVENT_LOG = "events.jsonl"
 _STAGING = ".staging"
+_APPENDED = re.compile(r"result\.json|progress\.csv|events\.out\.tfevents\..*")
 _LOCK_PATIENCE_S = 120.0
-
-
-class Superseded(RaytrainError):
-    """Another process has taken over this trial."""
-
-    may_retry = False
 
 
 class SavesFailing(RaytrainError):
@@ -82,15 +82,27 @@ class TrialDirectory:
         retention: RetentionPolicy,
         best: BestPolicy,
         max_failed_saves: int,
+        node: str,
+        node_is_gone: Callable[[str], bool],
     ) -> None:
+        """`node`: the id of the node that this process is on. `node_is_gone` says of another holder's
+        whether it is no part of the cluster any more, so that its lock may be seized."""
         self.location = location
-        self.attempt = 0
         self.last_saved: Manifest | None = None
         self.last_saved_name = ""
+        self._iteration = 0
         self._catalogue = Catalogue(location)
-        self._lock = DirectoryLock(location, wait=_LOCK_PATIENCE_S)
-        self._committer = Committer(location, retention=retention, best=best, fence=self._fence)
         self._best = best
+        self._lock = DirectoryLock(
+            location,
+            wait=_LOCK_PATIENCE_S,
+            note={"node": node},
+            out_of_the_world=lambda holder: "node" in holder and node_is_gone(str(holder["node"])),
+        )
+        self._attempts = Attempts(location, self._lock)
+        self._committer = Committer(
+            location, retention=retention, best=best, fence=self._attempts.check
+        )
         self._max_failed_saves = max_failed_saves
         self._failed_saves = 0
         self._scratch: Path | None = None
@@ -99,7 +111,8 @@ class TrialDirectory:
         self._episodes: EpisodeHistory | None = None
         self._events: EventLog | None = None
         self._messages: list[str] = []
-        self.failures = FailureMemory(location)
+        self._failures = FailureMemory(location)
+        STORE.listen(self._tell_of_storage)
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -111,12 +124,19 @@ class TrialDirectory:
             NoGoodCheckpoint: there are checkpoints, and all are damaged.
         """
         self._lock.acquire()
-        self.attempt = self._last_attempt() + 1
-        self.location.write_atomic(ATTEMPT_FILE, json.dumps({"attempt": self.attempt}).encode())
+        self._attempts.begin()
         shutil.rmtree(self._staging_root(), ignore_errors=True)
         swept = self._catalogue.sweep()
         messages = [f"Cleared away what a crash left: {', '.join(swept)}."] if swept else []
+        if self._lock.seized:
+            messages.append(
+                "The node of the attempt before is no part of the cluster any more. Should it come "
+                "back, it finds itself shut out of this directory."
+            )
+        messages += self._attempts.clear_away()
         choice = self._catalogue.choose_for_resume()
+        chosen = choice.entry if choice is not None else None
+        self._attempts.begin_after(chosen.iteration if chosen is not None else 0)
         if choice is None:
             return Found(None, tuple(messages))
         for entry in choice.damaged:
@@ -126,6 +146,11 @@ class TrialDirectory:
                 f"{aside.parent.name}/{aside.name}."
             )
         return Found(choice.entry, tuple(messages))
+
+    @property
+    def attempt(self) -> int:
+        """Which start of the trial this is, from 1; 0 before `open`."""
+        return self._attempts.number
 
     def has(self, name: str) -> bool:
         """Whether there is anything under this name in the trial's directory."""
@@ -140,16 +165,20 @@ class TrialDirectory:
         `resume_from`. `starts_after`: the iteration that a fork began from."""
         if self.location.is_local:
             directory = self.location.local_path
+            if self._lock.seized:
+                self._leave_records_behind(directory)
         else:
             directory = self._scratch_directory() / "records"
             directory.mkdir(exist_ok=True)
-            self._mirror = RecordsMirror(directory, self.location.fs, self.location.path)
+            self._mirror = RecordsMirror(directory, self.location)
             self._mirror.download()
+        before = last_row(Location.of(directory / "result.json"))  # It may be cut off now.
         self._records = TrialRecords(directory, resume_from, starts_after=starts_after)
         self._episodes = EpisodeHistory(
             directory, resume_from, next_episode, starts_after=starts_after
         )
         self._events = EventLog(directory / EVENT_LOG)
+        self._note_failure(before, resume_from)
         self._messages += [*self._records.warnings, *self._episodes.warnings]
 
     # -- an iteration ----------------------------------------------------------------------------
@@ -161,13 +190,19 @@ class TrialDirectory:
         timestep: int,
         stage: str | None = None,
     ) -> None:
-        """Write one iteration's row and its finished episodes (see `sampling.finished`)."""
+        """Write one iteration's row and its finished episodes (see `sampling.finished`).
+
+        Raises:
+            Superseded: the run goes on elsewhere.
+        """
+        if self.location.is_local:  # Elsewhere the records are copied there before a commit.
+            self._attempts.check()
         assert self._records is not None
         assert self._episodes is not None
         warning = self._records.append(row)
         if warning:
             self._messages.append(warning)
-        iteration = int(row["training_iteration"])
+        iteration = self._iteration = int(row["training_iteration"])
         self._episodes.append(_finished(iteration, timestep, stage, each) for each in episodes)
 
     def tell(self, kind: str, message: str, *, iteration: int) -> None:
@@ -175,6 +210,14 @@ class TrialDirectory:
         self._messages.append(message)
         if self._events is not None:
             self._events.write(kind, message, attempt=self.attempt, iteration=iteration)
+
+    def _tell_of_storage(self, message: str) -> None:
+        iteration = self._iteration
+        if STORE.in_trouble:
+            message += (
+                " Training goes on; of checkpoints that become due meanwhile the newest is written."
+            )
+        self.tell("storage", message, iteration=iteration)
 
     def take_messages(self) -> list[str]:
         """Sentences for a person since the last call."""
@@ -187,12 +230,22 @@ class TrialDirectory:
         staging = self._staging_root() / name
 
         def prepare() -> None:
+            self._attempts.check()
+            for sentence in self._attempts.make_room(name):
+                self.tell("superseded", sentence, iteration=manifest.iteration)
             with storage_errors(f"Writing the files of {name}", Location.of(staging)):
                 staging.mkdir(parents=True)
                 write(staging)
-            self._make_records_durable(manifest)
 
-        self._committer.submit(CommitJob(staging, name, manifest, prepare=prepare))
+        self._committer.submit(
+            CommitJob(
+                staging,
+                name,
+                manifest,
+                prepare=prepare,
+                before_manifest=lambda: self._make_records_durable(manifest),
+            )
+        )
 
     def would_be_best(self, score: float | None, stage: str | None) -> bool:
         """Whether a checkpoint with this score would become `best`."""
@@ -235,9 +288,18 @@ class TrialDirectory:
         assert self.last_saved is not None
         if self.last_saved.kind != "periodic":
             return
+        self._attempts.check()
         manifest = self.last_saved.with_files(self.last_saved.files, kind="interrupted")
         (self.location / self.last_saved_name).write_atomic("manifest.json", manifest.to_json())
         self.last_saved = manifest
+
+    def note_failure(self, iteration: int, error: Exception) -> Exception | None:
+        """Remember that `iteration` failed; what is to be raised in its place, if anything."""
+        try:
+            self._attempts.check()
+        except Superseded as superseded:
+            return superseded
+        return self._failures.note(iteration, error)
 
     def close(self) -> None:
         """Let the commit in flight end, and give the directory up."""
@@ -249,6 +311,18 @@ class TrialDirectory:
         self._lock.release()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _note_failure(self, before: Mapping[str, Any] | None, resume_from: int) -> None:
+        lost = time_lost(before, self.last_saved, attempt=self.attempt, now=time.time())
+        if lost is not None and self._events is not None:
+            self._events.write(
+                RECOVERED,
+                lost.text(),
+                attempt=self.attempt,
+                iteration=resume_from,
+                redone_s=lost.redone_s,
+                away_s=lost.away_s,
+            )
 
     def _make_records_durable(self, manifest: Manifest) -> None:
         assert self._records is not None
@@ -274,24 +348,11 @@ class TrialDirectory:
             iteration=iteration,
         )
 
-    def _fence(self) -> None:
-        self._lock.check()
-        if self._last_attempt() != self.attempt:
-            raise Superseded(
-                f"Another process has taken over {self.location}; this one (attempt {self.attempt}) "
-                "writes nothing more."
-            )
-
-    def _last_attempt(self) -> int:
-        try:
-            return int(json.loads((self.location / ATTEMPT_FILE).read_bytes())["attempt"])
-        except FileNotFoundError:
-            pass
-        except (ValueError, KeyError, TypeError):
-            # A damaged counter may be lower than the truth; the checkpoints know better.
-            pass
-        written = [entry.manifest.attempt for entry in self._catalogue.entries() if entry.manifest]
-        return max(written, default=0)
+    def _leave_records_behind(self, directory: Path) -> None:
+        with storage_errors("Replacing the records", self.location):
+            for path in sorted(directory.iterdir()):
+                if _APPENDED.fullmatch(path.name):
+                    leave_behind(path)
 
     def _staging_root(self) -> Path:
         if self.location.is_local:

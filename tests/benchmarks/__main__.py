@@ -4,10 +4,12 @@
     scaling       more env runners, more learners, and what each costs in memory
     checkpoint    seconds that training waits for a checkpoint
     startup       seconds from the command to the first result
+    goodput       useful work while something dies once a minute, on a cluster; left out without root
+    recovery      seconds from a fault on a cluster to the next new result; needs root, so only when named
     learning      the same returns as stock RLlib; hours, and so only when named
     docs          nothing is measured: the tables of the JSON file go into docs/benchmarks.md
 
-Without a name, the first four. Tables are printed and written to build/benchmarks.json.
+Without a name, the first five. Tables are printed and written to build/benchmarks.json.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ import report
 from measuring import Options, say
 
 ROOT = Path(__file__).parents[2]
-TABLES = ("throughput", "scaling", "checkpoint", "startup")
-ON_REQUEST = ("learning",)
+TABLES = ("throughput", "scaling", "checkpoint", "startup", "goodput")
+ON_REQUEST = ("recovery", "learning")
 
 
 def main() -> None:

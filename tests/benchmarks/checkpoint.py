@@ -8,8 +8,8 @@ checkpoint costs: staging, the work behind the next iterations, and Tune's own p
 
 With 20 and 200 MB iterations are made short, or a run would take hours. For the share of the wall time, the wait is
 divided by five iterations of 2048 steps, 10 passes, minibatch 64, of which only the matrix arithmetic is
-counted: a real iteration is longer, and the share smaller. A commit that is not done when the next checkpoint is due
-is waited for; that belongs to the cost.
+counted: a real iteration is longer, and the share smaller. One commit may run and one wait behind training; a third
+is waited for, and that belongs to the cost.
 """
 
 from __future__ import annotations

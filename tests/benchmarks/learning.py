@@ -3,12 +3,15 @@
 Each environment and seed is trained once by each. A run's final return is the mean of
 `episode_return_mean` over its last tenth of iterations. Shown are interquartile means over the seeds with 95 %
 bootstrap intervals (Agarwal et al. 2021, computed by rliable), and the interval of their difference: the two agree
-where it holds zero. `--rounds` is the number of seeds, `--jobs` how many runs go at a time.
+where it holds zero. `--rounds` is the number of seeds, `--jobs` how many runs go at a time. Each run's return is
+kept in build/learning_runs.jsonl, and a benchmark that was broken off goes on from there; delete the file to begin
+again.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import statistics
 import sys
@@ -16,12 +19,14 @@ import types
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import settings
 from measuring import Options, Table, say
 from runs import Watched, program, raytrain_command, scratch, watch, write_config
 
+KEPT = Path(__file__).parents[2] / "build" / "learning_runs.jsonl"
 ROUNDS = 5
 REPETITIONS = 5000
 TRAINERS = ("raytrain", "stock RLlib")
@@ -41,12 +46,23 @@ TASKS: dict[str, dict[str, Any]] = {
 
 def run(trainer: str, env: str, seed: int, quick: bool) -> float:
     task = {**TASKS[env], **({"iterations": 4} if quick else {})}
+    key = {"trainer": trainer, "env": env, "seed": seed, "task": task}
+    known = [each["return"] for each in _kept() if each["key"] == key]
+    if known:
+        return float(known[-1])
     with scratch() as place:
         path = write_config(place, settings.ppo(env, seed=seed, **task))
         command = raytrain_command(path) if trainer == "raytrain" else program("stock", path)
         found = final_return(watch(command, place))
     say(f"{env}, seed {seed}, {trainer}: {found:.1f}")
+    KEPT.parent.mkdir(exist_ok=True)
+    with KEPT.open("a") as out:
+        out.write(json.dumps({"key": key, "return": found}) + "\n")
     return found
+
+
+def _kept() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
 
 
 def final_return(found: Watched) -> float:

@@ -1,7 +1,8 @@
 """What runs in the processes that are measured, beside `raytrain train`.
 
     python programs.py stock CONFIG          stock RLlib PPO: `algo.train()` in this process
-    python programs.py tune CONFIG [slow]    the same under stock Tune, with Tune's checkpoints
+    python programs.py tune CONFIG [slow]    the same under stock Tune, with Tune's checkpoints; given
+                                             again, it restores the experiment (not with `slow`)
     python programs.py sb3 CONFIG            Stable-Baselines3 PPO
     python programs.py raytrain CONFIG       `raytrain train` that knows the store `slow://`
     python programs.py arithmetic CONFIG     nothing but env steps and matrix products
@@ -59,7 +60,7 @@ def stock(path: Path) -> None:
 
 
 def tune(path: Path, store: str = "") -> None:
-    from ray.tune import CheckpointConfig, RunConfig, Tuner
+    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
     from raytrain.config import load_config, to_algorithm_config
 
@@ -72,9 +73,13 @@ def tune(path: Path, store: str = "") -> None:
         place = slow_store.local_path(config.storage_path)
         file_system = slow_store.arrow_file_system()
     quiet()
+    if file_system is None and Tuner.can_restore(place / "stock"):
+        Tuner.restore(str(place / "stock"), "PPO", resume_errored=True).fit()
+        return
     Tuner(
         "PPO",
         param_space=to_algorithm_config(config).to_dict(),
+        tune_config=TuneConfig(num_samples=config.tune.num_samples),
         run_config=RunConfig(
             name="stock",
             storage_path=str(place),
@@ -84,6 +89,7 @@ def tune(path: Path, store: str = "") -> None:
                 checkpoint_frequency=config.checkpoint.checkpoint_frequency,
                 num_to_keep=config.checkpoint.num_to_keep,
             ),
+            failure_config=FailureConfig(max_failures=config.failure.max_failures),
             verbose=0,
         ),
     ).fit()
@@ -258,7 +264,8 @@ def quiet() -> None:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     ray.init(
-        num_cpus=max(8, os.cpu_count() or 1),
+        # A cluster that is there has what it has.
+        num_cpus=None if "RAY_ADDRESS" in os.environ else max(8, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

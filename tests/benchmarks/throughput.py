@@ -3,7 +3,7 @@
 raytrain is `raytrain train` with a checkpoint every 5 iterations (its default), stock RLlib PPO is
 `algo.train()` in a loop, Stable-Baselines3 PPO is `learn`. Every process of a run, Ray's own among
 them, stays on the same core. Steady state: from the second result to the last, which is the sixth with
-raytrain (one checkpoint lies between them) and the third with the others (none does).
+raytrain (one checkpoint lies between them) and the fourth with the others (none does).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROUNDS = 3
 BATCH = 8 * 2048
 """Stable-Baselines3's default is 2048 steps of each environment, of which there are 8."""
 TRAINERS = ("raytrain", "stock RLlib", "Stable-Baselines3")
-RIVALS_ITERATIONS = 3
+RIVALS_ITERATIONS = 4
 
 
 @dataclass(frozen=True, eq=False)

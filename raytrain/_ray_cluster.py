@@ -1,0 +1,98 @@
+"""What touches private names of Ray and concerns nodes and jobs; the rest is in `_ray.py`.
+
+Written against Ray 2.60; `tests/test_ray_private_cluster.py` and `tests/test_packing.py` fail when Ray
+changes one of these.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set for the driver of a Ray job (`ray._private.runtime_env.constants`), and nowhere else: the
+runtime context knows a job's id only once the driver has connected."""
+
+
+def in_a_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job."""
+    return IN_A_JOB in os.environ
+
+
+def ignore_rules(directory: Path) -> list[Callable[[Path], bool]]:
+    """What the `.gitignore` and `.rayignore` of one directory leave out of a package, as Ray itself reads
+    them. Ray applies them to directories only, and a package that is told of before it is sent, and
+    that a config is added to, is made here."""
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    quiet = logging.getLogger("raytrain.packing")
+    wanted = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
+    rules: list[Callable[[Path], bool]] = get_excludes_from_ignore_files(
+        directory, include_gitignore=wanted, logger=quiet
+    )
+    return rules
+
+
+def draining_nodes() -> dict[str, float | None]:
+    """Nodes that are asked to give up their work: id -> when they end (seconds since 1970), or None
+    for no deadline. `ray.nodes()` shows a draining node as any other."""
+    from ray._private.state import state
+
+    return {
+        node: deadline_ms / 1000 if deadline_ms else None
+        for node, deadline_ms in state.get_draining_nodes().items()
+    }
+
+
+def drain_node(node_id: str, why: str, seconds: float) -> str | None:
+    """Have the cluster treat a node as one that ends in `seconds`; why it was refused, or None. The
+    command `ray drain-node` does no more, and there is no public function."""
+    from ray._private.worker import global_worker
+    from ray.core.generated import autoscaler_pb2
+
+    accepted, refusal = global_worker.gcs_client.drain_node(
+        node_id,
+        autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
+        why,
+        int((time.time() + seconds) * 1000),
+    )
+    return None if accepted else str(refusal)
+
+
+def actor_node(actor_id: str) -> str | None:
+    """The node on which an actor lives, or died; None if it never had one. An error of Ray's names
+    the actor, and not always the node."""
+    from ray._private.state import actors
+
+    found: dict[str, Any] = actors(actor_id=actor_id)
+    node = found.get("Address", {}).get("NodeID", "")
+    return node or None
+
+
+def actor_id(actor: Any) -> str:
+    """The id of an actor in hex, as errors and `actor_node` have it."""
+    text: str = actor._actor_id.hex()
+    return text
+
+
+def learner_actors(learner_group: Any) -> list[Any]:
+    """The remote learners of a group in rank order; none if it learns in the trial's own process."""
+    return list(learner_group._workers or ())
+
+
+def trial_resources(trial: Any) -> list[dict[str, float]]:
+    """What a trial asks for: one mapping for each of its processes."""
+    return [dict(bundle) for bundle in trial.placement_group_factory.bundles]
+
+
+def free_cpus() -> dict[str, float]:
+    """CPUs that nobody has reserved, by node id. `ray.available_resources()` adds the nodes up."""
+    from ray._private.state import available_resources_per_node
+
+    return {
+        node: float(free.get("CPU", 0.0)) for node, free in available_resources_per_node().items()
+    }

@@ -1,0 +1,65 @@
+"""Nodes that join during a run (a spot node that was replaced, a cluster that grows).
+
+They are asked what the others were asked before the run, beside the training: a thread looks for new
+nodes and keeps what is wrong with them until the driver's loop tells it. Ray may already have placed
+an actor on a new node by then, so this warns and stops nothing.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from types import TracebackType
+
+from ray.exceptions import RayError
+
+from raytrain.cluster.preflight import ClusterNotReady, alive_nodes, preflight
+from raytrain.errors import RaytrainError
+
+_LOOK_S = 5.0
+_LEAVE_S = 10.0
+
+
+class Newcomers:
+    """`with Newcomers(storage_path) as newcomers: ... newcomers.told()`. Nodes that are there at the
+    beginning are known."""
+
+    def __init__(self, storage_path: str) -> None:
+        self._storage_path = storage_path
+        self._known = {node.id for node in alive_nodes()}
+        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="raytrain-newcomers", daemon=True)
+
+    def __enter__(self) -> Newcomers:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        # Before Ray is left: a question that is asked afterwards would start a Ray of its own.
+        self._thread.join(_LEAVE_S)
+
+    def told(self) -> list[str]:
+        """What has been found since the last call."""
+        return [self._said.get() for _ in range(self._said.qsize())]
+
+    def _look(self) -> None:
+        while not self._over.wait(_LOOK_S):
+            try:
+                new = [node for node in alive_nodes() if node.id not in self._known]
+                self._known |= {node.id for node in new}
+                if new:
+                    preflight(self._storage_path, new)
+            except ClusterNotReady as problem:
+                self._said.put(
+                    f"{problem}\nThis is of a node that joined during the run, which goes on. What is placed "
+                    "there may fail, or not be exact: mend it, or take it away."
+                )
+            except (RaytrainError, RayError, ConnectionError):
+                continue  # The storage or the cluster is away for a moment: that is told elsewhere.

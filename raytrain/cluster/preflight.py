@@ -1,0 +1,263 @@
+"""Whether a cluster is fit to train on: asked of every node before training begins.
+
+    look    versions of raytrain (and its source files), ray, torch, gymnasium, numpy, python; the clock
+    write   every node, and the driver, writes a file of its own below the storage path
+    read    every node, and the driver, reads the files of all others
+
+A small task of no CPUs is pinned to each node for each of the three. A wrong answer, or none, ends
+the run before it begins (`ClusterNotReady`, exit code 2), with the node's name and what to do. A node
+that leaves meanwhile is left out: losing nodes is what a run is made for. The usual mistake is a
+storage path that every node has, but each on its own disk: then nodes do not see each other's files.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError, TaskUnschedulableError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raytrain.checkpoint import Location, storage_errors
+from raytrain.cluster import node_checks
+from raytrain.errors import BadInput
+from raytrain.versions import versions
+
+MAX_SKEW_S = 10.0  # A lease on an object store, and the signatures of its requests, compare clocks.
+TIMEOUT_S = (
+    120.0  # A worker is started on each node, which may first have to fetch the run's files.
+)
+_LATE_FILE_S = 10.0  # caches of network file systems
+_PASSING = "/runtime_resources/working_dir_files/"  # where Ray unpacks a job's working directory
+_DRIVER = "driver"
+_HERE = "this machine"
+
+
+class ClusterNotReady(BadInput):
+    """A node of the cluster cannot take part in the run."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node by Ray's id, and by the name that a person knows it by."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a node said, and when that came in (seconds since the epoch, by this machine's clock)."""
+
+    value: Any
+    received: float
+
+
+def alive_nodes() -> list[Node]:
+    found = [
+        Node(each["NodeID"], f"{each['NodeManagerAddress']} ({each['NodeManagerHostname']})")
+        for each in ray.nodes()
+        if each["Alive"]
+    ]
+    names = [node.name for node in found]
+    # Several nodes of one machine are told apart by Ray's ids.
+    return [
+        node if names.count(node.name) == 1 else Node(node.id, f"{node.name[:-1]}, {node.id[:8]})")
+        for node in found
+    ]
+
+
+def preflight(
+    storage_path: str, asked: Iterable[Node] | None = None, *, timeout_s: float = TIMEOUT_S
+) -> None:
+    """Ask these nodes, or all. Returns when all is well.
+
+    Raises:
+        ClusterNotReady: with every problem that was found.
+        StorageError: this process cannot use the storage itself.
+    """
+    from ray import cloudpickle
+
+    if _PASSING in storage_path:
+        raise ClusterNotReady(
+            f"The storage path {storage_path} lies in the job's working directory, which Ray deletes when the "
+            "job has ended. Name one that stays: --storage-path, with an absolute path or a URI."
+        )
+    cloudpickle.register_pickle_by_value(node_checks)
+    try:
+        remaining = _compare(list(alive_nodes() if asked is None else asked), timeout_s)
+        _exchange(remaining, storage_path, timeout_s)
+    finally:
+        cloudpickle.unregister_pickle_by_value(node_checks)
+
+
+def _compare(asked: list[Node], timeout_s: float) -> list[Node]:
+    """Versions and clocks. Returns the nodes that have answered."""
+    packages = tuple(name for name in versions() if name != "python")
+    mine = node_checks.look(packages)
+    sent = time.time()
+    answers = _ask(asked, node_checks.look, lambda node: (packages,), timeout_s)
+    problems = []
+    for node, answer in answers.items():
+        problems += [f"{node.name} {each}" for each in _version_problems(answer.value, mine)]
+        # When in between the clock was read is not known; this much is certain.
+        skew = max(answer.value["clock"] - answer.received, sent - answer.value["clock"])
+        if skew > MAX_SKEW_S:
+            side = "ahead of" if answer.value["clock"] > answer.received else "behind"
+            problems.append(
+                f"{node.name} has a clock at least {skew:.0f} s {side} this machine's. Switch time "
+                "synchronisation on, on both (chrony or systemd-timesyncd)"
+            )
+    _refuse(problems)
+    return list(answers)
+
+
+def _version_problems(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, expected in mine["versions"].items():
+        found = theirs["versions"].get(name)
+        if found is None:
+            problems.append(f"has no {name}; this machine has {name} {expected}. Install it there")
+        elif _release(found) != _release(expected):
+            problems.append(
+                f"has {name} {found}; this machine has {expected}. Install one of them on both"
+            )
+    if not problems and theirs["source"] != mine["source"]:
+        problems.append(
+            f"has raytrain {mine['versions']['raytrain']} with other source files ({theirs['source']}, here "
+            f"{mine['source']}). Install the same commit on both"
+        )
+    return problems
+
+
+def _release(version: str) -> str:
+    """Without the build: a head without a GPU may well have torch 2.13.0+cpu."""
+    return version.partition("+")[0]
+
+
+def _exchange(asked: list[Node], storage_path: str, timeout_s: float) -> None:
+    """Everybody writes a file, and everybody reads all of them."""
+    token = f".raytrain-preflight-{uuid.uuid4().hex[:12]}"
+    directory = f"{storage_path.rstrip('/')}/{token}"
+    place = Location.of(directory)
+    texts = {_DRIVER: f"{token} {_DRIVER}", **{node.id: f"{token} {node.id}" for node in asked}}
+    done = False
+    try:
+        with storage_errors("Writing a file, as every node of a cluster has to,", place):
+            place.make()
+            (place / _DRIVER).write_bytes(texts[_DRIVER].encode())
+        said = _ask(
+            asked, node_checks.write, lambda node: (directory, node.id, texts[node.id]), timeout_s
+        )
+        _refuse(
+            f"{node.name} cannot write to {storage_path}: {answer.value}. Make it writable there for the "
+            "user that Ray runs as, or name another --storage-path"
+            for node, answer in said.items()
+            if answer.value is not None
+        )
+        writers = {_DRIVER: _HERE, **{node.id: node.name for node in said}}
+        expected = {name: texts[name] for name in writers}
+        seen = _ask(
+            list(said),
+            node_checks.read,
+            lambda node: (directory, expected, _LATE_FILE_S),
+            timeout_s + _LATE_FILE_S,
+        )
+        wrong = {node.name: answer.value for node, answer in seen.items()}
+        wrong[_HERE] = node_checks.read(directory, expected, _LATE_FILE_S)
+        _refuse(_unseen(storage_path, wrong, writers, is_local=place.is_local))
+        done = True
+    finally:
+        with storage_errors("Removing the files of the preflight", place):
+            place.delete_tree()
+        if not done:  # Perhaps it is not one directory, but one on each node.
+            with suppress(ClusterNotReady):
+                _ask(asked, node_checks.remove, lambda node: (directory,), timeout_s)
+
+
+def _unseen(
+    storage_path: str,
+    wrong: Mapping[str, Mapping[str, str]],
+    writers: Mapping[str, str],
+    *,
+    is_local: bool,
+) -> list[str]:
+    """What each reader could not read, in words."""
+    problems = []
+    for reader, files in wrong.items():
+        if files:
+            others = " and ".join(writers[name] for name in files)
+            problems.append(
+                f"{reader} does not see what {others} wrote: {next(iter(files.values()))}"
+            )
+    if not problems:
+        return []
+    remedy = (
+        "It must be one directory that all nodes share: mount a network file system (NFS, EFS, Filestore, "
+        "Lustre) at this path on each of them, or use an object store (--storage-path s3://BUCKET/runs)"
+        if is_local
+        else "Check that all nodes reach the same store, with the same rights to read and write"
+    )
+    return [f"The storage path {storage_path} is not shared: {'; '.join(problems)}. {remedy}"]
+
+
+def _ask(
+    asked: list[Node],
+    function: Callable[..., Any],
+    arguments: Callable[[Node], tuple[Any, ...]],
+    timeout_s: float,
+) -> dict[Node, Answer]:
+    """Run `function` on each of the nodes; the answers of those that are still there.
+
+    Raises:
+        ClusterNotReady: a node is there and does not answer, or the function failed on it.
+    """
+    pending = {_remote(function, node).remote(*arguments(node)): node for node in asked}
+    answers: dict[Node, Answer] = {}
+    problems: dict[Node, str] = {}
+    deadline = time.monotonic() + timeout_s
+    while pending:
+        left = max(0.0, deadline - time.monotonic())
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=left)
+        if not ready:
+            break
+        node = pending.pop(ready[0])
+        try:
+            answers[node] = Answer(ray.get(ready[0]), time.time())
+        except RayTaskError as error:
+            problems[node] = f"failed: {error.cause or error}"
+        except TaskUnschedulableError:
+            pass  # It is being drained: it leaves, and takes no new work.
+        except RayError as error:
+            problems[node] = f"could not start a worker: {_last_line(error)}"
+    for reference, node in pending.items():
+        ray.cancel(reference, force=True)
+        problems[node] = (
+            f"has not answered within {timeout_s:.0f} s. Look at its raylet (raylet.out in Ray's logs) and at "
+            "the network between, or take it out of the cluster"
+        )
+    there = {node.id for node in alive_nodes()}
+    _refuse(f"{node.name} {said}" for node, said in problems.items() if node.id in there)
+    return answers
+
+
+def _remote(function: Callable[..., Any], node: Node) -> Any:
+    affinity = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=affinity)(function)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    listed = [each.rstrip(".") for each in problems]
+    if listed:
+        text = "".join(f"\n  {each}." for each in listed)
+        raise ClusterNotReady(f"The cluster is not ready to train:{text}")

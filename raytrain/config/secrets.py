@@ -1,0 +1,109 @@
+"""Secrets stay out of the config: it is written to storage, into pickles, and shown.
+
+What an environment needs (a licence key, a database password) is named, not given:
+
+    environment:
+      env_config:
+        licence_key: {from_environment: SIM_LICENCE}
+
+The mapping travels as it is; `with_secrets` puts the variable's value in its place in the process that
+makes the environment, and nowhere else. The value is a `SecretText`: a text that is pickled as the name
+of its variable, since environments are pickled into checkpoints. A text under a name like a secret's, or
+a text like a known kind of credential, is refused when the config is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raytrain.config.problems import NOTHING, ConfigError, Problem
+
+REFERENCE = "from_environment"
+
+_SECRET_NAME = re.compile(
+    r"(^|_)(secret|secrets|password|passwd|passphrase|token|credential|credentials|api_?key|apikey|"
+    r"access_?key|private_?key|secret_?key|auth_?key|licen[cs]e_?key|connection_?string)(_|$)"
+)
+_SECRET_TEXT = re.compile(
+    r"\b(AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\bhf_\w{20,}|\bsk-[\w-]{20,}"
+    r"|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@"
+)
+
+Keys = tuple[str | int, ...]
+
+
+def secrets_in(values: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    """The keys under which there is a secret in plain text, and what gives it away."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            here = (*path, key)
+            if isinstance(value, str) and value and _SECRET_NAME.search(_snake(str(key))):
+                yield here, "its name is that of a secret"
+            else:
+                yield from secrets_in(value, here)
+    elif isinstance(values, list | tuple):
+        for index, value in enumerate(values):
+            yield from secrets_in(value, (*path, index))
+    elif isinstance(values, str) and _SECRET_TEXT.search(values):
+        yield path, "it looks like a credential"
+
+
+class PlainSecret(ConfigError):
+    """A secret stands in the config. What else is wrong is not looked for: saying it might repeat the
+    secret."""
+
+
+def problem(why: str) -> Problem:
+    """What to say of it. The value is not repeated."""
+    return Problem(
+        f"the config is written to storage and to logs, so a secret may not stand in it ({why}); write "
+        f"{{{REFERENCE}: NAME_OF_A_VARIABLE}} and set the variable wherever the environment is made",
+        value=NOTHING,
+    )
+
+
+def with_secrets(values: Any, field: str) -> Any:
+    """`values` with each reference replaced by the variable's value. Raises ConfigError, naming the
+    variable, if it is not set in this process."""
+    if isinstance(values, Mapping):
+        if set(values) == {REFERENCE}:
+            return SecretText(str(values[REFERENCE]), field)
+        return {key: with_secrets(value, f"{field}.{key}") for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [with_secrets(value, f"{field}[{i}]") for i, value in enumerate(values)]
+    return values
+
+
+class SecretText(str):
+    """The value of an environment variable. Pickles and `repr` hold the variable's name in its place;
+    a text that is made of it (`strip`, an f-string) is an ordinary one again."""
+
+    variable: str
+
+    def __new__(cls, variable: str, field: str = "") -> SecretText:
+        """Raises ConfigError if the variable is not set in this process."""
+        if variable not in os.environ:
+            raise ConfigError(
+                Problem(
+                    "the environment variable is not set in this process; set it where the command is "
+                    "given and on every node, in the environment in which Ray is started",
+                    field=field,
+                    value=variable,
+                )
+            )
+        made = super().__new__(cls, os.environ[variable])
+        made.variable = variable
+        return made
+
+    def __reduce__(self) -> tuple[type[SecretText], tuple[str]]:
+        return SecretText, (self.variable,)
+
+    def __repr__(self) -> str:
+        return f"<the value of {self.variable}>"
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]", "_", name).lower()

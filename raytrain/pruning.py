@@ -1,0 +1,177 @@
+"""`raytrain prune`: delete checkpoints that nobody needs any more.
+
+For each trial are kept: the newest `keep` checkpoints of which every byte is right, `best`, `final`,
+every stage, and whatever is damaged where it lies (the next start sets it aside). The quarantine and
+the states kept for a post-mortem (`error_*`) go only if that is asked for.
+
+A plan is made without touching anything. To carry it out, the experiment and each trial are locked,
+so nobody is writing there; the plan is made anew under the locks. A checkpoint loses its name or its
+manifest first (see `commit`), so a kill in the middle leaves no half checkpoint, and what it leaves is
+cleared away by the next prune or the next start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raytrain.checkpoint import (
+    Catalogue,
+    DirectoryLock,
+    Entry,
+    ExperimentFile,
+    Location,
+    is_trial,
+    remove_checkpoint,
+    trials,
+)
+from raytrain.checkpoint.storage import storage_errors
+from raytrain.errors import BadInput
+
+_LOOKERS_S = 1.0  # somebody who looks at a lock holds it for a moment
+_DISPOSABLE = frozenset({"periodic", "interrupted"})
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A checkpoint to delete; `path` is relative to the directory that was asked for."""
+
+    path: str
+    kind: str
+    iteration: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a prune deletes, and the paths of what it keeps."""
+
+    delete: tuple[Victim, ...]
+    keep: tuple[str, ...]
+
+    @property
+    def frees_bytes(self) -> int:
+        return sum(each.size_bytes for each in self.delete)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "frees_bytes": self.frees_bytes}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What may go: all but the newest `keep` good periodic checkpoints; the rest only if asked for."""
+
+    keep: int = 1
+    quarantine: bool = False
+    errors: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise BadInput(
+                f"--keep {self.keep}: the newest good checkpoint is always kept; give 1 or more"
+            )
+
+
+def plan(argument: str, rule: Rule) -> Plan:
+    """What would be deleted in an experiment's or a trial's directory.
+
+    Raises:
+        BadInput: there is neither.
+    """
+    place, chosen = _trials_of(argument)
+    return _as_plan(place, [_sorted_out(trial, rule) for trial in chosen])
+
+
+def prune(
+    argument: str, rule: Rule, track: Callable[[list[Entry]], Iterable[Entry]] = iter
+) -> Plan:
+    """Delete; what was deleted.
+
+    Raises:
+        BadInput: there is neither an experiment nor a trial.
+        Locked: a run is writing there. Nothing was deleted.
+        StorageError: the storage refused; what was deleted before that is gone.
+    """
+    place, chosen = _trials_of(argument)
+    with ExitStack() as locks:
+        experiment = place if place not in chosen else place.parent
+        if ExperimentFile.read(experiment) is not None:
+            locks.enter_context(DirectoryLock(experiment, wait=_LOOKERS_S))
+        held = [locks.enter_context(DirectoryLock(trial, wait=_LOOKERS_S)) for trial in chosen]
+        for trial in chosen:
+            Catalogue(trial).sweep()
+        sorted_out = [_sorted_out(trial, rule) for trial in chosen]
+        for entry in track([entry for delete, _ in sorted_out for entry in delete]):
+            for lock in held:
+                lock.check()
+            with storage_errors(f"Deleting {entry.path}", entry.location):
+                remove_checkpoint(entry.location)
+    return _as_plan(place, sorted_out)
+
+
+def _trials_of(argument: str) -> tuple[Location, list[Location]]:
+    place = Location.of(argument)
+    with storage_errors("Looking for checkpoints", place):
+        if not place.is_dir():
+            raise BadInput(
+                f"There is no directory {place}. Give an experiment's directory, as `raytrain train` "
+                "printed it."
+            )
+        found = [place] if is_trial(place) else trials(place)
+    if not found:
+        raise BadInput(
+            f"{place} is neither an experiment nor a trial: nothing in it is a checkpoint. Give the "
+            "directory that `raytrain train` wrote (<storage_path>/<name>)."
+        )
+    return place, found
+
+
+def _sorted_out(trial: Location, rule: Rule) -> tuple[list[Entry], list[Entry]]:
+    """What goes and what stays, of one trial."""
+    catalogue = Catalogue(trial)
+    entries = catalogue.entries()
+    kept = _looked_at(catalogue, entries, rule.keep)
+    delete: list[Entry] = []
+    keep: list[Entry] = []
+    for entry in entries:
+        (delete if entry.path not in kept and _may_go(entry, rule) else keep).append(entry)
+    return delete, keep
+
+
+def _looked_at(catalogue: Catalogue, entries: list[Entry], count: int) -> set[str]:
+    """The paths of the newest `count` periodic checkpoints of which every byte was read and is right,
+    and of the damaged ones that were met on the way: damage is evidence."""
+    paths: set[str] = set()
+    good = 0
+    for entry in sorted(entries, key=lambda each: -each.iteration):
+        if good == count:
+            break
+        if entry.is_periodic_place and entry.kind in _DISPOSABLE:
+            verified = catalogue.entry(entry.path, verify=True)
+            good += verified is not None and bool(verified.good)
+            paths.add(entry.path)
+    return paths
+
+
+def _may_go(entry: Entry, rule: Rule) -> bool:
+    if entry.in_quarantine:
+        return rule.quarantine
+    if entry.path.startswith("error_"):
+        return rule.errors
+    return entry.is_periodic_place and entry.kind in _DISPOSABLE and entry.good is not False
+
+
+def _as_plan(place: Location, sorted_out: list[tuple[list[Entry], list[Entry]]]) -> Plan:
+    start = place.path.rstrip("/") + "/"
+
+    def path(entry: Entry) -> str:
+        return entry.location.path.removeprefix(start)
+
+    delete = tuple(
+        Victim(path(entry), entry.kind, entry.iteration, entry.size_bytes)
+        for gone, _ in sorted_out
+        for entry in gone
+    )
+    return Plan(delete, tuple(path(entry) for _, kept in sorted_out for entry in kept))

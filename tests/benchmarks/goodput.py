@@ -1,0 +1,152 @@
+"""How much of the work stays when something dies once a minute, on a cluster of real raylets.
+
+An experiment of four trials trains on two workers, `raytrain train --address` against stock Tune
+(`Tuner("PPO").fit()`, started again with `Tuner.restore`) on the same cluster, with the same settings,
+checkpoints and number of failures that may be survived:
+
+    warm-up ── undisturbed, 2 min ──┬── disturbed: a fault at the start of each minute ──┐
+                                  fault   fault   fault   fault   fault                  end
+
+    trial, env runner    SIGKILL to one of these processes
+    driver               SIGKILL; the command is given again at once
+    raylet               SIGKILL to a node that carries a trial; another one joins in its place
+    link                 such a node loses its network, for some seconds or for good
+
+Goodput is the iterations per second in the disturbed minutes over those in the undisturbed ones, of the
+same run. Only useful iterations count, those that the result consists of: how far all trials are
+at the end, less how far they were at the beginning, so one that is done again counts once.
+
+Both trainers meet the same schedule, which a seed has drawn (`tests/chaos/schedule.py`); in each further
+round it is another one. Needs root (see `tests/namespaces.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import recovery
+import settings
+from measuring import Options, Table, interleave, say, spread
+from runs import HERE, RunFailed, scratch, write_config
+
+sys.path.insert(0, str(HERE.parent))
+
+from chaos.campaign import PROCESSES, Campaign
+from chaos.nodes import Nodes
+from chaos.schedule import Schedule, regular
+from namespaces import Cluster, why_not
+
+ROUNDS = 1
+TRIALS = 4
+KINDS = ("trial", "env runner", "driver", "raylet", "link")
+QUIET_S, EVERY_S = 120.0, 60.0
+_WARM_S = 20.0
+_PATIENCE_S = 600.0
+TITLES = {
+    "raytrain": {kind: PROCESSES[kind] for kind in ("trial", "env runner")},
+    "stock Tune": {"trial": "ray::PPO", "env runner": "ray::SingleAgentEnvRunner"},
+}
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """Useful iterations per second, of all trials together."""
+
+    quiet: float
+    disturbed: float
+
+    @property
+    def share(self) -> float:
+        return 100 * self.disturbed / self.quiet
+
+
+def measure(options: Options) -> list[Table]:
+    missing = why_not()
+    if missing is not None:
+        say(f"goodput: left out: {missing}")
+        return []
+    rounds, kinds = options.rounds_or(ROUNDS), KINDS[:1] if options.quick else KINDS
+    quiet_s, every_s = (20.0, 20.0) if options.quick else (QUIET_S, EVERY_S)
+    found: dict[str, list[Goodput]] = {name: [] for name in TITLES}
+    for number in range(rounds):
+        schedule = regular(number, kinds, [index * every_s for index in range(len(kinds))])
+        once = interleave(
+            {name: partial(run, name, schedule, quiet_s, every_s) for name in TITLES},
+            1,
+            f"schedule {number}",
+        )
+        for name, results in once.items():
+            found[name] += results
+    rows = tuple(row(name, results) for name, results in found.items())
+    return [Table(f"Goodput, a fault every {every_s:.0f} s", rows)]
+
+
+def row(trainer: str, found: list[Goodput]) -> dict[str, Any]:
+    return {
+        "trainer": trainer,
+        "iterations/s undisturbed": spread([each.quiet for each in found]),
+        "useful iterations/s with faults": spread([each.disturbed for each in found]),
+        "goodput %": spread([each.share for each in found], 1),
+        "target %": 90 if trainer == "raytrain" else None,
+    }
+
+
+class Timed(Nodes):
+    """Its measure is seconds since `began`."""
+
+    began = 0.0
+
+    def reached(self) -> float:
+        return time.monotonic() - self.began
+
+
+def run(trainer: str, schedule: Schedule, quiet_s: float, every_s: float) -> Goodput:
+    config = settings.ppo(
+        "CartPole-v1",
+        iterations=1_000_000,
+        epochs=6,
+        env_runners={"num_env_runners": 1},
+        resources={"custom_resources_for_main_process": {"worker": 0.3}},
+        checkpoint={"checkpoint_frequency": 5, "num_to_keep": 3},
+        failure={"max_failures": 1000},
+        tune={"num_samples": TRIALS},
+    )
+    # Idle workers stay, as docs/nodes.md recommends; it does stock no harm.
+    env = {"RAY_idle_worker_killing_time_threshold_ms": "86400000"}
+    with scratch() as place, Cluster(env=env) as cluster:
+        path = write_config(place, config)
+        command = partial(recovery.start, trainer, cluster, path, place / "log.txt")
+        stage = Timed(cluster, command, cpus=8, titles=TITLES[trainer])
+        campaign = Campaign(stage, schedule, patience_s=_PATIENCE_S, tell=say)
+        try:
+            campaign.start()
+            campaign.until(lambda: all_begun(place, cluster), "before all trials had begun")
+            stage.began = time.monotonic()
+            campaign.until(lambda: stage.reached() >= _WARM_S, "in the warm-up")
+            began, first = time.monotonic(), useful(place, cluster)
+            campaign.until(lambda: time.monotonic() >= began + quiet_s, "undisturbed")
+            stage.began, second = time.monotonic(), useful(place, cluster)
+            quiet = (second - first) / (stage.began - began)
+            campaign.strike()
+            end = every_s * len(schedule.faults)
+            campaign.until(lambda: stage.reached() >= end, "after the last fault")
+            disturbed = (useful(place, cluster) - second) / stage.reached()
+        except AssertionError as error:
+            raise RunFailed(f"{trainer}: {error}") from error
+    return Goodput(quiet, disturbed)
+
+
+def all_begun(place: Path, cluster: Cluster) -> bool:
+    found = recovery.results(place, cluster).values()
+    return len(found) == TRIALS and all(recovery.iterations(path) for path in found)
+
+
+def useful(place: Path, cluster: Cluster) -> int:
+    """How far the trials are, together."""
+    found = recovery.results(place, cluster).values()
+    return sum((recovery.iterations(path) or [0])[-1] for path in found)

@@ -1,0 +1,182 @@
+"""The fence: a trial that was cut off and lives on changes nothing in the directory of the one that
+was started in its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checkpoint_children import manifest, place
+from running import rows
+
+from raytrain.checkpoint import (
+    BestPolicy,
+    DirectoryLock,
+    Location,
+    Locked,
+    Manifest,
+    RetentionPolicy,
+    commit,
+)
+from raytrain.checkpoint.lock import Times
+from raytrain.trainable.attempts import SUPERSEDED, Superseded
+from raytrain.trainable.trial_directory import TrialDirectory
+
+
+def directory(
+    where: Location, node: str, gone: Callable[[str], bool] = lambda node: False
+) -> TrialDirectory:
+    return TrialDirectory(
+        where,
+        retention=RetentionPolicy(3),
+        best=BestPolicy(),
+        max_failed_saves=3,
+        node=node,
+        node_is_gone=gone,
+    )
+
+
+def told(attempt: int, iteration: int) -> Manifest:
+    return manifest(iteration, attempt=attempt, score=None)
+
+
+def write(staging: Path) -> None:
+    (staging / "state").write_text("state")
+
+
+def train(trial: TrialDirectory, *iterations: int) -> None:
+    for iteration in iterations:
+        trial.record({"training_iteration": iteration, "by": trial.attempt}, [], iteration * 10)
+
+
+def save(trial: TrialDirectory, iteration: int) -> None:
+    trial.save(f"checkpoint_{iteration:06d}", told(trial.attempt, iteration), write)
+    trial.poll(wait=True)
+
+
+def begun(where: Location, node: str = "a") -> TrialDirectory:
+    """An attempt with rows 1 to 3 and a checkpoint of iteration 2."""
+    trial = directory(where, node)
+    assert trial.open().entry is None
+    trial.open_records(resume_from=0, next_episode=0)
+    train(trial, 1, 2)
+    save(trial, 2)
+    train(trial, 3)
+    return trial
+
+
+def taken_over(where: Location) -> TrialDirectory:
+    trial = directory(where, "b", gone=lambda node: node == "a")
+    found = trial.open()
+    assert found.entry is not None
+    assert any("shut out" in message for message in found.messages)
+    trial.open_records(resume_from=found.entry.iteration, next_episode=14)
+    return trial
+
+
+def written(where: Path) -> list[tuple[int, int]]:
+    return [(row["training_iteration"], row["by"]) for row in rows(where)]
+
+
+@pytest.mark.parametrize("generic", [False, True], ids=["disk", "lease"])
+def test_a_superseded_writer_writes_nothing_more(
+    tmp_path: Path, generic: bool, monkeypatch
+) -> None:
+    monkeypatch.setattr("raytrain.checkpoint.lock.SETTLE_SECONDS", 0.0)
+    where = place(tmp_path, generic)
+    old = begun(where)
+    new = taken_over(where)
+    if not generic:
+        with pytest.raises(Superseded):
+            train(old, 4)
+    with pytest.raises(Superseded):
+        save(old, 4)
+    with pytest.raises(Superseded):
+        raise old.note_failure(4, ValueError("broken")) or AssertionError
+    train(new, 3, 4)
+    save(new, 4)
+    new.close()
+    old.close()
+    assert written(tmp_path) == [(1, 1), (2, 1), (3, 2), (4, 2)]
+    committed = {path.parent.name for path in tmp_path.glob("checkpoint_*/manifest.json")}
+    assert committed == {"checkpoint_000002", "checkpoint_000004"}
+    record = json.loads((tmp_path / "attempt.json").read_text())
+    assert record == {"attempt": 2, "began_after": {"1": 0, "2": 2}}
+
+
+def test_what_it_was_about_to_append_goes_nowhere(tmp_path: Path, monkeypatch) -> None:
+    """It had asked the fence just before it was superseded."""
+    where = place(tmp_path, False)
+    old = begun(where)
+    new = taken_over(where)
+    monkeypatch.setattr(old._attempts, "check", lambda: None)
+    train(old, 4, 5)
+    train(new, 3)
+    new.close()
+    old.close()
+    assert written(tmp_path) == [(1, 1), (2, 1), (3, 2)]
+    assert len((tmp_path / "progress.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("generic", [False, True], ids=["disk", "lease"])
+def test_what_it_still_commits_is_off_the_line(tmp_path: Path, generic: bool, monkeypatch) -> None:
+    monkeypatch.setattr("raytrain.checkpoint.lock.SETTLE_SECONDS", 0.0)
+    where = place(tmp_path, generic)
+    begun(where)
+    new = taken_over(where)
+
+    def commit_late(iteration: int) -> None:
+        staging = tmp_path / f"late_{iteration}"
+        staging.mkdir()
+        write(staging)
+        commit(staging, where / f"checkpoint_{iteration:06d}", told(1, iteration))
+
+    commit_late(4)
+    train(new, 3, 4)
+    save(new, 4)
+    assert any("kept in superseded/" in message for message in new.take_messages())
+    assert (tmp_path / SUPERSEDED / "checkpoint_000004.attempt_1" / "manifest.json").exists()
+    commit_late(6)
+    new.close()
+    third = directory(where, "c")
+    found = third.open()
+    assert found.entry is not None and found.entry.path == "checkpoint_000004"
+    assert any("checkpoint_000006 was written by attempt 1" in each for each in found.messages)
+    third.close()
+
+
+def test_a_lock_is_seized_only_from_a_holder_that_is_out_of_the_world(tmp_path: Path) -> None:
+    where = Location.of(tmp_path)
+    holder = DirectoryLock(where, note={"node": "a"})
+    holder.acquire()
+    with pytest.raises(Locked):
+        DirectoryLock(where, out_of_the_world=lambda record: record["node"] != "a").acquire()
+    taker = DirectoryLock(where, out_of_the_world=lambda record: record["node"] == "a")
+    taker.acquire()
+    assert (taker.seized, holder.seized) == (True, False)
+    taker.check()
+    with pytest.raises(Locked, match="was lost"):
+        holder.check()
+    holder.release()
+    taker.check()
+    with pytest.raises(Locked):  # The old file's lock is no lock any more, and the new one's is.
+        DirectoryLock(where).acquire()
+    taker.release()
+    assert not list(tmp_path.glob(".raytrain.lock.*"))
+
+
+def test_a_lease_is_seized_as_well(tmp_path: Path) -> None:
+    where = place(tmp_path, True)
+    times = Times(sleep=lambda seconds: None)
+    holder = DirectoryLock(where, times=times, note={"node": "a"})
+    holder.acquire()
+    taker = DirectoryLock(where, times=times, out_of_the_world=lambda record: True)
+    taker.acquire()
+    assert taker.seized
+    with pytest.raises(Locked, match="was lost"):
+        holder.check()
+    holder.release()
+    taker.check()
+    taker.release()
