@@ -34,7 +34,7 @@ from raytrain.checkpoint import (
     who_writes,
 )
 from raytrain.checkpoint.storage import storage_errors
-from raytrain.config import ExperimentConfig, config_from_dict
+from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps
 from raytrain.errors import BadInput
 from raytrain.experiment import has_ended
 from raytrain.reporting import EVENT_LOG, LoggedEvent, read_events
@@ -77,6 +77,8 @@ class TrialView:
     episodes: int | None
     progress: float | None
     stage: str | None
+    stage_number: int | None
+    stages: int | None
     last_score: float | None
     best_score: float | None
     exact: bool | None
@@ -233,6 +235,7 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
     errors = [event for event in events if event.kind == "failed"]
     iteration, timesteps, episodes = _reached(row, newest)
     manifest = None if newest is None else newest.manifest
+    number = manifest.stage_number if manifest else None
     state = _state(trial, config, entries, row, events)
     return TrialView(
         trial=trial.name,
@@ -244,6 +247,8 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
             1.0 if state == "finished" else _progress(config, iteration, timesteps, episodes, row)
         ),
         stage=manifest.stage if manifest else None,
+        stage_number=number[0] if number else None,
+        stages=number[1] if number else None,
         last_score=metric(row, config.checkpoint.score)
         if row
         else (newest.score if newest else None),
@@ -299,12 +304,13 @@ def _progress(
     episodes: int | None,
     row: Mapping[str, Any] | None,
 ) -> float | None:
-    """The share of the first criterion of `stop` that will be met; a return's cannot be told."""
+    """The share of the first criterion of `stop` (or of the stages' timesteps) that will be met; a
+    return's cannot be told."""
     stop = config.stop
     seconds = float(row.get("time_total_s", 0.0)) if row else 0.0
     reached = (
         (iteration, stop.iterations),
-        (timesteps, stop.timesteps),
+        (timesteps, total_timesteps(config)),
         (episodes, stop.episodes),
         (seconds, stop.time_s),
     )

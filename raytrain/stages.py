@@ -14,19 +14,18 @@ from functools import partial
 from typing import Any
 
 from raytrain.checkpoint import (
+    SET_ASIDE,
     BestPolicy,
     Catalogue,
     Entry,
     Location,
+    move_checkpoint,
     replace,
     storage_errors,
     trials,
 )
-from raytrain.checkpoint.commit import move_checkpoint
 from raytrain.config import ExperimentConfig, eras, make_env, stage_config
 from raytrain.errors import BadInput
-
-_ASIDE = "set_aside"
 
 Say = Callable[[str], None]
 
@@ -142,7 +141,7 @@ def start_again_after(stage: str, config: ExperimentConfig, place: Location, say
             if not entry.in_quarantine and entry.iteration > end.iteration
         ]
         moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        aside = trial / _ASIDE / moment
+        aside = trial / SET_ASIDE / moment
         for entry in sorted(newer, key=lambda each: -each.iteration):
             with storage_errors(f"Setting {entry.path} aside", entry.location):
                 # The names of stages come without their directory; no other checkpoint has one.

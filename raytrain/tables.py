@@ -53,6 +53,8 @@ def _trial_lines(trial: TrialView, score: str) -> list[str]:
     first = f"{trial.trial}: {trial.state}, iteration {trial.iteration:,}, {trial.timesteps:,} steps{share}"
     if trial.stage is not None:
         first += f", stage {trial.stage}"
+        if trial.stage_number is not None:
+            first += f" ({trial.stage_number} of {trial.stages})"
     scores = [
         f"{name} {value:.6g}"
         for name, value in (("best", trial.best_score), ("last", trial.last_score))

@@ -21,7 +21,7 @@ from ray.tune import Callback
 
 from raytrain import _ray
 from raytrain.checkpoint import Catalogue, Location, StorageError
-from raytrain.config import ExperimentConfig
+from raytrain.config import ExperimentConfig, total_timesteps
 from raytrain.config.sections import FaultTolerance
 from raytrain.faults import Interrupts, may_retry, why_it_died
 from raytrain.faults.losses import Loss, Losses
@@ -99,7 +99,7 @@ class Watch(Callback):
         self._reporter.started(
             name,
             stop=StopTotals(
-                timesteps=stop.timesteps,
+                timesteps=total_timesteps(self._config),
                 iterations=stop.iterations,
                 seconds=stop.time_s,
                 episode_return_mean=stop.episode_return_mean,

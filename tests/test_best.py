@@ -204,6 +204,12 @@ def test_a_stage_in_another_environment_begins_a_new_best(by_profit):
 
 
 def test_scores_of_one_evaluation_environment_are_compared_throughout():
-    evaluation = {"evaluation_interval": 1, "evaluation_config": {"env_config": {}}}
     score = {"score": "evaluation/episode_return_mean"}
-    assert set(eras(stages_config(evaluation=evaluation, checkpoint=score)).values()) == {0}
+
+    def eras_with(env_config):
+        evaluation = {"evaluation_interval": 1, "evaluation_config": {"env_config": env_config}}
+        return eras(stages_config(evaluation=evaluation, checkpoint=score))
+
+    assert set(eras_with({"max_episode_steps": 50}).values()) == {0}
+    # What evaluation's own config leaves out is that of the stage.
+    assert eras_with({}) == eras_with(None) == {"a": 0, "b": 0, "c": 1}

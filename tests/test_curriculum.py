@@ -19,7 +19,8 @@ from tiny_ppo import TINY, Told, built, iterate, unlike
 from typer.testing import CliRunner
 
 from raytrain import _ray
-from raytrain.checkpoint import Catalogue, Location
+from raytrain.checkpoint import Catalogue, Location, resolve
+from raytrain.checkpoint.lineage import trial_of as trial_of_entry
 from raytrain.cli import app
 from raytrain.config import ConfigError, config_from_dict, load_config
 from raytrain.reporting import read_episodes
@@ -88,19 +89,26 @@ def test_a_return_counts_episodes_of_the_stage_only_and_needs_as_many():
 # -- a stage's values ----------------------------------------------------------------------------
 
 
+EACH = [
+    {"lr": 1e-4},
+    {"entropy_coeff": 0.1},
+    {"gamma": 0.8, "lambda_": 0.7},
+    {"clip_param": 0.01, "vf_clip_param": 1.0, "vf_loss_coeff": 0.1},
+    {"grad_clip": 0.01},
+    {"kl_coeff": 0.9, "kl_target": 0.001},
+    {"num_epochs": 1, "minibatch_size": 16, "train_batch_size_per_learner": 200},
+]
+ALL = {key: value for values in EACH for key, value in values.items()}
+
+
 @pytest.mark.parametrize(
     "training",
     [
-        {"lr": 1e-4},
+        ALL,
         {"lr": [[0, 1e-3], [1000, 1e-5]]},
-        {"entropy_coeff": 0.1},
-        {"gamma": 0.8, "lambda_": 0.7},
-        {"clip_param": 0.01, "vf_clip_param": 1.0, "vf_loss_coeff": 0.1},
-        {"grad_clip": 0.01},
-        {"kl_coeff": 0.9, "kl_target": 0.001},
-        {"num_epochs": 1, "minibatch_size": 16, "train_batch_size_per_learner": 200},
+        *(pytest.param(each, marks=pytest.mark.slow) for each in EACH),
     ],
-    ids=str,
+    ids=lambda each: "all" if each is ALL else str(each),
 )
 def test_a_stages_values_hold_as_if_the_learner_had_been_built_with_them(training, tmp_path):
     """A fork is built with the values; a stage changes a learner and a runner that are there."""
@@ -115,9 +123,10 @@ def test_a_stages_values_hold_as_if_the_learner_had_been_built_with_them(trainin
     with built(training=training, environment=SHORT) as fork:
         fork.load_exact(tmp_path / "state", fork=True)
         assert [each.weights_sha256 for each in iterate(fork, 2)] == trail
-    with built(environment=SHORT) as without:
-        without.load_exact(tmp_path / "state", fork=True)
-        assert [each.weights_sha256 for each in iterate(without, 2)] != trail
+    if training is not ALL:
+        with built(environment=SHORT) as without:
+            without.load_exact(tmp_path / "state", fork=True)
+            assert [each.weights_sha256 for each in iterate(without, 2)] != trail
 
 
 def test_the_optimizers_restored_rate_does_not_undo_a_stages(tmp_path):
@@ -156,7 +165,10 @@ def test_episodes_begin_anew_in_the_new_environment():
 # -- exactness -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("saved_after", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "saved_after",
+    [pytest.param(1, marks=pytest.mark.slow), 2, 3, pytest.param(4, marks=pytest.mark.slow)],
+)
 def test_a_resume_is_exact_before_at_and_after_a_boundary(tmp_path, saved_after):
     algorithm = staged(STAGES, env_runners={"observation_filter": "MeanStdFilter"})
     try:
@@ -173,28 +185,50 @@ def test_a_resume_is_exact_before_at_and_after_a_boundary(tmp_path, saved_after)
         again.stop()
 
 
-def test_env_runners_take_a_stage_over_and_one_that_dies_comes_back_in_it(local_ray):
+def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(local_ray):
+    """One dies at the boundary, so its group is set up as it was before and then taken into the stage;
+    one dies in the stage, and is set up in it wherever there is an actor."""
     trails = []
     for disturbed in (False, True):
         algorithm = staged(STAGES, env_runners={"num_env_runners": 2})
         try:
             trail = iterate(algorithm, 2)
-            actors = _ray.runner_actors(algorithm.env_runner_group).values()
-            pids = [ray.get(actor.apply.remote(_pid)) for actor in actors]
-            trail += iterate(algorithm, 1)
-            assert [ray.get(actor.apply.remote(_pid)) for actor in actors] == pids
+            before = pids_of(algorithm)
             if disturbed:
-                os.kill(pids[1], signal.SIGKILL)
+                os.kill(before[1], signal.SIGKILL)
+            trail += iterate(algorithm, 1)
+            if disturbed:
+                assert any("died" in message for message in algorithm.told)
+                os.kill(before[0], signal.SIGKILL)
+            else:
+                assert pids_of(algorithm) == before
             trail += iterate(algorithm, 2)
             trails.append(trail)
         finally:
             algorithm.stop()
     assert unlike(*trails) == []
-    assert trails[0][2].row["stage"] == "hard"
+    assert [each.row["stage"] for each in trails[1]] == ["easy", "easy", "hard", "hard", "hard"]
+    assert max(row["length"] for each in trails[1][2:] for row in each.finished) <= 40
 
 
-def _pid(runner: Any) -> int:
-    return os.getpid()
+@pytest.mark.slow
+def test_one_actor_takes_a_stage_over_for_all_groups(local_ray):
+    trails = []
+    for actors in (2, 1):
+        runners = {"num_env_runners": 2, "max_actors": actors}
+        algorithm = staged(STAGES, env_runners=runners)
+        try:
+            trails.append(iterate(algorithm, 4))
+            assert len(algorithm.env_groups.actors) == actors
+        finally:
+            algorithm.stop()
+    assert unlike(*trails) == []
+
+
+def pids_of(algorithm: Told) -> dict[int, int]:
+    """The processes of the env runner actors that are there."""
+    actors = algorithm.env_groups.actors
+    return {index: ray.get(actor.where.remote())[1] for index, actor in actors.items()}
 
 
 # -- the config ----------------------------------------------------------------------------------
@@ -243,7 +277,7 @@ def test_a_return_that_may_never_come_needs_a_bound():
 RUN = {
     "env_runners": {"num_env_runners": 0, "num_envs_per_env_runner": 2},
     "training": {"train_batch_size_per_learner": 128, "num_epochs": 1},
-    "checkpoint": {"checkpoint_frequency": 3, "num_to_keep": 1},
+    "checkpoint": {"checkpoint_frequency": 3, "num_to_keep": 2},
     "curriculum": [
         {"name": "easy", "until": {"timesteps": 500}},
         {"name": "middle", "until": {"timesteps": 500}, "environment": SHORT},
@@ -290,7 +324,9 @@ def test_a_finished_curriculum(finished):
     assert "is finished" in again.output
 
 
-@pytest.mark.parametrize("moment", ["stages/easy", "checkpoint_000006"])
+@pytest.mark.parametrize(
+    "moment", ["stages/easy", pytest.param("checkpoint_000006", marks=pytest.mark.slow)]
+)
 def test_a_killed_curriculum_ends_as_the_one_that_was_left_alone(finished, tmp_path, moment):
     config = copied_config(finished, tmp_path)
     run = Run("train", str(config), log=tmp_path / "log.txt")
@@ -330,15 +366,27 @@ def test_starting_again_after_a_stage_repeats_it_and_deletes_nothing(copied):
     assert (next((trial / "set_aside").iterdir()) / "stages" / "middle" / "manifest.json").exists()
     assert (trial / "stages" / "hard" / "manifest.json").exists()
     assert (trial / "best" / "manifest.json").exists()
+    # What was set aside is still this run's, for a fork.
+    (aside,) = (trial / "set_aside").iterdir()
+    entry = resolve(str(aside / "stages" / "middle"))
+    assert trial_of_entry(entry).path == str(trial)
 
 
-def test_stages_that_have_begun_must_stay_and_others_may_change(copied):
-    text = copied.read_text()
-    copied.write_text(text.replace("max_episode_steps: 40", "max_episode_steps: 30"))
+def change_the_middle(config: Path) -> None:
+    text = config.read_text()
+    config.write_text(text.replace("max_episode_steps: 40", "max_episode_steps: 30"))
+
+
+def test_stages_that_have_begun_must_stay(copied):
+    change_the_middle(copied)
     ended = CliRunner().invoke(app, ["train", str(copied)])
     assert ended.exit_code == 2
     assert "the stage 'middle' has begun" in ended.output
-    # Going back makes them others.
+
+
+@pytest.mark.slow
+def test_going_back_makes_them_others(copied):
+    change_the_middle(copied)
     train(copied, "--from-stage", "easy")
     lengths = [
         row["length"] for row in read_episodes(trial_of(copied)).to_pylist()
@@ -347,6 +395,7 @@ def test_stages_that_have_begun_must_stay_and_others_may_change(copied):
     assert max(lengths) == 30
 
 
+@pytest.mark.slow
 def test_a_stage_may_be_added_to_a_finished_run(copied):
     config = yaml.safe_load(copied.read_text())
     config["curriculum"].append({"name": "more", "until": {"timesteps": 200}})
@@ -354,6 +403,41 @@ def test_a_stage_may_be_added_to_a_finished_run(copied):
     before = len(rows(trial_of(copied)))
     train(copied)
     assert [row["stage"] for row in rows(trial_of(copied))[before:]] == ["more", "more"]
+
+
+def test_show_says_stage_k_of_n_and_how_to_go_back(finished):
+    said = CliRunner().invoke(app, ["show", str(experiment_of(finished))]).output
+    assert "stage hard (3 of 3)" in said
+    assert f"{finished} --from-stage easy    # trial_00000/stages/easy" in said
+    shown = CliRunner().invoke(app, ["show", str(experiment_of(finished)), "--json"])
+    (trial,) = json.loads(shown.output)["trials"]
+    assert (trial["state"], trial["progress"]) == ("finished", 1.0)
+    assert (trial["stage"], trial["stage_number"], trial["stages"]) == ("hard", 3, 3)
+    stages = [each["stage"] for each in trial["checkpoints"] if each["kind"] == "stage"]
+    assert sorted(stages) == ["easy", "hard", "middle"]
+
+
+def test_prune_leaves_stages_best_and_final(copied):
+    ended = CliRunner().invoke(app, ["prune", str(experiment_of(copied)), "--yes", "--json"])
+    assert ended.exit_code == 0, ended.output
+    plan = json.loads(ended.output)
+    assert [each["kind"] for each in plan["delete"]] == ["periodic"]
+    left = {
+        entry.path: entry for entry in Catalogue(Location.of(trial_of(copied))).entries(verify=True)
+    }
+    for name in ("stages/easy", "stages/middle", "stages/hard", "best", "final"):
+        assert left[name].good
+        assert f"trial_00000/{name}" in plan["keep"]
+
+
+def test_plot_marks_the_stages(finished, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "curves.svg"
+    experiment = str(experiment_of(finished))
+    ended = CliRunner().invoke(app, ["plot", experiment, "--out", str(picture)])
+    assert ended.exit_code == 0, ended.output
+    for name in ("easy", "middle", "hard"):
+        assert f"<!-- {name} -->" in picture.read_text()
 
 
 def test_other_spaces_in_a_stage_are_refused_before_ray_starts(tmp_path):

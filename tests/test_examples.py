@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
 from running import Run, rows
 from structure_env import Structure
 
@@ -23,6 +25,13 @@ trading = pytest.param("trading", "pickle", marks=pytest.mark.trading)
 structure = pytest.param("structure", "pickle")
 halfcheetah = pytest.param("halfcheetah", "replay", marks=pytest.mark.mujoco)
 
+
+def short_stages() -> list[dict[str, Any]]:
+    """The stages of structure.yaml, each ending after one iteration."""
+    stages = yaml.safe_load((CONFIGS / "structure.yaml").read_text())["curriculum"]
+    return [{**stage, "until": {"timesteps": 1}} for stage in stages]
+
+
 SMALL = ["stop.iterations=2", "stop.timesteps=null", "checkpoint.checkpoint_frequency=1"]
 FEW = {
     "trading": [
@@ -33,6 +42,8 @@ FEW = {
     "structure": [
         "environment.env_config.duration=2",
         "training.train_batch_size_per_learner=1024",
+        "stop.iterations=null",  # the end is that of the fourth stage, one iteration each
+        f"curriculum={json.dumps(short_stages())}",
     ],
     "halfcheetah": [
         "evaluation.evaluation_interval=1",
@@ -80,7 +91,8 @@ def test_a_small_run(name, strategy, tmp_path):
     assert run.wait() == 0, run.output()
     assert "not exact" not in run.output()
     trial = tmp_path / name / "trial_00000"
-    assert [row["training_iteration"] for row in rows(trial)] == [1, 2]
+    iterations = [row["training_iteration"] for row in rows(trial)]
+    assert iterations == ([1, 2, 3, 4] if name == "structure" else [1, 2])
     episodes = read_episodes(trial)
     assert episodes.num_rows
     for each in REPORTED[name]:
@@ -99,7 +111,16 @@ def test_a_small_run(name, strategy, tmp_path):
         log_std = raytrain.load_policy(f"{tmp_path / name}:final").module.pi.log_std
         np.testing.assert_allclose(log_std.detach().numpy(), -2.0, atol=1e-2)
     if name == "trading":  # nothing is drawn in it, so it is what evaluation found
-        assert played.episode_return_mean == pytest.approx(best["score"], rel=1e-6)
+        assert np.expm1(played.episode_return_mean) == pytest.approx(best["score"], rel=1e-6)
+    if name == "structure":
+        passed = [f"stages/{stage['name']}" for stage in short_stages()]
+        assert all((trial / each / "manifest.json").exists() for each in passed)
+        peaks = {each: [] for each in ("moderate", "strong", "heavy", "severe")}
+        for row in episodes.to_pylist():
+            peaks[row["stage"]].append(row["custom/pga"])
+        middle = {each: (min(found) + max(found)) / 2 for each, found in peaks.items()}
+        assert sorted(middle, key=middle.__getitem__) == list(peaks)
+        assert best["stage"] == "severe"
 
 
 @pytest.mark.mujoco

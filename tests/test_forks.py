@@ -185,6 +185,21 @@ def test_inspect_shows_every_generation(family):
     assert document["iteration"] == 2
 
 
+def test_the_model_card_has_the_line_of_descent(family, tmp_path):
+    ended = here("export", family / "results" / "grandchild", tmp_path / "policy")
+    assert ended.exit_code == 0, ended.output
+    card = (tmp_path / "policy" / "README.md").read_text()
+    lines = card.split("the parent first:\n\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split()[2].split("/")[0] for line in lines] == ["child", "run"]
+    assert lines[0].endswith("(weights only)")
+
+
+def test_what_a_fork_began_with_is_no_trial_of_its_own(family):
+    shown = json.loads(here("show", family / "results" / "grandchild", "--json").output)
+    assert [each["trial"] for each in shown["trials"]] == ["trial_00000"]
+    assert shown["parent"]["experiment"] == "child"
+
+
 def test_the_same_command_finds_the_fork_finished(family):
     config = family / "run.yaml"
     ended = here(

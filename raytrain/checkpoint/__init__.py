@@ -21,7 +21,7 @@ from raytrain.checkpoint.experiment_file import (
     ExperimentFileError,
     require_key,
 )
-from raytrain.checkpoint.lineage import FORKED_FROM, line_of_descent
+from raytrain.checkpoint.lineage import FORKED_FROM, SET_ASIDE, line_of_descent
 from raytrain.checkpoint.lock import LEASE_PATIENCE_S, DirectoryLock, Locked, who_writes
 from raytrain.checkpoint.manifest import (
     FORMAT,
@@ -49,6 +49,7 @@ __all__ = [
     "KINDS",
     "LEASE_PATIENCE_S",
     "MANIFEST_NAME",
+    "SET_ASIDE",
     "STORE",
     "BestPolicy",
     "Catalogue",

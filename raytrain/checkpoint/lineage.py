@@ -21,14 +21,17 @@ from raytrain.checkpoint.experiment_file import ExperimentFile, ExperimentFileEr
 from raytrain.checkpoint.storage import Location
 
 FORKED_FROM = "forked_from"
+SET_ASIDE = "set_aside"
+"""In a trial's directory: what `--from-stage` went back behind, by the moment."""
 
 
 def trial_of(entry: Entry) -> Location:
-    """The trial's directory that a checkpoint lies in."""
+    """The trial's directory that a checkpoint lies in, also one that was set aside there."""
     place = entry.location
     for _ in entry.path.split("/"):
         place = place.parent
-    return place
+    above = place.parent
+    return above.parent if above.name == SET_ASIDE else place
 
 
 def experiment_around(entry: Entry) -> ExperimentFile | None:
@@ -37,6 +40,15 @@ def experiment_around(entry: Entry) -> ExperimentFile | None:
         return ExperimentFile.read(trial_of(entry).parent)
     except ExperimentFileError:
         return None
+
+
+def told(found: Mapping[str, Any]) -> str:
+    """A generation in words."""
+    text = f"{found['experiment']}/{found['trial']}/{found['checkpoint']}"
+    if "iteration" in found:
+        text += f", iteration {found['iteration']}, {found['timesteps']:,} steps"
+    text += f", weights {found['weights_sha256'][:12]}"
+    return f"{text} (weights only)" if found.get("weights_only") else text
 
 
 def generation(entry: Entry, *, weights_only: bool) -> dict[str, Any]:

@@ -103,6 +103,20 @@ class Manifest:
     files: tuple[FileEntry, ...] = ()
     format: int = field(default=FORMAT)
 
+    @property
+    def stage_number(self) -> tuple[int, int] | None:
+        """Which stage of how many `stage` is, counted from 1; None without a curriculum."""
+        said = self.metrics.get("curriculum")
+        if self.stage is None or not isinstance(said, Mapping):
+            return None
+        return int(said["stage"]), int(said["stages"])
+
+    @property
+    def stage_told(self) -> str | None:
+        """The stage for a person: `strong (2 of 3)`."""
+        number = self.stage_number
+        return self.stage if number is None else f"{self.stage} ({number[0]} of {number[1]})"
+
     def with_files(self, files: tuple[FileEntry, ...], *, kind: str | None = None) -> Manifest:
         return replace(self, files=files, kind=kind or self.kind)
 

@@ -12,6 +12,7 @@ import yaml
 
 from raytrain.checkpoint.catalogue import Entry
 from raytrain.checkpoint.experiment_file import ExperimentFile
+from raytrain.checkpoint.lineage import line_of_descent, told
 from raytrain.checkpoint.policy_format import FlattenStep, PolicyParts
 from raytrain.checkpoint.portable import ONNX_FILE, TORCHSCRIPT_FILE, input_names
 
@@ -58,7 +59,7 @@ def _run_rows(entry: Entry) -> list[tuple[str, str]]:
         ("iteration", f"{manifest.iteration:,}"),
         ("steps", f"{manifest.timesteps:,}"),
         ("episodes", f"{manifest.episodes:,}"),
-        ("stage", manifest.stage or "none"),
+        ("stage", manifest.stage_told or "none"),
         ("saved", manifest.created_at),
         ("exact", exact),
         ("weights SHA-256", manifest.weights_sha256),
@@ -92,9 +93,10 @@ def _lineage(entry: Entry) -> str:
     parent = manifest.parent
     if parent is None:
         return "Trained from the beginning: no parent."
+    line = "\n".join(f"- from {told(each)}" for each in line_of_descent(entry))
     return (
         f"Forked from {parent.checkpoint} of {parent.experiment}/{parent.trial}, weights "
-        f"{parent.weights_sha256}."
+        f"{parent.weights_sha256}.\n\nThe line of descent, the parent first:\n\n{line}"
     )
 
 

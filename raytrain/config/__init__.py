@@ -11,7 +11,7 @@ from raytrain.config.continuity import (
     differences,
     gives_up_exactness,
 )
-from raytrain.config.curriculum import Stage, eras, stage_config
+from raytrain.config.curriculum import Stage, eras, stage_config, total_timesteps
 from raytrain.config.environment import EnvCreator, env_creator, make_env, resolve_env
 from raytrain.config.loading import config_from_dict, load_config
 from raytrain.config.problems import ConfigError, Problem
@@ -50,5 +50,6 @@ __all__ = [
     "resolve_env",
     "stage_config",
     "to_algorithm_config",
+    "total_timesteps",
     "with_trial_values",
 ]

@@ -117,17 +117,27 @@ def stage_config(config: ExperimentConfig, index: int) -> ExperimentConfig:
 
 def eras(config: ExperimentConfig) -> dict[str, int]:
     """Stage -> a number that is the same for stages whose scores can be compared, and grows. Scores
-    of different environments cannot, unless evaluation has one of its own."""
-    own = config.evaluation.evaluation_config.env_config is not None
-    comparable = own and config.checkpoint.score.startswith("evaluation/")
+    of different environments cannot. Evaluation's is that of training, with its own values laid over."""
+    over: dict[str, Any] = {}
+    if config.checkpoint.score.startswith("evaluation/"):
+        over = config.evaluation.evaluation_config.env_config or {}
     found: dict[str, int] = {}
     era, before = 0, None
-    for stage in config.curriculum:
-        now = stage.environment.env_config
-        if before is not None and now != before and not comparable:
+    for index, stage in enumerate(config.curriculum):
+        now = {**stage_config(config, index).environment.env_config, **over}
+        if before is not None and now != before:
             era += 1
         found[stage.name], before = era, now
     return found
+
+
+def total_timesteps(config: ExperimentConfig) -> int | None:
+    """The timesteps at which the run ends at the latest, by `stop` or the stages, if that is known."""
+    ends = [config.stop.timesteps]
+    each = [stage.until.timesteps for stage in config.curriculum]
+    if each and None not in each:
+        ends.append(sum(steps for steps in each if steps is not None))
+    return min((steps for steps in ends if steps is not None), default=None)
 
 
 def stage_problems(config: ExperimentConfig) -> Iterator[tuple[str, Any]]:

@@ -172,7 +172,10 @@ class ConsoleReporter:
     ) -> None:
         """The present attempt of a trial ended; `failures` so far, this one included (`survived`: as for
         `started`)."""
-        state = self._trials[trial]
+        # One whose process could not be started has ended before it began.
+        state = self._trials.setdefault(
+            trial, _Trial(trial, StopTotals(), _Point(self._clock(), 0.0, 0, 0.0), measured=False)
+        )
         state.failures, state.survived, state.rate = failures, survived, None
         state.said.clear()
         message = _plain(message)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raytrain.checkpoint import Entry, Location, line_of_descent
+from raytrain.checkpoint.lineage import told
 
 
 def checkpoint_rows(found: Iterable[tuple[Location, Entry]], argument: str) -> list[dict[str, Any]]:
@@ -35,26 +36,16 @@ def manifest_text(entry: Entry) -> str:
     files, metrics = document.pop("files"), document.pop("metrics")
     descent = document.pop("line_of_descent", [])
     lines = [f"{key}: {_short(value)}" for key, value in document.items()]
-    said = metrics.get("curriculum")
-    if document.get("stage") and isinstance(said, Mapping):
-        stage = f"stage: {document['stage']} ({said['stage']} of {said['stages']})"
+    if entry.manifest is not None and entry.manifest.stage is not None:
+        stage = f"stage: {entry.manifest.stage_told}"
         lines = [stage if line.startswith("stage: ") else line for line in lines]
     size = sum(each["size"] for each in files)
     lines.append(f"files: {len(files)}, {size / 1e6:.2f} MB")
     lines.append(f"metrics: {len(metrics)} (with --json)")
     if descent:
         lines.append("line of descent:")
-        lines += [f"  from {_generation(each)}" for each in descent]
+        lines += [f"  from {told(each)}" for each in descent]
     return "".join(f"{line}\n" for line in [str(entry.location), *lines])
-
-
-def _generation(found: Mapping[str, Any]) -> str:
-    """One run's beginning in a line of descent."""
-    text = f"{found['experiment']}/{found['trial']}/{found['checkpoint']}"
-    if "iteration" in found:
-        text += f", iteration {found['iteration']}, {found['timesteps']:,} steps"
-    text += f", weights {found['weights_sha256'][:12]}"
-    return f"{text} (weights only)" if found.get("weights_only") else text
 
 
 def json_ready(value: Any) -> Any:
