@@ -230,8 +230,10 @@ def train(
         ("--name", name),
         ("--storage-path", storage_path),
         ("--address", address),
+        ("--from", from_),
     ):
         again += [option, value] if value is not None else []
+    again += ["--weights-only"] * weights_only
     command = submitted(config) or command_for("train", config, again)
     outcome = run(
         loaded,

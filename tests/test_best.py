@@ -68,7 +68,7 @@ def by_evaluation(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("evaluation")
     config = config_in(
         place,
-        checkpoint={"score": "evaluation/episode_return_mean", "checkpoint_frequency": 5},
+        checkpoint={"checkpoint_frequency": 5},
         evaluation={"evaluation_interval": 1, "evaluation_duration": 4},
     )
     train(config)

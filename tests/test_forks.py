@@ -25,6 +25,9 @@ def saved(tmp_path_factory) -> Path:
     with built(**FILTERED) as parent:
         iterate(parent, 2)
         parent.save_exact(place / "state")
+        (optimizer,) = parent.learner_group._learner._named_optimizers.values()
+        (steps,) = {int(each["step"]) for each in optimizer.state.values()}
+        (place / "steps.txt").write_text(str(steps))
         place.joinpath("trail.json").write_text(
             json.dumps([each.weights_sha256 for each in iterate(parent, 2)])
         )
@@ -62,7 +65,7 @@ def test_another_learning_rate_holds_from_the_first_update(saved, training):
         # The optimizer's moments are the parent's: a fresh Adam would begin to count again.
         (state,) = child.learner_group._learner._named_optimizers.values()
         steps = {float(each["step"]) for each in state.state.values()}
-        assert steps == {3 * 2 * 128 / 32 + 3 * 2}
+        assert min(steps) > int((saved / "steps.txt").read_text())
     finally:
         child.stop()
 

@@ -12,9 +12,10 @@ its first candidate in its place, so every field has its plain type; `to_dict` p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raytrain.config.curriculum import Stage
 from raytrain.config.fields import (
@@ -53,6 +54,8 @@ ALGORITHM_SECTIONS = (
     "resources",
 )
 """The sections that RLlib gets, in the order of the file."""
+
+EVALUATION_SCORE = "evaluation/episode_return_mean"
 
 NOT_YAML_KEYS = ("import_path", "search")
 
@@ -115,7 +118,8 @@ class Checkpoint(Section):
     )
     score: Annotated[str, Field(min_length=1)] = Field(
         default="episode_return_mean",
-        description="The metric that chooses `best/`: one of the results, or of the environment's.",
+        description="The metric that chooses `best/`: one of the results, or of the environment's. Where "
+        "evaluation is on, the default is `evaluation/episode_return_mean`.",
     )
     score_window: Positive | None = Field(
         default=100,
@@ -197,6 +201,19 @@ class ExperimentConfig(Section):
     )
     import_path: str | None = None
     search: tuple[SearchSpace, ...] = Field(default=(), exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluation_is_the_score(cls, values: Any) -> Any:
+        """Where there is evaluation, `best` follows it, unless `checkpoint.score` says otherwise."""
+        if not isinstance(values, Mapping):
+            return values
+        evaluation, checkpoint = values.get("evaluation"), values.get("checkpoint", {})
+        if not isinstance(evaluation, Mapping) or not isinstance(checkpoint, Mapping):
+            return values
+        if "score" in checkpoint or not evaluation.get("evaluation_interval"):
+            return values
+        return {**values, "checkpoint": {**checkpoint, "score": EVALUATION_SCORE}}
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as JSON-able values, search spaces in their places, `import_path` included.
