@@ -14,6 +14,9 @@ from typing import Any
 
 import psutil
 import yaml
+from typer.testing import CliRunner
+
+from raytrain.cli import app
 
 TINY: dict[str, Any] = {
     "name": "run",
@@ -123,6 +126,14 @@ def train(config: Path, *arguments: str, log: Path | None = None, code: int = 0)
     found = run.wait()
     assert found == code, f"exit code {found}, expected {code}:\n{run.output()}"
     return run.output()
+
+
+def train_here(config: Path, *arguments: str, code: int = 0) -> str:
+    """The same in this process, under the Ray that it has started (the fixture `local_ray`): a run then
+    takes seconds."""
+    ended = CliRunner().invoke(app, ["train", str(config), *arguments])
+    assert ended.exit_code == code, f"{ended.exit_code}, expected {code}:\n{ended.output}"
+    return ended.output
 
 
 def trial_of(config: Path, index: int = 0) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import experiment_of, rows, train, trial_of, write_config
+from running import experiment_of, rows, train_here, trial_of, write_config
 
 from raytrain.checkpoint import BestPolicy, Catalogue, Location, Manifest, read_manifest
 from raytrain.config import config_from_dict, eras
@@ -49,29 +49,39 @@ RUN: dict[str, Any] = {
 }
 
 
-def config_in(place: Path, **sections: Any) -> Path:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, local_ray) -> Path:
+    """Where the environment is, and every config: a module's name can stand for one file only."""
+    place = tmp_path_factory.mktemp("home")
     (place / "earning_envs.py").write_text(ENV)
+    return place
+
+
+def config_in(home: Path, name: str, **sections: Any) -> Path:
     merged = {key: {**RUN.get(key, {}), **sections.get(key, {})} for key in {**RUN, **sections}}
-    return write_config(place / "run.yaml", **merged)
+    merged["storage_path"] = str(home / name / "results")
+    return write_config(home / f"{name}.yaml", **merged)
+
+
+BY_PROFIT = {"score": "profit", "score_window": 20}
 
 
 @pytest.fixture(scope="module")
-def by_profit(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("profit")
-    config = config_in(place, checkpoint={"score": "profit", "score_window": 20})
-    train(config)
+def by_profit(home) -> Path:
+    config = config_in(home, "profit", checkpoint=BY_PROFIT)
+    train_here(config)
     return config
 
 
 @pytest.fixture(scope="module")
-def by_evaluation(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("evaluation")
+def by_evaluation(home) -> Path:
     config = config_in(
-        place,
+        home,
+        "evaluation",
         checkpoint={"checkpoint_frequency": 5},
         evaluation={"evaluation_interval": 1, "evaluation_duration": 4},
     )
-    train(config)
+    train_here(config)
     return config
 
 
@@ -112,42 +122,33 @@ def test_the_score_is_the_mean_over_its_window(by_profit):
         assert entry.score == pytest.approx(sum(until) / len(until))
 
 
-def test_best_survives_retention_and_can_be_resumed_and_forked_from(by_profit, tmp_path):
+def test_best_survives_retention_is_resumed_from_and_a_metric_ends_the_run(by_profit, home):
     trial = trial_of(by_profit)
     kept = sorted(path.parent.name for path in trial.glob("*/manifest.json"))
     assert "best" in kept
     assert len([name for name in kept if name.startswith("checkpoint_")]) == 1
     # Profit falls while CartPole is learned, so the best is an early one, pruned under its number.
     best = best_of(by_profit)
-    assert best.iteration < 8
-    place = tmp_path / "results" / "run"
+    assert best.iteration < 6
+    place = home / "resumed" / "results" / "run"
     shutil.copytree(experiment_of(by_profit), place)
     for path in (place / trial.name).glob("*/manifest.json"):
         if path.parent.name != "best":
             shutil.rmtree(path.parent)
-    config = config_in(tmp_path, checkpoint={"score": "profit", "score_window": 20})
-    train(config)
-    assert [row["weights_sha256"] for row in rows(trial_of(config))] == [
-        row["weights_sha256"] for row in rows(trial)
+    stop = {"iterations": 50, "metrics": {"profit": {"at_most": -30}}, "window": 10}
+    config = config_in(home, "resumed", checkpoint=BY_PROFIT, stop=stop)
+    said = train_here(config)
+    assert f"Continued from best (iteration {best.iteration}" in said
+    found, before = rows(trial_of(config)), rows(trial)
+    overlap = min(len(found), len(before))
+    assert [row["weights_sha256"] for row in found[:overlap]] == [
+        row["weights_sha256"] for row in before[:overlap]
     ]
-    train(config, "--from", f"{place}:best", "--name", "child", "--set", "stop.iterations=9")
-    child = next((tmp_path / "results" / "child").glob("trial_*"))
-    assert read_manifest(Location.of(child / "final")).parent.weights_sha256 == best.weights_sha256
-
-
-def test_a_metric_of_the_environment_ends_the_run(tmp_path):
-    config = config_in(
-        tmp_path,
-        stop={"iterations": 50, "metrics": {"profit": {"at_most": -15}}, "window": 10},
-    )
-    said = train(config)
-    found = rows(trial_of(config))
-    assert len(found) < 50
-    assert found[-1]["stop"]["profit"] <= -15
-    assert all(row["stop"].get("profit", 0) > -15 for row in found[:-1])
-    assert "run finished" in said
+    assert best.iteration + 1 < len(found) < 50
+    assert found[-1]["stop"]["profit"] <= -30
+    assert all(row["stop"]["profit"] > -30 for row in found[best.iteration : -1])
     # And it is known for finished without training.
-    assert "run is finished" in train(config)
+    assert "run is finished" in train_here(config)
 
 
 def test_best_is_the_best_evaluated_iteration(by_evaluation):

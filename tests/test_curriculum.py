@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from running import Reference, Run, experiment_of, rows, train, trial_of, write_config
+from running import Reference, Run, experiment_of, rows, train_here, trial_of, write_config
 from test_disturbed_runs import assert_same_run
 from tiny_ppo import TINY, Told, built, iterate, unlike
 from typer.testing import CliRunner
@@ -288,10 +288,10 @@ RUN = {
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory, local_ray) -> Path:
     config = write_config(tmp_path_factory.mktemp("curriculum") / "run.yaml", **RUN)
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "stop": {}}))
-    said = train(config)
+    said = train_here(config)
     config.with_name("said.txt").write_text(said)
     return config
 
@@ -332,7 +332,7 @@ def test_a_killed_curriculum_ends_as_the_one_that_was_left_alone(finished, tmp_p
     run = Run("train", str(config), log=tmp_path / "log.txt")
     run.until((trial_of(config) / moment / "manifest.json").exists)
     run.kill_everything()
-    train(config)
+    train_here(config)
     assert_same_run(trial_of(config), Reference(trial_of(finished)))
     assert sorted(path.name for path in (trial_of(config) / "stages").iterdir()) == [
         "easy",
@@ -360,7 +360,7 @@ def test_starting_again_after_a_stage_repeats_it_and_deletes_nothing(copied):
     ended = CliRunner().invoke(app, ["train", str(copied), "--from-stage", "nothing"])
     assert ended.exit_code == 2
     assert "easy, middle, hard" in ended.output
-    said = train(copied, "--from-stage", "easy")
+    said = train_here(copied, "--from-stage", "easy")
     assert "starts again after the stage easy" in said
     assert [row["weights_sha256"] for row in rows(trial)] == before
     assert (next((trial / "set_aside").iterdir()) / "stages" / "middle" / "manifest.json").exists()
@@ -387,7 +387,7 @@ def test_stages_that_have_begun_must_stay(copied):
 @pytest.mark.slow
 def test_going_back_makes_them_others(copied):
     change_the_middle(copied)
-    train(copied, "--from-stage", "easy")
+    train_here(copied, "--from-stage", "easy")
     lengths = [
         row["length"] for row in read_episodes(trial_of(copied)).to_pylist()
         if row["stage"] == "middle"
@@ -401,7 +401,7 @@ def test_a_stage_may_be_added_to_a_finished_run(copied):
     config["curriculum"].append({"name": "more", "until": {"timesteps": 200}})
     copied.write_text(yaml.safe_dump(config))
     before = len(rows(trial_of(copied)))
-    train(copied)
+    train_here(copied)
     assert [row["stage"] for row in rows(trial_of(copied))[before:]] == ["more", "more"]
 
 

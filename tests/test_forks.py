@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from running import experiment_of, rows, train, trial_of, write_config
+from running import experiment_of, rows, train_here, trial_of, write_config
 from tiny_ppo import build, built, iterate, unlike
 from typer.testing import CliRunner
 
@@ -137,19 +137,19 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory) -> Path:
+def family(tmp_path_factory, local_ray) -> Path:
     """The directory with a config and three runs: run, its fork `child`, and that one's `grandchild`."""
     place = tmp_path_factory.mktemp("family")
     config = write_config(place / "run.yaml", **SMALL, stop={"iterations": 3})
-    train(config)
+    train_here(config)
     results = place / "results"
-    train(
+    train_here(
         config, "--from", f"{results}/run:best", "--name", "child",
         "--set", "training.lr=5e-4", "--set", "stop.iterations=6",
     )  # fmt: skip
     # The parent's own checkpoint is not needed any more.
     shutil.move(results / "run", place / "moved")
-    train(
+    train_here(
         config, "--from", f"{results}/child", "--name", "grandchild", "--weights-only",
         "--set", "stop.iterations=2",
     )  # fmt: skip
@@ -255,8 +255,8 @@ def test_a_changed_space_names_both(family):
 
 
 def test_a_run_that_is_no_fork_is_not_made_one(family, tmp_path):
-    config = write_config(tmp_path / "run.yaml", **SMALL, stop={"iterations": 1})
-    train(config)
+    shutil.copytree(family / "moved", tmp_path / "results" / "run")
+    config = write_config(tmp_path / "run.yaml", **SMALL, stop={"iterations": 3})
     ended = here("train", config, "--from", family / "results" / "child")
     assert ended.exit_code == 2
     assert "no fork" in ended.output
