@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from running import experiment_of, rows, train_here, trial_of, write_config
+from tiny_ppo import built, iterate
 
 from raytrain.checkpoint import BestPolicy, Catalogue, Location, Manifest, read_manifest
 from raytrain.config import config_from_dict, eras
@@ -166,6 +167,17 @@ def test_evaluation_changes_nothing(by_evaluation, by_profit):
     assert [row["weights_sha256"] for row in rows(trial_of(by_evaluation))] == [
         row["weights_sha256"] for row in rows(trial_of(by_profit))
     ]
+
+
+def test_evaluation_plays_the_same_seeded_episodes_without_exploring(local_ray):
+    evaluation = {"evaluation_interval": 1, "evaluation_duration": 3}
+    returns = []
+    with built(training={"lr": 1e-9}, evaluation=evaluation) as algorithm:
+        for each in iterate(algorithm, 3):
+            results = each.row["evaluation"]["env_runners"]
+            returns.append([results[f"episode_return_{kind}"] for kind in ("min", "mean", "max")])
+    assert returns[0] == returns[1] == returns[2]
+    assert returns[0][0] < returns[0][2]
 
 
 # -- scores of several stages --------------------------------------------------------------------

@@ -33,12 +33,12 @@ STAGES = [
 ]
 
 
-def staged(stages: list[dict[str, Any]], **sections: Any) -> Told:
+def staged(stages: list[dict[str, Any]], *, strategy: str = "pickle", **sections: Any) -> Told:
     """`tiny_ppo`'s algorithm with a curriculum."""
     config = {**TINY, "curriculum": stages}
     for key, value in sections.items():
         config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
-    snapshot = {"strategy": "pickle", "exact": True}
+    snapshot = {"strategy": strategy, "exact": True}
     with _ray.files_below(tempfile.gettempdir()):
         algorithm = Told(**algorithm_arguments(config_from_dict(config), snapshot))
     algorithm.told = getattr(algorithm, "told", [])
@@ -106,7 +106,7 @@ ALL = {key: value for values in EACH for key, value in values.items()}
     [
         ALL,
         {"lr": [[0, 1e-3], [1000, 1e-5]]},
-        *(pytest.param(each, marks=pytest.mark.slow) for each in EACH),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in [*EACH, {"use_kl_loss": False}]),
     ],
     ids=lambda each: "all" if each is ALL else str(each),
 )
@@ -185,12 +185,17 @@ def test_a_resume_is_exact_before_at_and_after_a_boundary(tmp_path, saved_after)
         again.stop()
 
 
-def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(local_ray):
+def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(local_ray, tmp_path):
     """One dies at the boundary, so its group is set up as it was before and then taken into the stage;
-    one dies in the stage, and is set up in it wherever there is an actor."""
+    one dies in the stage, and is set up in it wherever there is an actor. And another process goes on in
+    the stage, with one actor for both groups.
+
+    With replay an environment is made by its config; a pickled one would be the stage's in any case. And
+    a fragment is as long as the stage's batch asks for."""
+    stages = [STAGES[0], {**STAGES[1], "training": {"train_batch_size_per_learner": 192}}]
     trails = []
     for disturbed in (False, True):
-        algorithm = staged(STAGES, env_runners={"num_env_runners": 2})
+        algorithm = staged(stages, strategy="replay", env_runners={"num_env_runners": 2})
         try:
             trail = iterate(algorithm, 2)
             before = pids_of(algorithm)
@@ -202,11 +207,19 @@ def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(local_
                 os.kill(before[0], signal.SIGKILL)
             else:
                 assert pids_of(algorithm) == before
+                algorithm.save_exact(tmp_path / "state")
             trail += iterate(algorithm, 2)
             trails.append(trail)
         finally:
             algorithm.stop()
     assert unlike(*trails) == []
+    runners = {"num_env_runners": 2, "max_actors": 1}
+    again = staged(stages, strategy="replay", env_runners=runners)
+    try:
+        again.load_exact(tmp_path / "state")
+        assert unlike(iterate(again, 2), trails[0][3:]) == []
+    finally:
+        again.stop()
     assert [each.row["stage"] for each in trails[1]] == ["easy", "easy", "hard", "hard", "hard"]
     assert max(row["length"] for each in trails[1][2:] for row in each.finished) <= 40
 

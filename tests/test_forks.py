@@ -88,8 +88,8 @@ def test_a_schedule_stands_where_the_counters_are(saved):
         {"seed": 11},
         {"environment": {"env_config": {"max_episode_steps": 30}}},
         {"env_runners": {"num_envs_per_env_runner": 3, **FILTERED["env_runners"]}},
-        {"env_runners": {"num_env_runners": 0}},
-        {"training": {"kl_coeff": 0.9}},
+        pytest.param({"env_runners": {"num_env_runners": 0}}, marks=pytest.mark.slow),
+        pytest.param({"training": {"kl_coeff": 0.9}}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
