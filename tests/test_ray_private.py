@@ -445,3 +445,18 @@ def test_whole_and_torn_pickles_are_told_apart():
     data = pickle.dumps({"tuner": list(range(100))})
     assert _ray.can_unpickle(data)
     assert not _ray.can_unpickle(data[: len(data) // 2])
+
+
+def test_rllib_repeats_an_evaluation_in_later_results(algorithm, monkeypatch):
+    """Which `StagedPPO` takes out."""
+    monkeypatch.setattr(Told, "_report_evaluation", lambda self, result: None)
+    made = build(evaluation={"evaluation_interval": 2, "evaluation_duration": 1})
+    try:
+        means = [
+            made.train().get("evaluation", {}).get("env_runners", {}).get("episode_return_mean")
+            for _ in range(3)
+        ]
+    finally:
+        made.stop()
+    assert means[0] is None
+    assert means[1] == means[2] is not None

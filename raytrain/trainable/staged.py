@@ -131,14 +131,23 @@ class StagedPPO(PPO):
         episodes, and the stage."""
         result.update({"custom": own} if (own := summarised(ended)) else {})
         result["recent"] = self.recent.means(REPORTED)
-        evaluation = result.get(EVALUATION_RESULTS)
-        if self._eval_groups is not None and evaluation:
-            own = summarised(self._eval_groups.take_finished())
-            evaluation.update({"custom": own} if own else {})
+        self._report_evaluation(result)
         if self._has_stages:
             now = self.progress(self.iteration + 1)
             result["stage"] = self.curriculum.stage.name
             result["curriculum"] = self.curriculum.observe(now, result, self.recent)
+
+    def _report_evaluation(self, result: dict[str, Any]) -> None:
+        evaluation, interval = result.get(EVALUATION_RESULTS), self.config.evaluation_interval
+        if self._eval_groups is None or not evaluation:
+            return
+        if not interval or (self.iteration + 1) % interval:
+            # RLlib (2.60) repeats the last evaluation in the results of later iterations. A score of
+            # other weights is none of this iteration's.
+            del result[EVALUATION_RESULTS]
+            return
+        own = summarised(self._eval_groups.take_finished())
+        evaluation.update({"custom": own} if own else {})
 
 
 def _frozen(config: AlgorithmConfig) -> AlgorithmConfig:
