@@ -249,9 +249,7 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
         stage=manifest.stage if manifest else None,
         stage_number=number[0] if number else None,
         stages=number[1] if number else None,
-        last_score=metric(row, config.checkpoint.score)
-        if row
-        else (newest.score if newest else None),
+        last_score=_last_score(row, newest, config.checkpoint.score),
         best_score=best.score if best else None,
         exact=manifest.exact if manifest else None,
         failures_survived=len(recovered),
@@ -261,6 +259,15 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
         changed_at=_changed_at(entries, row),
         checkpoints=tuple(_checkpoint(each, newest, trial, commands) for each in entries),
     )
+
+
+def _last_score(row: Mapping[str, Any] | None, newest: Entry | None, name: str) -> float | None:
+    """Of the last iteration; if no episode ended in it, or it was not evaluated, then of the newest
+    checkpoint."""
+    found = metric(row, name) if row else None
+    if found is not None:
+        return found
+    return newest.score if newest else None
 
 
 def _checkpoint(
