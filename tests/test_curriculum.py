@@ -25,6 +25,7 @@ from raytrain.cli import app
 from raytrain.config import ConfigError, config_from_dict, load_config
 from raytrain.reporting import read_episodes
 from raytrain.trainable.building import algorithm_arguments
+from raytrain.trainable.runner import RunnerSettings
 
 SHORT = {"env_config": {"max_episode_steps": 40}}
 STAGES = [
@@ -156,8 +157,7 @@ def test_episodes_begin_anew_in_the_new_environment():
         (third,) = iterate(algorithm, 1)
         assert algorithm.env_runner is old
         assert max(row["length"] for row in third.finished) <= 40
-        envs = algorithm.env_runner.env.unwrapped.envs
-        assert {env.spec.max_episode_steps for env in envs} == {40}
+        assert limits(algorithm.env_runner) == {40}
     finally:
         algorithm.stop()
 
@@ -222,6 +222,34 @@ def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(local_
         again.stop()
     assert [each.row["stage"] for each in trails[1]] == ["easy", "easy", "hard", "hard", "hard"]
     assert max(row["length"] for each in trails[1][2:] for row in each.finished) <= 40
+
+
+def test_a_group_that_is_set_up_as_before_a_stage_has_the_environment_of_before():
+    """A process that is in the stage may be asked for it, when another has died at the boundary."""
+    config = config_from_dict({**TINY, "curriculum": STAGES})
+    plan = algorithm_arguments(config, {"strategy": "replay", "exact": True})["stages"][1]
+    settings = RunnerSettings(plan.name, plan.config, "replay")
+    algorithm = staged(STAGES, strategy="replay")
+    try:
+        iterate(algorithm, 1)
+        runner = algorithm.env_runner
+        before, states = runner.snapshot(), cart_states(runner)
+        runner.use_settings(settings, iteration=1)
+        assert limits(runner) == {40}
+        assert limits(runner.hosted(1)) == {500}
+        runner.adopt("replay", {}, before, iteration=1)
+        assert limits(runner) == {500}
+        assert cart_states(runner) == states
+    finally:
+        algorithm.stop()
+
+
+def cart_states(runner: Any) -> list[list[float]]:
+    return [list(env.unwrapped.state) for env in runner.env.unwrapped.envs]
+
+
+def limits(runner: Any) -> set[int | None]:
+    return {env.spec.max_episode_steps for env in runner.env.unwrapped.envs}
 
 
 @pytest.mark.slow
