@@ -84,7 +84,7 @@ def test_show_tells_of_the_failure_and_of_the_time_it_cost(survivor):
     assert (trial["state"], trial["iteration"], trial["progress"]) == ("finished", 6, 1.0)
     assert trial["timesteps"] == records[-1]["num_env_steps_sampled_lifetime"]
     assert trial["best_score"] == max(
-        records[i - 1]["env_runners"]["episode_return_mean"] for i in (2, 4, 6)
+        records[i - 1]["recent"]["episode_return_mean"] for i in (2, 4, 6)
     )
     assert trial["failures_survived"] == 1
     # Iteration 3 was trained twice, and for a moment nothing was trained at all.
