@@ -96,6 +96,7 @@ class Watch(Callback):
         stop = self._config.stop
         name = str(trial)
         self._overdue.started(name)
+        self._losses_of(trial).started()
         self._reporter.started(
             name,
             stop=StopTotals(
@@ -186,6 +187,7 @@ class Watch(Callback):
         told = why.told.rstrip(".")
         if not will_retry:
             self.errors[name] = told
+            losses.ended(told)
         if lost > 0 and will_retry:
             told += (
                 f"; {lost} iteration{'s' * (lost > 1)} after the last checkpoint will be done again"

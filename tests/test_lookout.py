@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.exceptions import RayActorError
@@ -219,13 +220,18 @@ def test_a_spare_worker_is_kept_and_given_to_the_next_actor() -> None:
         ray.wait(spares._running[node], timeout=60)
         return spares._pids[node]
 
-    first = keep()
-    assert keep() == first, "the spare that is there is found, and no other is started"
-    # Ray's own idle workers are there as well, and are given out in no order that is known.
-    actors, given = [], set()
-    while not first <= given and len(actors) < 12:
-        actors.append(Learner.remote())
-        given.add(ray.get(actors[-1].pid.remote()))
+    for _ in range(10):
+        first, second = keep(), keep()
+        # Ray's own idle workers are there as well, and are given out in no order that is known.
+        actors: list[Any] = []
+        given: set[int] = set()
+        while not first <= given and len(actors) < 12:
+            actors.append(Learner.remote())
+            given.add(ray.get(actors[-1].pid.remote()))
+        if all(psutil.pid_exists(pid) for pid in first):
+            break
+        # Where there are more idle workers than CPUs, Ray ends some of them after a second.
+    assert second == first, "the spare that is there is found, and no other is started"
     assert first <= given
     assert keep().isdisjoint(first), "the next one is started in its place"
 
