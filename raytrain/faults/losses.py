@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from raytrain.checkpoint import Location
 
@@ -63,7 +63,8 @@ class Losses:
 
     def _write(self) -> None:
         """A storage that refuses the file does not stop the run."""
-        written: dict[str, int | str | None] = {**self.counts, "ended_with": self.ended_with}
+        written: dict[str, Any] = {str(kind): count for kind, count in self.counts.items()}
+        written["ended_with"] = self.ended_with
         try:
             self._trial.write_atomic(LOSSES, json.dumps(written).encode())
         except OSError:
