@@ -47,9 +47,9 @@ class Watch(Callback):
         reporter: ConsoleReporter | None = None,
         interrupts: Interrupts | None = None,
         check: Callable[[], None] = lambda: None,
-        spare_module: str | None = None,
+        spares: bool = False,
     ) -> None:
-        """`check` is called now and then; `spare_module` is what spare workers import, if there are any."""
+        """`check` is called now and then; `spares`: whether to keep spare workers."""
         self._config = config
         self._reporter = reporter
         self._interrupts = interrupts
@@ -60,7 +60,7 @@ class Watch(Callback):
         self._why: dict[str, _Why] = {}
         self._killed: dict[str, str] = {}
         self._waiting = WaitingForNodes()
-        self._spares, self._sentries, self._overdue = _housekeeping(config, spare_module)
+        self._spares, self._sentries, self._overdue = _housekeeping(config, spares)
         self._iterations: dict[str, int] = {}
         self._checkpoints: dict[str, int | None] = {}
         self._deleted: dict[str, set[str]] = {}
@@ -273,7 +273,7 @@ class Watch(Callback):
 
 
 def _housekeeping(
-    config: ExperimentConfig | None, spare_module: str | None
+    config: ExperimentConfig | None, spares: bool
 ) -> tuple[Spares, Sentries, Overdue]:
     tolerance = FaultTolerance() if config is None else config.fault_tolerance
     settings = None if config is None else config.preemption
@@ -288,7 +288,7 @@ def _housekeeping(
             grace_s=settings.notice_grace_s,
         )
     return (
-        Spares(spare_module, tolerance.spare_processes),
+        Spares(tolerance.spare_processes if spares else 0),
         Sentries(notice),
         Overdue(tolerance.hang_factor, tolerance.hang_floor_s),
     )
