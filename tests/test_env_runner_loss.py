@@ -104,6 +104,7 @@ def test_a_runner_killed_at_any_moment_changes_nothing(undisturbed, kill_while_s
     assert unlike(undisturbed, trail) == []
 
 
+@pytest.mark.slow
 def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too(
     undisturbed, kill_while_sampling, monkeypatch
 ):

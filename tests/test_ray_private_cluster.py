@@ -59,7 +59,7 @@ def test_a_worker_that_was_started_and_had_no_work_is_given_to_an_actor():
         actors.append(Actor.remote())
         given.add(ray.get(actors[-1].pid.remote()))
     assert given == now
-    ray.get(ray.remote(num_cpus=0)(os.getpid).remote())
+    ray.get(ray.remote(num_cpus=0)(lambda: 42).remote())
     assert _ray_cluster.unused_workers(raylet) == [], "one that ran a task is of no use to an actor"
 
 
