@@ -37,7 +37,8 @@ from raytrain.checkpoint.storage import storage_errors
 from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps
 from raytrain.errors import BadInput
 from raytrain.experiment import has_ended
-from raytrain.reporting import EVENT_LOG, LoggedEvent, read_events
+from raytrain.faults.losses import Losses
+from raytrain.reporting import EVENT_LOG, read_events
 from raytrain.reporting.time_lost import RECOVERED, last_row
 from raytrain.resuming import Commands
 from raytrain.trainable.cadence import metric
@@ -68,7 +69,9 @@ class CheckpointView:
 @dataclass(frozen=True)
 class TrialView:
     """One trial. `progress` is the share of `stop` that is done, if that can be told; seconds lost:
-    trained again, and without training (see `time_lost`)."""
+    trained again, and without training (see `time_lost`). `failures_survived`: starts of the trial after
+    one that ended without saving, whatever ended it; lost nodes and preemptions are not counted
+    against `failure.max_failures`."""
 
     trial: str
     state: str
@@ -83,6 +86,8 @@ class TrialView:
     best_score: float | None
     exact: bool | None
     failures_survived: int
+    lost_nodes: int
+    preemptions: int
     redone_s: float
     away_s: float
     last_error: str | None
@@ -232,11 +237,11 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
     newest = max(usable, key=lambda each: each.iteration, default=None)
     best = next((each for each in entries if each.path == "best"), None)
     recovered = [event for event in events if event.kind == RECOVERED]
-    errors = [event for event in events if event.kind == "failed"]
     iteration, timesteps, episodes = _reached(row, newest)
     manifest = None if newest is None else newest.manifest
     number = manifest.stage_number if manifest else None
-    state = _state(trial, config, entries, row, events)
+    losses = Losses(trial)
+    state = _state(trial, config, entries, row, losses)
     return TrialView(
         trial=trial.name,
         state=state,
@@ -253,9 +258,11 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
         best_score=best.score if best else None,
         exact=manifest.exact if manifest else None,
         failures_survived=len(recovered),
+        lost_nodes=losses.counts["lost_node"],
+        preemptions=losses.counts["preemption"],
         redone_s=sum(event.redone_s or 0.0 for event in recovered),
         away_s=sum(event.away_s or 0.0 for event in recovered),
-        last_error=errors[-1].message if errors else None,
+        last_error=losses.ended_with,
         changed_at=_changed_at(entries, row),
         checkpoints=tuple(_checkpoint(each, newest, trial, commands) for each in entries),
     )
@@ -330,7 +337,7 @@ def _state(
     config: ExperimentConfig,
     entries: list[Entry],
     row: Mapping[str, Any] | None,
-    events: list[LoggedEvent],
+    losses: Losses,
 ) -> str:
     if who_writes(trial) is not None:
         return "running"
@@ -338,10 +345,10 @@ def _state(
     if final is not None and final.manifest is not None and has_ended(config, final.manifest):
         return "finished"
     usable = [each for each in entries if each.good is None and each.kind != "error"]
-    if row is None and not usable and not events:
-        return "empty"
-    if events and events[-1].kind == "failed":
+    if losses.ended_with is not None:
         return "failed"
+    if row is None and not usable:
+        return "empty"
     reached = int(row.get("training_iteration", 0)) if row else 0
     saved = [each for each in usable if each.kind == "interrupted" and each.iteration >= reached]
     return "interrupted" if saved else "stopped"

@@ -31,6 +31,7 @@ from raytrain.config import ExperimentConfig, num_trials, param_space
 from raytrain.config.sections import EnvRunners
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import Interrupts
+from raytrain.faults.spares import WORKERS_IMPORT, import_all
 from raytrain.reporting import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 _CONNECT_PATIENCE_S = 10.0
 _SERVICES = ("raylet", "gcs_server")
-_WORKERS_IMPORT = "raytrain.trainable.trial,raytrain.trainable.update.kernels"
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -121,7 +121,7 @@ class Session:
             reporter,
             self._interrupts,
             check=check,
-            spare_module=_preload(self._config) if self._started else None,
+            spares=self._started and _preload(self._config) is not None,
         )
         tuner, said = build_tuner(self._config, place, watch, finished=finished)
         if said is not None:
@@ -156,7 +156,11 @@ class Session:
         if self._address is not None:
             options["address"] = self._address
             # Of the whole job, so that all of its actors can be given to any of its workers.
-            options["runtime_env"] = {"env_vars": _ray.worker_variables(_preload(self._config))}
+            preload = _preload(self._config)
+            options["runtime_env"] = {"env_vars": _ray.worker_variables(preload)}
+            if preload is not None:
+                hook = f"{import_all.__module__}.{import_all.__name__}"
+                options["runtime_env"]["worker_process_setup_hook"] = hook
             if needs_files(self._config) and not in_a_job():
                 archive = Path(self._stack.enter_context(TemporaryDirectory()), "run.zip")
                 pack(self._config, archive)
@@ -264,7 +268,7 @@ def _preload(config: ExperimentConfig) -> str | None:
     )
     gpus = (config.env_runners.num_gpus_per_env_runner, config.learners.num_gpus_per_learner)
     ordinary = all(each in (1, "auto") for each in cpus) and not any(gpus)
-    return _WORKERS_IMPORT if ordinary else None
+    return ",".join(WORKERS_IMPORT) if ordinary else None
 
 
 def _keep_loggers_quiet() -> None:

@@ -70,6 +70,13 @@ def _trial_lines(trial: TrialView, score: str) -> list[str]:
             f"{duration(lost)} lost ({duration(trial.redone_s)} trained again, "
             f"{duration(trial.away_s)} away)"
         )
+    given_back = [
+        f"{name}: {count}"
+        for name, count in (("nodes lost", trial.lost_nodes), ("preemptions", trial.preemptions))
+        if count
+    ]
+    if given_back:
+        lines.append(f"  {', '.join(given_back)} (not counted against failure.max_failures)")
     if trial.exact is False:
         lines.append("  not exact: `raytrain inspect` says why and since when")
     if trial.last_error is not None and trial.state == "failed":

@@ -47,9 +47,9 @@ class Watch(Callback):
         reporter: ConsoleReporter | None = None,
         interrupts: Interrupts | None = None,
         check: Callable[[], None] = lambda: None,
-        spare_module: str | None = None,
+        spares: bool = False,
     ) -> None:
-        """`check` is called now and then; `spare_module` is what spare workers import, if there are any."""
+        """`check` is called now and then; `spares`: whether to keep spare workers."""
         self._config = config
         self._reporter = reporter
         self._interrupts = interrupts
@@ -60,7 +60,7 @@ class Watch(Callback):
         self._why: dict[str, _Why] = {}
         self._killed: dict[str, str] = {}
         self._waiting = WaitingForNodes()
-        self._spares, self._sentries, self._overdue = _housekeeping(config, spare_module)
+        self._spares, self._sentries, self._overdue = _housekeeping(config, spares)
         self._iterations: dict[str, int] = {}
         self._checkpoints: dict[str, int | None] = {}
         self._deleted: dict[str, set[str]] = {}
@@ -96,6 +96,7 @@ class Watch(Callback):
         stop = self._config.stop
         name = str(trial)
         self._overdue.started(name)
+        self._losses_of(trial).started()
         self._reporter.started(
             name,
             stop=StopTotals(
@@ -186,6 +187,7 @@ class Watch(Callback):
         told = why.told.rstrip(".")
         if not will_retry:
             self.errors[name] = told
+            losses.ended(told)
         if lost > 0 and will_retry:
             told += (
                 f"; {lost} iteration{'s' * (lost > 1)} after the last checkpoint will be done again"
@@ -273,7 +275,7 @@ class Watch(Callback):
 
 
 def _housekeeping(
-    config: ExperimentConfig | None, spare_module: str | None
+    config: ExperimentConfig | None, spares: bool
 ) -> tuple[Spares, Sentries, Overdue]:
     tolerance = FaultTolerance() if config is None else config.fault_tolerance
     settings = None if config is None else config.preemption
@@ -288,7 +290,7 @@ def _housekeeping(
             grace_s=settings.notice_grace_s,
         )
     return (
-        Spares(spare_module, tolerance.spare_processes),
+        Spares(tolerance.spare_processes if spares else 0),
         Sentries(notice),
         Overdue(tolerance.hang_factor, tolerance.hang_floor_s),
     )

@@ -128,7 +128,7 @@ def test_what_cannot_be_compared_is_refused(experiment, tmp_path):
     with pytest.raises(CannotAudit, match="There is no directory"):
         audit(tmp_path / "nothing")
     with pytest.raises(CannotAudit, match="has no trial yet"):
-        audit(tmp_path.parent)
+        audit(tmp_path)
     lost = ExactLost("the number of env groups changed from 1 to 2", FIRST)
     rewrite(trial / "final", exact=False, exact_lost=lost)
     with pytest.raises(CannotAudit, match=r"from iteration 4 on the run went on otherwise"):

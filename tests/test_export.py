@@ -249,12 +249,21 @@ def test_quick_work_and_logs_show_nothing():
     assert written(log) == ""
 
 
+# A shell starts what it does not wait for with Ctrl-C ignored, and children inherit that.
+_HEARS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from raytrain.cli import main
+main()
+"""
+
+
 def test_a_person_at_a_terminal_sees_how_far_an_evaluation_is(survivor):
     """The bar is drawn on stderr, a pseudo-terminal here; Ctrl-C ends it."""
     ours, theirs = pty.openpty()
     experiment = str(experiment_of(survivor))
     run = subprocess.Popen(
-        [sys.executable, "-m", "raytrain", "evaluate", experiment, "--episodes", "1000000"],
+        [sys.executable, "-c", _HEARS_CTRL_C, "evaluate", experiment, "--episodes", "1000000"],
         stdout=subprocess.PIPE,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},

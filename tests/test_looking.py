@@ -25,6 +25,7 @@ from raytrain.checkpoint import (
     remove_checkpoint,
 )
 from raytrain.checkpoint.lock import LOCK_NAME
+from raytrain.faults.losses import Losses
 from raytrain.reporting import read_events
 from raytrain.reporting.time_lost import TimeLost, last_row, time_lost
 
@@ -123,6 +124,24 @@ def test_show_gives_the_command_for_each_checkpoint(survivor, copied):
     text = here("show", copied).out
     assert f"\n  python -m raytrain resume {copied}\n" in text
     assert f"\n  {resume['stages/easy']}    # trial_00000/stages/easy" in text
+
+
+def test_show_tells_how_a_trial_ended_and_what_was_taken_from_it(copied):
+    (trial,) = copied.glob("trial_*")
+    remove_checkpoint(Location.of(trial / "final"))
+    losses = Losses(Location.of(trial))
+    for kind in ("failure", "lost_node", "preemption", "preemption"):
+        losses.add(kind)
+    losses.ended("ValueError: the simulator is out of fuel")
+    (found,) = here("show", copied, "--json").document["trials"]
+    assert (found["state"], found["lost_nodes"], found["preemptions"]) == ("failed", 1, 2)
+    assert found["last_error"] == "ValueError: the simulator is out of fuel"
+    text = here("show", copied).out
+    assert "\n  nodes lost: 1, preemptions: 2 (not counted against failure.max_failures)\n" in text
+    assert "\n  ValueError: the simulator is out of fuel\n" in text
+    Losses(Location.of(trial)).started()
+    (found,) = here("show", copied, "--json").document["trials"]
+    assert (found["state"], found["last_error"], found["lost_nodes"]) == ("stopped", None, 1)
 
 
 def test_show_says_who_is_running_and_how_far(copied):

@@ -207,27 +207,35 @@ def test_a_trial_that_stands_still_is_killed_and_named() -> None:
 
 def test_a_spare_worker_is_kept_and_given_to_the_next_actor() -> None:
     now = [0.0]
-    spares = Spares("colorsys", 1, clock=lambda: now[0])
-    (node,) = _ray_cluster.free_cpus()
+    spares = Spares(1, clock=lambda: now[0])
+    (raylet,) = _ray_cluster.raylets().values()
 
-    def keep() -> set[int]:
-        now[0] += 11.0
-        spares.keep()
-        ray.wait(spares._running[node], timeout=60)
-        now[0] += 11.0
-        spares.keep()
-        ray.wait(spares._running[node], timeout=60)
-        return spares._pids[node]
+    def kept(other_than: int | None = None) -> int:
+        """The pid of the only worker that waits, once there is one."""
+        deadline = time.monotonic() + 60
+        while len(pids := _ray_cluster.unused_workers(raylet)) != 1 or pids == [other_than]:
+            assert time.monotonic() < deadline, pids
+            now[0] += 11.0
+            spares.keep()
+            time.sleep(0.2)
+        return pids[0]
 
-    first = keep()
-    assert keep() == first, "the spare that is there is found, and no other is started"
-    # Ray's own idle workers are there as well, and are given out in no order that is known.
-    actors, given = [], set()
-    while not first <= given and len(actors) < 12:
+    def actor() -> int:
         actors.append(Learner.remote())
-        given.add(ray.get(actors[-1].pid.remote()))
-    assert first <= given
-    assert keep().isdisjoint(first), "the next one is started in its place"
+        return int(ray.get(actors[-1].pid.remote()))
+
+    # Those that Ray has started of its own accord are given out first.
+    actors: list[Any] = []
+    while _ray_cluster.unused_workers(raylet):
+        actor()
+    spare = kept()
+    for _ in range(3):
+        now[0] += 31.0
+        spares.keep()
+        spares._pool.submit(int).result(60)
+    assert kept() == spare, "one that is there is found, and no other is started"
+    assert actor() == spare
+    assert kept(other_than=spare) != spare, "the next one is started in its place"
 
 
 def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:

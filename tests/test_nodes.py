@@ -68,6 +68,7 @@ def ended(driver: Driver, trial: Path, reference: Reference) -> str:
     return driver.output()
 
 
+@pytest.mark.slow
 def test_a_node_that_gets_sigterm_is_left_in_time(
     two: Cluster, tmp_path: Path, undisturbed: Reference
 ) -> None:

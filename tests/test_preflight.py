@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 from clusters import NO_TOKEN, ROOT, Cluster, Node, environment, run, until
+from ray._private.authentication_test_utils import reset_auth_token_state
 from running import write_config
 
 from raytrain import _ray
@@ -95,6 +96,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixed]:
         fixed.add("bad", path=other_clock(other_source(places / "bad")))
         yield fixed
         ray.shutdown()
+    reset_auth_token_state()  # Ray remembers the mode for as long as the process lives.
 
 
 def refused(storage: Path | str, *asked: room.Node, **options: float) -> str:

@@ -410,6 +410,7 @@ def test_tune_asks_whether_a_failed_trial_may_go_on(monkeypatch):
     assert "trial.should_recover()" in source
     assert "trial.handle_error(" in source
     trial = Trial("PPO", stub=True, max_failures=1)
+    trial.storage = SimpleNamespace(trial_driver_staging_path=None)
     _ray.decide_retries(lambda error: True, lambda trial, error: isinstance(error, ValueError))
     assert trial.should_recover()
     counted = []

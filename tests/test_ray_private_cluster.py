@@ -4,6 +4,8 @@ the entry of the same name. (`drain_node` is tried on real nodes in `test_nodes.
 from __future__ import annotations
 
 import inspect
+import os
+import time
 
 import pytest
 import ray
@@ -26,6 +28,9 @@ class Actor:
     def answer(self) -> int:
         return 42
 
+    def pid(self) -> int:
+        return os.getpid()
+
 
 def test_actors_are_found_on_their_nodes():
     (node,) = ray.nodes()
@@ -35,11 +40,31 @@ def test_actors_are_found_on_their_nodes():
     assert _ray_cluster.actor_node("f" * 32) is None
 
 
-def test_nodes_tell_their_free_cpus_and_that_they_are_not_draining():
-    (node,) = ray.nodes()
+def test_nodes_that_are_not_draining_are_not_said_to():
     assert _ray_cluster.draining_nodes() == {}
-    assert _ray_cluster.free_cpus() == {node["NodeID"]: 4.0}
     assert callable(global_worker.gcs_client.drain_node)
+
+
+def test_a_worker_that_was_started_and_had_no_work_is_given_to_an_actor():
+    ((node, raylet),) = _ray_cluster.raylets().items()
+    assert node == ray.nodes()[0]["NodeID"]
+    before = set(_ray_cluster.unused_workers(raylet))
+    _ray_cluster.start_workers(raylet, 1)
+    deadline = time.monotonic() + 60
+    while len(now := set(_ray_cluster.unused_workers(raylet))) <= len(before):
+        assert time.monotonic() < deadline, (before, now)
+        time.sleep(0.1)
+    actors, given = [], set()
+    while len(given) < len(now):
+        actors.append(Actor.remote())
+        given.add(ray.get(actors[-1].pid.remote()))
+    assert given == now
+    ray.get(ray.remote(num_cpus=0)(lambda: 42).remote())
+    assert _ray_cluster.unused_workers(raylet) == [], "one that ran a task is of no use to an actor"
+
+
+def test_a_process_outside_of_a_placement_group_has_no_bundles():
+    assert _ray_cluster.nodes_of_bundles([0, 1]) == []
 
 
 def test_a_group_that_learns_in_the_trial_has_no_learner_actors():

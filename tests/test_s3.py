@@ -180,6 +180,7 @@ def test_a_store_that_goes_away_and_comes_back(s3_proxy: Proxy, store: Patience,
     directory.close()
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_ends_the_trial_and_loses_nothing(
     s3_proxy: Proxy, store: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:

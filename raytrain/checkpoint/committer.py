@@ -10,17 +10,19 @@
        disk while `best` is being replaced: the two have no file in common)
     5. deletes the staging directory, whatever happened
 
-One job may wait while another runs; `submit` waits only when there would be two. So training waits
-for storage only where checkpoints are due faster than storage takes them, and at most two states are
-held in memory. While the store does not answer at all, training does not wait for it: the job that is
-waiting gives way to the newer one. A job that fails leaves the older checkpoints as they were; it is for the caller to
-look at `outcomes()` and to say so.
+`submit` waits until the checkpoint handed over before is committed (not for 3 and 4), so that a crash
+costs at most what was trained since the one before the last was due. Training waits for storage
+only where checkpoints are due faster than storage takes them, and at most two states are held in
+memory. While the store does not answer at all, training does not wait for it: one job may wait, and
+gives way to the newer one. A job that fails leaves the older checkpoints as they were; it is for the
+caller to look at `outcomes()` and to say so.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -107,6 +109,14 @@ class BestPolicy:
         return self.better(score, best.score)
 
 
+@dataclass(frozen=True)
+class _InFlight:
+    """`settled`: the checkpoint and its copies are committed, or have failed."""
+
+    future: Future[CommitOutcome]
+    settled: threading.Event
+
+
 class Committer:
     """The only writer of checkpoints of one trial. `fence` raises a `RaytrainError` if it no longer
     is.
@@ -129,36 +139,40 @@ class Committer:
         # The executor's thread is joined when the interpreter exits, so a commit in flight is not
         # cut by an exit.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="raytrain-commit")
-        self._unseen: list[Future[CommitOutcome]] = []
+        self._unseen: list[_InFlight] = []
 
     @property
     def busy(self) -> bool:
-        return any(not future.done() for future in self._unseen)
+        return any(not job.future.done() for job in self._unseen)
 
     def submit(self, job: CommitJob) -> None:
-        """Commit `job` after those before it. Waits until no other is waiting."""
-        while len(ahead := [future for future in self._unseen if not future.done()]) > 1:
-            if STORE.in_trouble and ahead[-1].cancel():
-                self._unseen.remove(ahead[-1])
-            else:
-                wait_for(ahead[:1], _LOOK_EVERY_S)
-        self._unseen.append(self._pool.submit(self._run, job))
+        """Commit `job` after those before it. Waits until each of them is committed, or failed."""
+        while ahead := [other for other in self._unseen if not other.settled.is_set()]:
+            if STORE.in_trouble:
+                if len(ahead) == 1:
+                    break
+                if ahead[-1].future.cancel():
+                    self._unseen.remove(ahead[-1])
+                    continue
+            ahead[0].settled.wait(_LOOK_EVERY_S)
+        settled = threading.Event()
+        self._unseen.append(_InFlight(self._pool.submit(self._run, job, settled), settled))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait for the jobs in flight, at most `timeout` seconds. False: one is still running."""
-        return not wait_for(self._unseen, timeout).not_done
+        return not wait_for([job.future for job in self._unseen], timeout).not_done
 
     def outcomes(self) -> list[CommitOutcome]:
         """What ended since the last call, in order."""
-        done = [future for future in self._unseen if future.done()]
-        self._unseen = [future for future in self._unseen if future not in done]
-        return [future.result() for future in done]
+        done = [job for job in self._unseen if job.future.done()]
+        self._unseen = [job for job in self._unseen if job not in done]
+        return [job.future.result() for job in done]
 
     def close(self) -> None:
         """Wait for the jobs in flight and end the thread; `outcomes` can still be asked."""
         self._pool.shutdown(wait=True)
 
-    def _run(self, job: CommitJob) -> CommitOutcome:
+    def _run(self, job: CommitJob, settled: threading.Event) -> CommitOutcome:
         started = self._clock()
         manifest: Manifest | None = None
         error: RaytrainError | None = None
@@ -172,9 +186,11 @@ class Committer:
                     self._copy(job, name, "final" if name == "final" else "stage", manifest)
             except RaytrainError as problem:
                 error = problem
+            settled.set()
             if manifest is not None and manifest.kind != "error":
                 best, deleted = self._tidy(job, manifest, warnings)
         finally:
+            settled.set()
             shutil.rmtree(job.staging, ignore_errors=True)
         return CommitOutcome(
             name=job.name,

@@ -1,108 +1,75 @@
-"""Worker processes that have imported everything and wait for work.
+"""Worker processes that wait for an actor, with everything imported.
 
 A trial that starts again on another node would spend most of its time with imports: seconds for its
-own process, and as many again for each that it starts. So an idle worker is kept on every node that
-has room. A task that needs no CPU is run there now and then: Ray gives it to the idle worker if there
-is one, and starts a new one otherwise; the import then takes no time, or makes the new one a spare.
+own process, and as many again for each that it starts. So a worker that never ran anything is kept on
+every node. (One that has run a task is never given to an actor.) What it imports is in the instance's
+or the job's environment (see `session`).
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
 
-import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from grpc import RpcError
 
 from raytrain import _ray_cluster
 
+WORKERS_IMPORT = ("raytrain.trainable.trial", "raytrain.trainable.update.kernels")
 _LOOK_EVERY_S = 10.0
-_OVERLAP_S = 0.3
+_TO_COME_S = 30.0
+
+
+def import_all() -> None:
+    """What a worker of a cluster does first (a runtime environment's `worker_process_setup_hook`)."""
+    for module in WORKERS_IMPORT:
+        importlib.import_module(module)
 
 
 class Spares:
-    """`count` on each node; none if `module`, which they import, is None."""
+    """`count` on each node."""
 
-    def __init__(
-        self, module: str | None, count: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._module = module
-        self._count = count if module is not None else 0
+    def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._count = count
         self._clock = clock
         self._looked = clock()
-        self._running: dict[str, list[Any]] = {}
-        self._pids: dict[str, set[int]] = {}
-        self._given_up: set[str] = set()
+        self._started: dict[str, float] = {}
+        # A node that is cut off answers late, and nobody may wait for it.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="raytrain-spares")
+        self._looking: Future[None] | None = None
 
     def keep(self) -> None:
         """Look after them; called again and again, and returns at once."""
         now = self._clock()
         if not self._count or now - self._looked < _LOOK_EVERY_S:
             return
+        if self._looking is not None and not self._looking.done():
+            return
         self._looked = now
-        free = _ray_cluster.free_cpus()
-        for node in free.keys() - _ray_cluster.draining_nodes().keys():
-            if self._settled(node, free[node]):
-                self._running[node] = [self._warm(node) for _ in range(self._count)]
+        self._looking = self._pool.submit(self._look, now)
 
-    def _settled(self, node: str, free: float) -> bool:
-        """Whether to ask a node (again)."""
-        running = self._running.get(node, [])
-        done, waiting = (
-            ray.wait(running, num_returns=len(running), timeout=0) if running else ([], [])
-        )
-        if waiting:
-            return False
-        pids = _answers(done)
-        before, self._pids[node] = self._pids.get(node), pids
-        if free >= 1:
-            self._given_up.discard(node)
-        elif before and pids and not before & pids:
-            # Ray ends idle workers of a node whose CPUs are all taken: new ones would be in vain.
-            self._given_up.add(node)
-        return node not in self._given_up
-
-    def _warm(self, node: str) -> Any:
-        strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-        task = ray.remote(_import).options(
-            num_cpus=0, max_retries=0, scheduling_strategy=strategy, name="spare"
-        )
-        # Several at once must not be given to one worker in turn.
-        return task.remote(self._module, _OVERLAP_S if self._count > 1 else 0.0)
+    def _look(self, now: float) -> None:
+        draining = _ray_cluster.draining_nodes()
+        for node, address in _ray_cluster.raylets().items():
+            if node in draining or now - self._started.get(node, -_TO_COME_S) < _TO_COME_S:
+                continue
+            try:
+                missing = self._count - len(_ray_cluster.unused_workers(address))
+                if missing > 0:
+                    self._started[node] = now
+                    _ray_cluster.start_workers(address, missing)
+            except RpcError:
+                continue  # The node goes away, or is busy: it is asked again.
 
 
-def import_beside(module: str, bundles: Iterable[int]) -> None:
-    """Have workers import `module` where bundles of this process's placement group are, while this
+def start_beside(bundles: Iterable[int]) -> None:
+    """Start a worker where each of these bundles of this process's placement group is, while this
     process builds something else. RLlib starts learners only when its env runners are there."""
-    group = ray.util.get_current_placement_group()
-    if group is None:
-        return
-    for index in bundles:
-        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-        task = ray.remote(_import).options(
-            num_cpus=0, max_retries=0, scheduling_strategy=strategy, name="import"
-        )
-        task.remote(module, _OVERLAP_S)
-
-
-def _import(module: str, stay_s: float) -> int:
-    importlib.import_module(module)
-    time.sleep(stay_s)
-    return os.getpid()
-
-
-def _answers(references: list[Any]) -> set[int]:
-    pids = set()
-    for reference in references:
+    raylets = _ray_cluster.raylets()
+    for node in _ray_cluster.nodes_of_bundles(bundles):
         try:
-            pids.add(int(ray.get(reference)))
-        except RayError:
-            continue  # The node or the worker is gone: there is no spare.
-    return pids
+            _ray_cluster.start_workers(raylets[node], 1)
+        except (KeyError, RpcError):
+            continue  # Then the learner's process starts when it is needed.

@@ -83,7 +83,6 @@ class EnvGroups:
         self._iteration = 0
         self._settings: RunnerSettings | None = None
         self._short_in_a_row = 0
-        self._losses = 0
         self._fragments_dropped = 0
 
     @property
@@ -102,7 +101,7 @@ class EnvGroups:
         and how many fragments were given up."""
         return {
             "num_healthy_workers": len(self._hosts.up),
-            "num_remote_worker_restarts": self._losses,
+            "num_remote_worker_restarts": self._hosts.losses,
             "num_env_runners_dropped_lifetime": self._fragments_dropped,
         }
 
@@ -264,7 +263,6 @@ class EnvGroups:
             lambda lost: self._may_drop(len(dropped) + lost),
         )
         rollouts = round_.run()
-        self._losses += round_.lost_actors
         for index, rollout in rollouts.items():
             self._patience.took(rollout.seconds["rollout"])
             self._snapshots[index] = rollout.snapshot
@@ -303,9 +301,7 @@ class EnvGroups:
         """The answers of all groups; without a question, after setting them up."""
         question = Question(self._adopt, self._check_adopted, ask, losing=self._losing)
         round_ = self._round(question, self._indices if indices is None else indices)
-        answers = round_.run()
-        self._losses += round_.lost_actors
-        return answers
+        return round_.run()
 
     def _round(
         self,

@@ -83,7 +83,8 @@ class Job:
 class Host:
     """An actor. `proven`: whether it has answered a call since it came; `holds`: the groups that are
     set up in its process; `jobs`: what it has not answered yet, in order; `since`: when it began with
-    the first of them."""
+    the first of them; `doubt`: the process that Ray said was gone, and how, though that may be late news
+    of the one before it."""
 
     index: int
     actor: Any
@@ -95,6 +96,7 @@ class Host:
     since: float = 0.0
     question: Any = None
     asked_at: float = 0.0
+    doubt: tuple[Where, str] | None = None
 
     def __str__(self) -> str:
         return f"The env runner of group {self.index}" + (f" ({self.where})" if self.where else "")
@@ -121,6 +123,8 @@ class Hosts:
         self._settled: list[int] = []
         self._why_gone = ""
         self._gone_at: dict[int, float] = {}
+        self.losses = 0
+        """Actors that died or were killed so far."""
         self.assigned: dict[int, int] = {}
         """Which actor hosts a group."""
 
@@ -167,8 +171,13 @@ class Hosts:
         while len(self.up) < expected and time.monotonic() - began < _JOIN_PATIENCE_S:
             self.look(_ASK_AGAIN_S)
 
-    def lose(self, host: Host) -> None:
-        """An actor is not there any more; what it hosted is gone."""
+    def lose(self, host: Host, said: str, *, sure: bool) -> None:
+        """An actor is not there any more; what it hosted is gone. If that is not `sure`, it is when
+        another process comes in its place."""
+        if sure:
+            self.losses += 1
+        elif host.where is not None:
+            host.doubt = (host.where, said)
         host.up, host.proven, host.question, host.asked_at = False, False, None, 0.0
         host.holds.clear()
         host.jobs.clear()
@@ -182,6 +191,15 @@ class Hosts:
         try:
             host.where = Where(*ray.get(question))
             host.up = True
+            if host.doubt is not None:
+                before, said = host.doubt
+                host.doubt = None
+                if host.where != before:
+                    self.losses += 1
+                    self._tell(
+                        f"The env runner of group {host.index} ({before}) {said} before it had done "
+                        "anything, so nothing is lost; a new process is there."
+                    )
         except RayActorError as error:
             if not comes_back(error):
                 self._why_gone = why_it_died(error)

@@ -105,7 +105,6 @@ class Round:
         self._last_loss = "they were not started"
         self.answers: dict[int, Any] = {}
         self.dropped: set[int] = set()
-        self.lost_actors = 0
 
     def run(self) -> dict[int, Any]:
         """The answers by group, in the order of the groups; without those of `dropped`.
@@ -213,7 +212,7 @@ class Round:
         comes back is recognised."""
         first, groups = host.jobs[0].group, {job.group for job in host.jobs}
         self._in_a_row[first] += 1
-        self._hosts.lose(host)
+        self._hosts.lose(host, said, sure=news)
         if self._in_a_row[first] >= bearable:
             raise RunnerLost(
                 f"The env runner of group {first} was lost {self._in_a_row[first]} times in a row over "
@@ -222,7 +221,6 @@ class Round:
             )
         if not news:
             return
-        self.lost_actors += 1
         self._last_loss = cause
         if self._may_drop(len(self.dropped) + len(groups)):
             self.dropped |= groups

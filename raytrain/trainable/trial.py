@@ -56,7 +56,7 @@ from raytrain.config import (
 )
 from raytrain.faults import able_to_travel
 from raytrain.faults.nodes import nodes_alive
-from raytrain.faults.spares import import_beside
+from raytrain.faults.spares import start_beside
 from raytrain.trainable.actors import remote_actors
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.trainable.building import algorithm_arguments
@@ -162,7 +162,7 @@ class TrialPPO(ExactPPO):
         learners = self._config.learners
         if runners and learners.num_learners and not learners.num_gpus_per_learner:
             bundles = len(self.default_resource_request(self._given).bundles)
-            import_beside(__name__, range(bundles - learners.num_learners, bundles))
+            start_beside(range(bundles - learners.num_learners, bundles))
 
     def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
         if entry is None:

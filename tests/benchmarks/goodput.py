@@ -116,9 +116,7 @@ def run(trainer: str, schedule: Schedule, quiet_s: float, every_s: float) -> Goo
         failure={"max_failures": 1000},
         tune={"num_samples": TRIALS},
     )
-    # Idle workers stay, as docs/nodes.md recommends; it does stock no harm.
-    env = {"RAY_idle_worker_killing_time_threshold_ms": "86400000"}
-    with scratch() as place, Cluster(env=env) as cluster:
+    with scratch() as place, Cluster() as cluster:
         path = write_config(place, config)
         command = partial(recovery.start, trainer, cluster, path, place / "log.txt")
         stage = Timed(cluster, command, cpus=8, titles=TITLES[trainer])

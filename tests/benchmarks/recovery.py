@@ -132,9 +132,7 @@ def tiny_ppo(learners: int, *, iterations: int, **checkpoint: Any) -> dict[str, 
 def run(trainer: str, fault: str) -> Recovered:
     learners = 2 if fault == "learner killed" else 0
     tiny = tiny_ppo(learners, iterations=100_000, checkpoint_frequency=2, num_to_keep=3)
-    # Idle workers stay, as docs/nodes.md recommends; it does stock no harm.
-    env = {**NOTICED_IN_9_S, "RAY_idle_worker_killing_time_threshold_ms": "86400000"}
-    with scratch() as place, Cluster(env=env) as cluster:
+    with scratch() as place, Cluster(env=NOTICED_IN_9_S) as cluster:
         for name in "ab":
             cluster.add(name, cpus=4, resources={"worker": 1})
         config = write_config(place, tiny)
