@@ -59,8 +59,8 @@ def test_a_worker_that_was_started_and_had_no_work_is_given_to_an_actor():
         actors.append(Actor.remote())
         given.add(ray.get(actors[-1].pid.remote()))
     assert given == now
-    ray.get(ray.remote(num_cpus=0)(lambda: 42).remote())
-    assert _ray_cluster.unused_workers(raylet) == [], "one that ran a task is of no use to an actor"
+    ran_a_task = ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote())
+    assert ran_a_task not in _ray_cluster.unused_workers(raylet), "it is not given to an actor"
 
 
 def test_a_process_outside_of_a_placement_group_has_no_bundles():
