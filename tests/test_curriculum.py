@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from clusters import until
 from running import Reference, Run, experiment_of, rows, train_here, trial_of, write_config
 from test_disturbed_runs import assert_same_run
 from tiny_ppo import TINY, Told, built, iterate, unlike
@@ -197,6 +198,8 @@ def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(local_
     for disturbed in (False, True):
         algorithm = staged(stages, strategy="replay", env_runners={"num_env_runners": 2})
         try:
+            hosts = algorithm.env_groups._hosts
+            until(lambda: hosts.look(0.1) or len(hosts.up) == 2, 300, lambda: str(algorithm.told))
             trail = iterate(algorithm, 2)
             before = pids_of(algorithm)
             if disturbed:

@@ -150,6 +150,7 @@ def hanging(place: Path) -> dict[str, Any]:
     return {"env": "tiny_ppo:Hanging", "env_config": {"at": 40, "unless": str(place)}}
 
 
+@pytest.mark.slow
 def test_a_hanging_step_is_named_and_sampled_again_elsewhere(undisturbed, tmp_path):
     sections = {**TWO, "fault_tolerance": {"env_runner_timeout_s": 6}}
     with built(**sections, environment=hanging(tmp_path / "hung")) as algorithm:

@@ -111,6 +111,7 @@ CASES = {
         }
     ),
 }
+LONG = ("lstm", "evaluation-runner-filter")
 EXTRAS = [
     pytest.param(
         Case("replay", {"environment": {"env": "HalfCheetah-v5"}}),
@@ -125,7 +126,13 @@ EXTRAS = [
 ]
 
 
-@pytest.mark.parametrize("case", [*(pytest.param(CASES[n], id=n) for n in CASES), *EXTRAS])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(pytest.param(CASES[n], id=n, marks=[pytest.mark.slow] * (n in LONG)) for n in CASES),
+        *EXTRAS,
+    ],
+)
 def test_what_follows_a_loaded_state_is_what_followed_the_saved_one(case: Case, tmp_path: Path):
     if case.strategy == "replay" and "HalfCheetah" in str(case.sections):
         pytest.importorskip("mujoco")
