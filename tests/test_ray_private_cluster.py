@@ -32,6 +32,11 @@ class Actor:
         return os.getpid()
 
 
+@ray.remote(num_cpus=0)
+def task() -> int:
+    return os.getpid()
+
+
 def test_actors_are_found_on_their_nodes():
     (node,) = ray.nodes()
     actor = Actor.remote()
@@ -59,7 +64,7 @@ def test_a_worker_that_was_started_and_had_no_work_is_given_to_an_actor():
         actors.append(Actor.remote())
         given.add(ray.get(actors[-1].pid.remote()))
     assert given == now
-    ran_a_task = ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote())
+    ran_a_task = ray.get(task.remote())
     assert ran_a_task not in _ray_cluster.unused_workers(raylet), "it is not given to an actor"
 
 

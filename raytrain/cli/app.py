@@ -1,0 +1,169 @@
+"""The program `raytrain` without its commands: what they share.
+
+Exit codes: 0 finished; 1 the run failed, or a checkpoint is damaged; 2 bad input; 130/143 stopped by
+SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout; everything else is on stderr.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from raytrain.errors import RaytrainError
+
+_HELP = """Train RLlib PPO so that the same command always continues the same run, bit for bit.
+
+\b
+  raytrain train configs/cartpole.yaml    start, continue, or find finished
+  raytrain resume results/cartpole        the same, without the YAML file
+  raytrain evaluate results/cartpole:best
+
+A path may be a checkpoint, a trial or an experiment (then its newest good checkpoint is meant), or
+DIRECTORY:best or DIRECTORY:final; local, or a URI such as s3://bucket/runs/cartpole.
+
+\b
+Exit codes:
+  0        finished; all is good
+  1        the run failed, a checkpoint is damaged, or an audit found a difference
+  2        bad input: the message says what, where, and what to do
+  130/143  stopped by SIGINT/SIGTERM after saving; the same command continues
+
+\b
+Environment variables:
+  RAYTRAIN_SIGNING_KEY   sign checkpoints, and use none that is not signed with this key
+                         (RAYTRAIN_SIGNING_KEY_FILE: the same from a file)
+  AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...   for s3:// paths, as everywhere
+
+With --json, stdout holds one JSON document. Everything else is said on stderr."""
+
+app = typer.Typer(
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key; may be given often."),
+]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Another name, so another run.")]
+StoragePath = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Where results go: a path or a URI.")
+]
+Directory = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT_DIR", help="The experiment's directory.")
+]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A checkpoint, an experiment, or EXPERIMENT_DIR:best."
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="A running Ray cluster, such as auto or ray://host:10001."
+    ),
+]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def command(function: _Command) -> _Command:
+    """Print the message of a `RaytrainError` and exit with its code; no traceback."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        _keep_warnings_quiet()
+        try:
+            function(*args, **kwargs)
+        except RaytrainError as error:
+            say(f"error: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader of a pipe has gone (`| head`): nothing is left to say to it.
+            sys.stderr.close()
+            raise typer.Exit(1) from None
+
+    # `list` would hide the builtin, so its function has another name.
+    app.command(name=function.__name__.rstrip("_"))(guarded)
+    return function
+
+
+def _keep_warnings_quiet() -> None:
+    """Libraries warn of what is not the user's doing. `python -W` and PYTHONWARNINGS still count."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def keep_ray_quiet() -> None:
+    """Keep Ray's loggers off stderr. Importing Ray sets their levels, so that has to come first."""
+    from raytrain import _ray
+
+    _ray.quiet_driver()
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from raytrain.versions import versions
+
+        found = versions()
+        others = ", ".join(f"{name} {found[name]}" for name in ("ray", "torch", "python"))
+        sys.stdout.write(f"raytrain {found['raytrain']} ({others})\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """The options of the program itself; its help is the app's."""
+
+
+def say(text: str) -> None:
+    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_json(document: Any) -> None:
+    from raytrain.reporting.plain import json_ready
+
+    sys.stdout.write(json.dumps(json_ready(document), indent=1, allow_nan=False) + "\n")
+
+
+def bar(what: str) -> Callable[[Any], Any]:
+    """Count on a bar how many of some items are done."""
+    from raytrain.reporting.progress import track
+
+    return functools.partial(track, what=what)
+
+
+def busy(what: str) -> Any:
+    from raytrain.reporting.progress import busy
+
+    return busy(what)

@@ -1,0 +1,228 @@
+"""Commands on checkpoints and environments: what is there, whether it is good, and what it can do."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raytrain.cli.app import (
+    Checkpoint,
+    Directory,
+    Json,
+    bar,
+    busy,
+    command,
+    keep_ray_quiet,
+    print_json,
+    say,
+)
+
+
+@command
+def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
+    """List the checkpoints: kind, counters, score, good or not.
+
+    Every byte is checked; a checkpoint that is damaged says which file is wrong.
+    """
+    from raytrain.checkpoint.locate import entries_below
+    from raytrain.reporting.plain import checkpoint_rows
+
+    rows = checkpoint_rows(entries_below(experiment_dir, bar("Checking")), experiment_dir)
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("path", "kind", "iteration", "timesteps", "score", "weights", "good"):
+        table.add_column(title)
+    for row in rows:
+        score = "" if row["score"] is None else f"{row['score']:g}"
+        weights = (row["weights_sha256"] or "")[:12]
+        good = "good" if row["good"] else f"NO: {row['problem']}"
+        cells = (row["path"], row["kind"], row["iteration"], row["timesteps"], score, weights, good)
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    # A path must stay one word in a pipe, however narrow that is.
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+@command
+def inspect(
+    checkpoint: Checkpoint,
+    as_json: Json = False,
+) -> None:
+    """Show what a checkpoint's manifest says of it.
+
+    Counters, score, weights digest, parent, versions; with --json all of it, as it lies on storage.
+    """
+    from raytrain.checkpoint import resolve
+    from raytrain.reporting.plain import manifest_document, manifest_text
+
+    with busy("Checking"):
+        entry = resolve(checkpoint)
+    if as_json:
+        print_json(manifest_document(entry))
+    else:
+        sys.stdout.write(manifest_text(entry))
+
+
+@command
+def verify(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A checkpoint, or an experiment's directory.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Check every byte of a checkpoint, or of all of them.
+
+    Exit code 0 if all is good, 1 if anything is damaged; the files are named.
+    """
+    from raytrain.checkpoint.locate import entries_at
+    from raytrain.reporting.plain import checkpoint_rows
+
+    rows = checkpoint_rows(entries_at(path, bar("Checking")), path)
+    bad = [row for row in rows if not row["good"]]
+    if as_json:
+        print_json({"good": not bad, "checkpoints": rows})
+    else:
+        for row in rows:
+            verdict = "good" if row["good"] else f"DAMAGED: {row['problem']}"
+            sys.stdout.write(f"{row['path']}: {verdict}\n")
+    raise typer.Exit(1 if bad else 0)
+
+
+@command
+def evaluate(
+    checkpoint: Checkpoint,
+    *,
+    episodes: Annotated[int, typer.Option(metavar="N", min=1, help="Episodes to play.")] = 10,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Episode i is played with seed + i.")
+    ] = 0,
+    stochastic: Annotated[
+        bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode.")
+    ] = False,
+    video: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Record each episode there (needs the extra video)."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Play seeded episodes with a checkpoint's policy.
+
+    Mean, standard deviation, least and greatest return and length; the same seed gives the same
+    numbers, with a video and without. Ray is not started.
+    """
+    from raytrain.evaluation import evaluate_path
+
+    keep_ray_quiet()
+    result = evaluate_path(
+        checkpoint,
+        episodes=episodes,
+        seed=seed,
+        deterministic=not stochastic,
+        video=video,
+        track=bar("Playing"),
+    )
+    if as_json:
+        print_json(result.to_dict())
+        return
+    for title, prefix in (("return", "episode_return"), ("length", "episode_len")):
+        values = [f"{part} {getattr(result, f'{prefix}_{part}'):.6g}" for part in _STATISTICS]
+        sys.stdout.write(f"{title}: {', '.join(values)} ({episodes} episodes)\n")
+
+
+_STATISTICS = ("mean", "std", "min", "max")
+
+
+@command
+def probe(
+    env: Annotated[
+        str, typer.Argument(metavar="ENV", help="A Gymnasium id, or package.module:factory.")
+    ],
+    env_config: Annotated[
+        str | None,
+        typer.Option(metavar="MAPPING", help="Its arguments in YAML, such as '{size: 5}'."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how an environment can be saved and restored.
+
+    Each way is tried on scratch copies, and has to continue bit for bit.
+    """
+    from raytrain.probe import probe as run
+    from raytrain.probe import report
+
+    with busy("Trying"):
+        proof = run(env, env_config)
+    if as_json:
+        print_json(proof.to_dict())
+    else:
+        sys.stdout.write(report(env, proof))
+
+
+@command
+def audit(
+    experiment_dir: Directory,
+    from_: Annotated[
+        int | None,
+        typer.Option("--from", metavar="N", help="Iteration of the checkpoint to begin at."),
+    ] = None,
+    to: Annotated[
+        int | None, typer.Option(metavar="N", help="Iteration of the checkpoint to reach.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train again between two checkpoints, and compare.
+
+    The training happens in a scratch directory; weights digests and metrics are compared. Exit code
+    0 if they are equal, 1 if not, with the first iteration that differs.
+    """
+    from raytrain.audit import audit as run
+
+    keep_ray_quiet()
+    with busy("Training again"):
+        result = run(experiment_dir, start=from_, end=to)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        sys.stdout.write(result.text())
+    raise typer.Exit(0 if result.equal else 1)
+
+
+@command
+def export(
+    checkpoint: Checkpoint,
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A new or empty directory, or a URI.")
+    ],
+    *,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also policy.onnx (needs the extra export).")
+    ] = False,
+    torchscript: Annotated[bool, typer.Option("--torchscript", help="Also policy.pt.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a policy that loads without Ray.
+
+    \b
+      raytrain export results/cartpole:best cartpole-policy --onnx
+      python -c "import raytrain; raytrain.load_policy('cartpole-policy')"
+
+    Weights as safetensors; network, spaces, filters and action mapping as JSON; a model card in
+    README.md. What is written is compared with RLlib's module before: the same bits in Torch and
+    TorchScript, 1e-5 in ONNX.
+    """
+    from raytrain.checkpoint.export import export_policy
+
+    keep_ray_quiet()
+    with busy("Exporting"):
+        written = export_policy(checkpoint, directory, onnx=onnx, torchscript=torchscript)
+    if as_json:
+        print_json(written.to_dict())
+        return
+    sys.stdout.write(f"{written.path}: {', '.join(written.files)}\n")
+    if written.needs_ray is not None:
+        say(f"Loading it imports RLlib (without starting Ray): {written.needs_ray}.")
