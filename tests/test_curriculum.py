@@ -198,8 +198,7 @@ def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(local_
     for disturbed in (False, True):
         algorithm = staged(stages, strategy="replay", env_runners={"num_env_runners": 2})
         try:
-            hosts = algorithm.env_groups._hosts
-            until(lambda: hosts.look(0.1) or len(hosts.up) == 2, 300, lambda: str(algorithm.told))
+            wait_for_both(algorithm)
             trail = iterate(algorithm, 2)
             before = pids_of(algorithm)
             if disturbed:
@@ -267,6 +266,12 @@ def test_one_actor_takes_a_stage_over_for_all_groups(local_ray):
         finally:
             algorithm.stop()
     assert unlike(*trails) == []
+
+
+def wait_for_both(algorithm: Told) -> None:
+    """Two env runner actors are there."""
+    hosts = algorithm.env_groups._hosts
+    until(lambda: hosts.look(0.1) or len(hosts.up) == 2, 300, lambda: str(algorithm.told))
 
 
 def pids_of(algorithm: Told) -> dict[int, int]:
