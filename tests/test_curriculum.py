@@ -26,6 +26,7 @@ from raytrain.cli import app
 from raytrain.config import ConfigError, config_from_dict, load_config
 from raytrain.reporting import read_episodes
 from raytrain.trainable.building import algorithm_arguments
+from raytrain.trainable.hosts import RunnerRules
 from raytrain.trainable.runner import RunnerSettings
 
 SHORT = {"env_config": {"max_episode_steps": 40}}
@@ -42,7 +43,9 @@ def staged(stages: list[dict[str, Any]], *, strategy: str = "pickle", **sections
         config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     snapshot = {"strategy": strategy, "exact": True}
     with _ray.files_below(tempfile.gettempdir()):
-        algorithm = Told(**algorithm_arguments(config_from_dict(config), snapshot))
+        given = config_from_dict(config)
+        arguments = algorithm_arguments(given, snapshot)
+        algorithm = Told(**arguments, rules=RunnerRules.of(given))
     algorithm.told = getattr(algorithm, "told", [])
     return algorithm
 
