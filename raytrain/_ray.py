@@ -420,7 +420,7 @@ def worker_environment(preload: str | None) -> Iterator[None]:
     module that idle workers import before there is work for them."""
     wanted = worker_variables(preload)
     # Ray ends workers that have been idle for a second (its default) once a trial's CPUs are
-    # reserved: those that the trial is about to need, and the spare ones.
+    # reserved: those that the trial is about to need.
     wanted["RAY_idle_worker_killing_time_threshold_ms"] = "86400000"
     if preload is not None:
         wanted["RAY_preload_python_modules"] = preload

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def unused_workers(raylet: str) -> list[int]:
     from ray.core.generated import common_pb2, node_manager_pb2
 
     request = node_manager_pb2.GetNodeStatsRequest()
-    reply = _raylet_stub(raylet).GetNodeStats(request, timeout=_RAYLET_PATIENCE_S)
+    with _raylet_stub(raylet) as stub:
+        reply = stub.GetNodeStats(request, timeout=_RAYLET_PATIENCE_S)
     return [
         worker.pid
         for worker in reply.core_workers_stats
@@ -148,11 +150,14 @@ def start_workers(raylet: str, count: int) -> None:
         keep_alive_duration_secs=_KEEP_WORKERS_S,
         num_workers=count,
     )
-    _raylet_stub(raylet).PrestartWorkers(request, timeout=_RAYLET_PATIENCE_S)
+    with _raylet_stub(raylet) as stub:
+        stub.PrestartWorkers(request, timeout=_RAYLET_PATIENCE_S)
 
 
-def _raylet_stub(raylet: str) -> Any:
+@contextmanager
+def _raylet_stub(raylet: str) -> Iterator[Any]:
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import node_manager_pb2_grpc
 
-    return node_manager_pb2_grpc.NodeManagerServiceStub(init_grpc_channel(raylet))
+    with init_grpc_channel(raylet) as channel:
+        yield node_manager_pb2_grpc.NodeManagerServiceStub(channel)

@@ -23,10 +23,9 @@ from raytrain.checkpoint import (
     Entry,
     ExperimentFile,
     Location,
-    is_trial,
     remove_checkpoint,
-    trials,
 )
+from raytrain.checkpoint.locate import trials_at
 from raytrain.checkpoint.storage import storage_errors
 from raytrain.errors import BadInput
 
@@ -80,7 +79,7 @@ def plan(argument: str, rule: Rule) -> Plan:
     Raises:
         BadInput: there is neither.
     """
-    place, chosen = _trials_of(argument)
+    place, chosen = trials_at(argument)
     return _as_plan(place, [_sorted_out(trial, rule) for trial in chosen])
 
 
@@ -94,7 +93,7 @@ def prune(
         Locked: a run is writing there. Nothing was deleted.
         StorageError: the storage refused; what was deleted before that is gone.
     """
-    place, chosen = _trials_of(argument)
+    place, chosen = trials_at(argument)
     with ExitStack() as locks:
         experiment = place if place not in chosen else place.parent
         if ExperimentFile.read(experiment) is not None:
@@ -109,23 +108,6 @@ def prune(
             with storage_errors(f"Deleting {entry.path}", entry.location):
                 remove_checkpoint(entry.location)
     return _as_plan(place, sorted_out)
-
-
-def _trials_of(argument: str) -> tuple[Location, list[Location]]:
-    place = Location.of(argument)
-    with storage_errors("Looking for checkpoints", place):
-        if not place.is_dir():
-            raise BadInput(
-                f"There is no directory {place}. Give an experiment's directory, as `raytrain train` "
-                "printed it."
-            )
-        found = [place] if is_trial(place) else trials(place)
-    if not found:
-        raise BadInput(
-            f"{place} is neither an experiment nor a trial: nothing in it is a checkpoint. Give the "
-            "directory that `raytrain train` wrote (<storage_path>/<name>)."
-        )
-    return place, found
 
 
 def _sorted_out(trial: Location, rule: Rule) -> tuple[list[Entry], list[Entry]]:

@@ -1,4 +1,4 @@
-"""`raytrain ARGUMENTS...` as a shell sees it, in this process: for commands that only read."""
+"""`raytrain ARGUMENTS...` in this process: for commands that are quick to fail or only read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raytrain.cli import app
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """How a command ended, as a shell sees it."""
 
     code: int
     out: str

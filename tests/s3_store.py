@@ -25,16 +25,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from clusters import free_port
+
 BUCKET = "bucket"
 KEY_ID, SECRET = "raytrain-test-key-id", "canary-of-the-secret-access-key"
 _ERROR = b"HTTP/1.0 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 HAS_MOTO = importlib.util.find_spec("moto") is not None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -10,17 +10,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from commands import Ended, here
 from ray._private import worker
 from running import experiment_of, train, trial_of, write_config
-from typer.testing import CliRunner
 
 import raytrain
-from raytrain.cli import app
 from raytrain.errors import BadInput
 
 ROWS = {"path", "kind", "iteration", "timesteps", "score", "weights_sha256", "good", "problem"}
@@ -37,20 +35,6 @@ finally:
     with open(sys.argv_left, "w") as file:
         file.write(f"{'torch' in sys.modules} {ray is not None} {started}")
 """
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, as a shell sees it."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """stdout, which must be one JSON document and nothing else."""
-        return json.loads(self.out)
 
 
 @dataclass(frozen=True)
@@ -112,12 +96,6 @@ def command(*arguments: object, cwd: Path | None = None) -> Ended:
         check=False,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
-
-
-def here(*arguments: object) -> Ended:
-    """The same in this process, for commands that are quick to fail or only read."""
-    done = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
-    return Ended(done.exit_code, done.stdout, done.stderr)
 
 
 def left_behind(tmp_path: Path, *arguments: object) -> tuple[Ended, dict[str, bool]]:

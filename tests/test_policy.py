@@ -305,10 +305,10 @@ print(json.dumps(report))
 """
 
 
-def test_a_fresh_process_gives_the_actions_that_training_sent(trained):
-    """Batches and single observations, mode and sample, for every case; Ray is not started."""
+def actions_are_those_recorded(program, directories):
+    """`program` compares, for each of the directories, with and without sampling."""
     result = subprocess.run(
-        [sys.executable, "-c", FRESH_PROCESS, *map(str, trained.values())],
+        [sys.executable, "-c", program, *map(str, directories.values())],
         capture_output=True,
         text=True,
         check=False,
@@ -318,6 +318,11 @@ def test_a_fresh_process_gives_the_actions_that_training_sent(trained):
     assert len(report) == 2 * len(CASES)
     assert all(entry["compared"] >= STEPS // 3 for entry in report.values())
     assert {key: entry["wrong"] for key, entry in report.items() if entry["wrong"]} == {}
+
+
+def test_a_fresh_process_gives_the_actions_that_training_sent(trained):
+    """Batches and single observations, mode and sample, for every case; Ray is not started."""
+    actions_are_those_recorded(FRESH_PROCESS, trained)
 
 
 def test_the_recorded_rollouts_can_tell_policies_apart(trained):
@@ -720,17 +725,7 @@ def exported(trained, tmp_path_factory):
 
 def test_exported_policies_give_the_actions_that_training_sent_without_ray(exported):
     """As above, but with RLlib out of reach."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY, *map(str, exported.values())],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert len(report) == 2 * len(CASES)
-    assert all(entry["compared"] >= STEPS // 3 for entry in report.values())
-    assert {key: entry["wrong"] for key, entry in report.items() if entry["wrong"]} == {}
+    actions_are_those_recorded(WITHOUT_RAY, exported)
 
 
 def recorded(directory):

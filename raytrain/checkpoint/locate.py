@@ -21,8 +21,8 @@ Track = Callable[[list[tuple[Location, str]]], Iterable[tuple[Location, str]]]
 """Passes the checkpoints on, by trial and path, and may show how many are done."""
 
 
-def entries_below(argument: str, track: Track = iter) -> list[tuple[Location, Entry]]:
-    """Every checkpoint of an experiment's or a trial's directory, every byte checked, with its trial.
+def trials_at(argument: str) -> tuple[Location, list[Location]]:
+    """An experiment's or a trial's directory, and the trials of it.
 
     Raises:
         BadInput: there is neither at `argument`.
@@ -40,6 +40,16 @@ def entries_below(argument: str, track: Track = iter) -> list[tuple[Location, En
             f"{place} is neither an experiment nor a trial: nothing in it is a checkpoint. Give the "
             "directory that `raytrain train` wrote (<storage_path>/<name>)."
         )
+    return place, found
+
+
+def entries_below(argument: str, track: Track = iter) -> list[tuple[Location, Entry]]:
+    """Every checkpoint of an experiment's or a trial's directory, every byte checked, with its trial.
+
+    Raises:
+        BadInput: there is neither at `argument`.
+    """
+    _, found = trials_at(argument)
     listed = [(trial, entry.path) for trial in found for entry in Catalogue(trial).entries()]
     checked = [(trial, Catalogue(trial).entry(path, verify=True)) for trial, path in track(listed)]
     # One may have been deleted since it was listed.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from grpc import RpcError
@@ -48,12 +48,15 @@ class Spares:
         if self._looking is not None and not self._looking.done():
             return
         self._looked = now
-        self._looking = self._pool.submit(self._look, now)
-
-    def _look(self, now: float) -> None:
+        # Ray itself is asked here: asked after it was left, it would start an instance of its own.
         draining = _ray_cluster.draining_nodes()
-        for node, address in _ray_cluster.raylets().items():
-            if node in draining or now - self._started.get(node, -_TO_COME_S) < _TO_COME_S:
+        raylets = _ray_cluster.raylets()
+        staying = {node: raylets[node] for node in raylets.keys() - draining.keys()}
+        self._looking = self._pool.submit(self._look, staying, now)
+
+    def _look(self, raylets: Mapping[str, str], now: float) -> None:
+        for node, address in raylets.items():
+            if now - self._started.get(node, -_TO_COME_S) < _TO_COME_S:
                 continue
             try:
                 missing = self._count - len(_ray_cluster.unused_workers(address))

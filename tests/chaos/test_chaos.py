@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
+from clusters import free_port
 from namespaces import SWITCH, Cluster, why_not
 from running import Reference, Run, experiment_of, trial_of, write_config
-from s3_store import Proxy, environment, free_port
+from s3_store import Proxy, environment
 from test_disturbed_runs import assert_same_run
 
 from chaos import local, nodes
