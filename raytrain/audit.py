@@ -381,7 +381,7 @@ def _algorithm(
             logging_level=logging.ERROR,
         )
     try:
-        with _ray.files_below(str(scratch)):
+        with _ray.local.files_below(str(scratch)):
             algorithm = ExactPPO(**arguments)
         try:
             yield algorithm

@@ -22,7 +22,7 @@ import psutil
 import ray
 
 from raytrain import _ray
-from raytrain._ray_cluster import in_a_job
+from raytrain._ray.cluster import in_a_job
 from raytrain.checkpoint import Location
 from raytrain.cluster.newcomers import Newcomers
 from raytrain.cluster.packing import needs_files, pack
@@ -76,7 +76,7 @@ class Session:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         _keep_loggers_quiet()
-        _ray.quiet_driver()
+        _ray.tune.quiet_driver()
         if not ray.is_initialized():
             self._start_ray()
         # Ray sets a SIGTERM handler of its own.
@@ -127,9 +127,9 @@ class Session:
         if said is not None:
             reporter.event("raytrain", "warning", said)
         with ExitStack() as stack:
-            secrets = any(name in os.environ for name in _ray.SECRETS_OF_TUNE)
+            secrets = any(name in os.environ for name in _ray.local.SECRETS_OF_TUNE)
             if self._services or (self._started and not secrets):
-                stack.enter_context(_ray.trials_use_idle_workers())
+                stack.enter_context(_ray.local.trials_use_idle_workers())
             stack.enter_context(self._interrupts.deferred())
             try:
                 tuner.fit()
@@ -157,7 +157,7 @@ class Session:
             options["address"] = self._address
             # Of the whole job, so that all of its actors can be given to any of its workers.
             preload = _preload(self._config)
-            options["runtime_env"] = {"env_vars": _ray.worker_variables(preload)}
+            options["runtime_env"] = {"env_vars": _ray.local.worker_variables(preload)}
             if preload is not None:
                 hook = f"{import_all.__module__}.{import_all.__name__}"
                 options["runtime_env"]["worker_process_setup_hook"] = hook
@@ -174,8 +174,8 @@ class Session:
         try:
             with ExitStack() as stack:
                 if self._address is None:
-                    stack.enter_context(_ray.lean_instance(_idle_workers(self._config)))
-                    stack.enter_context(_ray.worker_environment(_preload(self._config)))
+                    stack.enter_context(_ray.local.lean_instance(_idle_workers(self._config)))
+                    stack.enter_context(_ray.local.worker_environment(_preload(self._config)))
                 ray.init(**options)
         except SystemExit:
             # From its first moments on Ray answers a SIGTERM by itself, with the signal's number as code.

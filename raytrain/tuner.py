@@ -68,7 +68,7 @@ def read_tune_files(experiment: Location) -> TuneFiles:
         states = [name for name in names if name.startswith(_STATE)]
         searches = [name for name in names if name.startswith(_SEARCH)]
         for name in (_TUNER, *searches[-1:]):
-            if not _ray.can_unpickle((experiment / name).read_bytes()):
+            if not _ray.tune.can_unpickle((experiment / name).read_bytes()):
                 return TuneFiles(tuple(names), f"{name} is damaged")
         if not states:
             return TuneFiles(tuple(names), "experiment_state-*.json is missing")
@@ -138,7 +138,7 @@ def restored_tuner(config: ExperimentConfig, experiment: Location, watch: Any) -
         resume_errored=True,
         storage_filesystem=experiment.fs,
     )
-    _ray.set_run_config(
+    _ray.tune.set_run_config(
         tuner, callbacks=[watch], failure_config=_failure_config(config), scheduler=GivesNodesUp()
     )
     return tuner

@@ -78,8 +78,8 @@ class Watch(Callback):
             return
         if not self._begun:
             self._begun = True
-            _ray.decide_retries(may_retry, self._counts)
-            _ray.reset_failure_count(trials, self._config.failure.max_failures)
+            _ray.tune.decide_retries(may_retry, self._counts)
+            _ray.tune.reset_failure_count(trials, self._config.failure.max_failures)
         if time.monotonic() - self._checked_at > _CHECK_EVERY_S:
             self._checked_at = time.monotonic()
             self._check()
@@ -140,9 +140,9 @@ class Watch(Callback):
             # it deletes: it waits for this, and storage may be slow to ask.
             self._deleted[str(trial)] = set()
             fs = trial.storage.storage_filesystem
-            _ray.forget_checkpoints(trial, lambda path: bool(fs.get_file_info(path).type))
+            _ray.tune.forget_checkpoints(trial, lambda path: bool(fs.get_file_info(path).type))
         elif gone:
-            _ray.forget_checkpoints(trial, lambda path: path.rpartition("/")[2] not in gone)
+            _ray.tune.forget_checkpoints(trial, lambda path: path.rpartition("/")[2] not in gone)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._failed(trial, will_retry=True)
@@ -252,7 +252,7 @@ class Watch(Callback):
         running = {
             str(trial): actor
             for trial in trials
-            if trial.status == "RUNNING" and (actor := _ray.trial_actor(trial)) is not None
+            if trial.status == "RUNNING" and (actor := _ray.tune.trial_actor(trial)) is not None
         }
         if self._reporter is not None and received is not None:
             self._reporter.event(

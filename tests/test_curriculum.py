@@ -42,7 +42,7 @@ def staged(stages: list[dict[str, Any]], *, strategy: str = "pickle", **sections
     for key, value in sections.items():
         config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     snapshot = {"strategy": strategy, "exact": True}
-    with _ray.files_below(tempfile.gettempdir()):
+    with _ray.local.files_below(tempfile.gettempdir()):
         given = config_from_dict(config)
         arguments = algorithm_arguments(given, snapshot)
         algorithm = Told(**arguments, rules=RunnerRules.of(given))

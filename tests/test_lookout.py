@@ -15,7 +15,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from raytrain import _ray_cluster
+from raytrain import _ray
 from raytrain.checkpoint import Location
 from raytrain.faults.losses import Losses
 from raytrain.faults.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
@@ -208,12 +208,12 @@ def test_a_trial_that_stands_still_is_killed_and_named() -> None:
 def test_a_spare_worker_is_kept_and_given_to_the_next_actor() -> None:
     now = [0.0]
     spares = Spares(1, clock=lambda: now[0])
-    (raylet,) = _ray_cluster.raylets().values()
+    (raylet,) = _ray.cluster.raylets().values()
 
     def kept(other_than: int | None = None) -> int:
         """The pid of the only worker that waits, once there is one."""
         deadline = time.monotonic() + 60
-        while len(pids := _ray_cluster.unused_workers(raylet)) != 1 or pids == [other_than]:
+        while len(pids := _ray.cluster.unused_workers(raylet)) != 1 or pids == [other_than]:
             assert time.monotonic() < deadline, pids
             now[0] += 11.0
             spares.keep()
@@ -226,7 +226,7 @@ def test_a_spare_worker_is_kept_and_given_to_the_next_actor() -> None:
 
     # Those that Ray has started of its own accord are given out first.
     actors: list[Any] = []
-    while _ray_cluster.unused_workers(raylet):
+    while _ray.cluster.unused_workers(raylet):
         actor()
     spare = kept()
     for _ in range(3):

@@ -80,7 +80,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixed]:
             patch.delenv(name)
         patch.setenv("RAY_AUTH_MODE", NO_TOKEN["RAY_AUTH_MODE"])
         patch.setattr(room, "_LATE_FILE_S", 1.0)
-        _ray.quiet_driver()
+        _ray.tune.quiet_driver()
         empty = places / "empty"
         empty.mkdir()
         # A driver without a working directory gives its workers its own current one to import from.

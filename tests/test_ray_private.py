@@ -1,4 +1,4 @@
-"""What `raytrain/_ray.py` relies on in Ray. Each test fails when Ray changes that; then look at the
+"""What `raytrain/_ray` relies on in Ray. Each test fails when Ray changes that; then look at the
 entry of the same name."""
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT, TRIAL_INFO
 from tiny_ppo import Told, build
 
-from raytrain import _ray, _ray_actors
+from raytrain import _ray
+from raytrain._ray import actors as _ray_actors
 from raytrain.trainable.filters import merge_connector_states
 from raytrain.trainable.runner import GroupEnvRunner
 
@@ -65,7 +66,7 @@ def test_ray_is_the_version_that_this_was_written_against():
     assert ray.__version__.startswith("2.60.")
 
 
-# -- env runner actors (`_ray_actors`) -----------------------------------------------------------
+# -- env runner actors (`_ray.actors`) -----------------------------------------------------------
 
 
 def test_an_env_runner_group_makes_its_actors_where_ours_intervenes():
@@ -104,7 +105,7 @@ def test_a_word_is_taken_once(algorithm):
 
 
 def test_a_runner_has_the_attributes_and_no_others_that_change(runner):
-    state = _ray.runner_attributes(runner)
+    state = _ray.runners.runner_attributes(runner)
     assert all(len(episode) == 0 for episode in state["_ongoing_episodes"])
     assert state["_needs_initial_reset"] is False
     assert "obs" in state["_cached_to_module"]
@@ -115,32 +116,32 @@ def test_a_runner_has_the_attributes_and_no_others_that_change(runner):
     ours = {"_finished", "_streams"}
     clocks = {"_time_after_sampling"}
     assert changed - ours - clocks <= set(state)
-    present = _ray.runner_attributes(runner)
-    _ray.set_runner_attributes(runner, {**present, "num_env_steps_sampled_lifetime": 7})
+    present = _ray.runners.runner_attributes(runner)
+    _ray.runners.set_runner_attributes(runner, {**present, "num_env_steps_sampled_lifetime": 7})
     assert runner.num_env_steps_sampled_lifetime == 7
-    _ray.set_runner_attributes(runner, present)
+    _ray.runners.set_runner_attributes(runner, present)
 
 
 def test_sampling_into_arrays_leaves_rllibs_memory_alone(algorithm):
     runner = GroupEnvRunner(config=algorithm.config)
     runner.sample()
     before = dict(vars(runner))
-    version, seed = _ray.weights_version(runner), _ray.runner_seed(runner)
-    assert (_ray.needs_reset(runner), version, runner._seed) == (False, 0, seed)
+    version, seed = _ray.runners.weights_version(runner), _ray.runners.runner_seed(runner)
+    assert (_ray.runners.needs_reset(runner), version, runner._seed) == (False, 0, seed)
     runner.sample()
     changed = {name for name, value in vars(runner).items() if value is not before.get(name)}
     assert changed <= {"_finished", "_streams", "_sampled_at", "_seconds"}
-    _ray.set_needs_reset(runner, True)
+    _ray.runners.set_needs_reset(runner, True)
     assert runner._needs_initial_reset is True
 
 
 def test_episodes_are_logged_as_rllib_logs_them(algorithm):
     ended = [(3, 2.5, 0.1), (5, -1.0, 0.2), (4, 7.0, 0.3)]
     ours, theirs = (GroupEnvRunner(config=algorithm.config) for _ in range(2))
-    _ray.log_episodes(ours, [])
+    _ray.runners.log_episodes(ours, [])
     assert ours.metrics.stats == {}
-    _ray.log_episodes(ours, ended)
-    _ray.log_sampled(ours, 12, 3, 6)
+    _ray.runners.log_episodes(ours, ended)
+    _ray.runners.log_sampled(ours, 12, 3, 6)
     for each in ended:
         theirs._log_episode_metrics(*each)
     theirs._increase_sampled_metrics(12, 3)
@@ -153,18 +154,18 @@ def test_episodes_are_logged_as_rllib_logs_them(algorithm):
 
 def test_callback_functions_of_a_config_are_found():
     config = PPOConfig().callbacks(on_episode_end=print, on_train_result=print)
-    assert _ray.sets_own_callbacks(config) == ["on_episode_end"]
-    assert _ray.sets_own_callbacks(PPOConfig()) == []
+    assert _ray.runners.sets_own_callbacks(config) == ["on_episode_end"]
+    assert _ray.runners.sets_own_callbacks(PPOConfig()) == []
 
 
 def test_a_filter_is_found_before_its_first_use(algorithm):
-    pipeline, _ = _ray.connectors(GroupEnvRunner(config=algorithm.config))
-    found, updates = _ray.mean_std_filter(pipeline.connectors[0])
+    pipeline, _ = _ray.runners.connectors(GroupEnvRunner(config=algorithm.config))
+    found, updates = _ray.runners.mean_std_filter(pipeline.connectors[0])
     assert (found.running_stats.shape, found.clip, updates) == ((4,), 10.0, True)
 
 
 def test_a_runner_without_a_state_server_has_none(runner):
-    assert _ray.state_server(runner) is None
+    assert _ray.runners.state_server(runner) is None
     assert "_env_runner_state_server.pull_if_newer" in inspect.getsource(
         SingleAgentEnvRunner.sample
     )
@@ -173,13 +174,13 @@ def test_a_runner_without_a_state_server_has_none(runner):
 def test_a_vector_environment_has_the_attributes_and_cannot_be_pickled(runner):
     vector_env = runner.env.unwrapped
     assert isinstance(vector_env, gym.vector.SyncVectorEnv)
-    state = _ray.vector_env_attributes(vector_env)
+    state = _ray.runners.vector_env_attributes(vector_env)
     assert len(state["_autoreset_envs"]) == vector_env.num_envs
     before = dict(vars(vector_env))
     vector_env.step(vector_env.action_space.sample())
     changed = {name for name, value in vars(vector_env).items() if value is not before.get(name)}
     assert changed <= set(state)
-    _ray.set_vector_env_attributes(vector_env, state)
+    _ray.runners.set_vector_env_attributes(vector_env, state)
     with pytest.raises(TypeError, match="generator"):
         pickle.dumps(vector_env)
 
@@ -195,7 +196,7 @@ def test_the_first_reset_takes_the_seed_that_was_set(algorithm):
 def test_chunks_of_running_episodes_are_kept_by_episode(runner):
     runner.sample()
     runner.get_metrics()  # drops those of episodes that have ended
-    chunks = _ray.unfinished_chunks(runner)
+    chunks = _ray.runners.unfinished_chunks(runner)
     assert chunks
     running = {episode.id_ for episode in runner._ongoing_episodes}
     assert chunks.keys() <= running
@@ -203,7 +204,7 @@ def test_chunks_of_running_episodes_are_kept_by_episode(runner):
 
 
 def test_a_runner_has_both_connector_pipelines(runner):
-    to_module, to_env = _ray.connectors(runner)
+    to_module, to_env = _ray.runners.connectors(runner)
     assert "MeanStdFilter" in runner.get_state()["env_to_module_connector"]
     assert dict(to_module.get_checkpointable_components())["MeanStdFilter"]
     assert dict(to_env.get_checkpointable_components())
@@ -220,10 +221,10 @@ def test_older_weights_are_still_dropped_without_a_word(runner):
     assert version > 0
     runner.set_state({"rl_module": changed, "weights_seq_no": version})
     assert _same(runner, name, module[name])  # the trap: nothing was taken over
-    _ray.forget_weights_version(runner)
+    _ray.runners.forget_weights_version(runner)
     runner.set_state({"rl_module": changed, "weights_seq_no": version})
     assert _same(runner, name, np.asarray(module[name]) + 1)
-    _ray.forget_weights_version(runner)
+    _ray.runners.forget_weights_version(runner)
     runner.set_state({"rl_module": weights, "weights_seq_no": version})
 
 
@@ -232,7 +233,7 @@ def _same(runner: SingleAgentEnvRunner, name: str, value: np.ndarray) -> bool:
 
 
 def test_actors_are_by_worker_index_and_their_config_stays_in_the_object_store(algorithm):
-    assert _ray.runner_actors(algorithm.env_runner_group) == {}
+    assert _ray.runners.runner_actors(algorithm.env_runner_group) == {}
     assert "self._worker_manager" in inspect.getsource(EnvRunnerGroup.__init__)
     # Ray starts an actor again with a reference to the config; as long as the group holds it, so
     # does the object store (it warns of this at every start).
@@ -242,7 +243,7 @@ def test_actors_are_by_worker_index_and_their_config_stays_in_the_object_store(a
 def test_the_sync_at_the_end_of_a_step_can_be_switched_off():
     config = PPOConfig()
     assert config._dont_auto_sync_env_runner_states is False
-    _ray.leave_syncing_to_us(config)
+    _ray.runners.leave_syncing_to_us(config)
     assert "self.config._dont_auto_sync_env_runner_states" in inspect.getsource(Algorithm.step)
 
 
@@ -314,17 +315,17 @@ def test_merged_filters_are_those_of_all_observations():
 
 
 def test_schedulers_have_values_that_can_be_set(learner):
-    found = _ray.schedulers(learner)
+    found = _ray.learners.schedulers(learner)
     assert sorted(found) == ["entropy/default_policy", "lr/default_policy_default_optimizer"]
     for scheduler in found.values():
-        before = _ray.scheduler_value(scheduler)
-        _ray.set_scheduler_value(scheduler, 0.25)
-        assert _ray.scheduler_value(scheduler) == 0.25
-        _ray.set_scheduler_value(scheduler, before)
+        before = _ray.learners.scheduler_value(scheduler)
+        _ray.learners.set_scheduler_value(scheduler, 0.25)
+        assert _ray.learners.scheduler_value(scheduler) == 0.25
+        _ray.learners.set_scheduler_value(scheduler, before)
 
 
 def test_rllib_still_does_not_save_what_exact_state_saves(learner):
-    (coefficient,) = _ray.kl_coefficients(learner).values()
+    (coefficient,) = _ray.learners.kl_coefficients(learner).values()
     before = coefficient.clone()
     state = learner.get_state()
     coefficient.fill_(123.0)
@@ -335,71 +336,71 @@ def test_rllib_still_does_not_save_what_exact_state_saves(learner):
 
 
 def test_a_learner_has_its_other_parts(learner):
-    assert _ray.torch_schedulers(learner) == {}
-    assert _ray.grad_scalers(learner) == {}
-    assert _ray.learner_connector(learner).get_state() is not None
+    assert _ray.learners.torch_schedulers(learner) == {}
+    assert _ray.learners.grad_scalers(learner) == {}
+    assert _ray.learners.learner_connector(learner).get_state() is not None
 
 
 def test_rllibs_ppo_learner_has_the_connectors_that_the_lean_update_stands_in_for(learner):
-    assert _ray.has_default_connectors(learner)
+    assert _ray.learners.has_default_connectors(learner)
     taken = learner._learner_connector.connectors.pop()
-    assert not _ray.has_default_connectors(learner)
+    assert not _ray.learners.has_default_connectors(learner)
     learner._learner_connector.connectors.append(taken)
 
 
 def test_a_learner_tells_its_optimizers_and_rarer_settings(learner):
-    ((name, optimizer),) = _ray.optimizers(learner)
+    ((name, optimizer),) = _ray.learners.optimizers(learner)
     assert name == "default_optimizer"
     assert len(optimizer.param_groups[0]["params"]) == len(
         list(learner.module["default_policy"].parameters())
     )
     config = learner.config.copy(copy_frozen=False)
-    assert _ray.unusual_torch_settings(config) == []
+    assert _ray.learners.unusual_torch_settings(config) == []
     config.torch_skip_nan_gradients = True
-    assert _ray.unusual_torch_settings(config) == ["torch_skip_nan_gradients"]
+    assert _ray.learners.unusual_torch_settings(config) == ["torch_skip_nan_gradients"]
 
 
 def test_an_update_is_counted_where_rllib_counts_it(learner):
     before = learner.get_state(components="nothing")["weights_seq_no"]
-    assert _ray.begin_update(learner) == before + 1
+    assert _ray.learners.begin_update(learner) == before + 1
     assert learner.get_state(components="nothing")["weights_seq_no"] == before + 1
-    with _ray.time_minibatches(learner):
-        _ray.count_trained_steps(learner, env_steps=3, module_steps=4)
-    assert WEIGHTS_SEQ_NO == _ray.WEIGHTS_SEQ_NO
+    with _ray.learners.time_minibatches(learner):
+        _ray.learners.count_trained_steps(learner, env_steps=3, module_steps=4)
+    assert WEIGHTS_SEQ_NO == _ray.learners.WEIGHTS_SEQ_NO
 
 
 # -- an algorithm outside of Tune, and Tune ------------------------------------------------------
 
 
 def test_an_algorithm_outside_of_tune_puts_its_files_where_it_is_told(algorithm, tmp_path):
-    with _ray.files_below(str(tmp_path)):
+    with _ray.local.files_below(str(tmp_path)):
         algorithm._setup_logdir()
     assert Path(algorithm.logdir).parent == tmp_path
 
 
 def test_keys_of_results_are_tunes():
-    assert (TRIAL_INFO, SHOULD_CHECKPOINT) == (_ray.TRIAL_INFO, _ray.SHOULD_CHECKPOINT)
+    assert (TRIAL_INFO, SHOULD_CHECKPOINT) == (_ray.tune.TRIAL_INFO, _ray.tune.SHOULD_CHECKPOINT)
 
 
 def test_a_checkpoint_on_storage_is_what_save_may_return(tmp_path):
     from pyarrow.fs import LocalFileSystem
 
-    result = _ray.training_result(str(tmp_path), LocalFileSystem(), {"training_iteration": 3})
+    result = _ray.tune.training_result(str(tmp_path), LocalFileSystem(), {"training_iteration": 3})
     assert result.checkpoint.path == str(tmp_path)
     assert result.metrics == {"training_iteration": 3}
 
 
 def test_a_trial_has_what_is_read_and_reset():
     trial = Trial("PPO", stub=True)
-    assert _ray.trial_actor(trial) is None
+    assert _ray.tune.trial_actor(trial) is None
     trial.run_metadata.num_failures = 5
     trial.run_metadata.num_failures_after_restore = 4
-    _ray.reset_failure_count([trial], 7)
+    _ray.tune.reset_failure_count([trial], 7)
     assert (trial.max_failures, trial.num_failures) == (7, 0)
     manager = trial.run_metadata.checkpoint_manager
     gone = SimpleNamespace(checkpoint=SimpleNamespace(path="gone"))
     manager._checkpoint_results = [gone]
-    _ray.forget_checkpoints(trial, lambda path: path != "gone")
+    _ray.tune.forget_checkpoints(trial, lambda path: path != "gone")
     assert manager._checkpoint_results == []
 
 
@@ -411,24 +412,24 @@ def test_tune_asks_whether_a_failed_trial_may_go_on(monkeypatch):
     assert "trial.handle_error(" in source
     trial = Trial("PPO", stub=True, max_failures=1)
     trial.storage = SimpleNamespace(trial_driver_staging_path=None)
-    _ray.decide_retries(lambda error: True, lambda trial, error: isinstance(error, ValueError))
+    _ray.tune.decide_retries(lambda error: True, lambda trial, error: isinstance(error, ValueError))
     assert trial.should_recover()
     counted = []
     for error in (OSError("a node"), OSError("another"), ValueError("ours"), ValueError("again")):
         trial.handle_error(error)
-        assert _ray.last_error(trial) is error
+        assert _ray.tune.last_error(trial) is error
         counted.append(trial.num_failures)
     assert counted == [0, 0, 1, 2]
     assert not trial.should_recover()
     trial.max_failures = -1
     assert trial.should_recover()
-    _ray.decide_retries(lambda error: False, lambda trial, error: True)
+    _ray.tune.decide_retries(lambda error: False, lambda trial, error: True)
     assert not trial.should_recover()
 
 
 def test_a_tuner_says_its_run_config():
     tuner = ray.tune.Tuner("PPO", run_config=ray.tune.RunConfig(name="x"))
-    _ray.set_run_config(tuner, callbacks=[], failure_config="ours", scheduler="ours too")
+    _ray.tune.set_run_config(tuner, callbacks=[], failure_config="ours", scheduler="ours too")
     assert tuner._local_tuner.get_run_config().failure_config == "ours"
     assert tuner._local_tuner._tune_config.scheduler == "ours too"
 
@@ -438,14 +439,14 @@ def test_the_driver_prints_through_a_function_that_can_be_replaced(monkeypatch):
 
     assert callable(worker.print_to_stdstream)
     monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
-    _ray.quiet_driver()
+    _ray.tune.quiet_driver()
     assert worker.print_to_stdstream("anything") is None
 
 
 def test_whole_and_torn_pickles_are_told_apart():
     data = pickle.dumps({"tuner": list(range(100))})
-    assert _ray.can_unpickle(data)
-    assert not _ray.can_unpickle(data[: len(data) // 2])
+    assert _ray.tune.can_unpickle(data)
+    assert not _ray.tune.can_unpickle(data[: len(data) // 2])
 
 
 def test_rllib_repeats_an_evaluation_in_later_results(algorithm, monkeypatch):

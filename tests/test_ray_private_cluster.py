@@ -1,4 +1,4 @@
-"""What `raytrain/_ray_cluster.py` relies on in Ray. Each test fails when Ray changes that; then look at
+"""What `raytrain/_ray/cluster.py` relies on in Ray. Each test fails when Ray changes that; then look at
 the entry of the same name. (`drain_node` is tried on real nodes in `test_nodes.py`.)"""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tiny_ppo import built
 
-from raytrain import _ray_cluster
+from raytrain import _ray
 from raytrain.trainable.actors import remote_actors
 from raytrain.tuner import GivesNodesUp
 
@@ -41,22 +41,22 @@ def test_actors_are_found_on_their_nodes():
     (node,) = ray.nodes()
     actor = Actor.remote()
     ray.get(actor.answer.remote())
-    assert _ray_cluster.actor_node(_ray_cluster.actor_id(actor)) == node["NodeID"]
-    assert _ray_cluster.actor_node("f" * 32) is None
+    assert _ray.cluster.actor_node(_ray.cluster.actor_id(actor)) == node["NodeID"]
+    assert _ray.cluster.actor_node("f" * 32) is None
 
 
 def test_nodes_that_are_not_draining_are_not_said_to():
-    assert _ray_cluster.draining_nodes() == {}
+    assert _ray.cluster.draining_nodes() == {}
     assert callable(global_worker.gcs_client.drain_node)
 
 
 def test_a_worker_that_was_started_and_had_no_work_is_given_to_an_actor():
-    ((node, raylet),) = _ray_cluster.raylets().items()
+    ((node, raylet),) = _ray.cluster.raylets().items()
     assert node == ray.nodes()[0]["NodeID"]
-    before = set(_ray_cluster.unused_workers(raylet))
-    _ray_cluster.start_workers(raylet, 1)
+    before = set(_ray.cluster.unused_workers(raylet))
+    _ray.cluster.start_workers(raylet, 1)
     deadline = time.monotonic() + 60
-    while len(now := set(_ray_cluster.unused_workers(raylet))) <= len(before):
+    while len(now := set(_ray.cluster.unused_workers(raylet))) <= len(before):
         assert time.monotonic() < deadline, (before, now)
         time.sleep(0.1)
     actors, given = [], set()
@@ -65,16 +65,16 @@ def test_a_worker_that_was_started_and_had_no_work_is_given_to_an_actor():
         given.add(ray.get(actors[-1].pid.remote()))
     assert given == now
     ran_a_task = ray.get(task.remote())
-    assert ran_a_task not in _ray_cluster.unused_workers(raylet), "it is not given to an actor"
+    assert ran_a_task not in _ray.cluster.unused_workers(raylet), "it is not given to an actor"
 
 
 def test_a_process_outside_of_a_placement_group_has_no_bundles():
-    assert _ray_cluster.nodes_of_bundles([0, 1]) == []
+    assert _ray.cluster.nodes_of_bundles([0, 1]) == []
 
 
 def test_a_group_that_learns_in_the_trial_has_no_learner_actors():
     with built() as algorithm:
-        assert _ray_cluster.learner_actors(algorithm.learner_group) == []
+        assert _ray.cluster.learner_actors(algorithm.learner_group) == []
         assert remote_actors(algorithm) == {}
     assert "self._workers = [w.actor for w in" in inspect.getsource(LearnerGroup.__init__)
 
@@ -84,7 +84,7 @@ def test_a_trial_says_what_it_asks_for():
     trial = Trial("PPO", stub=True)
     assert hasattr(trial, "placement_group_factory")
     trial.placement_group_factory = asked
-    assert _ray_cluster.trial_resources(trial) == [{"CPU": 1.0}, {"GPU": 0.5}]
+    assert _ray.cluster.trial_resources(trial) == [{"CPU": 1.0}, {"GPU": 0.5}]
 
 
 def test_a_trial_that_leaves_is_paused_and_no_other():

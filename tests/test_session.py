@@ -32,7 +32,7 @@ def _trial() -> type:
 @pytest.fixture(scope="module")
 def workers():
     """Pids of the idle workers of a lean instance."""
-    with _ray.lean_instance(2), _ray.worker_environment("colorsys"):
+    with _ray.local.lean_instance(2), _ray.local.worker_environment("colorsys"):
         ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield [each.pid for each in _processes() if "default_worker" in _line(each)]
     ray.shutdown()
@@ -57,7 +57,7 @@ def test_a_trial_runs_in_a_process_that_was_there_and_has_imported(workers):
     from ray.tune.execution.class_cache import _ActorClassCache
 
     before = {each.pid for each in _processes()}
-    with _ray.trials_use_idle_workers():
+    with _ray.local.trials_use_idle_workers():
         made = _ActorClassCache().get(_trial())
     pid, imported, threads = ray.get(made.options(num_cpus=1).remote().seen.remote())
     assert pid in before
@@ -68,14 +68,14 @@ def test_a_trial_runs_in_a_process_that_was_there_and_has_imported(workers):
 def test_tune_starts_trials_as_before_afterwards(workers):
     from ray.tune.execution.class_cache import _ActorClassCache
 
-    with _ray.trials_use_idle_workers():
+    with _ray.local.trials_use_idle_workers():
         pass
     assert _ActorClassCache().get(_trial())._default_options["runtime_env"]["env_vars"]
 
 
 def test_the_environment_of_the_workers_does_not_stay_in_the_driver():
     before = dict(os.environ)
-    with _ray.worker_environment("colorsys"):
+    with _ray.local.worker_environment("colorsys"):
         assert dict(os.environ) != before
     assert dict(os.environ) == before
 

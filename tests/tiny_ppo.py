@@ -75,7 +75,7 @@ def build(*, strategy: str = "pickle", **sections: Any) -> Told:
         config[key] = {**config[key], **value} if merged else value
     given = config_from_dict(config)
     prepared = prepare(to_algorithm_config(given))
-    with _ray.files_below(tempfile.gettempdir()):
+    with _ray.local.files_below(tempfile.gettempdir()):
         algorithm = Told(prepared, strategy=strategy, rules=RunnerRules.of(given))
     algorithm.told = getattr(algorithm, "told", [])
     return algorithm

@@ -119,7 +119,7 @@ def keep_ray_quiet() -> None:
     """Keep Ray's loggers off stderr. Importing Ray sets their levels, so that has to come first."""
     from raytrain import _ray
 
-    _ray.quiet_driver()
+    _ray.tune.quiet_driver()
     for name in ("ray", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

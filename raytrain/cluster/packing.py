@@ -25,7 +25,7 @@ from typing import IO
 
 import yaml
 
-from raytrain._ray_cluster import ignore_rules
+from raytrain._ray.cluster import ignore_rules
 from raytrain.config import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.errors import BadInput
 

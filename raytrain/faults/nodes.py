@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from raytrain import _ray_cluster
+from raytrain import _ray
 from raytrain.errors import RaytrainError
 from raytrain.faults.losses import Loss
 
@@ -61,10 +61,10 @@ def loss_of(error: BaseException | None) -> tuple[Loss, str | None]:
 
 def loss_of_actor(actor_id: str, *, preempted: bool = False) -> tuple[Loss, str | None]:
     """As `loss_of`, for an actor that died."""
-    node = _ray_cluster.actor_node(actor_id)
+    node = _ray.cluster.actor_node(actor_id)
     if node is None:
         return ("preemption" if preempted else "failure"), None
-    if preempted or node in _ray_cluster.draining_nodes():
+    if preempted or node in _ray.cluster.draining_nodes():
         return "preemption", address_of(node)
     if node_is_gone(node):
         return "lost_node", address_of(node)

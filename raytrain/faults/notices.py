@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain import _ray_cluster
+from raytrain import _ray
 
 _ANSWER_S = 10.0
 _LOOK_EVERY_S = 5.0
@@ -76,7 +76,7 @@ class Sentry:
         while not notice.given():
             time.sleep(notice.poll_s)
         node = ray.get_runtime_context().get_node_id()
-        _ray_cluster.drain_node(node, "The cloud gave notice to this machine.", notice.grace_s)
+        _ray.cluster.drain_node(node, "The cloud gave notice to this machine.", notice.grace_s)
 
 
 class Sentries:
@@ -97,7 +97,7 @@ class Sentries:
         for node, (_, watching) in list(self._posted.items()):
             if _failed(watching):  # Killed: another takes its post.
                 del self._posted[node]
-        draining = _ray_cluster.draining_nodes()
+        draining = _ray.cluster.draining_nodes()
         for node in alive - self._posted.keys() - draining.keys():
             strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
             sentry = ray.remote(Sentry).options(num_cpus=0, scheduling_strategy=strategy).remote()

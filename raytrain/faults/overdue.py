@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from raytrain import _ray, _ray_cluster
+from raytrain import _ray
 from raytrain.faults.nodes import address_of
 
 _PATIENCE = 2.0
@@ -66,10 +66,10 @@ class Overdue:
     def _kill(self, trial: Any) -> str:
         silence = self._silence(str(trial))
         self._heard[str(trial)] = self._clock()
-        actor = _ray.trial_actor(trial)
+        actor = _ray.tune.trial_actor(trial)
         where = "an unknown node"
         if actor is not None:
-            node = _ray_cluster.actor_node(_ray_cluster.actor_id(actor))
+            node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
             where = f"node {address_of(node)}" if node else where
             ray.kill(actor)
         return f"nothing was heard of the trial's process ({where}) for {silence:.0f} s, so it was killed"

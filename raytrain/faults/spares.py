@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from grpc import RpcError
 
-from raytrain import _ray_cluster
+from raytrain import _ray
 
 WORKERS_IMPORT = ("raytrain.trainable.trial", "raytrain.trainable.update.kernels")
 _LOOK_EVERY_S = 10.0
@@ -49,8 +49,8 @@ class Spares:
             return
         self._looked = now
         # Ray itself is asked here: asked after it was left, it would start an instance of its own.
-        draining = _ray_cluster.draining_nodes()
-        raylets = _ray_cluster.raylets()
+        draining = _ray.cluster.draining_nodes()
+        raylets = _ray.cluster.raylets()
         staying = {node: raylets[node] for node in raylets.keys() - draining.keys()}
         self._looking = self._pool.submit(self._look, staying, now)
 
@@ -59,10 +59,10 @@ class Spares:
             if now - self._started.get(node, -_TO_COME_S) < _TO_COME_S:
                 continue
             try:
-                missing = self._count - len(_ray_cluster.unused_workers(address))
+                missing = self._count - len(_ray.cluster.unused_workers(address))
                 if missing > 0:
                     self._started[node] = now
-                    _ray_cluster.start_workers(address, missing)
+                    _ray.cluster.start_workers(address, missing)
             except RpcError:
                 continue  # The node goes away, or is busy: it is asked again.
 
@@ -70,9 +70,9 @@ class Spares:
 def start_beside(bundles: Iterable[int]) -> None:
     """Start a worker where each of these bundles of this process's placement group is, while this
     process builds something else. RLlib starts learners only when its env runners are there."""
-    raylets = _ray_cluster.raylets()
-    for node in _ray_cluster.nodes_of_bundles(bundles):
+    raylets = _ray.cluster.raylets()
+    for node in _ray.cluster.nodes_of_bundles(bundles):
         try:
-            _ray_cluster.start_workers(raylets[node], 1)
+            _ray.cluster.start_workers(raylets[node], 1)
         except (KeyError, RpcError):
             continue  # Then the learner's process starts when it is needed.

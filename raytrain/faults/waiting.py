@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from raytrain import _ray_cluster
+from raytrain import _ray
 
 _PATIENCE_S = 3.0
 _LOOK_EVERY_S = 1.0
@@ -44,7 +44,7 @@ class WaitingForNodes:
         if now - self._since < _PATIENCE_S or (self._told and now - self._told < _AGAIN_S):
             return []
         self._told = now
-        needs = _text(_sum(_ray_cluster.trial_resources(idle[0])))
+        needs = _text(_sum(_ray.cluster.trial_resources(idle[0])))
         found = "; ".join(f"{node['address']}: {_text(node['resources'])}" for node in nodes)
         return [
             f"No node can carry {idle[0]}, which needs {needs} (there are: {found or 'none'}). Nothing is "
@@ -54,7 +54,7 @@ class WaitingForNodes:
 
 def _nodes() -> list[dict[str, Any]]:
     """Nodes that work can be put on, with all that they have, free or not."""
-    draining = _ray_cluster.draining_nodes()
+    draining = _ray.cluster.draining_nodes()
     return [
         {"address": node["NodeManagerAddress"], "resources": node["Resources"]}
         for node in ray.nodes()
@@ -65,7 +65,7 @@ def _nodes() -> list[dict[str, Any]]:
 def _fits(trial: Any, nodes: list[dict[str, Any]]) -> bool:
     """Whether a trial's processes, the first fit for each, find room on the empty nodes."""
     free = [dict(node["resources"]) for node in nodes]
-    for bundle in _ray_cluster.trial_resources(trial):
+    for bundle in _ray.cluster.trial_resources(trial):
         for room in free:
             if all(room.get(name, 0.0) >= amount for name, amount in bundle.items()):
                 for name, amount in bundle.items():

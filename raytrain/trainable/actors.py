@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raytrain import _ray_cluster
+from raytrain import _ray
 
 
 def remote_actors(algorithm: Any) -> dict[str, Any]:
@@ -12,7 +12,7 @@ def remote_actors(algorithm: Any) -> dict[str, Any]:
     thread, and of one that is still being built."""
     found = {}
     learners = getattr(algorithm, "learner_group", None)
-    for rank, actor in enumerate(_ray_cluster.learner_actors(learners) if learners else []):
+    for rank, actor in enumerate(_ray.cluster.learner_actors(learners) if learners else []):
         found[f"learner {rank}"] = actor
     for what, name in (("env runner", "env_groups"), ("evaluation runner", "eval_env_groups")):
         groups = getattr(algorithm, name, None)

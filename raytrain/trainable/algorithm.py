@@ -43,7 +43,8 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from raytrain import _ray, _ray_actors
+from raytrain import _ray
+from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
@@ -84,7 +85,7 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
     config.callbacks(callbacks_class=EpisodeRecorder)
     # A dead runner is started again at once by Ray; what it does then is up to `groups`.
     config.fault_tolerance(restart_failed_env_runners=True, ignore_env_runner_failures=False)
-    _ray.leave_syncing_to_us(config)
+    _ray.runners.leave_syncing_to_us(config)
     config.algo_class = ExactPPO
     return config
 

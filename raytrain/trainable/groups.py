@@ -59,7 +59,9 @@ class EnvGroups:
         lost_exactness: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._local: GroupEnvRunner | None = runners.local_env_runner
-        reserved = {index - 1: actor for index, actor in _ray.runner_actors(runners).items()}
+        reserved = {
+            index - 1: actor for index, actor in _ray.runners.runner_actors(runners).items()
+        }
         self._rules = rules or RunnerRules()
         self._elastic = elastic
         self._indices = list(range(runners.groups)) if reserved else []
@@ -352,7 +354,7 @@ class EnvGroups:
         pipelines = dict(
             zip(
                 (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR),
-                _ray.connectors(self._local),
+                _ray.runners.connectors(self._local),
                 strict=True,
             )
         )

@@ -125,7 +125,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
                 **kwargs,
             )
         self.before_gradient_based_update(timesteps=timesteps or {})
-        sequence_number = _ray.begin_update(self)
+        sequence_number = _ray.learners.begin_update(self)
         with update_metrics.batch_building(self.metrics):
             columns = train_batch(training_data.episodes)
             tensors = self._tensors(columns)
@@ -138,7 +138,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             generator=self.minibatch_generator,
             minibatches=num_total_minibatches,
         )
-        with _ray.time_minibatches(self):
+        with _ray.learners.time_minibatches(self):
             self._run(columns, tensors, rows)
         update_metrics.log_steps(
             self.metrics,
@@ -147,12 +147,12 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             minibatches=rows.shape,
             sequence_number=sequence_number,
         )
-        _ray.count_trained_steps(self, len(rows) * len(columns), rows.size)
+        _ray.learners.count_trained_steps(self, len(rows) * len(columns), rows.size)
         self.after_gradient_based_update(timesteps=timesteps or {})
         return None if _no_metrics_reduce else self.metrics.reduce()
 
     def _prepare_steps(self, tier: Tier) -> None:
-        (name, optimizer), config = _ray.optimizers(self)[0], self._module_config()
+        (name, optimizer), config = _ray.learners.optimizers(self)[0], self._module_config()
         module = self._policy_module()
         network = tier.network
         adam = FlatAdam(
@@ -174,9 +174,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         `timesteps`: sampled so far, where a schedule stands. `kl_coeff`: the KL coefficient to go on
         with; None keeps the present one."""
         self.config = config.copy(copy_frozen=False)
-        _ray.use_training_values(self, timesteps)
+        _ray.learners.use_training_values(self, timesteps)
         if kl_coeff is not None:
-            for value in _ray.kl_coefficients(self).values():
+            for value in _ray.learners.kl_coefficients(self).values():
                 value.fill_(kl_coeff)
         if self.tier.name != RLLIB:
             own = self._module_config()
@@ -202,7 +202,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             Columns.LOSS_MASK: batch.loss_mask,
         }
         if batch.weights_seq_no is not None:
-            arrays[_ray.WEIGHTS_SEQ_NO] = batch.weights_seq_no
+            arrays[_ray.learners.WEIGHTS_SEQ_NO] = batch.weights_seq_no
         return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
 
     def _add_advantages(self, batch: TrainBatch, tensors: TensorColumns) -> None:
@@ -238,7 +238,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
 
     def _logged_loss(self, minibatch: TensorColumns) -> torch.Tensor:
         """RLlib's loss of a minibatch, which goes into the metrics with its parts."""
-        _ray.log_off_policyness(self, {MODULE_ID: minibatch})
+        _ray.learners.log_off_policyness(self, {MODULE_ID: minibatch})
         loss: torch.Tensor = self.compute_loss_for_module(
             module_id=MODULE_ID,
             config=self._module_config(),
@@ -256,7 +256,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             vf_clip_param=config.vf_clip_param,
             vf_loss_coeff=config.vf_loss_coeff,
             entropy_coeff=float(entropy),
-            kl_coeff=float(_ray.kl_coefficients(self)[MODULE_ID]) if config.use_kl_loss else 0.0,
+            kl_coeff=float(_ray.learners.kl_coefficients(self)[MODULE_ID])
+            if config.use_kl_loss
+            else 0.0,
         )
 
     def _module_config(self) -> Any:
@@ -268,24 +270,26 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         """What RLlib leaves out: plain numbers as JSON types, the rest (`opaque`) pickled."""
         opaque = {
             "metrics": self.metrics.stats,
-            "connector": _connector_state(_ray.learner_connector(self)),
+            "connector": _connector_state(_ray.learners.learner_connector(self)),
             "torch_schedulers": {
                 name: [scheduler.state_dict() for scheduler in group]
-                for name, group in _ray.torch_schedulers(self).items()
+                for name, group in _ray.learners.torch_schedulers(self).items()
             },
             "grad_scalers": {
-                name: scaler.state_dict() for name, scaler in _ray.grad_scalers(self).items()
+                name: scaler.state_dict()
+                for name, scaler in _ray.learners.grad_scalers(self).items()
             },
         }
         return {
             "rng": RngStreams.capture().to_state(),
             "minibatch_order": generator_state(self.minibatch_generator),
             "kl_coeff": {
-                module: float(value) for module, value in _ray.kl_coefficients(self).items()
+                module: float(value)
+                for module, value in _ray.learners.kl_coefficients(self).items()
             },
             "schedules": {
-                name: _ray.scheduler_value(scheduler)
-                for name, scheduler in _ray.schedulers(self).items()
+                name: _ray.learners.scheduler_value(scheduler)
+                for name, scheduler in _ray.learners.schedulers(self).items()
             },
             "opaque": pickle.dumps(opaque, protocol=pickle.HIGHEST_PROTOCOL),
         }
@@ -302,18 +306,18 @@ class ExactPPOTorchLearner(PPOTorchLearner):
                 "wrote it. Use the version named in the checkpoint's manifest.json."
             )
         set_generator_state(self.minibatch_generator, state["minibatch_order"])
-        for module, value in _ray.kl_coefficients(self).items():
+        for module, value in _ray.learners.kl_coefficients(self).items():
             value.fill_(state["kl_coeff"][module])
-        for name, scheduler in _ray.schedulers(self).items():
-            _ray.set_scheduler_value(scheduler, state["schedules"][name])
+        for name, scheduler in _ray.learners.schedulers(self).items():
+            _ray.learners.set_scheduler_value(scheduler, state["schedules"][name])
         opaque = pickle.loads(state["opaque"])
         self.metrics.stats = opaque["metrics"]
         if opaque["connector"]:
-            _ray.learner_connector(self).set_state(opaque["connector"])
-        for name, group in _ray.torch_schedulers(self).items():
+            _ray.learners.learner_connector(self).set_state(opaque["connector"])
+        for name, group in _ray.learners.torch_schedulers(self).items():
             for scheduler, saved in zip(group, opaque["torch_schedulers"][name], strict=True):
                 scheduler.load_state_dict(saved)
-        for name, scaler in _ray.grad_scalers(self).items():
+        for name, scaler in _ray.learners.grad_scalers(self).items():
             scaler.load_state_dict(opaque["grad_scalers"][name])
         RngStreams.from_state(state["rng"]).install()
 

@@ -33,7 +33,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from raytrain import _ray_cluster
+from raytrain import _ray
 from raytrain.checkpoint import Location
 from raytrain.errors import RaytrainError
 from raytrain.faults.nodes import (
@@ -149,7 +149,7 @@ class Lookout:
             return error
         actors = dict(self._actors())
         for who, actor in actors.items():
-            node = _ray_cluster.actor_node(_ray_cluster.actor_id(actor))
+            node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
             if node is not None and node != self._node and node_is_gone(node):
                 return NodeLost(f"the node {address_of(node)} was lost, and {who} with it")
         asked = {_sign_of_life(actor): who for who, actor in actors.items()}
@@ -178,13 +178,13 @@ class Lookout:
                 continue  # The head does not answer just now: nothing is known, so nothing is done.
 
     def _look_at_nodes(self) -> None:
-        draining = _ray_cluster.draining_nodes()
+        draining = _ray.cluster.draining_nodes()
         if not draining or self.leaving is not None:
             self._leave_in_time()
             return
         hosts = {self._node}
         for actor in self._actors().values():
-            node = _ray_cluster.actor_node(_ray_cluster.actor_id(actor))
+            node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
             if node is not None:
                 hosts.add(node)
         for node in sorted(hosts & draining.keys()):
@@ -248,7 +248,7 @@ class Lookout:
             by_name = dict(self._actors())
             for reference, who in phase.asked.items():
                 if reference not in done and who in by_name:
-                    node = _ray_cluster.actor_node(_ray_cluster.actor_id(by_name[who]))
+                    node = _ray.cluster.actor_node(_ray.cluster.actor_id(by_name[who]))
                     waiting.append(f"{who} (node {address_of(node) if node else 'unknown'})")
         own = f"the trial's process (pid {os.getpid()}, node {address_of(self._node)})"
         return ", ".join(waiting) or own
@@ -299,7 +299,7 @@ def _told(who: str, died: RayActorError) -> RaytrainError:
         return NodeLost(f"the node {address} was lost, and {who} with it")
     if loss == "preemption":
         return NodePreempted(f"the node {address} was taken away, and {who} with it")
-    node = _ray_cluster.actor_node(died.actor_id) if died.actor_id else None
+    node = _ray.cluster.actor_node(died.actor_id) if died.actor_id else None
     where = f" (node {address_of(node)})" if node else ""
     return PeerDied(f"{who}{where} died: it was killed or crashed")
 

@@ -28,7 +28,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from raytrain import _ray_actors
+from raytrain._ray import actors as _ray_actors
 from raytrain.errors import RaytrainError
 from raytrain.faults import why_it_died
 from raytrain.trainable.hosts import Host, Hosts, Job

@@ -48,7 +48,8 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from raytrain import _ray, _ray_actors
+from raytrain import _ray
+from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.trainable.rng import RngStreams, preserved
@@ -90,7 +91,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         purpose = _EVALUATION if self.config.in_evaluation else _TRAINING
         self._entropy = (int(self.config.seed or 0), purpose, self.group)
         self._streams = RngStreams.seeded(*self._entropy)
-        _ray.set_runner_seed(self, _reset_seed(*self._entropy, 0))
+        _ray.runners.set_runner_seed(self, _reset_seed(*self._entropy, 0))
         self._settings_name: str | None = None
         self._begins_anew = False
         self._sampled_at: float | None = None
@@ -182,8 +183,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
     def _begin_anew(self, iteration: int) -> None:
         if self.config.in_evaluation:
             iteration = 0  # Evaluations are compared: they play the same episodes throughout.
-        _ray.set_runner_seed(self, _reset_seed(*self._entropy, iteration))
-        _ray.start_with_fresh_episodes(self)
+        _ray.runners.set_runner_seed(self, _reset_seed(*self._entropy, iteration))
+        _ray.runners.start_with_fresh_episodes(self)
         self._begins_anew = True
 
     def note_finished(
@@ -217,7 +218,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             if error.args or error.__cause__ is None:
                 raise
             raise error.__cause__ from None
-        summarise_chunks(_ray.unfinished_chunks(self))
+        summarise_chunks(_ray.runners.unfinished_chunks(self))
         return episodes
 
     def _sample_arrays(
@@ -236,16 +237,16 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         if self._sampled_at is not None:
             between = time.perf_counter() - self._sampled_at
             self.metrics.log_value(TIME_BETWEEN_SAMPLING, between)
-        version = _ray.weights_version(self)
+        version = _ray.runners.weights_version(self)
         self.metrics.log_value(WEIGHTS_SEQ_NO, version, window=1)
         with self.metrics.log_time(SAMPLE_TIMER):
             wanted = self._wanted(num_timesteps, num_episodes)
             whole = wanted.episodes is not None
-            initial = _ray.needs_reset(self)
+            initial = _ray.runners.needs_reset(self)
             if force_reset or whole or initial:
                 with self.metrics.log_time(ENV_RESET_TIMER):
-                    sampler.begin_episodes(_ray.runner_seed(self) if initial else None)
-            _ray.set_needs_reset(self, whole)
+                    sampler.begin_episodes(_ray.runners.runner_seed(self) if initial else None)
+            _ray.runners.set_needs_reset(self, whole)
             explore = self.config.explore if explore is None else explore
             sampled = sampler.sample(wanted, explore=bool(explore), version=version)
         self._log(sampled)
@@ -270,8 +271,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             log(ENV_STEP_TIMER, sampled.env_step_s / sampled.vector_steps)
         for name in ("inference_s", "env_step_s", "other_s"):
             log((TIMERS, name), getattr(sampled, name), reduce="sum")
-        _ray.log_sampled(self, sampled.env_steps, len(sampled.ended), sampled.vector_steps)
-        _ray.log_episodes(
+        _ray.runners.log_sampled(self, sampled.env_steps, len(sampled.ended), sampled.vector_steps)
+        _ray.runners.log_episodes(
             self, [(each.length, each.episode_return, each.duration_s) for each in sampled.ended]
         )
 
@@ -310,7 +311,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         """Set weights, connector state and counters of all groups here, whatever version the weights
         have."""
         for host in (self, *self._others.values()):
-            _ray.forget_weights_version(host)
+            _ray.runners.forget_weights_version(host)
             host.set_state(sync)
 
     def adopt(
@@ -356,10 +357,10 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         vector_env = self.env.unwrapped
         state = {
             "group": self.group,
-            "runner": _ray.runner_attributes(self),
-            "seed": _ray.runner_seed(self),
+            "runner": _ray.runners.runner_attributes(self),
+            "seed": _ray.runners.runner_seed(self),
             "progress": None if progress is None else vars(progress),
-            "vector_env": _ray.vector_env_attributes(vector_env),
+            "vector_env": _ray.runners.vector_env_attributes(vector_env),
             # Environments that are about to begin anew have nothing to remember.
             "envs": None
             if self._begins_anew
@@ -382,7 +383,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         if state["rng"] is not None:
             self._streams = RngStreams.from_state(state["rng"])
         self._finished = []
-        _ray.set_runner_attributes(self, state["runner"])
+        _ray.runners.set_runner_attributes(self, state["runner"])
         if self._shots.strategy == "reset" or state["envs"] is None:
             self._begin_anew(iteration)
             # Of which only the number of the next episode will be used.
@@ -390,17 +391,17 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             return
         self._begins_anew = False
         if "seed" in state:
-            _ray.set_runner_seed(self, state["seed"])
+            _ray.runners.set_runner_seed(self, state["seed"])
         self._take_progress(state.get("progress"))
         vector_env = self.env.unwrapped
         # On scratch streams: what a restore draws from the global generators is not the run's.
         with RngStreams.from_state(state["rng"]).active():
             for index, saved in enumerate(state["envs"]):
                 vector_env.envs[index] = self._shots.restore(vector_env.envs[index], saved)
-        _ray.set_vector_env_attributes(vector_env, state["vector_env"])
+        _ray.runners.set_vector_env_attributes(vector_env, state["vector_env"])
 
     def _take_progress(self, progress: dict[str, Any] | None) -> None:
-        arrays, begun = self._sampler is not None, not _ray.needs_reset(self)
+        arrays, begun = self._sampler is not None, not _ray.runners.needs_reset(self)
         if (arrays and begun and progress is None) or (progress is not None and not arrays):
             raise RaytrainError(
                 f"The state of env group {self.group} was saved by a run that sampled in another way. "

@@ -83,7 +83,7 @@ class TrialPPO(ExactPPO):
         given = dict(config or {})
         storage = kwargs["storage"]
         self._given = {key: value for key, value in given.items() if not key.startswith("__")}
-        self._tune_info = given.get(_ray.TRIAL_INFO)
+        self._tune_info = given.get(_ray.tune.TRIAL_INFO)
         fs = storage.storage_filesystem
         self._experiment = _experiment_file(Location(fs, storage.experiment_fs_path))
         self._config = with_trial_values(config_from_dict(self._experiment.config), self._given)
@@ -334,7 +334,7 @@ class TrialPPO(ExactPPO):
             "timesteps": self.env_steps_sampled,
         }
         if result.get("done") or any(outcome.ok for outcome in outcomes):
-            result[_ray.SHOULD_CHECKPOINT] = True
+            result[_ray.tune.SHOULD_CHECKPOINT] = True
         return result
 
     @override(PPO)
@@ -344,7 +344,7 @@ class TrialPPO(ExactPPO):
         assert saved is not None, "Tune is told of a checkpoint only when there is one"
         place = self._place / self._directory.last_saved_name
         metrics = {**saved.metrics, "training_iteration": saved.iteration}
-        return _ray.training_result(place.path, place.fs, metrics)
+        return _ray.tune.training_result(place.path, place.fs, metrics)
 
     @override(PPO)
     def restore(self, checkpoint_path: Any) -> None:

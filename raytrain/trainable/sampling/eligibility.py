@@ -43,7 +43,7 @@ _TO_ENV = [
 
 def observation_filter(runner: Any) -> Any | None:
     """The MeanStdFilter connector of a runner's env-to-module pipeline, or None."""
-    pieces = _ray.connectors(runner)[0].connectors
+    pieces = _ray.runners.connectors(runner)[0].connectors
     return pieces[0] if pieces and type(pieces[0]) is MeanStdFilter else None
 
 
@@ -62,7 +62,7 @@ def _about_the_config(config: Any, callbacks: type) -> str | None:
     if config.is_multi_agent:
         return "the environment is multi-agent"
     others = [each.__name__ for each in force_list(config.callbacks_class) if each is not callbacks]
-    others += _ray.sets_own_callbacks(config)
+    others += _ray.runners.sets_own_callbacks(config)
     if others:
         return f"the callbacks {', '.join(others)} may look at running episodes"
     if config.restart_failed_sub_environments:
@@ -90,7 +90,7 @@ def _about_the_spaces(env: Any) -> str | None:
 
 
 def _about_the_connectors(runner: Any) -> str | None:
-    to_module, to_env = _ray.connectors(runner)
+    to_module, to_env = _ray.runners.connectors(runner)
     pieces = list(to_module.connectors)
     normalising = observation_filter(runner)
     if normalising is not None:
@@ -106,7 +106,7 @@ def _about_the_connectors(runner: Any) -> str | None:
             others = [name for name in names if name not in expected]
             what = f"has {', '.join(others)}" if others else "is not RLlib's default"
             return f"its {pipeline} connector pipeline {what}"
-    if _ray.state_server(runner) is not None:
+    if _ray.runners.state_server(runner) is not None:
         return "it pulls its weights from a state server"
     return None
 

@@ -24,7 +24,7 @@ class BatchFilter:
     To be made anew whenever the connector's state was set."""
 
     def __init__(self, connector: Any) -> None:
-        self._filter, self._update = _ray.mean_std_filter(connector)
+        self._filter, self._update = _ray.runners.mean_std_filter(connector)
         self._stats = self._filter.running_stats
 
     def __call__(self, observations: Array) -> None:

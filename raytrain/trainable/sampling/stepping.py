@@ -76,7 +76,7 @@ class _Whole:
 class _OneByOne:
     def __init__(self, env: SyncVectorEnv) -> None:
         self._env = env
-        memory = _ray.vector_env_attributes(env)
+        memory = _ray.runners.vector_env_attributes(env)
         self._last: list[Any] = list(memory["_env_obs"])
         self._resetting: list[bool] = memory["_autoreset_envs"].tolist()
         self._envs = list(env.envs)
@@ -117,7 +117,7 @@ class _OneByOne:
             "_truncations": truncateds,
             "_autoreset_envs": np.logical_or(terminateds, truncateds),
         }
-        _ray.set_vector_env_attributes(self._env, memory)
+        _ray.runners.set_vector_env_attributes(self._env, memory)
 
 
 def _inner(env: Any) -> Any:

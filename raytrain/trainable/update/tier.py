@@ -57,12 +57,12 @@ def _why_rllib(learner: Any, module_id: str) -> str:
     if list(learner.module.keys()) != [module_id]:
         return f"the modules are {sorted(learner.module.keys())}"
     module = learner.module[module_id].unwrapped()
-    unusual = _ray.unusual_torch_settings(config)
+    unusual = _ray.learners.unusual_torch_settings(config)
     if unusual:
         return f"{', '.join(unusual)} is set"
     if not config.minibatch_size:
         return "there is no minibatch_size"
-    if not _ray.has_default_connectors(learner):
+    if not _ray.learners.has_default_connectors(learner):
         return "the learner's connectors are not RLlib's own"
     return _why_not_this_module(module) or _why_not_these_optimizers(learner, module)
 
@@ -79,7 +79,7 @@ def _why_not_this_module(module: Any) -> str:
 
 
 def _why_not_these_optimizers(learner: Any, module: Any) -> str:
-    optimizers = _ray.optimizers(learner)
+    optimizers = _ray.learners.optimizers(learner)
     if len(optimizers) != 1:
         return f"there are {len(optimizers)} optimizers"
     _, optimizer = optimizers[0]

@@ -1,8 +1,4 @@
-"""What touches private names of Ray and concerns nodes and jobs; the rest is in `_ray.py`.
-
-Written against Ray 2.60; `tests/test_ray_private_cluster.py` and `tests/test_packing.py` fail when Ray
-changes one of these.
-"""
+"""Private names of Ray that concern nodes and jobs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""What touches private names of Ray for the sake of env runner actors: making them, and hearing from
-one that does not come back. Like `_ray`, written against Ray 2.60; `tests/test_ray_private.py` shows
-what it relies on.
-"""
+"""Private names of Ray that concern env runner actors: making them, and hearing from one that does not
+come back."""
 
 from __future__ import annotations
 

@@ -1,0 +1,158 @@
+"""Private names of Ray that concern learners."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+    from ray.rllib.core.learner.learner import Learner
+
+
+def schedulers(learner: Learner) -> dict[str, Any]:
+    """RLlib's entropy and learning rate schedulers of a PPO learner, under stable names."""
+    modules = learner.module.keys()
+    named = {
+        f"entropy/{module}": learner.entropy_coeff_schedulers_per_module[module]
+        for module in modules
+    }
+    for name, optimizer in learner._named_optimizers.items():
+        if optimizer in learner._optimizer_lr_schedules:
+            named[f"lr/{name}"] = learner._optimizer_lr_schedules[optimizer]
+    return named
+
+
+def scheduler_value(scheduler: Any) -> float:
+    """A scheduler's current value. `Scheduler` can tell it, but has no way to set it."""
+    return float(scheduler.get_current_value())
+
+
+def set_scheduler_value(scheduler: Any, value: float) -> None:
+    """Set the current value of a scheduler that follows a schedule; a fixed one has none to set."""
+    if scheduler.use_schedule:
+        scheduler._curr_value.fill_(value)
+
+
+def use_training_values(learner: Learner, timesteps: int) -> None:
+    """Make a built PPO learner follow the learning rate, entropy coefficient, gamma and lambda of its
+    present config, as they are after `timesteps`. RLlib reads these once, when it builds a learner, and
+    a restored optimizer brings its old learning rate back."""
+    from ray.rllib.connectors.learner import GeneralAdvantageEstimation
+    from ray.rllib.utils.schedules.scheduler import Scheduler
+
+    def scheduler(value: Any) -> Any:
+        made = Scheduler(
+            fixed_value_or_schedule=value, framework=learner.framework, device=learner._device
+        )
+        made.update(timestep=timesteps)
+        return made
+
+    for name, optimizer in learner._named_optimizers.items():
+        module = learner._optimizer_name_to_module[name]
+        rate = scheduler(learner.config.get_config_for_module(module).lr)
+        learner._optimizer_lr_schedules[optimizer] = rate
+        learner._set_optimizer_lr(optimizer, lr=rate.update(timestep=timesteps))
+    for module in list(learner.module.keys()):
+        entropy = learner.config.get_config_for_module(module).entropy_coeff
+        learner.entropy_coeff_schedulers_per_module[module] = scheduler(entropy)
+    for piece in learner._learner_connector.connectors if learner._learner_connector else ():
+        if isinstance(piece, GeneralAdvantageEstimation):
+            piece.gamma, piece.lambda_ = learner.config.gamma, learner.config.lambda_
+
+
+def kl_coefficients(learner: Learner) -> dict[str, Any]:
+    """PPO's adaptive KL coefficients by module id, as 0-d float32 tensors. RLlib does not save them."""
+    modules = learner.module.keys()
+    return {module: learner.curr_kl_coeffs_per_module[module] for module in modules}
+
+
+def torch_schedulers(learner: Learner) -> dict[str, list[Any]]:
+    """`torch.optim.lr_scheduler` objects of a learner, by module and optimizer name."""
+    return {
+        f"{module}/{optimizer}": list(schedulers_)
+        for module, by_optimizer in learner._lr_schedulers.items()
+        for optimizer, schedulers_ in by_optimizer.items()
+    }
+
+
+def grad_scalers(learner: Learner) -> dict[str, Any]:
+    """Loss scalers of mixed-precision training, by module id."""
+    return dict(learner._grad_scalers or {})
+
+
+def learner_connector(learner: Learner) -> Any:
+    """The learner's connector pipeline. RLlib does not save its state."""
+    return learner._learner_connector
+
+
+WEIGHTS_SEQ_NO = "weights_seq_no"
+"""Column of a train batch: version of the weights that sampled a row (`ray.rllib.utils.metrics`)."""
+
+_DEFAULT_LEARNER_CONNECTORS = (
+    "AddOneTsToEpisodesAndTruncate",
+    "AddObservationsFromEpisodesToBatch",
+    "AddColumnsFromEpisodesToTrainBatch",
+    "AddTimeDimToBatchAndZeroPad",
+    "AddStatesFromEpisodesToBatch",
+    "BatchIndividualItems",
+    "NumpyToTensor",
+    "GeneralAdvantageEstimation",
+)
+
+
+def has_default_connectors(learner: Learner) -> bool:
+    """Whether the learner's connectors are the ones that RLlib's PPO puts there, and no others."""
+    connector = learner._learner_connector
+    if connector is None:
+        return False
+    return all(
+        type(piece).__module__.startswith("ray.rllib.") for piece in connector.connectors
+    ) and (
+        tuple(type(piece).__name__ for piece in connector.connectors) == _DEFAULT_LEARNER_CONNECTORS
+    )
+
+
+def optimizers(learner: Learner) -> list[tuple[str, Any]]:
+    """All optimizers of a learner, by the name that RLlib logs them under."""
+    return [
+        (name.partition(f"{module}_")[2], learner._named_optimizers[name])
+        for module, names in learner._module_optimizers.items()
+        for name in names
+    ]
+
+
+def unusual_torch_settings(config: AlgorithmConfig) -> list[str]:
+    """Names of RLlib's rarer settings of a Torch learner that are in use; some have no public name."""
+    names = (
+        "torch_compile_learner",
+        "torch_skip_nan_gradients",
+        "_torch_grad_scaler_class",
+        "_torch_lr_scheduler_classes",
+        "policies_to_train",
+    )
+    return [name for name in names if getattr(config, name)]
+
+
+def begin_update(learner: Learner) -> int:
+    """Count an update of the weights, as `Learner.update` does; the new sequence number."""
+    learner._weights_seq_no += 1
+    number: int = learner._weights_seq_no
+    return number
+
+
+def log_off_policyness(learner: Learner, columns: dict[str, dict[str, Any]]) -> None:
+    """Log how many updates lie between the weights and the ones that sampled a minibatch."""
+    learner._compute_off_policyness(columns)
+
+
+def time_minibatches(learner: Learner) -> Any:
+    """A context in which Ray's metrics (not RLlib's results) see the time of gradient steps."""
+    from ray.rllib.utils.metrics.ray_metrics import TimerAndPrometheusLogger
+
+    return TimerAndPrometheusLogger(learner._metrics_learner_inner_update)
+
+
+def count_trained_steps(learner: Learner, env_steps: int, module_steps: int) -> None:
+    """Add to the counters of trained steps among Ray's metrics."""
+    learner._metrics_all_modules_num_env_steps_trained.inc(value=env_steps)
+    learner._metrics_all_modules_num_module_steps_trained.inc(value=module_steps)

@@ -1,0 +1,173 @@
+"""Private names of Ray that concern env runners."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+    from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+
+# `SingleAgentEnvRunner.get_state()` returns weights, connectors and one counter. These are the
+# attributes that its next `sample()` also depends on.
+_RUNNER_ATTRIBUTES = (
+    "_needs_initial_reset",
+    "_ongoing_episodes",
+    "_ongoing_episodes_for_metrics",
+    "_done_episodes_for_metrics",
+    "_cached_to_module",
+    "_shared_data",
+    "_weights_seq_no",
+    "num_env_steps_sampled_lifetime",
+)
+
+# What `gymnasium.vector.SyncVectorEnv` remembers between two steps, beside its sub-environments. It
+# holds a generator and cannot be pickled as a whole.
+_VECTOR_ATTRIBUTES = (
+    "_env_obs",
+    "_observations",
+    "_rewards",
+    "_terminations",
+    "_truncations",
+    "_autoreset_envs",
+)
+
+
+def runner_attributes(runner: SingleAgentEnvRunner) -> dict[str, Any]:
+    """What a stock env runner remembers between two `sample()` calls (not copied)."""
+    return {name: getattr(runner, name) for name in _RUNNER_ATTRIBUTES}
+
+
+def set_runner_attributes(runner: SingleAgentEnvRunner, state: dict[str, Any]) -> None:
+    """Put back what `runner_attributes` returned."""
+    for name in _RUNNER_ATTRIBUTES:
+        setattr(runner, name, state[name])
+
+
+def vector_env_attributes(vector_env: Any) -> dict[str, Any]:
+    """What a `SyncVectorEnv` remembers between two steps (not copied)."""
+    return {name: getattr(vector_env, name) for name in _VECTOR_ATTRIBUTES}
+
+
+def set_vector_env_attributes(vector_env: Any, state: dict[str, Any]) -> None:
+    """Put back what `vector_env_attributes` returned."""
+    for name in _VECTOR_ATTRIBUTES:
+        setattr(vector_env, name, state[name])
+
+
+def start_with_fresh_episodes(runner: SingleAgentEnvRunner) -> None:
+    """Make the next `sample()` reset every environment with the runner's seed."""
+    runner._needs_initial_reset = True
+    # What was returned of episodes that will not go on.
+    runner._ongoing_episodes_for_metrics.clear()
+
+
+def set_runner_seed(runner: SingleAgentEnvRunner, seed: int) -> None:
+    """Set the seed of the first reset. RLlib's own, `seed + worker_index`, makes the environments
+    of neighbouring runners collide, since Gymnasium adds 1 for each sub-environment."""
+    runner._seed = seed
+
+
+def unfinished_chunks(runner: SingleAgentEnvRunner) -> dict[str, list[Any]]:
+    """The chunks of each running episode that `sample()` has already returned, by episode id.
+    RLlib keeps them whole, though only their length, return and duration are needed."""
+    chunks: dict[str, list[Any]] = runner._ongoing_episodes_for_metrics
+    return chunks
+
+
+def connectors(runner: SingleAgentEnvRunner) -> tuple[Any, Any]:
+    """The env-to-module and the module-to-env pipeline of a runner."""
+    return runner._env_to_module, runner._module_to_env
+
+
+def needs_reset(runner: SingleAgentEnvRunner) -> bool:
+    """Whether the next `sample()` begins by resetting every environment."""
+    return bool(runner._needs_initial_reset)
+
+
+def set_needs_reset(runner: SingleAgentEnvRunner, value: bool) -> None:
+    """Set what `needs_reset` returns."""
+    runner._needs_initial_reset = value
+
+
+def runner_seed(runner: SingleAgentEnvRunner) -> int | None:
+    """The seed of the first reset."""
+    seed: int | None = runner._seed
+    return seed
+
+
+def weights_version(runner: SingleAgentEnvRunner) -> int:
+    """The sequence number of the weights that a runner holds."""
+    return int(runner._weights_seq_no)
+
+
+def log_sampled(runner: SingleAgentEnvRunner, env_steps: int, episodes: int, calls: int) -> None:
+    """Count what a fragment brought, under RLlib's names and in Ray's own counters. `calls`: steps of
+    the vector environment."""
+    runner._log_env_steps(metric=runner._metrics_num_try_env_step, num_steps=calls)
+    runner._log_env_steps(metric=runner._metrics_num_env_steps_sampled, num_steps=env_steps)
+    runner._increase_sampled_metrics(env_steps, episodes)
+
+
+def log_episodes(runner: SingleAgentEnvRunner, ended: list[tuple[int, float, float]]) -> None:
+    """Log finished episodes (length, return, seconds) under RLlib's names, with its windows. RLlib
+    looks ten names up for each, which takes longer than a step of a small environment: it does so
+    for the first, and the others follow into the same stats."""
+    if not ended:
+        return
+    runner._log_episode_metrics(*ended[0])
+    stats = runner.metrics.stats
+    by_length = [stats[f"episode_len_{kind}"] for kind in ("mean", "min", "max")]
+    by_return = [stats[f"episode_return_{kind}"] for kind in ("mean", "min", "max")]
+    by_return += stats["agent_episode_return_mean"].values()
+    by_return += stats["module_episode_return_mean"].values()
+    for length, episode_return, seconds in ended[1:]:
+        for each in by_length:
+            each.push(length)
+        for each in by_return:
+            each.push(episode_return)
+        stats["episode_duration_sec_mean"].push(seconds)
+
+
+def state_server(runner: SingleAgentEnvRunner) -> Any:
+    """Where a runner pulls its weights from, if it does so by itself, or None."""
+    return runner._env_runner_state_server
+
+
+def sets_own_callbacks(config: AlgorithmConfig) -> list[str]:
+    """Names of the callback functions that a config gives to its env runners one by one."""
+    names = ("episode_created", "episode_start", "episode_step", "episode_end", "sample_end")
+    return [f"on_{name}" for name in names if getattr(config, f"callbacks_on_{name}")]
+
+
+def mean_std_filter(connector: Any) -> tuple[Any, bool]:
+    """The filter of a single-agent MeanStdFilter connector, and whether it updates its statistics.
+    The connector's public state is a serialised copy."""
+    if connector._filters is None:
+        connector.get_state()
+    return connector._filters[None], connector._update_stats
+
+
+def filters_observations(config: AlgorithmConfig) -> bool:
+    """Whether a config puts a connector of its own between environment and module."""
+    return config._env_to_module_connector is not None
+
+
+def forget_weights_version(runner: SingleAgentEnvRunner) -> None:
+    """Make the runner take the next weights whatever their sequence number: `set_state` ignores
+    weights that are not newer than its own, and says nothing."""
+    runner._weights_seq_no = 0
+
+
+def runner_actors(group: EnvRunnerGroup) -> dict[int, Any]:
+    """The remote env runners of a group by worker index (1, 2, ...). The public `foreach_*` calls
+    drop failed results silently and do not say whose result is whose."""
+    actors: dict[int, Any] = dict(group._worker_manager.actors())
+    return dict(sorted(actors.items()))
+
+
+def leave_syncing_to_us(config: AlgorithmConfig) -> None:
+    """Switch off the state sync at the end of `Algorithm.step()`: it does not wait for the runners,
+    and drops a push to a runner that still has one in flight."""
+    config._dont_auto_sync_env_runner_states = True

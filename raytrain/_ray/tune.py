@@ -1,0 +1,117 @@
+"""Private names of Ray Tune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+
+def trial_actor(trial: Trial) -> Any | None:
+    """The actor handle of a running trial, or None. Tune shows it to nobody."""
+    return trial.temporary_state.ray_actor
+
+
+def quiet_driver() -> None:
+    """Keep the raylet's messages off the driver's stdout: Ray prints them there whatever
+    `log_to_driver` says. What they tell is told in plain words, and they are in Ray's own logs."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *args, **kwargs: None
+
+
+_last_errors: dict[str, BaseException | None] = {}
+
+
+def last_error(trial: Trial) -> BaseException | None:
+    """The error that a trial failed with last, once `decide_retries` has been called. Tune hands it
+    to no callback, and writes it to a file that reaches storage too late to be asked."""
+    return _last_errors.get(trial.trial_id)
+
+
+def decide_retries(
+    may_retry: Callable[[BaseException | None], bool],
+    counts: Callable[[Trial, BaseException | None], bool],
+) -> None:
+    """Ask `may_retry(error)` before Tune retries a failed trial, and `counts(trial, error)` whether it
+    is one of the failures that `max_failures` limits. Tune itself only counts: an error that comes
+    back at the same iteration would use up every retry, and so would nodes that come and go."""
+    from ray.tune.experiment import Trial
+
+    if not hasattr(Trial, "_raytrain_should_recover"):
+        Trial._raytrain_should_recover = Trial.should_recover
+        Trial._raytrain_handle_error = Trial.handle_error
+
+    def handle_error(trial: Trial, exc: BaseException | None = None) -> None:
+        _last_errors[trial.trial_id] = exc
+        before = trial.run_metadata.num_failures
+        trial._raytrain_handle_error(exc)
+        if not counts(trial, exc):
+            trial.run_metadata.num_failures = before
+
+    def should_recover(trial: Trial) -> bool:
+        by_count: bool = trial._raytrain_should_recover()
+        return by_count and may_retry(last_error(trial))
+
+    Trial.handle_error = handle_error
+    Trial.should_recover = should_recover
+
+
+def reset_failure_count(trials: Iterable[Trial], max_failures: int) -> None:
+    """Give trials of a restored experiment their retries back: a person has started them again,
+    perhaps with another limit."""
+    for trial in trials:
+        trial.max_failures = max_failures
+        trial.run_metadata.num_failures = 0
+        trial.run_metadata.num_failures_after_restore = 0
+
+
+def forget_checkpoints(trial: Trial, exists: Callable[[str], bool]) -> None:
+    """Drop registered checkpoints whose directory retention has removed, so that Tune's result
+    grid names none that is gone. (Tune's own retention deletes before a replacement is safe.)"""
+    manager = trial.run_metadata.checkpoint_manager
+    manager._checkpoint_results = [
+        result for result in manager._checkpoint_results if exists(result.checkpoint.path)
+    ]
+    trial.run_metadata.invalidate_cache()
+
+
+TRIAL_INFO = "__trial_info__"
+"""Key under which Tune hands a trainable its id (`ray.tune.result.TRIAL_INFO`)."""
+
+SHOULD_CHECKPOINT = "should_checkpoint"
+"""Key of a result that asks Tune to call `save()` (`ray.tune.result.SHOULD_CHECKPOINT`)."""
+
+
+def training_result(path: str, filesystem: Any, metrics: dict[str, Any]) -> Any:
+    """What `Trainable.save()` returns to Tune: a checkpoint that is on storage already. The class has
+    no public name."""
+    from ray.train._internal.session import _TrainingResult
+    from ray.tune import Checkpoint
+
+    return _TrainingResult(checkpoint=Checkpoint(path, filesystem), metrics=metrics)
+
+
+def set_run_config(
+    tuner: Any, *, callbacks: list[Any], failure_config: Any, scheduler: Any
+) -> None:
+    """Give a restored Tuner the callbacks, the failure policy and the scheduler of this start: it comes
+    back with unpickled copies of those of its first start."""
+    tuner._local_tuner._tune_config.scheduler = scheduler
+    run_config = tuner._local_tuner.get_run_config()
+    run_config.callbacks = callbacks
+    run_config.failure_config = failure_config
+
+
+def can_unpickle(data: bytes) -> bool:
+    """Whether a pickle of Tune's (`tuner.pkl`, the search's state) is whole. Tune reads them without
+    a check; a truncated one ends in any of a dozen errors."""
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.loads(data)
+    except Exception:  # Damaged pickles raise whatever their bytes happen to spell.
+        return False
+    return True
