@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray import cloudpickle
 from tiny_ppo import built
 
+from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.trainable.rllib_files import RLlibFiles
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -50,7 +52,7 @@ def test_the_files_are_those_of_rllib(tmp_path: Path, sections: dict[str, Any]) 
         theirs, ours = tmp_path / "theirs", tmp_path / "ours"
         ours.mkdir()
         algorithm.save_to_path(theirs.as_posix())
-        write = RLlibFiles(algorithm).capture()
+        write = RLlibFiles(algorithm).capture().write
         algorithm.train()  # what was captured does not change any more
         write(ours)
     assert files_below(ours) == files_below(theirs)
@@ -63,3 +65,25 @@ def test_the_files_are_those_of_rllib(tmp_path: Path, sections: dict[str, Any]) 
         elif name.endswith("args.pkl"):
             sizes = [os.path.getsize(place / name) for place in (ours, theirs)]
             assert sizes[0] == sizes[1], name
+
+
+@pytest.mark.parametrize("sections", [{}, TWO_LEARNERS])
+def test_the_policys_weights_are_those_of_the_learner(sections: dict[str, Any]) -> None:
+    with built(**sections) as algorithm:
+        algorithm.train()
+        told = RLlibFiles(algorithm).capture().module_state
+        held = policy_parts(algorithm).module_state
+    assert told is not None
+    assert told.keys() == held.keys()
+    for name, value in held.items():
+        np.testing.assert_array_equal(told[name], value.numpy(), strict=True)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.tensor([2**40]), torch.tensor([0.1], dtype=torch.float64), torch.tensor(0.5)]
+)
+def test_weights_that_rllib_would_round_are_not_told(value: torch.Tensor) -> None:
+    with built() as algorithm:
+        learner = algorithm.learner_group._learner
+        learner.module["default_policy"].register_buffer("kept", value)
+        assert RLlibFiles(algorithm).capture().module_state is None

@@ -251,7 +251,7 @@ class ExactPPO(StagedPPO):
     def capture(self) -> Callable[[Path], None]:
         """Take the whole state now; the returned function writes it into a directory (created) and
         may run in another thread."""
-        write_rllib_files = self._rllib_files.capture()
+        rllib = self._rllib_files.capture()
         learners = self._learners.states()
         groups = self._groups.snapshots()
         eval_groups = self._eval_groups.snapshots() if self._eval_groups else {}
@@ -275,14 +275,16 @@ class ExactPPO(StagedPPO):
             "envs_per_group": self.config.num_envs_per_env_runner,
         }
         try:
-            policy: PolicyParts | PolicyFormatError = policy_parts(self)
+            policy: PolicyParts | PolicyFormatError = policy_parts(
+                self, module_state=rllib.module_state
+            )
         except PolicyFormatError as error:
             policy = error
 
         def write(directory: Path) -> None:
             resume = directory / RESUME_DIR
             resume.mkdir(parents=True)
-            write_rllib_files(directory)
+            rllib.write(directory)
             (resume / "state.json").write_text(json.dumps(plain))
             (resume / "algorithm.pkl").write_bytes(blob)
             _write_groups(resume / "groups", groups)

@@ -4,8 +4,8 @@
 learner write its part to a disk of its own, from which it is fetched. Here
 
     RLlibFiles(algorithm)     once: what never changes (classes, constructor arguments, metadata)
-    write = capture()         in the training thread: RLlib's `get_state()`, sharing no memory
-    write(directory)          in any thread: the same files that `save_to_path` writes
+    state = capture()         in the training thread: RLlib's `get_state()`, sharing no memory
+    state.write(directory)    in any thread: the same files that `save_to_path` writes
 
 so `Algorithm.from_checkpoint` and every other tool of RLlib's reads them as usual.
 """
@@ -13,18 +13,26 @@ so `Algorithm.from_checkpoint` and every other tool of RLlib's reads them as usu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from ray import cloudpickle
-from ray.rllib.core import COMPONENT_LEARNER_GROUP
+from ray.rllib.core import (
+    COMPONENT_LEARNER,
+    COMPONENT_LEARNER_GROUP,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
-from ray.rllib.utils.checkpoints import CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER, Checkpointable
+from ray.rllib.utils.checkpoints import CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
 
 
 @dataclass(frozen=True)
@@ -37,22 +45,40 @@ class _Component:
     parts: dict[str, _Component]
 
 
+@dataclass(frozen=True)
+class RLlibState:
+    """One state of an algorithm. `module_state`: of it, the state dict of the first learner's policy
+    module; None if RLlib's copy of that is not exact."""
+
+    module_state: Mapping[str, np.ndarray[Any, Any]] | None
+    _tree: _Component
+    _state: Mapping[str, Any]
+
+    def write(self, directory: Path) -> None:
+        """Write RLlib's files into an existing directory."""
+        _write(self._tree, self._state, directory)
+
+
 class RLlibFiles:
     """See the module's docstring."""
 
-    def __init__(self, algorithm: Checkpointable) -> None:
+    def __init__(self, algorithm: Algorithm) -> None:
         self._algorithm = algorithm
         self._tree: _Component | None = None
+        self._float32_only = False
 
-    def capture(self) -> Callable[[Path], None]:
-        """Copy the state; the returned function writes it into an existing directory."""
+    def capture(self) -> RLlibState:
+        """Copy the state."""
         if self._tree is None:
             self._tree = _component(self._algorithm)
-        tree = self._tree
+            learners = self._algorithm.learner_group.foreach_learner(_is_float32_only)
+            self._float32_only = all(answer.get() for answer in learners)
         state = self._algorithm.get_state()
         learners = state.pop(COMPONENT_LEARNER_GROUP)
         state = {**_copied(state), COMPONENT_LEARNER_GROUP: _copied(learners, only_views=True)}
-        return lambda directory: _write(tree, state, directory)
+        modules = learners[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
+        module_state = modules[DEFAULT_MODULE_ID] if self._float32_only else None
+        return RLlibState(module_state, self._tree, state)
 
 
 def _copied(value: Any, *, only_views: bool = False) -> Any:
@@ -70,6 +96,16 @@ def _copied(value: Any, *, only_views: bool = False) -> Any:
     if isinstance(value, list | tuple | set):
         return cloudpickle.loads(cloudpickle.dumps(value))
     return value
+
+
+def _is_float32_only(learner: Any) -> bool:
+    """Whether `get_state()` tells the weights as they are: it turns other floats into float32, int64 into
+    int32, and tensors without dimensions into numbers."""
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    return all(
+        isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.ndim > 0
+        for value in module.state_dict().values()
+    )
 
 
 def _component(component: Any) -> _Component:
