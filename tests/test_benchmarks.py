@@ -58,7 +58,7 @@ def test_wait_for_a_checkpoint_is_what_a_cycle_takes_beyond_its_iterations():
     # Results 1 to 16, a save after each fifth: it takes 3 s, and slows the iteration after it by 1.
     quiet = [1.0] * 4
     cycle = [4.0, 2.0, 1.0, 1.0, 1.0]
-    assert checkpoint.waits([*quiet, *cycle, *cycle, 4.0]) == [4.0, 4.0]
+    assert checkpoint.longer([*quiet, *cycle, *cycle, 4.0]) == [4.0, 4.0]
 
 
 def test_a_run_is_watched_from_outside(tmp_path):

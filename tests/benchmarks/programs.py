@@ -1,8 +1,10 @@
 """What runs in the processes that are measured, beside `raytrain train`.
 
     python programs.py stock CONFIG          stock RLlib PPO: `algo.train()` in this process
-    python programs.py tune CONFIG [slow]    the same under stock Tune, with Tune's checkpoints; given
-                                             again, it restores the experiment (not with `slow`)
+    python programs.py tune CONFIG           the same under stock Tune, with Tune's checkpoints; given
+                                             again, it restores the experiment
+    python programs.py timed CONFIG [slow]   the same with the seconds of each save in `saves.json`, to
+                                             the disk or to the store `slow://`
     python programs.py sb3 CONFIG            Stable-Baselines3 PPO
     python programs.py raytrain CONFIG       `raytrain train` that knows the store `slow://`
     python programs.py arithmetic CONFIG     nothing but env steps and matrix products
@@ -24,6 +26,7 @@ from typing import Any, TextIO
 import yaml
 
 STEPS = "num_env_steps_sampled_lifetime"
+SAVES = "saves.json"
 
 
 def main() -> None:
@@ -32,6 +35,7 @@ def main() -> None:
     {
         "stock": stock,
         "tune": tune,
+        "timed": timed,
         "sb3": stable_baselines3,
         "raytrain": raytrain_cli,
         "arithmetic": arithmetic,
@@ -59,30 +63,60 @@ def stock(path: Path) -> None:
     algorithm.stop()
 
 
-def tune(path: Path, store: str = "") -> None:
-    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+def tune(path: Path) -> None:
+    from ray.tune import Tuner
 
-    from raytrain.config import load_config, to_algorithm_config
+    from raytrain.config import load_config
 
     config = load_config(path, check_env=False)
-    place = Path(config.storage_path)
-    file_system = None
+    quiet()
+    experiment = Path(config.storage_path) / "stock"
+    if Tuner.can_restore(experiment):
+        Tuner.restore(str(experiment), "PPO", resume_errored=True).fit()
+    else:
+        tuner("PPO", config, config.storage_path).fit()
+
+
+def timed(path: Path, store: str = "") -> None:
+    from ray.rllib.algorithms import ppo
+
+    from raytrain.config import load_config
+
+    config = load_config(path, check_env=False)
+    place, file_system = config.storage_path, None
     if store == "slow":
         import slow_store
 
-        place = slow_store.local_path(config.storage_path)
+        place = str(slow_store.local_path(config.storage_path))
         file_system = slow_store.arrow_file_system()
+    saves = path.parent / SAVES
+
+    class PPO(ppo.PPO):  # type: ignore[misc]
+        """Its `save` writes the checkpoint and takes it to storage, before it trains on."""
+
+        def save(self, *args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            saved = super().save(*args, **kwargs)
+            with saves.open("a") as out:
+                write(out, {"seconds": time.perf_counter() - began})
+            return saved
+
     quiet()
-    if file_system is None and Tuner.can_restore(place / "stock"):
-        Tuner.restore(str(place / "stock"), "PPO", resume_errored=True).fit()
-        return
-    Tuner(
-        "PPO",
+    tuner(PPO, config, place, file_system).fit()
+
+
+def tuner(trainable: Any, config: Any, place: str, file_system: Any = None) -> Any:
+    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+
+    from raytrain.config import to_algorithm_config
+
+    return Tuner(
+        trainable,
         param_space=to_algorithm_config(config).to_dict(),
         tune_config=TuneConfig(num_samples=config.tune.num_samples),
         run_config=RunConfig(
             name="stock",
-            storage_path=str(place),
+            storage_path=place,
             storage_filesystem=file_system,
             stop={"training_iteration": config.stop.iterations},
             checkpoint_config=CheckpointConfig(
@@ -92,7 +126,7 @@ def tune(path: Path, store: str = "") -> None:
             failure_config=FailureConfig(max_failures=config.failure.max_failures),
             verbose=0,
         ),
-    ).fit()
+    )
 
 
 def raytrain_cli(path: Path) -> None:
