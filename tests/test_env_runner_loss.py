@@ -128,8 +128,10 @@ def test_with_continue_an_iteration_goes_on_with_fewer_samples_but_not_for_ever(
     rules = {"on_env_runner_loss": "continue", "max_short_iterations": 1}
     with built(**TWO, fault_tolerance=rules) as algorithm:
         trail = []
-        for _ in range(2):
-            kill_while_sampling(pids(algorithm, 2)[1])
+        # Not the same one twice: whether one that came again had answered anything before it is killed
+        # again is chance, and nothing is dropped for the loss of one that had not.
+        for index in (1, 0):
+            kill_while_sampling(pids(algorithm, 2)[index])
             trail += iterate(algorithm, 1)
             row = trail[-1].row["fault_tolerance"]
             assert row["num_env_runners_dropped_lifetime"] == 1
@@ -139,8 +141,7 @@ def test_with_continue_an_iteration_goes_on_with_fewer_samples_but_not_for_ever(
     # Two groups take some 64 steps each; the second iteration in a row waits for both.
     assert 60 <= one <= 70 and 120 <= both - one <= 140
     assert "Iteration 1 goes on without group 1, as fault_tolerance.on_env_runner_loss" in first
-    # Whether the one that came again had answered anything, before it was killed, is chance.
-    assert "Iteration 2 of group 1 is sampled again" in second or "had done anything" in second
+    assert re.search(r"Iteration 2 of groups? 0.* is sampled again", second)
     (why,) = algorithm.inexact
     assert "iteration 1 went on without env group(s) 1" in why
 

@@ -53,6 +53,13 @@ def resolve(argument: str, *, damaged_too: bool = False) -> Entry:
     place = Location.of(path)
     with storage_errors("Looking for the checkpoint", place):
         if not place.is_dir():
+            before, colon, name = argument.rpartition(":")
+            if colon and not fixed and Location.of(before).is_dir():
+                raise BadInput(
+                    f"There is no name {name!r} for a checkpoint of {before}. After the colon stands "
+                    f"{' or '.join(_FIXED_NAMES)}; others are given by their directory, such as "
+                    f"{before}/{STAGES}/NAME."
+                )
             raise BadInput(
                 f"There is no directory {place}. "
                 "Give a checkpoint, a trial or an experiment directory."
