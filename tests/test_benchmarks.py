@@ -12,6 +12,7 @@ import pytest
 import report
 import runs
 import settings
+import share
 import slow_store
 import throughput
 
@@ -19,7 +20,7 @@ from raytrain.config import config_from_dict
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 ROOT = BENCHMARKS.parents[1]
-TABLES = ("throughput", "scaling", "checkpoint", "startup", "goodput")
+TABLES = ("throughput", "share", "scaling", "checkpoint", "startup", "goodput")
 
 # Four results of 100 steps, and a file of the same name that holds no results.
 PROGRAM = """
@@ -85,8 +86,7 @@ def test_share_of_everything_else():
     trained = watched([{name: 2048 * i} for i in range(4)])  # 1 s and 0.5 CPU s an iteration
     parts = {"env_s": 0.3, "matmul_s": 0.5, "env_cpu_s": 0.1, "matmul_cpu_s": 0.2}
     bare = watched([{name: 2048, **parts}] * 3)
-    case = throughput.Case("x", settings.ppo("CartPole-v1", iterations=3))
-    row = throughput.share_row(case, {"raytrain": [trained], "arithmetic": [bare]})
+    row = share.share_row([trained], [bare], warm=2)
     assert (row["iteration ms"], row["everything else"]) == (1000, "20 %")
     assert row["in CPU time"] == "40 %"
 

@@ -1,6 +1,7 @@
 """Benchmarks: `python tests/benchmarks [TABLE]... [--rounds N] [--quick]`.
 
     throughput    steps/s of raytrain, stock RLlib and Stable-Baselines3 on one core
+    share         how much of an iteration is neither env stepping nor matrix arithmetic
     scaling       more env runners, more learners, and what each costs in memory
     checkpoint    seconds that training waits for a checkpoint
     startup       seconds from the command to the first result
@@ -9,7 +10,7 @@
     learning      the same returns as stock RLlib; hours, and so only when named
     docs          nothing is measured: the tables of the JSON file go into docs/benchmarks.md
 
-Without a name, the first five. Tables are printed and written to build/benchmarks.json.
+Without a name, the first six. Tables are printed and written to build/benchmarks.json.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import report
 from measuring import Options, say
 
 ROOT = Path(__file__).parents[2]
-TABLES = ("throughput", "scaling", "checkpoint", "startup", "goodput")
+TABLES = ("throughput", "share", "scaling", "checkpoint", "startup", "goodput")
 ON_REQUEST = ("recovery", "learning")
 
 

@@ -9,7 +9,7 @@ takes 50 ms (`slow_store.py`).
     cycle longer  what 5 iterations from one checkpoint to the next take beyond five times the median iteration:
                   also what the commit behind training takes away from it, and Tune's own part
 
-With 20 and 200 MB iterations are made short, or a run would take hours. For the share of the wall time, the larger
+Iterations are made short, or a run would take hours. For the share of the wall time, the larger
 of the two is divided by five iterations of 2048 steps, 10 passes, minibatch 64, of which only the matrix
 arithmetic is counted: a real iteration is longer, and the share smaller.
 """
@@ -31,7 +31,7 @@ from runs import program, raytrain_command, scratch, watch, write_config
 ROUNDS = 2
 CADENCE = 5
 # Megabytes of state, width of both hidden layers, steps of an iteration and passes over them.
-SIZES = ((1, 200, 2048, 10), (20, 912, 512, 1), (200, 2886, 128, 1))
+SIZES = ((1, 200, 512, 4), (20, 912, 512, 1), (200, 2886, 128, 1))
 STORES = ("local disk", "50 ms store")
 
 

@@ -8,7 +8,6 @@ raytrain (one checkpoint lies between them) and the fourth with the others (none
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,6 @@ class Case:
     name: str
     config: dict[str, Any]
     targets: tuple[float, float] | None = None
-    share: bool = False
 
 
 def cases(quick: bool) -> list[Case]:
@@ -40,7 +38,7 @@ def cases(quick: bool) -> list[Case]:
     cheetah = settings.ppo("HalfCheetah-v5", continuous=True, **size)
     chosen = [
         Case("CartPole-v1, [64, 64], minibatch 64", small, (3.0, 2.0)),
-        Case("CartPole-v1, [256, 256], minibatch 128", large, (2.0, 1.2), share=True),
+        Case("CartPole-v1, [256, 256], minibatch 128", large, (2.0, 1.2)),
         Case("HalfCheetah-v5, [64, 64], minibatch 64", cheetah),
     ]
     return chosen[1:2] if quick else chosen
@@ -55,7 +53,6 @@ def run(trainer: str, config: dict[str, Any]) -> Watched:
             "raytrain": raytrain_command(path),
             "stock RLlib": program("stock", path),
             "Stable-Baselines3": program("sb3", path),
-            "arithmetic": program("arithmetic", path),
         }[trainer]
         return watch(command, place, core=last_core())
 
@@ -65,15 +62,9 @@ def measure(options: Options) -> list[Table]:
     found = {}
     for case in cases(options.quick):
         rivals = {name: lambda n=name, c=case: run(n, c.config) for name in TRAINERS}
-        if case.share:
-            rivals["arithmetic"] = lambda c=case: run("arithmetic", c.config)
         found[case] = interleave(rivals, rounds, case.name)
-    rates = Table(
-        "Throughput, one core",
-        tuple(row for case in found for row in rate_rows(case, found[case])),
-    )
-    shares = tuple(share_row(case, found[case]) for case in found if case.share)
-    return [rates, Table("Where an iteration of 16,384 steps goes", shares)]
+    rows = tuple(row for case in found for row in rate_rows(case, found[case]))
+    return [Table("Throughput, one core", rows)]
 
 
 def rate_rows(case: Case, runs: dict[str, list[Watched]]) -> list[dict[str, Any]]:
@@ -97,27 +88,3 @@ def rate_rows(case: Case, runs: dict[str, list[Watched]]) -> list[dict[str, Any]
                 row["target"] = case.targets[TRAINERS.index(name) - 1]
         rows.append(row)
     return rows
-
-
-def share_row(case: Case, runs: dict[str, list[Watched]]) -> dict[str, Any]:
-    """`other`: the share of an iteration that is neither env stepping nor matrix arithmetic."""
-    steps = case.config["training"]["train_batch_size_per_learner"]
-    wall, env, matmul, other, other_cpu = [], [], [], [], []
-    for trained, bare in zip(runs["raytrain"], runs["arithmetic"], strict=True):
-        values = [row.values for row in bare.rows[1:]]
-        least = {name: statistics.median(v[name] for v in values) for name in values[0]}
-        wall.append(steps / trained.steps_per_s())
-        env.append(least["env_s"])
-        matmul.append(least["matmul_s"])
-        other.append(1 - (env[-1] + matmul[-1]) / wall[-1])
-        cpu = steps / 1e6 * trained.cpu_ms_per_1000_steps()
-        other_cpu.append(1 - (least["env_cpu_s"] + least["matmul_cpu_s"]) / cpu)
-    return {
-        "setting": case.name,
-        "iteration ms": whole([1e3 * value for value in wall]),
-        "env stepping ms": whole([1e3 * value for value in env]),
-        "matrix arithmetic ms": whole([1e3 * value for value in matmul]),
-        "everything else": spread([100 * value for value in other], 0) + " %",
-        "in CPU time": spread([100 * value for value in other_cpu], 0) + " %",
-        "target": "< 25 %",
-    }
