@@ -7,8 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from raytrain.trainable.update.kernels import add_bias_and_tanh, back_through_tanh
+from raytrain.trainable.update.kernels import (
+    adam,
+    add_bias_and_tanh,
+    back_through_tanh,
+    categorical,
+    gaussian,
+)
 
 
 def layer(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -49,6 +56,40 @@ def test_the_derivative_of_tanh() -> None:
     back_through_tanh(d, y, d_bias)
     np.testing.assert_allclose(d, exact, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(d_bias[:, 0], exact.sum(axis=1), rtol=1e-5, atol=1e-5)
+
+
+def test_adam_is_torchs() -> None:
+    weights = torch.from_numpy(layer(1000))
+    theirs = weights.clone().requires_grad_()
+    optimizer = torch.optim.Adam([theirs], lr=3e-3, betas=(0.8, 0.99), eps=1e-6)
+    moments = [np.zeros(1000, np.float32) for _ in range(2)]
+    for step in range(1, 6):
+        gradient = layer(1000, scale=10.0**-step)
+        theirs.grad = torch.from_numpy(gradient) * 0.5
+        optimizer.step()
+        size, root = 3e-3 / (1 - 0.8**step), np.sqrt(1 - 0.99**step)
+        adam(weights.numpy(), gradient, *moments, 0.5, size, root, 0.8, 0.99, 1e-6)
+    np.testing.assert_allclose(weights, theirs.detach(), rtol=1e-5, atol=1e-6)
+    for name, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+        np.testing.assert_allclose(moment, optimizer.state[theirs][name], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+@pytest.mark.parametrize("where", ["outputs", "values"])
+def test_a_row_that_is_not_a_number_spoils_no_other_and_is_not_lost(kind: str, where: str) -> None:
+    arrays = {"outputs": layer(2, 5), "values": layer(5)}
+    arrays[where].T[3] = np.nan
+    d_outputs, d_values = np.empty((2, 5), np.float32), np.empty(5, np.float32)
+    columns = np.abs(layer(8, 5))
+    given = (arrays["outputs"], arrays["values"], columns, d_outputs, d_values)
+    if kind == "categorical":
+        categorical(*given, np.inf, 0.5, 0.01, 0.2)
+    else:
+        none = np.empty((0, 1), np.float32)
+        gaussian(*given, none, none, np.inf, np.inf, 0.5, 0.01, 0.2)
+    spoiled = {"outputs": np.isnan(d_outputs).any(axis=0), "values": np.isnan(d_values)}
+    for name, rows in spoiled.items():
+        assert rows.tolist() == [False, False, False, name == where, False], name
 
 
 def test_they_are_compiled_where_no_cache_can_be_written() -> None:

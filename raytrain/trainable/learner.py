@@ -156,7 +156,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         module = self._policy_module()
         network = tier.network
         adam = FlatAdam(
-            optimizer, list(module.parameters()) if network is None else network.parameters()
+            optimizer,
+            list(module.parameters()) if network is None else network.parameters(),
+            compiled=network is not None,
         )
         clipping = Clipping(config.grad_clip, config.grad_clip_by, log_norm=config.log_gradients)
         self._norm_name = f"gradients_{name}_global_norm"

@@ -14,6 +14,7 @@ step count, the one thing that is not a view.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,9 +29,14 @@ class FlatAdam:
     """Steps the parameters of `optimizer`, which must be Adam in RLlib's settings (see `serves`)."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[torch.nn.Parameter],
+        *,
+        compiled: bool = False,
     ) -> None:
-        """`parameters` are all of the optimizer's, in the order they shall have in the buffers."""
+        """`parameters` are all of the optimizer's, in the order they shall have in the buffers.
+        `compiled`: step with a loop compiled by Numba, on a CPU."""
         self._optimizer = optimizer
         self.parameters = list(parameters)
         self._sizes = [parameter.numel() for parameter in self.parameters]
@@ -39,6 +45,14 @@ class FlatAdam:
         self.gradient = torch.zeros_like(self.weights)
         self._moments = {name: torch.zeros_like(self.weights) for name in _MOMENTS}
         self._step = torch.zeros((), dtype=torch.float32, device=first.device)
+        self._loop: Any = None
+        if compiled:
+            # Importing Numba takes half a second, and only who updates needs it.
+            from raytrain.trainable.update import kernels
+
+            self._loop = kernels.adam
+            flat = (self.weights, self.gradient, *self._moments.values())
+            self._arrays = tuple(each.numpy() for each in flat)
         self._group: dict[str, Any] = {}
         self._bind_weights()
 
@@ -77,6 +91,7 @@ class FlatAdam:
                 f"The optimizer's state has different step counts for its parameters: {sorted(steps)}. "
                 "It is not the state of one training run; use an older checkpoint."
             )
+        self._steps = int(next(iter(steps)))
         self._step.fill_(steps.pop())
         for name, flat in self._moments.items():
             for parameter, view in zip(self.parameters, self.views(flat), strict=True):
@@ -87,8 +102,17 @@ class FlatAdam:
                     view.copy_(held)
                 state[parameter][name] = view
 
-    def step(self) -> None:
-        """One step along `gradient`."""
+    def step(self, scale: float = 1.0) -> None:
+        """One step along `scale` times `gradient`, which may be changed by it."""
+        if self._loop is not None:
+            self._steps += 1
+            beta1, beta2 = self._group["betas"]
+            size = float(self._group["lr"]) / (1.0 - beta1**self._steps)
+            root = math.sqrt(1.0 - beta2**self._steps)
+            self._loop(*self._arrays, scale, size, root, beta1, beta2, self._group["eps"])
+            return
+        if scale != 1.0:
+            self.gradient.mul_(scale)
         self._step += 1
         # `torch.optim.Adam(fused=True)` ends in this kernel; its Python around it costs more than the
         # kernel does, at the sizes of a policy.
@@ -110,6 +134,8 @@ class FlatAdam:
 
     def end(self) -> None:
         """To be called after an update."""
+        if self._loop is not None:
+            self._step.fill_(self._steps)
         for parameter in self.parameters:
             # On the CPU, where Adam keeps step counts unless it was made otherwise.
             self._optimizer.state[parameter]["step"] = self._step.cpu().clone()

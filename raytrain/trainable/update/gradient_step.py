@@ -48,7 +48,7 @@ class GradientStep:
 
     def apply(self) -> None:
         """Make a step along the gradient, and leave the gradient undefined."""
-        gradient = self._adam.gradient
+        gradient, scale = self._adam.gradient, 1.0
         if self._learners > 1:
             # As DistributedDataParallel: the mean over learners.
             gradient /= self._learners
@@ -57,25 +57,26 @@ class GradientStep:
             # Not finite if any element is not. (Or if the square overflows, which does no harm.)
             square = float(self._array.dot(self._array))
             if math.isfinite(square):
-                self._clip_on_cpu(math.sqrt(square))
+                scale = self._clip_on_cpu(math.sqrt(square))
             else:
                 self._clip_as_rllib()
         else:
             self._clip_on_device()
-        self._adam.step()
+        self._adam.step(scale)
 
-    def _clip_on_cpu(self, norm: float) -> None:
+    def _clip_on_cpu(self, norm: float) -> float:
+        """What the gradient is to be scaled by, if it is clipped as a whole; else it is clipped here."""
         limit, by = self.clipping.limit, self.clipping.by
         self.norm = norm
         if not limit:
-            return
+            return 1.0
         if by == "global_norm":
-            if norm + 1e-6 > limit:
-                self._array *= limit / (norm + 1e-6)
-        elif by == "value":
+            return min(1.0, limit / (norm + 1e-6))
+        if by == "value":
             self._adam.gradient.clamp_(-limit, limit)
         else:
             self._clip_each(limit)
+        return 1.0
 
     def _clip_on_device(self) -> None:
         """The same, without waiting for the device."""

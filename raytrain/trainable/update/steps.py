@@ -25,8 +25,6 @@ from raytrain.trainable.update.ppo_gradients import (
     GaussianHead,
     LossSettings,
     advantage_columns,
-    policy_gradient,
-    value_gradient,
 )
 from raytrain.trainable.update.train_batch import Array, TrainBatch
 
@@ -51,7 +49,7 @@ class HandWrittenSteps:
         self, batch: TrainBatch, advantages: Array, targets: Array, settings: LossSettings
     ) -> None:
         self._adam.begin()
-        self._settings = settings
+        self._head.use(settings)
         self._loss_mask, self._obs = batch.loss_mask, batch.obs
         lines = advantage_columns(batch, advantages, targets, settings) + self._head.columns(batch)
         self._columns = np.stack(lines).astype(np.float32, copy=False)
@@ -84,16 +82,13 @@ class HandWrittenSteps:
 
     def _differentiate(self, obs: Array, columns: Array) -> None:
         """Write the gradient of a minibatch's loss."""
-        n, settings, head = len(obs), self._settings, self._head
+        n = len(obs)
         net = self._passes.get(n)
         if net is None:
             net = Pass(self._network, self._weights, self._gradient, n, self._buffers)
             self._passes[n] = net
         net.forward(obs)
-        logp = head.logp(net.outputs, columns[4:])
-        d_logp = policy_gradient(logp, columns[0], columns[1], columns[2])
-        head.gradient(d_logp, settings, net.d_outputs)
-        value_gradient(net.values, columns[3], settings, net.d_values)
+        self._head.differentiate(net.outputs, net.values, columns, net.d_outputs, net.d_values)
         net.backward(obs)
 
     def _action_head(self) -> ActionHead:
@@ -101,10 +96,10 @@ class HandWrittenSteps:
         clip = self._network.log_std_clip
         if clip is None:
             return CategoricalHead(outputs)
-        if self._weights.log_std is None or self._gradient.log_std is None:
-            return GaussianHead(outputs // 2, log_std_clip=clip)
-        free = self._weights.log_std, self._gradient.log_std
-        return GaussianHead(outputs, log_std_clip=clip, free=free)
+        free = None
+        if self._weights.log_std is not None and self._gradient.log_std is not None:
+            free = self._weights.log_std, self._gradient.log_std
+        return GaussianHead(log_std_clip=clip, free=free)
 
 
 class AutogradSteps:
