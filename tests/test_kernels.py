@@ -83,10 +83,10 @@ def test_a_row_that_is_not_a_number_spoils_no_other_and_is_not_lost(kind: str, w
     columns = np.abs(layer(8, 5))
     given = (arrays["outputs"], arrays["values"], columns, d_outputs, d_values)
     if kind == "categorical":
-        categorical(*given, np.inf, 0.5, 0.01, 0.2)
+        categorical()(*given, np.inf, 0.5, 0.01, 0.2)
     else:
         none = np.empty((0, 1), np.float32)
-        gaussian(*given, none, none, np.inf, np.inf, 0.5, 0.01, 0.2)
+        gaussian()(*given, none, none, np.inf, np.inf, 0.5, 0.01, 0.2)
     spoiled = {"outputs": np.isnan(d_outputs).any(axis=0), "values": np.isnan(d_values)}
     for name, rows in spoiled.items():
         assert rows.tolist() == [False, False, False, name == where, False], name

@@ -12,6 +12,7 @@ Numba keeps what it has compiled on disk, beside this file or in the user's cach
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import numba
@@ -36,18 +37,28 @@ def _compiled(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
     """Compile for just these types, when the module is imported."""
 
     def compile_(function: _Kernel) -> _Kernel:
-        def jit(cache: bool) -> _Kernel:
+        def jit(keep: bool) -> _Kernel:
             compiled: _Kernel = numba.njit(
-                numba.void(*arguments), fastmath=_ARITHMETIC, error_model="numpy", cache=cache
+                numba.void(*arguments), fastmath=_ARITHMETIC, error_model="numpy", cache=keep
             )(function)
             return compiled
 
         try:
-            return jit(cache=True)
+            return jit(keep=True)
         except RuntimeError as error:
             if "cannot cache function" not in str(error):
                 raise
-            return jit(cache=False)
+            return jit(keep=False)
+
+    return compile_
+
+
+def _compiled_once(*arguments: Any) -> Callable[[_Kernel], Callable[[], _Kernel]]:
+    """The same when it is asked for: a function without arguments that returns the compiled one. A policy
+    has one distribution, and compiling takes a second where nothing is kept on disk."""
+
+    def compile_(function: _Kernel) -> Callable[[], _Kernel]:
+        return cache(lambda: _compiled(*arguments)(function))
 
     return compile_
 
@@ -135,7 +146,7 @@ def _by_value(value: Any, target: Any, clip: Any, factor: Any) -> Any:
     return off * (_F32(1.0) if off * off <= clip else _F32(0.0)) * factor
 
 
-@_compiled(_MATRIX, _VECTOR, _LINES, _MATRIX, _VECTOR, *[_NUMBER] * 4)
+@_compiled_once(_MATRIX, _VECTOR, _LINES, _MATRIX, _VECTOR, *[_NUMBER] * 4)
 def categorical(  # noqa: PLR0917 - compiled loops take arrays and numbers
     logits: Array,
     values: Array,
@@ -185,7 +196,7 @@ def categorical(  # noqa: PLR0917 - compiled loops take arrays and numbers
         d_values[j] = _by_value(values[j], columns[3, j], clip, factor)
 
 
-@_compiled(_MATRIX, _VECTOR, _LINES, _MATRIX, _VECTOR, _MATRIX, _MATRIX, *[_NUMBER] * 5)
+@_compiled_once(_MATRIX, _VECTOR, _LINES, _MATRIX, _VECTOR, _MATRIX, _MATRIX, *[_NUMBER] * 5)
 def gaussian(  # noqa: PLR0917 - compiled loops take arrays and numbers
     outputs: Array,
     values: Array,

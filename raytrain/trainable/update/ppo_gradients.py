@@ -71,7 +71,7 @@ class CategoricalHead:
         # Importing Numba takes half a second, and only who updates needs it.
         from raytrain.trainable.update import kernels
 
-        self._kernel: Callable[..., None] = kernels.categorical
+        self._kernel: Callable[..., None] = kernels.categorical()
         self._actions = actions
 
     def columns(self, batch: TrainBatch) -> list[Array]:
@@ -99,7 +99,7 @@ class GaussianHead:
     def __init__(self, *, log_std_clip: float | None, free: tuple[Array, Array] | None) -> None:
         from raytrain.trainable.update import kernels
 
-        self._kernel: Callable[..., None] = kernels.gaussian
+        self._kernel: Callable[..., None] = kernels.gaussian()
         none = np.empty((0, 1), np.float32)
         self._free = (none, none) if free is None else free
         self._clip = float("inf") if log_std_clip is None else log_std_clip
