@@ -27,8 +27,14 @@ from raytrain.checkpoint import Location
 from raytrain.cluster.newcomers import Newcomers
 from raytrain.cluster.packing import needs_files, pack
 from raytrain.cluster.preflight import alive_nodes, preflight
-from raytrain.config import ExperimentConfig, num_trials, param_space
-from raytrain.config.sections import EnvRunners
+from raytrain.config import (
+    ExperimentConfig,
+    actors_at_most,
+    cpus_at_most,
+    most_env_runners,
+    num_trials,
+    param_space,
+)
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import Interrupts
 from raytrain.faults.spares import WORKERS_IMPORT, import_all
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
     from raytrain.watch import Watch
 
 _CONNECT_PATIENCE_S = 10.0
+_SPARES_AT_MOST = 4
 _SERVICES = ("raylet", "gcs_server")
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
@@ -121,7 +128,7 @@ class Session:
             reporter,
             self._interrupts,
             check=check,
-            spares=self._started and _preload(self._config) is not None,
+            spares=_spares(self._config) if self._started else 0,
         )
         tuner, said = build_tuner(self._config, place, watch, finished=finished)
         if said is not None:
@@ -202,19 +209,13 @@ class Session:
 
         reserved = TrialPPO.default_resource_request(self._space()).required_resources
         runners = self._config.env_runners
-        further = max(0, most_actors(runners) - runners.min_actors)
+        further = max(0, most_env_runners(runners) - runners.min_actors)
         cpus = float(reserved.get("CPU", 1.0)) + further * runners.num_cpus_per_env_runner
         return max(present, math.ceil(cpus))
 
     def _space(self) -> dict[str, Any]:
         first_trial = self._config.model_copy(update={"search": ()})
         return {**param_space(first_trial), "import_path": self._config.import_path}
-
-
-def most_actors(runners: EnvRunners) -> int:
-    """How many env runner actors a trial has if the cluster has room for all."""
-    groups = runners.num_env_runners
-    return groups if runners.max_actors is None else min(groups, runners.max_actors)
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -230,32 +231,18 @@ def cluster_address(address: str | None) -> str | None:
     return None if found == "local" else found
 
 
-def cpus_at_most(config: ExperimentConfig) -> float:
-    """An upper bound of the CPUs that one trial asks for. Only RLlib knows the number, and to ask it
-    takes seconds of imports."""
-    each = config.learners.num_cpus_per_learner
-    learner = 1.0 if isinstance(each, str) else float(each)
-    main = float(config.resources.num_cpus_for_main_process)
-    runners = most_actors(config.env_runners) + config.evaluation.evaluation_num_env_runners
-    if config.learners.num_learners == 0:
-        main = max(main, learner)
-    return (
-        main
-        + config.learners.num_learners * learner
-        + runners * config.env_runners.num_cpus_per_env_runner
-    )
-
-
 def _idle_workers(config: ExperimentConfig) -> int:
     """How many workers to start beforehand: as many as there will be actors, and not more than can
     import at the same time."""
-    actors = (
-        1
-        + most_actors(config.env_runners)
-        + config.evaluation.evaluation_num_env_runners
-        + config.learners.num_learners
-    )
-    return min(actors * num_trials(config), os.cpu_count() or 1)
+    return min(actors_at_most(config) * num_trials(config), os.cpu_count() or 1)
+
+
+def _spares(config: ExperimentConfig) -> int:
+    """How many spare workers to keep on each node."""
+    if _preload(config) is None:
+        return 0
+    wanted = config.fault_tolerance.spare_processes
+    return min(actors_at_most(config), _SPARES_AT_MOST) if wanted is None else wanted
 
 
 def _preload(config: ExperimentConfig) -> str | None:

@@ -47,9 +47,9 @@ class Watch(Callback):
         reporter: ConsoleReporter | None = None,
         interrupts: Interrupts | None = None,
         check: Callable[[], None] = lambda: None,
-        spares: bool = False,
+        spares: int = 0,
     ) -> None:
-        """`check` is called now and then; `spares`: whether to keep spare workers."""
+        """`check` is called now and then; `spares`: how many spare workers to keep on each node."""
         self._config = config
         self._reporter = reporter
         self._interrupts = interrupts
@@ -62,6 +62,7 @@ class Watch(Callback):
         self._waiting = WaitingForNodes()
         self._spares, self._sentries, self._overdue = _housekeeping(config, spares)
         self._iterations: dict[str, int] = {}
+        self._recovering: set[str] = set()
         self._checkpoints: dict[str, int | None] = {}
         self._deleted: dict[str, set[str]] = {}
         self.errors: dict[str, str] = {}
@@ -115,6 +116,7 @@ class Watch(Callback):
             return
         name = str(trial)
         self._overdue.heard(name)
+        self._recovering.discard(name)
         report = result.get(REPORT, {})
         for message in report.get("messages", ()):
             self._reporter.event(name, "info", message)
@@ -185,7 +187,10 @@ class Watch(Callback):
         reached, saved = self._iterations.get(name, 0), self._newest_saved(trial)
         lost = reached - (saved or 0)
         told = why.told.rstrip(".")
-        if not will_retry:
+        if will_retry:
+            self._recovering.add(name)
+        else:
+            self._recovering.discard(name)
             self.errors[name] = told
             losses.ended(told)
         if lost > 0 and will_retry:
@@ -210,6 +215,7 @@ class Watch(Callback):
         """A trial has saved, and gives a node up that is taken away."""
         assert self._reporter is not None
         name, losses = str(trial), self._losses_of(trial)
+        self._recovering.add(name)
         losses.add("preemption")
         told = (
             f"the node {leaving['address']} is taken away: {leaving['saved']}; the trial goes on on "
@@ -231,7 +237,7 @@ class Watch(Callback):
             self._reporter.event("raytrain", "warning", sentence)
         self._killed.update(self._overdue.look(trials))
         self._sentries.post()
-        if self._iterations:  # Not before a first result: the start needs the CPUs.
+        if self._iterations and not self._recovering:  # A start needs the CPUs.
             self._spares.keep()
 
     def _newest_saved(self, trial: Any) -> int | None:
@@ -274,9 +280,7 @@ class Watch(Callback):
                 self._reporter.event(name, "info", said)
 
 
-def _housekeeping(
-    config: ExperimentConfig | None, spares: bool
-) -> tuple[Spares, Sentries, Overdue]:
+def _housekeeping(config: ExperimentConfig | None, spares: int) -> tuple[Spares, Sentries, Overdue]:
     tolerance = FaultTolerance() if config is None else config.fault_tolerance
     settings = None if config is None else config.preemption
     notice = None
@@ -290,7 +294,7 @@ def _housekeeping(
             grace_s=settings.notice_grace_s,
         )
     return (
-        Spares(tolerance.spare_processes if spares else 0),
+        Spares(spares),
         Sentries(notice),
         Overdue(tolerance.hang_factor, tolerance.hang_floor_s),
     )

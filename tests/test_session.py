@@ -12,8 +12,8 @@ import ray
 from running import TINY
 
 from raytrain import _ray
-from raytrain.config import config_from_dict, param_space
-from raytrain.session import _preload, cpus_at_most
+from raytrain.config import config_from_dict, cpus_at_most, param_space
+from raytrain.session import _preload
 from raytrain.trainable.trial import TrialPPO
 
 _HEAVY = ("torch", "ray.rllib", "ray.tune")

@@ -112,9 +112,9 @@ def nodes_of_bundles(bundles: Iterable[int]) -> list[str]:
     return [where[index] for index in bundles]
 
 
-def unused_workers(raylet: str) -> list[int]:
-    """Pids of a node's worker processes that have had no work yet. Raises `grpc.RpcError`. There is no
-    public function that sees idle workers."""
+def unused_workers(raylet: str, *, starting: bool = False) -> list[int]:
+    """Pids of a node's worker processes that have had no work yet; with `starting` also a 0 for each
+    that does not answer yet. Raises `grpc.RpcError`. There is no public function that sees idle workers."""
     from ray.core.generated import common_pb2, node_manager_pb2
 
     request = node_manager_pb2.GetNodeStatsRequest()
@@ -124,7 +124,7 @@ def unused_workers(raylet: str) -> list[int]:
         worker.pid
         for worker in reply.core_workers_stats
         if worker.worker_type == common_pb2.WORKER
-        and worker.pid  # 0 while it starts
+        and (worker.pid or starting)
         and not worker.actor_id.strip(b"\xff")
         and not worker.num_executed_tasks
         and not worker.num_running_tasks

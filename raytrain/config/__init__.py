@@ -23,6 +23,7 @@ from raytrain.config.search import (
     param_space,
     with_trial_values,
 )
+from raytrain.config.sizes import actors_at_most, cpus_at_most, most_env_runners
 
 __all__ = [
     "ALGORITHM_SECTIONS",
@@ -34,9 +35,11 @@ __all__ = [
     "Problem",
     "SearchSpace",
     "Stage",
+    "actors_at_most",
     "allowed_on_continue",
     "config_digest",
     "config_from_dict",
+    "cpus_at_most",
     "differences",
     "env_creator",
     "eras",
@@ -44,6 +47,7 @@ __all__ = [
     "has_search",
     "load_config",
     "make_env",
+    "most_env_runners",
     "num_trials",
     "param_space",
     "register_env",

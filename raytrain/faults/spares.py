@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -17,7 +18,13 @@ from grpc import RpcError
 
 from raytrain import _ray
 
-WORKERS_IMPORT = ("raytrain.trainable.trial", "raytrain.trainable.update.kernels")
+WORKERS_IMPORT = (
+    "raytrain.trainable.trial",
+    "raytrain.trainable.update.kernels",
+    # Two seconds, of which Torch spends one half of a trial's start: every optimizer and every call for
+    # deterministic algorithms imports it.
+    "torch._inductor",
+)
 _LOOK_EVERY_S = 10.0
 _TO_COME_S = 30.0
 
@@ -68,11 +75,14 @@ class Spares:
 
 
 def start_beside(bundles: Iterable[int]) -> None:
-    """Start a worker where each of these bundles of this process's placement group is, while this
+    """Have a worker wherever one of these bundles of this process's placement group is, while this
     process builds something else. RLlib starts learners only when its env runners are there."""
     raylets = _ray.cluster.raylets()
-    for node in _ray.cluster.nodes_of_bundles(bundles):
+    for node, count in Counter(_ray.cluster.nodes_of_bundles(bundles)).items():
         try:
-            _ray.cluster.start_workers(raylets[node], 1)
+            there = _ray.cluster.unused_workers(raylets[node], starting=True)
+            missing = count - len(there)
+            if missing > 0:
+                _ray.cluster.start_workers(raylets[node], missing)
         except (KeyError, RpcError):
-            continue  # Then the learner's process starts when it is needed.
+            continue  # Then these processes start when they are needed.

@@ -29,7 +29,6 @@ from typing import Any
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
     ENV_RUNNER_RESULTS,
@@ -320,8 +319,7 @@ class ExactPPO(StagedPPO):
         apart = Apart.of(plain, self.config, self.strategy) if fork else SAME
         if apart.seed:
             reseed(plain, self._learners.states())
-        # Not `Algorithm.restore_from_path`: it also pushes to the runners, without waiting.
-        Checkpointable.restore_from_path(self, directory.as_posix())
+        self._rllib_files.restore(directory, self._learners)
         states = zip(plain["learners"], opaque["learners"], strict=True)
         changed = self._learners.load([{**state, "opaque": rest} for state, rest in states])
         reasons = [changed] if changed else []

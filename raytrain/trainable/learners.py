@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import ray
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 
 from raytrain.errors import RaytrainError
@@ -66,6 +69,16 @@ class Learners:
             return f"the number of learners changed from {len(states)} to {present}"
         return None
 
+    def read_files(self, directory: Path) -> None:
+        """Have every learner, wherever it is, become what a directory of RLlib's files holds, which only
+        this process need be able to read."""
+        files = {
+            path.relative_to(directory).as_posix(): path.read_bytes()
+            for path in directory.rglob("*")
+            if path.is_file()
+        }
+        self._each(partial(_read_files, files=ray.put(files)))
+
     def load_weights(self, weights: dict[str, Any]) -> None:
         """Give every learner the same weights (see `ExactPPOTorchLearner.load_weights`)."""
         self._each(partial(_load_weights, weights=weights))
@@ -101,6 +114,15 @@ def _weights_check(learner: ExactPPOTorchLearner) -> tuple[str, list[str]]:
 
 def _why_not_lean(learner: ExactPPOTorchLearner) -> str | None:
     return learner.tier.reason if learner.tier.name == RLLIB else None
+
+
+def _read_files(learner: ExactPPOTorchLearner, files: Any) -> None:
+    with TemporaryDirectory() as place:
+        for name, data in ray.get(files).items():
+            path = Path(place, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        learner.restore_from_path(place)
 
 
 def _load_weights(learner: ExactPPOTorchLearner, weights: dict[str, Any]) -> None:

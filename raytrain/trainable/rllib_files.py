@@ -6,6 +6,7 @@ learner write its part to a disk of its own, from which it is fetched. Here
     RLlibFiles(algorithm)     once: what never changes (classes, constructor arguments, metadata)
     state = capture()         in the training thread: RLlib's `get_state()`, sharing no memory
     state.write(directory)    in any thread: the same files that `save_to_path` writes
+    restore(directory)        RLlib's `restore_from_path`, but that remote learners are handed the files
 
 so `Algorithm.from_checkpoint` and every other tool of RLlib's reads them as usual.
 """
@@ -13,6 +14,7 @@ so `Algorithm.from_checkpoint` and every other tool of RLlib's reads them as usu
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,12 @@ from ray.rllib.core import (
 )
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
-from ray.rllib.utils.checkpoints import CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER
+from ray.rllib.utils.checkpoints import (
+    CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER,
+    Checkpointable,
+)
+
+from raytrain.trainable.learners import Learners
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -79,6 +86,26 @@ class RLlibFiles:
         modules = learners[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
         module_state = modules[DEFAULT_MODULE_ID] if self._float32_only else None
         return RLlibState(module_state, self._tree, state)
+
+    def restore(self, directory: Path, learners: Learners) -> None:
+        """Become what is in a directory. RLlib has every learner on another node fetch its part by two
+        further processes that are started for it, which takes seconds, and drops the errors of it.
+
+        Raises:
+            RaytrainError: a learner did not answer.
+            Exception: of any kind, what went wrong on a remote learner.
+        """
+        # Not `Algorithm.restore_from_path`: it also pushes to the runners, without waiting.
+        group = self._algorithm.learner_group
+        if group.is_local:
+            Checkpointable.restore_from_path(self._algorithm, directory.as_posix())
+            return
+        for name, part in self._algorithm.get_checkpointable_components():
+            if part is not group and (directory / name).is_dir():
+                part.restore_from_path((directory / name).as_posix())
+        learners.read_files(directory / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER)
+        state_file = directory / f"{self._algorithm.STATE_FILE_NAME}.pkl"
+        self._algorithm.set_state(pickle.loads(state_file.read_bytes()))
 
 
 def _copied(value: Any, *, only_views: bool = False) -> Any:

@@ -151,18 +151,17 @@ class TrialPPO(ExactPPO):
             own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
             self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
             with self.phase("start"):
-                self._start_learners_beside()
+                self._start_processes_beside()
                 super().setup(config)
                 self._continue_from(found.entry, found.messages)
         except Exception as error:  # Of any kind: see the module's docstring.
             self._failed_start = self._lookout.explain(error)
 
-    def _start_learners_beside(self) -> None:
-        runners = self._config.env_runners.num_env_runners
-        learners = self._config.learners
-        if runners and learners.num_learners and not learners.num_gpus_per_learner:
-            bundles = len(self.default_resource_request(self._given).bundles)
-            start_beside(range(bundles - learners.num_learners, bundles))
+    def _start_processes_beside(self) -> None:
+        runners, learners = self._config.env_runners, self._config.learners
+        if not (runners.num_gpus_per_env_runner or learners.num_gpus_per_learner):
+            # The first bundle is this process's own.
+            start_beside(range(1, len(self.default_resource_request(self._given).bundles)))
 
     def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
         if entry is None:

@@ -45,7 +45,7 @@ ROUNDS = 1
 TRIALS = 4
 KINDS = ("trial", "env runner", "driver", "raylet", "link")
 QUIET_S, EVERY_S = 120.0, 60.0
-_WARM_S = 20.0
+_WARM_S = 45.0
 _PATIENCE_S = 600.0
 TITLES = {
     "raytrain": {kind: PROCESSES[kind] for kind in ("trial", "env runner")},
@@ -140,11 +140,11 @@ def run(trainer: str, schedule: Schedule, quiet_s: float, every_s: float) -> Goo
 
 
 def all_begun(place: Path, cluster: Cluster) -> bool:
-    found = recovery.results(place, cluster).values()
-    return len(found) == TRIALS and all(recovery.iterations(path) for path in found)
+    found = recovery.result_files(place, cluster).values()
+    return len(found) == TRIALS and all(recovery.read(path) for path in found)
 
 
 def useful(place: Path, cluster: Cluster) -> int:
     """How far the trials are, together."""
-    found = recovery.results(place, cluster).values()
-    return sum((recovery.iterations(path) or [0])[-1] for path in found)
+    found = [recovery.read(path) for path in recovery.result_files(place, cluster).values()]
+    return sum(results[-1].iteration for results in found if results)

@@ -1,13 +1,14 @@
 """Seconds from a fault to the next new result, on a cluster of real raylets in network namespaces.
 
 `raytrain train --address` against stock Tune (`Tuner("PPO").fit()` on the same cluster, with the same
-settings and checkpoints). A trial trains on one of two nodes; after some iterations
+settings and checkpoints). A trial trains on one of two nodes; after a minute
 
     node killed       SIGKILL to the trial's node
     learner killed    SIGKILL to one of two remote learners, each on a node of its own
     link cut          the trial's node loses its network (heads notice it in about 9 s: docs/nodes.md)
 
-A result is new when its iteration was not reached before the fault.
+A result is new when its iteration was not reached before the fault, and another process than before
+has made it: a node without its network goes on for a while, and its files are shared here.
 
 The second table: what a checkpoint costs with one remote learner and with two, each on a node of its
 own: seconds that training waits for it, and until it is committed.
@@ -24,7 +25,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import settings
 from measuring import Options, Table, interleave, ratios, say, spread
@@ -40,7 +41,7 @@ TRAINERS = ("raytrain", "stock Tune")
 _REACHED = 6
 _PATIENCE_S = 400.0
 _PACE_S = 0.02
-_WARM_S = 25.0
+_WARM_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class Recovered:
 
     seconds: float
     again: int
+
+
+class Result(NamedTuple):
+    """`process`: its host's name and its pid."""
+
+    iteration: int
+    process: tuple[str, int]
 
 
 def measure(options: Options) -> list[Table]:
@@ -138,25 +146,28 @@ def run(trainer: str, fault: str) -> Recovered:
         config = write_config(place, tiny)
         driver = start(trainer, cluster, config, place / "log.txt")
 
-        def listed() -> list[int]:
-            return [each for path in results(place, cluster).values() for each in iterations(path)]
+        def results_now() -> list[Result]:
+            return [each for path in result_files(place, cluster).values() for each in read(path)]
 
-        def last() -> int:
-            return max(listed(), default=0)
+        def reached() -> bool:
+            return any(each.iteration >= _REACHED for each in results_now())
 
-        driver.until(lambda: last() >= _REACHED, _PATIENCE_S)
+        driver.until(reached, _PATIENCE_S)
         time.sleep(_WARM_S)
+        before = results_now()
         spoil(fault, cluster)
-        began, before = time.monotonic(), last()
-        rows, lowest = len(listed()), before
-        while last() <= before:
-            lowest = min(lowest, last())
+        began, spoilt = time.monotonic(), {each.process for each in before}
+        highest = max(each.iteration for each in before)
+        while True:
+            now = results_now()
+            again = [each.iteration for each in now if each.process not in spoilt]
+            if max(again, default=0) > highest:
+                # Of the process before: also what it reached meanwhile.
+                return Recovered(time.monotonic() - began, highest + 1 - min(again))
+            highest = max([highest, *(each.iteration for each in now if each.process in spoilt)])
             if driver.process.poll() is not None or time.monotonic() - began > _PATIENCE_S:
                 raise RunFailed(f"{trainer}, {fault}: no new result:\n{driver.output()}")
             time.sleep(_PACE_S)
-        seconds = time.monotonic() - began
-        # Stock appends what it does again; raytrain's file is cut to where it goes on from.
-        return Recovered(seconds, max(before - lowest, len(listed()) - rows - 1))
 
 
 def start(trainer: str, cluster: Cluster, config: Path, log: Path) -> Driver:
@@ -183,7 +194,7 @@ def learner_elsewhere(cluster: Cluster, home: Node) -> Node:
     return other
 
 
-def results(place: Path, cluster: Cluster) -> dict[str, Path]:
+def result_files(place: Path, cluster: Cluster) -> dict[str, Path]:
     """The `result.json` of each trial. Tune writes it on the driver's node, in the session's directory, and
     copies it to the storage every ten seconds or so; raytrain writes to the storage."""
     staged = "head/session_2*/artifacts/*/*/driver_artifacts/*/result.json"
@@ -191,7 +202,11 @@ def results(place: Path, cluster: Cluster) -> dict[str, Path]:
     return {path.parent.name: path for path in sorted(found, key=lambda path: path.stat().st_mtime)}
 
 
-def iterations(path: Path) -> list[int]:
-    """The iterations in a `result.json`, in the order of their writing."""
+def read(path: Path) -> list[Result]:
+    """What is in a `result.json`, in the order of its writing."""
     lines = path.read_bytes().splitlines(keepends=True)
-    return [int(json.loads(line)["training_iteration"]) for line in lines if line.endswith(b"\n")]
+    rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return [
+        Result(int(row["training_iteration"]), (str(row["hostname"]), int(row["pid"])))
+        for row in rows
+    ]
