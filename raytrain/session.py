@@ -2,7 +2,7 @@
 
 A local Ray instance is started unless an address is given, with at least as many logical CPUs as one
 trial asks for: a trial that can never be placed would wait for ever. It is started before this process
-imports RLlib and Torch, and its workers import them meanwhile.
+imports RLlib and Torch, and what its workers are forked from imports them meanwhile (`forkserver`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import socket
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,30 +22,26 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import ray
 
-from raytrain import _ray
-from raytrain._ray.cluster import in_a_job
+from raytrain import _ray, forkserver
+from raytrain._ray.cluster import in_a_job, job_environment
 from raytrain.checkpoint import Location
 from raytrain.cluster.newcomers import Newcomers
 from raytrain.cluster.packing import needs_files, pack
 from raytrain.cluster.preflight import alive_nodes, preflight
 from raytrain.config import (
     ExperimentConfig,
-    actors_at_most,
     cpus_at_most,
     most_env_runners,
-    num_trials,
     param_space,
 )
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import Interrupts
-from raytrain.faults.spares import WORKERS_IMPORT, import_all
 from raytrain.reporting import ConsoleReporter
 
 if TYPE_CHECKING:
     from raytrain.watch import Watch
 
 _CONNECT_PATIENCE_S = 10.0
-_SPARES_AT_MOST = 4
 _SERVICES = ("raylet", "gcs_server")
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
@@ -123,20 +120,11 @@ class Session:
             for problem in newcomers.told() if newcomers is not None else ():
                 reporter.event("raytrain", "warning", problem)
 
-        watch = Watch(
-            self._config,
-            reporter,
-            self._interrupts,
-            check=check,
-            spares=_spares(self._config) if self._started else 0,
-        )
+        watch = Watch(self._config, reporter, self._interrupts, check=check)
         tuner, said = build_tuner(self._config, place, watch, finished=finished)
         if said is not None:
             reporter.event("raytrain", "warning", said)
         with ExitStack() as stack:
-            secrets = any(name in os.environ for name in _ray.local.SECRETS_OF_TUNE)
-            if self._services or (self._started and not secrets):
-                stack.enter_context(_ray.local.trials_use_idle_workers())
             stack.enter_context(self._interrupts.deferred())
             try:
                 tuner.fit()
@@ -160,14 +148,9 @@ class Session:
 
     def _start_ray(self) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        options["runtime_env"] = self._workers()
         if self._address is not None:
             options["address"] = self._address
-            # Of the whole job, so that all of its actors can be given to any of its workers.
-            preload = _preload(self._config)
-            options["runtime_env"] = {"env_vars": _ray.local.worker_variables(preload)}
-            if preload is not None:
-                hook = f"{import_all.__module__}.{import_all.__name__}"
-                options["runtime_env"]["worker_process_setup_hook"] = hook
             if needs_files(self._config) and not in_a_job():
                 archive = Path(self._stack.enter_context(TemporaryDirectory()), "run.zip")
                 pack(self._config, archive)
@@ -181,8 +164,7 @@ class Session:
         try:
             with ExitStack() as stack:
                 if self._address is None:
-                    stack.enter_context(_ray.local.lean_instance(_idle_workers(self._config)))
-                    stack.enter_context(_ray.local.worker_environment(_preload(self._config)))
+                    stack.enter_context(_ray.local.lean_instance())
                 ray.init(**options)
         except SystemExit:
             # From its first moments on Ray answers a SIGTERM by itself, with the signal's number as code.
@@ -200,6 +182,16 @@ class Session:
         if self._address is None:
             children = psutil.Process().children(recursive=True)
             self._services = [(each, each.name()) for each in children if each.name() in _SERVICES]
+            # The first worker takes the time that this process's own imports take.
+            ray.remote(num_cpus=0)(_nothing).remote()
+
+    def _workers(self) -> dict[str, Any]:
+        """The runtime environment of all workers."""
+        forked = _can_be_forked(self._config)
+        workers: dict[str, Any] = {"env_vars": _ray.local.worker_variables(one_cpu=forked)}
+        if forked and sys.platform == "linux" and "py_executable" not in job_environment():
+            workers["py_executable"] = forkserver.COMMAND
+        return workers
 
     def _logical_cpus(self) -> int:
         present = os.cpu_count() or 1
@@ -231,31 +223,21 @@ def cluster_address(address: str | None) -> str | None:
     return None if found == "local" else found
 
 
-def _idle_workers(config: ExperimentConfig) -> int:
-    """How many workers to start beforehand: as many as there will be actors, and not more than can
-    import at the same time."""
-    return min(actors_at_most(config) * num_trials(config), os.cpu_count() or 1)
-
-
-def _spares(config: ExperimentConfig) -> int:
-    """How many spare workers to keep on each node."""
-    if _preload(config) is None:
-        return 0
-    wanted = config.fault_tolerance.spare_processes
-    return min(actors_at_most(config), _SPARES_AT_MOST) if wanted is None else wanted
-
-
-def _preload(config: ExperimentConfig) -> str | None:
-    """What idle workers import. Nothing if an actor has other than one CPU, as Torch learns of its
-    threads when it is imported; or a GPU, as the visible ones are chosen with the actor."""
+def _can_be_forked(config: ExperimentConfig) -> bool:
+    """Whether workers can have imported Torch before they know what they are for. Not if an actor has other
+    than one CPU, as Torch learns of its threads when it is imported; nor with a GPU, as the visible
+    ones are chosen with the actor."""
     cpus = (
         config.resources.num_cpus_for_main_process,
         config.env_runners.num_cpus_per_env_runner,
         config.learners.num_cpus_per_learner,
     )
     gpus = (config.env_runners.num_gpus_per_env_runner, config.learners.num_gpus_per_learner)
-    ordinary = all(each in (1, "auto") for each in cpus) and not any(gpus)
-    return ",".join(WORKERS_IMPORT) if ordinary else None
+    return all(each in (1, "auto") for each in cpus) and not any(gpus)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _keep_loggers_quiet() -> None:

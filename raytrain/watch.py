@@ -28,7 +28,6 @@ from raytrain.faults.losses import Loss, Losses
 from raytrain.faults.nodes import loss_of
 from raytrain.faults.notices import Notice, Sentries
 from raytrain.faults.overdue import Overdue
-from raytrain.faults.spares import Spares
 from raytrain.faults.waiting import WaitingForNodes
 from raytrain.reporting import EVENT_LOG, ConsoleReporter, EventLog, StopTotals
 from raytrain.trainable.lookout import LAST_WORDS
@@ -47,9 +46,8 @@ class Watch(Callback):
         reporter: ConsoleReporter | None = None,
         interrupts: Interrupts | None = None,
         check: Callable[[], None] = lambda: None,
-        spares: int = 0,
     ) -> None:
-        """`check` is called now and then; `spares`: how many spare workers to keep on each node."""
+        """`check` is called now and then."""
         self._config = config
         self._reporter = reporter
         self._interrupts = interrupts
@@ -60,9 +58,8 @@ class Watch(Callback):
         self._why: dict[str, _Why] = {}
         self._killed: dict[str, str] = {}
         self._waiting = WaitingForNodes()
-        self._spares, self._sentries, self._overdue = _housekeeping(config, spares)
+        self._sentries, self._overdue = _housekeeping(config)
         self._iterations: dict[str, int] = {}
-        self._recovering: set[str] = set()
         self._checkpoints: dict[str, int | None] = {}
         self._deleted: dict[str, set[str]] = {}
         self.errors: dict[str, str] = {}
@@ -116,7 +113,6 @@ class Watch(Callback):
             return
         name = str(trial)
         self._overdue.heard(name)
-        self._recovering.discard(name)
         report = result.get(REPORT, {})
         for message in report.get("messages", ()):
             self._reporter.event(name, "info", message)
@@ -187,10 +183,7 @@ class Watch(Callback):
         reached, saved = self._iterations.get(name, 0), self._newest_saved(trial)
         lost = reached - (saved or 0)
         told = why.told.rstrip(".")
-        if will_retry:
-            self._recovering.add(name)
-        else:
-            self._recovering.discard(name)
+        if not will_retry:
             self.errors[name] = told
             losses.ended(told)
         if lost > 0 and will_retry:
@@ -215,7 +208,6 @@ class Watch(Callback):
         """A trial has saved, and gives a node up that is taken away."""
         assert self._reporter is not None
         name, losses = str(trial), self._losses_of(trial)
-        self._recovering.add(name)
         losses.add("preemption")
         told = (
             f"the node {leaving['address']} is taken away: {leaving['saved']}; the trial goes on on "
@@ -237,8 +229,6 @@ class Watch(Callback):
             self._reporter.event("raytrain", "warning", sentence)
         self._killed.update(self._overdue.look(trials))
         self._sentries.post()
-        if self._iterations and not self._recovering:  # A start needs the CPUs.
-            self._spares.keep()
 
     def _newest_saved(self, trial: Any) -> int | None:
         """The iteration of the newest checkpoint on storage: a commit may have ended unreported."""
@@ -280,7 +270,7 @@ class Watch(Callback):
                 self._reporter.event(name, "info", said)
 
 
-def _housekeeping(config: ExperimentConfig | None, spares: int) -> tuple[Spares, Sentries, Overdue]:
+def _housekeeping(config: ExperimentConfig | None) -> tuple[Sentries, Overdue]:
     tolerance = FaultTolerance() if config is None else config.fault_tolerance
     settings = None if config is None else config.preemption
     notice = None
@@ -293,11 +283,7 @@ def _housekeeping(config: ExperimentConfig | None, spares: int) -> tuple[Spares,
             poll_s=settings.notice_every_s,
             grace_s=settings.notice_grace_s,
         )
-    return (
-        Spares(spares),
-        Sentries(notice),
-        Overdue(tolerance.hang_factor, tolerance.hang_floor_s),
-    )
+    return Sentries(notice), Overdue(tolerance.hang_factor, tolerance.hang_floor_s)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from raytrain.config.search import (
     param_space,
     with_trial_values,
 )
-from raytrain.config.sizes import actors_at_most, cpus_at_most, most_env_runners
+from raytrain.config.sizes import cpus_at_most, most_env_runners
 
 __all__ = [
     "ALGORITHM_SECTIONS",
@@ -35,7 +35,6 @@ __all__ = [
     "Problem",
     "SearchSpace",
     "Stage",
-    "actors_at_most",
     "allowed_on_continue",
     "config_digest",
     "config_from_dict",

@@ -248,12 +248,6 @@ class FaultTolerance(Section):
         default=120.0,
         description="Seconds that any part may take; ten times as many when it runs for the first time.",
     )
-    spare_processes: Count | None = Field(
-        default=None,
-        description="Idle processes kept ready on each node for a trial that starts again (raytrain's "
-        "own key; by itself as many as a trial has, 4 at most; each takes some 300 MB; none where an "
-        "actor has GPUs or other than one CPU).",
-    )
 
 
 class Debugging(Section):

@@ -13,16 +13,6 @@ def most_env_runners(runners: EnvRunners) -> int:
     return groups if runners.max_actors is None else min(groups, runners.max_actors)
 
 
-def actors_at_most(config: ExperimentConfig) -> int:
-    """How many processes one trial has if the cluster has room for all."""
-    return (
-        1
-        + most_env_runners(config.env_runners)
-        + config.evaluation.evaluation_num_env_runners
-        + config.learners.num_learners
-    )
-
-
 def cpus_at_most(config: ExperimentConfig) -> float:
     """An upper bound of the CPUs that one trial asks for."""
     each = config.learners.num_cpus_per_learner

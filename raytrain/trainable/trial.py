@@ -56,7 +56,6 @@ from raytrain.config import (
 )
 from raytrain.faults import able_to_travel
 from raytrain.faults.nodes import nodes_alive
-from raytrain.faults.spares import start_beside
 from raytrain.trainable.actors import remote_actors
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.trainable.building import algorithm_arguments
@@ -151,17 +150,10 @@ class TrialPPO(ExactPPO):
             own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
             self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
             with self.phase("start"):
-                self._start_processes_beside()
                 super().setup(config)
                 self._continue_from(found.entry, found.messages)
         except Exception as error:  # Of any kind: see the module's docstring.
             self._failed_start = self._lookout.explain(error)
-
-    def _start_processes_beside(self) -> None:
-        runners, learners = self._config.env_runners, self._config.learners
-        if not (runners.num_gpus_per_env_runner or learners.num_gpus_per_learner):
-            # The first bundle is this process's own.
-            start_beside(range(1, len(self.default_resource_request(self._given).bundles)))
 
     def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
         if entry is None:
