@@ -30,11 +30,12 @@ import random
 import runpy
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ COMMAND = (
 # they are imported, and Ray reads its own ones once.
 _READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_AUTH_MODE", "RAY_RAYLET_PID")
 _HARMLESS_THREADS = ("jemalloc_bg_thd",)  # pyarrow's, which takes care of forks by itself
+_LOG = "raytrain_forkserver.log"
 _START_S = 120.0
 _PACE_S = 0.02
 _LOOK_S = 1.0
@@ -65,7 +67,7 @@ _ENOUGH = 1 << 22
 
 def main() -> None:
     if sys.argv[1] == "--serve":
-        serve(Path(sys.argv[2]), lock=int(sys.argv[3]))
+        serve(Path(sys.argv[2]), lock=int(sys.argv[3]), imports=sys.argv[4].split(","))
         return
     command = sys.argv[1:]
     path = _socket_path(command)
@@ -96,15 +98,29 @@ def ask(path: Path, command: list[str]) -> bool:
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(str(path))
+                if not _is_own(connection):
+                    return False
                 data = json.dumps(request).encode()
                 socket.send_fds(connection, [len(data).to_bytes(4, "big")], [0, 1, 2])
                 connection.sendall(data)
                 return bool(connection.recv(1))
         except OSError:
-            if not _start(path):
+            try:
+                if not _start(path):
+                    return False
+            except OSError as problem:
+                print(f"raytrain: no worker can be forked here: {problem}", file=sys.stderr)
                 return False
             time.sleep(_PACE_S)
     return False
+
+
+def _is_own(connection: socket.socket) -> bool:
+    """Whether the other end belongs to this user: an environment may hold secrets, and anybody may write
+    where Ray has its sockets."""
+    size = struct.calcsize("3i")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    return bool(struct.unpack("3i", credentials)[1] == os.getuid())
 
 
 def _start(path: Path) -> bool:
@@ -113,20 +129,15 @@ def _start(path: Path) -> bool:
         try:
             # The server holds it for as long as it lives.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return True
         lock.seek(0)
         if lock.read():
             return False
-        os.set_inheritable(lock.fileno(), True)
-        log = path.parent.parent / "logs"
-        with (
-            (log if log.is_dir() else path.parent)
-            .joinpath("raytrain_forkserver.log")
-            .open("ab") as output
-        ):
+        arguments = [str(path), str(lock.fileno()), ",".join(IMPORTS)]
+        with (path.parent.parent / "logs" / _LOG).open("ab") as output:
             subprocess.Popen(
-                [sys.executable, "-m", "raytrain.forkserver", "--serve", path, str(lock.fileno())],
+                [sys.executable, "-m", "raytrain.forkserver", "--serve", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -140,17 +151,18 @@ def _start(path: Path) -> bool:
 # -- the server ----------------------------------------------------------------------------------
 
 
-def serve(path: Path, *, lock: int) -> None:
+def serve(path: Path, *, lock: int, imports: Sequence[str]) -> None:
     """Fork workers until the raylet has ended. Writes into the lock file why it never will."""
-    why_not = _prepare()
+    why_not = _prepare(imports)
     if why_not is not None:
         print(f"raytrain: no worker is forked here: {why_not}", flush=True)
         os.write(lock, why_not.encode())
         return
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
+        before = os.umask(0o177)
         listener.bind(str(path))
-        path.chmod(0o600)
+        os.umask(before)
         listener.listen(128)
         listener.settimeout(_LOOK_S)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for the workers.
@@ -162,10 +174,10 @@ def serve(path: Path, *, lock: int) -> None:
     path.unlink(missing_ok=True)
 
 
-def _prepare() -> str | None:
+def _prepare(imports: Sequence[str]) -> str | None:
     """Import everything; why nothing can be forked from here, if so."""
     try:
-        for module in IMPORTS:
+        for module in imports:
             importlib.import_module(module)
     except Exception as error:  # Of any kind: the workers import it again, and tell it in full.
         return f"{type(error).__name__}: {error}"
@@ -175,7 +187,8 @@ def _prepare() -> str | None:
     further = [name for name in names if name not in _HARMLESS_THREADS]
     if further:
         return f"a module that was imported has started threads: {', '.join(further)}"
-    if sys.modules["torch"].cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
         return "a module that was imported uses a GPU"
     gc.collect()
     gc.freeze()  # A collection would copy the pages that all workers share.
@@ -220,7 +233,7 @@ def _become(request: Mapping[str, Any], files: list[int], connection: socket.soc
         os.chdir(request["directory"])
         # What a new interpreter takes from the system's entropy; all others must not be the same.
         random.seed()
-        sys.modules["numpy"].random.seed()
+        importlib.import_module("numpy").random.seed()
         sys.argv = request["command"]
         sys.path[0] = os.path.dirname(sys.argv[0])
         connection.sendall(b"+")

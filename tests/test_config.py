@@ -603,7 +603,6 @@ OUR_OWN = (
     "fault_tolerance.hang_floor_s",
     "fault_tolerance.max_short_iterations",
     "fault_tolerance.on_env_runner_loss",
-    "fault_tolerance.spare_processes",
     "learners.compile_updates",
 )
 

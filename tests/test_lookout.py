@@ -1,4 +1,4 @@
-"""Hangs are noticed, named and ended; notices of clouds reach Ray; spare workers are kept."""
+"""Hangs are noticed, named and ended; notices of clouds reach Ray."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from raytrain import _ray
 from raytrain.checkpoint import Location
 from raytrain.faults.losses import Losses
 from raytrain.faults.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
 from raytrain.faults.notices import Notice
 from raytrain.faults.overdue import Overdue
-from raytrain.faults.spares import Spares
 from raytrain.faults.waiting import WaitingForNodes
 from raytrain.trainable import lookout
 from raytrain.trainable.lookout import LAST_WORDS, Limits, Lookout
@@ -203,39 +201,6 @@ def test_a_trial_that_stands_still_is_killed_and_named() -> None:
     assert f"(node {ray.nodes()[0]['NodeManagerAddress']}) for 31 s" in sentence
     with pytest.raises(RayActorError):
         ray.get(actor.pid.remote(), timeout=30)
-
-
-def test_a_spare_worker_is_kept_and_given_to_the_next_actor() -> None:
-    now = [0.0]
-    spares = Spares(1, clock=lambda: now[0])
-    (raylet,) = _ray.cluster.raylets().values()
-
-    def kept(other_than: int | None = None) -> int:
-        """The pid of the only worker that waits, once there is one."""
-        deadline = time.monotonic() + 60
-        while len(pids := _ray.cluster.unused_workers(raylet)) != 1 or pids == [other_than]:
-            assert time.monotonic() < deadline, pids
-            now[0] += 11.0
-            spares.keep()
-            time.sleep(0.2)
-        return pids[0]
-
-    def actor() -> int:
-        actors.append(Learner.remote())
-        return int(ray.get(actors[-1].pid.remote()))
-
-    # Those that Ray has started of its own accord are given out first.
-    actors: list[Any] = []
-    while _ray.cluster.unused_workers(raylet):
-        actor()
-    spare = kept()
-    for _ in range(3):
-        now[0] += 31.0
-        spares.keep()
-        spares._pool.submit(int).result(60)
-    assert kept() == spare, "one that is there is found, and no other is started"
-    assert actor() == spare
-    assert kept(other_than=spare) != spare, "the next one is started in its place"
 
 
 def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:

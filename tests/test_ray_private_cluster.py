@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import time
 
 import pytest
 import ray
@@ -48,28 +47,6 @@ def test_actors_are_found_on_their_nodes():
 def test_nodes_that_are_not_draining_are_not_said_to():
     assert _ray.cluster.draining_nodes() == {}
     assert callable(global_worker.gcs_client.drain_node)
-
-
-def test_a_worker_that_was_started_and_had_no_work_is_given_to_an_actor():
-    ((node, raylet),) = _ray.cluster.raylets().items()
-    assert node == ray.nodes()[0]["NodeID"]
-    before = set(_ray.cluster.unused_workers(raylet))
-    _ray.cluster.start_workers(raylet, 1)
-    deadline = time.monotonic() + 60
-    while len(now := set(_ray.cluster.unused_workers(raylet))) <= len(before):
-        assert time.monotonic() < deadline, (before, now)
-        time.sleep(0.1)
-    actors, given = [], set()
-    while len(given) < len(now):
-        actors.append(Actor.remote())
-        given.add(ray.get(actors[-1].pid.remote()))
-    assert given == now
-    ran_a_task = ray.get(task.remote())
-    assert ran_a_task not in _ray.cluster.unused_workers(raylet), "it is not given to an actor"
-
-
-def test_a_process_outside_of_a_placement_group_has_no_bundles():
-    assert _ray.cluster.nodes_of_bundles([0, 1]) == []
 
 
 def test_a_group_that_learns_in_the_trial_has_no_learner_actors():

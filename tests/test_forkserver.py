@@ -1,0 +1,274 @@
+"""Workers are forked from one process that has imported everything, and are like those that are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from running import TINY
+
+from raytrain import forkserver
+from raytrain.config import config_from_dict
+from raytrain.session import _can_be_forked
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+
+WORKER = """
+import atexit, json, os, random, sys
+import numpy as np
+
+report = sys.argv[1]
+atexit.register(lambda: os.rename(report + ".new", report))
+seen = {
+    "pid": os.getpid(), "parent": os.getppid(), "arguments": sys.argv, "path": sys.path[0],
+    "directory": os.getcwd(), "mark": os.environ.get("MARK"), "group": os.getpgid(0),
+    "own": sys.modules["__main__"].__dict__ is globals(),
+    "early": "colorsys" in sys.modules,
+    "random": [random.random(), np.random.random()],
+    "files": sorted(os.readlink(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd")
+                    if os.path.exists(f"/proc/self/fd/{each}")),
+}
+print("a worker's words", flush=True)
+with open(report + ".new", "w") as file:
+    json.dump(seen, file)
+"""
+
+
+class Node:
+    """A node's directory as Ray lays it out, and a process that stands for its raylet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.raylet = subprocess.Popen(["sleep", "600"])
+        self.log = root / "logs" / "raytrain_forkserver.log"
+        for name in ("sockets", "logs", "cwd"):
+            (root / name).mkdir()
+        (root / "worker.py").write_text(WORKER)
+
+    def ask(self, name: str, imports: str = "numpy,colorsys") -> subprocess.Popen[bytes]:
+        """A client as the raylet starts it, for a server that imports something lighter."""
+        code = (
+            "import sys; from raytrain import forkserver;"
+            f"forkserver.IMPORTS = {tuple(imports.split(','))!r}; forkserver.main()"
+        )
+        worker = [str(self.root / "worker.py"), str(self.root / name)]
+        with (self.root / f"{name}.out").open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-c", code, *worker, f"--raylet-name={self.root}/sockets/raylet"],
+                env={
+                    **os.environ,
+                    "RAY_RAYLET_PID": str(self.raylet.pid),
+                    "OMP_NUM_THREADS": "1",
+                    "MARK": name,
+                },
+                cwd=self.root / "cwd",
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def worker(self, name: str, imports: str = "numpy,colorsys") -> dict[str, Any]:
+        """What a worker saw that was asked for."""
+        client = self.ask(name, imports)
+        assert client.wait(60) == 0, (self.root / f"{name}.out").read_text()
+        return self.seen(name)
+
+    def seen(self, name: str) -> dict[str, Any]:
+        until((self.root / name).exists, (self.root / f"{name}.out").read_text)
+        found: dict[str, Any] = json.loads((self.root / name).read_text())
+        return found
+
+    def servers(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            line = process.info["cmdline"] or []
+            if "--serve" in line and any(str(self.root) in each for each in line):
+                found.append(process)
+        return found
+
+
+def until(condition: Any, told: Any = lambda: "") -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with tempfile.TemporaryDirectory() as place:  # Short: a socket lies in it.
+        found = Node(Path(place))
+        try:
+            yield found
+        finally:
+            found.raylet.kill()
+            found.raylet.wait()
+            until(lambda: not found.servers())
+
+
+def test_a_worker_is_as_the_raylet_wants_it(node: Node) -> None:
+    seen = node.worker("first")
+    (server,) = node.servers()
+    assert seen["parent"] == server.pid
+    assert seen["early"], "what the server has imported is there"
+    assert seen["arguments"][:2] == [str(node.root / "worker.py"), str(node.root / "first")]
+    assert seen["path"] == str(node.root)
+    assert seen["directory"] == str(node.root / "cwd")
+    assert seen["mark"] == "first"
+    assert seen["own"], "it is the main module"
+    assert seen["group"] == seen["pid"], "a signal to the server's group does not reach it"
+    assert (node.root / "first.out").read_text() == "a worker's words\n"
+    assert [each for each in seen["files"] if "socket" in each or "lock" in each] == []
+    until(lambda: not psutil.pid_exists(seen["pid"]))
+
+
+def test_what_a_new_process_draws_differs_between_workers(node: Node) -> None:
+    first, second = node.worker("first"), node.worker("second")
+    assert first["parent"] == second["parent"]
+    assert not set(first["random"]) & set(second["random"])
+    assert second["mark"] == "second"
+
+
+def test_many_at_a_time_have_one_server(node: Node) -> None:
+    names = [f"w{number}" for number in range(6)]
+    clients = [node.ask(name) for name in names]
+    assert [client.wait(60) for client in clients] == [0] * 6
+    assert len({node.seen(name)["parent"] for name in names}) == 1
+    assert len(node.servers()) == 1
+
+
+def test_a_server_that_was_killed_is_replaced(node: Node) -> None:
+    first = node.worker("first")
+    os.kill(first["parent"], signal.SIGKILL)
+    second = node.worker("second")
+    assert second["parent"] != first["parent"]
+    assert second["early"]
+
+
+def test_a_server_ends_with_its_raylet(node: Node) -> None:
+    node.worker("first")
+    (server,) = node.servers()
+    node.raylet.kill()
+    node.raylet.wait()
+    server.wait(10)
+    assert list((node.root / "sockets").glob("rt????????????")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        ("import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+         "has started threads"),
+        ("raise RuntimeError('not today')", "RuntimeError: not today"),
+    ],
+)  # fmt: skip
+def test_a_server_that_cannot_fork_says_why_and_workers_start_as_usual(
+    node: Node, module: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (node.root / "unfit.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", f"{node.root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    for name in ("first", "second"):
+        seen = node.worker(name, "unfit")
+        assert seen["parent"] == os.getpid(), "the client itself became the worker"
+        assert not seen["early"]
+    assert node.servers() == []
+    assert node.log.read_text().count(why) == 1, "it was tried once"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be somebody else")
+def test_nobody_elses_server_is_told_anything(node: Node) -> None:
+    node.worker("first")
+    (server,) = node.servers()
+    (path,) = (node.root / "sockets").glob("rt????????????")
+    server.kill()
+    server.wait(10)
+    path.unlink()
+    node.root.chmod(0o755)
+    (node.root / "sockets").chmod(0o777)
+    listening = (
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen();"
+        "open(sys.argv[1] + '.up', 'w'); c, _ = s.accept(); open(sys.argv[1] + '.got', 'wb')"
+        ".write(c.recv(9999)); c.sendall(b'+'); import time; time.sleep(600)"
+    )
+    other = subprocess.Popen([sys.executable, "-S", "-c", listening, str(path)])
+    try:
+        until(path.with_name(f"{path.name}.up").exists)
+        path.chmod(0o777)
+        seen = node.worker("second")
+        assert seen["parent"] == os.getpid()
+        got = path.with_name(f"{path.name}.got")
+        assert not got.exists() or got.read_bytes() == b""
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_worker_without_a_raylet_starts_as_usual(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text("import os; print('here', os.getppid())")
+    found = subprocess.run(
+        [sys.executable, "-m", "raytrain.forkserver", str(tmp_path / "worker.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == f"here {os.getpid()}\n"
+
+
+def test_rays_workers_are_forked_and_know_their_job() -> None:
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def seen(self) -> tuple[int, str, bool]:
+            parent = psutil.Process().parent()
+            job = ray.get_runtime_context().get_job_id()
+            assert parent is not None
+            return parent.pid, job, "raytrain.trainable.trial" in sys.modules
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    workers = {"py_executable": forkserver.COMMAND, "env_vars": {"OMP_NUM_THREADS": "1"}}
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=workers)
+    try:
+        actors = [Actor.remote() for _ in range(3)]
+        seen = ray.get([actor.seen.remote() for actor in actors])
+        assert len({parent for parent, _, _ in seen}) == 1
+        assert {job for _, job, _ in seen} == {ray.get_runtime_context().get_job_id()}
+        assert all(imported for _, _, imported in seen)
+        server = psutil.Process(seen[0][0])
+        assert "--serve" in server.cmdline()
+        os.kill(ray.get(actors[0].pid.remote()), signal.SIGKILL)
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(actors[0].pid.remote(), timeout=30)
+        began = time.monotonic()
+        assert ray.get(Actor.remote().seen.remote())[0] == server.pid
+        assert time.monotonic() - began < 4, "a usual worker takes as long for its imports alone"
+    finally:
+        ray.shutdown()
+    server.wait(10)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"resources": {"num_cpus_for_main_process": 2}},
+        {"env_runners": {"num_cpus_per_env_runner": 2}},
+        {"learners": {"num_cpus_per_learner": 2}},
+        {"learners": {"num_gpus_per_learner": 1}},
+    ],
+)
+def test_workers_do_not_import_torch_early_where_that_fixes_something_else(
+    sections: dict[str, Any],
+) -> None:
+    assert _can_be_forked(config_from_dict(TINY))
+    assert not _can_be_forked(config_from_dict({**TINY, **sections}))
