@@ -4,13 +4,13 @@ A worker of Ray's is a new Python interpreter, and takes five seconds of CPU tim
 and what they import. A trial that starts again waits for that two or three times, one after another,
 and every process holds 300 MB of it. Here a node imports once:
 
-    raylet -- starts --> python -m raytrain.forkserver default_worker.py ...      "client"
-               client -- asks --> python -m raytrain.forkserver --serve SOCKET    one for each raylet
-                                  server -- forks --> default_worker.py ...       the worker
+    raylet -- starts --> python -m raytrain.forkserver default_worker.py ...
+       the first one becomes the server, and forks the worker that it should have been;
+       each further one asks the server to fork one, and ends: the raylet knows a worker by the pid that
+       it registers with
 
-The client ends when there is a worker, which the raylet knows by the pid that it registers with. It starts
-the server if there is none, and waits for it; if there comes none, it becomes a usual worker itself.
-The server ends with its raylet. It forks only as long as it has one thread, and has not touched a GPU.
+If there can be no server, each becomes a usual worker. The server ends with its raylet. It forks only if it
+has one thread, and has not touched a GPU.
 
 `COMMAND` goes into a runtime environment, as its `py_executable`. Nothing here imports Ray before the server
 does.
@@ -31,7 +31,6 @@ import runpy
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 import traceback
@@ -57,7 +56,6 @@ COMMAND = (
 # they are imported, and Ray reads its own ones once.
 _READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_AUTH_MODE", "RAY_RAYLET_PID")
 _HARMLESS_THREADS = ("jemalloc_bg_thd",)  # pyarrow's, which takes care of forks by itself
-_LOG = "raytrain_forkserver.log"
 _START_S = 120.0
 _PACE_S = 0.02
 _LOOK_S = 1.0
@@ -67,15 +65,15 @@ _ENOUGH = 1 << 22
 
 def main() -> None:
     if sys.argv[1] == "--serve":
-        serve(Path(sys.argv[2]), lock=int(sys.argv[3]), imports=sys.argv[4].split(","))
+        place, lock, imports, directory, *command = sys.argv[2:]
+        serve(Path(place), int(lock), imports.split(","), directory, command)
         return
-    command = sys.argv[1:]
-    path = _socket_path(command)
-    if path is None or not ask(path, command):
-        os.execv(sys.executable, [sys.executable, *command])
+    path = _socket_path(sys.argv[1:])
+    if path is None or not ask(path, sys.argv[1:]):
+        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
-# -- the client ----------------------------------------------------------------------------------
+# -- one that the raylet has started -------------------------------------------------------------
 
 
 def _socket_path(command: list[str]) -> Path | None:
@@ -91,7 +89,7 @@ def _socket_path(command: list[str]) -> Path | None:
 
 def ask(path: Path, command: list[str]) -> bool:
     """Have the server at `path` fork a worker with this process's environment, directory and standard
-    files; False if there is none, and none could be started."""
+    files; become the server if there is none. False if there can be none."""
     request = {"command": command, "environment": dict(os.environ), "directory": os.getcwd()}
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
@@ -106,12 +104,31 @@ def ask(path: Path, command: list[str]) -> bool:
                 return bool(connection.recv(1))
         except OSError:
             try:
-                if not _start(path):
+                if not _become_server(path, command):
                     return False
             except OSError as problem:
                 print(f"raytrain: no worker can be forked here: {problem}", file=sys.stderr)
                 return False
             time.sleep(_PACE_S)
+    return False
+
+
+def _become_server(path: Path, command: list[str]) -> bool:
+    """Returns if that cannot be: True if there is one that is about to listen, False if one has given
+    up."""
+    with path.with_suffix(".lock").open("a+") as lock:
+        try:
+            # The server holds it for as long as it lives.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        lock.seek(0)
+        if not lock.read():
+            os.set_inheritable(lock.fileno(), True)
+            server = [str(path), str(lock.fileno()), ",".join(IMPORTS), os.getcwd(), *command]
+            os.chdir("/")  # Nothing is imported from the worker's own directory.
+            module = [sys.executable, "-m", "raytrain.forkserver"]
+            os.execv(sys.executable, [*module, "--serve", *server])
     return False
 
 
@@ -123,41 +140,25 @@ def _is_own(connection: socket.socket) -> bool:
     return bool(struct.unpack("3i", credentials)[1] == os.getuid())
 
 
-def _start(path: Path) -> bool:
-    """Start a server unless one is about to listen; False if one has given up."""
-    with path.with_suffix(".lock").open("a+") as lock:
-        try:
-            # The server holds it for as long as it lives.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        lock.seek(0)
-        if lock.read():
-            return False
-        arguments = [str(path), str(lock.fileno()), ",".join(IMPORTS)]
-        with (path.parent.parent / "logs" / _LOG).open("ab") as output:
-            subprocess.Popen(
-                [sys.executable, "-m", "raytrain.forkserver", "--serve", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[lock.fileno()],
-                start_new_session=True,
-                cwd="/",
-            )
-    return True
-
-
 # -- the server ----------------------------------------------------------------------------------
 
 
-def serve(path: Path, *, lock: int, imports: Sequence[str]) -> None:
-    """Fork workers until the raylet has ended. Writes into the lock file why it never will."""
+def serve(
+    path: Path, lock: int, imports: Sequence[str], directory: str, command: list[str]
+) -> None:
+    """Fork a worker with this process's environment and standard files, and further ones that are asked
+    for, until the raylet has ended. If that cannot be, write into the lock file why, and become the
+    worker."""
+    files = [os.dup(each) for each in range(3)]
+    _log_to(path.parent.parent / "logs" / "raytrain_forkserver.log")
     why_not = _prepare(imports)
     if why_not is not None:
         print(f"raytrain: no worker is forked here: {why_not}", flush=True)
         os.write(lock, why_not.encode())
-        return
+        for number, each in enumerate(files):
+            os.dup2(each, number)
+        os.chdir(directory)
+        os.execv(sys.executable, [sys.executable, *command])
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         before = os.umask(0o177)
@@ -166,12 +167,24 @@ def serve(path: Path, *, lock: int, imports: Sequence[str]) -> None:
         listener.listen(128)
         listener.settimeout(_LOOK_S)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for the workers.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver.
+        own = [listener.fileno(), lock]
+        first = {"command": command, "environment": dict(os.environ), "directory": directory}
+        _fork(first, files, own)
+        for each in files:
+            os.close(each)
         while _raylet_lives() and path.exists():
             with contextlib.suppress(OSError):
                 connection, _ = listener.accept()
                 with connection:
-                    _answer(connection, [listener.fileno(), lock])
+                    _answer(connection, own)
     path.unlink(missing_ok=True)
+
+
+def _log_to(path: Path) -> None:
+    with open(os.devnull) as nothing, path.open("ab") as log:
+        for number, file in enumerate((nothing, log, log)):
+            os.dup2(file.fileno(), number)
 
 
 def _prepare(imports: Sequence[str]) -> str | None:
@@ -210,21 +223,28 @@ def _answer(connection: socket.socket, own: list[int]) -> None:
         data = b""
         while len(data) < int.from_bytes(head, "big"):
             data += connection.recv(_ENOUGH)
-        if os.fork() == 0:
-            for each in own:
-                os.close(each)
-            _become(json.loads(data), files, connection)
+        _fork(json.loads(data), files, [*own, connection.fileno()])
     finally:
         for each in files:
             os.close(each)
+    connection.sendall(b"+")
 
 
-def _become(request: Mapping[str, Any], files: list[int], connection: socket.socket) -> None:
+def _fork(request: Mapping[str, Any], files: list[int], own: list[int]) -> None:
+    """A worker with these standard files. `own`: what it must not keep open."""
+    if os.fork() == 0:
+        for each in own:
+            os.close(each)
+        _become(request, files)
+
+
+def _become(request: Mapping[str, Any], files: list[int]) -> None:
     """Be the worker that was asked for; never returns."""
     code = 1
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, each in enumerate(files):
             os.dup2(each, number)
             os.close(each)
@@ -236,8 +256,6 @@ def _become(request: Mapping[str, Any], files: list[int], connection: socket.soc
         importlib.import_module("numpy").random.seed()
         sys.argv = request["command"]
         sys.path[0] = os.path.dirname(sys.argv[0])
-        connection.sendall(b"+")
-        connection.close()
         runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as error:

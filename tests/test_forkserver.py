@@ -80,8 +80,7 @@ class Node:
 
     def worker(self, name: str, imports: str = "numpy,colorsys") -> dict[str, Any]:
         """What a worker saw that was asked for."""
-        client = self.ask(name, imports)
-        assert client.wait(60) == 0, (self.root / f"{name}.out").read_text()
+        self.ask(name, imports)
         return self.seen(name)
 
     def seen(self, name: str) -> dict[str, Any]:
@@ -143,9 +142,11 @@ def test_what_a_new_process_draws_differs_between_workers(node: Node) -> None:
 def test_many_at_a_time_have_one_server(node: Node) -> None:
     names = [f"w{number}" for number in range(6)]
     clients = [node.ask(name) for name in names]
-    assert [client.wait(60) for client in clients] == [0] * 6
-    assert len({node.seen(name)["parent"] for name in names}) == 1
-    assert len(node.servers()) == 1
+    (parent,) = {node.seen(name)["parent"] for name in names}
+    (server,) = node.servers()
+    assert server.pid == parent
+    assert server.pid in [client.pid for client in clients], "it stays where the raylet put it"
+    assert sorted(client.wait(60) for client in clients if client.pid != parent) == [0] * 5
 
 
 def test_a_server_that_was_killed_is_replaced(node: Node) -> None:
