@@ -9,8 +9,9 @@ and every process holds 300 MB of it. Here a node imports once:
        each further one asks the server to fork one, and ends: the raylet knows a worker by the pid that
        it registers with
 
-If there can be no server, each becomes a usual worker. The server ends with its raylet. It forks only if it
-has one thread, and has not touched a GPU.
+If there can be no server, each becomes a usual worker. A server forks only if it has one thread, and has
+not touched a GPU. It is of one job, since Ray reads a worker's job when it is imported, and ends with the
+raylet, or some minutes after the last worker.
 
 `COMMAND` goes into a runtime environment, as its `py_executable`. Nothing here imports Ray before the server
 does.
@@ -45,6 +46,9 @@ IMPORTS = (
     "torch._inductor",
 )
 
+UNUSED_S = 600.0
+"""A server without workers ends after so long."""
+
 COMMAND = (
     # The Python that the raylet itself uses for workers: that of the driver may be elsewhere.
     'sh -c \'python=$(tr "\\0" "\\n" < /proc/$PPID/cmdline'
@@ -54,7 +58,13 @@ COMMAND = (
 
 # What may differ between workers that one server forks is not among these: modules read them when
 # they are imported, and Ray reads its own ones once.
-_READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_AUTH_MODE", "RAY_RAYLET_PID")
+_READ_BY_IMPORTS = (
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "RAY_AUTH_MODE",
+    "RAY_JOB_ID",
+    "RAY_RAYLET_PID",
+)
 _HARMLESS_THREADS = ("jemalloc_bg_thd",)  # pyarrow's, which takes care of forks by itself
 _START_S = 120.0
 _PACE_S = 0.02
@@ -166,18 +176,21 @@ def serve(
         os.umask(before)
         listener.listen(128)
         listener.settimeout(_LOOK_S)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for the workers.
+        signal.signal(signal.SIGCHLD, lambda *_: _any_workers())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver.
         own = [listener.fileno(), lock]
         first = {"command": command, "environment": dict(os.environ), "directory": directory}
         _fork(first, files, own)
         for each in files:
             os.close(each)
-        while _raylet_lives() and path.exists():
+        last_needed = time.monotonic()
+        while _raylet_lives() and path.exists() and time.monotonic() - last_needed < UNUSED_S:
             with contextlib.suppress(OSError):
                 connection, _ = listener.accept()
                 with connection:
                     _answer(connection, own)
+            if _any_workers():
+                last_needed = time.monotonic()
     path.unlink(missing_ok=True)
 
 
@@ -212,6 +225,16 @@ def _raylet_lives() -> bool:
     try:
         os.kill(int(os.environ["RAY_RAYLET_PID"]), 0)
     except ProcessLookupError:
+        return False
+    return True
+
+
+def _any_workers() -> bool:
+    """Whether a worker lives; those that have ended are forgotten."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
         return False
     return True
 

@@ -49,7 +49,7 @@ class Node:
     """A node's directory as Ray lays it out, and a process that stands for its raylet."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.job = root, "01000000"
         self.raylet = subprocess.Popen(["sleep", "600"])
         self.log = root / "logs" / "raytrain_forkserver.log"
         for name in ("sockets", "logs", "cwd"):
@@ -62,16 +62,12 @@ class Node:
             "import sys; from raytrain import forkserver;"
             f"forkserver.IMPORTS = {tuple(imports.split(','))!r}; forkserver.main()"
         )
+        env = {**os.environ, "RAY_RAYLET_PID": str(self.raylet.pid), "RAY_JOB_ID": self.job}
         worker = [str(self.root / "worker.py"), str(self.root / name)]
         with (self.root / f"{name}.out").open("wb") as output:
             return subprocess.Popen(
                 [sys.executable, "-c", code, *worker, f"--raylet-name={self.root}/sockets/raylet"],
-                env={
-                    **os.environ,
-                    "RAY_RAYLET_PID": str(self.raylet.pid),
-                    "OMP_NUM_THREADS": "1",
-                    "MARK": name,
-                },
+                env={**env, "OMP_NUM_THREADS": "1", "MARK": name},
                 cwd=self.root / "cwd",
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -155,6 +151,32 @@ def test_a_server_that_was_killed_is_replaced(node: Node) -> None:
     second = node.worker("second")
     assert second["parent"] != first["parent"]
     assert second["early"]
+
+
+def test_each_job_has_a_server_of_its_own(node: Node) -> None:
+    first = node.worker("first")
+    node.job = "02000000"
+    second = node.worker("second")
+    assert second["parent"] != first["parent"]
+    assert len(node.servers()) == 2
+
+
+def test_a_server_that_is_not_used_ends(node: Node) -> None:
+    (node.root / "slow.py").write_text("import time; time.sleep(3)")
+    path = node.root / "sockets" / "own"
+    code = (
+        "import os, sys; from pathlib import Path; from raytrain import forkserver as f;"
+        "f.UNUSED_S, f._LOOK_S = 1.5, 0.1; root = Path(sys.argv[1]);"
+        "lock = os.open(root / 'own.lock', os.O_CREAT | os.O_RDWR);"
+        "f.serve(root / 'sockets' / 'own', lock, ['json'], str(root), [str(root / 'slow.py')])"
+    )
+    env = {**os.environ, "RAY_RAYLET_PID": str(node.raylet.pid), "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen([sys.executable, "-c", code, str(node.root)], env=env)
+    until(path.exists)
+    began = time.monotonic()
+    assert server.wait(30) == 0
+    assert time.monotonic() - began >= 4, "a worker lived for 3 s of it"
+    assert not path.exists()
 
 
 def test_a_server_ends_with_its_raylet(node: Node) -> None:
@@ -257,6 +279,29 @@ def test_rays_workers_are_forked_and_know_their_job() -> None:
     finally:
         ray.shutdown()
     server.wait(10)
+
+
+def test_a_second_driver_of_a_cluster_has_workers_of_its_own() -> None:
+    code = (
+        "import os, ray, sys; from raytrain import forkserver;"
+        "ray.init(sys.argv[1], runtime_env={'py_executable': forkserver.COMMAND,"
+        " 'env_vars': {'OMP_NUM_THREADS': '1'}}, log_to_driver=False);"
+        "job = ray.remote(num_cpus=0)(lambda: ray.get_runtime_context().get_job_id());"
+        "print(ray.get(job.remote(), timeout=60), ray.get_runtime_context().get_job_id())"
+    )
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        address = ray.get_runtime_context().gcs_address
+        said = []
+        for _ in range(2):
+            found = subprocess.run(
+                [sys.executable, "-c", code, address], capture_output=True, text=True, check=False
+            )
+            assert found.returncode == 0, found.stderr
+            said.append(found.stdout.split())
+    finally:
+        ray.shutdown()
+    assert said == [["02000000"] * 2, ["03000000"] * 2]
 
 
 @pytest.mark.parametrize(
