@@ -5,16 +5,17 @@ and what they import. A trial that starts again waits for that two or three time
 and every process holds 300 MB of it. Here a node imports once:
 
     raylet -- starts --> python -m raytrain.forkserver default_worker.py ...
-       the first one becomes the server, and forks the worker that it should have been;
-       each further one asks the server to fork one, and ends: the raylet knows a worker by the pid that
-       it registers with
+       the first one becomes the base, which imports what has nothing to do with Ray, and forks
+          a server for the job, which imports the rest, and forks
+             the worker that it should have been
+       each further one asks the job's server for a worker, or the base for a server, and ends: the
+       raylet knows a worker by the pid that it registers with
 
-If there can be no server, each becomes a usual worker. A server forks only if it has one thread, and has
-not touched a GPU. It is of one job, since Ray reads a worker's job when it is imported, and ends with the
-raylet, or some minutes after the last worker.
+A job has a server of its own because Ray reads a worker's job from the environment when it is imported.
+If there can be no server, each becomes a usual worker. A server forks only if it has one thread, and has not
+touched a GPU. It ends with the raylet; one of a job some minutes after its last worker.
 
-`COMMAND` goes into a runtime environment, as its `py_executable`. Nothing here imports Ray before the server
-does.
+`COMMAND` goes into a runtime environment, as its `py_executable`.
 """
 
 from __future__ import annotations
@@ -35,19 +36,35 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-IMPORTS = (
-    "raytrain.trainable.trial",
-    "raytrain.trainable.update.kernels",
+BASE_IMPORTS: tuple[str, ...] = (
+    "numba",
+    "torch",
     # Two seconds of it: every optimizer and every call for deterministic algorithms imports it.
     "torch._inductor",
+    "gymnasium.vector",
+    "pandas",
+    "pyarrow.dataset",
+    "pyarrow.fs",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "grpc.aio",
+    "aiohttp",
+    "pydantic",
+    "fsspec",
+)
+"""What RLlib and raytrain import of others, without Ray itself. One that is not there is left out."""
+
+JOB_IMPORTS: tuple[str, ...] = (
+    "raytrain.trainable.trial",
+    "raytrain.trainable.update.kernels",
 )
 
 UNUSED_S = 600.0
-"""A server without workers ends after so long."""
+"""A job's server without workers ends after so long."""
 
 COMMAND = (
     # The Python that the raylet itself uses for workers: that of the driver may be elsewhere.
@@ -58,13 +75,8 @@ COMMAND = (
 
 # What may differ between workers that one server forks is not among these: modules read them when
 # they are imported, and Ray reads its own ones once.
-_READ_BY_IMPORTS = (
-    "OMP_NUM_THREADS",
-    "PYTHONPATH",
-    "RAY_AUTH_MODE",
-    "RAY_JOB_ID",
-    "RAY_RAYLET_PID",
-)
+_READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_RAYLET_PID")
+_READ_BY_RAY = ("RAY_AUTH_MODE", "RAY_JOB_ID")
 _HARMLESS_THREADS = ("jemalloc_bg_thd",)  # pyarrow's, which takes care of forks by itself
 _START_S = 120.0
 _PACE_S = 0.02
@@ -73,73 +85,101 @@ _PATH_LENGTH = 100  # a socket's is limited to 107 bytes
 _ENOUGH = 1 << 22
 
 
+@dataclass(frozen=True)
+class Request:
+    """A worker that is wanted. `server`: the path of the job's server, if that is wanted with it, and
+    `imports`: what it imports."""
+
+    command: list[str]
+    environment: dict[str, str]
+    directory: str
+    server: str | None = None
+    imports: Sequence[str] = ()
+
+
 def main() -> None:
     if sys.argv[1] == "--serve":
-        place, lock, imports, directory, *command = sys.argv[2:]
-        serve(Path(place), int(lock), imports.split(","), directory, command)
+        base, lock, imports, job_lock, first = sys.argv[2:]
+        files = [*(os.dup(each) for each in range(3)), int(job_lock)]
+        request = Request(**json.loads(first))
+        serve(Path(base), int(lock), imports.split(","), request, files)
         return
-    path = _socket_path(sys.argv[1:])
-    if path is None or not ask(path, sys.argv[1:]):
-        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+    command = sys.argv[1:]
+    paths = _socket_paths(command)
+    try:
+        found = paths is not None and ask(*paths, Request(command, dict(os.environ), os.getcwd()))
+    except OSError as problem:
+        print(f"raytrain: no worker can be forked here: {problem}", file=sys.stderr)
+        found = False
+    if not found:
+        os.execv(sys.executable, [sys.executable, *command])
 
 
 # -- one that the raylet has started -------------------------------------------------------------
 
 
-def _socket_path(command: list[str]) -> Path | None:
-    """Where the server for a worker's command line listens: beside the raylet's own socket."""
+def _socket_paths(command: list[str]) -> tuple[Path, Path] | None:
+    """Where the base and the job's server listen for a worker's command line: beside the raylet's own
+    socket."""
     given = [each for each in command if each.startswith("--raylet-name=")]
     if not given or "RAY_RAYLET_PID" not in os.environ:
         return None
     raylet = Path(given[0].partition("=")[2])
     same = [str(raylet), sys.executable, *(os.environ.get(name, "") for name in _READ_BY_IMPORTS)]
-    path = raylet.parent / f"rt{hashlib.sha256(json.dumps(same).encode()).hexdigest()[:12]}"
-    return path if len(os.fsencode(path)) <= _PATH_LENGTH else None
+    of_job = [*same, *(os.environ.get(name, "") for name in _READ_BY_RAY)]
+    base, job = (
+        raylet.parent / f"rt{hashlib.sha256(json.dumps(each).encode()).hexdigest()[:12]}"
+        for each in (same, of_job)
+    )
+    return (base, job) if len(os.fsencode(job)) <= _PATH_LENGTH else None
 
 
-def ask(path: Path, command: list[str]) -> bool:
-    """Have the server at `path` fork a worker with this process's environment, directory and standard
-    files; become the server if there is none. False if there can be none."""
-    request = {"command": command, "environment": dict(os.environ), "directory": os.getcwd()}
+def ask(base: Path, job: Path, request: Request) -> bool:
+    """Have the job's server fork a worker with this process's standard files, and see to it that there is
+    one. False if there can be none."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
-        try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(str(path))
-                if not _is_own(connection):
-                    return False
-                data = json.dumps(request).encode()
-                socket.send_fds(connection, [len(data).to_bytes(4, "big")], [0, 1, 2])
-                connection.sendall(data)
-                return bool(connection.recv(1))
-        except OSError:
-            try:
-                if not _become_server(path, command):
-                    return False
-            except OSError as problem:
-                print(f"raytrain: no worker can be forked here: {problem}", file=sys.stderr)
-                return False
-            time.sleep(_PACE_S)
+        with contextlib.suppress(OSError):
+            return _tell(job, request, [0, 1, 2])
+        with _locked(job) as lock:
+            if lock is not None:
+                if os.pread(lock, 1, 0):
+                    return False  # A server has given up, and said why.
+                with_server = replace(request, server=str(job), imports=JOB_IMPORTS)
+                return _ask_base(base, with_server, lock, deadline)
+        time.sleep(_PACE_S)
     return False
 
 
-def _become_server(path: Path, command: list[str]) -> bool:
-    """Returns if that cannot be: True if there is one that is about to listen, False if one has given
-    up."""
-    with path.with_suffix(".lock").open("a+") as lock:
-        try:
-            # The server holds it for as long as it lives.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        lock.seek(0)
-        if not lock.read():
-            os.set_inheritable(lock.fileno(), True)
-            server = [str(path), str(lock.fileno()), ",".join(IMPORTS), os.getcwd(), *command]
-            os.chdir("/")  # Nothing is imported from the worker's own directory.
-            module = [sys.executable, "-m", "raytrain.forkserver"]
-            os.execv(sys.executable, [*module, "--serve", *server])
+def _ask_base(base: Path, request: Request, job_lock: int, deadline: float) -> bool:
+    """Have the base fork a server for the job, or become the base."""
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            return _tell(base, request, [0, 1, 2, job_lock])
+        with _locked(base) as lock:
+            if lock is not None:
+                if os.pread(lock, 1, 0):
+                    return False
+                for each in (lock, job_lock):
+                    os.set_inheritable(each, True)
+                imports = ",".join(BASE_IMPORTS)
+                server = [str(base), str(lock), imports, str(job_lock), json.dumps(asdict(request))]
+                os.chdir("/")  # Nothing is imported from the worker's own directory.
+                module = [sys.executable, "-m", "raytrain.forkserver"]
+                os.execv(sys.executable, [*module, "--serve", *server])
+        time.sleep(_PACE_S)
     return False
+
+
+def _tell(path: Path, request: Request, files: list[int]) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        if not _is_own(connection):
+            return False
+        data = json.dumps(asdict(request)).encode()
+        socket.send_fds(connection, [len(data).to_bytes(4, "big")], files)
+        connection.sendall(data)
+        return bool(connection.recv(1))
 
 
 def _is_own(connection: socket.socket) -> bool:
@@ -150,25 +190,40 @@ def _is_own(connection: socket.socket) -> bool:
     return bool(struct.unpack("3i", credentials)[1] == os.getuid())
 
 
-# -- the server ----------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int | None]:
+    """The lock of the server at `path`, which holds it for as long as it lives; None if it does."""
+    lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield lock
+    finally:
+        os.close(lock)
 
 
-def serve(
-    path: Path, lock: int, imports: Sequence[str], directory: str, command: list[str]
-) -> None:
-    """Fork a worker with this process's environment and standard files, and further ones that are asked
-    for, until the raylet has ended. If that cannot be, write into the lock file why, and become the
-    worker."""
-    files = [os.dup(each) for each in range(3)]
+# -- the servers ---------------------------------------------------------------------------------
+
+
+def serve(path: Path, lock: int, imports: Sequence[str], first: Request, files: list[int]) -> None:
+    """Fork what is asked for first, with these standard files, and what is asked for later. The base is
+    asked for servers first, with their lock as a fourth file. If nothing can be forked, write into the
+    lock file why, and become a worker."""
+    is_base = first.server is not None
     _log_to(path.parent.parent / "logs" / "raytrain_forkserver.log")
-    why_not = _prepare(imports)
+    why_not = _prepare(imports, optional=is_base)
     if why_not is not None:
         print(f"raytrain: no worker is forked here: {why_not}", flush=True)
         os.write(lock, why_not.encode())
-        for number, each in enumerate(files):
+        for each in (lock, *files[3:]):
+            os.close(each)  # Others wait for it.
+        for number, each in enumerate(files[:3]):
             os.dup2(each, number)
-        os.chdir(directory)
-        os.execv(sys.executable, [sys.executable, *command])
+        os.chdir(first.directory)
+        os.execvpe(sys.executable, [sys.executable, *first.command], first.environment)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         before = os.umask(0o177)
@@ -176,10 +231,9 @@ def serve(
         os.umask(before)
         listener.listen(128)
         listener.settimeout(_LOOK_S)
-        signal.signal(signal.SIGCHLD, lambda *_: _any_workers())
+        signal.signal(signal.SIGCHLD, lambda *_: _any_children())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver.
         own = [listener.fileno(), lock]
-        first = {"command": command, "environment": dict(os.environ), "directory": directory}
         _fork(first, files, own)
         for each in files:
             os.close(each)
@@ -189,7 +243,7 @@ def serve(
                 connection, _ = listener.accept()
                 with connection:
                     _answer(connection, own)
-            if _any_workers():
+            if is_base or _any_children():
                 last_needed = time.monotonic()
     path.unlink(missing_ok=True)
 
@@ -200,11 +254,16 @@ def _log_to(path: Path) -> None:
             os.dup2(file.fileno(), number)
 
 
-def _prepare(imports: Sequence[str]) -> str | None:
-    """Import everything; why nothing can be forked from here, if so."""
+def _prepare(imports: Sequence[str], *, optional: bool) -> str | None:
+    """Import everything; why nothing can be forked from here, if so. `optional`: what is not there is left
+    out."""
     try:
         for module in imports:
-            importlib.import_module(module)
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                if not optional:
+                    raise
     except Exception as error:  # Of any kind: the workers import it again, and tell it in full.
         return f"{type(error).__name__}: {error}"
     threads = {each.name: each for each in Path("/proc/self/task").iterdir()}
@@ -229,8 +288,8 @@ def _raylet_lives() -> bool:
     return True
 
 
-def _any_workers() -> bool:
-    """Whether a worker lives; those that have ended are forgotten."""
+def _any_children() -> bool:
+    """Whether one lives that was forked here; those that have ended are forgotten."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -241,27 +300,40 @@ def _any_workers() -> bool:
 
 def _answer(connection: socket.socket, own: list[int]) -> None:
     connection.settimeout(_LOOK_S)
-    head, files, *_ = socket.recv_fds(connection, 4, 3)
+    head, files, *_ = socket.recv_fds(connection, 4, 4)
     try:
         data = b""
         while len(data) < int.from_bytes(head, "big"):
             data += connection.recv(_ENOUGH)
-        _fork(json.loads(data), files, [*own, connection.fileno()])
+        _fork(Request(**json.loads(data)), files, [*own, connection.fileno()])
     finally:
         for each in files:
             os.close(each)
     connection.sendall(b"+")
 
 
-def _fork(request: Mapping[str, Any], files: list[int], own: list[int]) -> None:
-    """A worker with these standard files. `own`: what it must not keep open."""
-    if os.fork() == 0:
+def _fork(request: Request, files: list[int], own: list[int]) -> None:
+    """A worker with these standard files, or the job's server with its lock for a fourth. `own`: what must
+    not stay open in it."""
+    if os.fork():
+        return
+    try:
         for each in own:
             os.close(each)
+        os.environ.clear()
+        os.environ.update(request.environment)
+        if request.server is not None:
+            worker = replace(request, server=None)
+            serve(Path(request.server), files[3], request.imports, worker, files[:3])
+            os._exit(0)
         _become(request, files)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
 
 
-def _become(request: Mapping[str, Any], files: list[int]) -> None:
+def _become(request: Request, files: list[int]) -> None:
     """Be the worker that was asked for; never returns."""
     code = 1
     try:
@@ -271,13 +343,11 @@ def _become(request: Mapping[str, Any], files: list[int]) -> None:
         for number, each in enumerate(files):
             os.dup2(each, number)
             os.close(each)
-        os.environ.clear()
-        os.environ.update(request["environment"])
-        os.chdir(request["directory"])
+        os.chdir(request.directory)
         # What a new interpreter takes from the system's entropy; all others must not be the same.
         random.seed()
         importlib.import_module("numpy").random.seed()
-        sys.argv = request["command"]
+        sys.argv = request.command
         sys.path[0] = os.path.dirname(sys.argv[0])
         runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0

@@ -56,11 +56,14 @@ class Node:
             (root / name).mkdir()
         (root / "worker.py").write_text(WORKER)
 
-    def ask(self, name: str, imports: str = "numpy,colorsys") -> subprocess.Popen[bytes]:
-        """A client as the raylet starts it, for a server that imports something lighter."""
+    def ask(
+        self, name: str, imports: str = "numpy,colorsys", job_imports: str = "json"
+    ) -> subprocess.Popen[bytes]:
+        """A client as the raylet starts it, for servers that import something lighter."""
         code = (
             "import sys; from raytrain import forkserver;"
-            f"forkserver.IMPORTS = {tuple(imports.split(','))!r}; forkserver.main()"
+            f"forkserver.BASE_IMPORTS = {tuple(imports.split(','))!r};"
+            f"forkserver.JOB_IMPORTS = {tuple(job_imports.split(','))!r}; forkserver.main()"
         )
         env = {**os.environ, "RAY_RAYLET_PID": str(self.raylet.pid), "RAY_JOB_ID": self.job}
         worker = [str(self.root / "worker.py"), str(self.root / name)]
@@ -74,9 +77,9 @@ class Node:
                 stderr=subprocess.STDOUT,
             )
 
-    def worker(self, name: str, imports: str = "numpy,colorsys") -> dict[str, Any]:
+    def worker(self, name: str, **imports: str) -> dict[str, Any]:
         """What a worker saw that was asked for."""
-        self.ask(name, imports)
+        self.ask(name, **imports)
         return self.seen(name)
 
     def seen(self, name: str) -> dict[str, Any]:
@@ -85,12 +88,13 @@ class Node:
         return found
 
     def servers(self) -> list[psutil.Process]:
+        """The base first, and then those of jobs."""
         found = []
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
             if "--serve" in line and any(str(self.root) in each for each in line):
                 found.append(process)
-        return found
+        return sorted(found, key=lambda process: process.create_time())
 
 
 def until(condition: Any, told: Any = lambda: "") -> None:
@@ -114,7 +118,7 @@ def node() -> Iterator[Node]:
 
 def test_a_worker_is_as_the_raylet_wants_it(node: Node) -> None:
     seen = node.worker("first")
-    (server,) = node.servers()
+    _, server = node.servers()
     assert seen["parent"] == server.pid
     assert seen["early"], "what the server has imported is there"
     assert seen["arguments"][:2] == [str(node.root / "worker.py"), str(node.root / "first")]
@@ -139,18 +143,24 @@ def test_many_at_a_time_have_one_server(node: Node) -> None:
     names = [f"w{number}" for number in range(6)]
     clients = [node.ask(name) for name in names]
     (parent,) = {node.seen(name)["parent"] for name in names}
-    (server,) = node.servers()
+    base, server = node.servers()
     assert server.pid == parent
-    assert server.pid in [client.pid for client in clients], "it stays where the raylet put it"
-    assert sorted(client.wait(60) for client in clients if client.pid != parent) == [0] * 5
+    assert server.ppid() == base.pid
+    assert base.pid in [client.pid for client in clients], "it stays where the raylet put it"
+    assert sorted(client.wait(60) for client in clients if client.pid != base.pid) == [0] * 5
 
 
-def test_a_server_that_was_killed_is_replaced(node: Node) -> None:
+@pytest.mark.parametrize("which", ["base", "server", "both"])
+def test_a_server_that_was_killed_is_replaced(node: Node, which: str) -> None:
     first = node.worker("first")
-    os.kill(first["parent"], signal.SIGKILL)
+    base, server = node.servers()
+    for each in {"base": [base], "server": [server], "both": [base, server]}[which]:
+        each.kill()
     second = node.worker("second")
-    assert second["parent"] != first["parent"]
+    assert (second["parent"] != first["parent"]) == (which != "base")
     assert second["early"]
+    node.job = "02000000"
+    assert node.worker("third")["early"]
 
 
 def test_each_job_has_a_server_of_its_own(node: Node) -> None:
@@ -158,7 +168,9 @@ def test_each_job_has_a_server_of_its_own(node: Node) -> None:
     node.job = "02000000"
     second = node.worker("second")
     assert second["parent"] != first["parent"]
-    assert len(node.servers()) == 2
+    base, *servers = node.servers()
+    assert {server.pid for server in servers} == {first["parent"], second["parent"]}
+    assert {server.ppid() for server in servers} == {base.pid}
 
 
 def test_a_server_that_is_not_used_ends(node: Node) -> None:
@@ -168,7 +180,9 @@ def test_a_server_that_is_not_used_ends(node: Node) -> None:
         "import os, sys; from pathlib import Path; from raytrain import forkserver as f;"
         "f.UNUSED_S, f._LOOK_S = 1.5, 0.1; root = Path(sys.argv[1]);"
         "lock = os.open(root / 'own.lock', os.O_CREAT | os.O_RDWR);"
-        "f.serve(root / 'sockets' / 'own', lock, ['json'], str(root), [str(root / 'slow.py')])"
+        "first = f.Request([str(root / 'slow.py')], dict(os.environ), str(root));"
+        "files = [os.dup(each) for each in range(3)];"
+        "f.serve(root / 'sockets' / 'own', lock, ['json'], first, files)"
     )
     env = {**os.environ, "RAY_RAYLET_PID": str(node.raylet.pid), "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen([sys.executable, "-c", code, str(node.root)], env=env)
@@ -181,13 +195,15 @@ def test_a_server_that_is_not_used_ends(node: Node) -> None:
 
 def test_a_server_ends_with_its_raylet(node: Node) -> None:
     node.worker("first")
-    (server,) = node.servers()
+    servers = node.servers()
     node.raylet.kill()
     node.raylet.wait()
-    server.wait(10)
+    for server in servers:
+        server.wait(10)
     assert list((node.root / "sockets").glob("rt????????????")) == []
 
 
+@pytest.mark.parametrize("where", ["imports", "job_imports"])
 @pytest.mark.parametrize(
     ("module", "why"),
     [
@@ -197,26 +213,31 @@ def test_a_server_ends_with_its_raylet(node: Node) -> None:
     ],
 )  # fmt: skip
 def test_a_server_that_cannot_fork_says_why_and_workers_start_as_usual(
-    node: Node, module: str, why: str, monkeypatch: pytest.MonkeyPatch
+    node: Node, module: str, why: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (node.root / "unfit.py").write_text(module)
     monkeypatch.setenv("PYTHONPATH", f"{node.root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     for name in ("first", "second"):
-        seen = node.worker(name, "unfit")
-        assert seen["parent"] == os.getpid(), "the client itself became the worker"
-        assert not seen["early"]
-    assert node.servers() == []
+        imports = {"imports": "json", "job_imports": "json", where: "unfit"}
+        assert not node.worker(name, **imports)["early"]
+    assert "--serve" not in " ".join(psutil.Process(node.seen("second")["parent"]).cmdline())
+    assert len(node.servers()) == (where == "job_imports")
     assert node.log.read_text().count(why) == 1, "it was tried once"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to be somebody else")
-def test_nobody_elses_server_is_told_anything(node: Node) -> None:
+@pytest.mark.parametrize("whose", ["job", "base"])
+def test_nobody_elses_server_is_told_anything(node: Node, whose: str) -> None:
     node.worker("first")
-    (server,) = node.servers()
-    (path,) = (node.root / "sockets").glob("rt????????????")
-    server.kill()
-    server.wait(10)
-    path.unlink()
+    for server in node.servers():
+        server.kill()
+        server.wait(10)
+    job, base = sorted(
+        (node.root / "sockets").glob("rt????????????"), key=lambda path: path.stat().st_mtime
+    )[::-1]
+    path = job if whose == "job" else base
+    for each in (job, base):
+        each.unlink()
     node.root.chmod(0o755)
     (node.root / "sockets").chmod(0o777)
     listening = (
