@@ -282,7 +282,8 @@ class Tree:
 
 
 def kind(process: psutil.Process) -> str:
-    """`driver`, `trial`, `env runner`, `learner`, `idle worker` or `Ray` (its services)."""
+    """`driver`, `trial`, `env runner`, `learner`, `idle worker`, `fork server` or `Ray` (its
+    services)."""
     title = " ".join(process.cmdline()[:1])
     found = _TITLE.match(title)
     if found is None:
@@ -290,6 +291,8 @@ def kind(process: psutil.Process) -> str:
         if name in ("raylet", "gcs_server"):
             return "Ray"
         inner = " ".join(process.cmdline())
+        if "raytrain.forkserver --serve" in inner:
+            return "fork server"
         if "default_worker.py" in inner:
             return "starting worker"
         return "Ray" if "/ray/" in inner and "raytrain" not in inner else "driver"
