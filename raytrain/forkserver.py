@@ -299,6 +299,8 @@ def _any_children() -> bool:
 
 
 def _answer(connection: socket.socket, own: list[int]) -> None:
+    if not _is_own(connection):
+        return
     connection.settimeout(_LOOK_S)
     head, files, *_ = socket.recv_fds(connection, 4, 4)
     try:
