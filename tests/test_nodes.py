@@ -143,9 +143,15 @@ def test_drained_nodes_and_none_left(two: Cluster, tmp_path: Path, undisturbed: 
     config = configured(tmp_path / "run.yaml")
     trial = trial_of(config)
     driver = start(two, config)
+    drained = []
     for least in (3, 5):
         driver.until(lambda least=least: iteration_of(trial) >= least)
-        drain(two, where(two))
+        node = where(two)
+        drained.append(node)
+        (process,) = node.processes("ray::TrialPPO")
+        process.suspend()  # The request takes seconds, in which the run would end.
+        drain(two, node)
+        process.resume()
     driver.until(lambda: "waits for a node to join" in driver.output())
     held = iteration_of(trial)
     two.add(next(_names), cpus=3, resources={"worker": 1})
@@ -154,6 +160,8 @@ def test_drained_nodes_and_none_left(two: Cluster, tmp_path: Path, undisturbed: 
     assert "done again" not in output
     assert losses(trial) == (0, 0, 2)
     assert json.loads((trial / "attempt.json").read_text())["began_after"]["3"] == held
+    for node in drained:
+        node.kill()  # They stay until their deadline, and carry nothing.
 
 
 def drain(cluster: Cluster, node: Node) -> None:

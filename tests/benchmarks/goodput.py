@@ -141,10 +141,10 @@ def run(trainer: str, schedule: Schedule, quiet_s: float, every_s: float) -> Goo
 
 def all_begun(place: Path, cluster: Cluster) -> bool:
     found = recovery.result_files(place, cluster).values()
-    return len(found) == TRIALS and all(recovery.read(path) for path in found)
+    return len(found) == TRIALS and all(recovery.read(path, last=True) for path in found)
 
 
 def useful(place: Path, cluster: Cluster) -> int:
     """How far the trials are, together."""
-    found = [recovery.read(path) for path in recovery.result_files(place, cluster).values()]
-    return sum(results[-1].iteration for results in found if results)
+    files = recovery.result_files(place, cluster).values()
+    return sum(result.iteration for path in files for result in recovery.read(path, last=True))
