@@ -236,10 +236,11 @@ def test_the_node_of_a_learner_is_cut_off_in_the_middle_of_a_collective(
     two: Cluster, tmp_path: Path, learned: Reference
 ) -> None:
     config = configured(tmp_path / "run.yaml", **LEARNERS)
+    # First: it takes seconds, in which the run would end.
+    two.add(next(_names), cpus=3, resources={"worker": 1})
     driver, _ = learning(two, config)
     home = where(two)
     (other,) = [n for n in two.where("ray::_WrappedExecutable") if n is not home]
-    two.add(next(_names), cpus=3, resources={"worker": 1})
     other.cut()
     output = ended(driver, trial_of(config), learned)
     assert f"the node {other.ip} was lost, and learner" in output
