@@ -20,7 +20,7 @@ ROUNDS = 2
 RUNNERS = (1, 2, 4)
 LEARNERS = (1, 2)
 PASSES = 20
-_PARTS = ("trial", "env runner", "learner", "driver", "Ray", "idle worker")
+_PARTS = ("trial", "env runner", "learner", "driver", "Ray", "fork server", "idle worker")
 
 
 def with_runners(count: int, iterations: int) -> dict[str, Any]:

@@ -51,7 +51,9 @@ def phases(found: Watched) -> dict[str, float]:
     first = found.rows[0]
     began = first.at - float(first.values["time_this_iter_s"])
     workers = [
-        found.seen[name] for name in ("starting worker", "idle worker") if name in found.seen
+        found.seen[name]
+        for name in ("fork server", "starting worker", "idle worker")
+        if name in found.seen
     ]
     ends = (
         found.seen.get("Ray"),
