@@ -101,7 +101,8 @@ def main() -> None:
     if sys.argv[1] == "--serve":
         base, lock, imports, job_lock, first = sys.argv[2:]
         files = [*(os.dup(each) for each in range(3)), int(job_lock)]
-        request = Request(**json.loads(first))
+        # The environment may hold secrets, and anybody can read a command line.
+        request = Request(**{**json.loads(first), "environment": dict(os.environ)})
         serve(Path(base), int(lock), imports.split(","), request, files)
         return
     command = sys.argv[1:]
@@ -163,7 +164,8 @@ def _ask_base(base: Path, request: Request, job_lock: int, deadline: float) -> b
                 for each in (lock, job_lock):
                     os.set_inheritable(each, True)
                 imports = ",".join(BASE_IMPORTS)
-                server = [str(base), str(lock), imports, str(job_lock), json.dumps(asdict(request))]
+                first = json.dumps(asdict(replace(request, environment={})))
+                server = [str(base), str(lock), imports, str(job_lock), first]
                 os.chdir("/")  # Nothing is imported from the worker's own directory.
                 module = [sys.executable, "-m", "raytrain.forkserver"]
                 os.execv(sys.executable, [*module, "--serve", *server])
@@ -305,8 +307,11 @@ def _answer(connection: socket.socket, own: list[int]) -> None:
     head, files, *_ = socket.recv_fds(connection, 4, 4)
     try:
         data = b""
-        while len(data) < int.from_bytes(head, "big"):
-            data += connection.recv(_ENOUGH)
+        while not head or len(data) < int.from_bytes(head, "big"):
+            part = connection.recv(_ENOUGH)
+            if not part:
+                raise ConnectionError("the one that asked has ended")
+            data += part
         _fork(Request(**json.loads(data)), files, [*own, connection.fileno()])
     finally:
         for each in files:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -161,6 +162,29 @@ def test_a_server_that_was_killed_is_replaced(node: Node, which: str) -> None:
     assert second["early"]
     node.job = "02000000"
     assert node.worker("third")["early"]
+
+
+def test_nothing_of_the_environment_is_on_a_command_line(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "not-for-everybody")
+    node.worker("first")
+    lines = [" ".join(each.cmdline()) for each in node.servers()]
+    assert len(lines) == 2
+    assert not [line for line in lines if "not-for-everybody" in line]
+
+
+def test_one_that_ends_while_it_asks_stops_nobody(node: Node) -> None:
+    before = node.worker("first")["parent"]
+    for path in (node.root / "sockets").glob("rt????????????"):
+        for sent in (b"", (99).to_bytes(4, "big"), (99).to_bytes(4, "big") + b"{"):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(path))
+                connection.sendall(sent)
+    assert node.worker("second")["parent"] == before
+    node.job = "02000000"
+    node.worker("third")
+    assert len(node.servers()) == 3
 
 
 def test_each_job_has_a_server_of_its_own(node: Node) -> None:
