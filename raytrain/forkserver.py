@@ -55,13 +55,16 @@ BASE_IMPORTS: tuple[str, ...] = (
     "aiohttp",
     "pydantic",
     "fsspec",
-)
-"""What RLlib and raytrain import of others, without Ray itself. One that is not there is left out."""
-
-JOB_IMPORTS: tuple[str, ...] = (
-    "raytrain.trainable.trial",
+    "google.protobuf.descriptor_pb2",
+    "jsonschema",
+    "requests",
+    "rich.console",
+    "smart_open",
     "raytrain.trainable.update.kernels",
 )
+"""What needs no Ray, of others and of raytrain. One that is not there is left out."""
+
+JOB_IMPORTS: tuple[str, ...] = ("raytrain.trainable.trial",)
 
 UNUSED_S = 600.0
 """A job's server without workers ends after so long."""
@@ -259,6 +262,7 @@ def _log_to(path: Path) -> None:
 def _prepare(imports: Sequence[str], *, optional: bool) -> str | None:
     """Import everything; why nothing can be forked from here, if so. `optional`: what is not there is left
     out."""
+    gc.disable()  # A tenth of the time would go into looking for garbage among what imports make.
     try:
         for module in imports:
             try:
@@ -279,6 +283,7 @@ def _prepare(imports: Sequence[str], *, optional: bool) -> str | None:
         return "a module that was imported uses a GPU"
     gc.collect()
     gc.freeze()  # A collection would copy the pages that all workers share.
+    gc.enable()
     return None
 
 

@@ -19,7 +19,7 @@ from running import write_config
 from raytrain import _ray
 from raytrain.cluster import preflight as room
 from raytrain.cluster.newcomers import Newcomers
-from raytrain.cluster.preflight import ClusterNotReady, alive_nodes, preflight
+from raytrain.cluster.preflight import ClusterNotReady, Envoys, alive_nodes, nodes_to_ask, preflight
 
 HOUR = 3600
 
@@ -100,15 +100,30 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixed]:
 
 
 def refused(storage: Path | str, *asked: room.Node, **options: float) -> str:
-    with pytest.raises(ClusterNotReady) as error:
-        preflight(str(storage), asked, **options)
+    with Envoys(asked) as envoys, pytest.raises(ClusterNotReady) as error:
+        preflight(str(storage), envoys, **options)
     assert error.value.exit_code == 2
     return str(error.value)
 
 
 def test_good_nodes_pass_and_nothing_stays(nodes: Fixed, tmp_path: Path) -> None:
-    preflight(str(tmp_path), [nodes.node("good")])
+    with Envoys([nodes.node("good")]) as envoys:
+        preflight(str(tmp_path), envoys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_drivers_own_node_is_not_asked_if_nothing_can_run_there(
+    nodes: Fixed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, good = ray.get_runtime_context().get_node_id(), nodes.node("good").id
+    assert {here, good} <= {node.id for node in nodes_to_ask()}
+    found = ray.nodes()
+    for node in found:
+        node["Resources"].pop("CPU", None)
+    monkeypatch.setattr(ray, "nodes", lambda: found)
+    asked = {node.id for node in nodes_to_ask()}
+    assert here not in asked
+    assert good in asked
 
 
 def test_other_source_files_under_the_same_version_are_found(nodes: Fixed, tmp_path: Path) -> None:
@@ -174,7 +189,8 @@ def test_a_node_that_joins_is_asked_and_a_dead_one_is_not(nodes: Fixed, tmp_path
     assert "joined during the run" in said[0]
     nodes.processes["late"].kill()
     until(lambda: late not in alive_nodes(), 60, lambda: str(ray.nodes()))
-    preflight(str(tmp_path), [late, nodes.node("good")])
+    with Envoys([late, nodes.node("good")]) as envoys:
+        preflight(str(tmp_path), envoys)
 
 
 @pytest.mark.slow

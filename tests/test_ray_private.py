@@ -16,7 +16,10 @@ import ray
 from ray.rllib.algorithms import algorithm as rllib_algorithm
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.connectors import connector_v2
+from ray.rllib.connectors.common import NumpyToTensor
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
+from ray.rllib.connectors.learner import GeneralAdvantageEstimation
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -36,6 +39,23 @@ PPO_SETTINGS = {
     "entropy_coeff": [[0, 0.1], [1000, 0.0]],
     "kl_coeff": 0.4,
 }
+
+
+def test_quick_connectors_know_the_arguments_that_rllibs_own_know() -> None:
+    def made() -> list[dict[str, object]]:
+        pieces = [
+            MeanStdFilter(clip_by_value=3.0),
+            GeneralAdvantageEstimation(gamma=0.9, lambda_=0.5),
+            NumpyToTensor(),
+        ]
+        return [piece.get_ctor_args_and_kwargs()[1] for piece in pieces]
+
+    own = made()
+    with _ray.runners.quick_connectors(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", None)
+        assert made() == own
+    assert own[0]["clip_by_value"] == 3.0
+    assert connector_v2.inspect is inspect
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from types import TracebackType
 
 from ray.exceptions import RayError
 
-from raytrain.cluster.preflight import ClusterNotReady, alive_nodes, preflight
+from raytrain.cluster.preflight import ClusterNotReady, Envoys, alive_nodes, preflight
 from raytrain.errors import RaytrainError
 
 _LOOK_S = 5.0
@@ -55,7 +55,8 @@ class Newcomers:
                 new = [node for node in alive_nodes() if node.id not in self._known]
                 self._known |= {node.id for node in new}
                 if new:
-                    preflight(self._storage_path, new)
+                    with Envoys(new) as envoys:
+                        preflight(self._storage_path, envoys)
             except ClusterNotReady as problem:
                 self._said.put(
                     f"{problem}\nThis is of a node that joined during the run, which goes on. What is placed "

@@ -1,13 +1,21 @@
-"""What a node of a cluster says of itself. These functions run on the nodes.
+"""What a node of a cluster says of itself. This runs on the nodes, and is sent to them by value.
 
-`look` is sent by value and imports the standard library alone, so it also runs where raytrain is
-missing or is another one. The others are sent by name, once the versions are known to agree.
+`look` imports the standard library alone, so it also runs where raytrain is missing or is another one.
+The others import raytrain, once the versions are known to agree.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
+
+
+class Envoy:
+    """The actor on a node. Ray would start a worker or two for each function that was sent as a task."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
 
 
 def look(packages: tuple[str, ...]) -> dict[str, Any]:

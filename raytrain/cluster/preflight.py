@@ -4,7 +4,8 @@
     write   every node, and the driver, writes a file of its own below the storage path
     read    every node, and the driver, reads the files of all others
 
-A small task of no CPUs is pinned to each node for each of the three. A wrong answer, or none, ends
+An actor of no CPUs on each node does all three; only on the driver's own node, if nothing of the run can be
+placed there, the driver does so itself. A wrong answer, or none, ends
 the run before it begins (`ClusterNotReady`, exit code 2), with the node's name and what to do. A node
 that leaves meanwhile is left out: losing nodes is what a run is made for. The usual mistake is a
 storage path that every node has, but each on its own disk: then nodes do not see each other's files.
@@ -17,10 +18,11 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError, TaskUnschedulableError
+from ray.exceptions import ActorUnschedulableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain.checkpoint import Location, storage_errors
@@ -72,36 +74,114 @@ def alive_nodes() -> list[Node]:
     ]
 
 
-def preflight(
-    storage_path: str, asked: Iterable[Node] | None = None, *, timeout_s: float = TIMEOUT_S
-) -> None:
-    """Ask these nodes, or all. Returns when all is well.
+def nodes_to_ask() -> list[Node]:
+    """All but the driver's own, if it has neither CPUs nor GPUs."""
+    here = ray.get_runtime_context().get_node_id()
+    able = {
+        each["NodeID"]
+        for each in ray.nodes()
+        if each["Resources"].get("CPU") or each["Resources"].get("GPU")
+    }
+    return [node for node in alive_nodes() if node.id != here or node.id in able]
+
+
+class Envoys:
+    """`with Envoys(nodes) as envoys: preflight(storage_path, envoys)`. An actor on each of the nodes, which
+    start while the caller does something else."""
+
+    def __init__(self, asked: Iterable[Node]) -> None:
+        from ray import cloudpickle
+
+        self._pickle = cloudpickle
+        self._pickle.register_pickle_by_value(node_checks)
+        self._actors = {node: _actor(node) for node in asked}
+
+    def __enter__(self) -> Envoys:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pickle.unregister_pickle_by_value(node_checks)
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+
+    @property
+    def nodes(self) -> list[Node]:
+        return list(self._actors)
+
+    def ask(
+        self,
+        asked: Iterable[Node],
+        function: Callable[..., Any],
+        arguments: Callable[[Node], tuple[Any, ...]],
+        timeout_s: float,
+    ) -> dict[Node, Answer]:
+        """Run `function` on these nodes; the answers of those that are still there.
+
+        Raises:
+            ClusterNotReady: a node is there and does not answer, or the function failed on it.
+        """
+        pending = {
+            self._actors[node].call.remote(function, *arguments(node)): node for node in asked
+        }
+        answers: dict[Node, Answer] = {}
+        problems: dict[Node, str] = {}
+        deadline = time.monotonic() + timeout_s
+        while pending:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=left)
+            if not ready:
+                break
+            node = pending.pop(ready[0])
+            try:
+                answers[node] = Answer(ray.get(ready[0]), time.time())
+            except RayTaskError as error:
+                problems[node] = f"failed: {error.cause or error}"
+            except ActorUnschedulableError:
+                pass  # It is being drained: it leaves, and takes no new work.
+            except RayError as error:
+                problems[node] = f"could not start a worker: {_last_line(error)}"
+        for node in pending.values():
+            problems[node] = (
+                f"has not answered within {timeout_s:.0f} s. Look at its raylet (raylet.out in Ray's logs) and at "
+                "the network between, or take it out of the cluster"
+            )
+        there = {node.id for node in alive_nodes()}
+        _refuse(f"{node.name} {said}" for node, said in problems.items() if node.id in there)
+        return answers
+
+
+def _actor(node: Node) -> Any:
+    affinity = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=affinity)(node_checks.Envoy).remote()
+
+
+def preflight(storage_path: str, envoys: Envoys, *, timeout_s: float = TIMEOUT_S) -> None:
+    """Ask the nodes of these envoys. Returns when all is well.
 
     Raises:
         ClusterNotReady: with every problem that was found.
         StorageError: this process cannot use the storage itself.
     """
-    from ray import cloudpickle
-
     if _PASSING in storage_path:
         raise ClusterNotReady(
             f"The storage path {storage_path} lies in the job's working directory, which Ray deletes when the "
             "job has ended. Name one that stays: --storage-path, with an absolute path or a URI."
         )
-    cloudpickle.register_pickle_by_value(node_checks)
-    try:
-        remaining = _compare(list(alive_nodes() if asked is None else asked), timeout_s)
-        _exchange(remaining, storage_path, timeout_s)
-    finally:
-        cloudpickle.unregister_pickle_by_value(node_checks)
+    _exchange(envoys, _compare(envoys, timeout_s), storage_path, timeout_s)
 
 
-def _compare(asked: list[Node], timeout_s: float) -> list[Node]:
+def _compare(envoys: Envoys, timeout_s: float) -> list[Node]:
     """Versions and clocks. Returns the nodes that have answered."""
     packages = tuple(name for name in versions() if name != "python")
     mine = node_checks.look(packages)
     sent = time.time()
-    answers = _ask(asked, node_checks.look, lambda node: (packages,), timeout_s)
+    answers = envoys.ask(envoys.nodes, node_checks.look, lambda node: (packages,), timeout_s)
     problems = []
     for node, answer in answers.items():
         problems += [f"{node.name} {each}" for each in _version_problems(answer.value, mine)]
@@ -140,7 +220,7 @@ def _release(version: str) -> str:
     return version.partition("+")[0]
 
 
-def _exchange(asked: list[Node], storage_path: str, timeout_s: float) -> None:
+def _exchange(envoys: Envoys, asked: list[Node], storage_path: str, timeout_s: float) -> None:
     """Everybody writes a file, and everybody reads all of them."""
     token = f".raytrain-preflight-{uuid.uuid4().hex[:12]}"
     directory = f"{storage_path.rstrip('/')}/{token}"
@@ -151,7 +231,7 @@ def _exchange(asked: list[Node], storage_path: str, timeout_s: float) -> None:
         with storage_errors("Writing a file, as every node of a cluster has to,", place):
             place.make()
             (place / _DRIVER).write_bytes(texts[_DRIVER].encode())
-        said = _ask(
+        said = envoys.ask(
             asked, node_checks.write, lambda node: (directory, node.id, texts[node.id]), timeout_s
         )
         _refuse(
@@ -162,8 +242,8 @@ def _exchange(asked: list[Node], storage_path: str, timeout_s: float) -> None:
         )
         writers = {_DRIVER: _HERE, **{node.id: node.name for node in said}}
         expected = {name: texts[name] for name in writers}
-        seen = _ask(
-            list(said),
+        seen = envoys.ask(
+            said,
             node_checks.read,
             lambda node: (directory, expected, _LATE_FILE_S),
             timeout_s + _LATE_FILE_S,
@@ -177,7 +257,7 @@ def _exchange(asked: list[Node], storage_path: str, timeout_s: float) -> None:
             place.delete_tree()
         if not done:  # Perhaps it is not one directory, but one on each node.
             with suppress(ClusterNotReady):
-                _ask(asked, node_checks.remove, lambda node: (directory,), timeout_s)
+                envoys.ask(asked, node_checks.remove, lambda node: (directory,), timeout_s)
 
 
 def _unseen(
@@ -204,51 +284,6 @@ def _unseen(
         else "Check that all nodes reach the same store, with the same rights to read and write"
     )
     return [f"The storage path {storage_path} is not shared: {'; '.join(problems)}. {remedy}"]
-
-
-def _ask(
-    asked: list[Node],
-    function: Callable[..., Any],
-    arguments: Callable[[Node], tuple[Any, ...]],
-    timeout_s: float,
-) -> dict[Node, Answer]:
-    """Run `function` on each of the nodes; the answers of those that are still there.
-
-    Raises:
-        ClusterNotReady: a node is there and does not answer, or the function failed on it.
-    """
-    pending = {_remote(function, node).remote(*arguments(node)): node for node in asked}
-    answers: dict[Node, Answer] = {}
-    problems: dict[Node, str] = {}
-    deadline = time.monotonic() + timeout_s
-    while pending:
-        left = max(0.0, deadline - time.monotonic())
-        ready, _ = ray.wait(list(pending), num_returns=1, timeout=left)
-        if not ready:
-            break
-        node = pending.pop(ready[0])
-        try:
-            answers[node] = Answer(ray.get(ready[0]), time.time())
-        except RayTaskError as error:
-            problems[node] = f"failed: {error.cause or error}"
-        except TaskUnschedulableError:
-            pass  # It is being drained: it leaves, and takes no new work.
-        except RayError as error:
-            problems[node] = f"could not start a worker: {_last_line(error)}"
-    for reference, node in pending.items():
-        ray.cancel(reference, force=True)
-        problems[node] = (
-            f"has not answered within {timeout_s:.0f} s. Look at its raylet (raylet.out in Ray's logs) and at "
-            "the network between, or take it out of the cluster"
-        )
-    there = {node.id for node in alive_nodes()}
-    _refuse(f"{node.name} {said}" for node, said in problems.items() if node.id in there)
-    return answers
-
-
-def _remote(function: Callable[..., Any], node: Node) -> Any:
-    affinity = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=affinity)(function)
 
 
 def _last_line(error: BaseException) -> str:

@@ -63,7 +63,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         if self._deterministic_kernels():
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        super().build()
+        with _ray.runners.quick_connectors():
+            super().build()
         self._set_log_std()
         self.minibatch_generator: Any = minibatch_generator(self.config.seed, torch_rank())
         self.tier = self._tier()

@@ -82,7 +82,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
     """"arrays" where that can stand for RLlib's own way, or always "rllib"."""
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
-        super().__init__(config=config, **kwargs)
+        with _ray.runners.quick_connectors():
+            super().__init__(config=config, **kwargs)
         self._made_with, self._arguments = config, kwargs
         self._others: dict[int, GroupEnvRunner] = {}
         self._finished: list[dict[str, Any]] = []

@@ -4,17 +4,18 @@ An experiment of four trials trains on two workers, `raytrain train --address` a
 (`Tuner("PPO").fit()`, started again with `Tuner.restore`) on the same cluster, with the same settings,
 checkpoints and number of failures that may be survived:
 
-    warm-up ── undisturbed, 2 min ──┬── disturbed: a fault at the start of each minute ──┐
-                                  fault   fault   fault   fault   fault                  end
+    warm-up ── undisturbed, 1 min ──┬── disturbed: a fault at the start of each minute ──┬── undisturbed ── end
+                                  fault   fault   fault   fault   fault
 
     trial, env runner    SIGKILL to one of these processes
     driver               SIGKILL; the command is given again at once
     raylet               SIGKILL to a node that carries a trial; another one joins in its place
     link                 such a node loses its network, for some seconds or for good
 
-Goodput is the iterations per second in the disturbed minutes over those in the undisturbed ones, of the
-same run. Only useful iterations count, those that the result consists of: how far all trials are
-at the end, less how far they were at the beginning, so one that is done again counts once.
+Goodput is the iterations per second in the disturbed minutes over those in the undisturbed ones, before
+and after, of the same run: a machine may get faster or slower in the meantime. Only useful iterations
+count, those that the result consists of: how far all trials are at the end, less how far they were at
+the beginning, so one that is done again counts once.
 
 Both trainers meet the same schedule, which a seed has drawn (`tests/chaos/schedule.py`); in each further
 round it is another one. Needs root (see `tests/namespaces.py`).
@@ -27,7 +28,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import recovery
 import settings
@@ -44,7 +45,7 @@ from namespaces import Cluster, why_not
 ROUNDS = 1
 TRIALS = 4
 KINDS = ("trial", "env runner", "driver", "raylet", "link")
-QUIET_S, EVERY_S = 120.0, 60.0
+QUIET_S, EVERY_S = 60.0, 60.0
 _WARM_S = 45.0
 _PATIENCE_S = 600.0
 TITLES = {
@@ -63,6 +64,13 @@ class Goodput:
     @property
     def share(self) -> float:
         return 100 * self.disturbed / self.quiet
+
+
+class Moment(NamedTuple):
+    """Seconds, and the useful iterations done by then."""
+
+    time: float
+    done: int
 
 
 def measure(options: Options) -> list[Table]:
@@ -116,7 +124,7 @@ def run(trainer: str, schedule: Schedule, quiet_s: float, every_s: float) -> Goo
         failure={"max_failures": 1000},
         tune={"num_samples": TRIALS},
     )
-    with scratch() as place, Cluster() as cluster:
+    with scratch() as place, Cluster(head_cpus=0) as cluster:
         path = write_config(place, config)
         command = partial(recovery.start, trainer, cluster, path, place / "log.txt")
         stage = Timed(cluster, command, cpus=8, titles=TITLES[trainer])
@@ -126,17 +134,28 @@ def run(trainer: str, schedule: Schedule, quiet_s: float, every_s: float) -> Goo
             campaign.until(lambda: all_begun(place, cluster), "before all trials had begun")
             stage.began = time.monotonic()
             campaign.until(lambda: stage.reached() >= _WARM_S, "in the warm-up")
-            began, first = time.monotonic(), useful(place, cluster)
-            campaign.until(lambda: time.monotonic() >= began + quiet_s, "undisturbed")
-            stage.began, second = time.monotonic(), useful(place, cluster)
-            quiet = (second - first) / (stage.began - began)
+
+            def moment() -> Moment:
+                return Moment(time.monotonic(), useful(place, cluster))
+
+            first = moment()
+            campaign.until(lambda: time.monotonic() >= first.time + quiet_s, "undisturbed")
+            second = moment()
+            stage.began = second.time
             campaign.strike()
             end = every_s * len(schedule.faults)
             campaign.until(lambda: stage.reached() >= end, "after the last fault")
-            disturbed = (useful(place, cluster) - second) / stage.reached()
+            third = moment()
+            campaign.until(
+                lambda: time.monotonic() >= third.time + quiet_s, "undisturbed, at the end"
+            )
+            fourth = moment()
         except AssertionError as error:
             raise RunFailed(f"{trainer}: {error}") from error
-    return Goodput(quiet, disturbed)
+    quiet = (second.done - first.done + fourth.done - third.done) / (
+        second.time - first.time + fourth.time - third.time
+    )
+    return Goodput(quiet, (third.done - second.done) / (third.time - second.time))
 
 
 def all_begun(place: Path, cluster: Cluster) -> bool:

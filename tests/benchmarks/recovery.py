@@ -116,7 +116,7 @@ def checkpoints(rounds: int) -> Table:
 def checkpoint(learners: int) -> tuple[float, float]:
     """Medians over the checkpoints of one run, the first left out."""
     tiny = tiny_ppo(learners, iterations=12, checkpoint_frequency=1, num_to_keep=None)
-    with scratch() as place, Cluster() as cluster:
+    with scratch() as place, Cluster(head_cpus=0) as cluster:
         for name in "ab":
             cluster.add(name, cpus=4, resources={"worker": 1})
         driver = start("raytrain", cluster, write_config(place, tiny), place / "log.txt")
@@ -151,7 +151,7 @@ def run(trainer: str, fault: str) -> Recovered:
     learners = 2 if fault == "learner killed" else 0
     tiny = tiny_ppo(learners, iterations=100_000, checkpoint_frequency=2, num_to_keep=3)
     setting = _RAYS_OWN if trainer == TRAINERS[1] else NOTICED_IN_9_S
-    with scratch() as place, Cluster(env=setting) as cluster:
+    with scratch() as place, Cluster(head_cpus=0, env=setting) as cluster:
         for name in "ab":
             cluster.add(name, cpus=4, resources={"worker": 1})
         config = write_config(place, tiny)
