@@ -4,18 +4,18 @@ An experiment of four trials trains on two workers, `raytrain train --address` a
 (`Tuner("PPO").fit()`, started again with `Tuner.restore`) on the same cluster, with the same settings,
 checkpoints and number of failures that may be survived:
 
-    warm-up ── undisturbed, 1 min ──┬── disturbed: a fault at the start of each minute ──┬── undisturbed ── end
-                                  fault   fault   fault   fault   fault
+    warm-up ── undisturbed, 20 s ── fault, and the rest of a minute ── undisturbed, 20 s ── fault, ...
 
     trial, env runner    SIGKILL to one of these processes
     driver               SIGKILL; the command is given again at once
     raylet               SIGKILL to a node that carries a trial; another one joins in its place
     link                 such a node loses its network, for some seconds or for good
 
-Goodput is the iterations per second in the disturbed minutes over those in the undisturbed ones, before
-and after, of the same run: a machine may get faster or slower in the meantime. Only useful iterations
-count, those that the result consists of: how far all trials are at the end, less how far they were at
-the beginning, so one that is done again counts once.
+Goodput is the iterations per second in the minutes that begin with a fault over those in the undisturbed
+times between them, of the same run: a shared machine gets faster and slower by a tenth within minutes, and
+so nothing is compared that is far apart. Only useful iterations count, those that the result consists of:
+how far all trials are at the end, less how far they were at the beginning, so one that is done again
+counts once.
 
 Both trainers meet the same schedule, which a seed has drawn (`tests/chaos/schedule.py`); in each further
 round it is another one. Needs root (see `tests/namespaces.py`).
@@ -23,6 +23,7 @@ round it is another one. Needs root (see `tests/namespaces.py`).
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ from namespaces import Cluster, why_not
 ROUNDS = 1
 TRIALS = 4
 KINDS = ("trial", "env runner", "driver", "raylet", "link")
-QUIET_S, EVERY_S = 60.0, 60.0
+QUIET_S, EVERY_S = 20.0, 60.0
 _WARM_S = 45.0
 _PATIENCE_S = 600.0
 TITLES = {
@@ -66,8 +67,8 @@ class Goodput:
         return 100 * self.disturbed / self.quiet
 
 
-class Moment(NamedTuple):
-    """Seconds, and the useful iterations done by then."""
+class Mark(NamedTuple):
+    """Seconds, and the useful iterations done in them."""
 
     time: float
     done: int
@@ -79,12 +80,13 @@ def measure(options: Options) -> list[Table]:
         say(f"goodput: left out: {missing}")
         return []
     rounds, kinds = options.rounds_or(ROUNDS), KINDS[:1] if options.quick else KINDS
-    quiet_s, every_s = (20.0, 20.0) if options.quick else (QUIET_S, EVERY_S)
+    every_s = 20.0 if options.quick else EVERY_S
     found: dict[str, list[Goodput]] = {name: [] for name in TITLES}
     for number in range(rounds):
-        schedule = regular(number, kinds, [index * every_s for index in range(len(kinds))])
+        starts = [QUIET_S + index * (QUIET_S + every_s) for index in range(len(kinds))]
+        schedule = regular(number, kinds, starts)
         once = interleave(
-            {name: partial(run, name, schedule, quiet_s, every_s) for name in TITLES},
+            {name: partial(run, name, schedule, every_s) for name in TITLES},
             1,
             f"schedule {number}",
         )
@@ -113,7 +115,7 @@ class Timed(Nodes):
         return time.monotonic() - self.began
 
 
-def run(trainer: str, schedule: Schedule, quiet_s: float, every_s: float) -> Goodput:
+def run(trainer: str, schedule: Schedule, every_s: float) -> Goodput:
     config = settings.ppo(
         "CartPole-v1",
         iterations=1_000_000,
@@ -134,28 +136,30 @@ def run(trainer: str, schedule: Schedule, quiet_s: float, every_s: float) -> Goo
             campaign.until(lambda: all_begun(place, cluster), "before all trials had begun")
             stage.began = time.monotonic()
             campaign.until(lambda: stage.reached() >= _WARM_S, "in the warm-up")
+            stage.began = time.monotonic()
+            marks = [mark(stage, place, cluster)]
 
-            def moment() -> Moment:
-                return Moment(time.monotonic(), useful(place, cluster))
+            def until(moment: float) -> None:
+                campaign.until(lambda: stage.reached() >= moment, f"before {moment:.0f} s")
+                marks.append(mark(stage, place, cluster))
 
-            first = moment()
-            campaign.until(lambda: time.monotonic() >= first.time + quiet_s, "undisturbed")
-            second = moment()
-            stage.began = second.time
-            campaign.strike()
-            end = every_s * len(schedule.faults)
-            campaign.until(lambda: stage.reached() >= end, "after the last fault")
-            third = moment()
-            campaign.until(
-                lambda: time.monotonic() >= third.time + quiet_s, "undisturbed, at the end"
-            )
-            fourth = moment()
+            for fault in schedule.faults:
+                until(fault.moment)
+                campaign.strike(fault)
+                until(fault.moment + every_s)
+            until(marks[-1].time + QUIET_S)
         except AssertionError as error:
             raise RunFailed(f"{trainer}: {error}") from error
-    quiet = (second.done - first.done + fourth.done - third.done) / (
-        second.time - first.time + fourth.time - third.time
-    )
-    return Goodput(quiet, (third.done - second.done) / (third.time - second.time))
+    spans = [Mark(b.time - a.time, b.done - a.done) for a, b in itertools.pairwise(marks)]
+    return Goodput(rate(spans[::2]), rate(spans[1::2]))
+
+
+def mark(stage: Timed, place: Path, cluster: Cluster) -> Mark:
+    return Mark(stage.reached(), useful(place, cluster))
+
+
+def rate(spans: list[Mark]) -> float:
+    return sum(span.done for span in spans) / sum(span.time for span in spans)
 
 
 def all_begun(place: Path, cluster: Cluster) -> bool:

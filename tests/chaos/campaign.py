@@ -78,18 +78,18 @@ class Campaign:
     def carry_out(self) -> None:
         """Start, strike with all faults, and return when the command has ended well."""
         self.start()
-        self.strike()
+        for fault in self._schedule.faults:
+            self.strike(fault)
         self.until(self._finished, "after the last fault")
 
     def start(self) -> None:
         self._tell(str(self._schedule))
         self._stage.run = self._stage.start()
 
-    def strike(self) -> None:
-        """Strike with all faults, each when its moment has come."""
-        for fault in self._schedule.faults:
-            self.until(lambda at=fault.moment: self._stage.reached() >= at, f"before {fault}")
-            self.until(lambda each=fault: self._strike(each), f"with nobody to strike for {fault}")
+    def strike(self, fault: Fault) -> None:
+        """Strike with a fault when its moment has come and there is a victim."""
+        self.until(lambda: self._stage.reached() >= fault.moment, f"before {fault}")
+        self.until(lambda: self._strike(fault), f"with nobody to strike for {fault}")
 
     def until(self, condition: Callable[[], bool], when: str) -> None:
         """Wait for a condition; the run goes on meanwhile. `when` tells the point that was reached."""
