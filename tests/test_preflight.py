@@ -19,6 +19,7 @@ from running import write_config
 from raytrain import _ray
 from raytrain.cluster import preflight as room
 from raytrain.cluster.newcomers import Newcomers
+from raytrain.cluster.node_checks import Envoy
 from raytrain.cluster.preflight import ClusterNotReady, Envoys, alive_nodes, nodes_to_ask, preflight
 
 HOUR = 3600
@@ -191,6 +192,19 @@ def test_a_node_that_joins_is_asked_and_a_dead_one_is_not(nodes: Fixed, tmp_path
     until(lambda: late not in alive_nodes(), 60, lambda: str(ray.nodes()))
     with Envoys([late, nodes.node("good")]) as envoys:
         preflight(str(tmp_path), envoys)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_being_drained_is_left_out(nodes: Fixed, tmp_path: Path) -> None:
+    nodes.add("leaving")
+    leaving = nodes.node("leaving")
+    keeper = ray.remote(num_cpus=0, resources={"leaving": 0.1})(Envoy).remote()
+    ray.get(keeper.call.remote(int))  # Without work the node would end at once.
+    assert _ray.cluster.drain_node(leaving.id, "It is taken away.", HOUR) is None
+    with Envoys([leaving, nodes.node("good")]) as envoys:
+        preflight(str(tmp_path), envoys)
+    assert leaving in alive_nodes()
+    nodes.processes["leaving"].kill()
 
 
 @pytest.mark.slow
