@@ -58,7 +58,7 @@ class Node:
         (root / "worker.py").write_text(WORKER)
 
     def ask(
-        self, name: str, imports: str = "numpy,colorsys", job_imports: str = "json"
+        self, name: str, imports: str = "numpy.random,colorsys", job_imports: str = "json"
     ) -> subprocess.Popen[bytes]:
         """A client as the raylet starts it, for servers that import something lighter."""
         code = (
