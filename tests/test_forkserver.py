@@ -243,7 +243,9 @@ def test_a_server_that_cannot_fork_says_why_and_workers_start_as_usual(
     monkeypatch.setenv("PYTHONPATH", f"{node.root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     for name in ("first", "second"):
         imports = {"imports": "json", "job_imports": "json", where: "unfit"}
-        assert not node.worker(name, **imports)["early"]
+        seen = node.worker(name, **imports)
+        assert not seen["early"]
+        assert [each for each in seen["files"] if "lock" in each] == [], "others would wait for it"
     assert "--serve" not in " ".join(psutil.Process(node.seen("second")["parent"]).cmdline())
     assert len(node.servers()) == (where == "job_imports")
     assert node.log.read_text().count(why) == 1, "it was tried once"
