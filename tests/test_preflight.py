@@ -81,6 +81,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixed]:
             patch.delenv(name)
         patch.setenv("RAY_AUTH_MODE", NO_TOKEN["RAY_AUTH_MODE"])
         patch.setattr(room, "_LATE_FILE_S", 1.0)
+        reset_auth_token_state()  # Ray remembers the mode for as long as the process lives.
         _ray.tune.quiet_driver()
         empty = places / "empty"
         empty.mkdir()
@@ -97,7 +98,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixed]:
         fixed.add("bad", path=other_clock(other_source(places / "bad")))
         yield fixed
         ray.shutdown()
-    reset_auth_token_state()  # Ray remembers the mode for as long as the process lives.
+    reset_auth_token_state()
 
 
 def refused(storage: Path | str, *asked: room.Node, **options: float) -> str:

@@ -145,7 +145,7 @@ class Envoys:
             except ActorUnschedulableError:
                 pass  # It is being drained: it leaves, and takes no new work.
             except RayError as error:
-                problems[node] = f"could not start a worker: {_last_line(error)}"
+                problems[node] = f"could not start a worker: {_told(error)}"
         for node in pending.values():
             problems[node] = (
                 f"has not answered within {timeout_s:.0f} s. Look at its raylet (raylet.out in Ray's logs) and at "
@@ -286,9 +286,10 @@ def _unseen(
     return [f"The storage path {storage_path} is not shared: {'; '.join(problems)}. {remedy}"]
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _told(error: BaseException) -> str:
+    """What Ray says, without the ids that it lists (lines that begin with a tab)."""
+    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("\t")]
+    return " ".join(filter(None, lines)) or type(error).__name__
 
 
 def _refuse(problems: Iterable[str]) -> None:
