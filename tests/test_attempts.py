@@ -106,6 +106,19 @@ def test_a_superseded_writer_writes_nothing_more(
     assert record == {"attempt": 2, "began_after": {"1": 0, "2": 2}}
 
 
+def test_a_later_attempt_shuts_out_who_still_holds_the_lock(tmp_path: Path) -> None:
+    """A disk whose locks do not reach the other machine lets two processes hold one."""
+    old = begun(place(tmp_path, False))
+    (tmp_path / "attempt.json").write_text('{"attempt": 2}')
+    with pytest.raises(Superseded, match="attempt 2"):
+        train(old, 4)
+    with pytest.raises(Superseded, match="attempt 2"):
+        save(old, 4)
+    old.close()
+    assert written(tmp_path) == [(1, 1), (2, 1), (3, 1)]
+    assert not (tmp_path / "checkpoint_000004").exists()
+
+
 def test_what_it_was_about_to_append_goes_nowhere(tmp_path: Path, monkeypatch) -> None:
     """It had asked the fence just before it was superseded."""
     where = place(tmp_path, False)

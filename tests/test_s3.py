@@ -278,10 +278,10 @@ def test_a_lease_that_is_read_while_it_is_renewed_is_not_lost(s3: int, store: Pa
 def test_what_trying_again_cannot_help_fails_at_once(
     s3: int, store: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
-        (Location.of("s3://no-such-bucket/a") / "b").write_bytes(b"")
     told: list[str] = []
     store.listen(told.append)
+    with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
+        (Location.of("s3://no-such-bucket/a") / "b").write_bytes(b"")
     assert not may_pass(FileNotFoundError(2, "gone")) and not may_pass(OSError(28, "full"))
     assert may_pass(OSError("AWS Error SLOW_DOWN")) and may_pass(ConnectionResetError(104, "reset"))
     assert told == []

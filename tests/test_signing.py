@@ -28,7 +28,13 @@ from raytrain.checkpoint import (
     require_key,
 )
 from raytrain.checkpoint.locate import local_policy_directory
-from raytrain.checkpoint.signing import FILE_VARIABLE, KEY_VARIABLE, signing_key
+from raytrain.checkpoint.signing import (
+    FILE_VARIABLE,
+    KEY_VARIABLE,
+    signed,
+    signing_key,
+    unsigned,
+)
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.tuner import read_tune_files
 
@@ -72,6 +78,13 @@ def _other(value: Any) -> Any:
     if isinstance(value, str):
         return value[:-1] + ("0" if value[-1:] != "0" else "1")
     return [*value, {"path": "evil.pkl"}] if isinstance(value, list) else {**value, "more": 1}
+
+
+def test_a_signature_of_one_kind_of_file_is_none_of_another(key: str) -> None:
+    document = signed("manifest", {"iteration": 3})
+    assert unsigned("manifest", document) == {"iteration": 3}
+    with pytest.raises(ValueError, match="its signature is not that"):
+        unsigned("experiment", document)
 
 
 def test_unsigned_and_otherwise_signed_are_refused(
