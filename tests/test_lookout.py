@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from raytrain.checkpoint import Location
+from raytrain.faults import nodes
 from raytrain.faults.losses import Losses
 from raytrain.faults.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
 from raytrain.faults.notices import Notice
@@ -110,13 +111,35 @@ def test_a_long_phase_is_left_alone_while_it_is_within_its_limits(tmp_path: Path
     ray.get(learner.pid.remote())
 
 
-def test_what_died_by_itself_is_a_failure_and_a_node_that_is_gone_is_not() -> None:
+def test_what_is_usual_sets_the_limit(tmp_path: Path) -> None:
+    now = [0.0]
+    where, limits = Location.of(tmp_path), Limits(10, 0.2)
+    actors = {"learner 0": Learner.remote()}
+    found = Lookout(
+        where, limits, actors=lambda: actors, save_kept=lambda: None, clock=lambda: now[0]
+    )
+    with found.phase("update"):
+        now[0] += 100
+    found.start()
+    with found.phase("update"):
+        now[0] += 990
+        time.sleep(3 * lookout._LOOK_EVERY_S)
+    found.close()
+    assert found.verdict is None
+
+
+def test_what_died_by_itself_is_a_failure_and_a_node_that_is_gone_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     learner = Learner.remote()
     pid = ray.get(learner.pid.remote())
     os.kill(pid, 9)
     with pytest.raises(RayActorError) as died:
         ray.get(learner.update.remote())
     assert loss_of(died.value) == ("failure", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(nodes, "node_is_gone", lambda node: True)
+        assert loss_of(died.value) == ("lost_node", ray.nodes()[0]["NodeManagerAddress"])
     assert loss_of(NodeLost("its node")) == ("lost_node", None)
     assert loss_of(ValueError("broken")) == ("failure", None)
     assert loss_of(None) == ("failure", None)
