@@ -34,6 +34,7 @@ import signal
 import socket
 import struct
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -109,8 +110,8 @@ def main() -> None:
         serve(Path(base), int(lock), imports.split(","), request, files)
         return
     command = sys.argv[1:]
-    paths = _socket_paths(command)
     try:
+        paths = _socket_paths(command)
         found = paths is not None and ask(*paths, Request(command, dict(os.environ), os.getcwd()))
     except OSError as problem:
         print(f"raytrain: no worker can be forked here: {problem}", file=sys.stderr)
@@ -130,12 +131,23 @@ def _socket_paths(command: list[str]) -> tuple[Path, Path] | None:
         return None
     raylet = Path(given[0].partition("=")[2])
     same = [str(raylet), sys.executable, *(os.environ.get(name, "") for name in _READ_BY_IMPORTS)]
+    same.append(_installed())
     of_job = [*same, *(os.environ.get(name, "") for name in _READ_BY_RAY)]
     base, job = (
         raylet.parent / f"rt{hashlib.sha256(json.dumps(each).encode()).hexdigest()[:12]}"
         for each in (same, of_job)
     )
     return (base, job) if len(os.fsencode(job)) <= _PATH_LENGTH else None
+
+
+def _installed() -> str:
+    """Another text after raytrain was changed, or a package installed or removed: what has imported the
+    former ones is not asked any more."""
+    stamps = [f"{os.stat(sysconfig.get_path('purelib')).st_mtime_ns}"]
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        file = path.stat()
+        stamps.append(f"{path} {file.st_mtime_ns} {file.st_size}")
+    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
 
 
 def ask(base: Path, job: Path, request: Request) -> bool:

@@ -107,17 +107,20 @@ class Session:
         """
         newcomers = None
         with ExitStack() as beside:
-            envoys = None
-            if self._address is not None or (not self._services and len(alive_nodes()) > 1):
-                envoys = beside.enter_context(Envoys(nodes_to_ask()))
+            envoys, there = None, alive_nodes()
+            if self._address is not None or (not self._services and len(there) > 1):
+                envoys = beside.enter_context(Envoys(nodes_to_ask(there)))
             # Seconds of imports, while the workers do theirs.
             with _without_collections():
                 from raytrain.trainable.trial import TrialPPO
                 from raytrain.tuner import build_tuner
                 from raytrain.watch import Watch, describe
             if envoys is not None:
-                preflight(self._config.storage_path, envoys)
-                newcomers = self._stack.enter_context(Newcomers(self._config.storage_path))
+                storage = self._config.storage_path
+                with self._interrupts.deferred():
+                    preflight(storage, envoys, check=self._interrupts.raise_early)
+                self._interrupts.raise_early()
+                newcomers = self._stack.enter_context(Newcomers(storage, there))
         _keep_loggers_quiet()
         TrialPPO.default_resource_request(self._space())  # Refuses what RLlib will not take.
 
@@ -249,11 +252,13 @@ def _nothing() -> None:
 @contextmanager
 def _without_collections() -> Iterator[None]:
     """A tenth of the time of imports goes into looking for garbage among what they make."""
+    before = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if before:
+            gc.enable()
 
 
 def _keep_loggers_quiet() -> None:

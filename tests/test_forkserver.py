@@ -197,6 +197,22 @@ def test_each_job_has_a_server_of_its_own(node: Node) -> None:
     assert {server.ppid() for server in servers} == {base.pid}
 
 
+def test_what_has_imported_another_raytrain_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "raytrain"
+    package.mkdir()
+    (package / "kernels.py").write_text("SCALE = 1")
+    monkeypatch.setattr(forkserver, "__file__", str(package / "forkserver.py"))
+    monkeypatch.setenv("RAY_RAYLET_PID", "1")
+    command = ["default_worker.py", "--raylet-name=/tmp/x/sockets/raylet"]
+    before = forkserver._socket_paths(command)
+    assert before == forkserver._socket_paths(command)
+    (package / "kernels.py").write_text("SCALE = 2.0")
+    base, job = forkserver._socket_paths(command) or ()
+    assert base not in before and job not in before
+
+
 def test_a_server_that_is_not_used_ends(node: Node) -> None:
     (node.root / "slow.py").write_text("import time; time.sleep(3)")
     path = node.root / "sockets" / "own"

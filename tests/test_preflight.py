@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +16,14 @@ import pytest
 import ray
 from clusters import NO_TOKEN, ROOT, Cluster, Node, environment, run, until
 from ray._private.authentication_test_utils import reset_auth_token_state
-from running import write_config
+from running import Run, write_config
 
 from raytrain import _ray
 from raytrain.cluster import preflight as room
 from raytrain.cluster.newcomers import Newcomers
 from raytrain.cluster.node_checks import Envoy
 from raytrain.cluster.preflight import ClusterNotReady, Envoys, alive_nodes, nodes_to_ask, preflight
+from raytrain.faults import InterruptedEarly, Interrupts
 
 HOUR = 3600
 
@@ -108,6 +111,12 @@ def refused(storage: Path | str, *asked: room.Node, **options: float) -> str:
     return str(error.value)
 
 
+def asks_in_another_job() -> bool:
+    own = ray.get_runtime_context().get_job_id()
+    actors = ray._private.state.actors().values()
+    return any(each["ActorClassName"] == "Envoy" and each["JobID"] != own for each in actors)
+
+
 def test_good_nodes_pass_and_nothing_stays(nodes: Fixed, tmp_path: Path) -> None:
     with Envoys([nodes.node("good")]) as envoys:
         preflight(str(tmp_path), envoys)
@@ -118,12 +127,13 @@ def test_only_the_drivers_own_node_is_not_asked_if_nothing_can_run_there(
     nodes: Fixed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, good = ray.get_runtime_context().get_node_id(), nodes.node("good").id
-    assert {here, good} <= {node.id for node in nodes_to_ask()}
+    there = alive_nodes()
+    assert {here, good} <= {node.id for node in nodes_to_ask(there)}
     found = ray.nodes()
     for node in found:
         node["Resources"].pop("CPU", None)
     monkeypatch.setattr(ray, "nodes", lambda: found)
-    asked = {node.id for node in nodes_to_ask()}
+    asked = {node.id for node in nodes_to_ask(there)}
     assert here not in asked
     assert good in asked
 
@@ -169,6 +179,59 @@ def test_storage_that_a_node_cannot_write_is_found(nodes: Fixed, tmp_path: Path)
         shutil.rmtree(here, ignore_errors=True)
 
 
+def test_what_ray_says_is_told_without_ids_and_tracebacks() -> None:
+    died = "The actor died.\n\tactor_id: 12\nIts owner has ended.\n"
+    assert room._told(RuntimeError(died)) == "The actor died. Its owner has ended."
+    told = 'Traceback (most recent call last):\n  File "x.py", line 6\nOSError: no such archive\n'
+    assert room._told(RuntimeError(told)) == "OSError: no such archive"
+    assert room._told(RuntimeError()) == "RuntimeError"
+
+
+def test_envoys_that_outlive_ray_start_no_other(
+    nodes: Fixed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, Envoys([nodes.node("good")]) as envoys:
+        patch.setattr(ray, "is_initialized", lambda: False)
+        patch.setattr(ray, "kill", lambda actor: pytest.fail("it starts a Ray"))
+    assert envoys.nodes == []
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_wait_for_a_node(nodes: Fixed, tmp_path: Path) -> None:
+    silent = nodes.node("good")
+    raylets = [p for p in nodes.processes["good"].processes() if p.name() == "raylet"]
+    raylets[0].send_signal(signal.SIGSTOP)
+    try:
+        with Envoys([silent]) as envoys, Interrupts() as interrupts, interrupts.deferred():
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+            began = time.monotonic()
+            with pytest.raises(InterruptedEarly):
+                preflight(str(tmp_path), envoys, check=interrupts.raise_early)
+            assert time.monotonic() - began < 10
+        config = write_config(tmp_path / "run.yaml")
+        arguments = ("train", str(config), "--address", nodes.cluster.address)
+        command = Run(*arguments, log=tmp_path / "log.txt", env=environment())
+        command.until(asks_in_another_job)
+        time.sleep(10)  # The rest of it is imports.
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait(60) == 130, command.output()
+        assert "Stopped before training began" in command.output()
+        assert "Traceback" not in command.output()
+    finally:
+        raylets[0].send_signal(signal.SIGCONT)
+
+
+@pytest.mark.slow
+def test_a_node_that_has_just_died_is_left_out(nodes: Fixed, tmp_path: Path) -> None:
+    """Ray takes it for alive for some more seconds."""
+    nodes.add("dying")
+    dying = nodes.node("dying")
+    with Envoys([dying, nodes.node("good")]) as envoys:
+        preflight(str(tmp_path), envoys)
+        nodes.processes["dying"].kill()
+        preflight(str(tmp_path), envoys)
+
+
 @pytest.mark.slow
 def test_a_node_that_does_not_answer_is_named(nodes: Fixed, tmp_path: Path) -> None:
     silent = nodes.node("good")
@@ -183,7 +246,7 @@ def test_a_node_that_does_not_answer_is_named(nodes: Fixed, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_node_that_joins_is_asked_and_a_dead_one_is_not(nodes: Fixed, tmp_path: Path) -> None:
-    with Newcomers(str(tmp_path)) as newcomers:
+    with Newcomers(str(tmp_path), alive_nodes()) as newcomers:
         nodes.add("late", path=other_torch(nodes.places / "torch"))
         late = nodes.node("late")
         said = until(newcomers.told, 120, lambda: nodes.cluster.log("head"))

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Iterable
 from types import TracebackType
 
 from ray.exceptions import RayError
 
-from raytrain.cluster.preflight import ClusterNotReady, Envoys, alive_nodes, preflight
+from raytrain.cluster.preflight import ClusterNotReady, Envoys, Node, alive_nodes, preflight
 from raytrain.errors import RaytrainError
 
 _LOOK_S = 5.0
 _LEAVE_S = 10.0
 
 
-class Newcomers:
-    """`with Newcomers(storage_path) as newcomers: ... newcomers.told()`. Nodes that are there at the
-    beginning are known."""
+class _Over(Exception):
+    """The run is at its end."""
 
-    def __init__(self, storage_path: str) -> None:
+
+class Newcomers:
+    """`with Newcomers(storage_path, known) as newcomers: ... newcomers.told()`. `known`: nodes that were
+    there before the run, and are not asked again."""
+
+    def __init__(self, storage_path: str, known: Iterable[Node]) -> None:
         self._storage_path = storage_path
-        self._known = {node.id for node in alive_nodes()}
+        self._known = {node.id for node in known}
         self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="raytrain-newcomers", daemon=True)
@@ -56,7 +61,9 @@ class Newcomers:
                 self._known |= {node.id for node in new}
                 if new:
                     with Envoys(new) as envoys:
-                        preflight(self._storage_path, envoys)
+                        preflight(self._storage_path, envoys, check=self._check)
+            except _Over:
+                return
             except ClusterNotReady as problem:
                 self._said.put(
                     f"{problem}\nThis is of a node that joined during the run, which goes on. What is placed "
@@ -64,3 +71,7 @@ class Newcomers:
                 )
             except (RaytrainError, RayError, ConnectionError):
                 continue  # The storage or the cluster is away for a moment: that is told elsewhere.
+
+    def _check(self) -> None:
+        if self._over.is_set():
+            raise _Over

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raytrain.checkpoint import Location, storage_errors
 from raytrain.cluster import node_checks
 from raytrain.errors import BadInput
+from raytrain.faults.nodes import node_is_gone, nodes_alive
 from raytrain.versions import versions
 
 MAX_SKEW_S = 10.0  # A lease on an object store, and the signatures of its requests, compare clocks.
@@ -35,7 +37,11 @@ TIMEOUT_S = (
     120.0  # A worker is started on each node, which may first have to fetch the run's files.
 )
 _LATE_FILE_S = 10.0  # caches of network file systems
+_TIDY_S = 5.0  # Nodes that do not remove their files in this time leave them.
+_DEATH_S = 30.0  # Ray's own health check takes half of it to miss a machine.
+_SLICE_S = 0.5
 _PASSING = "/runtime_resources/working_dir_files/"  # where Ray unpacks a job's working directory
+_Ask = Callable[..., "dict[Node, Answer]"]
 _DRIVER = "driver"
 _HERE = "this machine"
 
@@ -74,15 +80,19 @@ def alive_nodes() -> list[Node]:
     ]
 
 
-def nodes_to_ask() -> list[Node]:
-    """All but the driver's own, if it has neither CPUs nor GPUs."""
+def nodes_to_ask(nodes: Iterable[Node]) -> list[Node]:
+    """All of these but the driver's own, if it has neither CPUs nor GPUs."""
     here = ray.get_runtime_context().get_node_id()
     able = {
         each["NodeID"]
         for each in ray.nodes()
         if each["Resources"].get("CPU") or each["Resources"].get("GPU")
     }
-    return [node for node in alive_nodes() if node.id != here or node.id in able]
+    return [node for node in nodes if node.id != here or node.id in able]
+
+
+def _nothing() -> None:
+    pass
 
 
 class Envoys:
@@ -107,7 +117,9 @@ class Envoys:
     ) -> None:
         self._pickle.unregister_pickle_by_value(node_checks)
         for actor in self._actors.values():
-            ray.kill(actor)
+            if ray.is_initialized():  # Otherwise this would start, or join, another Ray.
+                with suppress(RayError):
+                    ray.kill(actor)
         self._actors.clear()
 
     @property
@@ -120,8 +132,10 @@ class Envoys:
         function: Callable[..., Any],
         arguments: Callable[[Node], tuple[Any, ...]],
         timeout_s: float,
+        check: Callable[[], None] = _nothing,
     ) -> dict[Node, Answer]:
-        """Run `function` on these nodes; the answers of those that are still there.
+        """Run `function` on these nodes; the answers of those that are still there. `check` is called twice a
+        second, and ends it by raising.
 
         Raises:
             ClusterNotReady: a node is there and does not answer, or the function failed on it.
@@ -132,11 +146,11 @@ class Envoys:
         answers: dict[Node, Answer] = {}
         problems: dict[Node, str] = {}
         deadline = time.monotonic() + timeout_s
-        while pending:
-            left = max(0.0, deadline - time.monotonic())
-            ready, _ = ray.wait(list(pending), num_returns=1, timeout=left)
+        while pending and (left := deadline - time.monotonic()) > 0:
+            check()
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=min(left, _SLICE_S))
             if not ready:
-                break
+                continue
             node = pending.pop(ready[0])
             try:
                 answers[node] = Answer(ray.get(ready[0]), time.time())
@@ -151,9 +165,22 @@ class Envoys:
                 f"has not answered within {timeout_s:.0f} s. Look at its raylet (raylet.out in Ray's logs) and at "
                 "the network between, or take it out of the cluster"
             )
-        there = {node.id for node in alive_nodes()}
-        _refuse(f"{node.name} {said}" for node, said in problems.items() if node.id in there)
+        _refuse(
+            f"{node.name} {said}" for node, said in problems.items() if not _has_died(node, check)
+        )
         return answers
+
+
+def _has_died(node: Node, check: Callable[[], None]) -> bool:
+    """Whether the node is not there any more. Ray may need some seconds to know it of one whose raylet has
+    ceased to answer; a raylet that never could be reached from here is there."""
+    deadline = time.monotonic() + _DEATH_S
+    while node.id in nodes_alive():
+        if not node_is_gone(node.id) or time.monotonic() > deadline:
+            return False
+        check()
+        time.sleep(_SLICE_S)
+    return True
 
 
 def _actor(node: Node) -> Any:
@@ -161,8 +188,15 @@ def _actor(node: Node) -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=affinity)(node_checks.Envoy).remote()
 
 
-def preflight(storage_path: str, envoys: Envoys, *, timeout_s: float = TIMEOUT_S) -> None:
-    """Ask the nodes of these envoys. Returns when all is well.
+def preflight(
+    storage_path: str,
+    envoys: Envoys,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    check: Callable[[], None] = _nothing,
+) -> None:
+    """Ask the nodes of these envoys. Returns when all is well. `check` is called while they are waited for,
+    and may raise.
 
     Raises:
         ClusterNotReady: with every problem that was found.
@@ -173,15 +207,16 @@ def preflight(storage_path: str, envoys: Envoys, *, timeout_s: float = TIMEOUT_S
             f"The storage path {storage_path} lies in the job's working directory, which Ray deletes when the "
             "job has ended. Name one that stays: --storage-path, with an absolute path or a URI."
         )
-    _exchange(envoys, _compare(envoys, timeout_s), storage_path, timeout_s)
+    ask = partial(envoys.ask, check=check)
+    _exchange(ask, _compare(ask, envoys.nodes, timeout_s), storage_path, timeout_s)
 
 
-def _compare(envoys: Envoys, timeout_s: float) -> list[Node]:
+def _compare(ask: _Ask, nodes: list[Node], timeout_s: float) -> list[Node]:
     """Versions and clocks. Returns the nodes that have answered."""
     packages = tuple(name for name in versions() if name != "python")
     mine = node_checks.look(packages)
     sent = time.time()
-    answers = envoys.ask(envoys.nodes, node_checks.look, lambda node: (packages,), timeout_s)
+    answers = ask(nodes, node_checks.look, lambda node: (packages,), timeout_s)
     problems = []
     for node, answer in answers.items():
         problems += [f"{node.name} {each}" for each in _version_problems(answer.value, mine)]
@@ -220,7 +255,7 @@ def _release(version: str) -> str:
     return version.partition("+")[0]
 
 
-def _exchange(envoys: Envoys, asked: list[Node], storage_path: str, timeout_s: float) -> None:
+def _exchange(ask: _Ask, asked: list[Node], storage_path: str, timeout_s: float) -> None:
     """Everybody writes a file, and everybody reads all of them."""
     token = f".raytrain-preflight-{uuid.uuid4().hex[:12]}"
     directory = f"{storage_path.rstrip('/')}/{token}"
@@ -231,7 +266,7 @@ def _exchange(envoys: Envoys, asked: list[Node], storage_path: str, timeout_s: f
         with storage_errors("Writing a file, as every node of a cluster has to,", place):
             place.make()
             (place / _DRIVER).write_bytes(texts[_DRIVER].encode())
-        said = envoys.ask(
+        said = ask(
             asked, node_checks.write, lambda node: (directory, node.id, texts[node.id]), timeout_s
         )
         _refuse(
@@ -242,7 +277,7 @@ def _exchange(envoys: Envoys, asked: list[Node], storage_path: str, timeout_s: f
         )
         writers = {_DRIVER: _HERE, **{node.id: node.name for node in said}}
         expected = {name: texts[name] for name in writers}
-        seen = envoys.ask(
+        seen = ask(
             said,
             node_checks.read,
             lambda node: (directory, expected, _LATE_FILE_S),
@@ -257,7 +292,7 @@ def _exchange(envoys: Envoys, asked: list[Node], storage_path: str, timeout_s: f
             place.delete_tree()
         if not done:  # Perhaps it is not one directory, but one on each node.
             with suppress(ClusterNotReady):
-                envoys.ask(asked, node_checks.remove, lambda node: (directory,), timeout_s)
+                ask(asked, node_checks.remove, lambda node: (directory,), _TIDY_S, check=_nothing)
 
 
 def _unseen(
@@ -287,9 +322,11 @@ def _unseen(
 
 
 def _told(error: BaseException) -> str:
-    """What Ray says, without the ids that it lists (lines that begin with a tab)."""
-    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("\t")]
-    return " ".join(filter(None, lines)) or type(error).__name__
+    """What Ray says, without the ids that it lists (lines that begin with a tab), and of a traceback the
+    last line."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip() and line[0] != "\t"]
+    return " ".join(lines[-1:] if "Traceback (" in text else lines) or type(error).__name__
 
 
 def _refuse(problems: Iterable[str]) -> None:

@@ -66,6 +66,12 @@ class Interrupts:
         finally:
             self._deferred = False
 
+    def raise_early(self) -> None:
+        """Raise `InterruptedEarly` if a signal was noted. For waits in Ray, which makes another error of what a
+        handler raises within it: they are done in pieces within `deferred`, with this between."""
+        if self.received is not None:
+            raise InterruptedEarly
+
     def note_early(self, number: signal.Signals) -> NoReturn:
         """A signal that somebody else's handler took before there was anything to save."""
         self.received = number
