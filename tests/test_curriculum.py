@@ -189,6 +189,7 @@ def test_a_resume_is_exact_before_at_and_after_a_boundary(tmp_path, saved_after)
         again.stop()
 
 
+@pytest.mark.slow
 def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(local_ray, tmp_path):
     """One dies at the boundary, so its group is set up as it was before and then taken into the stage;
     one dies in the stage, and is set up in it wherever there is an actor. And another process goes on in

@@ -138,7 +138,8 @@ def good_ones_outside_quarantine(place: Location) -> list[str]:
     return sorted(entry.path for entry in entries)
 
 
-@pytest.mark.parametrize("mode", ["drop", pytest.param("errors", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["drop", "errors"])
 def test_requests_that_fail_now_and_then_are_nobodys_concern(
     s3_proxy: Proxy, store: Patience, mode: str
 ) -> None:
