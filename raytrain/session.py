@@ -107,8 +107,8 @@ class Session:
         """
         newcomers = None
         with ExitStack() as beside:
-            envoys, there = None, alive_nodes()
-            if self._address is not None or (not self._services and len(there) > 1):
+            envoys, there = None, [] if self._services else alive_nodes()
+            if self._address is not None or len(there) > 1:
                 envoys = beside.enter_context(Envoys(nodes_to_ask(there)))
             # Seconds of imports, while the workers do theirs.
             with _without_collections():

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,18 @@ def refused(storage: Path | str, *asked: room.Node, **options: float) -> str:
     return str(error.value)
 
 
+@contextmanager
+def silenced(nodes: Fixed) -> Iterator[room.Node]:
+    """A node whose raylet is there and does not answer."""
+    found = nodes.node("good")
+    raylets = [p for p in nodes.processes["good"].processes() if p.name() == "raylet"]
+    raylets[0].send_signal(signal.SIGSTOP)
+    try:
+        yield found
+    finally:
+        raylets[0].send_signal(signal.SIGCONT)
+
+
 def asks_in_another_job() -> bool:
     own = ray.get_runtime_context().get_job_id()
     actors = ray._private.state.actors().values()
@@ -198,10 +211,7 @@ def test_envoys_that_outlive_ray_start_no_other(
 
 @pytest.mark.slow
 def test_a_signal_ends_the_wait_for_a_node(nodes: Fixed, tmp_path: Path) -> None:
-    silent = nodes.node("good")
-    raylets = [p for p in nodes.processes["good"].processes() if p.name() == "raylet"]
-    raylets[0].send_signal(signal.SIGSTOP)
-    try:
+    with silenced(nodes) as silent:
         with Envoys([silent]) as envoys, Interrupts() as interrupts, interrupts.deferred():
             threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
             began = time.monotonic()
@@ -217,8 +227,6 @@ def test_a_signal_ends_the_wait_for_a_node(nodes: Fixed, tmp_path: Path) -> None
         assert command.wait(60) == 130, command.output()
         assert "Stopped before training began" in command.output()
         assert "Traceback" not in command.output()
-    finally:
-        raylets[0].send_signal(signal.SIGCONT)
 
 
 @pytest.mark.slow
@@ -234,13 +242,8 @@ def test_a_node_that_has_just_died_is_left_out(nodes: Fixed, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_node_that_does_not_answer_is_named(nodes: Fixed, tmp_path: Path) -> None:
-    silent = nodes.node("good")
-    raylets = [p for p in nodes.processes["good"].processes() if p.name() == "raylet"]
-    raylets[0].send_signal(signal.SIGSTOP)
-    try:
+    with silenced(nodes) as silent:
         said = refused(tmp_path, silent, timeout_s=5)
-    finally:
-        raylets[0].send_signal(signal.SIGCONT)
     assert f"{silent.name} has not answered within 5 s" in said
 
 
