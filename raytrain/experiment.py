@@ -14,9 +14,10 @@ import shlex
 import shutil
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,14 +163,16 @@ def stored_config(place: Location) -> ExperimentConfig:
 def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entry]:
     """The trials that have ended under the config's present `stop`, by directory name, with their
     last checkpoint."""
-    done = {}
-    for trial in trials(place):
-        entry = Catalogue(trial).entry("final", verify=True)
-        if entry is None or not entry.good or entry.manifest is None:
-            continue
-        if has_ended(config, entry.manifest):
-            done[trial.name] = entry
-    return done
+    found = {trial.name: finished_trial(config, trial) for trial in trials(place)}
+    return {name: entry for name, entry in found.items() if entry is not None}
+
+
+def finished_trial(config: ExperimentConfig, trial: Location) -> Entry | None:
+    """The last checkpoint of a trial that has ended under the config's present `stop`."""
+    entry = Catalogue(trial).entry("final", verify=True)
+    if entry is None or not entry.good or entry.manifest is None:
+        return None
+    return entry if has_ended(config, entry.manifest) else None
 
 
 def has_ended(config: ExperimentConfig, manifest: Manifest) -> bool:
@@ -227,7 +230,7 @@ def _train(
 
         forget_tune_files(place)
     experiment.write(place)
-    watch = _run(config, place, reporter, interrupts, address=address, finished=len(before))
+    watch = _run(config, place, reporter, interrupts, address=address, finished=before)
     try:
         after = finished_trials(config, place)
     except StorageError as error:
@@ -241,7 +244,8 @@ def _train(
         return Outcome(
             interrupts.exit_code,
             str(place),
-            f"Stopped by {interrupts.received.name}; saved in {place}. Continue with: {command}",
+            f"Stopped by {interrupts.received.name}; saved in {place}. Continue with: {command}"
+            f"{_tune_error(watch)}",
             tuple(after),
         )
     if len(after) < num_trials(config):
@@ -254,7 +258,8 @@ def _train(
             tuple(after),
         )
     ranked = sorted(after, key=lambda name: _rank(after[name], config), reverse=True)
-    return Outcome(0, str(place), f"{config.name} finished: {_summary(after)}.", tuple(ranked))
+    message = f"{config.name} finished: {_summary(after)}.{_tune_error(watch)}"
+    return Outcome(0, str(place), message, tuple(ranked))
 
 
 def _forked(experiment: ExperimentFile, fork: Fork, place: Location, say: Say) -> ExperimentFile:
@@ -272,7 +277,7 @@ def _run(
     interrupts: Interrupts,
     *,
     address: str | None,
-    finished: int,
+    finished: Mapping[str, Entry],
 ) -> Watch:
     """Train under a Ray of this program's or of `address`; if it is lost, under another one."""
     from raytrain.session import RayLost, Session  # Ray is imported when there is work for it.
@@ -281,10 +286,15 @@ def _run(
     while True:
         try:
             with Session(config, address=address, interrupts=interrupts) as session:
-                return session.run(place, reporter, finished=finished)
+                return session.run(
+                    place,
+                    reporter,
+                    finished=finished,
+                    find_finished=partial(finished_trial, config),
+                )
         except RayLost as lost:
             losses += 1
-            finished = len(finished_trials(config, place))
+            finished = finished_trials(config, place)
             if 0 <= config.failure.max_failures < losses:
                 raise
             reporter.event(
@@ -294,8 +304,21 @@ def _run(
             )
 
 
+def _tune_error(watch: Watch) -> str:
+    """A sentence for an error of Tune's that did no harm."""
+    if watch.tune_error is None:
+        return ""
+    return (
+        f"\nTune ended with an error: {watch.tune_error.rstrip('.')}. What was saved has been verified "
+        "and is complete."
+    )
+
+
 def _failures(watch: Watch) -> str:
-    return "".join(f"\n  {name}: {why}" for name, why in watch.errors.items())
+    errors = dict(watch.errors)
+    if watch.tune_error is not None:
+        errors["Tune"] = watch.tune_error
+    return "".join(f"\n  {name}: {why}" for name, why in errors.items())
 
 
 def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ import ray
 
 from raytrain import _ray, forkserver
 from raytrain._ray.cluster import in_a_job, job_environment
-from raytrain.checkpoint import Location
+from raytrain.checkpoint import Entry, Location
 from raytrain.cluster.newcomers import Newcomers
 from raytrain.cluster.packing import needs_files, pack
 from raytrain.cluster.preflight import Envoys, alive_nodes, nodes_to_ask, preflight
@@ -99,8 +99,16 @@ class Session:
         if self._started:
             ray.shutdown()
 
-    def run(self, place: Location, reporter: ConsoleReporter, *, finished: int) -> Watch:
-        """Run all trials that are not done. Returns what was seen of them.
+    def run(
+        self,
+        place: Location,
+        reporter: ConsoleReporter,
+        *,
+        finished: Mapping[str, Entry],
+        find_finished: Callable[[Location], Entry | None],
+    ) -> Watch:
+        """Run all trials that are not done. Returns what was seen of them. `finished`: the last
+        checkpoint of those that are, by directory name; `find_finished` looks at one directory.
 
         Raises:
             ClusterNotReady: a node of the cluster cannot take part.
@@ -130,7 +138,9 @@ class Session:
                 reporter.event("raytrain", "warning", problem)
 
         watch = Watch(self._config, reporter, self._interrupts, check=check)
-        tuner, said = build_tuner(self._config, place, watch, finished=finished)
+        tuner, said = build_tuner(
+            self._config, place, watch, finished=finished, find_finished=find_finished
+        )
         if said is not None:
             reporter.event("raytrain", "warning", said)
         with ExitStack() as stack:
@@ -141,8 +151,7 @@ class Session:
                 # and a full disk makes it raise. How the run ended is read from storage, not here.
                 if self._lost is not None:
                     raise self._lost from None
-                if not watch.errors:
-                    watch.errors["Tune"] = describe(error)
+                watch.tune_error = describe(error)
         return watch
 
     def _check_ray(self) -> None:

@@ -1,30 +1,35 @@
 """Tune's side of an experiment: a Tuner that is fresh, restored, or built anew.
 
 Tune keeps `tuner.pkl`, `experiment_state-*.json` and the search's state in the experiment's directory
-and writes them in place. They say which trials there are and how each stands, and are used when they are whole. When
-they are missing or damaged, or hold a trial for finished that is to go on (a raised `stop`), they are
-set aside and the Tuner is built anew from the config: trials are generated from the config's seed, so
-they are the same trials with the same directories, and each of them finds its newest good checkpoint
-on storage by itself.
+and writes them in place, one after the other. They say which trials there are and how each stands, and
+are used when they are whole and name every trial. When they are missing, damaged or incomplete, or hold a
+trial for finished that is to go on (a raised `stop`, a damaged last checkpoint), they are set aside
+and the Tuner is built anew from the config: trials are generated from the config's seed, so they are the
+same trials with the same directories, and each of them finds its newest good checkpoint on storage.
+
+Whether a trial is finished is known from storage alone. One that is finished is never started: the
+scheduler ends it before Tune asks for its resources.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.schedulers import TrialScheduler as Decision
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raytrain import _ray
-from raytrain.checkpoint import Location
+from raytrain.checkpoint import Entry, Location
 from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import storage_errors
-from raytrain.config import ExperimentConfig, param_space
+from raytrain.config import ExperimentConfig, num_trials, param_space
 from raytrain.trainable.trial import REPORT, TrialPPO
+from raytrain.watch import trial_location
 
 _TUNER = "tuner.pkl"
 _STATE, _SEARCH = "experiment_state-", "basic-variant-state-"
@@ -32,21 +37,75 @@ _ASIDE = "set_aside"
 _FINISHED = "TERMINATED"
 
 
-class GivesNodesUp(FIFOScheduler):
-    """First come, first served; a trial that leaves a node is ended there and started on another."""
+FindFinished = Callable[[Location], Entry | None]
+"""Looks at a trial's directory: its last checkpoint if the trial has ended under the present `stop`."""
+
+
+class TrialScheduler(FIFOScheduler):
+    """First come, first served. A trial that is finished on storage is ended without being started; a
+    trial that leaves a node is ended there and started on another."""
+
+    def __init__(
+        self,
+        finished: Mapping[str, Entry] | None = None,
+        find_finished: FindFinished = lambda trial: None,
+    ) -> None:
+        """`finished`: trials known to be finished, by directory name, with their last checkpoint.
+        `find_finished` is asked for a trial that failed: it may have died after its last save."""
+        super().__init__()
+        self._finished = dict(finished or {})
+        self._find_finished = find_finished
+        self._failed: set[str] = set()
+        self._seen: set[str] = set()
+
+    def __reduce__(self) -> Any:
+        return TrialScheduler, ()  # Tune pickles it into tuner.pkl; each start brings its own.
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._failed.add(str(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         leaves = any(key.startswith(f"{REPORT}/leaving") for key in result)
-        return str(TrialScheduler.PAUSE if leaves else TrialScheduler.CONTINUE)
+        return str(Decision.PAUSE if leaves else Decision.CONTINUE)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        # Tune asks this after it has added trials and before it starts any.
+        for trial in tune_controller.get_trials():
+            if trial.status == "PENDING" and (entry := self._finished_entry(trial)) is not None:
+                assert entry.manifest is not None, "a finished trial was found by its manifest"
+                metrics = {**entry.manifest.metrics, "training_iteration": entry.iteration}
+                place = entry.location
+                _ray.tune.note_finished(trial, metrics, place.path, place.fs)
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
+    def _finished_entry(self, trial: Any) -> Entry | None:
+        name = str(trial)
+        if name in self._failed:
+            self._failed.discard(name)
+            return self._find_finished(trial_location(trial))
+        if name in self._seen:
+            return None
+        self._seen.add(name)
+        return self._finished.get(name)
 
 
 @dataclass(frozen=True)
 class TuneFiles:
-    """What Tune's own files say: `problem` is None if they can be restored from."""
+    """What Tune's own files say: `problem` is None if they are whole. `statuses`: of each trial, by
+    directory name. `complete`: every trial of the experiment has been made."""
 
     names: tuple[str, ...]
     problem: str | None
-    statuses: tuple[str, ...] = ()
+    statuses: Mapping[str, str] = field(default_factory=dict)
+    complete: bool = False
+
+    def fit(self, trials: int, finished: Iterable[str]) -> bool:
+        """Whether they can be restored from, if the experiment has so many trials of which those named
+        are finished on storage."""
+        ended = {name for name, status in self.statuses.items() if status == _FINISHED}
+        everything = self.complete and len(self.statuses) == trials
+        return self.problem is None and everything and ended <= set(finished)
 
 
 def read_tune_files(experiment: Location) -> TuneFiles:
@@ -75,10 +134,14 @@ def read_tune_files(experiment: Location) -> TuneFiles:
         try:
             state = json.loads((experiment / states[-1]).read_bytes())
             trials = [json.loads(trial) for trial, _ in state["trial_data"]]
-            statuses = tuple(str(trial["status"]) for trial in trials)
+            statuses = {str(trial["custom_dirname"]): str(trial["status"]) for trial in trials}
         except (ValueError, KeyError, TypeError):
             return TuneFiles(tuple(names), f"{states[-1]} is damaged")
-    return TuneFiles(tuple(names), None if statuses else f"{states[-1]} lists no trial", statuses)
+        complete = bool(searches) and _ray.tune.has_named_all_trials(
+            (experiment / searches[-1]).read_bytes()
+        )
+    problem = None if statuses else f"{states[-1]} lists no trial"
+    return TuneFiles(tuple(names), problem, statuses, complete)
 
 
 def forget_tune_files(experiment: Location) -> None:
@@ -100,14 +163,16 @@ def set_aside(experiment: Location, names: tuple[str, ...]) -> None:
             (experiment / name).delete_file()
 
 
-def fresh_tuner(config: ExperimentConfig, experiment: Location, watch: Any) -> Tuner:
+def fresh_tuner(
+    config: ExperimentConfig, experiment: Location, watch: Any, scheduler: TrialScheduler
+) -> Tuner:
     """A Tuner whose trials continue from whatever lies in their directories."""
     return Tuner(
         TrialPPO,
         param_space={**param_space(config), "import_path": config.import_path},
         tune_config=TuneConfig(
             num_samples=config.tune.num_samples,
-            scheduler=GivesNodesUp(),
+            scheduler=scheduler,
             search_alg=BasicVariantGenerator(
                 random_state=config.seed,
                 max_concurrent=config.tune.max_concurrent_trials or 0,
@@ -129,7 +194,9 @@ def fresh_tuner(config: ExperimentConfig, experiment: Location, watch: Any) -> T
     )
 
 
-def restored_tuner(config: ExperimentConfig, experiment: Location, watch: Any) -> Tuner:
+def restored_tuner(
+    config: ExperimentConfig, experiment: Location, watch: Any, scheduler: TrialScheduler
+) -> Tuner:
     """The Tuner of an experiment whose Tune files are whole; unfinished and failed trials go on."""
     tuner = Tuner.restore(
         experiment.path,
@@ -139,23 +206,29 @@ def restored_tuner(config: ExperimentConfig, experiment: Location, watch: Any) -
         storage_filesystem=experiment.fs,
     )
     _ray.tune.set_run_config(
-        tuner, callbacks=[watch], failure_config=_failure_config(config), scheduler=GivesNodesUp()
+        tuner, callbacks=[watch], failure_config=_failure_config(config), scheduler=scheduler
     )
     return tuner
 
 
 def build_tuner(
-    config: ExperimentConfig, experiment: Location, watch: Any, *, finished: int
+    config: ExperimentConfig,
+    experiment: Location,
+    watch: Any,
+    *,
+    finished: Mapping[str, Entry],
+    find_finished: FindFinished,
 ) -> tuple[Tuner, str | None]:
-    """The Tuner to run, and a sentence if Tune's own files could not be used. `finished`: how many
-    trials have ended by what lies on storage; if Tune holds more for ended, some are to go on."""
+    """The Tuner to run, and a sentence if Tune's own files could not be used. `finished`,
+    `find_finished`: see `TrialScheduler`."""
+    scheduler = TrialScheduler(finished, find_finished)
     found = read_tune_files(experiment)
-    if found.problem is None and found.statuses.count(_FINISHED) <= finished:
-        return restored_tuner(config, experiment, watch), None
+    if found.fit(num_trials(config), finished):
+        return restored_tuner(config, experiment, watch, scheduler), None
     if not found.names:
-        return fresh_tuner(config, experiment, watch), None
+        return fresh_tuner(config, experiment, watch, scheduler), None
     set_aside(experiment, found.names)
-    tuner = fresh_tuner(config, experiment, watch)
+    tuner = fresh_tuner(config, experiment, watch, scheduler)
     if found.problem is None:
         return tuner, None
     return tuner, (

@@ -64,6 +64,7 @@ class Watch(Callback):
         self._deleted: dict[str, set[str]] = {}
         self.errors: dict[str, str] = {}
         self.ended: dict[str, str] = {}
+        self.tune_error: str | None = None
         self.left = False
 
     def __reduce__(self) -> Any:
@@ -142,6 +143,14 @@ class Watch(Callback):
         elif gone:
             _ray.tune.forget_checkpoints(trial, lambda path: path.rpartition("/")[2] not in gone)
 
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = str(trial)
+        if self._reporter is not None and name not in self._losses:
+            reached = trial.last_result.get("training_iteration")
+            self._reporter.event(
+                name, "info", f"Finished earlier, at iteration {reached}; it is not started again."
+            )
+
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._failed(trial, will_retry=True)
 
@@ -152,7 +161,7 @@ class Watch(Callback):
 
     def _counts(self, trial: Any, error: BaseException | None) -> bool:
         """Find out why a trial ended, and whether that counts against its limit."""
-        words = _last_words(_place(trial))
+        words = _last_words(trial_location(trial))
         killed = self._killed.pop(str(trial), None)
         if killed is not None:
             why = _Why("failure", killed)
@@ -172,7 +181,7 @@ class Watch(Callback):
     def _losses_of(self, trial: Any) -> Losses:
         name = str(trial)
         if name not in self._losses:
-            self._losses[name] = Losses(_place(trial))
+            self._losses[name] = Losses(trial_location(trial))
         return self._losses[name]
 
     def _failed(self, trial: Any, *, will_retry: bool) -> None:
@@ -218,7 +227,7 @@ class Watch(Callback):
         self._log(trial, "preemption", told, attempt=attempt, iteration=self._iterations[name])
 
     def _log(self, trial: Any, kind: str, told: str, *, attempt: int, iteration: int) -> None:
-        place = _place(trial)
+        place = trial_location(trial)
         if place.is_local:
             log = EventLog(place.local_path / EVENT_LOG)
             log.write(kind, told, attempt=attempt, iteration=iteration)
@@ -235,7 +244,7 @@ class Watch(Callback):
         try:
             iterations = [
                 entry.iteration
-                for entry in Catalogue(_place(trial)).entries()
+                for entry in Catalogue(trial_location(trial)).entries()
                 if entry.manifest and entry.kind != "error" and not entry.in_quarantine
             ]
         except StorageError:
@@ -304,7 +313,8 @@ def _last_words(trial: Location) -> dict[str, Any] | None:
     return words if isinstance(words, dict) else None
 
 
-def _place(trial: Any) -> Location:
+def trial_location(trial: Any) -> Location:
+    """The directory of a trial of Tune's on storage."""
     return Location(trial.storage.storage_filesystem, trial.storage.trial_fs_path)
 
 

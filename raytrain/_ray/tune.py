@@ -108,10 +108,27 @@ def set_run_config(
 def can_unpickle(data: bytes) -> bool:
     """Whether a pickle of Tune's (`tuner.pkl`, the search's state) is whole. Tune reads them without
     a check; a truncated one ends in any of a dozen errors."""
+    return _unpickled(data) is not None
+
+
+def has_named_all_trials(data: bytes) -> bool:
+    """Whether the state of a `BasicVariantGenerator` (`basic-variant-state-*.json`, a pickle) was
+    written after its last trial. Restored from an earlier one it makes trials anew that the
+    experiment's state may hold already: the two files are written one after the other."""
+    state = _unpickled(data)
+    return isinstance(state, dict) and bool(state.get("_finished"))
+
+
+def _unpickled(data: bytes) -> Any | None:
     from ray import cloudpickle
 
     try:
-        cloudpickle.loads(data)
+        return cloudpickle.loads(data)
     except Exception:  # Damaged pickles raise whatever their bytes happen to spell.
-        return False
-    return True
+        return None
+
+
+def note_finished(trial: Trial, metrics: dict[str, Any], path: str, filesystem: Any) -> None:
+    """Tell Tune how a trial stands that is not started, so that its result grid shows it."""
+    trial.update_last_result({**metrics, "trial_id": trial.trial_id, "done": True})
+    trial.on_checkpoint(training_result(path, filesystem, metrics))

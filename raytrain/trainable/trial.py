@@ -224,7 +224,8 @@ class TrialPPO(ExactPPO):
         if self._interrupted:
             # The driver is about to end this process; whatever was trained now would be lost.
             time.sleep(_INTERRUPT_PAUSE_S)
-            return {**self.get_auto_filled_metrics(), **(self._last_result or self._parting)}
+            known = self._last_result or self._parting
+            return {**self.get_auto_filled_metrics(time_this_iter=0.0), **known}
         iteration = self.iteration + 1
         try:
             if self._failed_start is not None:
@@ -293,7 +294,10 @@ class TrialPPO(ExactPPO):
 
     def _end_without_training(self) -> dict[str, Any]:
         """The run restored is past its end: the trial is done, with the result it had."""
-        result = {**self._parting, **self.get_auto_filled_metrics(), "done": True}
+        # Tune adds the times of iterations up, so each result needs one.
+        lasted = float(self._parting.get("time_this_iter_s") or 0.0)
+        filled = self.get_auto_filled_metrics(time_this_iter=lasted)
+        result = {**self._parting, **filled, "done": True}
         result.update(config=self._given, training_iteration=self.iteration)
         saved = self._directory.last_saved
         if saved is None or saved.kind != "final":
