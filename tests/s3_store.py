@@ -24,8 +24,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from clusters import free_port
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
 
 BUCKET = "bucket"
 KEY_ID, SECRET = "raytrain-test-key-id", "canary-of-the-secret-access-key"
@@ -52,16 +56,7 @@ def server() -> Iterator[int]:
 
 
 def make_bucket(port: int) -> None:
-    import pyarrow.fs as pafs
-
-    files = pafs.S3FileSystem(
-        endpoint_override=f"http://127.0.0.1:{port}",
-        access_key=KEY_ID,
-        secret_key=SECRET,
-        region="us-east-1",
-        allow_bucket_creation=True,
-    )
-    files.create_dir(BUCKET)
+    file_system(port, allow_bucket_creation=True).create_dir(BUCKET)
 
 
 def environment(port: int, host: str = "127.0.0.1") -> dict[str, str]:
@@ -73,6 +68,19 @@ def environment(port: int, host: str = "127.0.0.1") -> dict[str, str]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+def file_system(port: int, **options: bool) -> pafs.S3FileSystem:
+    """The store itself, whatever this process's environment says."""
+    import pyarrow.fs as pafs
+
+    return pafs.S3FileSystem(
+        endpoint_override=f"http://127.0.0.1:{port}",
+        access_key=KEY_ID,
+        secret_key=SECRET,
+        region="us-east-1",
+        **options,
+    )
 
 
 def _wait_for(port: int, seconds: float = 60.0) -> None:

@@ -27,6 +27,7 @@ from ray.rllib.utils.filter import RunningStat
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT, TRIAL_INFO
+from ray.tune.search.basic_variant import BasicVariantGenerator
 from tiny_ppo import Told, build
 
 from raytrain import _ray
@@ -467,6 +468,27 @@ def test_whole_and_torn_pickles_are_told_apart():
     data = pickle.dumps({"tuner": list(range(100))})
     assert _ray.tune.can_unpickle(data)
     assert not _ray.tune.can_unpickle(data[: len(data) // 2])
+
+
+def test_a_search_says_whether_it_has_made_all_trials(tmp_path):
+    search = BasicVariantGenerator(max_concurrent=1)
+    search.add_configurations({"x": {"run": "PPO", "num_samples": 2}})
+
+    def all_made():
+        search.save_to_dir(str(tmp_path), "x")
+        (state,) = tmp_path.glob("basic-variant-state-*.json")
+        return _ray.tune.has_named_all_trials(state.read_bytes())
+
+    first = search.next_trial()
+    assert not all_made()
+    search.on_trial_complete(first.trial_id)
+    assert search.next_trial() is not None
+    assert not all_made(), "it does not know that there is no third one"
+    search.on_trial_complete(first.trial_id)
+    search.max_concurrent = 0
+    assert search.next_trial() is None
+    assert all_made()
+    assert not _ray.tune.has_named_all_trials(b"torn")
 
 
 def test_rllib_repeats_an_evaluation_in_later_results(algorithm, monkeypatch):

@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 
 import psutil
-import pyarrow.fs as pafs
 from namespaces import Cluster, Node
 from running import Run
-from s3_store import KEY_ID, SECRET, Proxy
+from s3_store import Proxy
 
 from chaos.campaign import PROCESSES, Stage, kill
 from chaos.schedule import Fault
@@ -142,13 +141,3 @@ class NodesAndStore(Nodes):
         if fault.kind == "files":
             return self.trials.strike(fault, self.processes("trial"))
         return super().strike(fault)
-
-
-def store(port: int) -> pafs.S3FileSystem:
-    """The store itself, as seen from outside of the cluster."""
-    return pafs.S3FileSystem(
-        endpoint_override=f"http://127.0.0.1:{port}",
-        access_key=KEY_ID,
-        secret_key=SECRET,
-        region="us-east-1",
-    )

@@ -14,7 +14,7 @@ import pytest
 from clusters import free_port
 from namespaces import SWITCH, Cluster, why_not
 from running import Reference, Run, experiment_of, trial_of, write_config
-from s3_store import Proxy, environment
+from s3_store import Proxy, environment, file_system
 from test_disturbed_runs import assert_same_run
 
 from chaos import local, nodes
@@ -107,7 +107,7 @@ def test_processes_nodes_links_files_and_the_store(
         storage_path=root,
         resources={"custom_resources_for_main_process": {"worker": 0.1}},
     )
-    store = nodes.store(s3_port)
+    store = file_system(s3_port)
     trials = Trials(store, f"bucket/chaos/{name}")
     cluster, proxy = cluster_and_proxy
     log = tmp_path / "log.txt"
