@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from killed_writers import killed_often
 from small_disk import fill
 
 from raytrain.reporting import EpisodeHistory, FinishedEpisode, RecordsError, read_episodes
@@ -228,48 +226,8 @@ def test_a_full_disk_keeps_the_episodes(small_disk):
     assert read_episodes(small_disk)["iteration"].to_pylist()[-5:] == [5, 5, 5, 6, 6]
 
 
-WRITER = """
-import os, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_episodes import expected, finished
-from raytrain.reporting import EpisodeHistory
-
-directory, committed, stop = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-
-def train():
-    done = int(committed.read_text())
-    history = EpisodeHistory(directory, done)
-    assert history.warnings == []
-    for iteration in range(done + 1, stop + 1):
-        history.append(finished(iteration))
-        history.flush(iteration)
-        if iteration % 3 == 0:
-            temporary = committed.with_suffix(".tmp")
-            temporary.write_text(str(iteration))
-            temporary.replace(committed)
-
-# Each attempt is a fork, so that the imports are paid for once.
-for seconds in map(float, sys.argv[4:]):
-    child = os.fork()
-    if not child:
-        train()
-        os._exit(0)
-    time.sleep(seconds)  # the moment of the kill is the point
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the attempt ended before its kill"
-train()
-"""
-
-
 def test_killed_many_times_every_episode_is_there_once(tmp_path):
     """A real process is killed at any moment, merging and cutting included."""
-    committed, directory = tmp_path / "committed", tmp_path / "trial"
-    committed.write_text("0")
-    seconds = np.random.default_rng(0).uniform(0.005, 0.15, 12)
-    code = WRITER.format(tests=str(Path(__file__).parent))
-    arguments = [str(directory), str(committed), "1000", *map(str, seconds)]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=200)
-    assert read_episodes(directory).to_pylist() == expected(1000)
-    assert plain(directory) == list(range(len(expected(1000))))
+    last = killed_often("episodes", tmp_path / "trial", kills=12)
+    assert read_episodes(tmp_path / "trial").to_pylist() == expected(last)
+    assert plain(tmp_path / "trial") == list(range(len(expected(last))))

@@ -5,60 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from killed_writers import killed_often
 from record_files import assert_complete, raw_events, row, write
 from small_disk import fill
 
 from raytrain.reporting import EventLog, RecordsError, TrialRecords, read_events
 
-WRITER = """
-import os, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from record_files import row
-from raytrain.reporting import TrialRecords
-
-directory, committed, stop = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-
-def train():
-    done = int(committed.read_text())
-    records = TrialRecords(directory, done)
-    assert records.warnings == [], records.warnings
-    for iteration in range(done + 1, stop + 1):
-        records.append(row(iteration))
-        if iteration % 5 == 0:
-            records.flush(durable=True)
-            temporary = committed.with_suffix(".tmp")
-            temporary.write_text(str(iteration))
-            temporary.replace(committed)
-
-# Each attempt is a fork, so that the imports are paid for once.
-for seconds in map(float, sys.argv[4:]):
-    child = os.fork()
-    if not child:
-        train()
-        os._exit(0)
-    time.sleep(seconds)  # the moment of the kill is the point
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the attempt ended before its kill"
-train()
-"""
-
 
 def test_killed_many_times_every_iteration_is_there_once(tmp_path):
     """A real process is killed at any moment, opening included, and then gets to the end."""
-    committed, directory = tmp_path / "committed", tmp_path / "trial"
-    committed.write_text("0")
-    seconds = np.random.default_rng(0).uniform(0.001, 0.06, 40)
-    code = WRITER.format(tests=str(Path(__file__).parent))
-    arguments = [str(directory), str(committed), "3000", *map(str, seconds)]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=200)
-    assert_complete(directory, 3000)
+    last = killed_often("records", tmp_path / "trial", kills=40)
+    assert_complete(tmp_path / "trial", last)
 
 
 @pytest.mark.parametrize("leave", [0, 4096, 8192, 12288])
