@@ -93,7 +93,7 @@ def run_child(action: str, root: Path, step: int, generic: bool) -> bool:
     context.set_forkserver_preload(["raytrain.checkpoint", "fsspec"])
     child = context.Process(target=act, args=(action, root, step, generic))
     child.start()
-    child.join(60)
+    child.join(600)
     assert child.exitcode in (0, -signal.SIGKILL), child
     return child.exitcode == 0
 

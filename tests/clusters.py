@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
+_any_seed = random.SystemRandom()
 _SMALL = "200000000"  # bytes of object store: several nodes share this machine
 
 
@@ -67,7 +69,7 @@ class Node:
 
     def comes_up(self) -> bool:
         """Wait until it is up (True) or has given up."""
-        until(lambda: self._up() or self.process.poll() is not None, 120, self._read)
+        until(lambda: self._up() or self.process.poll() is not None, 600, self._read)
         return self._up()
 
     def _up(self) -> bool:
@@ -125,7 +127,7 @@ class Cluster:
                 f"--num-cpus={self._cpus}",
             )
             if self._with_dashboard:
-                until(self._answers, 60, lambda: self.log("head"))
+                until(self._answers, 600, lambda: self.log("head"))
         except BaseException:
             self.close()
             raise
@@ -150,6 +152,11 @@ class Cluster:
 
     def log(self, name: str) -> str:
         return (self._logs / f"{name}.log").read_text(errors="replace")
+
+    def driver_log(self, job: str) -> str:
+        """What a job has printed so far."""
+        logs = Path(self._temp).glob(f"session_*/logs/job-driver-{job}.log")
+        return "".join(log.read_text(errors="replace") for log in logs)
 
     def _start(self, *arguments: str, **env: str) -> Node:
         """A node that is up. A raylet gives up when its agent needs more than 15 s to start, which it
@@ -191,12 +198,16 @@ def until(condition: Callable[[], Any], timeout: float, told: Callable[[], str])
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing uses: below those that the system gives away by itself, and above those that Ray
+    gives to its workers, so that nothing takes it before the test does."""
+    while True:
+        port = _any_seed.randrange(20_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
-def run(*arguments: str, env: dict[str, str], cwd: Path, timeout: float = 240) -> tuple[int, str]:
+def run(*arguments: str, env: dict[str, str], cwd: Path, timeout: float = 600) -> tuple[int, str]:
     """Exit code and output of a command, all of whose processes are dead after a timeout."""
     process = subprocess.Popen(
         arguments,

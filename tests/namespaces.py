@@ -43,7 +43,7 @@ PORT = 6379
 ADDRESS = f"10.77.0.1:{PORT}"
 SWITCH = "10.77.0.200"
 _CLONE_NEWNET = 0x40000000
-_START_S = 300.0
+_START_S = 600.0
 _counter = itertools.count()
 
 NOTICED_IN_9_S = {
@@ -81,7 +81,7 @@ class Node:
         self.pid = self._find()
 
     def _find(self) -> int:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
             children = psutil.Process(self._starter.pid).children()
             if children:
@@ -96,13 +96,13 @@ class Node:
         """The whole node dies at once."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-        self._starter.wait(30)
+        self._starter.wait(600)
 
     def terminate(self) -> None:
         """SIGTERM: Ray drains the node by itself."""
         os.kill(self.pid, signal.SIGTERM)
 
-    def wait(self, timeout: float = 60) -> None:
+    def wait(self, timeout: float = 600) -> None:
         """Until the node has ended by itself."""
         self._starter.wait(timeout)
 
@@ -133,15 +133,15 @@ class Driver(Run):
 
     def __init__(self, node: Node, command: list[str], log: Path, env: dict[str, str]) -> None:
         self.log = log
-        self._file = log.open("ab")
-        self.process = subprocess.Popen(
-            node.inside(*command),
-            stdout=self._file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=env,
-        )
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                node.inside(*command),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env=env,
+            )
 
     def signal(self, number: int = signal.SIGINT) -> None:
         for child in psutil.Process(self.process.pid).children():
@@ -150,7 +150,7 @@ class Driver(Run):
     def kill(self) -> None:
         """SIGKILL to the program itself; what it started on other nodes lives on."""
         self.signal(signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(600)
 
 
 class Cluster:
@@ -325,7 +325,7 @@ class Cluster:
             node.kill()
         for driver in self._drivers:
             driver.process.kill()
-            driver.process.wait(30)
+            driver.process.wait(600)
         for namespace in self._namespaces:
             subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
         shutil.rmtree(self.files, ignore_errors=True)

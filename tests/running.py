@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,21 +50,56 @@ def write_config(path: Path, **sections: Any) -> Path:
     return path
 
 
+class Holds:
+    """A run that waits after some of its iterations, in the one that follows, until `release`: it cannot be
+    over, on however fast a machine, before a test has acted.
+
+        holds = Holds(tmp_path, 2, 5)
+        config = write_config(tmp_path / "run.yaml", **holds.sections)
+
+    `steps`: those of each environment in an iteration.
+    """
+
+    def __init__(self, place: Path, *iterations: int, steps: int = 512) -> None:
+        shutil.copy(Path(__file__).with_name("held_env.py"), place)
+        self._files = [place / f"held_after_{iteration}" for iteration in iterations]
+        for file in self._files:
+            file.touch()
+        holds = {
+            str(file): iteration * steps
+            for file, iteration in zip(self._files, iterations, strict=True)
+        }
+        self.sections: dict[str, Any] = {
+            "environment": {"env": "held_env:make", "env_config": {"holds": holds}},
+            # A run that is held is not one that hangs.
+            "fault_tolerance": {"env_runner_timeout_s": 3600, "hang_floor_s": 3600},
+        }
+
+    def release(self) -> None:
+        """Let the run go on to the next hold, or to its end."""
+        self._files.pop(0).unlink()
+
+    def release_all(self) -> None:
+        """Let the run go on to its end."""
+        while self._files:
+            self.release()
+
+
 class Run:
     """One process of `raytrain`, in a process group of its own, with its output in a file."""
 
     def __init__(self, *arguments: str, log: Path, env: dict[str, str] | None = None) -> None:
         self.log = log
-        self._file = log.open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "raytrain", *arguments],
-            stdout=self._file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **(env or {})},
-        )
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "raytrain", *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **(env or {})},
+            )
 
-    def wait(self, timeout: float = 240) -> int:
+    def wait(self, timeout: float = 600) -> int:
         """The exit code; all processes of the run are dead after a timeout."""
         try:
             return self.process.wait(timeout)
@@ -74,7 +110,7 @@ class Run:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def until(self, condition: Callable[[], Any], timeout: float = 120) -> Any:
+    def until(self, condition: Callable[[], Any], timeout: float = 600) -> Any:
         """Wait for a condition; the run must not end before it holds."""
         deadline = time.monotonic() + timeout
         while True:

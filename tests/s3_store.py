@@ -83,7 +83,7 @@ def file_system(port: int, **options: bool) -> pafs.S3FileSystem:
     )
 
 
-def _wait_for(port: int, seconds: float = 60.0) -> None:
+def _wait_for(port: int, seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -51,7 +51,7 @@ def job(tmp_path: Path, iteration: int, score: float | None = 1.0, **changes: ob
 
 def one(worker: Committer, work: CommitJob) -> CommitOutcome:
     worker.submit(work)
-    assert worker.drain(60)
+    assert worker.drain(600)
     (outcome,) = worker.outcomes()
     assert not work.staging.exists()
     return outcome
@@ -120,7 +120,7 @@ def test_the_next_checkpoint_waits_until_the_one_before_is_committed(tmp_path: P
 
     def fence() -> None:
         order.append("fence")
-        assert go.wait(60)
+        assert go.wait(600)
 
     worker = Committer(trial, retention=RetentionPolicy(None), best=None, fence=fence)
     worker.submit(job(tmp_path, 1))
@@ -130,7 +130,7 @@ def test_the_next_checkpoint_waits_until_the_one_before_is_committed(tmp_path: P
     second.join(0.2)
     assert second.is_alive() and order == ["fence"]
     go.set()
-    second.join(60)
+    second.join(600)
     worker.close()
     assert [(o.iteration, o.ok) for o in worker.outcomes()] == [(1, True), (2, True)]
     assert worker.outcomes() == [] and not worker.busy
@@ -141,7 +141,7 @@ def test_nobody_waits_for_the_deletion_of_old_checkpoints(
 ) -> None:
     go = threading.Event()
     monkeypatch.setattr(
-        "raytrain.checkpoint.committer.prune", lambda *_: [] if go.wait(60) else ["late"]
+        "raytrain.checkpoint.committer.prune", lambda *_: [] if go.wait(600) else ["late"]
     )
     trial = Location.of(tmp_path / "trial")
     worker = Committer(trial, retention=RetentionPolicy(1), best=None)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from clusters import ROOT, environment, free_port, until
 from ray.autoscaler._private.util import prepare_config, validate_config
-from running import Reference, committed, rows, trial_of, write_config
+from running import Holds, Reference, committed, rows, trial_of, write_config
 
 LAUNCHER = [ROOT / "cluster.yaml", ROOT / "docs" / "cluster-gcp.yaml"]
 COMMANDS = (
@@ -201,11 +201,13 @@ def test_the_slurm_script_trains_saves_at_its_time_limit_and_goes_on(
     tmp_path: Path, undisturbed: Reference
 ) -> None:
     """Two nodes by a stand-in for Slurm; the signal before the time limit; and the requeued job."""
-    config = write_config(tmp_path / "run.yaml")
+    holds = Holds(tmp_path, 3)
+    config = write_config(tmp_path / "run.yaml", **holds.sections)
     programs = fake_slurm.install(tmp_path, free_port())
+    port = next(each for each in iter(free_port, None) if each < 30_000)  # As the script counts it.
     env = environment(
         SLURM_JOB_NODELIST="first,second",
-        SLURM_JOB_ID=str(free_port()),
+        SLURM_JOB_ID=str(port - 20_000),
         SLURM_CPUS_PER_TASK="2",
         SLURM_SUBMIT_DIR=str(tmp_path),
         USER="test",
@@ -227,15 +229,17 @@ def test_the_slurm_script_trains_saves_at_its_time_limit_and_goes_on(
 
     said = log.read_text
     job = start()
-    until(lambda: len(rows(trial_of(config))) >= 2, 240, said)
+    until(lambda: len(rows(trial_of(config))) == 3, 600, said)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(120) == 143, said()
+    until(lambda: "saving 1 running trial(s)" in said(), 600, said)
+    holds.release()
+    assert job.wait(600) == 143, said()
     assert (tmp_path / "requeued.txt").read_text().split() == [env["SLURM_JOB_ID"]]
     assert len(rows(trial_of(config))) in committed(trial_of(config))
     assert job_is_gone(env["SLURM_JOB_ID"])
 
     job = start()
-    assert job.wait(240) == 0, said()
+    assert job.wait(600) == 0, said()
     assert "run finished" in said()
     assert [row["weights_sha256"] for row in rows(trial_of(config))] == undisturbed.digests()
     started = (tmp_path / "srun.txt").read_text()
@@ -250,4 +254,4 @@ def job_is_gone(job: str) -> bool:
         lines = (" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
         return [line for line in lines if f"ray-test-{job}" in line]
 
-    return bool(until(lambda: not left(), 60, lambda: "\n".join(left())))
+    return bool(until(lambda: not left(), 600, lambda: "\n".join(left())))

@@ -14,7 +14,7 @@ import pytest
 import ray
 import yaml
 from clusters import until
-from running import Reference, Run, experiment_of, rows, train_here, trial_of, write_config
+from running import Holds, Reference, Run, experiment_of, rows, train_here, trial_of, write_config
 from test_disturbed_runs import assert_same_run
 from tiny_ppo import TINY, Told, built, iterate, unlike
 from typer.testing import CliRunner
@@ -275,7 +275,7 @@ def test_one_actor_takes_a_stage_over_for_all_groups(local_ray):
 def wait_for_both(algorithm: Told) -> None:
     """Two env runner actors are there."""
     hosts = algorithm.env_groups._hosts
-    until(lambda: hosts.look(0.1) or len(hosts.up) == 2, 300, lambda: str(algorithm.told))
+    until(lambda: hosts.look(0.1) or len(hosts.up) == 2, 600, lambda: str(algorithm.told))
 
 
 def pids_of(algorithm: Told) -> dict[int, int]:
@@ -340,10 +340,14 @@ RUN = {
 }
 
 
+def without_a_stop(config: Path) -> Path:
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "stop": {}}))
+    return config
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, local_ray) -> Path:
-    config = write_config(tmp_path_factory.mktemp("curriculum") / "run.yaml", **RUN)
-    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "stop": {}}))
+    config = without_a_stop(write_config(tmp_path_factory.mktemp("curriculum") / "run.yaml", **RUN))
     said = train_here(config)
     config.with_name("said.txt").write_text(said)
     return config
@@ -381,10 +385,16 @@ def test_a_finished_curriculum(finished):
     "moment", ["stages/easy", pytest.param("checkpoint_000006", marks=pytest.mark.slow)]
 )
 def test_a_killed_curriculum_ends_as_the_one_that_was_left_alone(finished, tmp_path, moment):
-    config = copied_config(finished, tmp_path)
+    holds = Holds(tmp_path, 2, steps=64)  # Of the stage that is held: after the run's iteration 6.
+    sections = {**RUN, **holds.sections, "environment": {"env": "held_env:make"}}
+    easy, middle, hard = RUN["curriculum"]
+    held = {"env_config": {**SHORT["env_config"], **holds.sections["environment"]["env_config"]}}
+    sections["curriculum"] = [easy, {**middle, "environment": held}, hard]
+    config = without_a_stop(write_config(tmp_path / "run.yaml", **sections))
     run = Run("train", str(config), log=tmp_path / "log.txt")
     run.until((trial_of(config) / moment / "manifest.json").exists)
     run.kill_everything()
+    holds.release()
     train_here(config)
     assert_same_run(trial_of(config), Reference(trial_of(finished)))
     assert sorted(path.name for path in (trial_of(config) / "stages").iterdir()) == [

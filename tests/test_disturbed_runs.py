@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from running import (
+    Holds,
     Reference,
     Run,
     committed,
@@ -61,11 +62,17 @@ def start(config: Path, *arguments: str) -> Run:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
-    return write_config(tmp_path / "run.yaml")
+def holds(tmp_path: Path) -> Holds:
+    """Of the run of `config`: after its iteration 5 of 12."""
+    return Holds(tmp_path, 5)
 
 
-def test_killed_again(config: Path, undisturbed: Reference) -> None:
+@pytest.fixture
+def config(tmp_path: Path, holds: Holds) -> Path:
+    return write_config(tmp_path / "run.yaml", **holds.sections)
+
+
+def test_killed_again(config: Path, holds: Holds, undisturbed: Reference) -> None:
     """SIGKILL of the trial's process, then of the driver alone."""
     trial = trial_of(config)
     run = start(config)
@@ -74,25 +81,30 @@ def test_killed_again(config: Path, undisturbed: Reference) -> None:
     run.until(lambda: "Continued from" in run.output())
     run.process.kill()
     run.process.wait()
+    holds.release()
     assert "the trial's process died: it was killed or crashed" in run.output()
     train(config)
     assert_same_run(trial, undisturbed)
 
 
 @pytest.mark.slow
-def test_killed_everywhere(config: Path, undisturbed: Reference) -> None:
+def test_killed_everywhere(tmp_path: Path, undisturbed: Reference) -> None:
     """SIGKILL of an env runner, of everything at once, of the raylet."""
+    holds = Holds(tmp_path, 3, 5, 8)
+    config = write_config(tmp_path / "run.yaml", **holds.sections)
     trial = trial_of(config)
     run = start(config)
-    run.until(lambda: iteration_of(trial) >= 3)
-    before = iteration_of(trial)
+    run.until(lambda: iteration_of(trial) == 3)
     os.kill(run.pids("ray::GroupEnvRunner")[0], signal.SIGKILL)
-    run.until(lambda: iteration_of(trial) > before)
+    holds.release()
+    run.until(lambda: iteration_of(trial) == 5)
     run.kill_everything()
+    holds.release()
 
     run = start(config)
-    run.until(lambda: run.pids("ray::GroupEnvRunner"))
+    run.until(lambda: iteration_of(trial) == 8)
     os.kill(run.pids("raylet")[0], signal.SIGKILL)
+    holds.release()
     assert run.wait() == 0, run.output()
     assert "Ray is started again" in run.output()
     assert_same_run(trial, undisturbed)
@@ -106,18 +118,21 @@ def test_killed_everywhere(config: Path, undisturbed: Reference) -> None:
     ],
 )
 def test_interrupted_saves_first(
-    config: Path, undisturbed: Reference, number: signal.Signals, code: int
+    config: Path, holds: Holds, undisturbed: Reference, number: signal.Signals, code: int
 ) -> None:
     trial = trial_of(config)
     run = start(config)
-    run.until(lambda: iteration_of(trial) >= 3)
+    run.until(lambda: iteration_of(trial) == 5)
     if number is signal.SIGINT:
         os.killpg(run.process.pid, number)  # As a terminal does: to every process of the group.
     else:
         run.signal(number)
-    assert run.wait(60) == code, run.output()
+    run.until(lambda: "saving 1 running trial(s)" in run.output())
+    holds.release()
+    assert run.wait() == code, run.output()
     assert "Continue with: " in run.output()
     last = iteration_of(trial)
+    assert last == 6
     newest = trial / f"checkpoint_{last:06d}" / "manifest.json"
     assert '"kind": "interrupted"' in newest.read_text()
     # What Tune does not know of must not be needed either.
@@ -131,20 +146,23 @@ def test_interrupted_saves_first(
 
 
 @pytest.mark.slow
-def test_a_second_interrupt_leaves_at_once(config: Path, undisturbed: Reference) -> None:
+def test_a_second_interrupt_leaves_at_once(
+    config: Path, holds: Holds, undisturbed: Reference
+) -> None:
     trial = trial_of(config)
     run = start(config)
     run.until(lambda: committed(trial))
     run.signal(signal.SIGINT)
     run.until(lambda: "once more leaves at once" in run.output())
     run.signal(signal.SIGINT)
-    assert run.wait(10) == 130, run.output()
+    assert run.wait() == 130, run.output()  # The trial has saved nothing: it is held.
+    holds.release()
     train(config)
     assert_same_run(trial, undisturbed)
 
 
 def test_damaged_moved_and_robbed_of_tunes_files(
-    config: Path, undisturbed: Reference, tmp_path: Path
+    config: Path, holds: Holds, undisturbed: Reference, tmp_path: Path
 ) -> None:
     """The newest checkpoint has a flipped bit, tuner.pkl is cut, and the directory lies elsewhere
     under another name."""
@@ -152,6 +170,7 @@ def test_damaged_moved_and_robbed_of_tunes_files(
     run = start(config)
     run.until(lambda: len(committed(trial)) >= 2)
     run.kill_everything()
+    holds.release()
     newest = trial / f"checkpoint_{committed(trial)[-1]:06d}"
     state = newest / "learner_group" / "learner" / "state.pkl"
     content = bytearray(state.read_bytes())
@@ -174,7 +193,8 @@ def test_damaged_moved_and_robbed_of_tunes_files(
 
 
 @pytest.mark.slow
-def test_no_good_checkpoint_left_is_said_and_nothing_is_begun_anew(config: Path) -> None:
+def test_no_good_checkpoint_left_is_said_and_nothing_is_begun_anew(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run.yaml")
     train(config)
     trial = trial_of(config)
     shutil.rmtree(trial / "final")
@@ -189,15 +209,15 @@ def test_no_good_checkpoint_left_is_said_and_nothing_is_begun_anew(config: Path)
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
-    config = write_config(tmp_path / "run.yaml", stop={"iterations": 80})
+def test_two_runs_in_one_directory_are_refused(config: Path, holds: Holds) -> None:
     trial = trial_of(config)
     run = start(config)
     run.until(lambda: iteration_of(trial) >= 1)
     second = train(config, log=config.parent / "second.txt", code=1)
     assert f"is being written by process {run.process.pid}" in second
+    holds.release()
     assert run.wait() == 0, run.output()
-    assert [row["training_iteration"] for row in rows(trial)] == list(range(1, 81))
+    assert [row["training_iteration"] for row in rows(trial)] == list(range(1, 13))
     assert "is finished" in train(config)
 
 
@@ -212,10 +232,12 @@ def test_a_grid_continues_as_one_experiment(tmp_path: Path) -> None:
     (tmp_path / "left_alone").mkdir()
     alone = write_config(tmp_path / "left_alone" / "run.yaml", **sections)
     train(alone)
-    config = write_config(tmp_path / "run.yaml", **sections)
+    holds = Holds(tmp_path, 3)
+    config = write_config(tmp_path / "run.yaml", **sections, **holds.sections)
     run = start(config)
-    run.until(lambda: iteration_of(trial_of(config, 0)) >= 3)
+    run.until(lambda: iteration_of(trial_of(config, 0)) == 3)
     run.kill_everything()
+    holds.release()
     output = train(config)
     assert "4 trial" not in output
     for index in range(4):
@@ -233,19 +255,23 @@ ROOM_FOR_A_FEW = pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_a_full_disk_delays_checkpoints_only(
     tmp_path: Path, small_disk: Path, undisturbed: Reference
 ) -> None:
+    holds = Holds(tmp_path, 3, 9)
     config = write_config(
         tmp_path / "run.yaml",
         storage_path=str(small_disk / "results"),
         checkpoint={"max_failed_saves": 100},
+        **holds.sections,
     )
     trial = trial_of(config)
     run = start(config)
     run.until(lambda: committed(trial))
     kept = committed(trial)[-1]
     filler = fill(small_disk)
+    holds.release()
     run.until(lambda: "could not be written" in run.output())
     assert (trial / f"checkpoint_{kept:06d}" / "manifest.json").exists()
     filler.unlink()
+    holds.release()
     assert run.wait() == 0, run.output()
     assert "Training goes on" in run.output()
     assert_same_run(trial, undisturbed)
@@ -256,15 +282,18 @@ def test_a_full_disk_delays_checkpoints_only(
 def test_a_disk_that_stays_full_stops_the_trial(
     tmp_path: Path, small_disk: Path, undisturbed: Reference
 ) -> None:
+    holds = Holds(tmp_path, 3)
     config = write_config(
         tmp_path / "run.yaml",
         storage_path=str(small_disk / "results"),
         checkpoint={"max_failed_saves": 1},
+        **holds.sections,
     )
     trial = trial_of(config)
     run = start(config)
     run.until(lambda: committed(trial))
     filler = fill(small_disk)
+    holds.release()
     assert run.wait() == 1, run.output()
     assert "checkpoints in a row could not be written" in run.output()
     filler.unlink()
@@ -301,12 +330,16 @@ def test_an_error_that_comes_back_is_not_retried_for_ever(
 
 
 @pytest.mark.slow
-def test_another_number_of_groups_continues_and_says_that_exactness_is_lost(config: Path) -> None:
+def test_another_number_of_groups_continues_and_says_that_exactness_is_lost(
+    config: Path, holds: Holds
+) -> None:
     trial = trial_of(config)
     run = start(config)
-    run.until(lambda: iteration_of(trial) >= 3)
+    run.until(lambda: iteration_of(trial) == 5)
     run.signal(signal.SIGINT)
-    assert run.wait(60) == 130, run.output()
+    run.until(lambda: "saving 1 running trial(s)" in run.output())
+    holds.release()
+    assert run.wait() == 130, run.output()
     last = iteration_of(trial)
     more = ["--set", "env_runners.num_env_runners=2", "--set", f"stop.iterations={last + 2}"]
     assert f"From iteration {last} on this run is not exact" in train(config, *more)

@@ -84,7 +84,7 @@ def test_patience_learns():
 
 class Slow(gym.Env[Any, Any]):
     def step(self, action: Any) -> Any:
-        action.wait(30)
+        action.wait(600)
 
 
 def test_a_thread_that_stands_is_found_where_it_stands():

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from clusters import until
 from tiny_ppo import Iteration, Told, built, iterate, unlike
 
 from raytrain.trainable import rounds
@@ -53,9 +54,7 @@ def kill(*victims: int) -> None:
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     for pid in victims:
-        deadline = time.monotonic() + 10
-        while psutil.pid_exists(pid) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda pid=pid: not psutil.pid_exists(pid), 600, lambda: "it lives on")
 
 
 @pytest.fixture

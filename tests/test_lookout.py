@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import ray
+from clusters import until
 from ray.exceptions import RayActorError
 
 from raytrain.checkpoint import Location
@@ -53,8 +55,14 @@ class Stuck:
             time.sleep(600)
 
 
-def looking(place: Path, actors: dict[str, Any], limits: Limits) -> Lookout:
-    found = Lookout(Location.of(place), limits, actors=lambda: actors, save_kept=lambda: None)
+def looking(
+    place: Path,
+    actors: dict[str, Any],
+    limits: Limits,
+    clock: Callable[[], float] = time.monotonic,
+) -> Lookout:
+    where = Location.of(place)
+    found = Lookout(where, limits, actors=lambda: actors, save_kept=lambda: None, clock=clock)
     found.start()
     return found
 
@@ -66,7 +74,7 @@ def test_a_collective_whose_peer_is_gone_does_not_hang(tmp_path: Path) -> None:
     with pytest.raises(RayActorError), found.phase("update"):
         waiting = one.update.remote()
         ray.kill(other)
-        ray.get(waiting, timeout=60)
+        ray.get(waiting, timeout=600)
     found.close()
     assert isinstance(found.verdict, PeerDied)
     assert str(found.verdict).startswith("learner 1 (node ")
@@ -76,12 +84,19 @@ def test_a_collective_whose_peer_is_gone_does_not_hang(tmp_path: Path) -> None:
 def test_an_update_that_hangs_is_named(tmp_path: Path) -> None:
     learner = Learner.remote()
     ray.get(learner.pid.remote())
-    found = looking(tmp_path, {"learner 0": learner}, Limits(3, 2.0))
+    now = [0.0]
+    found = looking(tmp_path, {"learner 0": learner}, Limits(3, 2.0), clock=lambda: now[0])
     for _ in range(3):
         with found.phase("update"):
             ray.get(learner.pid.remote())
+            now[0] += 1.0
     with pytest.raises(RayActorError), found.phase("update"):
-        ray.get(learner.update.remote(), timeout=60)
+        waiting = learner.update.remote()
+        now[0] += 2.9
+        until(lambda: found._phase and found._phase.asked, 600, lambda: "nobody was asked")
+        assert found.verdict is None
+        now[0] += 0.2
+        ray.get(waiting, timeout=600)
     found.close()
     assert isinstance(found.verdict, Hung)
     address = ray.nodes()[0]["NodeManagerAddress"]
@@ -91,7 +106,7 @@ def test_an_update_that_hangs_is_named(tmp_path: Path) -> None:
 def test_a_process_that_is_stuck_ends_itself_and_leaves_word(tmp_path: Path) -> None:
     stuck = Stuck.remote()
     with pytest.raises(RayActorError) as died:
-        ray.get(stuck.work.remote(str(tmp_path)), timeout=90)
+        ray.get(stuck.work.remote(str(tmp_path)), timeout=600)
     assert (tmp_path / LAST_WORDS).exists(), died.value
     words = json.loads((tmp_path / LAST_WORDS).read_text())
     assert (words["attempt"], words["loss"]) == (7, "failure")
@@ -223,7 +238,7 @@ def test_a_trial_that_stands_still_is_killed_and_named() -> None:
     (sentence,) = overdue.look([trial]).values()
     assert f"(node {ray.nodes()[0]['NodeManagerAddress']}) for 31 s" in sentence
     with pytest.raises(RayActorError):
-        ray.get(actor.pid.remote(), timeout=30)
+        ray.get(actor.pid.remote(), timeout=600)
 
 
 def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:

@@ -7,20 +7,21 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from namespaces import ADDRESS, Cluster, Driver, Node, stopped, why_not
-from running import Reference, committed, iteration_of, train, trial_of, write_config
+from running import Holds, Reference, committed, iteration_of, train, trial_of, write_config
 from test_disturbed_runs import assert_same_run
 
 _reason = why_not()
 pytestmark = [
     pytest.mark.skipif(_reason is not None, reason=str(_reason)),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
 ]
 
 ON_WORKERS = {"custom_resources_for_main_process": {"worker": 0.1}}
@@ -52,6 +53,21 @@ def configured(path: Path, **sections: Any) -> Path:
     )
 
 
+def held(path: Path, *iterations: int, **sections: Any) -> tuple[Path, Holds]:
+    """The config of a run that waits after these iterations."""
+    holds = Holds(path.parent, *iterations)
+    return configured(path, **{**holds.sections, **sections}), holds
+
+
+def lead(holds: Holds, done: Callable[[], bool]) -> None:
+    """Let the run go on by one iteration every few seconds, in which a notice can arrive."""
+    while not done():
+        holds.release()
+        deadline = time.monotonic() + 5
+        while not done() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
 def losses(trial: Path) -> tuple[int, int, int]:
     found = json.loads((trial / "losses.json").read_text())
     return found["failure"], found["lost_node"], found["preemption"]
@@ -63,7 +79,7 @@ def where(cluster: Cluster, title: str = "ray::TrialPPO") -> Node:
 
 
 def ended(driver: Driver, trial: Path, reference: Reference) -> str:
-    assert driver.wait(400) == 0, driver.output()
+    assert driver.wait() == 0, driver.output()
     assert_same_run(trial, reference)
     return driver.output()
 
@@ -72,13 +88,14 @@ def ended(driver: Driver, trial: Path, reference: Reference) -> str:
 def test_a_node_that_gets_sigterm_is_left_in_time(
     two: Cluster, tmp_path: Path, undisturbed: Reference
 ) -> None:
-    config = configured(tmp_path / "run.yaml")
+    config, holds = held(tmp_path / "run.yaml", *range(3, 10))
     trial = trial_of(config)
     driver = start(two, config)
-    driver.until(lambda: iteration_of(trial) >= 3)
+    driver.until(lambda: iteration_of(trial) == 3)
     node = where(two)
     node.terminate()
-    driver.until(lambda: "Continued from" in driver.output())
+    lead(holds, lambda: "is taken away" in driver.output())
+    holds.release_all()
     output = ended(driver, trial, undisturbed)
     assert f"the node {node.ip} is taken away: checkpoint_" in output
     assert ", interrupted)" in output
@@ -92,15 +109,16 @@ def test_a_node_that_was_cut_off_and_comes_back_changes_nothing(
     two: Cluster, tmp_path: Path, undisturbed: Reference
 ) -> None:
     """Its trial has all it needs on that node, and storage besides: it trains on by itself."""
-    config = configured(tmp_path / "run.yaml")
+    config, holds = held(tmp_path / "run.yaml", 3)
     trial = trial_of(config)
     driver = start(two, config)
-    driver.until(lambda: iteration_of(trial) >= 3)
+    driver.until(lambda: iteration_of(trial) == 3)
     node = where(two)
     zombies = node.processes("ray::TrialPPO")
     node.cut()
     driver.until(lambda: "Continued from" in driver.output())
     assert all(process.is_running() for process in zombies)
+    holds.release()
     node.heal()
     output = ended(driver, trial, undisturbed)
     assert f"the node {node.ip} was lost" in output
@@ -112,12 +130,13 @@ def test_a_node_that_was_cut_off_and_comes_back_changes_nothing(
 
 @pytest.mark.slow
 def test_a_node_that_dies(two: Cluster, tmp_path: Path, undisturbed: Reference) -> None:
-    config = configured(tmp_path / "run.yaml")
+    config, holds = held(tmp_path / "run.yaml", 3)
     trial = trial_of(config)
     driver = start(two, config)
     driver.until(lambda: committed(trial))
     node = where(two)
     node.kill()
+    holds.release()
     output = ended(driver, trial, undisturbed)
     assert f"the node {node.ip} was lost, and the trial's process with it" in output
     assert "this is not counted as a failure" in output
@@ -127,7 +146,7 @@ def test_a_node_that_dies(two: Cluster, tmp_path: Path, undisturbed: Reference) 
 
 @pytest.mark.slow
 def test_a_crash_of_the_trial_counts_on_a_cluster_too(two: Cluster, tmp_path: Path) -> None:
-    config = configured(tmp_path / "run.yaml")
+    config, _ = held(tmp_path / "run.yaml", 3)
     trial = trial_of(config)
     driver = start(two, config)
     driver.until(lambda: committed(trial))
@@ -140,26 +159,27 @@ def test_a_crash_of_the_trial_counts_on_a_cluster_too(two: Cluster, tmp_path: Pa
 @pytest.mark.slow
 def test_drained_nodes_and_none_left(two: Cluster, tmp_path: Path, undisturbed: Reference) -> None:
     """Both nodes are drained on request, one after the other; the run waits for a third."""
-    config = configured(tmp_path / "run.yaml")
+    config, holds = held(tmp_path / "run.yaml", *range(3, 11))
     trial = trial_of(config)
     driver = start(two, config)
+    driver.until(lambda: iteration_of(trial) == 3)
     drained = []
-    for least in (3, 5):
-        driver.until(lambda least=least: iteration_of(trial) >= least)
+    for count in (1, 2):
         node = where(two)
         drained.append(node)
-        (process,) = node.processes("ray::TrialPPO")
-        process.suspend()  # The request takes seconds, in which the run would end.
         drain(two, node)
-        process.resume()
+        lead(holds, lambda count=count: driver.output().count("is taken away") == count)
+        if count == 1:
+            driver.until(lambda: "Continued from" in driver.output())
     driver.until(lambda: "waits for a node to join" in driver.output())
-    held = iteration_of(trial)
+    saved = iteration_of(trial)
     two.add(next(_names), cpus=3, resources={"worker": 1})
+    holds.release_all()
     output = ended(driver, trial, undisturbed)
     assert "There is a node again" in output
     assert "done again" not in output
     assert losses(trial) == (0, 0, 2)
-    assert json.loads((trial / "attempt.json").read_text())["began_after"]["3"] == held
+    assert json.loads((trial / "attempt.json").read_text())["began_after"]["3"] == saved
     for node in drained:
         node.kill()  # They stay until their deadline, and carry nothing.
 
@@ -183,8 +203,9 @@ def drain(cluster: Cluster, node: Node) -> None:
 
 @pytest.mark.slow
 def test_a_clouds_notice(two: Cluster, tmp_path: Path, undisturbed: Reference) -> None:
-    config = configured(
+    config, holds = held(
         tmp_path / "run.yaml",
+        *range(3, 10),
         preemption={
             "notice_command": f"test -e {tmp_path}/going-$(hostname)",
             "notice_every_s": 0.2,
@@ -192,10 +213,11 @@ def test_a_clouds_notice(two: Cluster, tmp_path: Path, undisturbed: Reference) -
     )
     trial = trial_of(config)
     driver = start(two, config)
-    driver.until(lambda: iteration_of(trial) >= 3)
+    driver.until(lambda: iteration_of(trial) == 3)
     node = where(two)
     (tmp_path / f"going-n{node.ip.rpartition('.')[2]}").touch()
-    driver.until(lambda: "is taken away" in driver.output())
+    lead(holds, lambda: "is taken away" in driver.output())
+    holds.release_all()
     output = ended(driver, trial, undisturbed)
     assert "done again" not in output
     assert losses(trial) == (0, 0, 1)
@@ -235,13 +257,13 @@ def learning(cluster: Cluster, config: Path) -> tuple[Driver, list[psutil.Proces
 def test_the_node_of_a_learner_is_cut_off_in_the_middle_of_a_collective(
     two: Cluster, tmp_path: Path, learned: Reference
 ) -> None:
-    config = configured(tmp_path / "run.yaml", **LEARNERS)
-    # First: it takes seconds, in which the run would end.
+    config, holds = held(tmp_path / "run.yaml", 3, **LEARNERS)
     two.add(next(_names), cpus=3, resources={"worker": 1})
     driver, _ = learning(two, config)
     home = where(two)
     (other,) = [n for n in two.where("ray::_WrappedExecutable") if n is not home]
     other.cut()
+    holds.release()
     output = ended(driver, trial_of(config), learned)
     assert f"the node {other.ip} was lost, and learner" in output
     assert losses(trial_of(config)) == (0, 1, 0)
@@ -251,9 +273,10 @@ def test_the_node_of_a_learner_is_cut_off_in_the_middle_of_a_collective(
 
 @pytest.mark.slow
 def test_a_learner_that_is_killed(two: Cluster, tmp_path: Path, learned: Reference) -> None:
-    config = configured(tmp_path / "run.yaml", **LEARNERS, failure={"max_failures": 1})
+    config, holds = held(tmp_path / "run.yaml", 3, **LEARNERS, failure={"max_failures": 1})
     driver, processes = learning(two, config)
     processes[1].kill()
+    holds.release()
     output = ended(driver, trial_of(config), learned)
     assert "died: it was killed or crashed" in output
     assert losses(trial_of(config)) == (1, 0, 0)
@@ -263,15 +286,17 @@ def test_a_learner_that_is_killed(two: Cluster, tmp_path: Path, learned: Referen
 def test_a_learner_that_hangs_is_named_and_replaced(
     two: Cluster, tmp_path: Path, learned: Reference
 ) -> None:
-    config = configured(
+    config, holds = held(
         tmp_path / "run.yaml",
+        3,
         **LEARNERS,
         failure={"max_failures": 1},
-        fault_tolerance={"hang_floor_s": 20},
+        fault_tolerance={"hang_floor_s": 40},
     )
     driver, processes = learning(two, config)
     with stopped(processes[1]):
-        driver.until(lambda: "no sign of life from" in driver.output(), 300)
+        holds.release()
+        driver.until(lambda: "no sign of life from" in driver.output())
     output = ended(driver, trial_of(config), learned)
     assert "no sign of life from learner 0 (node 10.77.0." in output
     assert losses(trial_of(config)) == (1, 0, 0)
@@ -308,14 +333,16 @@ def test_several_trials_survive_nodes_that_die_and_then_the_driver(tmp_path: Pat
         expected = [Reference(trial_of(alone, index)) for index in range(4)]
         assert len({each.digests()[-1] for each in expected}) == 4
 
-        config = configured(tmp_path / "run.yaml", **GRID)
+        config, holds = held(tmp_path / "run.yaml", 3, 6, **GRID)
         driver = start(cluster, config)
         for dying, joining in (("a", "c"), ("b", "d")):
-            driver.until(lambda: sum(bool(committed(each)) for each in all_of(config)) >= 2, 300)
+            driver.until(lambda: sum(bool(committed(each)) for each in all_of(config)) >= 2)
             cluster.nodes[dying].kill()
             cluster.add(joining, cpus=2, gpus=1)
-        driver.until(lambda: any(iteration_of(each) >= 5 for each in all_of(config)), 300)
+        holds.release()
+        driver.until(lambda: any(iteration_of(each) >= 5 for each in all_of(config)))
         driver.kill()
+        holds.release()
         done = {each: finished_at(each) for each in all_of(config) if finished_at(each)}
         again = start(cluster, config)
         assert again.wait(900) == 0, again.output()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from running import (
+    Holds,
     Reference,
     Run,
     committed,
@@ -46,23 +47,31 @@ def four_groups(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(trial_of(config))
 
 
-def four(place: Path, **options: Any) -> Path:
-    return write_config(place / "run.yaml", env_runners={**FOUR, **options})
+def four(place: Path, holds: Holds | None = None, **options: Any) -> Path:
+    held = {} if holds is None else holds.sections
+    return write_config(place / "run.yaml", env_runners={**FOUR, **options}, **held)
+
+
+STEPS = 1024 // 4
+"""Of each environment in an iteration of `four`."""
 
 
 def test_four_actors_then_one_then_three_with_a_kill_at_each_change(
     tmp_path: Path, four_groups: Reference
 ) -> None:
-    config = four(tmp_path)
+    holds = Holds(tmp_path, 5, 9, steps=STEPS)
+    config = four(tmp_path, holds)
     trial = trial_of(config)
     run = start(config)
     run.until(lambda: committed(trial))
     run.kill_everything()
+    holds.release()
     reached = committed(trial)[-1]
     run = start(config, "env_runners.max_actors=1")
     run.until(lambda: committed(trial)[-1] > reached)
     assert len(runners(run)) == 1
     run.kill_everything()
+    holds.release()
     train(config, "--set", "env_runners.max_actors=3")
     assert max(healthy(trial)[:reached]) == 4
     assert healthy(trial)[reached] == 1
@@ -73,15 +82,17 @@ def test_four_actors_then_one_then_three_with_a_kill_at_each_change(
 
 def test_runners_are_killed_again_and_again(tmp_path: Path, four_groups: Reference) -> None:
     """One of two in every iteration, all of them in every third."""
-    config = four(tmp_path, max_actors=2)
+    holds = Holds(tmp_path, *range(1, 10), steps=STEPS)
+    config = four(tmp_path, holds, max_actors=2)
     trial = trial_of(config)
     run = start(config)
     killed = 0
     for iteration in range(1, 10):
-        run.until(lambda at=iteration: iteration_of(trial) >= at and runners(run))
+        run.until(lambda at=iteration: iteration_of(trial) == at and len(runners(run)) == 2)
         for pid in runners(run) if iteration % 3 == 0 else runners(run)[:1]:
             os.kill(pid, signal.SIGKILL)
             killed += 1
+        holds.release()
     assert run.wait() == 0, run.output()
     assert run.output().count("nothing is lost") >= 9
     assert "Continued from" not in run.output()
@@ -89,15 +100,21 @@ def test_runners_are_killed_again_and_again(tmp_path: Path, four_groups: Referen
 
 
 def test_going_on_with_fewer_samples_is_in_the_manifest(tmp_path: Path) -> None:
+    holds = Holds(tmp_path, 3, steps=STEPS)
     config = write_config(
         tmp_path / "run.yaml",
         env_runners={"num_env_runners": 2},
-        fault_tolerance={"on_env_runner_loss": "continue"},
+        environment=holds.sections["environment"],
+        fault_tolerance={
+            **holds.sections["fault_tolerance"],
+            "on_env_runner_loss": "continue",
+        },
     )
     trial = trial_of(config)
     run = start(config)
-    run.until(lambda: iteration_of(trial) >= 2 and len(runners(run)) == 2)
+    run.until(lambda: iteration_of(trial) == 3 and len(runners(run)) == 2)
     os.kill(runners(run)[0], signal.SIGKILL)
+    holds.release()
     assert run.wait() == 0, run.output()
     lost = json.loads((trial / "final" / "manifest.json").read_text())["exact_lost"]
     since = lost["since_iteration"]

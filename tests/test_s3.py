@@ -336,7 +336,7 @@ def test_credentials_in_a_path_are_refused_and_not_repeated(uri: str) -> None:
     assert SECRET not in str(caught.value)
 
 
-def wait_until(true: object, seconds: float = 30.0) -> None:
+def wait_until(true: object, seconds: float = 600.0) -> None:
     stop = threading.Event()
     for _ in range(int(seconds / 0.02)):
         if true():  # type: ignore[operator]

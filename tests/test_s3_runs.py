@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import s3_store
-from running import Run, write_config
+from running import Holds, Run, write_config
 
 from raytrain.checkpoint import Catalogue, Location
 
@@ -56,7 +56,7 @@ class Stored:
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
@@ -87,10 +87,12 @@ def flip(file: Location) -> None:
 def test_killed_damaged_and_continued(s3: int, scratch: Path) -> None:
     undisturbed = Stored(scratch, s3, "undisturbed", stop={"iterations": 8})
     undisturbed.train()
-    run = Stored(scratch, s3, "killed", stop={"iterations": 8})
+    holds = Holds(scratch, 5)
+    run = Stored(scratch, s3, "killed", stop={"iterations": 8}, **holds.sections)
     first = run.start()
-    first.until(lambda: len(run.committed()) >= 2, 300)
+    first.until(lambda: len(run.committed()) >= 2)
     first.kill_everything()
+    holds.release()
     assert run.committed()
     flip(run.trial / f"checkpoint_{run.committed()[-1]:06d}/algorithm_state.pkl")
     said = run.train()
@@ -123,13 +125,16 @@ def test_a_store_that_goes_away_for_a_while(
 ) -> None:
     undisturbed = Stored(scratch, s3, "undisturbed", stop={"iterations": 30})
     undisturbed.train()
-    run = Stored(scratch, s3_proxy.port, "away", stop={"iterations": 30})
+    holds = Holds(scratch, 3, 15)
+    run = Stored(scratch, s3_proxy.port, "away", stop={"iterations": 30}, **holds.sections)
     running = run.start()
-    running.until(lambda: len(run.committed()) >= 1, 300)
+    running.until(lambda: len(run.committed()) >= 1)
     s3_proxy.set("away")
-    running.until(lambda: "does not answer" in running.output(), 120)
+    holds.release()
+    running.until(lambda: "does not answer" in running.output())
     s3_proxy.set("errors", share=0.1)
-    assert running.wait(600) == 0, running.output()
+    holds.release()
+    assert running.wait(900) == 0, running.output()
     s3_proxy.set("pass")
     said = running.output()
     assert said.count("does not answer") <= 2 and "answers again" in said  # trial and driver
@@ -144,7 +149,7 @@ def test_a_store_that_stays_away(s3: int, s3_proxy: s3_store.Proxy, scratch: Pat
         scratch, s3_proxy.port, "gone", stop={"iterations": 100_000}, failure={"max_failures": 0}
     )
     running = run.start()
-    running.until(lambda: len(run.committed()) >= 2, 300)
+    running.until(lambda: len(run.committed()) >= 2)
     s3_proxy.set("away")
     assert running.wait(900) == 1, running.output()
     said = running.output()

@@ -75,11 +75,13 @@ class Campaign:
         self._began = time.monotonic()
         self.struck: list[tuple[Fault, str]] = []
 
-    def carry_out(self) -> None:
-        """Start, strike with all faults, and return when the command has ended well."""
+    def carry_out(self, release: Callable[[], None] = lambda: None) -> None:
+        """Start, strike with all faults, and return when the command has ended well. `release` lets a run go
+        on that waits for the last fault shortly before its end."""
         self.start()
         for fault in self._schedule.faults:
             self.strike(fault)
+        release()
         self.until(self._finished, "after the last fault")
 
     def start(self) -> None:
@@ -121,7 +123,7 @@ class Campaign:
         self.struck.append((fault, what))
         self._tell(f"{fault}: {what}")
         if fault.kind == "driver":
-            self._stage.run.process.wait(60)
+            self._stage.run.process.wait(self._patience_s)
             self._stage.run = self._stage.start()
         return True
 

@@ -45,7 +45,7 @@ def test_every_kind_strikes_in_order() -> None:
 
 
 class Counting(Run):
-    """A process that counts up in a file."""
+    """A process that counts up in a file, and waits before the last number while there is a file `held`."""
 
     def __init__(self, place: Path, to: int) -> None:
         self.log = place / "count"
@@ -53,7 +53,8 @@ class Counting(Run):
             "import pathlib, sys, time\n"
             "path = pathlib.Path(sys.argv[1]); path.touch()\n"
             f"while (at := path.stat().st_size) < {to}:\n"
-            "    path.open('a').write('x'); time.sleep(0.01)\n"
+            f"    if at < {to} - 1 or not path.with_name('held').exists(): path.open('a').write('x')\n"
+            "    time.sleep(0.01)\n"
         )
         self.process = subprocess.Popen([sys.executable, "-c", program, str(self.log)])
 
@@ -61,9 +62,14 @@ class Counting(Run):
 class CountingStage(Stage):
     """Kills the only process there is."""
 
-    def __init__(self, place: Path, to: int = 40) -> None:
+    def __init__(self, place: Path, to: int = 40, held: bool = True) -> None:
         self._place, self._to = place, to
         self.starts = 0
+        if held:
+            (place / "held").touch()
+
+    def release(self) -> None:
+        (self._place / "held").unlink()
 
     def start(self) -> Run:
         self.starts += 1
@@ -91,7 +97,7 @@ def campaign(stage: Stage, schedule: Schedule, told: list[str], patience_s: floa
 def test_a_campaign_strikes_with_every_fault_and_ends_well(tmp_path: Path) -> None:
     stage, told = CountingStage(tmp_path), list[str]()
     carried = campaign(stage, scattered(0, ["driver"], 3, 5, 30), told)
-    carried.carry_out()
+    carried.carry_out(stage.release)
     assert carried.counts() == Counter(driver=3)
     assert stage.starts == 4 and stage.reached() == 40
     assert "3. driver" in told[-1] and "the driver (pid" in told[-1]
@@ -110,7 +116,7 @@ def test_a_failure_says_which_faults_came_before(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_before_its_faults_is_no_success(tmp_path: Path) -> None:
-    carried = campaign(CountingStage(tmp_path, to=10), regular(0, ["driver"], [20]), [])
+    carried = campaign(CountingStage(tmp_path, to=10, held=False), regular(0, ["driver"], [20]), [])
     with pytest.raises(AssertionError, match="ended with code 0 before"):
         carried.carry_out()
 
@@ -123,6 +129,7 @@ def test_a_wait_is_bounded(tmp_path: Path) -> None:
             carried.carry_out()
     finally:
         stage.run.process.kill()
+        stage.run.process.wait()
 
 
 @pytest.mark.parametrize("how", [number / 30 + 0.0001 for number in range(0, 30, 3)])
