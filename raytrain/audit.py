@@ -373,13 +373,14 @@ def _algorithm(
     if started:
         request = PPO.default_resource_request(arguments["config"].to_dict())
         needed = int(-(-request.required_resources.get("CPU", 1.0) // 1))
-        ray.init(
-            address="local",  # Never a cluster that somebody else has running on this machine.
-            num_cpus=max(os.cpu_count() or 1, needed),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _ray.local.lean_instance():
+            ray.init(
+                address="local",  # Never a cluster that somebody else has running on this machine.
+                num_cpus=max(os.cpu_count() or 1, needed),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     try:
         with _ray.local.files_below(str(scratch)):
             algorithm = ExactPPO(**arguments)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import own_ray
 import pytest
 import ray
 import s3_store
@@ -43,8 +44,7 @@ def survivor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    ray.shutdown()  # RLlib may have started one of its own accord, for the file before.
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    own_ray.start(4)
     yield
     ray.shutdown()
 

@@ -72,7 +72,7 @@ def test_a_sound_run_is_equal_and_not_touched(experiment, capfd):
     assert contents(experiment) == before
 
 
-def test_a_silently_corrupted_optimizer_is_found_and_dated(experiment):
+def test_a_silently_corrupted_optimizer_is_found_and_dated(local_ray, experiment):
     checkpoint = trial_in(experiment) / f"checkpoint_{FIRST:06d}"
     file = checkpoint / "learner_group" / "learner" / "state.pkl"
     state = pickle.loads(file.read_bytes())
@@ -93,7 +93,7 @@ def test_a_silently_corrupted_optimizer_is_found_and_dated(experiment):
     assert json.loads(json.dumps(found.to_dict()))["trials"][0]["equal"] is False
 
 
-def test_a_record_that_was_changed_is_found_and_dated(experiment):
+def test_a_record_that_was_changed_is_found_and_dated(local_ray, experiment):
     file = trial_in(experiment) / "result.json"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[LAST - 1]["env_runners"]["num_episodes_lifetime"] += 1
@@ -104,7 +104,7 @@ def test_a_record_that_was_changed_is_found_and_dated(experiment):
     assert list(trial.difference.what) == ["env_runners/num_episodes_lifetime"]
 
 
-def test_other_versions_are_named_and_missing_records_borne(experiment):
+def test_other_versions_are_named_and_missing_records_borne(local_ray, experiment):
     trial = trial_in(experiment)
     (trial / "result.json").unlink()
     manifest = json.loads((trial / "final" / "manifest.json").read_bytes())

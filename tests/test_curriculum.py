@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import own_ray
 import pytest
 import ray
 import yaml
@@ -42,6 +43,7 @@ def staged(stages: list[dict[str, Any]], *, strategy: str = "pickle", **sections
     for key, value in sections.items():
         config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     snapshot = {"strategy": strategy, "exact": True}
+    own_ray.ensure()
     with _ray.local.files_below(tempfile.gettempdir()):
         given = config_from_dict(config)
         arguments = algorithm_arguments(given, snapshot)

@@ -72,6 +72,67 @@ def config(tmp_path: Path, holds: Holds) -> Path:
     return write_config(tmp_path / "run.yaml", **holds.sections)
 
 
+def test_killed_interrupted_damaged_and_moved(tmp_path: Path, undisturbed: Reference) -> None:
+    """One run through all of it. The tests that follow do each alone."""
+    holds = Holds(tmp_path, 5, 8)
+    config = write_config(tmp_path / "run.yaml", **holds.sections)
+    trial = trial_of(config)
+    run = start(config)
+    run.until(lambda: committed(trial))
+    os.kill(run.pids("ray::TrialPPO")[0], signal.SIGKILL)
+    run.until(lambda: "Continued from" in run.output())
+    run.process.kill()  # The driver alone: the trial's process may still be there.
+    run.process.wait()
+    assert "the trial's process died: it was killed or crashed" in run.output()
+
+    run = Run("train", str(config), log=tmp_path / "interrupted.txt")
+    run.until(lambda: iteration_of(trial) == 5)
+    os.killpg(run.process.pid, signal.SIGINT)
+    run.until(lambda: "saving 1 running trial(s)" in run.output())
+    holds.release()
+    assert run.wait() == 130, run.output()
+    assert "Continue with: " in run.output()
+    newest = trial / "checkpoint_000006"
+    assert '"kind": "interrupted"' in (newest / "manifest.json").read_text()
+    described = trial.parent / "experiment.json"
+    described.write_bytes(described.read_bytes()[:100])
+
+    run = Run("train", str(config), log=tmp_path / "killed.txt")
+    run.until(lambda: 8 in committed(trial))
+    run.kill_everything()
+    holds.release()
+    assert "experiment.json is damaged" in run.output()
+    assert "It is written anew" in run.output()
+    assert f"Continued from {newest.name}" in run.output()
+
+    flip_a_bit(trial / "checkpoint_000008" / STATE)
+    moved = cut_tuner_and_move(experiment_of(config), tmp_path)
+    run = Run("resume", str(moved), log=tmp_path / "resume.txt")
+    assert run.wait() == 0, run.output()
+    assert f"checkpoint_000008 is damaged ({STATE}: SHA-256" in run.output()
+    assert "tuner.pkl is damaged" in run.output()
+    assert_same_run(moved / trial.name, undisturbed)
+
+
+STATE = "learner_group/learner/state.pkl"
+
+
+def flip_a_bit(file: Path) -> bytes:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return bytes(content)
+
+
+def cut_tuner_and_move(experiment: Path, place: Path) -> Path:
+    tuner = experiment / "tuner.pkl"
+    tuner.write_bytes(tuner.read_bytes()[:100])
+    moved = place / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    return experiment.rename(moved)
+
+
+@pytest.mark.slow
 def test_killed_again(config: Path, holds: Holds, undisturbed: Reference) -> None:
     """SIGKILL of the trial's process, then of the driver alone."""
     trial = trial_of(config)
@@ -112,11 +173,10 @@ def test_killed_everywhere(tmp_path: Path, undisturbed: Reference) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [
-        pytest.param(signal.SIGINT, 130, id="SIGINT"),
-        pytest.param(signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.slow),
-    ],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+    ids=["SIGINT", "SIGTERM"],
 )
+@pytest.mark.slow
 def test_interrupted_saves_first(
     config: Path, holds: Holds, undisturbed: Reference, number: signal.Signals, code: int
 ) -> None:
@@ -161,6 +221,7 @@ def test_a_second_interrupt_leaves_at_once(
     assert_same_run(trial, undisturbed)
 
 
+@pytest.mark.slow
 def test_damaged_moved_and_robbed_of_tunes_files(
     config: Path, holds: Holds, undisturbed: Reference, tmp_path: Path
 ) -> None:
@@ -172,22 +233,14 @@ def test_damaged_moved_and_robbed_of_tunes_files(
     run.kill_everything()
     holds.release()
     newest = trial / f"checkpoint_{committed(trial)[-1]:06d}"
-    state = newest / "learner_group" / "learner" / "state.pkl"
-    content = bytearray(state.read_bytes())
-    content[len(content) // 2] ^= 1
-    state.write_bytes(content)
-    experiment = experiment_of(config)
-    tuner = experiment / "tuner.pkl"
-    tuner.write_bytes(tuner.read_bytes()[:100])
-    moved = tmp_path / "elsewhere" / "renamed"
-    moved.parent.mkdir()
-    experiment.rename(moved)
+    content = flip_a_bit(newest / STATE)
+    moved = cut_tuner_and_move(experiment_of(config), tmp_path)
 
     run = Run("resume", str(moved), log=tmp_path / "resume.txt")
     assert run.wait() == 0, run.output()
-    assert f"{newest.name} is damaged (learner_group/learner/state.pkl: SHA-256" in run.output()
+    assert f"{newest.name} is damaged ({STATE}: SHA-256" in run.output()
     assert "tuner.pkl is damaged" in run.output()
-    aside = moved / trial.name / "quarantine" / newest.name / "learner_group/learner/state.pkl"
+    aside = moved / trial.name / "quarantine" / newest.name / STATE
     assert aside.read_bytes() == content
     assert_same_run(moved / trial.name, undisturbed)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import own_ray
 import psutil
 import pytest
 import ray
@@ -324,8 +325,7 @@ def test_rays_workers_are_forked_and_know_their_job() -> None:
         def pid(self) -> int:
             return os.getpid()
 
-    workers = {"py_executable": forkserver.COMMAND, "env_vars": {"OMP_NUM_THREADS": "1"}}
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=workers)
+    own_ray.start(2)
     try:
         actors = [Actor.remote() for _ in range(3)]
         seen = ray.get([actor.seen.remote() for actor in actors])
@@ -351,7 +351,7 @@ def test_a_second_driver_of_a_cluster_has_workers_of_its_own() -> None:
         "job = ray.remote(num_cpus=0)(lambda: ray.get_runtime_context().get_job_id());"
         "print(ray.get(job.remote(), timeout=600), ray.get_runtime_context().get_job_id())"
     )
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    own_ray.start(1, forked=False)
     try:
         address = ray.get_runtime_context().gcs_address
         said = []

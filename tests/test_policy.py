@@ -17,6 +17,7 @@ from functools import partial
 
 import gymnasium as gym
 import numpy as np
+import own_ray
 import pytest
 import ray
 import safetensors.torch
@@ -219,9 +220,7 @@ def freeze_filters(algo):
 
 @pytest.fixture(scope="module")
 def ray_session():
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False
-    )
+    own_ray.start(2, forked=False, configure_logging=False)
     yield
     ray.shutdown()
 

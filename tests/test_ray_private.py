@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
+import own_ray
 import pytest
 import ray
 from ray.rllib.algorithms import algorithm as rllib_algorithm
@@ -62,7 +63,7 @@ def test_quick_connectors_know_the_arguments_that_rllibs_own_know() -> None:
 @pytest.fixture(scope="module")
 def algorithm(tmp_path_factory):
     """One that has trained for an iteration, with the learner and the runner in this process."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    own_ray.start(2, forked=False)
     with pytest.MonkeyPatch.context() as patch:
         # What is private to RLlib's sampling shows only where RLlib samples.
         patch.setattr(GroupEnvRunner, "sampling", "rllib")

@@ -19,6 +19,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import own_ray
 import torch
 
 from raytrain import _ray
@@ -75,6 +76,7 @@ def build(*, strategy: str = "pickle", **sections: Any) -> Told:
         config[key] = {**config[key], **value} if merged else value
     given = config_from_dict(config)
     prepared = prepare(to_algorithm_config(given))
+    own_ray.ensure()
     with _ray.local.files_below(tempfile.gettempdir()):
         algorithm = Told(prepared, strategy=strategy, rules=RunnerRules.of(given))
     algorithm.told = getattr(algorithm, "told", [])
