@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,17 @@ from small_disk import mounted
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    config = write_config(tmp_path_factory.mktemp("undisturbed") / "run.yaml")
-    train(config)
+    """One run for all processes of this test run, which only read it: the first that asks makes it."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    place /= "undisturbed"
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        config = write_config(place / "run.yaml")
+        if not (trial_of(config) / "final").exists():
+            train(config)
     return Reference(trial_of(config))
 
 

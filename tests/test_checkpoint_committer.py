@@ -116,15 +116,17 @@ def test_a_failed_commit_is_an_outcome(trial: Location, tmp_path: Path) -> None:
 
 def test_the_next_checkpoint_waits_until_the_one_before_is_committed(tmp_path: Path) -> None:
     trial = Location.of(tmp_path / "trial")
-    go, order = threading.Event(), []
+    go, reached, order = threading.Event(), threading.Event(), []
 
     def fence() -> None:
         order.append("fence")
+        reached.set()
         assert go.wait(600)
 
     worker = Committer(trial, retention=RetentionPolicy(None), best=None, fence=fence)
     worker.submit(job(tmp_path, 1))
     assert worker.busy and not worker.drain(0.01) and worker.outcomes() == []
+    assert reached.wait(600)
     second = threading.Thread(target=worker.submit, args=(job(tmp_path, 2),))
     second.start()
     second.join(0.2)

@@ -152,7 +152,7 @@ def hanging(place: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_hanging_step_is_named_and_sampled_again_elsewhere(undisturbed, tmp_path):
-    sections = {**TWO, "fault_tolerance": {"env_runner_timeout_s": 6}}
+    sections = {**TWO, "fault_tolerance": {"env_runner_timeout_s": 20}}
     with built(**sections, environment=hanging(tmp_path / "hung")) as algorithm:
         trail = iterate(algorithm, 3)
         told = next(each for each in algorithm.told if "hung for" in each)
@@ -167,7 +167,7 @@ def test_a_hanging_step_is_named_and_sampled_again_elsewhere(undisturbed, tmp_pa
 
 @pytest.mark.slow
 def test_a_step_that_hangs_each_time_ends_the_trial(tmp_path):
-    sections = {**TWO, "fault_tolerance": {"env_runner_timeout_s": 2}}
+    sections = {**TWO, "fault_tolerance": {"env_runner_timeout_s": 10}}
     place = tmp_path / "no" / "such" / "directory"
     with built(**sections, environment=hanging(place)) as algorithm:
         iterate(algorithm, 1)

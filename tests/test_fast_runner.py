@@ -383,4 +383,4 @@ def test_where_the_time_went_is_in_the_metrics():
     timers = ours.rollout(None, snapshot=False).metrics["timers"]
     seconds = {name: float(each.peek()) for name, each in timers.items()}
     assert seconds.keys() == {"env_step_s", "inference_s", "other_s"}
-    assert all(0 < each < 60 for each in seconds.values())
+    assert all(0 < each < 3600 for each in seconds.values())

@@ -89,7 +89,7 @@ def test_show_tells_of_the_failure_and_of_the_time_it_cost(survivor):
     )
     assert trial["failures_survived"] == 1
     # Iteration 3 was trained twice, and for a moment nothing was trained at all.
-    assert 0 < trial["redone_s"] < 60 and 0 < trial["away_s"] < 300
+    assert 0 < trial["redone_s"] < 3600 and 0 < trial["away_s"] < 3600
     (event,) = [
         e for e in read_events(trial_of(survivor) / "events.jsonl") if e.redone_s is not None
     ]
