@@ -12,7 +12,7 @@ import own_ray
 import pytest
 import ray
 import s3_store
-from running import Reference, train, trial_of, write_config
+from running import Reference, Run, train, trial_of, write_config
 from small_disk import mounted
 
 
@@ -51,6 +51,16 @@ def survivor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     train(config)
     return config
+
+
+@pytest.fixture(autouse=True)
+def no_run_is_left() -> Iterator[None]:
+    """A test that fails leaves no run behind, which may be held for ever."""
+    yield
+    while Run.started:
+        run = Run.started.pop()
+        if run.process.poll() is None:
+            run.kill_everything()
 
 
 @pytest.fixture(scope="module")

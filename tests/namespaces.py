@@ -142,6 +142,7 @@ class Driver(Run):
                 start_new_session=True,
                 env=env,
             )
+        self.started.append(self)
 
     def signal(self, number: int = signal.SIGINT) -> None:
         for child in psutil.Process(self.process.pid).children():

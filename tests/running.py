@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import yaml
@@ -88,6 +88,9 @@ class Holds:
 class Run:
     """One process of `raytrain`, in a process group of its own, with its output in a file."""
 
+    started: ClassVar[list[Run]] = []
+    """Those that a test has started; what it leaves running is killed after it."""
+
     def __init__(self, *arguments: str, log: Path, env: dict[str, str] | None = None) -> None:
         self.log = log
         with log.open("ab") as output:
@@ -98,6 +101,7 @@ class Run:
                 start_new_session=True,
                 env={**os.environ, **(env or {})},
             )
+        self.started.append(self)
 
     def wait(self, timeout: float = 600) -> int:
         """The exit code; all processes of the run are dead after a timeout."""
@@ -139,6 +143,10 @@ class Run:
             except psutil.Error:
                 continue
         return found
+
+    def one(self, title: str) -> int:
+        """Such a process. It may be seen a moment later than what it has done, while Ray changes its title."""
+        return int(self.until(lambda: self.pids(title))[0])
 
     def signal(self, number: int = signal.SIGINT) -> None:
         self.process.send_signal(number)
