@@ -58,7 +58,8 @@ EXACT = [
     pytest.param(pendulum, "pickle", (), id="Pendulum"),
     pytest.param(frozen_lake, "pickle", (), id="FrozenLake"),
     pytest.param(half_cheetah, "replay", (), id="HalfCheetah", marks=pytest.mark.mujoco),
-    pytest.param(pong, "native", (), id="Pong", marks=pytest.mark.atari),
+    # Slow, as 60 frames take seconds: Pong-stacked is the same game with more around it.
+    pytest.param(pong, "native", (), id="Pong", marks=[pytest.mark.atari, pytest.mark.slow]),
     pytest.param(preprocessed_pong, "native", (), id="Pong-stacked", marks=pytest.mark.atari),
     pytest.param(awkward.Walk, "pickle", (), id="Walk"),
     pytest.param(awkward.OwnState, "native", (), id="OwnState"),
