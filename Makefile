@@ -1,4 +1,4 @@
-# Needs Python 3.10-3.13 and make; everything else goes into .venv.
+# Needs Python 3.11-3.14 and make; everything else goes into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,9 +26,18 @@ bench: $(READY)  ## Benchmark tables, printed and written to build/benchmarks.js
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BIN)/python tests/benchmarks
 
+# The one that makes the environment, or has made it.
+MAKER := $(if $(wildcard $(BIN)/pip),$(BIN)/python,$(PYTHON))
+ANOTHER := Name another one: make clean; make train PYTHON=python3.12
+# Python 2 must be able to read this.
+CHECK := import sys; found = "%d.%d" % sys.version_info[:2]; found in ("3.11", "3.12", "3.13", "3.14") or \
+	sys.exit("raytrain needs Python 3.11 to 3.14, and $(MAKER) is " + found + ". $(ANOTHER)")
+
 # Torch comes first and alone: with it in place, no other package asks for another build of it.
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v $(MAKER) > /dev/null || { echo "There is no $(MAKER) here. $(ANOTHER)" >&2; exit 1; }
+	@$(MAKER) -c '$(CHECK)'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,mujoco,atari]"
 	touch $(READY)

@@ -16,7 +16,7 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -446,7 +446,7 @@ def _set_aside(place: Location, say: Say) -> None:
         if not place.exists():
             return
         with DirectoryLock(place):
-            moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+            moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             aside = place.parent / f"{place.name}.{moment}"
             place.move_tree(aside)
     say(f"--fresh: the old directory is now {aside}.")
@@ -470,7 +470,7 @@ def _summary(done: dict[str, Entry]) -> str:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def command_for(verb: str, target: str | os.PathLike[str], extra: list[str]) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from raytrain.checkpoint import (
@@ -356,10 +356,10 @@ def _state(
 
 def _changed_at(entries: list[Entry], row: Mapping[str, Any] | None) -> str | None:
     moments = [
-        datetime.fromisoformat(each.manifest.created_at).astimezone(timezone.utc)
+        datetime.fromisoformat(each.manifest.created_at).astimezone(UTC)
         for each in entries
         if each.manifest is not None
     ]
     if row is not None and isinstance(row.get("timestamp"), int | float):
-        moments.append(datetime.fromtimestamp(row["timestamp"], timezone.utc))
+        moments.append(datetime.fromtimestamp(row["timestamp"], UTC))
     return max(moments).isoformat(timespec="seconds") if moments else None

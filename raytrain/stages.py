@@ -9,7 +9,7 @@ to the end of NAME, so everything after NAME may be changed with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -140,7 +140,7 @@ def start_again_after(stage: str, config: ExperimentConfig, place: Location, say
             for entry in Catalogue(trial).entries()
             if not entry.in_quarantine and entry.iteration > end.iteration
         ]
-        moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         aside = trial / SET_ASIDE / moment
         for entry in sorted(newer, key=lambda each: -each.iteration):
             with storage_errors(f"Setting {entry.path} aside", entry.location):

@@ -33,7 +33,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -303,7 +303,7 @@ class _Lease:
 
 
 def _self() -> dict[str, Any]:
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     return {"pid": os.getpid(), "host": _host(), "started": started}
 
 

@@ -75,7 +75,7 @@ async def _tail(
             seen += len(text)
             if fresh:
                 write(fresh)
-    except (StopAsyncIteration, asyncio.TimeoutError):
+    except (TimeoutError, StopAsyncIteration):
         return max(shown, seen)
     except (RuntimeError, aiohttp.ClientError, OSError):
         raise _Broken(max(shown, seen)) from None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from raytrain.checkpoint import Location
 from raytrain.errors import RaytrainError
@@ -57,7 +57,7 @@ class FailureMemory:
         place if the last failure was the same."""
         text = _fingerprint(error)
         before = self._read()
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"iteration": iteration, "error": text, "time": now}
         try:
             self._trial.write_atomic(LAST_FAILURE, json.dumps(record).encode())

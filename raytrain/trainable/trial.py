@@ -21,7 +21,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -443,7 +443,7 @@ class TrialPPO(ExactPPO):
             exact_lost=self._exact_lost,
             snapshot_strategy=self.strategy,
             versions=versions(),
-            created_at=datetime.now(timezone.utc).isoformat(),
+            created_at=datetime.now(UTC).isoformat(),
         )
 
 

@@ -15,7 +15,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def library_versions() -> dict[str, str]:
 def entry(tables: Sequence[Table], *, command: str, rounds: int, quick: bool) -> dict[str, Any]:
     return {
         "command": command,
-        "measured": datetime.now(timezone.utc).date().isoformat(),
+        "measured": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "versions": library_versions(),
         "rounds": rounds,
