@@ -197,3 +197,8 @@ def leave_syncing_to_us(config: AlgorithmConfig) -> None:
     """Switch off the state sync at the end of `Algorithm.step()`: it does not wait for the runners,
     and drops a push to a runner that still has one in flight."""
     config._dont_auto_sync_env_runner_states = True
+
+
+def leave_syncing_to_rllib(config: AlgorithmConfig) -> None:
+    """Undo `leave_syncing_to_us`."""
+    config._dont_auto_sync_env_runner_states = False

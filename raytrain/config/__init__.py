@@ -3,7 +3,7 @@
 Nothing here imports Ray until `to_algorithm_config`, `register_env` or `param_space` is called.
 """
 
-from raytrain.config.algorithm import register_env, to_algorithm_config
+from raytrain.config.algorithm import name_for_others, register_env, to_algorithm_config
 from raytrain.config.continuity import (
     Difference,
     allowed_on_continue,
@@ -47,6 +47,7 @@ __all__ = [
     "load_config",
     "make_env",
     "most_env_runners",
+    "name_for_others",
     "num_trials",
     "param_space",
     "register_env",

@@ -6,9 +6,10 @@ The env runner and learner classes are not set here; what runs inside a trial ch
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
-from raytrain.config.environment import env_creator
+from raytrain.config.environment import env_creator, is_atari
 from raytrain.config.problems import ConfigError
 from raytrain.config.schema import ExperimentConfig
 
@@ -75,6 +76,14 @@ def register_env(config: ExperimentConfig) -> str:
         name = f"{name}@{hashlib.sha256(creator.import_path.encode()).hexdigest()[:8]}"
     tune.register_env(name, creator)
     return name
+
+
+def name_for_others(registered: str) -> str:
+    """What programs without raytrain call the environment that `register_env` gave this name: an id that
+    Gymnasium finds without help, or `module:factory`."""
+    if is_atari(registered):
+        return f"ale_py:{registered}"
+    return re.sub("@[0-9a-f]{8}$", "", registered)
 
 
 def mean_std_filter(env: Any = None, spaces: Any = None, device: Any = None) -> ConnectorV2:

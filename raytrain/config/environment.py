@@ -153,7 +153,7 @@ def _gymnasium_creator(
     module_name, colon, env_id = spec.rpartition(":")
     if colon:
         _import(module_name, spec, import_path)
-    if env_id.startswith("ALE/") or "NoFrameskip-" in env_id:
+    if is_atari(env_id):
         _register_atari(spec)
     try:
         found = gymnasium.spec(env_id)
@@ -178,6 +178,11 @@ def _gymnasium_creator(
             raise _env_error(f"its entry point {found.entry_point} fails: {error}", spec) from error
     kept = {key: value for key, value in arguments.items() if key not in _MAKE_ARGUMENTS}
     return entry, {**found.kwargs, **kept}
+
+
+def is_atari(env_id: str) -> bool:
+    """Whether Gymnasium knows the id only once ale_py is imported."""
+    return env_id.startswith("ALE/") or "NoFrameskip-" in env_id
 
 
 def _nearest_id(env_id: str, registry: Mapping[str, Any]) -> str | None:

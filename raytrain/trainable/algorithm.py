@@ -250,8 +250,8 @@ class ExactPPO(StagedPPO):
     def capture(self) -> Callable[[Path], None]:
         """Take the whole state now; the returned function writes it into a directory (created) and
         may run in another thread."""
-        rllib = self._rllib_files.capture()
         learners = self._learners.states()
+        rllib = self._rllib_files.capture(float(learners[0]["kl_coeff"][MODULE_ID]))
         groups = self._groups.snapshots()
         eval_groups = self._eval_groups.snapshots() if self._eval_groups else {}
         opaque = {

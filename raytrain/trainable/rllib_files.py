@@ -4,11 +4,12 @@
 learner write its part to a disk of its own, from which it is fetched. Here
 
     RLlibFiles(algorithm)     once: what never changes (classes, constructor arguments, metadata)
-    state = capture()         in the training thread: RLlib's `get_state()`, sharing no memory
+    state = capture(kl_coeff) in the training thread: RLlib's `get_state()`, sharing no memory
     state.write(directory)    in any thread: the same files that `save_to_path` writes
     restore(directory)        RLlib's `restore_from_path`, but that remote learners are handed the files
 
-so `Algorithm.from_checkpoint` and every other tool of RLlib's reads them as usual.
+so `Algorithm.from_checkpoint` and every other tool of RLlib's reads them as usual. The classes that
+they name are RLlib's own (see `stock`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from ray import cloudpickle
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import (
     COMPONENT_LEARNER,
     COMPONENT_LEARNER_GROUP,
@@ -37,9 +39,7 @@ from ray.rllib.utils.checkpoints import (
 )
 
 from raytrain.trainable.learners import Learners
-
-if TYPE_CHECKING:
-    from ray.rllib.algorithms.algorithm import Algorithm
+from raytrain.trainable.stock import made_by, with_kl_coeff
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,13 @@ class RLlibState:
     module_state: Mapping[str, np.ndarray[Any, Any]] | None
     _tree: _Component
     _state: Mapping[str, Any]
+    _made_by: Mapping[str, Any]
 
     def write(self, directory: Path) -> None:
         """Write RLlib's files into an existing directory."""
         _write(self._tree, self._state, directory)
+        name = Algorithm.CLASS_AND_CTOR_ARGS_FILE_NAME
+        (directory / name).write_bytes(cloudpickle.dumps(self._made_by))
 
 
 class RLlibFiles:
@@ -72,12 +75,14 @@ class RLlibFiles:
     def __init__(self, algorithm: Algorithm) -> None:
         self._algorithm = algorithm
         self._tree: _Component | None = None
+        self._made_by: dict[str, Any] = {}
         self._float32_only = False
 
-    def capture(self) -> RLlibState:
-        """Copy the state."""
+    def capture(self, kl_coeff: float) -> RLlibState:
+        """Copy the state. `kl_coeff`: the present KL coefficient, which is not in RLlib's."""
         if self._tree is None:
             self._tree = _component(self._algorithm)
+            self._made_by = made_by(self._algorithm)
             learners = self._algorithm.learner_group.foreach_learner(_is_float32_only)
             self._float32_only = all(answer.get() for answer in learners)
         state = self._algorithm.get_state()
@@ -85,7 +90,7 @@ class RLlibFiles:
         state = {**_copied(state), COMPONENT_LEARNER_GROUP: _copied(learners, only_views=True)}
         modules = learners[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
         module_state = modules[DEFAULT_MODULE_ID] if self._float32_only else None
-        return RLlibState(module_state, self._tree, state)
+        return RLlibState(module_state, self._tree, state, with_kl_coeff(self._made_by, kl_coeff))
 
     def restore(self, directory: Path, learners: Learners) -> None:
         """Become what is in a directory. RLlib has every learner on another node fetch its part by two
@@ -149,14 +154,10 @@ def _component(component: Any) -> _Component:
             parts[name] = _component(part)
     metadata = component.get_metadata()
     metadata.setdefault("checkpoint_version", str(CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER))
-    made_by = {
-        "class": type(component),
-        "ctor_args_and_kwargs": component.get_ctor_args_and_kwargs(),
-    }
     return _Component(
         files={
             component.METADATA_FILE_NAME: json.dumps(metadata).encode(),
-            component.CLASS_AND_CTOR_ARGS_FILE_NAME: cloudpickle.dumps(made_by),
+            component.CLASS_AND_CTOR_ARGS_FILE_NAME: cloudpickle.dumps(made_by(component)),
         },
         state_file=f"{component.STATE_FILE_NAME}.pkl",
         parts=parts,
