@@ -81,7 +81,8 @@ class Beginning:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `exit_code`: 0 finished, 1 failed, 130/143 stopped by a signal after saving.
+    """How a run ended. `exit_code`: 0 finished, 1 failed, 128 and its number: stopped by a signal after
+    saving (130: SIGINT, 143: SIGTERM).
     `trials`: directory names of those that are finished, the best first."""
 
     exit_code: int
@@ -231,6 +232,8 @@ def _train(
         forget_tune_files(place)
     experiment.write(place)
     watch = _run(config, place, reporter, interrupts, address=address, finished=before)
+    # The end is near, and what is said of it holds; a second signal leaves at once.
+    interrupts.defer()
     try:
         after = finished_trials(config, place)
     except StorageError as error:
@@ -240,12 +243,12 @@ def _train(
             f"{config.name} ended, and how cannot be read from storage: {error}{_failures(watch)}\nWhat was "
             f"committed is safe in {place}. When the storage answers, continue with: {command}",
         )
-    if interrupts.received is not None:
+    if interrupts.received is not None and len(after) < num_trials(config):
+        stopped = f"Stopped by {interrupts.received.name}; {_saved(watch, place)}"
         return Outcome(
             interrupts.exit_code,
             str(place),
-            f"Stopped by {interrupts.received.name}; saved in {place}. Continue with: {command}"
-            f"{_tune_error(watch)}",
+            f"{stopped} Continue with: {command}{_tune_error(watch)}",
             tuple(after),
         )
     if len(after) < num_trials(config):
@@ -284,8 +287,9 @@ def _run(
 
     losses = 0
     while True:
+        session = Session(config, address=address, interrupts=interrupts)
         try:
-            with Session(config, address=address, interrupts=interrupts) as session:
+            with session:
                 return session.run(
                     place,
                     reporter,
@@ -293,6 +297,11 @@ def _run(
                     find_finished=partial(finished_trial, config),
                 )
         except RayLost as lost:
+            if interrupts.received is not None:
+                if session.watch is None:
+                    raise InterruptedEarly from None
+                session.watch.unsaved.setdefault("Ray", str(lost))
+                return session.watch
             losses += 1
             finished = finished_trials(config, place)
             if 0 <= config.failure.max_failures < losses:
@@ -311,6 +320,17 @@ def _tune_error(watch: Watch) -> str:
     return (
         f"\nTune ended with an error: {watch.tune_error.rstrip('.')}. What was saved has been verified "
         "and is complete."
+    )
+
+
+def _saved(watch: Watch, place: Location) -> str:
+    """What became of the trials that ran when a signal came, as a sentence."""
+    if not watch.unsaved:
+        return f"saved in {place}."
+    lines = "".join(f"\n  {name}: {why.rstrip('.')}" for name, why in watch.unsaved.items())
+    return (
+        f"not everything was saved:{lines}\nWhat is lost is trained again from the newest checkpoint "
+        f"in {place}, with the same result."
     )
 
 

@@ -14,8 +14,9 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -37,13 +38,14 @@ from raytrain.config import (
     param_space,
 )
 from raytrain.errors import BadInput, RaytrainError
-from raytrain.faults import Interrupts
+from raytrain.faults import InterruptedEarly, Interrupts
 from raytrain.reporting import ConsoleReporter
 
 if TYPE_CHECKING:
     from raytrain.watch import Watch
 
 _CONNECT_PATIENCE_S = 10.0
+_ENDING_S = 1.0
 _SERVICES = ("raylet", "gcs_server")
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
@@ -76,6 +78,7 @@ class Session:
         self._started = False
         self._stack = ExitStack()
         self._services: list[tuple[psutil.Process, str]] = []
+        self.watch: Watch | None = None
         self._lost: RayLost | None = None
 
     def __enter__(self) -> Session:
@@ -97,7 +100,8 @@ class Session:
     ) -> None:
         self._stack.close()
         if self._started:
-            ray.shutdown()
+            with _nothing_left(self._services):
+                ray.shutdown()
 
     def run(
         self,
@@ -137,30 +141,32 @@ class Session:
             for problem in newcomers.told() if newcomers is not None else ():
                 reporter.event("raytrain", "warning", problem)
 
-        watch = Watch(self._config, reporter, self._interrupts, check=check)
+        self.watch = watch = Watch(self._config, reporter, self._interrupts, check=check)
         tuner, said = build_tuner(
             self._config, place, watch, finished=finished, find_finished=find_finished
         )
         if said is not None:
             reporter.event("raytrain", "warning", said)
-        with ExitStack() as stack:
-            stack.enter_context(self._interrupts.deferred())
-            try:
-                tuner.fit()
-            except Exception as error:  # Of any kind: Tune tidies up as if nothing could fail,
-                # and a full disk makes it raise. How the run ended is read from storage, not here.
-                if self._lost is not None:
-                    raise self._lost from None
-                watch.tune_error = describe(error)
+        watch.begin()
+        # To the end of the program: from here on there is something to say of what was saved.
+        self._interrupts.defer()
+        try:
+            tuner.fit()
+        except Exception as error:  # Of any kind: Tune tidies up as if nothing could fail,
+            # and a full disk makes it raise. How the run ended is read from storage, not here.
+            if self._lost is not None:
+                raise self._lost from None
+            watch.tune_error = describe(error)
         return watch
 
     def _check_ray(self) -> None:
         """Raise `RayLost` if a process of the local Ray instance has died: without its raylet or GCS
         a driver waits for ever, or is aborted a minute later."""
         for service, name in self._services:
-            if not service.is_running() or service.status() == psutil.STATUS_ZOMBIE:
+            if not _runs(service):
                 # At once, before Tune tidies up by talking to processes that are not there any more.
-                ray.shutdown()
+                with _nothing_left(self._services):
+                    ray.shutdown()
                 self._lost = RayLost(f"Ray's process {name} (pid {service.pid}) died")
                 raise self._lost
 
@@ -184,7 +190,11 @@ class Session:
                 if self._address is None:
                     stack.enter_context(_ray.local.lean_instance())
                 ray.init(**options)
+        except InterruptedEarly:
+            _end_services()
+            raise
         except SystemExit:
+            _end_services()
             # From its first moments on Ray answers a SIGTERM by itself, with the signal's number as code.
             self._interrupts.note_early(signal.SIGTERM)
         except Exception as error:  # Ray raises bare Exceptions here.
@@ -198,8 +208,7 @@ class Session:
             ) from None
         self._started = True
         if self._address is None:
-            children = psutil.Process().children(recursive=True)
-            self._services = [(each, each.name()) for each in children if each.name() in _SERVICES]
+            self._services = _own_services()
             # The first worker takes the time that this process's own imports take.
             ray.remote(num_cpus=0)(_nothing).remote()
 
@@ -256,6 +265,44 @@ def _can_be_forked(config: ExperimentConfig) -> bool:
 
 def _nothing() -> None:
     pass
+
+
+def _own_services() -> list[tuple[psutil.Process, str]]:
+    children = [(each, each.name()) for each in psutil.Process().children()]
+    return [(each, name) for each, name in children if name in _SERVICES]
+
+
+def _end_services() -> None:
+    """End what Ray has started when its start is interrupted: it knows nothing of a half instance."""
+    with _nothing_left(_own_services()):
+        ray.shutdown()
+
+
+@contextmanager
+def _nothing_left(services: list[tuple[psutil.Process, str]]) -> Iterator[None]:
+    """End the processes of this local instance that live on after the body, in which Ray ends it. They end
+    by themselves once they miss the raylet, but some of them later than this program."""
+    processes = [each for each, _ in services]
+    for service, _ in services:
+        with suppress(psutil.Error):
+            processes += service.children(recursive=True)
+    yield
+    deadline = time.monotonic() + _ENDING_S
+    while any(_runs(each) for each in processes):
+        if time.monotonic() > deadline:
+            for each in processes:
+                with suppress(psutil.Error):
+                    each.kill()
+            break
+        time.sleep(_ENDING_S / 50)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a process lives. One that nobody has waited for (an init that reaps nothing) does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 @contextmanager

@@ -8,15 +8,14 @@ inert, and the live one of each start takes its place.
 from __future__ import annotations
 
 import json
-import os
-import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.tune import Callback
 
 from raytrain import _ray
@@ -66,6 +65,12 @@ class Watch(Callback):
         self.ended: dict[str, str] = {}
         self.tune_error: str | None = None
         self.left = False
+        self.unsaved: dict[str, str] = {}
+        self._leave = threading.Event()
+
+    def begin(self) -> None:
+        """Called before Tune's loop begins."""
+        _ray.tune.leave_by(self._leave)
 
     def __reduce__(self) -> Any:
         return Watch, ()
@@ -86,8 +91,7 @@ class Watch(Callback):
         if self._interrupts.received is not None and not self.left:
             self.left = True
             self._save_all(trials)
-            # Tune's own way out: it writes the experiment's state and leaves its loop.
-            os.kill(os.getpid(), signal.SIGUSR1)
+            self._leave.set()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self._reporter is None or self._config is None:
@@ -267,16 +271,29 @@ class Watch(Callback):
                 "iteration; once more leaves at once.",
             )
         references = {name: actor.interrupt.remote() for name, actor in running.items()}
+        self.unsaved = dict.fromkeys(running, "Ray was lost before it had answered")
         deadline = time.monotonic() + _SAVE_DEADLINE_S
         for name, reference in references.items():
-            try:
-                said = ray.get(reference, timeout=max(1.0, deadline - time.monotonic()))
-            except GetTimeoutError:
-                said = f"not saved within {_SAVE_DEADLINE_S:.0f} s; its last checkpoint stands"
-            except RayError as error:
-                said = f"not saved: {describe(error)}; its last checkpoint stands"
+            saved, said = self._answer(reference, deadline)
+            if saved:
+                del self.unsaved[name]
+            else:
+                self.unsaved[name] = said
             if self._reporter is not None:
                 self._reporter.event(name, "info", said)
+
+    def _answer(self, reference: Any, deadline: float) -> tuple[bool, str]:
+        """What a trial says of its last save. Without a raylet or GCS the wait would end in an abort."""
+        while not ray.wait([reference], timeout=_CHECK_EVERY_S)[0]:
+            self._check()
+            if time.monotonic() > deadline:
+                return False, f"it did not answer within {_SAVE_DEADLINE_S:.0f} s"
+        try:
+            answer: tuple[bool, str] = ray.get(reference)
+        except RayError as error:
+            self._check()
+            return False, describe(error)
+        return answer
 
 
 def _housekeeping(config: ExperimentConfig | None) -> tuple[Sentries, Overdue]:

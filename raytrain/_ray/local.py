@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+KEPT_FROM_RAY = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+"""Signals that the processes of a local instance never see: they are for the driver."""
+
+_KILL_WORKER_AFTER_MS = "100"
 
 
 @contextmanager
@@ -30,19 +44,40 @@ def lean_instance() -> Iterator[None]:
     of log files: three Python processes of a second of CPU time each, of which nothing is used here. Of
     idle workers it starts one for each logical CPU, which would not be used either. None of this is an
     option of `ray.init`.
+
+    On Linux its processes are in a session of their own, and `KEPT_FROM_RAY` is blocked in them and in
+    all that they start. `timeout`, a terminal, systemd and Slurm send a signal to every process of a
+    group, a session or a cgroup, and the driver needs a living instance to save. (Actors unblock the
+    signals for the sake of the user's own processes: see `raytrain.faults.spared`.) So Ray's own SIGTERM
+    has no effect either, and it is SIGKILL here; the driver's death ends the instance as before.
     """
     from ray._private import node, parameter, services
 
     plain, start_process = parameter.RayParams, services.start_ray_process
     start_server = node.Node.start_api_server
+    popen = services.ConsolePopen
 
     class Lean(plain):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, no_monitor=True, include_log_monitor=False, **kwargs)
 
+    class Apart(popen):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, preexec_fn: Callable[[], None], **kwargs: Any) -> None:
+            def prepare() -> None:
+                preexec_fn()
+                signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_FROM_RAY)
+
+            super().__init__(*args, preexec_fn=prepare, start_new_session=True, **kwargs)
+
+        def terminate(self) -> None:
+            self.kill()
+
     def start(command: list[str], *args: Any, **kwargs: Any) -> Any:
         flag = "--num_prestart_python_workers="
         command = [f"{flag}0" if each.startswith(flag) else each for each in command]
+        # The raylet, too, ends a worker by SIGTERM, and by SIGKILL after this time (Ray: 5 s).
+        updates = {"RAY_kill_worker_timeout_milliseconds": _KILL_WORKER_AFTER_MS}
+        kwargs["env_updates"] = {**updates, **(kwargs.get("env_updates") or {})}
         return start_process(command, *args, **kwargs)
 
     def start_none(*args: Any, **kwargs: Any) -> None:
@@ -50,11 +85,14 @@ def lean_instance() -> Iterator[None]:
 
     parameter.RayParams, services.start_ray_process = Lean, start
     node.Node.start_api_server = start_none
+    if sys.platform == "linux":  # Elsewhere Ray ends its processes by their group.
+        services.ConsolePopen = Apart
     try:
         yield
     finally:
         parameter.RayParams, services.start_ray_process = plain, start_process
         node.Node.start_api_server = start_server
+        services.ConsolePopen = popen
 
 
 def worker_variables(*, one_cpu: bool) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,15 @@ def quiet_driver() -> None:
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *args, **kwargs: None
+
+
+def leave_by(asked: Event) -> None:
+    """Have Tune's loop end when `asked` is set: it then writes the experiment's state and ends the trials.
+    Tune sets such an event itself on SIGINT and SIGUSR1, with handlers that would take these signals
+    from the driver: a trial is not saved by them."""
+    from ray.tune import tune
+
+    tune._setup_signal_catching = lambda: asked
 
 
 _last_errors: dict[str, BaseException | None] = {}

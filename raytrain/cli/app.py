@@ -12,6 +12,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -19,6 +20,7 @@ import typer
 from rich.console import Console
 
 from raytrain.errors import RaytrainError
+from raytrain.faults.interrupts import InterruptedEarly, Interrupts
 
 _HELP = """Train RLlib PPO so that the same command always continues the same run, bit for bit.
 
@@ -82,8 +84,19 @@ Address = Annotated[
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script. A signal ends any command without a traceback, with 128 and its
+    number; one that trains takes the signals itself, and saves."""
+    interrupts = Interrupts()
+    interrupts.install()
+    try:
+        app()
+    except InterruptedEarly:
+        assert interrupts.received is not None
+        with suppress(OSError):  # The terminal may be gone.
+            say(f"Stopped by {interrupts.received.name}.")
+        sys.exit(interrupts.exit_code)
+    finally:
+        interrupts.ignore()
 
 
 def command(function: _Command) -> _Command:

@@ -15,9 +15,12 @@ import json
 import pickle
 import re
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from raytrain.checkpoint import Location
 from raytrain.errors import RaytrainError
+
+if TYPE_CHECKING:
+    from raytrain.checkpoint import Location
 
 LAST_FAILURE = "last_failure.json"
 # What differs between two occurrences of one error: addresses, ids, process numbers.

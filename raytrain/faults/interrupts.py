@@ -1,21 +1,39 @@
-"""Ctrl-C and SIGTERM on the driver.
+"""Signals to the driver.
 
-The first signal only sets a flag: the driver's loop sees it, has every trial saved and leaves. A
-second signal leaves at once; whatever was committed is on storage already.
+    SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2   before training: it ends; in training: the driver's loop
+                                                sees it, has every trial saved and leaves
+    the same within a second                    is the same request: `timeout`, systemd, Slurm and a
+                                                terminal that closes send it to the process and to its group
+    another one later; SIGQUIT at any time      leaves at once; what was committed is on storage already
+
+A SIGHUP that is ignored (`nohup`) stays so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAVE_AND_LEAVE = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+LEAVE = (signal.SIGQUIT,)
+_UNLESS_IGNORED = (signal.SIGHUP, signal.SIGQUIT)
+
+SAME_REQUEST_S = 1.0
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 class InterruptedEarly(BaseException):
@@ -23,16 +41,18 @@ class InterruptedEarly(BaseException):
 
 
 class Interrupts:
-    """While active, SIGINT and SIGTERM are noted in `received` instead of ending the process."""
+    """While active, the signals of `SAVE_AND_LEAVE` are noted in `received` instead of ending the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.received: signal.Signals | None = None
+        self._received_at = 0.0
+        self._clock = clock
         self._deferred = False
         self._before: dict[signal.Signals, object] = {}
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT, 143 for SIGTERM."""
+        """128 and the signal's number: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + int(self.received or 0)
 
     def __enter__(self) -> Interrupts:
@@ -44,7 +64,9 @@ class Interrupts:
         main thread may; a run in another thread is not interrupted by signals."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in _SIGNALS:
+        for number in (*SAVE_AND_LEAVE, *LEAVE):
+            if number in _UNLESS_IGNORED and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             before = signal.signal(number, self._note)
             self._before.setdefault(number, before)
 
@@ -57,14 +79,23 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def ignore(self) -> None:
+        """From now on the signals do nothing: the exit code is known, and the process ends."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Within, the first signal is only noted; somebody asks for `received` and saves."""
-        self._deferred = True
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
+
+    def defer(self) -> None:
+        """From now on the first signal is only noted: there is something to save, or to say of it."""
+        self._deferred = True
 
     def raise_early(self) -> None:
         """Raise `InterruptedEarly` if a signal was noted. For waits in Ray, which makes another error of what a
@@ -78,11 +109,23 @@ class Interrupts:
         raise InterruptedEarly
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        now = self._clock()
+        if number in LEAVE:
+            _leave(number)
         if self.received is not None:
-            sys.stderr.write("\nLeaving at once. What was committed is safe.\n")
-            sys.stderr.flush()
-            # Not sys.exit: nothing may wait for a trial or a lock here. The kernel ends our Ray processes.
-            os._exit(128 + number)
-        self.received = signal.Signals(number)
+            if now - self._received_at < SAME_REQUEST_S:
+                return
+            _leave(number)
+        self.received, self._received_at = signal.Signals(number), now
         if not self._deferred:
             raise InterruptedEarly
+
+
+def _leave(number: int) -> NoReturn:
+    """End this process now. Nothing may wait for a trial or a lock here, so it is not `sys.exit`. The
+    kernel ends our Ray processes."""
+    cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+    said = f"{cursor}\nLeaving at once: nothing more is saved. The checkpoints on storage are complete.\n"
+    with contextlib.suppress(OSError):  # The terminal may be gone.
+        os.write(2, said.encode())
+    os._exit(128 + number)

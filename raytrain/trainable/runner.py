@@ -52,6 +52,7 @@ from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
+from raytrain.faults.spared import spare_this_actor
 from raytrain.trainable.rng import RngStreams, preserved
 from raytrain.trainable.rollouts import Rollout
 from raytrain.trainable.sampling.eligibility import observation_filter, why_not
@@ -82,6 +83,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
     """"arrays" where that can stand for RLlib's own way, or always "rllib"."""
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        spare_this_actor()
         with _ray.runners.quick_connectors():
             super().__init__(config=config, **kwargs)
         self._made_with, self._arguments = config, kwargs

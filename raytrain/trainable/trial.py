@@ -56,6 +56,7 @@ from raytrain.config import (
 )
 from raytrain.faults import able_to_travel
 from raytrain.faults.nodes import nodes_alive
+from raytrain.faults.spared import spare_this_actor
 from raytrain.trainable.actors import remote_actors
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.trainable.building import algorithm_arguments
@@ -79,6 +80,7 @@ class TrialPPO(ExactPPO):
     """See the module's docstring. `config` is one point of the param space: algorithm sections."""
 
     def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        spare_this_actor()
         given = dict(config or {})
         storage = kwargs["storage"]
         self._given = {key: value for key, value in given.items() if not key.startswith("__")}
@@ -89,6 +91,7 @@ class TrialPPO(ExactPPO):
         self._place = Location(fs, storage.trial_fs_path)
         self._failed_start: Exception | None = None
         self._interrupted = False
+        self._broken: str | None = None
         self._done_with: str | None = None
         self._parting: dict[str, Any] = {}
         super().__init__(
@@ -234,7 +237,9 @@ class TrialPPO(ExactPPO):
                 return self._end_without_training()
             return self._train_once()
         except Exception as error:  # Of any kind: remembered, and always raised again.
-            raise self._to_be_raised(iteration, error) from error.__cause__
+            raised = self._to_be_raised(iteration, error)
+            self._broken = str(raised)
+            raise raised from error.__cause__
 
     def _to_be_raised(self, iteration: int, error: Exception) -> Exception:
         error = self._lookout.explain(error)
@@ -277,7 +282,7 @@ class TrialPPO(ExactPPO):
         if self._lookout.leaving is not None and ended is None:
             report[REPORT]["leaving"] = {
                 "address": self._lookout.leaving.address,
-                "saved": self.interrupt(),
+                "saved": self.interrupt()[1],
             }
         else:
             self._keep(result)
@@ -345,11 +350,15 @@ class TrialPPO(ExactPPO):
     def restore(self, checkpoint_path: Any) -> None:
         """Nothing to do: the start has found the newest good checkpoint itself."""
 
-    def interrupt(self) -> str:
-        """Commit this iteration's state and train no further. Returns what was saved."""
+    def interrupt(self) -> tuple[bool, str]:
+        """Commit this iteration's state and train no further. Returns whether nothing is lost, and what
+        was saved, or why it was not."""
         self._interrupted = True
         if self._failed_start is not None or self.iteration == 0:
-            return "nothing was trained yet"
+            return True, "nothing was trained yet"
+        if self._broken is not None:
+            # The state is that of no iteration: it must not be saved as one.
+            return False, f"its iteration failed: {self._broken}"
         self._directory.poll(wait=True)
         saved = self._directory.last_saved
         if saved is None or saved.iteration != self.iteration:
@@ -357,9 +366,9 @@ class TrialPPO(ExactPPO):
             self._directory.poll(wait=True)
         saved = self._directory.last_saved
         if saved is None or saved.iteration != self.iteration:
-            return "; ".join(self._directory.take_messages()) or "the save failed"
+            return False, "; ".join(self._directory.take_messages()) or "the save failed"
         self._directory.mark_interrupted()
-        return f"{self._directory.last_saved_name} (iteration {saved.iteration}) is saved"
+        return True, f"{self._directory.last_saved_name} (iteration {saved.iteration}) is saved"
 
     @override(ExactPPO)
     def phase(self, name: str) -> AbstractContextManager[None]:

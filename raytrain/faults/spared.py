@@ -1,0 +1,37 @@
+"""Signals to the processes of a local Ray instance, which are meant for the driver.
+
+`timeout`, systemd and Slurm's `scancel` send SIGTERM to every process of a run. The trial has to live
+until it has saved, so the instance's processes are started with such signals blocked
+(`raytrain._ray.local`). A process that the user's environment starts would inherit that, and could not be
+terminated by the environment any more. So an actor takes the signals itself and does nothing; its
+children are not touched by that, as a handler is not inherited by another program.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+from raytrain._ray.local import KEPT_FROM_RAY
+
+
+def spare_this_actor() -> None:
+    """Unblock the signals that are blocked here, and do nothing on any of them. Elsewhere (in a cluster that
+    was started without raytrain, in the driver) nothing changes."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    if signal.SIGTERM not in blocked or threading.current_thread() is not threading.main_thread():
+        return
+    actor = os.getpid()
+
+    def nothing(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != actor:  # A fork that runs no other program, such as `multiprocessing`'s.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    ours = [each for each in KEPT_FROM_RAY if each in blocked and each is not signal.SIGINT]
+    for number in ours:
+        signal.signal(number, nothing)
+        signal.siginterrupt(number, False)  # The user's system calls go on.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
