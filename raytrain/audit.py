@@ -18,7 +18,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,6 +48,7 @@ from raytrain.config import (
     with_trial_values,
 )
 from raytrain.errors import BadInput
+from raytrain.faults.leftovers import nothing_left
 from raytrain.versions import versions
 
 if TYPE_CHECKING:  # They import Ray, which takes seconds.
@@ -373,6 +376,7 @@ def _algorithm(
     if started:
         request = PPO.default_resource_request(arguments["config"].to_dict())
         needed = int(-(-request.required_resources.get("CPU", 1.0) // 1))
+        before = signal.getsignal(signal.SIGTERM)
         with _ray.local.lean_instance():
             ray.init(
                 address="local",  # Never a cluster that somebody else has running on this machine.
@@ -380,7 +384,10 @@ def _algorithm(
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                _system_config=_ray.local.SYSTEM_CONFIG,
             )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray has set one of its own.
     try:
         with _ray.local.files_below(str(scratch)):
             algorithm = ExactPPO(**arguments)
@@ -390,7 +397,8 @@ def _algorithm(
             algorithm.stop()
     finally:
         if started:
-            ray.shutdown()
+            with nothing_left():
+                ray.shutdown()
 
 
 def _manifest(entry: Entry) -> Manifest:

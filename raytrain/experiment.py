@@ -133,7 +133,9 @@ def train(
                     address=address,
                     command=command,
                 )
-        except InterruptedEarly:
+        except BaseException:
+            if not interrupts.early:
+                raise
             said = f"Stopped before training began; nothing was lost. Continue with: {command}"
             outcome = Outcome(
                 interrupts.exit_code, str(Location.of(config.storage_path) / config.name), said

@@ -14,9 +14,8 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -39,14 +38,13 @@ from raytrain.config import (
 )
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import InterruptedEarly, Interrupts
+from raytrain.faults.leftovers import lives, nothing_left, own_services
 from raytrain.reporting import ConsoleReporter
 
 if TYPE_CHECKING:
     from raytrain.watch import Watch
 
 _CONNECT_PATIENCE_S = 10.0
-_ENDING_S = 1.0
-_SERVICES = ("raylet", "gcs_server")
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -77,7 +75,7 @@ class Session:
         self._interrupts = interrupts
         self._started = False
         self._stack = ExitStack()
-        self._services: list[tuple[psutil.Process, str]] = []
+        self._services: dict[psutil.Process, str] = {}
         self.watch: Watch | None = None
         self._lost: RayLost | None = None
 
@@ -100,7 +98,7 @@ class Session:
     ) -> None:
         self._stack.close()
         if self._started:
-            with _nothing_left(self._services):
+            with nothing_left(self._services):
                 ray.shutdown()
 
     def run(
@@ -162,10 +160,10 @@ class Session:
     def _check_ray(self) -> None:
         """Raise `RayLost` if a process of the local Ray instance has died: without its raylet or GCS
         a driver waits for ever, or is aborted a minute later."""
-        for service, name in self._services:
-            if not _runs(service):
+        for service, name in self._services.items():
+            if not lives(service):
                 # At once, before Tune tidies up by talking to processes that are not there any more.
-                with _nothing_left(self._services):
+                with nothing_left(self._services):
                     ray.shutdown()
                 self._lost = RayLost(f"Ray's process {name} (pid {service.pid}) died")
                 raise self._lost
@@ -183,6 +181,7 @@ class Session:
             # Never a cluster that somebody else has running on this machine.
             options["address"] = "local"
             options["include_dashboard"] = False
+            options["_system_config"] = _ray.local.SYSTEM_CONFIG
             options["num_cpus"] = self._logical_cpus()
         _require_reachable(self._address)
         try:
@@ -191,10 +190,10 @@ class Session:
                     stack.enter_context(_ray.local.lean_instance())
                 ray.init(**options)
         except InterruptedEarly:
-            _end_services()
+            self._end_half_an_instance()
             raise
         except SystemExit:
-            _end_services()
+            self._end_half_an_instance()
             # From its first moments on Ray answers a SIGTERM by itself, with the signal's number as code.
             self._interrupts.note_early(signal.SIGTERM)
         except Exception as error:  # Ray raises bare Exceptions here.
@@ -208,9 +207,17 @@ class Session:
             ) from None
         self._started = True
         if self._address is None:
-            self._services = _own_services()
+            self._services = own_services()
             # The first worker takes the time that this process's own imports take.
             ray.remote(num_cpus=0)(_nothing).remote()
+
+    def _end_half_an_instance(self) -> None:
+        """What Ray has started when its start is interrupted: it knows nothing of it itself."""
+        if self._address is None:
+            with nothing_left():
+                ray.shutdown()
+                for each in own_services():
+                    each.kill()
 
     def _workers(self) -> dict[str, Any]:
         """The runtime environment of all workers."""
@@ -265,44 +272,6 @@ def _can_be_forked(config: ExperimentConfig) -> bool:
 
 def _nothing() -> None:
     pass
-
-
-def _own_services() -> list[tuple[psutil.Process, str]]:
-    children = [(each, each.name()) for each in psutil.Process().children()]
-    return [(each, name) for each, name in children if name in _SERVICES]
-
-
-def _end_services() -> None:
-    """End what Ray has started when its start is interrupted: it knows nothing of a half instance."""
-    with _nothing_left(_own_services()):
-        ray.shutdown()
-
-
-@contextmanager
-def _nothing_left(services: list[tuple[psutil.Process, str]]) -> Iterator[None]:
-    """End the processes of this local instance that live on after the body, in which Ray ends it. They end
-    by themselves once they miss the raylet, but some of them later than this program."""
-    processes = [each for each, _ in services]
-    for service, _ in services:
-        with suppress(psutil.Error):
-            processes += service.children(recursive=True)
-    yield
-    deadline = time.monotonic() + _ENDING_S
-    while any(_runs(each) for each in processes):
-        if time.monotonic() > deadline:
-            for each in processes:
-                with suppress(psutil.Error):
-                    each.kill()
-            break
-        time.sleep(_ENDING_S / 50)
-
-
-def _runs(process: psutil.Process) -> bool:
-    """Whether a process lives. One that nobody has waited for (an init that reaps nothing) does not."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
 
 
 @contextmanager

@@ -71,6 +71,7 @@ class Watch(Callback):
     def begin(self) -> None:
         """Called before Tune's loop begins."""
         _ray.tune.leave_by(self._leave)
+        _ray.tune.keep_no_results()
 
     def __reduce__(self) -> Any:
         return Watch, ()
@@ -146,6 +147,7 @@ class Watch(Callback):
             _ray.tune.forget_checkpoints(trial, lambda path: bool(fs.get_file_info(path).type))
         elif gone:
             _ray.tune.forget_checkpoints(trial, lambda path: path.rpartition("/")[2] not in gone)
+            gone.clear()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = str(trial)
@@ -241,6 +243,7 @@ class Watch(Callback):
         for sentence in self._waiting.look(trials):
             self._reporter.event("raytrain", "warning", sentence)
         self._killed.update(self._overdue.look(trials))
+        _ray.tune.forget_logged_once()
         self._sentries.post()
 
     def _newest_saved(self, trial: Any) -> int | None:

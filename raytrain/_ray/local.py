@@ -19,7 +19,13 @@ KEPT_FROM_RAY = (
 )
 """Signals that the processes of a local instance never see: they are for the driver."""
 
-_KILL_WORKER_AFTER_MS = "100"
+SYSTEM_CONFIG = {
+    # The raylet, too, ends a worker by SIGTERM, and by SIGKILL after this time (Ray: 5 s).
+    "kill_worker_timeout_milliseconds": 100,
+    # The GCS would keep what became of the last 100,000 tasks, 3 KB of each iteration, for a dashboard.
+    "task_events_report_interval_ms": 0,
+}
+"""`ray.init(_system_config=...)` of a local instance."""
 
 
 @contextmanager
@@ -75,9 +81,6 @@ def lean_instance() -> Iterator[None]:
     def start(command: list[str], *args: Any, **kwargs: Any) -> Any:
         flag = "--num_prestart_python_workers="
         command = [f"{flag}0" if each.startswith(flag) else each for each in command]
-        # The raylet, too, ends a worker by SIGTERM, and by SIGKILL after this time (Ray: 5 s).
-        updates = {"RAY_kill_worker_timeout_milliseconds": _KILL_WORKER_AFTER_MS}
-        kwargs["env_updates"] = {**updates, **(kwargs.get("env_updates") or {})}
         return start_process(command, *args, **kwargs)
 
     def start_none(*args: Any, **kwargs: Any) -> None:

@@ -6,7 +6,10 @@ checkpoints   checkpoints, inspect, verify, evaluate, probe, audit, export
 looking       show, list, plot, prune
 """
 
-from raytrain.cli import runs, checkpoints, looking  # noqa: F401, I001  in the order of --help
-from raytrain.cli.app import app, main
+from raytrain.faults.interrupts import nothing_begun
+
+with nothing_begun():
+    from raytrain.cli import runs, checkpoints, looking  # noqa: F401, I001  in the order of --help
+    from raytrain.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from raytrain.errors import RaytrainError
-from raytrain.faults.interrupts import InterruptedEarly, Interrupts
+from raytrain.faults.interrupts import Interrupts
 
 _HELP = """Train RLlib PPO so that the same command always continues the same run, bit for bit.
 
@@ -90,10 +90,10 @@ def main() -> None:
     interrupts.install()
     try:
         app()
-    except InterruptedEarly:
-        assert interrupts.received is not None
-        with suppress(OSError):  # The terminal may be gone.
-            say(f"Stopped by {interrupts.received.name}.")
+    except BaseException:
+        if interrupts.received is None:
+            raise
+        say(f"Stopped by {interrupts.received.name}.")
         sys.exit(interrupts.exit_code)
     finally:
         interrupts.ignore()
@@ -160,7 +160,8 @@ def _main(
 
 
 def say(text: str) -> None:
-    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
+    with suppress(OSError):  # The terminal may be gone, or the reader of a pipe.
+        Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def print_json(document: Any) -> None:

@@ -30,7 +30,7 @@ SAVE_AND_LEAVE = (
     signal.SIGUSR2,
 )
 LEAVE = (signal.SIGQUIT,)
-_UNLESS_IGNORED = (signal.SIGHUP, signal.SIGQUIT)
+_UNLESS_IGNORED = (signal.SIGHUP,)
 
 SAME_REQUEST_S = 1.0
 _SHOW_CURSOR = "\x1b[?25h"
@@ -54,6 +54,12 @@ class Interrupts:
     def exit_code(self) -> int:
         """128 and the signal's number: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + int(self.received or 0)
+
+    @property
+    def early(self) -> bool:
+        """Whether a signal has come and there was nothing to save: whatever is raised from then on follows
+        from it. (Ray makes a KeyboardInterrupt, or an error of its own, of what a handler raises in it.)"""
+        return self.received is not None and not self._deferred
 
     def __enter__(self) -> Interrupts:
         self.install()
@@ -119,6 +125,28 @@ class Interrupts:
         self.received, self._received_at = signal.Signals(number), now
         if not self._deferred:
             raise InterruptedEarly
+
+
+@contextmanager
+def nothing_begun() -> Iterator[None]:
+    """Within, a signal ends the process at once and without a word: for the imports of a program."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    numbers = [
+        each
+        for each in (*SAVE_AND_LEAVE, *LEAVE)
+        if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler)
+    ]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {each: signal.signal(each, end) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _leave(number: int) -> NoReturn:

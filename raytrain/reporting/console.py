@@ -10,10 +10,12 @@ Elsewhere (a log file, a CI job) the same line now and then, without control cha
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -200,9 +202,10 @@ class ConsoleReporter:
     def close(self) -> None:
         """Leave the live line as it stands. May be called at any time, and again."""
         if self._live is not None:
-            self._live.update(self._lines(), refresh=True)
-            self._live.stop()
-            self._live = None
+            live, self._live = self._live, None
+            with self._if_anybody_reads():
+                live.update(self._lines(), refresh=True)
+                live.stop()
 
     def _output(self) -> Console:
         if self._console is None:
@@ -221,17 +224,31 @@ class ConsoleReporter:
         state.printed_at, state.unprinted = self._clock(), False
         self._say(self._line(state), "")
 
+    @contextmanager
+    def _if_anybody_reads(self) -> Iterator[None]:
+        """The terminal may have been closed, or the reader of a pipe: the run goes on without them."""
+        try:
+            yield
+        except OSError:
+            # Rich keeps what it could not write, and would try it again with each line.
+            self._console = Console(file=io.StringIO())
+            self._live = None
+
     def _say(self, text: str, style: str) -> None:
         console = self._output()
         # Text, for a message may hold what looks like markup; a log line is never folded.
         line = Text(text, style=style)
-        console.print(line, soft_wrap=not console.is_terminal, highlight=False)
+        with self._if_anybody_reads():
+            console.print(line, soft_wrap=not console.is_terminal, highlight=False)
 
     def _draw(self) -> None:
         console = self._output()
         if not console.is_terminal:
             return
-        if self._live is None:
+        with self._if_anybody_reads():
+            if self._live is not None:
+                self._live.refresh()
+                return
             # Only stderr is taken over: what is printed on stdout has to arrive there.
             self._live = Live(
                 get_renderable=self._lines,
@@ -240,8 +257,6 @@ class ConsoleReporter:
                 redirect_stdout=False,
             )
             self._live.start()
-        else:
-            self._live.refresh()
 
     def _lines(self) -> Group:
         states = list(self._trials.values())
