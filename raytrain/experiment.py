@@ -52,7 +52,7 @@ from raytrain.faults import InterruptedEarly, Interrupts
 from raytrain.forking import Fork, begin, refuse_other_parent, require_possible
 from raytrain.reporting import ConsoleReporter
 from raytrain.stages import may_change, prove_stages, require_same_spaces, start_again_after
-from raytrain.trainable.cadence import Progress, StopRule
+from raytrain.trainable.cadence import Progress, StopRule, score_of
 from raytrain.trainable.curriculum import is_over
 from raytrain.versions import versions
 
@@ -219,7 +219,7 @@ def _train(
         return Outcome(
             0,
             str(place),
-            f"{config.name} is finished: {_summary(before)}. Raise a value in `stop` to train on, or "
+            f"{config.name} is finished: {_summary(before, config)}. Raise a value in `stop` to train on, or "
             f"use --fresh to begin again. Results: {place}",
             tuple(before),
         )
@@ -263,7 +263,7 @@ def _train(
             tuple(after),
         )
     ranked = sorted(after, key=lambda name: _rank(after[name], config), reverse=True)
-    message = f"{config.name} finished: {_summary(after)}.{_tune_error(watch)}"
+    message = f"{config.name} finished: {_summary(after, config)}.{_tune_error(watch)}"
     return Outcome(0, str(place), message, tuple(ranked))
 
 
@@ -483,9 +483,12 @@ def _rank(entry: Entry, config: ExperimentConfig) -> float:
     return score if config.checkpoint.score_order == "max" else -score
 
 
-def _summary(done: dict[str, Entry]) -> str:
+def _summary(done: dict[str, Entry], config: ExperimentConfig) -> str:
+    metric = config.checkpoint.score
+
     def one(name: str, entry: Entry) -> str:
-        score = "" if entry.score is None else f", score {entry.score:g}"
+        found = score_of(entry)
+        score = "" if found is None else f", score {found.value:g} ({metric}{found.over})"
         return f"{name} at iteration {entry.iteration}, {entry.timesteps:,} steps{score}"
 
     return "; ".join(one(name, entry) for name, entry in sorted(done.items()))

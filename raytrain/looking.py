@@ -41,7 +41,7 @@ from raytrain.faults.losses import Losses
 from raytrain.reporting import EVENT_LOG, read_events
 from raytrain.reporting.time_lost import RECOVERED, last_row
 from raytrain.resuming import Commands
-from raytrain.trainable.cadence import metric
+from raytrain.trainable.cadence import Averaged, metric, reported_score, score_of
 
 _T = TypeVar("_T")
 Track = Callable[[Iterable[_T]], Iterable[_T]]
@@ -68,7 +68,8 @@ class CheckpointView:
 
 @dataclass(frozen=True)
 class TrialView:
-    """One trial. `progress` is the share of `stop` that is done, if that can be told; seconds lost:
+    """One trial. `progress` is the share of `stop` that is done, if that can be told; `..._score_episodes`:
+    how many episodes a score is the mean of, where that is known; seconds lost:
     trained again, and without training (see `time_lost`). `failures_survived`: starts of the trial after
     one that ended without saving, whatever ended it; lost nodes and preemptions are not counted
     against `failure.max_failures`."""
@@ -83,7 +84,9 @@ class TrialView:
     stage_number: int | None
     stages: int | None
     last_score: float | None
+    last_score_episodes: int | None
     best_score: float | None
+    best_score_episodes: int | None
     exact: bool | None
     failures_survived: int
     lost_nodes: int
@@ -242,6 +245,7 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
     number = manifest.stage_number if manifest else None
     losses = Losses(trial)
     state = _state(trial, config, entries, row, losses)
+    last_score, best_score = _last_score(row, newest), score_of(best) if best else None
     return TrialView(
         trial=trial.name,
         state=state,
@@ -254,8 +258,10 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
         stage=manifest.stage if manifest else None,
         stage_number=number[0] if number else None,
         stages=number[1] if number else None,
-        last_score=_last_score(row, newest, config.checkpoint.score),
-        best_score=best.score if best else None,
+        last_score=last_score.value if last_score else None,
+        last_score_episodes=last_score.episodes if last_score else None,
+        best_score=best_score.value if best_score else None,
+        best_score_episodes=best_score.episodes if best_score else None,
         exact=manifest.exact if manifest else None,
         failures_survived=len(recovered),
         lost_nodes=losses.counts["lost_node"],
@@ -268,13 +274,9 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
     )
 
 
-def _last_score(row: Mapping[str, Any] | None, newest: Entry | None, name: str) -> float | None:
-    """Of the last iteration; if no episode ended in it, or it was not evaluated, then of the newest
-    checkpoint."""
-    found = metric(row, name) if row else None
-    if found is not None:
-        return found
-    return newest.score if newest else None
+def _last_score(row: Mapping[str, Any] | None, newest: Entry | None) -> Averaged | None:
+    """Of the last iteration; if it has none (it was not evaluated), then of the newest checkpoint."""
+    return (reported_score(row) if row else None) or (score_of(newest) if newest else None)
 
 
 def _checkpoint(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from raytrain.looking import ExperimentView, view
 from raytrain.reporting import EVENT_LOG, read_events
 from raytrain.reporting.time_lost import RECOVERED
 from raytrain.trainable.cadence import metric as metric_of
+from raytrain.trainable.cadence import reported_score
 
 _ENDINGS = (".png", ".svg")
 _STEPS = "num_env_steps_sampled_lifetime"
@@ -50,13 +52,14 @@ def plot(experiment_dir: str, *, out: str | None = None, metric: str | None = No
     place = Location.of(found.path)
     path = _target(place, out)
     name = metric or found.score
-    drawn = [_curve(place / trial.trial, name) for trial in found.trials]
+    read, label = (_score_in, f"{name} (score)") if metric is None else (metric_of, name)
+    drawn = [_curve(place / trial.trial, partial(read, name=name)) for trial in found.trials]
     if not any(curve.points for curve in drawn):
         raise BadInput(
             f"There is nothing to draw yet in {found.path}: no iteration has a number for {name!r}. "
             "Wait, or name another metric of result.json with --metric."
         )
-    _draw(found, name, drawn, path)
+    _draw(found, label, drawn, path)
     return path
 
 
@@ -73,13 +76,22 @@ def _target(place: Location, out: str | None) -> Path:
     return path
 
 
-def _curve(trial: Location, name: str) -> Curve:
+def _score_in(row: Mapping[str, Any], name: str) -> float | None:
+    """The score of an iteration. In the row of a former version it is only among the averages."""
+    found = reported_score(row)
+    if found is not None:
+        return found.value
+    averaged = metric_of(row, f"recent/{name}")
+    return metric_of(row, name) if averaged is None else averaged
+
+
+def _curve(trial: Location, value_of: Callable[[Mapping[str, Any]], float | None]) -> Curve:
     with storage_errors("Reading the trial's records", trial):
         rows = _rows(trial / "result.json")
         events = [event for event in read_events(trial / EVENT_LOG) if event.kind == RECOVERED]
     points, at = [], {}
     for row in rows:
-        steps, value = metric_of(row, _STEPS), metric_of(row, name)
+        steps, value = metric_of(row, _STEPS), value_of(row)
         if steps is not None and value is not None and math.isfinite(value):
             points.append((steps, value))
             at[int(row["training_iteration"])] = (steps, value)
@@ -107,7 +119,7 @@ def _rows(records: Location) -> list[dict[str, Any]]:
     return rows
 
 
-def _draw(found: ExperimentView, name: str, drawn: list[Curve], path: Path) -> None:
+def _draw(found: ExperimentView, label: str, drawn: list[Curve], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -141,7 +153,7 @@ def _draw(found: ExperimentView, name: str, drawn: list[Curve], path: Path) -> N
                 color="grey",
             )
     axes.set_xlabel("environment steps")
-    axes.set_ylabel(name)
+    axes.set_ylabel(label)
     axes.set_title(found.name)
     axes.grid(alpha=0.3)
     if len(drawn) <= 20:

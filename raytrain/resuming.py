@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from raytrain.checkpoint import Entry, ExperimentFile, Location
+from raytrain.config import ConfigError
+from raytrain.config.yaml_lines import parse_yaml
 from raytrain.experiment import command_for
 
 
@@ -59,8 +59,8 @@ def _yaml_file(experiment: ExperimentFile) -> str | None:
         return None
     for path in sorted(Path(holder).glob("*.y*ml")):
         try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, ValueError, yaml.YAMLError):
+            values = parse_yaml(path.read_text(), str(path)).value
+        except (OSError, ValueError, ConfigError):
             continue
         if isinstance(values, dict) and values.get("name", path.stem) == experiment.name:
             near = Path(path).resolve()

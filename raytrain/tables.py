@@ -11,7 +11,7 @@ from rich.table import Table
 
 from raytrain.looking import CheckpointView, ExperimentView, TrialView
 from raytrain.pruning import Plan
-from raytrain.reporting.console import duration
+from raytrain.reporting.console import duration, episodes_told
 
 
 def show_text(found: ExperimentView) -> str:
@@ -56,8 +56,11 @@ def _trial_lines(trial: TrialView, score: str) -> list[str]:
         if trial.stage_number is not None:
             first += f" ({trial.stage_number} of {trial.stages})"
     scores = [
-        f"{name} {value:.6g}"
-        for name, value in (("best", trial.best_score), ("last", trial.last_score))
+        f"{name} {value:.6g}" + ("" if episodes is None else f" over {episodes_told(episodes)}")
+        for name, value, episodes in (
+            ("best", trial.best_score, trial.best_score_episodes),
+            ("last", trial.last_score, trial.last_score_episodes),
+        )
         if value is not None
     ]
     lines = [first]

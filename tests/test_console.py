@@ -42,7 +42,8 @@ class Screen:
             "training_iteration": iteration,
             "num_env_steps_sampled_lifetime": iteration * 4000.0,
             "time_total_s": iteration * 1.0,
-            "env_runners": {"episode_return_mean": iteration * 10.5},
+            "stop": {"window": 100, "episodes": 100, "episode_return_mean": iteration * 10.5},
+            "env_runners": {"episode_return_mean": -1.0},
             **more,
         }
         self.reporter.result(trial, row)
@@ -66,7 +67,7 @@ def test_a_log_gets_one_line_now_and_then(log):
     assert [line.split()[1] for line in lines[:-1]] == ["4,000", "64,000", "124,000", "160,000"]
     assert lines[-1] == "done after 40 iterations"
     assert lines[1] == (
-        "t0  64,000 of 200,000 steps (32%)  return 168.0 of 475  4,000 steps/s  34s left"
+        "t0  64,000 of 200,000 steps (32%)  return 168.0 of 475 over 100 episodes  4,000 steps/s  34s left"
     )
     assert not set(log.file.getvalue()) & {"\x1b", "\r", "\x07"}
 
@@ -96,7 +97,7 @@ def test_at_a_terminal_one_line_a_trial_lives():
     text = screen.file.getvalue()
     assert "\x1b[" in text  # the line is drawn over
     assert text.count("an env runner was lost [x] and replaced") == 1
-    assert "84,000 of 200,000 steps (42%)  return 220.5 of 475" in text
+    assert "84,000 of 200,000 steps (42%)  return 220.5 of 475 over 100 episodes" in text
     assert "checkpoint 20 (7s ago)" in text
     # What stays on the screen: the sentence, a line a trial, the summary.
     final = text.rsplit("\x1b[2K", 1)[1]
@@ -129,7 +130,7 @@ def test_failures_are_survived_and_the_rate_is_measured_anew(log):
     log.result(3, seconds=2)
     assert log.lines()[-2] == "t0: the node died; continues from checkpoint 2"
     assert log.lines()[-1] == (
-        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475  2,000 steps/s  1m34s left"
+        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475 over 100 episodes  2,000 steps/s  1m34s left"
         "  checkpoint 2 (16m42s ago)  survived 1 failure"
     )
     log.reporter.failed("t0", "again", failures=2, will_retry=False)
@@ -147,9 +148,13 @@ def test_without_counters_the_first_result_sets_the_point_only(log):
     """A run that is continued, its counters unknown: 50 iterations were not trained in a second."""
     log.reporter.started("t0", stop=STOP)
     log.result(10, seconds=30)  # the start of Ray and the environments' first steps
-    assert log.lines() == ["t0  40,000 of 200,000 steps (20%)  return 105.0 of 475"]
+    assert log.lines() == [
+        "t0  40,000 of 200,000 steps (20%)  return 105.0 of 475 over 100 episodes"
+    ]
     log.result(11, seconds=20)
-    assert log.lines()[-1].endswith("return 115.5 of 475  200 steps/s  13m00s left")
+    assert log.lines()[-1].endswith(
+        "return 115.5 of 475 over 100 episodes  200 steps/s  13m00s left"
+    )
 
 
 def test_a_retry_without_counters_measures_within_the_attempt(log):
@@ -160,7 +165,7 @@ def test_a_retry_without_counters_measures_within_the_attempt(log):
     log.reporter.started("t0", stop=STOP)
     log.result(3, seconds=500)
     assert log.lines()[-1] == (
-        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475  survived 1 failure"
+        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475 over 100 episodes  survived 1 failure"
     )
     log.result(4, seconds=20)
     assert "  200 steps/s  15m20s left" in log.lines()[-1]
@@ -200,13 +205,40 @@ def test_the_time_left_is_that_of_the_first_end(log, stop, left):
 
 def test_an_iteration_without_a_finished_episode_keeps_the_return(log):
     log.reporter.started("t0", stop=StopTotals(iterations=50))
-    log.result(1, env_runners={"episode_return_mean": float("nan")})
+    none = {"stop": {"window": 100, "episodes": 0}}
+    log.result(1, **none)
     assert "return" not in log.lines()[-1]
     log.result(2, stage="hard")
-    log.result(3, seconds=20, env_runners={"episode_return_mean": float("nan")})
+    log.result(3, seconds=20, **none)
     assert log.lines()[-1].startswith(
-        "t0  iteration 3 of 50  12,000 steps  stage hard  return 21.0  "
+        "t0  iteration 3 of 50  12,000 steps  stage hard  return 21.0 over 100 episodes  "
     )
+
+
+@pytest.mark.parametrize(
+    ("stop", "target", "shown"),
+    [
+        (
+            {"window": 100, "episodes": 43, "episode_return_mean": 21.6},
+            None,
+            "21.6 over 43 episodes",
+        ),
+        ({"window": 100, "episodes": 1, "episode_return_mean": 9.0}, None, "9.0 over 1 episode"),
+        # Why a run goes on, though its return is reached.
+        (
+            {"window": 100, "episodes": 43, "episode_return_mean": 480.0},
+            475,
+            "480.0 of 475 over 43 of 100 episodes",
+        ),
+        # `stop.window: null`, or a row of a former version: the iteration's, as RLlib has it.
+        ({"window": None}, 475, "-1.0 of 475"),
+        ({}, None, "-1.0"),
+    ],
+)
+def test_the_return_is_shown_with_the_episodes_that_it_is_the_mean_of(log, stop, target, shown):
+    log.reporter.started("t0", stop=StopTotals(episode_return_mean=target))
+    log.result(1, stop=stop)
+    assert log.lines()[-1].endswith(f"  return {shown}")
 
 
 def test_nothing_goes_to_stdout(capsys):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from raytrain.trainable.cadence import Progress, StopRule, metric, windowed
+from raytrain.trainable.cadence import Averaged, Progress, StopRule, averaged, metric
 from raytrain.trainable.recent import RecentEpisodes, summarised
 from raytrain.trainable.sampling.finished import finished_row
 
@@ -95,15 +95,17 @@ def test_a_metric_by_its_name(name, expected):
 
 def test_a_window_averages_what_is_of_episodes_and_nothing_else():
     episodes = recent(1.0, 2.0, 6.0)
-    assert windowed(RESULT, "episode_return_mean", episodes, 2) == 4.0
-    assert windowed(RESULT, "episode_return_mean", episodes, 100) == 3.0
-    assert windowed(RESULT, "episode_len_mean", episodes, 2) == 7.0
-    assert windowed(RESULT, "profit", episodes, 2) == -4.0
-    assert windowed(RESULT, "custom/profit", episodes, 2) == -4.0
-    assert windowed(RESULT, "profit", episodes, None) == 8.0
-    assert windowed(RESULT, "evaluation/profit", episodes, 2) == 12.0
-    assert windowed(RESULT, "num_episodes", episodes, 2) == 4.0
-    assert windowed(RESULT, "unknown", episodes, 2) is None
+    assert averaged(RESULT, "episode_return_mean", episodes, 2) == Averaged(4.0, 2)
+    assert averaged(RESULT, "env_runners/episode_return_mean", episodes, 2) == Averaged(4.0, 2)
+    assert averaged(RESULT, "episode_return_mean", episodes, 100) == Averaged(3.0, 3)
+    assert averaged(RESULT, "episode_len_mean", episodes, 2) == Averaged(7.0, 2)
+    for name in ("profit", "custom/profit", "profit/mean", "custom/profit/mean"):
+        assert averaged(RESULT, name, episodes, 2) == Averaged(-4.0, 2)
+    assert averaged(RESULT, "profit", episodes, None) == Averaged(8.0)
+    assert averaged(RESULT, "custom/profit/max", episodes, 2) == Averaged(9.0)
+    assert averaged(RESULT, "evaluation/profit", episodes, 2) == Averaged(12.0)
+    assert averaged(RESULT, "num_episodes", episodes, 2) == Averaged(4.0)
+    assert averaged(RESULT, "unknown", episodes, 2) is None
 
 
 @pytest.mark.parametrize(
@@ -126,11 +128,33 @@ def test_a_windowed_stop_needs_a_full_window_and_is_read_from_the_result_later()
     rule = StopRule(metrics={"episode_return_mean": 3.0}, window=3)
     few, enough = recent(9.0, 9.0), recent(9.0, 1.0, 9.0, 2.0)
     assert rule.reached(NOW, RESULT, few) is None
-    assert rule.reached(NOW, RESULT, enough) == "episode_return_mean 4"
-    result = {}
+    assert rule.reached(NOW, RESULT, enough) == "episode_return_mean 4 over 3 episodes"
+    result = dict(RESULT)
     rule.report(result, enough)
-    assert rule.reached(NOW, result) == "episode_return_mean 4"
+    assert result["stop"] == {"window": 3, "episodes": 3, "episode_return_mean": 4.0}
+    assert rule.reached(NOW, result) == "episode_return_mean 4 over 3 episodes"
     assert StopRule(metrics={"episode_return_mean": 3.0}, window=4).reached(NOW, result) is None
+    rule.report(result, few)
+    assert result["stop"] == {"window": 3, "episodes": 2, "episode_return_mean": 9.0}
+    assert rule.reached(NOW, result) is None
+
+
+def test_what_is_no_mean_of_training_episodes_needs_no_full_window():
+    for name, value in (("evaluation/profit", 12), ("learners/default_policy/entropy", 0.4)):
+        rule = StopRule(metrics={name: value}, window=100)
+        result = dict(RESULT)
+        rule.report(result, recent())
+        assert rule.reached(NOW, result, recent()) == f"{name} {value}"
+        assert rule.reached(NOW, result) == f"{name} {value}"
+
+
+def test_a_run_that_ended_by_an_iterations_episodes_stays_ended():
+    """Former versions averaged over the iteration where `window` was not given, and said nothing."""
+    rule = StopRule(metrics={"episode_return_mean": 9.0}, window=100)
+    assert rule.reached(NOW, RESULT) == "episode_return_mean 9"
+    assert rule.reached(NOW, RESULT, recent(9.0)) is None
+    said = {**RESULT, "stop": {"window": 100, "episode_return_mean": 9.5}}
+    assert rule.reached(NOW, said) == "episode_return_mean 9.5 over 100 episodes"
 
 
 def test_recent_episodes_come_back_from_their_state():

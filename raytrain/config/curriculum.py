@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from raytrain.config.fields import (
+    EPISODE_WINDOW,
     Bounds,
     DirectoryName,
     FreeMapping,
@@ -51,7 +52,7 @@ class Until(Section):
         default={}, description="The same for metrics of the environment, as under `stop`."
     )
     window: Positive = Field(
-        default=100,
+        default=EPISODE_WINDOW,
         description="Episodes that returns and metrics are averaged over; a stage has to have as many.",
     )
 

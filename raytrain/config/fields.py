@@ -37,6 +37,10 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+EPISODE_WINDOW = 100
+"""Finished episodes that returns are averaged over where the config does not say otherwise: Gymnasium's
+convention (CartPole-v1 is solved at 475 over 100 consecutive episodes)."""
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_plain_number)]
 

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from raytrain.config.curriculum import Stage
 from raytrain.config.fields import (
+    EPISODE_WINDOW,
     AboveZero,
     Bounds,
     Count,
@@ -65,7 +66,7 @@ class Stop(Section):
 
     timesteps: Positive | None = Field(default=None, description="Environment steps in all.")
     episode_return_mean: Number | None = Field(
-        default=None, description="Mean return of an iteration's episodes."
+        default=None, description="Mean return of the last `window` finished episodes."
     )
     iterations: Positive | None = Field(default=None, description="Training iterations.")
     time_s: AboveZero | None = Field(
@@ -78,9 +79,9 @@ class Stop(Section):
         "`{drift: {at_most: 0.01}}`.",
     )
     window: Positive | None = Field(
-        default=None,
-        description="Finished episodes that returns and the environment's metrics are averaged over; "
-        "null for those of the iteration.",
+        default=EPISODE_WINDOW,
+        description="Finished episodes that returns and the environment's metrics are averaged over; a run "
+        "has to have as many before it ends by them. Null: those of the iteration.",
     )
 
     @property
@@ -122,9 +123,9 @@ class Checkpoint(Section):
         "evaluation is on, the default is `evaluation/episode_return_mean`.",
     )
     score_window: Positive | None = Field(
-        default=100,
-        description="Finished episodes that a training score is averaged over; null for those of the "
-        "iteration.",
+        default=EPISODE_WINDOW,
+        description="Finished episodes that a training score is averaged over, or as many as there are; "
+        "null for those of the iteration.",
     )
     score_order: Literal["max", "min"] = Field(default="max", description="Which score is best.")
     max_failed_saves: Count = Field(

@@ -11,8 +11,8 @@ Left out of a flattened row (`*` is any text, also across "/"):
     the actors       fault_tolerance/*, env_runner_group/*, *num_healthy_workers,
                      *num_remote_worker_restarts, *num_env_runners_dropped_lifetime,
                      *actor_manager_num_outstanding_async_reqs
-    the end          done, should_checkpoint (a stop criterion may differ between two equal runs)
-    the settings     config, config/*
+    the end          done, should_checkpoint, stop/* (a stop criterion may differ between two equal runs)
+    the settings     config, config/*, checkpoint/* (so may the score)
 
 Everything else RLlib reports is a function of the run and is compared without tolerance: returns,
 lengths, losses, counters, learning rates, weights_seq_no. In env_config and metric names of one's
@@ -71,9 +71,11 @@ LEFT_OUT = (
     # the end
     "done",
     "should_checkpoint",
+    "stop/*",
     # the settings
     "config",
     "config/*",
+    "checkpoint/*",
 )
 _LEFT_OUT = re.compile("|".join(translate(pattern) for pattern in LEFT_OUT))
 MISSING = "(missing)"

@@ -2,8 +2,8 @@
 
 At a terminal, one live line a trial, and sentences for what happens above it:
 
-    cartpole_00000  84,000 of 200,000 steps (42%)  return 312.4  5,210 steps/s  22s left
-                    checkpoint 20 (4s ago)  survived 1 failure
+    cartpole_00000  84,000 of 200,000 steps (42%)  return 312.4 over 100 episodes  5,210 steps/s
+                    22s left  checkpoint 20 (4s ago)  survived 1 failure
 
 Elsewhere (a log file, a CI job) the same line now and then, without control characters.
 """
@@ -39,6 +39,34 @@ class StopTotals:
 
 
 @dataclass(frozen=True)
+class _Return:
+    """The mean return of `episodes` episodes (None: not known), at most `window` of them."""
+
+    mean: float
+    episodes: int | None = None
+    window: int | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> _Return | None:
+        """As the stop looks at it; that of the iteration in a row that does not say. None if no episode
+        has ended."""
+        window, count = _value(row, "stop/window"), _value(row, "stop/episodes")
+        where = "env_runners" if window is None else "stop"
+        mean = _number(row, f"{where}/episode_return_mean", math.nan)
+        if math.isnan(mean):
+            return None
+        return cls(mean, None if count is None else int(count), window)
+
+    def text(self, target: float | None) -> str:
+        of = "" if target is None else f" of {target:,.10g}"
+        full = self.window is None or self.episodes is None or self.episodes >= self.window
+        over = "" if self.episodes is None else f" over {episodes_told(self.episodes)}"
+        if target is not None and not full:
+            over = f" over {self.episodes} of {self.window} episodes"
+        return f"return {self.mean:,.1f}{of}{over}"
+
+
+@dataclass(frozen=True)
 class _Point:
     """How far a trial is, at a moment of the clock."""
 
@@ -62,7 +90,7 @@ class _Trial:
         bool  # whether `point` is where this attempt was, so that a rate can be counted from it
     )
     rate: tuple[float, float] | None = None  # timesteps and iterations a second, this attempt
-    episode_return: float = math.nan
+    episode_return: _Return | None = None
     stage: str | None = None
     checkpoint: int | None = None
     checkpoint_at: float = 0.0
@@ -144,9 +172,7 @@ class ConsoleReporter:
             fresh = now.per_second(state.point)
             state.rate = fresh if state.rate is None else _smoothed(state.rate, fresh)
         state.point, state.measured = now, True
-        episode_return = _number(row, "env_runners/episode_return_mean", math.nan)
-        if not math.isnan(episode_return):  # NaN: no episode ended in this iteration
-            state.episode_return = episode_return
+        state.episode_return = _Return.of(row) or state.episode_return
         stage = _value(row, "stage")
         if isinstance(stage, str):
             index, of = _value(row, "curriculum/stage"), _value(row, "curriculum/stages")
@@ -268,8 +294,8 @@ class ConsoleReporter:
         parts = [state.name, _progress_text(state)]
         if state.stage is not None:
             parts.append(f"stage {state.stage}")
-        if not math.isnan(state.episode_return):
-            parts.append(_return_text(state))
+        if state.episode_return is not None:
+            parts.append(state.episode_return.text(state.stop.episode_return_mean))
         if state.rate is not None:
             parts.append(f"{state.rate[0]:,.0f} steps/s")
         left = _seconds_left(state)
@@ -322,12 +348,6 @@ def _progress_text(state: _Trial) -> str:
     return f"{steps:,.0f} steps"
 
 
-def _return_text(state: _Trial) -> str:
-    target = state.stop.episode_return_mean
-    text = f"return {state.episode_return:,.1f}"
-    return text if target is None else f"{text} of {target:,.10g}"
-
-
 def _seconds_left(state: _Trial) -> float | None:
     """Until the first criterion whose end can be foreseen; a return's cannot."""
     if state.rate is None:
@@ -344,6 +364,10 @@ def _seconds_left(state: _Trial) -> float | None:
         if total is not None and rate > 0
     ]
     return min(left, default=None)
+
+
+def episodes_told(count: int) -> str:
+    return f"{count:,} episode{'s' * (count != 1)}"
 
 
 def duration(seconds: float) -> str:

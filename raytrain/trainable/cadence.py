@@ -5,16 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from raytrain.reporting.console import episodes_told
 from raytrain.trainable.recent import CUSTOM, RecentEpisodes
+
+if TYPE_CHECKING:
+    from raytrain.checkpoint import Entry
 
 EVALUATION = "evaluation/"
 STOP = "stop"
 """Key of a result under which averages over `stop.window` are (see `StopRule.report`)."""
 
+CHECKPOINT = "checkpoint"
+"""Key of a result under which its score is (see `report_score`)."""
+
 EPISODE_MEANS = {"episode_return_mean": "return", "episode_len_mean": "length"}
 """Metrics that are means over finished episodes, and their columns in an episode's row."""
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The value of a metric. `episodes`: how many it is the mean of, if it is a mean over episodes and
+    their number is known."""
+
+    value: float
+    episodes: int | None = None
+
+    @property
+    def over(self) -> str:
+        """` over 100 episodes`, or nothing."""
+        return "" if self.episodes is None else f" over {episodes_told(self.episodes)}"
 
 
 @dataclass(frozen=True)
@@ -99,29 +120,40 @@ class StopRule:
                 return f"{name} {value:g}"
         for name, bound in (self.metrics or {}).items():
             found = self._value(name, result, recent)
-            if found is not None and _within(found, bound):
-                return f"{name} {found:g}"
+            if found is not None and self._counts(found) and _within(found.value, bound):
+                return f"{name} {found.value:g}{found.over}"
         return None
-
-    def _value(
-        self, name: str, result: Mapping[str, Any], recent: RecentEpisodes | None
-    ) -> float | None:
-        if self.window is None:
-            return metric(result, name)
-        if recent is None:
-            said = result.get(STOP, {})
-            return metric(said, name) if said.get("window") == self.window else None
-        full = recent.count >= self.window
-        return windowed(result, name, recent, self.window) if full else None
 
     def report(self, result: dict[str, Any], recent: RecentEpisodes) -> None:
         """Put the averages that the rule looks at into a result, from which `reached` reads them once
-        the episodes are gone."""
-        if self.window is None:
-            return
-        values = {name: self._value(name, result, recent) for name in self.metrics or {}}
-        found = {name: value for name, value in values.items() if value is not None}
-        result[STOP] = {"window": self.window, **found}
+        the episodes are gone; and the return, which is shown: {"window": 100, "episodes": 43,
+        "episode_return_mean": 21.6, ...}. They are means of as many episodes as there are."""
+        said: dict[str, Any] = {"window": self.window}
+        if self.window is not None:
+            said["episodes"] = min(recent.count, self.window)
+            for name in ("episode_return_mean", *(self.metrics or {})):
+                found = averaged(result, name, recent, self.window)
+                said.update({} if found is None else {name: found.value})
+        result[STOP] = said
+
+    def _value(
+        self, name: str, result: Mapping[str, Any], recent: RecentEpisodes | None
+    ) -> Averaged | None:
+        if recent is not None:
+            return averaged(result, name, recent, self.window)
+        said = result.get(STOP, {})
+        # A result that says nothing is of a version whose stop took the averages of the iteration.
+        if self.window is None or not said or not is_over_episodes(result, name):
+            found, episodes = metric(result, name), None
+        elif said["window"] == self.window:
+            found, episodes = metric(said, name), said.get("episodes", self.window)
+        else:
+            found, episodes = None, None
+        return None if found is None else Averaged(found, episodes)
+
+    def _counts(self, found: Averaged) -> bool:
+        """Whether it is the mean of a full window."""
+        return self.window is None or found.episodes is None or found.episodes >= self.window
 
 
 def _metrics(section: Any) -> dict[str, Any]:
@@ -155,20 +187,60 @@ def metric(result: Mapping[str, Any], name: str) -> float | None:
     return _number(own.get(key, {}), "mean") if key in own else _number(own.get(one, {}), kind)
 
 
-def windowed(
+def averaged(
     result: Mapping[str, Any], name: str, recent: RecentEpisodes, window: int | None
-) -> float | None:
+) -> Averaged | None:
     """The metric `name`, and if it is a mean over training episodes (a return, a length, a metric of
-    the environment) then over the last `window` of them, or as many as there are."""
-    if window is None or name.startswith(EVALUATION):
-        return metric(result, name)
+    the environment) then over the last `window` of them, or as many as there are; with None as the
+    result has it, over those of the iteration."""
+    if window is None or not is_over_episodes(result, name):
+        found = metric(result, name)
+        return None if found is None else Averaged(found)
+    mean = recent.mean(_column(name, recent), window)
+    return None if mean is None else Averaged(mean, min(window, recent.count))
+
+
+def is_over_episodes(result: Mapping[str, Any], name: str) -> bool:
+    """Whether a metric is a mean over training episodes rather than a number of its own."""
+    if name.startswith(EVALUATION):
+        return False
+    if name.removeprefix("env_runners/") in EPISODE_MEANS:
+        return True
+    return _plain(result, name) is None or (name.startswith(CUSTOM) and name.endswith(_MEAN))
+
+
+_MEAN = "/mean"
+
+
+def _column(name: str, recent: RecentEpisodes) -> str:
+    """The column of an episode's row: `return` for `episode_return_mean`, `custom/profit` for `profit`,
+    `custom/profit` and `custom/profit/mean`."""
     column = EPISODE_MEANS.get(name.removeprefix("env_runners/"))
-    if column is None:
-        found = _plain(result, name)
-        if found is not None:
-            return found
-        column = CUSTOM + name.removeprefix(CUSTOM)
-    return recent.mean(column, window)
+    if column is not None:
+        return column
+    own = CUSTOM + name.removeprefix(CUSTOM)
+    return own if recent.has(own) else own.removesuffix(_MEAN)
+
+
+def report_score(result: dict[str, Any], score: Averaged | None) -> None:
+    """Put the score into a result, if it has one: {"score": 21.6, "episodes": 43}."""
+    if score is not None:
+        episodes = {} if score.episodes is None else {"episodes": score.episodes}
+        result[CHECKPOINT] = {"score": score.value, **episodes}
+
+
+def reported_score(result: Mapping[str, Any]) -> Averaged | None:
+    """What `report_score` put there; None without one."""
+    said = result.get(CHECKPOINT)
+    found = _number(said, "score") if isinstance(said, Mapping) else None
+    return None if found is None or said is None else Averaged(found, said.get("episodes"))
+
+
+def score_of(checkpoint: Entry) -> Averaged | None:
+    """The score of a checkpoint; one of a former version does not say of how many episodes."""
+    if checkpoint.manifest is None or checkpoint.score is None:
+        return None
+    return reported_score(checkpoint.manifest.metrics) or Averaged(checkpoint.score)
 
 
 def _plain(result: Mapping[str, Any], name: str) -> float | None:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raytrain.config import ExperimentConfig
+from raytrain.config.fields import EPISODE_WINDOW
 from raytrain.trainable.cadence import Progress, StopRule
 from raytrain.trainable.recent import RecentEpisodes
 
@@ -118,5 +119,5 @@ def recent_size(config: ExperimentConfig) -> int:
     return max(REPORTED, config.stop.window or 0, config.checkpoint.score_window or 0, *windows, 0)
 
 
-REPORTED = 100
+REPORTED = EPISODE_WINDOW
 """Episodes of the averages that every result reports under `recent`."""

@@ -34,6 +34,10 @@ class RecentEpisodes:
     def clear(self) -> None:
         self._rows.clear()
 
+    def has(self, column: str) -> bool:
+        """Whether any of them has it."""
+        return any(column in row for row in self._rows)
+
     def mean(self, column: str, last: int) -> float | None:
         """Over the last `last` episodes, or as many as there are; None if none of them has it."""
         rows = list(self._rows)[-last:]

@@ -60,7 +60,15 @@ from raytrain.faults.spared import spare_this_actor
 from raytrain.trainable.actors import remote_actors
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.trainable.building import algorithm_arguments
-from raytrain.trainable.cadence import EVALUATION, Cadence, Progress, StopRule, windowed
+from raytrain.trainable.cadence import (
+    EVALUATION,
+    Averaged,
+    Cadence,
+    Progress,
+    StopRule,
+    averaged,
+    report_score,
+)
 from raytrain.trainable.hosts import RunnerRules
 from raytrain.trainable.kept import LONG_ITERATION_S, Kept, State
 from raytrain.trainable.lookout import Limits, Lookout
@@ -187,6 +195,9 @@ class TrialPPO(ExactPPO):
         self.tell(f"Continued from {entry.path} (iteration {manifest.iteration}, {entry.kind}).")
         self._parting = dict(manifest.metrics)
         self._done_with = self._reached(self._parting)
+        if self._done_with is None and manifest.kind == "final":
+            # Its own result says whether it had ended when the episodes were others'.
+            self._done_with = self._stop_rule.reached(self._progress(), self._parting)
 
     def _begin(self) -> None:
         """Begin at iteration 0, or where the parent of a fork was."""
@@ -261,6 +272,7 @@ class TrialPPO(ExactPPO):
             raise NonFinite(f"{error} The state is kept in {kept} to look at.") from None
         now = self._progress()
         self._stop_rule.report(result, self.recent)
+        report_score(result, self._averaged_score(result))
         row = {key: value for key, value in result.items() if key != "config"}
         stage = self.curriculum.stage.name or None
         self._directory.record(row, self.take_finished_episodes(), now.timesteps, stage)
@@ -402,8 +414,12 @@ class TrialPPO(ExactPPO):
         return self._stop_rule.reached(self._progress(), result, self.recent)
 
     def _score(self, result: Mapping[str, Any]) -> float | None:
+        found = self._averaged_score(result)
+        return None if found is None else found.value
+
+    def _averaged_score(self, result: Mapping[str, Any]) -> Averaged | None:
         settings = self._config.checkpoint
-        return windowed(result, settings.score, self.recent, settings.score_window)
+        return averaged(result, settings.score, self.recent, settings.score_window)
 
     def _evaluated_best(self, result: Mapping[str, Any]) -> bool:
         """Whether this very iteration was evaluated, and better than what is kept as the best: other
