@@ -70,13 +70,14 @@ def train(
         BadInput: the config is invalid, or not that of the run in its directory.
         RaytrainError: the storage cannot be used, or another process is training there.
     """
-    from raytrain.config import ExperimentConfig, config_from_dict
+    from raytrain.config import ExperimentConfig, config_from_dict, require_metrics
     from raytrain.config import load_config as load
     from raytrain.experiment import train as run
     from raytrain.forking import Fork
 
     if isinstance(config, Mapping):
         config = config_from_dict(config)
+        require_metrics(config)
     elif not isinstance(config, ExperimentConfig):
         config = load(Path(config))
     fork = None if from_checkpoint is None else Fork(str(from_checkpoint), weights_only)

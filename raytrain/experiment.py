@@ -258,12 +258,12 @@ def _train(
             1,
             str(place),
             f"{num_trials(config) - len(after)} of {num_trials(config)} trial(s) of {config.name} did "
-            f"not finish:{_failures(watch)}\nWhat was committed is safe in {place}. When the cause is mended, "
-            f"continue with: {command}",
+            f"not finish:{_failures(watch)}\n{_kept(place)} When the cause is mended, continue with: {command}",
             tuple(after),
         )
     ranked = sorted(after, key=lambda name: _rank(after[name], config), reverse=True)
-    message = f"{config.name} finished: {_summary(after, config)}.{_tune_error(watch)}"
+    said = _without_best(after, config) + _tune_error(watch)
+    message = f"{config.name} finished: {_summary(after, config)}.{said}"
     return Outcome(0, str(place), message, tuple(ranked))
 
 
@@ -328,7 +328,7 @@ def _tune_error(watch: Watch) -> str:
 def _saved(watch: Watch, place: Location) -> str:
     """What became of the trials that ran when a signal came, as a sentence."""
     if not watch.unsaved:
-        return f"saved in {place}."
+        return f"saved in {place}." if _holds_something(place) else "there was nothing to save yet."
     lines = "".join(f"\n  {name}: {why.rstrip('.')}" for name, why in watch.unsaved.items())
     return (
         f"not everything was saved:{lines}\nWhat is lost is trained again from the newest checkpoint "
@@ -341,6 +341,18 @@ def _failures(watch: Watch) -> str:
     if watch.tune_error is not None:
         errors["Tune"] = watch.tune_error
     return "".join(f"\n  {name}: {why}" for name, why in errors.items())
+
+
+def _kept(place: Location) -> str:
+    if _holds_something(place):
+        return f"What was committed is safe in {place}."
+    return "No checkpoint was committed yet, so it will begin again."
+
+
+def _holds_something(place: Location) -> bool:
+    """Whether any trial has a checkpoint to go on from."""
+    entries = (entry for trial in trials(place) for entry in Catalogue(trial).entries())
+    return any(entry.good is not False and entry.kind != "error" for entry in entries)
 
 
 def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
@@ -494,6 +506,20 @@ def _summary(done: dict[str, Entry], config: ExperimentConfig) -> str:
     return "; ".join(one(name, entry) for name, entry in sorted(done.items()))
 
 
+def _without_best(done: dict[str, Entry], config: ExperimentConfig) -> str:
+    """What is to be said of finished trials of which no checkpoint had a score."""
+    names = [
+        name
+        for name, entry in sorted(done.items())
+        if Catalogue(entry.location.parent).entry("best") is None
+    ]
+    if not names:
+        return ""
+    which = "" if len(names) == len(done) else f" in {', '.join(names)}"
+    score = config.checkpoint.score
+    return f"\nThere is no best checkpoint{which}: checkpoint.score, {score!r}, never had a value."
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -506,15 +532,16 @@ def command_for(verb: str, target: str | os.PathLike[str], extra: list[str]) -> 
 def next_steps(outcome: Outcome) -> str:
     """What a person may want to do with a finished run."""
     program = shlex.join(_program())
-    best = f"{outcome.path}:best"
-    if len(outcome.trials) > 1:
-        best = f"{outcome.path}/{outcome.trials[0]}:best"
+    trial = Location.of(outcome.path) / outcome.trials[0]
+    alone = len(outcome.trials) == 1
+    which = "final" if Catalogue(trial).entry("best") is None else "best"
+    chosen = f"{outcome.path if alone else trial}:{which}"
     return (
         f"Results:      {outcome.path}\n"
         f"Curves:       tensorboard --logdir {shlex.quote(outcome.path)}\n"
         f"Checkpoints:  {program} checkpoints {shlex.quote(outcome.path)}\n"
-        f"Play:         {program} evaluate {shlex.quote(best)} --episodes 20\n"
-        f"In Python:    raytrain.load_policy({best!r}).act(observation)"
+        f"Play:         {program} evaluate {shlex.quote(chosen)} --episodes 20\n"
+        f"In Python:    raytrain.load_policy({chosen!r}).act(observation)"
     )
 
 

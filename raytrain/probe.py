@@ -6,9 +6,8 @@ import os
 from dataclasses import replace
 from typing import Any
 
-import yaml
-
 from raytrain.config import ConfigError, Problem, resolve_env
+from raytrain.config.yaml_lines import parse_yaml
 from raytrain.trainable.snapshots import Proof, prove
 
 
@@ -21,10 +20,7 @@ def probe(env: str, env_config: str | None = None) -> Proof:
     """
     arguments: Any = {}
     if env_config:
-        try:
-            arguments = yaml.safe_load(env_config)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--env-config {env_config!r}: not YAML: {error}") from None
+        arguments = parse_yaml(env_config, f"--env-config {env_config!r}").value
         if not isinstance(arguments, dict):
             raise ConfigError(
                 f"--env-config {env_config!r}: must be a mapping, such as '{{size: 5}}'"

@@ -35,6 +35,7 @@ from raytrain.config import (
 from raytrain.config.reference import all_sections, render
 from raytrain.config.schema import ALGORITHM_SECTIONS
 from raytrain.config.validation import yaml_fields
+from raytrain.config.yaml_lines import dump_yaml, parse_yaml
 from raytrain.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
@@ -241,7 +242,7 @@ BAD_VALUES = [
     ("failures", "failure: {max_failures: -2}", ":3: failure.max_failures: -2", "at least -1"),
     ("curriculum", "curriculum: [{name: a, untl: {}}]", ":3: curriculum[0].untl: {}", "did you mean 'until'"),
     ("date", "rl_module: {model_config: {conv_kernel_initializer_kwargs: {a: 2024-01-01}}}",
-     ":3: rl_module.model_config.conv_kernel_initializer_kwargs", "put a date in quotes"),
+     ":3: rl_module.model_config.conv_kernel_initializer_kwargs.a", 'write "2024-01-01"'),
     ("key not text", "training: {1: 2}", ":3: training: \"1\": a key must be text", "quotes"),
     ("duplicate", "training:\n  lr: 0.1\n  lr: 0.2", ':5: training.lr: "0.2"', "already on line 4"),
     ("duplicate section", "seed: 1\nseed: 2", ':4: seed: "2"', "already on line 3"),
@@ -796,3 +797,65 @@ def test_reference_matches_the_schema_both_ways():
         ("training",)
     }
     assert keys | sections - {("top",)} == fields - again
+
+
+# -- plain values of YAML ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("12", 12),
+        ("+7", 7),
+        ("-0", 0),
+        ("200_000", 200_000),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("1e-4", 1e-4),
+        ("1e1", 10.0),
+        (".5", 0.5),
+        ("-.inf", float("-inf")),
+        ("true", True),
+        ("~", None),
+        # Text, also where YAML 1.1 has a word of its own for it.
+        ("y", "y"),
+        ("=", "="),
+        ("'010'", "010"),
+        ("!!str no", "no"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("{on: 1, no: 2}", {"on": 1, "no": 2}),
+    ],
+)
+def test_a_plain_value(text, value):
+    found = parse_yaml(text, "here").value
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("010", 'write 10, or "010"'),
+        ("-08", 'write -8, or "-08"'),
+        ("1__0", 'write 10, or "1__0"'),
+        ("yes", 'write true, or "yes"'),
+        ("Off", 'write false, or "Off"'),
+        ("1:30", 'write the number in decimal digits, or "1:30"'),
+        ("0b11", 'write the number in decimal digits, or "0b11"'),
+        ("2024-01-31", 'write "2024-01-31"'),
+        ("2024-01-31 10:00:00", 'write "2024-01-31 10:00:00"'),
+    ],
+)
+def test_a_value_that_yaml_1_1_and_1_2_read_differently_is_refused_with_its_line(
+    write, text, instead
+):
+    said = refusal(write(f"{MINIMAL}env_config_:\n  - {{size: {text}}}\n"))
+    line = MINIMAL.count("\n") + 2
+    assert f"run.yaml:{line}: env_config_[0].size: {text} is one thing in YAML 1.1" in said
+    assert instead in said
+
+
+def test_what_is_written_is_read_as_the_same():
+    """A packed config holds the text of another file's values."""
+    values = ["010", "08", "yes", "1e5", "0o17", "1:30", "2024-01-31", "~", "true", "12", "text", ""]
+    values += [10, 1e-5, 1e5, True, None, float("inf"), 2**70]
+    assert parse_yaml(dump_yaml({"a": values}), "here").value == {"a": values}

@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import yaml
-
 from raytrain._ray.cluster import ignore_rules
 from raytrain.config import NOT_YAML_KEYS, ExperimentConfig
+from raytrain.config.yaml_lines import dump_yaml
 from raytrain.errors import BadInput
 
 CONFIG_FILE = "raytrain-run.yaml"
@@ -76,7 +75,7 @@ def submitted(config: Path) -> str | None:
 def config_text(config: ExperimentConfig) -> str:
     """The resolved config as a YAML file that `raytrain train` reads."""
     values = {key: value for key, value in config.to_dict().items() if key not in NOT_YAML_KEYS}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return dump_yaml(values)
 
 
 def pack(config: ExperimentConfig, archive: Path) -> Package:

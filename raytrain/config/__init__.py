@@ -14,6 +14,7 @@ from raytrain.config.continuity import (
 from raytrain.config.curriculum import Stage, eras, stage_config, total_timesteps
 from raytrain.config.environment import EnvCreator, env_creator, make_env, resolve_env
 from raytrain.config.loading import config_from_dict, load_config
+from raytrain.config.metric_names import require_metrics
 from raytrain.config.problems import ConfigError, Problem
 from raytrain.config.schema import ALGORITHM_SECTIONS, NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.search import (
@@ -51,6 +52,7 @@ __all__ = [
     "num_trials",
     "param_space",
     "register_env",
+    "require_metrics",
     "resolve_env",
     "stage_config",
     "to_algorithm_config",

@@ -9,6 +9,7 @@ from typing import Any
 
 from raytrain.config.curriculum import stage_config
 from raytrain.config.environment import resolve_env
+from raytrain.config.metric_names import metric_problems
 from raytrain.config.problems import ConfigError, Problem, nearest
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.secrets import PlainSecret
@@ -63,6 +64,8 @@ def load_config(
         raise
     except ConfigError as error:
         problems += error.problems
+    else:
+        problems += metric_problems(config, sources.where)
     if check_env:
         problems += _env_problems(values.get("environment"), import_path, sources)
         problems += _stage_problems(config, import_path, sources)

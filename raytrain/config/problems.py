@@ -80,3 +80,14 @@ def show_value(value: Any) -> str:
     except (TypeError, ValueError):
         text = str(value)
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """`curriculum[0].until` of the keys and positions."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+    return text

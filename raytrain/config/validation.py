@@ -14,7 +14,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from raytrain.config.combinations import Conflict, conflicts
-from raytrain.config.problems import NOTHING, ConfigError, Problem, nearest
+from raytrain.config.former_names import NOTES, RENAMED
+from raytrain.config.problems import NOTHING, ConfigError, Problem, dotted, nearest
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.search import SearchSpace, combinations, put_value, take_out
 from raytrain.config.secrets import PlainSecret, secrets_in
@@ -22,28 +23,6 @@ from raytrain.config.secrets import problem as secret_problem
 
 Where = Callable[[tuple[str | int, ...]], str]
 """Keys -> `file:line`, `--set KEY=VALUE`, or nothing."""
-
-_OTHER_NAMES = {
-    "learning_rate": "lr",
-    "train_batch_size": "train_batch_size_per_learner",
-    "sgd_minibatch_size": "minibatch_size",
-    "mini_batch_size_per_learner": "minibatch_size",
-    "num_sgd_iter": "num_epochs",
-    "gae_lambda": "lambda_",
-    "clip_range": "clip_param",
-    "ent_coef": "entropy_coeff",
-    "vf_coef": "vf_loss_coeff",
-    "max_grad_norm": "grad_clip",
-    "num_workers": "num_env_runners",
-    "num_rollout_workers": "num_env_runners",
-    "num_envs_per_worker": "num_envs_per_env_runner",
-    "keep_checkpoints_num": "num_to_keep",
-    "checkpoint_score_attribute": "score",
-    "checkpoint_score_order": "score_order",
-    "training_iteration": "iterations",
-    "timesteps_total": "timesteps",
-}
-"""Names of older RLlib versions, of Tune and of Stable-Baselines3."""
 
 _REASONS = {
     "environment.clip_rewards": "RLlib's new API stack ignores it; wrap the environment instead",
@@ -159,7 +138,7 @@ def _located(
     if space_and_at is not None:
         space, at = space_and_at
         message = f"{message} (from {space.kind})"
-    return Problem(message, where(at), _dotted(path), problem.value, problem.suggestion)
+    return Problem(message, where(at), dotted(path), problem.value, problem.suggestion)
 
 
 def _conflict_problem(conflict: Conflict, searched: Searched, where: Where) -> Problem:
@@ -170,7 +149,7 @@ def _conflict_problem(conflict: Conflict, searched: Searched, where: Where) -> P
         if path in searched:
             written = path
     at = searched[written][1] if written in searched else written
-    return Problem(conflict.message, where(at), _dotted(field), conflict.value)
+    return Problem(conflict.message, where(at), dotted(field), conflict.value)
 
 
 def _sentence(detail: Any) -> str:
@@ -203,25 +182,47 @@ def _unknown(path: tuple[str | int, ...]) -> tuple[str, str | None]:
     """What to say of a key that does not exist: the nearest one, or where it belongs."""
     # Positions in a list are no names: the keys of every stage are the same.
     key, section = str(path[-1]), tuple(part for part in path[:-1] if isinstance(part, str))
-    reason = _REASONS.get(_dotted((*section, key)))
+    reason = _REASONS.get(dotted((*section, key)))
     if reason is not None:
         return f"not used here: {reason}", None
     fields = yaml_fields()
     valid = [field[-1] for field in fields if field[:-1] == section]
-    other_name = _OTHER_NAMES.get(key, key)
-    if other_name in valid:
-        return "unknown key", other_name
-    elsewhere = [field for field in fields if field[-1] == other_name]
+    if section and section[-1] in _WITH_METRICS:
+        said = _metric_as_key(key, valid)
+        if said is not None:
+            return said
+    note = f": {NOTES[key]}" if key in NOTES else ""
+    if key in RENAMED:
+        place, _, name = RENAMED[key].rpartition(".")
+        if place == dotted(section):
+            return f"unknown key{note}", name
+        return f"unknown key here{note}", RENAMED[key]
+    if note:
+        return f"unknown key{note}", None
+    elsewhere = [field for field in fields if field[-1] == key]
     if elsewhere:
-        return "unknown key here", _dotted(elsewhere[0])
+        return "unknown key here", dotted(elsewhere[0])
     near = nearest(key, valid)
     if near is not None:
         return "unknown key", near
     far = nearest(key, [field[-1] for field in fields])
     if far is not None:
-        return "unknown key here", _dotted(next(f for f in fields if f[-1] == far))
-    place = f"under {_dotted(section)}" if section else "at the top"
+        return "unknown key here", dotted(next(f for f in fields if f[-1] == far))
+    place = f"under {dotted(section)}" if section else "at the top"
     return f"unknown key; the keys {place} are {', '.join(valid)}", None
+
+
+_WITH_METRICS = ("stop", "until")
+
+
+def _metric_as_key(key: str, valid: list[str]) -> tuple[str, str | None] | None:
+    """What to say of a metric's name among the keys of `stop`, where Tune has it; None: it is none."""
+    short = key.removeprefix("env_runners/")
+    if short != key and (short in valid or short in RENAMED):
+        return "unknown key", short if short in valid else RENAMED[short].rpartition(".")[2]
+    if "/" in key or (key not in RENAMED and nearest(key, valid) is None):
+        return f"unknown key; what a metric is to reach stands under metrics: {{{key}: ...}}", None
+    return None
 
 
 def yaml_fields() -> list[tuple[str, ...]]:
@@ -295,13 +296,3 @@ def _involves(conflict: Conflict, wrong: list[tuple[str | int, ...]]) -> bool:
         for path in wrong
         for field in conflict.fields
     )
-
-
-def _dotted(path: Iterable[str | int]) -> str:
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += f".{part}" if text else part
-    return text

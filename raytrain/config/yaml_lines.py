@@ -1,8 +1,18 @@
-"""YAML text -> plain values, and the line of every key.
+"""YAML text -> plain values, and the line of every key. Config files, `--set` and `--env-config` are
+read here, so a value means the same wherever it is written.
 
-The values are those of YAML's safe loader, with two differences: `1e-4` and `3e5` are numbers
-(PyYAML follows YAML 1.1, where they are text), and a key that is written twice in one mapping is
-an error (PyYAML keeps the last one without a word).
+Plain values are those of YAML 1.2's core schema, and `_` may group the digits of a number:
+
+    null ~ and nothing            null
+    true false (True, TRUE)       booleans
+    12  -3  200_000  0x1F  0o17   whole numbers
+    1.5  1e-4  .5  .inf  .nan     numbers
+    everything else               text
+
+What YAML 1.1 (PyYAML, and so most of Python's tools) reads as something else is refused with its line,
+as either meaning would be wrong for somebody: `010`, `yes`, `off`, `1:30`, `0b11`, `2024-01-31`. So is
+a key that is written twice in one mapping (PyYAML keeps the last one without a word). Of YAML 1.1
+there are merge keys (`<<`), and tags such as `!!str`.
 """
 
 from __future__ import annotations
@@ -29,25 +39,64 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with YAML 1.2's floats."""
+    """The safe loader with the plain values of the module's docstring."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:float"]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"""^(?:[-+]?(?:[0-9][0-9_]*)?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
-        |[-+]?[0-9][0-9_]*\.(?:[eE][-+]?[0-9]+)?
-        |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
-        |[-+]?\.(?:inf|Inf|INF)
-        |\.(?:nan|NaN|NAN))$""",
-        re.VERBOSE,
+_TAG = "tag:yaml.org,2002:"
+_AMBIGUOUS = "!ambiguous"
+_DIGITS = r"[0-9]+(?:_[0-9]+)*"
+_PLAIN = {
+    f"{_TAG}null": r"~|null|Null|NULL|",
+    f"{_TAG}bool": r"true|True|TRUE|false|False|FALSE",
+    f"{_TAG}int": r"[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)|0x[0-9a-fA-F]+|0o[0-7]+",
+    f"{_TAG}float": (
+        rf"[-+]?(?:\.{_DIGITS}|{_DIGITS}\.(?:{_DIGITS})?)(?:[eE][-+]?[0-9]+)?"
+        rf"|[-+]?{_DIGITS}[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
     ),
-    list("-+0123456789."),
-)
+    f"{_TAG}merge": "<<",
+}
+# What PyYAML takes for no text, and the rules above do; and `08`, which YAML 1.2 alone takes for a number.
+_OTHERWISE = {
+    rule.pattern: rule
+    for rules in yaml.SafeLoader.yaml_implicit_resolvers.values()
+    for tag, rule in rules
+    if tag.removeprefix(_TAG) in ("bool", "int", "float", "timestamp")
+}
+_Loader.yaml_implicit_resolvers = {
+    # None: they are tried in this order, whatever the first character is.
+    None: [
+        *((tag, re.compile(f"(?:{pattern})\\Z")) for tag, pattern in _PLAIN.items()),
+        *((_AMBIGUOUS, rule) for rule in (*_OTHERWISE.values(), re.compile(r"[-+]?0[0-9_]+\Z"))),
+    ]
+}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts into quotes what `_Loader` would not read as the text that it is."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.Node) -> int:
+    text = str(node.value).replace("_", "")
+    return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+
+
+_Loader.add_constructor(f"{_TAG}int", _whole_number)
+
+
+def _ambiguous(text: str) -> str:
+    """What is wrong with such a value, and what to write in its place."""
+    quoted = f'"{text}", if it is text'
+    if re.fullmatch(r"[-+]?[0-9_]+", text):
+        quoted = f"{int(text.replace('_', ''))}, or {quoted}"
+    elif text.lower() in ("yes", "on", "no", "off"):
+        quoted = f"{str(text.lower() in ('yes', 'on')).lower()}, or {quoted}"
+    elif "-" not in text[1:]:
+        quoted = f"the number in decimal digits, or {quoted}"
+    return f"{text} is one thing in YAML 1.1 and another in YAML 1.2: write {quoted}"
 
 
 def parse_yaml(text: str, source: str) -> Document:
@@ -79,6 +128,11 @@ def parse_yaml(text: str, source: str) -> Document:
     return Document(value, lines)
 
 
+def dump_yaml(values: Any) -> str:
+    """YAML text from which `parse_yaml` reads the same values."""
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
 def _syntax_problem(error: yaml.MarkedYAMLError, source: str) -> Problem:
     mark = error.problem_mark or error.context_mark
     where = source if mark is None else f"{source}:{mark.line + 1}:{mark.column + 1}"
@@ -93,6 +147,9 @@ def _key_problems(
         line = node.start_mark.line + 1
         yield Problem("the anchor contains itself", where=f"{source}:{line}", field=path)
         return
+    if node.tag == _AMBIGUOUS:
+        yield Problem(_ambiguous(node.value), f"{source}:{node.start_mark.line + 1}", path)
+        return
     parents = (*parents, node)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -103,10 +160,12 @@ def _key_problems(
     for key, item in node.value:
         line = key.start_mark.line + 1
         where = f"{source}:{line}"
-        if key.tag == "tag:yaml.org,2002:merge":
+        if key.tag == f"{_TAG}merge":
             yield from _key_problems(item, source, parents, path)
             continue
-        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+        if key.tag == _AMBIGUOUS:
+            key.tag = f"{_TAG}str"  # A key is text in any case.
+        if not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str":
             shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
             yield Problem("a key must be text; put it in quotes", where, path, shown)
             continue

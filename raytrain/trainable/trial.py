@@ -72,6 +72,7 @@ from raytrain.trainable.cadence import (
 from raytrain.trainable.hosts import RunnerRules
 from raytrain.trainable.kept import LONG_ITERATION_S, Kept, State
 from raytrain.trainable.lookout import Limits, Lookout
+from raytrain.trainable.missing_metrics import MissingMetrics, named_metrics
 from raytrain.trainable.trial_directory import TrialDirectory
 from raytrain.versions import versions
 
@@ -150,6 +151,7 @@ class TrialPPO(ExactPPO):
             settings.every_seconds,
         )
         self._stop_rule = StopRule.of(self._config.stop)
+        self._missing_metrics = MissingMetrics()
         self._exact_lost = self._inexact_from_the_start()
         self._saved_at_s = 0.0
         self._returned_at: float | None = None
@@ -273,6 +275,9 @@ class TrialPPO(ExactPPO):
         now = self._progress()
         self._stop_rule.report(result, self.recent)
         report_score(result, self._averaged_score(result))
+        named = named_metrics(self._config, self.curriculum.stage)
+        for sentence in self._missing_metrics.look(named, result, self.recent):
+            self.tell(sentence)
         row = {key: value for key, value in result.items() if key != "config"}
         stage = self.curriculum.stage.name or None
         self._directory.record(row, self.take_finished_episodes(), now.timesteps, stage)
