@@ -16,6 +16,7 @@ from typing import Any
 
 from raytrain.checkpoint import Catalogue, Location
 from raytrain.checkpoint.storage import storage_errors
+from raytrain.config.metric_names import nearest_first
 from raytrain.errors import BadInput
 from raytrain.extras import require
 from raytrain.looking import ExperimentView, view
@@ -23,10 +24,12 @@ from raytrain.reporting import EVENT_LOG, read_events
 from raytrain.reporting.time_lost import RECOVERED
 from raytrain.trainable.cadence import metric as metric_of
 from raytrain.trainable.cadence import reported_score
+from raytrain.trainable.missing_metrics import metric_names
 
 _ENDINGS = (".png", ".svg")
 _STEPS = "num_env_steps_sampled_lifetime"
 _DEFAULT = "curves.png"
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,22 @@ def plot(experiment_dir: str, *, out: str | None = None, metric: str | None = No
     drawn = [_curve(place / trial.trial, partial(read, name=name)) for trial in found.trials]
     if not any(curve.points for curve in drawn):
         raise BadInput(
-            f"There is nothing to draw yet in {found.path}: no iteration has a number for {name!r}. "
-            "Wait, or name another metric of result.json with --metric."
+            f"There is nothing to draw yet in {found.path}: no iteration has a number for {name!r}."
+            + _other_names(name, [place / trial.trial for trial in found.trials])
         )
     _draw(found, label, drawn, path)
     return path
+
+
+def _other_names(name: str, trials: list[Location]) -> str:
+    names: set[str] = set()
+    for trial in trials:
+        with storage_errors("Reading the trial's records", trial):
+            names.update(*(metric_names(row) for row in _rows(trial / "result.json")))
+    if not names:
+        return " Wait for the first iteration."
+    nearest = ", ".join(nearest_first(name, names)[:_SHOWN])
+    return f" Name another metric with --metric. The nearest that there are: {nearest}."
 
 
 def _target(place: Location, out: str | None) -> Path:

@@ -245,13 +245,61 @@ def test_probe_proves_a_way(tmp_path):
         (["no_module:make"], "no module no_module"),
         (["CartPole-v1", "--env-config", "{sutton_bartow_reward: 1}"], "'sutton_barto_reward'"),
         (["CartPole-v1", "--env-config", "[1]"], "must be a mapping"),
-        (["CartPole-v1", "--env-config", "{a"], "not YAML"),
+        (["CartPole-v1", "--env-config", "{a"], "not valid YAML"),
     ],
 )  # fmt: skip
 def test_probe_refuses_what_is_no_environment(arguments, said):
     ended = here("probe", *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
+
+
+# An environment that prints
+
+
+def heard(text: str) -> set[tuple[str, ...]]:
+    """How, and where, `loud_envs` wrote something."""
+    return {tuple(line.split()) for line in text.splitlines() if len(line.split()) == 2}
+
+
+EVERYWHERE = {
+    *((way, where) for way in ("python", "kept", "c", "descriptor")
+      for where in ("import", "init", "reset", "step", "close", "exit")),
+    ("process", "import"),
+}  # fmt: skip
+
+
+def test_with_json_stdout_holds_the_document_alone_whatever_an_environment_prints(copied):
+    shutil.copy(Path(__file__).with_name("loud_envs.py"), copied.experiment.parent)
+    file = copied.experiment / "experiment.json"
+    document = json.loads(file.read_text())
+    document["config"]["environment"]["env"] = "loud_envs:make"
+    document["config"]["import_path"] = str(copied.experiment.parent)
+    file.write_text(json.dumps(document))
+    played = command("evaluate", f"{copied.experiment}:final", "--episodes", "2", "--json")
+    assert played.document["episodes"] == 2
+    assert heard(played.err) >= EVERYWHERE
+    tried = command("probe", "loud_envs:make", "--json", cwd=copied.experiment.parent)
+    assert tried.document["strategy"] == "pickle"
+    assert heard(tried.err) >= EVERYWHERE
+    # Without --json it is the person's stdout.
+    assert ("python", "step") in heard(
+        command("evaluate", f"{copied.experiment}:final", "--episodes", "1").out
+    )
+
+
+def test_probe_reads_values_as_a_config_does(tmp_path, monkeypatch):
+    (tmp_path / "measured_envs.py").write_text(
+        "import gymnasium as gym\n"
+        "def make(x):\n"
+        "    assert repr(x) == '10.0'\n"
+        "    return gym.make('CartPole-v1')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert here("probe", "measured_envs:make", "--env-config", "{x: 1e1}").code == 0
+    ended = here("probe", "measured_envs:make", "--env-config", "{x: 010}")
+    assert ended.code == 2
+    assert "x: 010 is one thing in YAML 1.1" in ended.err
 
 
 # Wrong arguments

@@ -856,6 +856,19 @@ def test_a_value_that_yaml_1_1_and_1_2_read_differently_is_refused_with_its_line
 
 def test_what_is_written_is_read_as_the_same():
     """A packed config holds the text of another file's values."""
-    values = ["010", "08", "yes", "1e5", "0o17", "1:30", "2024-01-31", "~", "true", "12", "text", ""]
+    values = [
+        "010",
+        "08",
+        "yes",
+        "1e5",
+        "0o17",
+        "1:30",
+        "2024-01-31",
+        "~",
+        "true",
+        "12",
+        "text",
+        "",
+    ]
     values += [10, 1e-5, 1e5, True, None, float("inf"), 2**70]
     assert parse_yaml(dump_yaml({"a": values}), "here").value == {"a": values}

@@ -87,6 +87,9 @@ def test_show_tells_of_the_failure_and_of_the_time_it_cost(survivor):
     assert trial["best_score"] == max(
         records[i - 1]["recent"]["episode_return_mean"] for i in (2, 4, 6)
     )
+    last = records[-1]["recent"]
+    assert trial["last_score"] == last["episode_return_mean"]
+    assert trial["last_score_episodes"] == last["episodes"] > 40
     assert trial["failures_survived"] == 1
     # Iteration 3 was trained twice, and for a moment nothing was trained at all.
     assert 0 < trial["redone_s"] < 3600 and 0 < trial["away_s"] < 3600
@@ -98,6 +101,7 @@ def test_show_tells_of_the_failure_and_of_the_time_it_cost(survivor):
 
     text = here("show", experiment_of(survivor)).out
     assert "trial_00000: finished, iteration 6, " in text
+    assert f"last {trial['last_score']:.6g} over {last['episodes']} episodes\n" in text
     assert "survived 1 failure; " in text and "trained again" in text
 
 
@@ -246,6 +250,9 @@ def test_plot_marks_failures_and_stages(copied):
     # Text is drawn as shapes, each with its text in a comment.
     drawn = svg.read_text()
     ElementTree.fromstring(drawn)
+    assert here("plot", copied, "--out", copied / "score.svg").code == 0
+    # The score is drawn as it chooses `best`, and RLlib's metric as it is.
+    assert "<!-- episode_return_mean (score) -->" in (copied / "score.svg").read_text()
     for text in ("episode_len_mean", "easy", "trial_00000: went on after a failure (1)"):
         assert f"<!-- {text} -->" in drawn
 
@@ -255,6 +262,7 @@ def test_plot_refuses_what_it_cannot_draw(copied, monkeypatch):
         (["--out", copied / "curves.pdf"], ".png or .svg"),
         (["--out", copied / "missing" / "curves.png"], "there is no directory"),
         (["--metric", "profit"], "no iteration has a number for 'profit'"),
+        (["--metric", "episode_len"], "The nearest that there are: episode_len_mean, "),
     ):
         found = here("plot", copied, *arguments)
         assert (found.code, found.out) == (2, "") and said in found.err

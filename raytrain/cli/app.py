@@ -12,13 +12,14 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
+from raytrain.cli.json_output import close_stdout, stdout_for_the_document, write_document
 from raytrain.errors import RaytrainError
 from raytrain.faults.interrupts import Interrupts
 
@@ -97,6 +98,7 @@ def main() -> None:
         sys.exit(interrupts.exit_code)
     finally:
         interrupts.ignore()
+        close_stdout()
 
 
 def command(function: _Command) -> _Command:
@@ -106,7 +108,8 @@ def command(function: _Command) -> _Command:
     def guarded(*args: Any, **kwargs: Any) -> None:
         _keep_warnings_quiet()
         try:
-            function(*args, **kwargs)
+            with stdout_for_the_document() if kwargs.get("as_json") else nullcontext():
+                function(*args, **kwargs)
         except RaytrainError as error:
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
@@ -167,7 +170,7 @@ def say(text: str) -> None:
 def print_json(document: Any) -> None:
     from raytrain.reporting.plain import json_ready
 
-    sys.stdout.write(json.dumps(json_ready(document), indent=1, allow_nan=False) + "\n")
+    write_document(json.dumps(json_ready(document), indent=1, allow_nan=False) + "\n")
 
 
 def bar(what: str) -> Callable[[Any], Any]:
