@@ -47,7 +47,7 @@ from raytrain.config import (
     has_search,
     with_trial_values,
 )
-from raytrain.errors import BadInput
+from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults.leftovers import nothing_left
 from raytrain.versions import versions
 
@@ -377,15 +377,20 @@ def _algorithm(
         request = PPO.default_resource_request(arguments["config"].to_dict())
         needed = int(-(-request.required_resources.get("CPU", 1.0) // 1))
         before = signal.getsignal(signal.SIGTERM)
-        with _ray.local.lean_instance():
-            ray.init(
-                address="local",  # Never a cluster that somebody else has running on this machine.
-                num_cpus=max(os.cpu_count() or 1, needed),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _system_config=_ray.local.SYSTEM_CONFIG,
-            )
+        try:
+            with _ray.local.lean_instance():
+                ray.init(
+                    address="local",  # Never a cluster that somebody else has running on this machine.
+                    num_cpus=max(os.cpu_count() or 1, needed),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _system_config=_ray.local.SYSTEM_CONFIG,
+                )
+        except Exception as error:  # Ray raises bare Exceptions here.
+            ray.shutdown()
+            said = str(error).rstrip(".")
+            raise RaytrainError(f"Ray could not start on this machine: {said}.") from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray has set one of its own.
     try:
