@@ -27,10 +27,13 @@ def evaluate_path(
     seed: int,
     deterministic: bool,
     video: str | None = None,
+    max_steps: int | None = None,
     track: Callable[[range], Iterable[int]] = iter,
+    tell: Callable[[str], None] = lambda message: None,
 ) -> Evaluation:
     """Play `episodes` episodes with the policy at `path`, in the environment that the experiment
-    around it describes for evaluation. With `video`, each is recorded as an MP4 file in that directory.
+    around it describes for evaluation. With `video`, each is recorded as an MP4 file in that directory. `max_steps`
+    ends an episode; by default `evaluation.max_episode_steps` of the config does.
 
     Raises:
         BadInput: there is no such policy, or its environment is not known or cannot be drawn.
@@ -62,7 +65,14 @@ def evaluate_path(
         return _recorded(creator, env_config, Path(video), episodes)
 
     return evaluate(
-        policy, make, episodes=episodes, seed=seed, deterministic=deterministic, track=track
+        policy,
+        make,
+        episodes=episodes,
+        seed=seed,
+        deterministic=deterministic,
+        max_steps=max_steps or config.evaluation.max_episode_steps,
+        track=track,
+        tell=tell,
     )
 
 

@@ -51,7 +51,13 @@ from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import InterruptedEarly, Interrupts
 from raytrain.forking import Fork, begin, refuse_other_parent, require_possible
 from raytrain.reporting import ConsoleReporter
-from raytrain.stages import may_change, prove_stages, require_same_spaces, start_again_after
+from raytrain.stages import (
+    may_change,
+    prove_stages,
+    require_same_spaces,
+    start_again_after,
+    warnings_of,
+)
 from raytrain.trainable.cadence import Progress, StopRule, score_of
 from raytrain.trainable.curriculum import is_over
 from raytrain.versions import versions
@@ -438,6 +444,9 @@ def _describe_run(
             f"The environment draws from the process's global random generators "
             f"({', '.join(snapshot['global_random'])}); they are saved with it."
         )
+    if not known:
+        for warning in warnings_of(snapshot):
+            say(f"The environment: {warning}")
     if not snapshot["exact"]:
         say(
             "This run will NOT be exact after an interruption: the environment cannot be restored "

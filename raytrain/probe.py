@@ -9,6 +9,7 @@ from typing import Any
 from raytrain.config import ConfigError, Problem, resolve_env
 from raytrain.config.yaml_lines import parse_yaml
 from raytrain.trainable.snapshots import Proof, prove
+from raytrain.user_code import of_environment
 
 
 def probe(env: str, env_config: str | None = None) -> Proof:
@@ -17,6 +18,7 @@ def probe(env: str, env_config: str | None = None) -> Proof:
 
     Raises:
         BadInput: there is no such environment, or `env_config` is not a mapping.
+        EnvironmentFailed: the environment raises, or breaks Gymnasium's contract.
     """
     arguments: Any = {}
     if env_config:
@@ -31,7 +33,8 @@ def probe(env: str, env_config: str | None = None) -> Proof:
     except ConfigError as error:
         # There is no file here: what is wrong is an argument of the command.
         raise ConfigError(*(_of_the_command(problem) for problem in error.problems)) from None
-    return prove(lambda: creator(arguments))
+    with of_environment(env):
+        return prove(lambda: creator(arguments))
 
 
 def _of_the_command(problem: Problem) -> Problem:
@@ -52,4 +55,5 @@ def report(env: str, proof: Proof) -> str:
             f"  draws from the process's global generators: {', '.join(proof.global_random)} "
             "(saved and restored with the environment)"
         )
+    lines += [f"  warning: {each}" for each in proof.warnings]
     return "".join(f"{line}\n" for line in lines)

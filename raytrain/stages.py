@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from raytrain.checkpoint import (
@@ -25,7 +26,9 @@ from raytrain.checkpoint import (
     trials,
 )
 from raytrain.config import ExperimentConfig, eras, make_env, stage_config
+from raytrain.config.observation_spaces import require_served
 from raytrain.errors import BadInput
+from raytrain.user_code import of_environment
 
 Say = Callable[[str], None]
 
@@ -61,8 +64,6 @@ def require_same_spaces(config: ExperimentConfig) -> None:
 def prove_stages(config: ExperimentConfig, known: Mapping[str, Any] | None) -> dict[str, Any]:
     """How the environments are snapshotted (experiment.json's `snapshot`), proved for each environment
     that differs from those before it. `known`: what was proved at an earlier start, which is kept."""
-    from raytrain.trainable.snapshots import prove
-
     found: dict[str, Any] = dict(known or {})
     proved: list[tuple[Any, dict[str, Any]]] = [
         (each["env_config"], each) for each in found.get("stages", {}).values()
@@ -75,15 +76,16 @@ def prove_stages(config: ExperimentConfig, known: Mapping[str, Any] | None) -> d
         env_config = of_stage.environment.env_config
         proof = next((each for given, each in proved if given == env_config), None)
         if proof is None:
-            proof = prove(partial(make_env, of_stage), seed=config.seed).to_dict()
+            proof = _proved(of_stage)
             proved.append((env_config, proof))
         stages[stage.name] = {
             **{key: proof[key] for key in ("strategy", "exact", "reason", "global_random")},
+            "warnings": proof.get("warnings", []),
             "env_config": env_config,
         }
     if "strategy" not in found:
         if not stages:
-            return prove(lambda: make_env(config), seed=config.seed).to_dict()
+            return _proved(config)
         found = dict(proved[0][1])
     if not stages:
         return found
@@ -92,6 +94,26 @@ def prove_stages(config: ExperimentConfig, known: Mapping[str, Any] | None) -> d
         found["exact"] = False
         found["reason"] = f"stage {inexact[0]}: {stages[inexact[0]]['reason']}"
     return {**found, "stages": stages}
+
+
+def warnings_of(snapshot: Mapping[str, Any]) -> list[str]:
+    """What was seen in the rehearsals and is probably not meant, each sentence once."""
+    of_stages = [each.get("warnings", ()) for each in snapshot.get("stages", {}).values()]
+    return list(dict.fromkeys(chain(snapshot.get("warnings", ()), *of_stages)))
+
+
+def _proved(config: ExperimentConfig) -> dict[str, Any]:
+    """Raises ConfigError if no network can be built for the environment, and EnvironmentFailed if it
+    raises or breaks Gymnasium's contract."""
+    from raytrain.trainable.snapshots import close, prove
+
+    env = make_env(config)
+    space = getattr(env, "observation_space", None)
+    close(env)
+    if space is not None:  # Without one it breaks the contract.
+        require_served(space, config)
+    with of_environment(config.environment.env):
+        return prove(partial(make_env, config), seed=config.seed).to_dict()
 
 
 def may_change(

@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from ray.tune import Callback
 
 from raytrain import _ray
+from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint import Catalogue, Location, StorageError
 from raytrain.config import ExperimentConfig, total_timesteps
 from raytrain.config.sections import FaultTolerance
@@ -27,13 +28,15 @@ from raytrain.faults.losses import Loss, Losses
 from raytrain.faults.nodes import loss_of
 from raytrain.faults.notices import Notice, Sentries
 from raytrain.faults.overdue import Overdue
+from raytrain.faults.tracebacks import where_the_traceback_is
 from raytrain.faults.waiting import WaitingForNodes
 from raytrain.reporting import EVENT_LOG, ConsoleReporter, EventLog, StopTotals
 from raytrain.trainable.lookout import LAST_WORDS
-from raytrain.trainable.trial import REPORT
+from raytrain.trainable.trial import REPORT, word_to_tell
 
 _SAVE_DEADLINE_S = 300.0
 _CHECK_EVERY_S = 0.5
+_SILENT_S = 5.0
 
 
 class Watch(Callback):
@@ -179,7 +182,7 @@ class Watch(Callback):
             if address is not None:
                 was = "was lost" if loss == "lost_node" else "was taken away"
                 what = f"the node {address} {was}, and the trial's process with it"
-            why = _Why(loss, what)
+            why = _Why(loss, what, where_the_traceback_is(trial_location(trial), error))
         self._why[str(trial)] = why
         self._losses_of(trial).add(why.loss)
         return why.loss == "failure"
@@ -198,6 +201,8 @@ class Watch(Callback):
         reached, saved = self._iterations.get(name, 0), self._newest_saved(trial)
         lost = reached - (saved or 0)
         told = why.told.rstrip(".")
+        if why.traceback is not None:
+            told += f"; the whole traceback is in {why.traceback}"
         if not will_retry:
             self.errors[name] = told
             losses.ended(told)
@@ -242,9 +247,19 @@ class Watch(Callback):
         assert self._reporter is not None
         for sentence in self._waiting.look(trials):
             self._reporter.event("raytrain", "warning", sentence)
+        self._tell_of_silent(trials)
         self._killed.update(self._overdue.look(trials))
         _ray.tune.forget_logged_once()
         self._sentries.post()
+
+    def _tell_of_silent(self, trials: list[Any]) -> None:
+        """Tell what trials leave to be told whose next result takes long."""
+        assert self._reporter is not None
+        for trial in trials:
+            if trial.status == "RUNNING" and self._overdue.silence(str(trial)) > _SILENT_S:
+                message = _ray_actors.take_word(word_to_tell(trial.trial_id))
+                if message is not None:
+                    self._reporter.event(str(trial), "warning", message)
 
     def _newest_saved(self, trial: Any) -> int | None:
         """The iteration of the newest checkpoint on storage: a commit may have ended unreported."""
@@ -321,6 +336,7 @@ class _Why:
 
     loss: Loss
     told: str
+    traceback: str | None = None
 
 
 def _last_words(trial: Location) -> dict[str, Any] | None:

@@ -152,7 +152,7 @@ class RefusesCopies(Walk):
 
 
 class Nested(Walk):
-    """A nested observation with a NaN, and nested actions, which are no array."""
+    """A nested observation, and nested actions, which are no array."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class Nested(Walk):
     def _observe(self) -> Any:
         return {
             "walk": np.array([self.place, self.speed]),
-            "pair": (np.int64(self.place > 0), np.array([np.nan], np.float32)),
+            "pair": (np.int64(self.place > 0), np.array([0.5], np.float32)),
         }
 
 

@@ -104,6 +104,15 @@ def evaluate(
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode.")
     ] = False,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="End an episode after N steps. By default evaluation.max_episode_steps of the config "
+            "does; without either an episode ends when the environment says so.",
+        ),
+    ] = None,
     video: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Record each episode there (needs the extra video)."),
@@ -124,7 +133,9 @@ def evaluate(
         seed=seed,
         deterministic=not stochastic,
         video=video,
+        max_steps=max_steps,
         track=bar("Playing"),
+        tell=lambda message: say(f"warning: {message}"),
     )
     if as_json:
         print_json(result.to_dict())
@@ -132,6 +143,10 @@ def evaluate(
     for title, prefix in (("return", "episode_return"), ("length", "episode_len")):
         values = [f"{part} {getattr(result, f'{prefix}_{part}'):.6g}" for part in _STATISTICS]
         sys.stdout.write(f"{title}: {', '.join(values)} ({episodes} episodes)\n")
+    if result.episodes_cut:
+        sys.stdout.write(
+            f"{result.episodes_cut} of {episodes} episodes were ended after {result.max_steps} steps\n"
+        )
 
 
 _STATISTICS = ("mean", "std", "min", "max")

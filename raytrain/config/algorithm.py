@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from raytrain.config.environment import env_creator, is_atari
+from raytrain.config.environment import EnvCreator, env_creator, is_atari
 from raytrain.config.problems import ConfigError
 from raytrain.config.schema import ExperimentConfig
 
@@ -68,12 +69,17 @@ def register_env(config: ExperimentConfig) -> str:
     A Gymnasium id keeps its name. A factory's gets the import path's digest, as two experiments in
     one Ray job may each have a module of that name.
     """
+    return _register(env_creator(config))
+
+
+def _register(creator: EnvCreator) -> str:
     from ray import tune
 
-    creator = env_creator(config)
     name = creator.spec
     if ":" in name and creator.import_path is not None:
         name = f"{name}@{hashlib.sha256(creator.import_path.encode()).hexdigest()[:8]}"
+    if creator.max_episode_steps is not None:
+        name = f"{name}@{creator.max_episode_steps}"
     tune.register_env(name, creator)
     return name
 
@@ -81,9 +87,8 @@ def register_env(config: ExperimentConfig) -> str:
 def name_for_others(registered: str) -> str:
     """What programs without raytrain call the environment that `register_env` gave this name: an id that
     Gymnasium finds without help, or `module:factory`."""
-    if is_atari(registered):
-        return f"ale_py:{registered}"
-    return re.sub("@[0-9a-f]{8}$", "", registered)
+    plain = re.sub(r"(@[0-9a-f]{8})?(@\d+)?$", "", registered)
+    return f"ale_py:{plain}" if is_atari(plain) else plain
 
 
 def mean_std_filter(env: Any = None, spaces: Any = None, device: Any = None) -> ConnectorV2:
@@ -102,7 +107,11 @@ def _env_runners(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _evaluation(config: ExperimentConfig) -> dict[str, Any]:
-    arguments = config.evaluation.model_dump()
+    arguments = config.evaluation.model_dump(exclude={"max_episode_steps"})
     # What is evaluated is the policy that would be used, not the one that explores.
     arguments["evaluation_config"] = {"explore": False, **arguments["evaluation_config"]}
+    limit = config.evaluation.max_episode_steps
+    if limit is not None:
+        limited = replace(env_creator(config), max_episode_steps=limit)
+        arguments["evaluation_config"]["env"] = _register(limited)
     return arguments

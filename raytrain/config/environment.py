@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config.problems import NOTHING, ConfigError, Problem, nearest
 from raytrain.config.secrets import with_secrets
+from raytrain.user_code import by_the_code_itself, places, text_of, users_code
 
 if TYPE_CHECKING:
     import gymnasium
@@ -51,15 +52,26 @@ class EnvCreator:
     """Makes one environment: `creator({"gravity": 9.8})`.
 
     It holds names only, so it travels to other processes, which import the module there;
-    `import_path` is put in front of `sys.path` for that.
+    `import_path` is put in front of `sys.path` for that. `max_episode_steps` truncates episodes, beside
+    what limits them already.
     """
 
     spec: str
     import_path: str | None = None
     check_env: bool = True
+    max_episode_steps: int | None = None
 
     def __call__(self, env_config: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
-        """Raises ConfigError if the environment cannot be found or does not take `env_config`."""
+        """Raises ConfigError if the environment cannot be found or does not take `env_config`, and
+        EnvironmentFailed if its own code raises."""
+        import gymnasium
+
+        made = self._make(env_config)
+        if self.max_episode_steps is None:
+            return made
+        return gymnasium.wrappers.TimeLimit(made, self.max_episode_steps)
+
+    def _make(self, env_config: Mapping[str, Any] | None) -> gymnasium.Env[Any, Any]:
         import gymnasium
 
         arguments = copy.deepcopy(dict(env_config or {}))
@@ -68,14 +80,16 @@ class EnvCreator:
         if _is_gymnasium_id(self.spec):
             if not self.check_env:
                 arguments.setdefault("disable_env_checker", True)
-            try:
-                return gymnasium.make(self.spec, **arguments)
-            except gymnasium.error.DependencyNotInstalled as error:
-                raise _env_error(str(error), self.spec) from error
+            with users_code(f"making the environment {self.spec}"):
+                try:
+                    return gymnasium.make(self.spec, **arguments)
+                except gymnasium.error.DependencyNotInstalled as error:
+                    raise _env_error(str(error), self.spec) from error
         factory = _factory(self.spec, self.import_path)
-        made = factory(arguments) if _takes_the_dict(factory) else factory(**arguments)
+        with users_code(f"making the environment {self.spec}"):
+            made = factory(arguments) if _takes_the_dict(factory) else factory(**arguments)
         if not isinstance(made, gymnasium.Env):
-            said = f"the factory must return a gymnasium.Env; it returned a {type(made).__name__}"
+            said = f"the factory must return a gymnasium.Env; it returned {_what_it_is(made)}"
             raise _env_error(said, self.spec)
         return made
 
@@ -174,8 +188,11 @@ def _gymnasium_creator(
         _require_extra(entry, spec)
         try:
             entry = load_env_creator(entry)
-        except (ImportError, AttributeError, gymnasium.error.Error) as error:
-            raise _env_error(f"its entry point {found.entry_point} fails: {error}", spec) from error
+        except BaseException as error:  # The module is the user's.
+            if not by_the_code_itself(error):
+                raise
+            said = f"importing its entry point {found.entry_point} fails: {_why(error)}"
+            raise _env_error(said, spec) from error
     kept = {key: value for key, value in arguments.items() if key not in _MAKE_ARGUMENTS}
     return entry, {**found.kwargs, **kept}
 
@@ -252,17 +269,51 @@ def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _env_error(f"importing {module_name} fails: {error}", spec) from error
+            raise _env_error(f"importing {module_name} fails: {_why(error)}", spec) from error
         looked = f"{import_path} (beside the YAML file) and " if import_path else ""
         said = f"no module {error.name}; looked in {looked}Python's path"
         problem = Problem(
             said, "", "environment.env", spec, _nearest_module(error.name, import_path)
         )
         raise ConfigError(problem) from error
-    except (ImportError, SyntaxError, ValueError, TypeError) as error:
-        raise _env_error(f"importing {module_name} fails: {error}", spec) from error
+    except BaseException as error:  # The module is the user's: it runs whatever it likes.
+        if not by_the_code_itself(error):
+            raise
+        raise _env_error(f"importing {module_name} fails: {_why(error)}", spec) from error
     _refuse_other_module(module, module_name, spec, import_path)
     return module
+
+
+def _why(error: BaseException) -> str:
+    """What a module raised, where, and what to do if it ended the program."""
+    said = text_of(error)
+    place, inner = places(error)
+    if place is not None:
+        said += f" ({place.path}, line {place.line})"
+    if inner is not None:
+        said += f", there in {inner}"
+    if isinstance(error, SystemExit):
+        said += (
+            ". A module that is imported must not end the program: put what belongs to a script, such as "
+            'reading arguments, under `if __name__ == "__main__":`'
+        )
+    return said
+
+
+def _what_it_is(made: Any) -> str:
+    """What a factory returned that is no environment, and what was meant."""
+    import gymnasium
+
+    if made is None:
+        return "None: does it end with `return env`?"
+    if isinstance(made, type):
+        return f"the class {made.__name__}: return an object of it, {made.__name__}(...)"
+    kind = f"a {type(made).__name__}"
+    if isinstance(made, gymnasium.vector.VectorEnv):
+        return f"{kind}: return one environment; env_runners.num_envs_per_env_runner makes copies"
+    if any(base.__module__.partition(".")[0] == "gym" for base in type(made).__mro__):
+        return f"{kind} of the older package gym: derive it from gymnasium.Env"
+    return kind
 
 
 def _nearest_module(name: str, import_path: str | None) -> str | None:

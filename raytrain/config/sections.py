@@ -206,6 +206,11 @@ class Evaluation(Section):
     evaluation_num_env_runners: Count = Field(
         default=0, description="Env runners for evaluation; 0 evaluates in the trial's own process."
     )
+    max_episode_steps: Positive | None = Field(
+        default=None,
+        description="Truncate an episode of evaluation after so many steps, as Gymnasium's TimeLimit does; "
+        "null: an episode ends when the environment says so (raytrain's own key).",
+    )
     evaluation_sample_timeout_s: AboveZero | None = Field(
         default=120.0, description="Seconds to wait for evaluation rollouts."
     )

@@ -50,10 +50,11 @@ class Overdue:
         return {
             str(trial): self._kill(trial)
             for trial in trials
-            if trial.status == "RUNNING" and self._silence(str(trial)) > self._limit(str(trial))
+            if trial.status == "RUNNING" and self.silence(str(trial)) > self._limit(str(trial))
         }
 
-    def _silence(self, trial: str) -> float:
+    def silence(self, trial: str) -> float:
+        """Seconds since something was heard of the trial."""
         return self._clock() - self._heard.get(trial, self._clock())
 
     def _limit(self, trial: str) -> float:
@@ -64,7 +65,7 @@ class Overdue:
         return _PATIENCE * max(self._floor_s, self._factor * statistics.median(gaps))
 
     def _kill(self, trial: Any) -> str:
-        silence = self._silence(str(trial))
+        silence = self.silence(str(trial))
         self._heard[str(trial)] = self._clock()
         actor = _ray.tune.trial_actor(trial)
         where = "an unknown node"

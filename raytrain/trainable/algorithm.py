@@ -48,6 +48,7 @@ from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.errors import RaytrainError
+from raytrain.trainable.divergence import why_not_finite
 from raytrain.trainable.forked import SAME, Apart, reseed, settings_of, weights_in
 from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps
 from raytrain.trainable.hosts import RunnerRules
@@ -57,6 +58,7 @@ from raytrain.trainable.rllib_files import RLlibFiles
 from raytrain.trainable.rng import RngStreams
 from raytrain.trainable.runner import GroupEnvRunner, without_episodes
 from raytrain.trainable.sampling.finished import EpisodeRecorder
+from raytrain.trainable.slow_evaluation import telling_if_slow
 from raytrain.trainable.staged import StagedPPO, StateMismatch
 from raytrain.trainable.stopwatch import Stopwatch
 
@@ -112,6 +114,7 @@ class ExactPPO(StagedPPO):
         self.stopwatch = Stopwatch()
         self.weights_digest = ""
         self._damaged_weights: list[str] = []
+        self._batch: list[Any] = []
         self._rllib_files = RLlibFiles(self)
         self._learners = Learners(self.learner_group)
         self._groups = self._make_groups(self.env_runner_group, elastic=True)
@@ -131,6 +134,9 @@ class ExactPPO(StagedPPO):
 
     def tell(self, message: str) -> None:
         """Called with one plain sentence for each loss and recovery inside the algorithm."""
+
+    def tell_now(self, message: str) -> None:
+        """As `tell`, of what goes on at this moment; called in any thread."""
 
     def lost_exactness(self, why: str) -> None:
         """Called in the iteration from which on the run is not exact any more, with the reason."""
@@ -159,6 +165,7 @@ class ExactPPO(StagedPPO):
             collected = self._groups.sample(self.config.total_train_batch_size)
             self.stopwatch.split_sampling(time.perf_counter() - began, collected.seconds)
             self.metrics.aggregate(collected.metrics, key=ENV_RUNNER_RESULTS)
+        self._batch = collected.episodes  # Until the losses are known to be finite.
         self.finished_episodes.extend(collected.finished)
         self.recent.extend(collected.finished)
         steps_sampled = self.env_steps_sampled
@@ -206,6 +213,12 @@ class ExactPPO(StagedPPO):
         return result
 
     @override(PPO)
+    def evaluate(self, parallel_train_future: Any = None) -> Any:
+        seen = self._eval_groups.present_sampling if self._eval_groups is not None else str
+        with telling_if_slow(self.tell_now, seen):
+            return super().evaluate(parallel_train_future)
+
+    @override(PPO)
     def _before_evaluate(self) -> None:
         # RLlib's own push does not wait, and leaves a local evaluation runner without the filters.
         if self._eval_groups is not None:
@@ -237,12 +250,12 @@ class ExactPPO(StagedPPO):
             if name in losses and not math.isfinite(float(losses[name]))
         ]
         bad += [f"weight {name} holds NaN or infinity" for name in self._damaged_weights[:3]]
+        episodes, self._batch = self._batch, []
         if bad:
+            iteration = result.get("training_iteration", self.iteration)
             raise NonFinite(
-                f"Training diverged in iteration {result.get('training_iteration', self.iteration)}: "
-                + "; ".join(bad)
-                + ". Try a smaller training.lr, training.grad_clip, or check the environment's rewards "
-                "and observations for NaN."
+                f"Training diverged in iteration {iteration}: {'; '.join(bad)}. "
+                f"{why_not_finite(episodes)}"
             )
 
     # -- state -----------------------------------------------------------------------------------

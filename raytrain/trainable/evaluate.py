@@ -8,16 +8,22 @@ an evaluation with `episodes=10`. Neither this module nor the policy uses a glob
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 
 from raytrain.errors import BadInput
+from raytrain.trainable.contract import Contract
+from raytrain.user_code import EnvironmentFailed, users_code
 
 if TYPE_CHECKING:  # it imports RLlib, which takes seconds
     from raytrain.checkpoint.policy import Policy
+
+
+_SLOW_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,9 @@ class Evaluation:
     episode_len_std: float
     episode_len_min: int
     episode_len_max: int
+    max_steps: int | None = None
+    episodes_cut: int = 0
+    """Episodes that `max_steps` ended."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for `json.dumps`; `episodes` is the number of episodes."""
@@ -57,12 +66,17 @@ def evaluate(
     deterministic: bool = True,
     max_steps: int | None = None,
     track: Callable[[range], Iterable[int]] = iter,
+    tell: Callable[[str], None] = lambda message: None,
 ) -> Evaluation:
     """Play `episodes` episodes in one environment, closed at the end. `track` passes the numbers of
     the episodes on, and may show how many are done.
 
-    `max_steps` cuts an episode that neither terminates nor is truncated before. Raises BadInput for
-    numbers below one, and for an environment whose spaces are not the policy's.
+    `max_steps` cuts an episode that neither terminates nor is truncated before. `tell` gets a sentence
+    when an episode takes long, and for what goes wrong without changing a number.
+
+    Raises:
+        BadInput: a number is below one, or the environment's spaces are not the policy's.
+        EnvironmentFailed: the environment raised, or broke Gymnasium's contract.
     """
     if episodes < 1:
         raise BadInput(f"episodes is {episodes}: at least one is needed")
@@ -71,15 +85,28 @@ def evaluate(
     env = make_env()
     try:
         _require_same_spaces(policy, env)
-        played = [
-            _play(policy, env, seed=seed + i, deterministic=deterministic, max_steps=max_steps)
-            for i in track(range(episodes))
-        ]
+        played = []
+        for i in track(range(episodes)):
+            patience = _Patience(i, tell)
+            played.append(
+                _play(
+                    policy,
+                    env,
+                    seed=seed + i,
+                    deterministic=deterministic,
+                    max_steps=max_steps,
+                    patience=patience,
+                )
+            )
     finally:
-        env.close()
         policy.reset()
-    returns = tuple(episode_return for episode_return, _ in played)
-    lengths = tuple(length for _, length in played)
+        try:
+            with users_code("close()"):
+                env.close()
+        except EnvironmentFailed as error:
+            tell(f"{error}. The results do not depend on it.")
+    returns = tuple(each.episode_return for each in played)
+    lengths = tuple(each.length for each in played)
     return_mean, return_std = _mean_and_std(returns)
     len_mean, len_std = _mean_and_std(lengths)
     return Evaluation(
@@ -95,7 +122,35 @@ def evaluate(
         episode_len_std=len_std,
         episode_len_min=min(lengths),
         episode_len_max=max(lengths),
+        max_steps=max_steps,
+        episodes_cut=sum(each.cut for each in played),
     )
+
+
+class _Played(NamedTuple):
+    episode_return: float
+    length: int
+    cut: bool
+
+
+class _Patience:
+    """Tells of an episode that does not end, after 10 seconds, and each time it took twice as long."""
+
+    def __init__(self, episode: int, tell: Callable[[str], None]) -> None:
+        self._episode, self._tell = episode, tell
+        self._began = time.monotonic()
+        self._told_after_s = _SLOW_S
+
+    def look(self, length: int) -> None:
+        took = time.monotonic() - self._began
+        if took < self._told_after_s:
+            return
+        self._told_after_s *= 2
+        self._tell(
+            f"Episode {self._episode} has not ended after {length:,} steps and {took:.0f} s. An environment "
+            "that neither terminates nor truncates plays for ever: limit its episodes by --max-steps "
+            "(Ctrl-C stops this evaluation), or by evaluation.max_episode_steps in the config."
+        )
 
 
 def _play(
@@ -105,18 +160,32 @@ def _play(
     seed: int,
     deterministic: bool,
     max_steps: int | None,
-) -> tuple[float, int]:
+    patience: _Patience,
+) -> _Played:
     policy.reset()
     policy.seed(seed)
-    observation, _ = env.reset(seed=seed)
+    contract = Contract(env)
+    with users_code("reset()"):
+        returned = env.reset(seed=seed)
+    contract.reset(returned)
+    observation = returned[0]
     episode_return, length, ended = 0.0, 0, False
     while not ended and length != max_steps:
         action = policy.act(observation, deterministic=deterministic)
-        observation, reward, terminated, truncated, _ = env.step(action)
-        episode_return += float(reward)
+        with users_code("step()"):
+            stepped = env.step(action)
+        try:
+            observation, reward, terminated, truncated, _ = stepped
+            episode_return += float(reward)
+        except (TypeError, ValueError):
+            contract.step(stepped)
+            raise
+        if not math.isfinite(episode_return):
+            contract.step(stepped)
         length += 1
         ended = bool(terminated or truncated)
-    return episode_return, length
+        patience.look(length)
+    return _Played(episode_return, length, not ended)
 
 
 def _mean_and_std(values: tuple[float, ...]) -> tuple[float, float]:

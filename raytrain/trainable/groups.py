@@ -225,6 +225,11 @@ class EnvGroups:
         )
         return reasons[first[0]]
 
+    def present_sampling(self) -> str:
+        """How far the sampling in this process is, as the end of a sentence; empty if that is not known.
+        Safe to call in any thread."""
+        return "" if self._indices or self._local is None else self._local.present_sampling()
+
     def connector_state(self) -> dict[str, Any]:
         """State of the (merged) connector pipelines."""
         return {} if self._local is None else self._local.connector_state()

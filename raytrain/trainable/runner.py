@@ -53,6 +53,7 @@ from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.faults.spared import spare_this_actor
+from raytrain.trainable.environment_errors import environment_errors
 from raytrain.trainable.rng import RngStreams, preserved
 from raytrain.trainable.rollouts import Rollout
 from raytrain.trainable.sampling.eligibility import observation_filter, why_not
@@ -130,6 +131,10 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             other.module = self.module  # One copy of the weights serves all.
             self._others[group] = other
         return self._others[group]
+
+    def present_sampling(self) -> str:
+        """See `EnvGroups.present_sampling`."""
+        return "" if self._sampler is None else self._sampler.present_sampling()
 
     def release(self, group: int) -> None:
         """Forget a group that another actor hosts from now on. The own one stays, for when it returns."""
@@ -209,6 +214,10 @@ class GroupEnvRunner(SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def sample(self, **kwargs: Any) -> list[Any]:
+        with environment_errors(self.env):
+            return self._sample(**kwargs)
+
+    def _sample(self, **kwargs: Any) -> list[Any]:
         self._begins_anew = False
         if self._sampler is not None:
             with self._streams.active():

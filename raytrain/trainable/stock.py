@@ -77,6 +77,10 @@ def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
     stock.learner_config_dict = {}
     stock.callbacks(callbacks_class=RLlibCallback)
     stock.environment(env=name_for_others(stock.env))
+    evaluation = dict(stock.evaluation_config or {})
+    if "env" in evaluation:
+        evaluation["env"] = name_for_others(evaluation["env"])
+        stock.evaluation(evaluation_config=evaluation)
     if _ray.runners.filters_observations(stock):
         stock.env_runners(env_to_module_connector=_FromSource(_MEAN_STD_FILTER))
     _ray.runners.leave_syncing_to_rllib(stock)

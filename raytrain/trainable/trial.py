@@ -32,6 +32,7 @@ from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.utils.annotations import override
 
 from raytrain import _ray
+from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint import (
     FORKED_FROM,
     BestPolicy,
@@ -57,8 +58,10 @@ from raytrain.config import (
 from raytrain.faults import able_to_travel
 from raytrain.faults.nodes import nodes_alive
 from raytrain.faults.spared import spare_this_actor
+from raytrain.faults.tracebacks import TRACEBACK_FILE, write_traceback
 from raytrain.trainable.actors import remote_actors
 from raytrain.trainable.algorithm import ExactPPO, NonFinite, prepare
+from raytrain.trainable.attempts import Superseded
 from raytrain.trainable.building import algorithm_arguments
 from raytrain.trainable.cadence import (
     EVALUATION,
@@ -83,6 +86,11 @@ PARAMS_FILE = "params.json"
 """The trial's own values of the algorithm's sections, as Tune resolved them (Tune's name for it)."""
 
 _INTERRUPT_PAUSE_S = 0.2
+
+
+def word_to_tell(trial_id: str) -> str:
+    """Under which name a trial leaves what the driver is to tell at once."""
+    return f"tell/{trial_id}"
 
 
 class TrialPPO(ExactPPO):
@@ -255,6 +263,13 @@ class TrialPPO(ExactPPO):
             raise raised from error.__cause__
 
     def _to_be_raised(self, iteration: int, error: Exception) -> Exception:
+        raised = self._to_be_told(iteration, error)
+        of_this_process = not isinstance(raised, Superseded)
+        if of_this_process and write_traceback(self._place, iteration, error):
+            raised.traceback_in = TRACEBACK_FILE  # type: ignore[attr-defined]
+        return raised
+
+    def _to_be_told(self, iteration: int, error: Exception) -> Exception:
         error = self._lookout.explain(error)
         if not getattr(error, "may_retry", True) or hasattr(error, "loss"):
             return error
@@ -394,6 +409,11 @@ class TrialPPO(ExactPPO):
     @override(ExactPPO)
     def tell(self, message: str) -> None:
         self._directory.tell("trial", message, iteration=self.iteration)
+
+    @override(ExactPPO)
+    def tell_now(self, message: str) -> None:
+        self._directory.note("trial", message, iteration=self.iteration)
+        _ray_actors.leave_word(word_to_tell(str(self.trial_id)), message)
 
     @override(ExactPPO)
     def lost_exactness(self, why: str) -> None:

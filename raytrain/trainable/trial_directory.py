@@ -208,6 +208,10 @@ class TrialDirectory:
     def tell(self, kind: str, message: str, *, iteration: int) -> None:
         """Put one sentence into the event log, and on the console with the next result."""
         self._messages.append(message)
+        self.note(kind, message, iteration=iteration)
+
+    def note(self, kind: str, message: str, *, iteration: int) -> None:
+        """Put one sentence into the event log alone."""
         if self._events is not None:
             self._events.write(kind, message, attempt=self.attempt, iteration=iteration)
 

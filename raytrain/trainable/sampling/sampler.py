@@ -20,6 +20,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from raytrain.errors import RaytrainError
+from raytrain.trainable.divergence import why_no_action
 from raytrain.trainable.sampling.acting import Acting, ForEnvironment
 from raytrain.trainable.sampling.fragments import (
     ACTIONS,
@@ -76,6 +77,7 @@ class FragmentSampler:
         self._lookback = int(config.episode_lookback_horizon)
         self._fragment = Fragment(self._lookback, self._num_envs, self._observation_space)
         self.progress: Progress | None = None
+        self._present: _Run | None = None
 
     def begin_episodes(self, seed: int | None) -> None:
         """Reset every environment; running episodes are dropped."""
@@ -103,16 +105,21 @@ class FragmentSampler:
         episodes."""
         assert self.progress is not None, "begin_episodes() comes first"
         began = perf_counter_ns()
-        run = _Run(self, wanted, explore=explore)
+        self._present = run = _Run(self, wanted, explore=explore)
         run.step_on()
         if run.fragment.rows > self._lookback:
             version_column = run.fragment.column(WEIGHTS_SEQ_NO, _versions(self._num_envs))
             version_column[self._lookback : run.fragment.rows] = version
         sampled = run.finish()
+        self._present = None
         sampled.other_s = (
             (perf_counter_ns() - began) / 1e9 - sampled.inference_s - sampled.env_step_s
         )
         return sampled
+
+    def present_sampling(self) -> str:
+        """How far the present call of `sample` is, as the end of a sentence. Safe in any thread."""
+        return "" if self._present is None else self._present.so_far()
 
     def _id(self, number: int) -> str:
         # RLlib draws its ids from the system's entropy. These are the same at every repetition.
@@ -200,6 +207,14 @@ class _Run:
                 self._end_episodes(terminateds, truncateds)
         self._stepper.leave()
         sampled.inference_s, sampled.env_step_s = inference / 1e9, stepping / 1e9
+
+    def so_far(self) -> str:
+        """For `FragmentSampler.present_sampling`."""
+        ended = len(self._sampled.ended)
+        episodes = (
+            "no episode has" if not ended else f"{ended} episode{'s have' if ended > 1 else ' has'}"
+        )
+        return f": {episodes} ended in {self._sampled.env_steps:,} steps"
 
     def _more(self) -> bool:
         if self._wanted.env_steps is not None:
@@ -318,10 +333,10 @@ class _Run:
         if logp is None or not np.isnan(logp[first:rows]).any():
             return
         row, index = np.argwhere(np.isnan(logp[first:rows]))[0][:2]
+        observation = self.fragment.observations[first + row, index]
         raise RaytrainError(
-            f"The policy's output for environment {index} is NaN after {row} steps of the fragment; "
-            f"the observation is {self.fragment.observations[first + row, index]!r}. Look for NaN in "
-            "the environment's observations, or try a smaller training.lr or training.grad_clip."
+            f"The policy's output for environment {index} is NaN after {row} steps of the fragment. "
+            f"{why_no_action(observation)}"
         )
 
 

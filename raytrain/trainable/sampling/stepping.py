@@ -16,9 +16,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList
 
 from raytrain import _ray
+from raytrain.trainable.contract import Contract
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Infos: TypeAlias = list[dict[str, Any]]
+
+_NOTHING: Any = object()
 
 
 class StepArrays(NamedTuple):
@@ -88,22 +91,41 @@ class _OneByOne:
         last, resetting, steps = self._last, self._resetting, self._steps
         infos: Infos = []
         ended = False
-        for index, action in enumerate(actions):
-            if resetting[index]:
-                last[index], info = self._envs[index].reset()
-                rewards[index] = 0.0
-                terminateds[index] = truncateds[index] = resetting[index] = False
-            else:
-                last[index], rewards[index], terminated, truncated, info = steps[index](action)
-                terminateds[index] = terminated
-                truncateds[index] = truncated
-                if terminated or truncated:
-                    ended = resetting[index] = True
-            infos.append(dict(info) if info else {})
-        # Not one by one: it checks shapes and casts as the vector environment does.
-        np.stack(last, axis=0, out=observations)
+        resets, returned = False, _NOTHING
+        try:
+            for index, action in enumerate(actions):
+                returned = _NOTHING
+                if resets := resetting[index]:
+                    returned = self._envs[index].reset()
+                    last[index], info = returned
+                    rewards[index] = 0.0
+                    terminateds[index] = truncateds[index] = resetting[index] = False
+                else:
+                    returned = steps[index](action)
+                    last[index], rewards[index], terminated, truncated, info = returned
+                    terminateds[index] = terminated
+                    truncateds[index] = truncated
+                    if terminated or truncated:
+                        ended = resetting[index] = True
+                infos.append(dict(info) if info else {})
+            # Not one by one: it checks shapes and casts as the vector environment does.
+            np.stack(last, axis=0, out=observations)
+        except (TypeError, ValueError):
+            self._look_for_a_breach(len(infos), returned, resets=resets)
+            raise
         self._results = into
         return infos, ended
+
+    def _look_for_a_breach(self, index: int, returned: Any, *, resets: bool) -> None:
+        """Raise ContractBroken if it is what an environment returned that a step failed of: the
+        environment `index`, or any one if all were stepped."""
+        if index < len(self._envs):
+            contract = Contract(self._envs[index])
+            if returned is not _NOTHING:
+                (contract.reset if resets else contract.step)(returned)
+            return
+        for env, observation in zip(self._envs, self._last, strict=True):
+            Contract(env).observation("step", observation)
 
     def leave(self) -> None:
         if self._results is None:

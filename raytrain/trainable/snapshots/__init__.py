@@ -10,6 +10,7 @@ Importing raytrain and raytrain.trainable must stay light (no Ray, no Torch): th
 package in a new process.
 """
 
+from raytrain.trainable.snapshots.continuation import close
 from raytrain.trainable.snapshots.proof import Attempt, Proof, prove
 from raytrain.trainable.snapshots.protocol import SnapshotError, Snapshotter, Strategy
 from raytrain.trainable.snapshots.strategies import snapshotter
@@ -20,6 +21,7 @@ __all__ = [
     "SnapshotError",
     "Snapshotter",
     "Strategy",
+    "close",
     "prove",
     "snapshotter",
 ]

@@ -80,5 +80,5 @@ def go_on(copies: list[Copy], rehearsal: Rehearsal) -> None:
 def close(env: Any) -> None:
     """Scratch environments are closed; one that cannot close itself is left to the collector."""
     # Whatever it raises: nothing is asked of it any more.
-    with suppress(Exception):
+    with suppress(SnapshotError), user_code("close()"):
         env.close()

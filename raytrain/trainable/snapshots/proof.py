@@ -44,6 +44,7 @@ class Proof:
 
     `global_random` names the process's generators ("random", "numpy", "torch") that the
     environment draws from: its snapshots are exact only together with these (`RngStreams`).
+    `warnings` are sentences on what the environment does that is probably not meant.
     """
 
     strategy: Strategy
@@ -51,11 +52,13 @@ class Proof:
     reason: str
     attempts: tuple[Attempt, ...]
     global_random: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         found = asdict(self)
         found["attempts"] = [asdict(attempt) for attempt in self.attempts]
         found["global_random"] = list(self.global_random)
+        found["warnings"] = list(self.warnings)
         return found
 
     @classmethod
@@ -66,6 +69,7 @@ class Proof:
             found["reason"],
             tuple(Attempt(**attempt) for attempt in found["attempts"]),
             tuple(found["global_random"]),
+            tuple(found.get("warnings", ())),
         )
 
 
@@ -76,13 +80,14 @@ def prove(make_env: MakeEnv, *, seed: int = 0, steps: int = 200, budget_s: float
     environments (a third of it for the first run, which all others repeat).
 
     Raises:
-        SnapshotError: the environment cannot be made, reset and stepped at all.
+        UserCodeFailed: the environment cannot be made, reset and stepped at all, or what it returns
+            breaks Gymnasium's contract.
     """
     with preserved():
-        rehearsal = _rehearse(make_env, seed, steps, budget_s)
+        rehearsal, warnings = _rehearse(make_env, seed, steps, budget_s)
         problem = _not_deterministic(make_env, rehearsal, seed)
         if problem is not None:
-            return Proof("reset", False, problem, (), rehearsal.global_random)
+            return Proof("reset", False, problem, (), rehearsal.global_random, warnings)
         attempts: list[Attempt] = []
         for strategy in TRIED_IN_ORDER:
             attempts.append(_attempt(make_env, strategy, rehearsal, seed))
@@ -96,20 +101,33 @@ def prove(make_env: MakeEnv, *, seed: int = 0, steps: int = 200, budget_s: float
         f"{last.strategy}: {last.detail}" if last.ok else reasons,
         tuple(attempts),
         rehearsal.global_random,
+        warnings,
     )
 
 
-def _rehearse(make_env: MakeEnv, seed: int, steps: int, budget_s: float) -> Rehearsal:
+def _rehearse(
+    make_env: MakeEnv, seed: int, steps: int, budget_s: float
+) -> tuple[Rehearsal, tuple[str, ...]]:
     with _streams(seed).active():
         before = RngStreams.capture()
         with user_code("making the environment"):
             env = make_env()
         drawn = before.differing(RngStreams.capture())
         with user_code("the environment"):
-            rehearsal = Rehearsing(env, seed, steps, budget_s / 3).run(seed)
-        continuation.close(env)
+            rehearsing = Rehearsing(env, seed, steps, budget_s / 3)
+            rehearsal = rehearsing.run(seed)
+        warnings = rehearsing.contract.warnings() + _closed(env)
     names = tuple(sorted({*drawn, *rehearsal.global_random}))
-    return replace(rehearsal, global_random=names)
+    return replace(rehearsal, global_random=names), warnings
+
+
+def _closed(env: Any) -> tuple[str, ...]:
+    try:
+        with user_code("close()"):
+            env.close()
+    except SnapshotError as error:
+        return (f"{error}. What close() should give back may be held until the process ends.",)
+    return ()
 
 
 def _not_deterministic(make_env: MakeEnv, rehearsal: Rehearsal, seed: int) -> str | None:

@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from raytrain.trainable.contract import Contract
 from raytrain.trainable.rng import RngStreams
 from raytrain.trainable.snapshots.fingerprint import Frame, frame_of
 from raytrain.trainable.snapshots.protocol import SnapshotError
+from raytrain.user_code import EnvironmentFailed, by_the_code_itself, failed, told
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Rehearsal:
     """Whether the policy's draws include Torch's, which a fresh process does not import."""
 
 
-class UserCodeFailed(SnapshotError):
-    """The environment, or its pickling, raised: the message says during what."""
+class UserCodeFailed(SnapshotError, EnvironmentFailed):
+    """The environment, or its pickling, raised: the message says during what, and where."""
 
 
 @contextmanager
@@ -59,12 +61,21 @@ def user_code(doing: str) -> Iterator[None]:
         yield
     except SnapshotError:
         raise
-    except Exception as error:
+    except EnvironmentFailed as error:
+        raise _as_user_code_failed(error) from error
+    except BaseException as error:
         # The environment is the user's and its objects raise whatever they like when they are
         # stepped, pickled or rebuilt. Each of these is an answer to the question being asked.
-        text = " ".join(str(error).split())
-        said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        raise UserCodeFailed(f"{doing} raised {said[:300]}") from error
+        if not by_the_code_itself(error):
+            raise
+        found = failed(f"{doing} raised {told(error)}", error)
+        raise _as_user_code_failed(found) from error
+
+
+def _as_user_code_failed(error: EnvironmentFailed) -> UserCodeFailed:
+    found = UserCodeFailed(str(error))
+    found.trace = error.trace
+    return found
 
 
 def perform(env: Any, operation: Operation, draws_torch: bool) -> Frame:
@@ -87,6 +98,7 @@ class Rehearsing:
 
     def __init__(self, env: Any, seed: int, steps: int, budget_s: float) -> None:
         self._env = env
+        self.contract = Contract(env)
         self._steps = steps
         self._random = np.random.default_rng(seed)
         # A copy: the environment may draw from its own space.
@@ -145,7 +157,7 @@ class Rehearsing:
     def _do(self, operation: Operation) -> None:
         draw_like_a_policy(draws_torch=True)
         before = RngStreams.capture()
-        result = _call(self._env, operation)
+        result = _call(self._env, operation, self.contract)
         self._global_random.update(before.differing(RngStreams.capture()))
         self._over = bool(result[2] or result[3])
         self._operations.append(operation)
@@ -156,16 +168,21 @@ def _perform(env: Any, operation: Operation) -> Frame:
     return frame_of(*_call(env, operation))
 
 
-def _call(env: Any, operation: Operation) -> tuple[Any, Any, Any, Any]:
+def _call(
+    env: Any, operation: Operation, contract: Contract | None = None
+) -> tuple[Any, Any, Any, Any]:
+    """Observation, reward, terminated and truncated; the last three are None of a reset."""
     if not operation.is_reset:
         with user_code("step()"):
-            observation, reward, terminated, truncated, _ = env.step(
-                copy.deepcopy(operation.action)
-            )
+            returned = env.step(copy.deepcopy(operation.action))
+            if contract is not None:
+                contract.step(returned)
+            observation, reward, terminated, truncated, _ = returned
         return observation, reward, terminated, truncated
     with user_code("reset()"):
-        if operation.seed is None:
-            observation, _ = env.reset()
-        else:
-            observation, _ = env.reset(seed=operation.seed)
+        arguments = {} if operation.seed is None else {"seed": operation.seed}
+        returned = env.reset(**arguments)
+        if contract is not None:
+            contract.reset(returned)
+        observation, _ = returned
     return observation, None, None, None

@@ -1,0 +1,85 @@
+"""What fails while a group is sampled, told with the environment's file and line.
+
+An error crosses processes as `EnvironmentFailed`: its own class may be known only where the environment
+is, and its traceback stays behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from raytrain import _ray
+from raytrain.errors import RaytrainError
+from raytrain.trainable.contract import Contract, ContractBroken, method_place
+from raytrain.trainable.divergence import first_not_finite, why_no_action
+from raytrain.user_code import by_the_code_itself, failed, places, text_of, told
+
+
+@contextmanager
+def environment_errors(env: Any) -> Iterator[None]:
+    """Raise what the environments of the vector environment `env` raised in the body, or made Gymnasium
+    raise by what they returned, as `EnvironmentFailed`. Other errors pass."""
+    try:
+        yield
+    except RaytrainError:
+        raise
+    except BaseException as error:
+        if not by_the_code_itself(error):
+            raise
+        if _went_through_an_environment(error) or isinstance(error, SystemExit):
+            raise failed(f"the environment raised {told(error)}", error) from error
+        if _module_of_innermost(error).startswith("gymnasium.vector"):
+            raise failed(_why_refused(env, error), error) from error
+        if not_finite := _not_finite(env):
+            raise failed(not_finite, error) from error
+        raise
+
+
+def _not_finite(env: Any) -> str | None:
+    """That a policy failed because of what an environment returned."""
+    for observation in _ray.runners.vector_env_attributes(env.unwrapped)["_env_obs"]:
+        found = np.asarray(observation) if isinstance(observation, np.ndarray) else np.zeros(0)
+        if first_not_finite(found) is not None:
+            return f"The policy fails. {why_no_action(found)}"
+    return None
+
+
+def _went_through_an_environment(error: BaseException) -> bool:
+    if places(error)[0] is None:
+        return False
+    trace = error.__traceback__
+    while trace is not None:
+        if isinstance(trace.tb_frame.f_locals.get("self"), gym.Env):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _module_of_innermost(error: BaseException) -> str:
+    trace: TracebackType | None = error.__traceback__
+    name = ""
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
+    return name
+
+
+def _why_refused(env: Any, error: BaseException) -> str:
+    """Gymnasium's vector environment could not take what one of its environments returned."""
+    vector_env = env.unwrapped
+    memory = _ray.runners.vector_env_attributes(vector_env)
+    for each, observation in zip(vector_env.envs, memory["_env_obs"], strict=True):
+        if observation is not None:
+            try:
+                Contract(each).observation("step", observation)
+            except ContractBroken as broken:
+                return str(broken)
+    place = method_place(vector_env.envs[0], "step")
+    where = "" if place is None else f" (step() is {place})"
+    return f"Gymnasium cannot take what the environment returned{where}: {text_of(error)}"
