@@ -169,8 +169,8 @@ def test_drained_nodes_and_none_left(two: Cluster, tmp_path: Path, undisturbed: 
         drained.append(node)
         drain(two, node)
         lead(holds, lambda count=count: driver.output().count("is taken away") == count)
-        if count == 1:
-            driver.until(lambda: "Continued from" in driver.output())
+        if count == 1:  # It is on the other node, and held there.
+            driver.until(lambda node=node: (now := two.where("ray::TrialPPO")) and node not in now)
     driver.until(lambda: "waits for a node to join" in driver.output())
     saved = iteration_of(trial)
     two.add(next(_names), cpus=3, resources={"worker": 1})

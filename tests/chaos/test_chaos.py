@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 from clusters import free_port
 from namespaces import SWITCH, Cluster, why_not
-from running import Holds, Reference, Run, experiment_of, trial_of, write_config
+from running import Reference, Run, experiment_of, trial_of, write_config
 from s3_store import Proxy, environment, file_system
 from test_disturbed_runs import assert_same_run
 
@@ -34,8 +34,6 @@ SECTIONS: dict[str, Any] = {
 }
 # Begun, but not done: the last quarter is left to those that have to do something again.
 FIRST, LAST = TRIALS * ITERATIONS // 16, TRIALS * ITERATIONS * 3 // 4
-HELD_AFTER = ITERATIONS - 3
-"""The iteration of each trial after which it waits until all faults have struck."""
 FURTHER = 4
 PATIENCE_S = 900.0
 _no_nodes = why_not()
@@ -68,12 +66,11 @@ def assert_all_same(experiment: Path, alone: list[Reference]) -> None:
 
 @pytest.mark.parametrize("seed", seeds(0, 1))
 def test_processes_and_files(tmp_path: Path, alone: list[Reference], seed: int) -> None:
-    holds = Holds(tmp_path, HELD_AFTER)
-    config = write_config(tmp_path / "run.yaml", **SECTIONS, **holds.sections)
+    config = write_config(tmp_path / "run.yaml", **SECTIONS)
     stage = local.LocalStage(config)
     schedule = scattered(seed, local.KINDS, len(local.KINDS) + FURTHER, FIRST, LAST)
     campaign = Campaign(stage, schedule, patience_s=PATIENCE_S)
-    campaign.carry_out(holds.release)
+    campaign.carry_out()
     assert campaign.counts() == Counter(fault.kind for fault in schedule.faults)
     assert stage.trials.unnoticed() == []
     try:
@@ -103,11 +100,9 @@ def test_processes_nodes_links_files_and_the_store(
     seed: int,
 ) -> None:
     name, root = f"run{seed}", "s3://bucket/chaos"
-    holds = Holds(tmp_path, HELD_AFTER)
     config = write_config(
         tmp_path / "run.yaml",
         **SECTIONS,
-        **holds.sections,
         name=name,
         storage_path=root,
         resources={"custom_resources_for_main_process": {"worker": 0.1}},
@@ -120,7 +115,7 @@ def test_processes_nodes_links_files_and_the_store(
     stage = nodes.NodesAndStore(cluster, proxy, command, trials)
     schedule = scattered(seed, nodes.KINDS, len(nodes.KINDS) + FURTHER, FIRST, LAST)
     campaign = Campaign(stage, schedule, patience_s=PATIENCE_S, pace_s=1.0)
-    campaign.carry_out(holds.release)
+    campaign.carry_out()
     assert campaign.counts() == Counter(fault.kind for fault in schedule.faults)
     assert trials.unnoticed() == []
     assert "The storage does not answer" in log.read_text()
