@@ -243,10 +243,10 @@ def test_older_weights_are_still_dropped_without_a_word(runner):
     assert version > 0
     runner.set_state({"rl_module": changed, "weights_seq_no": version})
     assert _same(runner, name, module[name])  # the trap: nothing was taken over
-    _ray.runners.forget_weights_version(runner)
+    _ray.runners.set_weights_version(runner, 0)
     runner.set_state({"rl_module": changed, "weights_seq_no": version})
     assert _same(runner, name, np.asarray(module[name]) + 1)
-    _ray.runners.forget_weights_version(runner)
+    _ray.runners.set_weights_version(runner, 0)
     runner.set_state({"rl_module": weights, "weights_seq_no": version})
 
 

@@ -140,6 +140,11 @@ def begin_update(learner: Learner) -> int:
     return number
 
 
+def weights_version(learner: Learner) -> int:
+    """The sequence number of the weights that a learner holds."""
+    return int(learner._weights_seq_no)
+
+
 def log_off_policyness(learner: Learner, columns: dict[str, dict[str, Any]]) -> None:
     """Log how many updates lie between the weights and the ones that sampled a minibatch."""
     learner._compute_off_policyness(columns)

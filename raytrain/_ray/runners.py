@@ -180,10 +180,9 @@ def filters_observations(config: AlgorithmConfig) -> bool:
     return config._env_to_module_connector is not None
 
 
-def forget_weights_version(runner: SingleAgentEnvRunner) -> None:
-    """Make the runner take the next weights whatever their sequence number: `set_state` ignores
-    weights that are not newer than its own, and says nothing."""
-    runner._weights_seq_no = 0
+def set_weights_version(runner: SingleAgentEnvRunner, version: int) -> None:
+    """Set what `weights_version` returns."""
+    runner._weights_seq_no = version
 
 
 def runner_actors(group: EnvRunnerGroup) -> dict[int, Any]:

@@ -195,7 +195,7 @@ class ExactPPO(StagedPPO):
             self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)),
         ):
             self._groups.publish(
-                self._learners.inference_weights(), steps_sampled, iteration=self.iteration + 1
+                self._sampler_weights(), steps_sampled, iteration=self.iteration + 1
             )
             self._check_weights()
 
@@ -222,7 +222,7 @@ class ExactPPO(StagedPPO):
     def _before_evaluate(self) -> None:
         # RLlib's own push does not wait, and leaves a local evaluation runner without the filters.
         if self._eval_groups is not None:
-            sync = {**self._learners.inference_weights(), **self._groups.connector_state()}
+            sync = {**self._sampler_weights(), **self._groups.connector_state()}
             self._eval_groups.take_over(sync)
             self._eval_groups.take_snapshots_again()
 
@@ -424,13 +424,16 @@ class ExactPPO(StagedPPO):
         connectors: dict[str, Any] | None = None,
     ) -> None:
         sync = {
-            **self._learners.inference_weights(),
+            **self._sampler_weights(),
             NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps_sampled,
         }
         sync.update(connectors or {})
         self._groups.start(sync, groups, iteration=iteration)
         if self._eval_groups is not None:
             self._eval_groups.start(sync, eval_groups, iteration=iteration)
+
+    def _sampler_weights(self) -> dict[str, Any]:
+        return self._learners.sampler_weights(self._groups.weight_names())
 
     def _check_weights(self) -> None:
         try:

@@ -230,6 +230,11 @@ class EnvGroups:
         Safe to call in any thread."""
         return "" if self._indices or self._local is None else self._local.present_sampling()
 
+    def weight_names(self) -> list[str]:
+        """Names of the parameters and buffers that the runners' module has."""
+        assert self._local is not None
+        return list(self._local.module.state_dict())
+
     def connector_state(self) -> dict[str, Any]:
         """State of the (merged) connector pipelines."""
         return {} if self._local is None else self._local.connector_state()

@@ -53,6 +53,7 @@ from raytrain.trainable.update.train_batch import Array, TrainBatch, train_batch
 
 MODULE_ID = "default_policy"
 
+_NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 logger = logging.getLogger(__name__)
 
 
@@ -360,3 +361,25 @@ def torch_rank() -> int:
 
 def _connector_state(connector: Any) -> dict[str, Any]:
     return {} if connector is None else dict(connector.get_state() or {})
+    def weights_for_sampling(self, names: tuple[str, ...]) -> tuple[dict[str, Any], int]:
+        """Those of all parameters and buffers that env runners hold, and their sequence number. Arrays,
+        which may share memory with the module; tensors of the types that NumPy has not.
+
+        Raises:
+            RaytrainError: the module has none of such a name.
+        """
+        state = self._policy_module().state_dict()
+        missing = [name for name in names if name not in state]
+        if missing:
+            raise RaytrainError(
+                f"The module on the env runners has {', '.join(missing[:3])}, which the learner's module "
+                "has not. What a module builds with inference_only must be a part of what it builds "
+                "without."
+            )
+        return {name: _plain(state[name]) for name in names}, _ray.learners.weights_version(self)
+
+def _plain(tensor: torch.Tensor) -> Any:
+    found = tensor.detach().cpu()
+    return found if found.dtype in _NOT_IN_NUMPY else found.numpy()
+
+

@@ -6,14 +6,15 @@ error is raised and a missing answer is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core import COMPONENT_RL_MODULE
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from raytrain.errors import RaytrainError
 from raytrain.trainable.learner import ExactPPOTorchLearner, torch_rank
@@ -30,12 +31,25 @@ class Learners:
     def __init__(self, learner_group: Any) -> None:
         self._group = learner_group
 
-    def inference_weights(self) -> dict[str, Any]:
-        """RLlib's module state for env runners, with its sequence number."""
-        state: dict[str, Any] = self._group.get_state(
-            components=[f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"], inference_only=True
-        )[COMPONENT_LEARNER]
-        return {key: state[key] for key in (COMPONENT_RL_MODULE, "weights_seq_no") if key in state}
+    def sampler_weights(self, names: Collection[str]) -> dict[str, Any]:
+        """The parameters and buffers `names` of the policy module, with their sequence number, as
+        `GroupEnvRunner.take_over` wants them. `names` are those that the env runners' module has: a
+        feed-forward one acts without the critic; a recurrent one computes the critic's states too.
+
+        Raises:
+            RaytrainError: the learners' module has no tensor of such a name.
+        """
+        asked = self._group.foreach_learner(
+            partial(_weights_for_sampling, names=tuple(names)), **self._first_only()
+        )
+        (answer,) = [each.get() for each in asked]
+        if isinstance(answer, Exception):
+            raise answer
+        weights, version = answer
+        return {COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: version}
+
+    def _first_only(self) -> dict[str, Any]:
+        return {} if self._group.is_local else {"remote_actor_ids": [0]}
 
     def weights_check(self) -> tuple[str, list[str]]:
         """The weights digest, which is the same on all learners, and the names of tensors that hold a
@@ -106,6 +120,12 @@ class _Load:
 
     def __call__(self, learner: ExactPPOTorchLearner) -> None:
         learner.load_exact_state(self._states[torch_rank() if len(self._states) > 1 else 0])
+
+
+def _weights_for_sampling(
+    learner: ExactPPOTorchLearner, names: tuple[str, ...]
+) -> tuple[dict[str, Any], int]:
+    return learner.weights_for_sampling(names)
 
 
 def _weights_check(learner: ExactPPOTorchLearner) -> tuple[str, list[str]]:

@@ -32,9 +32,11 @@ from typing import Any, ClassVar, Literal
 import cloudpickle
 import numpy as np
 import ray
+import torch
 from ray.rllib.core import (
     COMPONENT_ENV_TO_MODULE_CONNECTOR,
     COMPONENT_MODULE_TO_ENV_CONNECTOR,
+    COMPONENT_RL_MODULE,
 )
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
@@ -321,10 +323,18 @@ class GroupEnvRunner(SingleAgentEnvRunner):
 
     def take_over(self, sync: dict[str, Any]) -> None:
         """Set weights, connector state and counters of all groups here, whatever version the weights
-        have."""
+        have. `sync`: as for `set_state`, with all tensors of the module.
+
+        Raises:
+            RaytrainError: the weights are not exactly those that the module has.
+        """
+        # Not RLlib's `set_state`, which ignores weights that are not newer than its own, takes a part of
+        # them for all, and turns float64 into float32.
+        rest = {key: value for key, value in sync.items() if key != COMPONENT_RL_MODULE}
+        _load_weights(self.module, sync[COMPONENT_RL_MODULE])
         for host in (self, *self._others.values()):
-            _ray.runners.forget_weights_version(host)
-            host.set_state(sync)
+            host.set_state(rest)
+            _ray.runners.set_weights_version(host, sync.get(WEIGHTS_SEQ_NO, 0))
 
     def adopt(
         self,
@@ -444,3 +454,20 @@ def _reset_seed(*entropy: int) -> int:
 def _actor_id() -> str:
     found: str | None = ray.get_runtime_context().get_actor_id()
     return found or ""
+def _load_weights(module: Any, weights: dict[str, Any]) -> None:
+    tensors = {name: _tensor(value) for name, value in weights.items()}
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:  # Torch's, which lists names and shapes.
+        raise RaytrainError(
+            f"An env runner cannot take over the learner's weights: {error}"
+        ) from error
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    # An array that came through Ray cannot be written to, which Torch warns of.
+    return torch.from_numpy(value if value.flags.writeable else value.copy())
+
+
