@@ -41,6 +41,7 @@ from raytrain.trainable.update.flat_adam import FlatAdam
 from raytrain.trainable.update.gradient_step import Clipping, GradientStep
 from raytrain.trainable.update.minibatches import (
     generator_state,
+    last_with_a_step,
     minibatch_generator,
     minibatch_rows,
     set_generator_state,
@@ -52,8 +53,8 @@ from raytrain.trainable.update.tier import RLLIB, Tier, choose_tier
 from raytrain.trainable.update.train_batch import Array, TrainBatch, train_batch
 
 MODULE_ID = "default_policy"
-
 _NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+
 logger = logging.getLogger(__name__)
 
 
@@ -67,6 +68,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         with _ray.runners.quick_connectors():
             super().build()
         self._set_log_std()
+        self._last_loss: Any = None
+        self._hidden_loss: Any = None
         self.minibatch_generator: Any = minibatch_generator(self.config.seed, torch_rank())
         self.tier = self._tier()
         if self.tier.reason:
@@ -219,26 +222,60 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         tensors[Postprocessing.VALUE_TARGETS] = torch.from_numpy(targets).to(self.device)
 
     def _run(self, batch: TrainBatch, tensors: TensorColumns, rows: Array) -> None:
-        """All minibatches; RLlib reports losses of the last, before its step."""
+        """All minibatches. RLlib reports losses of the last, before its step; here it is the last that
+        has a loss."""
         settings, steps = self._loss_settings(), self._steps
+        logged = last_with_a_step(rows, batch.loss_mask)
+        before, rest = rows[:logged], rows[len(rows) if logged is None else logged :]
         if isinstance(steps, HandWrittenSteps):
             advantages, targets = (
                 tensors[name].numpy()
                 for name in (Postprocessing.ADVANTAGES, Postprocessing.VALUE_TARGETS)
             )
             steps.begin(batch, advantages, targets, settings)
-            steps.run(rows[:-1])
-            with torch.no_grad():
-                index = torch.from_numpy(rows[-1])
-                self._logged_loss({name: column[index] for name, column in tensors.items()})
-            steps.run(rows[-1:])
+            steps.run(before)
+            if logged is not None:
+                with torch.no_grad():
+                    index = torch.from_numpy(rest[0])
+                    self._logged_loss({name: column[index] for name, column in tensors.items()})
+            steps.run(rest)
         else:
             steps.begin(tensors, settings)
-            steps.run(rows[:-1])
-            steps.run(rows[-1:], self._logged_loss)
+            steps.run(before)
+            steps.run(rest[:1], self._logged_loss)
+            steps.run(rest[1:])
         steps.end()
         if self._gradient_step.clipping.wants_norm:
             self.metrics.log_value((MODULE_ID, self._norm_name), self._gradient_step.norm, window=1)
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
+    ) -> torch.Tensor:
+        """RLlib's loss, which logs its parts. For a minibatch without a step (bootstrap rows and padding
+        alone), where RLlib divides by 0, it is 0 and nothing is logged."""
+        mask = batch.get(Columns.LOSS_MASK)
+        if mask is None or bool(mask.any()):
+            found: torch.Tensor = super().compute_loss_for_module(
+                module_id=module_id, config=config, batch=batch, fwd_out=fwd_out
+            )
+            self._hidden_loss = None
+            self._last_loss = found.detach()
+            return found
+        self._hidden_loss = self._last_loss
+        # 0 of all that the loss depends on: several learners reduce the gradients of all parameters.
+        outputs = [fwd_out[Columns.ACTION_DIST_INPUTS].sum(-1)]
+        if config.use_critic:
+            module = self.module[module_id].unwrapped()
+            embeddings = fwd_out.get(Columns.EMBEDDINGS)
+            outputs.append(module.compute_values(batch, embeddings=embeddings))
+        return sum(torch.where(mask, each, 0.0).sum() for each in outputs)
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """As RLlib's, which has logged the loss of the last minibatch, if it had one or not."""
+        if self._hidden_loss is not None:
+            self.metrics.log_value((MODULE_ID, self.TOTAL_LOSS_KEY), self._hidden_loss, window=1)
+        self._hidden_loss = self._last_loss = None
+        super().after_gradient_based_update(timesteps=timesteps)
 
     def _logged_loss(self, minibatch: TensorColumns) -> torch.Tensor:
         """RLlib's loss of a minibatch, which goes into the metrics with its parts."""
@@ -325,6 +362,23 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             scaler.load_state_dict(opaque["grad_scalers"][name])
         RngStreams.from_state(state["rng"]).install()
 
+    def weights_for_sampling(self, names: tuple[str, ...]) -> tuple[dict[str, Any], int]:
+        """Those of all parameters and buffers that env runners hold, and their sequence number. Arrays,
+        which may share memory with the module; tensors of the types that NumPy has not.
+
+        Raises:
+            RaytrainError: the module has none of such a name.
+        """
+        state = self._policy_module().state_dict()
+        missing = [name for name in names if name not in state]
+        if missing:
+            raise RaytrainError(
+                f"The module on the env runners has {', '.join(missing[:3])}, which the learner's module "
+                "has not. What a module builds with inference_only must be a part of what it builds "
+                "without."
+            )
+        return {name: _plain(state[name]) for name in names}, _ray.learners.weights_version(self)
+
     def weights(self) -> dict[str, np.ndarray]:
         """A copy of all parameters and buffers of the policy module, by name."""
         return {
@@ -359,27 +413,10 @@ def torch_rank() -> int:
     return torch.distributed.get_rank() if ready else 0
 
 
-def _connector_state(connector: Any) -> dict[str, Any]:
-    return {} if connector is None else dict(connector.get_state() or {})
-    def weights_for_sampling(self, names: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-        """Those of all parameters and buffers that env runners hold, and their sequence number. Arrays,
-        which may share memory with the module; tensors of the types that NumPy has not.
-
-        Raises:
-            RaytrainError: the module has none of such a name.
-        """
-        state = self._policy_module().state_dict()
-        missing = [name for name in names if name not in state]
-        if missing:
-            raise RaytrainError(
-                f"The module on the env runners has {', '.join(missing[:3])}, which the learner's module "
-                "has not. What a module builds with inference_only must be a part of what it builds "
-                "without."
-            )
-        return {name: _plain(state[name]) for name in names}, _ray.learners.weights_version(self)
-
 def _plain(tensor: torch.Tensor) -> Any:
     found = tensor.detach().cpu()
     return found if found.dtype in _NOT_IN_NUMPY else found.numpy()
 
 
+def _connector_state(connector: Any) -> dict[str, Any]:
+    return {} if connector is None else dict(connector.get_state() or {})

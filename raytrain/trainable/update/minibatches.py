@@ -48,6 +48,15 @@ def minibatch_rows(
     return np.concatenate(passes)[: count * minibatch_size].reshape(count, minibatch_size)
 
 
+def last_with_a_step(rows: Array, loss_mask: Array) -> int | None:
+    """Index of the last minibatch that holds a row of `loss_mask` (N,); None if there is none. A minibatch
+    of bootstrap rows alone has no loss."""
+    for index in range(len(rows) - 1, -1, -1):
+        if loss_mask[rows[index]].any():
+            return index
+    return None
+
+
 def minibatch_generator(seed: int | None, rank: int) -> np.random.Generator:
     """The generator of a learner's minibatch order; every rank has another one."""
     if seed is None:

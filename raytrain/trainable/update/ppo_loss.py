@@ -57,7 +57,8 @@ def ppo_loss(
         loss = loss - settings.entropy_coeff * terms.entropy
     if terms.kl is not None:
         loss = loss + settings.kl_coeff * terms.kl
-    return torch.where(mask, loss, 0.0).sum() / mask.sum()
+    # A minibatch of bootstrap rows alone has a loss of 0.
+    return torch.where(mask, loss, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def _terms_of(module: Any) -> TermsOf:
