@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raytrain.action_spaces import require_served_actions
 from raytrain.checkpoint import (
     LEASE_PATIENCE_S,
     STORE,
@@ -431,6 +432,8 @@ def _describe_run(
     again only when a library has changed."""
     require_same_spaces(config)
     known = found is not None and dict(found.versions) == versions()
+    if not known:
+        require_served_actions(config, say)
     snapshot = prove_stages(config, found.snapshot if found is not None and known else None)
     if found is not None and snapshot["strategy"] != found.snapshot["strategy"]:
         # Snapshots on storage can only be read by the strategy that took them.

@@ -30,6 +30,7 @@ import tree
 
 from raytrain.checkpoint import policy_arithmetic as arithmetic
 from raytrain.checkpoint.distributions import ActionDistribution
+from raytrain.checkpoint.env_actions import for_environment, mappings
 from raytrain.checkpoint.episode_states import EpisodeStates, ObservationError
 from raytrain.checkpoint.network import build_network, first_states, run_recurrent
 from raytrain.checkpoint.policy_format import FlattenStep, PolicyParts, Step, read_policy
@@ -69,11 +70,12 @@ class Policy:
         self.metadata = dict(metadata)
         self._network = _network(parts)
         self.module = self._network.module
-        self._normalize_actions = parts.normalize_actions
-        self._clip_actions = parts.clip_actions
         self._steps = _prepared(parts.preprocessing, parts.observation_space)
         self._observation_struct = arithmetic.base_struct(parts.observation_space)
         self._action_struct = arithmetic.base_struct(parts.action_space)
+        self._mappings = mappings(
+            self._action_struct, normalize=parts.normalize_actions, clip=parts.clip_actions
+        )
         self._generator = torch.Generator()
         self.seed(seed)
 
@@ -100,11 +102,7 @@ class Policy:
         with torch.no_grad(), self._own_randomness():
             actions = self._network.actions(items, deterministic=deterministic)
         actions = arithmetic.as_numpy(actions)
-        # The order of NormalizeAndClipActions: `clip_actions` counts only without normalization.
-        if self._normalize_actions:
-            actions = arithmetic.unsquashed(actions, self._action_struct)
-        elif self._clip_actions:
-            actions = arithmetic.clipped(actions, self._action_struct)
+        actions = for_environment(actions, self._mappings)
         if is_batch:
             return actions
         return tree.map_structure(

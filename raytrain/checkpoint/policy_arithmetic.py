@@ -3,7 +3,6 @@
     base_struct, stack, unstack      spaces and batches of nested observations and actions
     flat_vector                      FlattenObservations: float32, Discrete and MultiDiscrete one-hot
     frozen_filter                    MeanStdFilter without an update
-    unsquashed, clipped              NormalizeAndClipActions
     as_numpy                         TensorToNumpy: no 64 bits
 
 Struct: nested dicts and tuples, as `tree` (dm-tree) knows them.
@@ -18,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tree
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
+from gymnasium.spaces import Dict, Discrete, MultiDiscrete, Tuple
 
 Array = np.ndarray[Any, Any]
 SMALL_NUMBER = 1e-6
@@ -95,34 +94,6 @@ def filter_terms(count: int, mean: Array, sum_sq_diff: Array) -> tuple[Array, Ar
     else:
         variance = (sum_sq_diff / (float(count) - 1)).astype(np.float32)
     return mean, np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER
-
-
-def is_unsquashed(leaf: gym.Space[Any]) -> bool:
-    """Are actions of this leaf scaled to its bounds when `normalize_actions` is on?"""
-    return isinstance(leaf, Box) and bool(np.all(leaf.bounded_below) and np.all(leaf.bounded_above))
-
-
-def unsquashed(actions: Any, struct: Any) -> Any:
-    """From [-1, 1] to the bounds of each Box that has bounds, and clipped to them."""
-
-    def one(action: Any, leaf: Any) -> Any:
-        if not is_unsquashed(leaf):
-            return action
-        if np.issubdtype(leaf.dtype, np.integer):
-            return leaf.low + action
-        scaled = leaf.low + (action + 1.0) * (leaf.high - leaf.low) / 2.0
-        return np.clip(scaled, leaf.low, leaf.high)
-
-    return tree.map_structure(one, actions, struct)
-
-
-def clipped(actions: Any, struct: Any) -> Any:
-    """Clipped to the bounds of each Box."""
-
-    def one(action: Any, leaf: Any) -> Any:
-        return np.clip(action, leaf.low, leaf.high) if isinstance(leaf, Box) else action
-
-    return tree.map_structure(one, actions, struct)
 
 
 def as_numpy(struct: Any) -> Any:

@@ -185,6 +185,8 @@ def _unpacked(packed: str) -> np.ndarray[Any, Any]:
 def _require_default_actions(pipeline: Any) -> None:
     from ray.rllib.connectors import module_to_env
 
+    from raytrain.checkpoint.rllib_env_actions import ActionsForEnvironment
+
     names = [type(piece).__name__ for piece in pipeline.connectors]
     expected = [
         module_to_env.GetActions,
@@ -194,7 +196,13 @@ def _require_default_actions(pipeline: Any) -> None:
         module_to_env.NormalizeAndClipActions,
         module_to_env.ListifyDataForVectorEnv,
     ]
-    if [type(piece) for piece in pipeline.connectors] != expected:
+    found = [
+        module_to_env.NormalizeAndClipActions
+        if type(piece) is ActionsForEnvironment
+        else type(piece)
+        for piece in pipeline.connectors
+    ]
+    if found != expected:
         raise PolicyFormatError(
             f"the module-to-env connectors are {', '.join(names)}: a policy can be exported with "
             f"RLlib's default ones alone ({', '.join(cls.__name__ for cls in expected)})"

@@ -25,8 +25,9 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import nn
 
 from raytrain.checkpoint.distributions import ActionDistribution
+from raytrain.checkpoint.env_actions import LeafMapping
 from raytrain.checkpoint.network import build_network
-from raytrain.checkpoint.policy_arithmetic import base_struct, filter_terms, is_unsquashed
+from raytrain.checkpoint.policy_arithmetic import base_struct, filter_terms
 from raytrain.checkpoint.policy_format import FlattenStep, MeanStdStep, PolicyParts
 from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.extras import require
@@ -188,23 +189,31 @@ class _MeanStd(nn.Module):
 
 
 class _End(nn.Module):
-    """From the distribution's mode to the environment's action."""
+    """From the distribution's mode to the environment's action: `LeafMapping` in Torch."""
 
     def __init__(self, leaf: gym.Space[Any], parts: PolicyParts) -> None:
         super().__init__()
-        box = isinstance(leaf, Box)
-        self._scale = box and parts.normalize_actions and is_unsquashed(leaf)
-        self._clip = box and (self._scale or (parts.clip_actions and not parts.normalize_actions))
-        if box:
-            self.register_buffer("low", torch.from_numpy(leaf.low))
-            self.register_buffer("high", torch.from_numpy(leaf.high))
+        mapping = LeafMapping.of(leaf, normalize=parts.normalize_actions, clip=parts.clip_actions)
+        self._shift, self._scale, self._clip = (
+            each is not None for each in (mapping.shift, mapping.scale, mapping.clip)
+        )
+        if mapping.shift is not None:
+            self.register_buffer("start", torch.from_numpy(np.asarray(mapping.shift)))
+        # Torch's name for it, which is NumPy's too.
+        self._narrow = None if mapping.narrow is None else getattr(torch, mapping.narrow.name)
+        bounds = mapping.scale or mapping.clip
+        if bounds is not None:
+            self.register_buffer("low", torch.from_numpy(bounds[0]))
+            self.register_buffer("high", torch.from_numpy(bounds[1]))
 
     def forward(self, action: Any) -> Any:
+        if self._shift:
+            action = (action + self.start).to(self.start.dtype)
         if self._scale:
             action = self.low + (action + 1.0) * (self.high - self.low) / 2.0
         if self._clip:
             action = torch.minimum(torch.maximum(action, self.low), self.high)
-        return action
+        return action if self._narrow is None else action.to(self._narrow)
 
 
 @contextmanager

@@ -42,10 +42,12 @@ class Environment(Section):
     )
     normalize_actions: bool = Field(
         default=True,
-        description="The policy acts in [-1, 1]; actions are scaled to the action space.",
+        description="The policy acts in [-1, 1]; actions are scaled to a Box whose bounds are all finite, "
+        "and clipped to the finite bounds of any Box.",
     )
     clip_actions: bool = Field(
-        default=False, description="Clip actions to the bounds of the action space."
+        default=False,
+        description="Without `normalize_actions`: clip actions to the finite bounds of a Box.",
     )
     disable_env_checking: bool = Field(
         default=False, description="Skip Gymnasium's and RLlib's checks of the environment."

@@ -53,6 +53,7 @@ from ray.rllib.utils.metrics import (
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint import weights_sha256
+from raytrain.checkpoint.rllib_env_actions import map_actions
 from raytrain.errors import RaytrainError
 from raytrain.faults.spared import spare_this_actor
 from raytrain.trainable.environment_errors import environment_errors
@@ -107,6 +108,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._busy_with = self.group
         self._id_prefix = f"{purpose:04x}{self.group:012x}"
         self._sampler = self._make_sampler(self._id_prefix)
+        self._map_actions()
 
     def _make_sampler(self, id_prefix: str) -> FragmentSampler | None:
         if self.env is None or self.sampling == "rllib":
@@ -115,6 +117,15 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         if self._not_into_arrays is not None:
             return None
         return FragmentSampler(self, observation_filter(self), id_prefix=id_prefix)
+
+    def _map_actions(self) -> None:
+        if self.env is not None and self._sampler is None:
+            map_actions(
+                _ray.runners.connectors(self)[1],
+                self.env.single_action_space,
+                normalize=self.config.normalize_actions,
+                clip=self.config.clip_actions,
+            )
 
     def why_not_into_arrays(self) -> str | None:
         """Why RLlib's own, slower way samples here; None if it does not."""
@@ -187,6 +198,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._sampler = self._make_sampler(self._id_prefix)
         if self._sampler is not None:
             self._sampler.progress = progress  # Of which only the next episode's number is used.
+        self._map_actions()
         self._begin_anew(iteration)
         return self.snapshot()
 
@@ -446,14 +458,6 @@ def without_episodes(snapshot: bytes, *, reseed: bool) -> bytes:
     return data
 
 
-def _reset_seed(*entropy: int) -> int:
-    """A seed for the first reset, far from those of other groups (Gymnasium counts up from it)."""
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-def _actor_id() -> str:
-    found: str | None = ray.get_runtime_context().get_actor_id()
-    return found or ""
 def _load_weights(module: Any, weights: dict[str, Any]) -> None:
     tensors = {name: _tensor(value) for name, value in weights.items()}
     try:
@@ -471,3 +475,11 @@ def _tensor(value: Any) -> torch.Tensor:
     return torch.from_numpy(value if value.flags.writeable else value.copy())
 
 
+def _reset_seed(*entropy: int) -> int:
+    """A seed for the first reset, far from those of other groups (Gymnasium counts up from it)."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _actor_id() -> str:
+    found: str | None = ray.get_runtime_context().get_actor_id()
+    return found or ""

@@ -227,25 +227,3 @@ def _gaussian(inputs: Any) -> tuple[Any, Any]:
     actions = torch.normal(mean, std)
     logp = (actions - mean).pow_(2).neg_().div_(std.pow(2).mul_(2))
     return actions, logp.sub_(std.log_()).sub_(_LOG_SQRT_2PI).sum(-1)
-
-
-class ForEnvironment:
-    """From the policy's actions to the environment's: RLlib's NormalizeAndClipActions of a batch."""
-
-    def __init__(self, space: gym.Space[Any], *, normalize: bool, clip: bool) -> None:
-        self._low: Any = None
-        self._high: Any = None
-        self._normalize = False
-        if isinstance(space, gym.spaces.Box) and (normalize or clip):
-            bounded = bool(np.all(space.bounded_below) and np.all(space.bounded_above))
-            self._normalize = normalize
-            if bounded or not normalize:
-                self._low, self._high = space.low, space.high
-
-    def __call__(self, actions: Array) -> Array:
-        if self._low is None:
-            return actions
-        if self._normalize:
-            actions = self._low + (actions + 1.0) * (self._high - self._low) / 2.0
-        clipped: Array = np.clip(actions, self._low, self._high)
-        return clipped

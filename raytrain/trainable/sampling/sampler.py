@@ -19,9 +19,10 @@ import numpy as np
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from raytrain.checkpoint.env_actions import LeafMapping
 from raytrain.errors import RaytrainError
 from raytrain.trainable.divergence import why_no_action
-from raytrain.trainable.sampling.acting import Acting, ForEnvironment
+from raytrain.trainable.sampling.acting import Acting
 from raytrain.trainable.sampling.fragments import (
     ACTIONS,
     REWARDS,
@@ -71,7 +72,7 @@ class FragmentSampler:
         self._episodes_space = (
             filter_connector.observation_space if filter_connector else self._observation_space
         )
-        self._for_environment = ForEnvironment(
+        self._for_environment = LeafMapping.of(
             self._action_space, normalize=config.normalize_actions, clip=config.clip_actions
         )
         self._lookback = int(config.episode_lookback_horizon)

@@ -107,7 +107,7 @@ def _why_autograd(learner: Any, module: Any) -> str:
     distribution = module.get_train_action_dist_cls()
     if distribution is not module.get_exploration_action_dist_cls():
         return "training and exploration use different action distributions"
-    if isinstance(actions, gym.spaces.Discrete) and actions.start == 0:
+    if isinstance(actions, gym.spaces.Discrete):
         served = distribution is TorchCategorical
     else:
         box = isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1

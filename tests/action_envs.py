@@ -1,0 +1,69 @@
+"""An environment with any action space, which remembers the actions that it was sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+
+LARGEST = np.finfo(np.float32).max
+
+SERVED: dict[str, gym.Space[Any]] = {
+    "discrete": Discrete(3, start=-1),
+    "multi-discrete": MultiDiscrete([2, 3], start=[5, -2]),
+    "one-side-open": Box(np.array([0, -1], np.float32), np.array([np.inf, 1], np.float32)),
+    "largest-float": Box(-LARGEST, LARGEST, (2,), np.float32),
+    "float64-one-side-open": Box(-0.5, np.inf, (2,), np.float64),
+    "float16": Box(-3.0, -1.0, (2,), np.float16),
+    "equal-bounds": Box(np.array([2, -1], np.float32), np.array([2, 1], np.float32)),
+    "tuple": Tuple((Discrete(2, start=1), Box(0.0, np.inf, (2,), np.float32))),
+    "dict": Dict(
+        {
+            "gear": Discrete(2, start=7),
+            "rest": Dict({"force": Box(-1.0, 3.0, (1,)), "levers": MultiDiscrete([2, 2], start=[1, 1])}),
+        }
+    ),
+}  # fmt: skip
+
+REFUSED: dict[str, tuple[gym.Space[Any], str]] = {
+    "whole-numbers": (Box(0, 5, (2,), np.int32), "MultiDiscrete(high - low + 1, start=low)"),
+    "two-axes": (Box(-1.0, 1.0, (2, 3), np.float32), "Use a Box of shape (6,)"),
+    "no-axis": (Box(-1.0, 1.0, (), np.float32), "Use a Box of shape (1,)"),
+    "nothing": (Box(-1.0, 1.0, (0,), np.float32), "holds no number"),
+    "binary": (MultiBinary(3), "MultiDiscrete([2] * 3)"),
+    "table": (MultiDiscrete([[2, 3], [4, 5]]), "MultiDiscrete with its 4 numbers"),
+    "text": (gym.spaces.Text(4), "for which there is no distribution"),
+    "empty-dict": (Dict({}), "which holds nothing"),
+    "inside-a-dict": (
+        Dict({"go": Discrete(2), "how": Tuple((MultiBinary(2), Discrete(2)))}),
+        "the action space['how'][0] is MultiBinary(2)",
+    ),
+}
+
+
+class Remembering(gym.Env[Any, Any]):
+    """Episodes of 20 steps. `got`: the actions; one outside of the space is an error."""
+
+    observation_space = Box(-1.0, 1.0, (3,), np.float32)
+
+    def __init__(self, space: str) -> None:
+        self.action_space = SERVED[space] if space in SERVED else REFUSED[space][0]
+        self.got: list[Any] = []
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._seen(), {}
+
+    def step(self, action: Any) -> Any:
+        if not self.action_space.contains(action):
+            raise ValueError(f"{action!r} is not in {self.action_space}")
+        self.got.append(action)
+        self.steps += 1
+        return self._seen(), 1.0, self.steps == 20, False, {}
+
+    def _seen(self) -> Any:
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
