@@ -34,6 +34,7 @@ def _of_values(config: ExperimentConfig) -> Iterator[Conflict]:
     yield from _actors(config)
     yield from _truncation(config)
     yield from _log_std(config)
+    yield from _sequences(config)
 
 
 def _stop(config: ExperimentConfig) -> Iterator[Conflict]:
@@ -133,4 +134,18 @@ def _log_std(config: ExperimentConfig) -> Iterator[Conflict]:
             "an output of the network",
             tuple(("rl_module", "model_config", key) for key in keys),
             model.log_std_init,
+        )
+
+
+def _sequences(config: ExperimentConfig) -> Iterator[Conflict]:
+    """RLlib cuts a recurrent module's minibatches from sequences, and one of less than a sequence is
+    empty."""
+    model, size = config.rl_module.model, config.training.minibatch_size
+    longest = 20 if model.max_seq_len is None else model.max_seq_len
+    if model.use_lstm and size < longest:
+        yield Conflict(
+            f"must not be smaller than rl_module.model_config.max_seq_len, which is {longest}: with "
+            "use_lstm a minibatch consists of sequences",
+            (("training", "minibatch_size"), ("rl_module", "model_config", "max_seq_len")),
+            size,
         )
