@@ -34,6 +34,11 @@ def require_served_actions(config: ExperimentConfig, say: Say) -> None:
     env = make_env(config)
     space = env.action_space
     env.close()
+    if config.rl_module.model.free_log_std and not isinstance(space, Box):
+        raise ActionsNotServed(
+            f"rl_module.model_config.free_log_std: the action space of {config.environment.env!r} is "
+            f"{space}, and only a Box has a log-std. Leave the key out."
+        )
     for where, leaf in leaves_of(space, "the action space"):
         why_not = _why_not(leaf)
         if why_not is not None:

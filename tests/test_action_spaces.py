@@ -180,6 +180,20 @@ def test_a_space_without_a_policy_is_refused_before_ray_starts(name: str, tmp_pa
     assert action_envs.REFUSED[name][1] in " ".join(done.err.split())
 
 
+def test_a_log_std_of_its_own_needs_a_box(tmp_path):
+    file = _written(tmp_path, "discrete")
+    done = here(
+        "train",
+        file,
+        "--set",
+        "rl_module.model_config.free_log_std=true",
+        "--storage-path",
+        tmp_path,
+    )
+    assert done.code == 2, done.err
+    assert "only a Box has a log-std" in " ".join(done.err.split())
+
+
 def test_bounds_that_are_taken_for_none_are_said():
     said: list[str] = []
     for name, normalize in (("largest-float", True), ("largest-float", False), ("dict", True)):

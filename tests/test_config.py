@@ -277,6 +277,21 @@ BAD_VALUES = [
      ":3: learners.learner_config_dict: {\"deterministic\": false}: not", "debugging.deterministic"),
     ("log-std", "rl_module: {model_config: {log_std_init: -1}}",
      ":3: rl_module.model_config.log_std_init: -1.0: is the first value", "free_log_std"),
+    ("short of a sequence", "training: {minibatch_size: 10}\nrl_module: {model_config: {use_lstm: true}}",
+     ":3: training.minibatch_size: 10: must not be smaller", "max_seq_len, which is 20"),
+    ("recurrent log-std", "rl_module: {model_config: {use_lstm: true, free_log_std: true}}",
+     ":3: rl_module.model_config.free_log_std: true: does not go with use_lstm", "RLlib's head"),
+    ("no layers", "rl_module: {model_config: {fcnet_hiddens: []}}",
+     ":3: rl_module.model_config.fcnet_hiddens", ""),
+    ("initializer", "rl_module: {model_config: {fcnet_kernel_initializer: xavier_uniform}}",
+     ":3: rl_module.model_config.fcnet_kernel_initializer: \"xavier_uniform\": must be one", "xavier_uniform_"),
+    ("bias initializer", "rl_module: {model_config: {conv_bias_initializer: xavier_uniform_}}",
+     ":3: rl_module.model_config.conv_bias_initializer: \"xavier_uniform_\": must be one", "zeros_"),
+    ("initializer's argument", "rl_module:\n  model_config:\n    fcnet_kernel_initializer: orthogonal_\n"
+     "    fcnet_kernel_initializer_kwargs: {gian: 2}",
+     ":6: rl_module.model_config.fcnet_kernel_initializer_kwargs", "does not take 'gian'; it takes gain"),
+    ("initializer's missing argument", "rl_module: {model_config: {fcnet_bias_initializer: constant_}}",
+     ":3: rl_module.model_config.fcnet_bias_initializer", "constant_ needs 'val'"),
     ("no GAE", "training: {use_gae: false}", ":3: training.use_gae: false", "complete_episodes"),
     ("empty grid", "training: {lr: {grid_search: []}}", ':3: training.lr.grid_search: {"grid_se',
      "a list of one value or more"),
@@ -641,6 +656,28 @@ def test_model_config_keys_are_those_of_rllib():
     }
     ours = {"log_std_init"}
     assert set(all_sections()["rl_module.model_config"].model_fields) == theirs | ours
+
+
+def test_initializers_are_those_of_torch():
+    """Named without Torch; each takes what is said, in place."""
+    import inspect
+
+    from torch.nn import init
+
+    from raytrain.config import initializers
+
+    signatures = {
+        name: inspect.signature(getattr(init, name)).parameters for name in initializers._ARGUMENTS
+    }
+    for name, arguments in initializers._ARGUMENTS.items():
+        found = [key for key in signatures[name] if key not in ("tensor", "generator")]
+        assert tuple(found) == arguments, name
+        required = [
+            key for key in found if signatures[name][key].default is inspect.Parameter.empty
+        ]
+        assert required == [each for each in [initializers._REQUIRED.get(name)] if each], name
+    in_place = {name for name in dir(init) if name.endswith("_") and not name.startswith("_")}
+    assert in_place == set(signatures)
 
 
 def test_algorithm_config_for_cartpole():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config.curriculum import stage_config, stage_problems
+from raytrain.config.initializers import why_not_with
 
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig
@@ -35,6 +36,7 @@ def _of_values(config: ExperimentConfig) -> Iterator[Conflict]:
     yield from _truncation(config)
     yield from _log_std(config)
     yield from _sequences(config)
+    yield from _initializers(config)
 
 
 def _stop(config: ExperimentConfig) -> Iterator[Conflict]:
@@ -137,10 +139,28 @@ def _log_std(config: ExperimentConfig) -> Iterator[Conflict]:
         )
 
 
+def _initializers(config: ExperimentConfig) -> Iterator[Conflict]:
+    given = config.rl_module.model.model_dump()
+    for key, name in given.items():
+        if not key.endswith("_initializer"):
+            continue
+        arguments = given.get(f"{key}_kwargs") or {}
+        why_not = why_not_with(name, arguments)
+        if why_not is not None:
+            field = ("rl_module", "model_config", f"{key}_kwargs" if arguments else key)
+            yield Conflict(why_not, (field,), arguments or name)
+
+
 def _sequences(config: ExperimentConfig) -> Iterator[Conflict]:
-    """RLlib cuts a recurrent module's minibatches from sequences, and one of less than a sequence is
-    empty."""
+    """What RLlib's recurrent modules cannot do. Their minibatches are cut from sequences, and one of less
+    than a sequence is empty."""
     model, size = config.rl_module.model, config.training.minibatch_size
+    if model.use_lstm and model.free_log_std:
+        yield Conflict(
+            "does not go with use_lstm: RLlib's head cannot put a parameter behind sequences",
+            tuple(("rl_module", "model_config", key) for key in ("free_log_std", "use_lstm")),
+            True,
+        )
     longest = 20 if model.max_seq_len is None else model.max_seq_len
     if model.use_lstm and size < longest:
         yield Conflict(

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, SerializerFunctionWrapHandler, model_serializer
 
 from raytrain.config.fields import AboveZero, FreeMapping, Number, Positive, Section
+from raytrain.config.initializers import Bias, Conv, Dense
 
 Activation = Literal["tanh", "relu", "swish", "silu", "linear"]
 Layers = list[Positive]
@@ -45,19 +46,19 @@ ConvFilters = Annotated[list[list[Any]], PlainValidator(_conv_filters)]
 class ModelConfig(Section):
     """The default network: an encoder, a policy head and a value head."""
 
-    fcnet_hiddens: Layers | None = Field(
+    fcnet_hiddens: Annotated[Layers, Field(min_length=1)] | None = Field(
         default=None, description="Sizes of the encoder's dense layers (RLlib: [256, 256])."
     )
     fcnet_activation: Activation | None = Field(
         default=None, description="Their activation (RLlib: tanh)."
     )
-    fcnet_kernel_initializer: str | None = Field(
+    fcnet_kernel_initializer: Dense | None = Field(
         default=None, description="A name in torch.nn.init for their weights."
     )
     fcnet_kernel_initializer_kwargs: FreeMapping | None = Field(
         default=None, description="Its keyword arguments."
     )
-    fcnet_bias_initializer: str | None = Field(
+    fcnet_bias_initializer: Bias | None = Field(
         default=None, description="A name in torch.nn.init for their biases."
     )
     fcnet_bias_initializer_kwargs: FreeMapping | None = Field(
@@ -72,13 +73,13 @@ class ModelConfig(Section):
     conv_activation: Activation | None = Field(
         default=None, description="The convolutions' activation (RLlib: relu)."
     )
-    conv_kernel_initializer: str | None = Field(
+    conv_kernel_initializer: Conv | None = Field(
         default=None, description="A name in torch.nn.init for their weights."
     )
     conv_kernel_initializer_kwargs: FreeMapping | None = Field(
         default=None, description="Its keyword arguments."
     )
-    conv_bias_initializer: str | None = Field(
+    conv_bias_initializer: Bias | None = Field(
         default=None, description="A name in torch.nn.init for their biases."
     )
     conv_bias_initializer_kwargs: FreeMapping | None = Field(
@@ -91,13 +92,13 @@ class ModelConfig(Section):
     head_fcnet_activation: Activation | None = Field(
         default=None, description="Their activation (RLlib: relu)."
     )
-    head_fcnet_kernel_initializer: str | None = Field(
+    head_fcnet_kernel_initializer: Dense | None = Field(
         default=None, description="A name in torch.nn.init for their weights."
     )
     head_fcnet_kernel_initializer_kwargs: FreeMapping | None = Field(
         default=None, description="Its keyword arguments."
     )
-    head_fcnet_bias_initializer: str | None = Field(
+    head_fcnet_bias_initializer: Bias | None = Field(
         default=None, description="A name in torch.nn.init for their biases."
     )
     head_fcnet_bias_initializer_kwargs: FreeMapping | None = Field(
@@ -128,13 +129,13 @@ class ModelConfig(Section):
     max_seq_len: Positive | None = Field(
         default=None, description="Timesteps of a training sequence for the LSTM (RLlib: 20)."
     )
-    lstm_kernel_initializer: str | None = Field(
+    lstm_kernel_initializer: Dense | None = Field(
         default=None, description="A name in torch.nn.init for the LSTM's weights."
     )
     lstm_kernel_initializer_kwargs: FreeMapping | None = Field(
         default=None, description="Its keyword arguments."
     )
-    lstm_bias_initializer: str | None = Field(
+    lstm_bias_initializer: Bias | None = Field(
         default=None, description="A name in torch.nn.init for the LSTM's biases."
     )
     lstm_bias_initializer_kwargs: FreeMapping | None = Field(
