@@ -198,7 +198,7 @@ class Session:
             self._interrupts.note_early(signal.SIGTERM)
         except Exception as error:  # Ray raises bare Exceptions here.
             if self._address is None:
-                ray.shutdown()
+                self._end_half_an_instance()
                 said = str(error).rstrip(".")
                 raise RayLost(f"Ray could not start on this machine: {said}") from None
             raise RaytrainError(

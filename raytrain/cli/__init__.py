@@ -6,7 +6,7 @@ checkpoints   checkpoints, inspect, verify, evaluate, probe, audit, export
 looking       show, list, plot, prune
 """
 
-from raytrain.faults.interrupts import nothing_begun
+from raytrain.cli.starting import nothing_begun
 
 with nothing_begun():
     from raytrain.cli import runs, checkpoints, looking  # noqa: F401, I001  in the order of --help

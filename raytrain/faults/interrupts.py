@@ -127,33 +127,19 @@ class Interrupts:
             raise InterruptedEarly
 
 
-@contextmanager
-def nothing_begun() -> Iterator[None]:
-    """Within, a signal ends the process at once and without a word: for the imports of a program."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        os._exit(128 + number)
-
-    numbers = [
-        each
-        for each in (*SAVE_AND_LEAVE, *LEAVE)
-        if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler)
-    ]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    before = {each: signal.signal(each, end) for each in numbers}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
 def _leave(number: int) -> NoReturn:
-    """End this process now. Nothing may wait for a trial or a lock here, so it is not `sys.exit`. The
-    kernel ends our Ray processes."""
-    cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+    """End this process and all that it has started, now. Nothing may wait for a trial or a lock here, so it
+    is not `sys.exit`."""
+    cursor = _SHOW_CURSOR if sys.stderr is not None and sys.stderr.isatty() else ""
     said = f"{cursor}\nLeaving at once: nothing more is saved. The checkpoints on storage are complete.\n"
     with contextlib.suppress(OSError):  # The terminal may be gone.
         os.write(2, said.encode())
-    os._exit(128 + number)
+    try:
+        import psutil
+
+        # The kernel ends Ray's raylet with this process; its agents would look for the GCS for a minute.
+        for each in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+    finally:
+        os._exit(128 + number)
