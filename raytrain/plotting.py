@@ -54,7 +54,7 @@ def plot(experiment_dir: str, *, out: str | None = None, metric: str | None = No
     found = view(experiment_dir)
     place = Location.of(found.path)
     path = _target(place, out)
-    name = metric or found.score
+    name = found.score if metric is None else metric
     read, label = (_score_in, f"{name} (score)") if metric is None else (metric_of, name)
     drawn = [_curve(place / trial.trial, partial(read, name=name)) for trial in found.trials]
     if not any(curve.points for curve in drawn):

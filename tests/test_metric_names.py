@@ -64,9 +64,20 @@ STOP = "stop: {iterations: 2}\n"
             "checkpoint: {score: evaluation/episode_reward_mean}",
             "RLlib's name for it is 'evaluation/episode_return_mean'",
         ),
+        (f"{STOP}checkpoint: {{score: ' profit'}}", "there is a space around it"),
+        (f"{STOP}checkpoint: {{score: env_runners/}}", "or a part of it is missing"),
+        (
+            "stop: {episode_return_mean: .nan}",
+            ":2: stop.episode_return_mean: NaN: must be a finite",
+        ),
+        ("stop: {metrics: {profit: {at_most: -.inf}}}", "stop.metrics.profit: -Infinity: must be"),
+        (
+            "stop: {episode_return_mean: 5, metrics: {env_runners/episode_return_mean: 7}}",
+            "is given twice: stop.episode_return_mean is the same metric",
+        ),
     ],
 )
-def test_a_name_that_is_surely_wrong_is_refused_with_its_line(tmp_path, text, said):
+def test_a_name_or_a_bound_that_is_surely_wrong_is_refused_with_its_line(tmp_path, text, said):
     assert said in refused(tmp_path, text)
 
 
@@ -91,6 +102,7 @@ def test_a_mapping_is_refused_as_a_file_and_a_stored_config_is_not():
         ("{env_runners/episode_return_mean: 9}", "did you mean 'episode_return_mean'?"),
         ("{env_runners/episode_reward_mean: 9}", "did you mean 'episode_return_mean'?"),
         ("{episode_reward_mean: 9}", "did you mean 'episode_return_mean'?"),
+        ("{reward: 9}", "did you mean 'episode_return_mean'?"),
         ("{training_iteration: 9}", "did you mean 'iterations'?"),
         ("{time_total_s: 9}", "did you mean 'time_s'?"),
         ("{profit: 9}", "under metrics: {profit: ...}"),

@@ -12,13 +12,15 @@ other programs have for RLlib's metrics.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raytrain.config.problems import ConfigError, Problem, dotted
 
 if TYPE_CHECKING:
-    from raytrain.config.schema import ExperimentConfig
+    from raytrain.config.curriculum import Until
+    from raytrain.config.schema import ExperimentConfig, Stop
     from raytrain.config.validation import Where
 
 EVALUATION = "evaluation/"
@@ -63,16 +65,51 @@ def metric_problems(config: ExperimentConfig, where: Where) -> Iterator[Problem]
     )
     for path, name in _named(config):
         field = dotted(path if path[-1] != name else path[:-1])
-        right = former_name(name)
-        if right is not None:
-            said = f"RLlib's name for it is {right!r} (one of the environment's own is 'custom/{name}')"
-            yield Problem(said, where(path), field, name)
-        elif name.startswith(EVALUATION) and not evaluates:
+        said = _not_a_name(name) or _of_another_program(name)
+        if said is None and name.startswith(EVALUATION) and not evaluates:
             said = (
                 "nothing is evaluated: give evaluation.evaluation_interval, or name a metric of training"
                 f", such as {name.removeprefix(EVALUATION)!r}"
             )
+        if said is not None:
             yield Problem(said, where(path), field, name)
+    for path, section in _ends(config):
+        yield from _end_problems(section, path, where)
+
+
+def _not_a_name(name: str) -> str | None:
+    if name != name.strip() or not all(name.split("/")):
+        return "is not the name of a metric: there is a space around it, or a part of it is missing"
+    return None
+
+
+def _of_another_program(name: str) -> str | None:
+    right = former_name(name)
+    if right is None:
+        return None
+    return f"RLlib's name for it is {right!r} (one of the environment's own is 'custom/{name}')"
+
+
+def _end_problems(
+    section: Stop | Until, path: tuple[str | int, ...], where: Where
+) -> Iterator[Problem]:
+    """Ends that cannot be reached, or that contradict each other."""
+    wanted: dict[tuple[str | int, ...], Any] = {
+        (*path, "metrics", name): bound for name, bound in section.metrics.items()
+    }
+    returns = (*path, "episode_return_mean")
+    if section.episode_return_mean is not None:
+        wanted[returns] = section.episode_return_mean
+    for key, bound in wanted.items():
+        (limit,) = bound.values() if isinstance(bound, dict) else (bound,)
+        if not math.isfinite(limit):
+            said = "must be a finite number; leave the key out if it is not to end anything"
+            yield Problem(said, where(key), dotted(key), limit)
+    for name in ("episode_return_mean", "env_runners/episode_return_mean"):
+        twice = (*path, "metrics", name)
+        if twice in wanted and returns in wanted:
+            said = f"is given twice: {dotted(returns)} is the same metric"
+            yield Problem(said, where(twice), dotted(twice))
 
 
 def require_metrics(config: ExperimentConfig) -> None:
@@ -103,10 +140,14 @@ def nearest_first(name: str, names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda other: (-likeness(other), other))
 
 
+def _ends(config: ExperimentConfig) -> Iterator[tuple[tuple[str | int, ...], Stop | Until]]:
+    yield ("stop",), config.stop
+    for index, stage in enumerate(config.curriculum):
+        yield ("curriculum", index, "until"), stage.until
+
+
 def _named(config: ExperimentConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
     yield ("checkpoint", "score"), config.checkpoint.score
-    for name in config.stop.metrics:
-        yield ("stop", "metrics", name), name
-    for index, stage in enumerate(config.curriculum):
-        for name in stage.until.metrics:
-            yield ("curriculum", index, "until", "metrics", name), name
+    for path, section in _ends(config):
+        for name in section.metrics:
+            yield (*path, "metrics", name), name

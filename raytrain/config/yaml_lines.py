@@ -140,15 +140,19 @@ def _syntax_problem(error: yaml.MarkedYAMLError, source: str) -> Problem:
     return Problem(f"not valid YAML: {said}", where=where)
 
 
+def _place(node: yaml.Node, source: str) -> str:
+    """An option of the command line is one line, and is shown whole."""
+    return source if source.startswith("--") else f"{source}:{node.start_mark.line + 1}"
+
+
 def _key_problems(
     node: yaml.Node, source: str, parents: tuple[yaml.Node, ...], path: str = ""
 ) -> Iterator[Problem]:
     if node in parents:
-        line = node.start_mark.line + 1
-        yield Problem("the anchor contains itself", where=f"{source}:{line}", field=path)
+        yield Problem("the anchor contains itself", where=_place(node, source), field=path)
         return
     if node.tag == _AMBIGUOUS:
-        yield Problem(_ambiguous(node.value), f"{source}:{node.start_mark.line + 1}", path)
+        yield Problem(_ambiguous(node.value), _place(node, source), path)
         return
     parents = (*parents, node)
     if isinstance(node, yaml.SequenceNode):
@@ -158,8 +162,7 @@ def _key_problems(
         return
     first_lines: dict[str, int] = {}
     for key, item in node.value:
-        line = key.start_mark.line + 1
-        where = f"{source}:{line}"
+        line, where = key.start_mark.line + 1, _place(key, source)
         if key.tag == f"{_TAG}merge":
             yield from _key_problems(item, source, parents, path)
             continue

@@ -97,8 +97,9 @@ def _is_there(name: str, result: Mapping[str, Any], recent: RecentEpisodes) -> b
     if metric(result, name) is not None or recent.has(own) or recent.has(own.removesuffix("/mean")):
         return True
     prefix = EVALUATION if name.startswith(EVALUATION) else ""
-    # One that is NaN at the moment is there.
-    return prefix + name.removeprefix(prefix).removeprefix(_RUNNERS) in metric_names(result)
+    bare = name.removeprefix(prefix).removeprefix(_RUNNERS)
+    # One that is NaN at the moment, or that waits for an episode to end, is there.
+    return bare in EPISODE_MEANS or prefix + bare in metric_names(result)
 
 
 def _is_decided(name: str, result: Mapping[str, Any], recent: RecentEpisodes) -> bool:
