@@ -15,7 +15,12 @@ def nothing_begun() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    numbers: tuple[signal.Signals, ...] = (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+    )
     usual = (signal.SIG_DFL, signal.default_int_handler)
     if threading.current_thread() is not threading.main_thread():
         numbers = ()
