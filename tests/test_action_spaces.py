@@ -54,8 +54,14 @@ def bits(struct: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("name", action_envs.SERVED)
+@pytest.mark.parametrize(
+    ("name", "clip"),
+    [
+        pytest.param(name, clip, marks=[pytest.mark.slow] * (clip and name != "one-side-open"))
+        for name in action_envs.SERVED
+        for clip in (False, True)
+    ],
+)
 def test_training_and_every_form_of_the_policy_send_the_same_members_of_the_space(
     name: str, clip: bool, tmp_path
 ):

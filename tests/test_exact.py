@@ -63,6 +63,11 @@ EVALUATION = {
     "evaluation_config": {"explore": True},
 }
 
+LSTM = {
+    "rl_module": {"model_config": {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 16}},
+    "training": {"train_batch_size_per_learner": 64, "num_epochs": 1},
+}
+
 CASES = {
     "local": Case(),
     "one-runner": Case(sections={"env_runners": runners(1)}),
@@ -89,13 +94,10 @@ CASES = {
     ),
     "kl": Case(sections={"training": KL}, moves=("curr_kl_coeff",)),
     "grad-clip": Case(sections={"training": {"grad_clip": 0.05, "shuffle_batch_per_epoch": False}}),
-    "lstm": Case(
-        sections={
-            "rl_module": {
-                "model_config": {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 16}
-            },
-            "training": {"train_batch_size_per_learner": 64, "num_epochs": 1},
-        }
+    "lstm": Case(sections=LSTM),
+    "lstm-two-runners": Case(sections={**LSTM, "env_runners": runners(2)}),
+    "lstm-two-learners": Case(
+        sections={**LSTM, "env_runners": runners(1), "learners": {"num_learners": 2}}
     ),
     "global-numpy": Case(sections={"environment": {"env": "awkward_envs:GlobalNoise"}}),
     "wrappers": Case("replay", sections={"environment": {"env": "awkward_envs:drifting"}}),
@@ -111,7 +113,7 @@ CASES = {
         }
     ),
 }
-LONG = ("lstm", "evaluation-runner-filter")
+LONG = ("lstm", "lstm-two-runners", "lstm-two-learners", "evaluation-runner-filter")
 EXTRAS = [
     pytest.param(
         Case("replay", {"environment": {"env": "HalfCheetah-v5"}}),

@@ -95,7 +95,10 @@ def different(learner: Any, sampler: Any) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("lstm-conv", "filter"))) for n in KINDS],
+)
 def test_the_sampler_holds_the_learners_weights_after_an_update(name: str):
     sections, with_critic = KINDS[name]
     sampler, learner = made(sections)
