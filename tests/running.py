@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,10 +129,19 @@ class Run:
             time.sleep(0.02)
 
     def processes(self) -> list[psutil.Process]:
+        """All that the run has started. A server that forks workers has lost its parent where Ray has taken
+        that for a worker that does not come up: after a minute, on a machine that is very busy."""
         try:
-            return psutil.Process(self.process.pid).children(recursive=True)
+            found = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
-            return []
+            found = []
+        of_this_run = f"_{self.process.pid}/sockets/"
+        for server in psutil.process_iter(["cmdline"]):
+            line = server.info["cmdline"] or []
+            if "--serve" in line and any(of_this_run in each for each in line):
+                with suppress(psutil.NoSuchProcess):
+                    found += [server, *server.children(recursive=True)]
+        return list(dict.fromkeys(found))
 
     def pids(self, title: str) -> list[int]:
         """Processes of the run whose title contains `title`, such as `ray::TrialPPO` or `raylet`."""
