@@ -17,6 +17,11 @@ from running import Reference, Run, train, trial_of, write_config
 from small_disk import mounted
 
 
+# Ray replaces a worker that needs more than 60 s to start, by one that begins its imports anew: on a machine
+# that is busy with other things, for ever.
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Each Python deprecates other things, in whatever code uses them. The list in pyproject.toml is that of
     3.11; on those that follow, only what raytrain itself does wrong is an error."""

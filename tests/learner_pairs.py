@@ -164,6 +164,6 @@ def moments(learner: Any) -> dict[str, dict[str, np.ndarray]]:
     module = learner.module[MODULE_ID].unwrapped()
     (optimizer,) = learner._named_optimizers.values()
     return {
-        name: {key: np.array(value) for key, value in optimizer.state[parameter].items()}
+        name: {key: value.numpy().copy() for key, value in optimizer.state[parameter].items()}
         for name, parameter in module.named_parameters()
     }
