@@ -16,7 +16,6 @@ import s3_store
 from running import Reference, Run, train, trial_of, write_config
 from small_disk import mounted
 
-
 # Ray replaces a worker that needs more than 60 s to start, by one that begins its imports anew: on a machine
 # that is busy with other things, for ever.
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
