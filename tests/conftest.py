@@ -75,11 +75,16 @@ def no_run_is_left() -> Iterator[None]:
             run.kill_everything()
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    own_ray.start(4)
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_is_left() -> Iterator[None]:
+    """An algorithm of `tiny_ppo` has started one if there was none."""
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> None:
+    own_ray.ensure()
 
 
 @pytest.fixture

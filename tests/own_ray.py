@@ -27,7 +27,6 @@ def start(num_cpus: int, *, forked: bool = True, **options: Any) -> None:
         if sys.platform == "linux":
             workers["py_executable"] = forkserver.COMMAND
         options["runtime_env"] = workers
-    ray.shutdown()  # RLlib may have started one of its own accord, for the file before.
     with _ray.local.lean_instance():
         ray.init(
             "local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, **options

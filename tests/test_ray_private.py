@@ -63,7 +63,7 @@ def test_quick_connectors_know_the_arguments_that_rllibs_own_know() -> None:
 @pytest.fixture(scope="module")
 def algorithm(tmp_path_factory):
     """One that has trained for an iteration, with the learner and the runner in this process."""
-    own_ray.start(2, forked=False)
+    own_ray.ensure()
     with pytest.MonkeyPatch.context() as patch:
         # What is private to RLlib's sampling shows only where RLlib samples.
         patch.setattr(GroupEnvRunner, "sampling", "rllib")
