@@ -15,18 +15,11 @@ def nothing_begun() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)
 
-    numbers: tuple[signal.Signals, ...] = (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-        signal.SIGQUIT,
-    )
-    usual = (signal.SIG_DFL, signal.default_int_handler)
-    if threading.current_thread() is not threading.main_thread():
-        numbers = ()
-    before = {each: found for each in numbers if (found := signal.getsignal(each)) in usual}
-    for each in before:
-        signal.signal(each, end)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler):
+                before[each] = signal.signal(each, end)
     try:
         yield
     finally:
