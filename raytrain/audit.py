@@ -380,7 +380,7 @@ def _algorithm(
         try:
             with _ray.local.lean_instance():
                 ray.init(
-                    address="local",  # Never a cluster that somebody else has running on this machine.
+                    address="local",  # Never a cluster that somebody else has running here.
                     num_cpus=max(os.cpu_count() or 1, needed),
                     include_dashboard=False,
                     log_to_driver=False,

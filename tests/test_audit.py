@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,3 +144,24 @@ def test_what_cannot_be_compared_is_refused(experiment, tmp_path):
     (experiment / "experiment.json").unlink()
     with pytest.raises(CannotAudit, match=r"holds no experiment\.json"):
         audit(experiment)
+
+
+@pytest.mark.slow
+def test_the_command_says_nothing_but_its_result(tmp_path):
+    """Ray's C++ part has something to say of each env runner."""
+    config = running.write_config(
+        tmp_path / "run.yaml",
+        env_runners={"num_env_runners": 1},
+        training={"train_batch_size_per_learner": 128, "num_epochs": 1},
+        stop={"iterations": 2},
+        checkpoint={"checkpoint_frequency": 1},
+    )
+    running.train(config)
+    done = subprocess.run(
+        [sys.executable, "-m", "raytrain", "audit", str(running.experiment_of(config))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("trial_00000: iterations 2 to 2 trained again: equal (weights ")

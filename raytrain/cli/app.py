@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -134,6 +135,10 @@ def _keep_warnings_quiet() -> None:
 def keep_ray_quiet() -> None:
     """Keep Ray's loggers off stderr. Importing Ray sets their levels, so that has to come first."""
     from raytrain import _ray
+
+    # Of its C++ part. It warns (Ray 2.60) of each env runner that a program other than a worker starts:
+    # "has constructor arguments in the object store and max_restarts > 0".
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
     _ray.tune.quiet_driver()
     for name in ("ray", "ray.rllib", "ray.tune"):
