@@ -475,3 +475,9 @@ def test_a_mapping_is_a_config(run):
     outcome = raytrain.train({**values, "import_path": str(run.config.parent)})
     assert outcome.exit_code == 0 and "is finished" in outcome.message
     assert raytrain.resume(outcome.path).exit_code == 0
+
+
+def test_a_closed_stdout_is_no_error(tmp_path):
+    program = f"exec {sys.executable} -m raytrain list {tmp_path} --json >&-"
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

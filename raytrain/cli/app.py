@@ -88,6 +88,10 @@ Address = Annotated[
 def main() -> None:
     """Entry point of the console script. A signal ends any command without a traceback, with 128 and its
     number; one that trains takes the signals itself, and saves."""
+    # None: the stream was closed for this program (`>&-`). Whoever did so wants to read nothing.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the program ends
     interrupts = Interrupts()
     interrupts.install()
     try:
