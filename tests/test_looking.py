@@ -262,7 +262,7 @@ def test_plot_refuses_what_it_cannot_draw(copied, monkeypatch):
         (["--out", copied / "curves.pdf"], ".png or .svg"),
         (["--out", copied / "missing" / "curves.png"], "there is no directory"),
         (["--metric", "profit"], "no iteration has a number for 'profit'"),
-        (["--metric", "episode_len"], "The nearest that there are: episode_len_mean, "),
+        (["--metric", "episode_len_meen"], "The nearest that there are: episode_len_mean, "),
     ):
         found = here("plot", copied, *arguments)
         assert (found.code, found.out) == (2, "") and said in found.err
