@@ -134,6 +134,26 @@ def test_every_runner_answers_with_the_same_digest_which_is_the_first_ones():
     assert digests == {weights_sha256(state)}
 
 
+class Precise(DefaultPPOTorchRLModule):
+    """Keeps a mean and a count that float32 and int32 do not hold."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+
+def test_a_learner_is_restored_to_the_bit_whatever_the_dtype():
+    _, learner = made(own(Precise))
+    module = learner.module[MODULE_ID].unwrapped()
+    module.mean.fill_(1 + 2**-40)
+    module.seen.fill_(2**40)
+    _, again = made(own(Precise))
+    again.set_state(learner.get_state())
+    again.load_exact_state(learner.exact_state())
+    assert again.weights_check() == learner.weights_check()
+
+
 def test_a_part_of_the_weights_is_refused():
     sampler, learner = made(KINDS["lstm"][0])
     sync = sync_of(learner, sampler)

@@ -311,6 +311,12 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         """What RLlib leaves out: plain numbers as JSON types, the rest (`opaque`) pickled."""
         opaque = {
             "metrics": self.metrics.stats,
+            # RLlib's copies of these are float32 and int32.
+            "tensors": {
+                name: value.detach().cpu().clone()
+                for name, value in self._policy_module().state_dict().items()
+                if value.dtype != torch.float32
+            },
             "connector": _connector_state(_ray.learners.learner_connector(self)),
             "torch_schedulers": {
                 name: [scheduler.state_dict() for scheduler in group]
@@ -353,6 +359,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             _ray.learners.set_scheduler_value(scheduler, state["schedules"][name])
         opaque = pickle.loads(state["opaque"])
         self.metrics.stats = opaque["metrics"]
+        present = self._policy_module().state_dict()
+        for name, value in opaque.get("tensors", {}).items():
+            present[name].copy_(value)
         if opaque["connector"]:
             _ray.learners.learner_connector(self).set_state(opaque["connector"])
         for name, group in _ray.learners.torch_schedulers(self).items():
