@@ -40,6 +40,7 @@ Exit codes:
   1        the run failed, a checkpoint is damaged, or an audit found a difference
   2        bad input: the message says what, where, and what to do
   130/143  stopped by SIGINT/SIGTERM after saving; the same command continues
+           (SIGHUP, SIGUSR1, SIGUSR2 save, too: 129, 138, 140; SIGQUIT leaves at once: 131)
 
 \b
 Environment variables:
