@@ -77,6 +77,18 @@ def test_best_and_retention(trial: Location, tmp_path: Path, mode: str, best: li
     assert sorted(e.path for e in entries) == ["best", "checkpoint_000005", "checkpoint_000006"]
 
 
+def test_no_manifest_of_a_deleted_checkpoint_is_remembered(tmp_path: Path) -> None:
+    trial = place(tmp_path / "trial", False)
+    known = Catalogue(trial, remembered={})
+    for iteration in range(1, 7):
+        put(trial, tmp_path, iteration)
+        known.periodic()
+        if iteration > 2:
+            (trial / f"checkpoint_{iteration - 2:06d}").delete_tree()
+    known.periodic()
+    assert set(known.remembered or ()) == {"checkpoint_000005", "checkpoint_000006"}
+
+
 def test_final_and_stage_copies(trial: Location, tmp_path: Path) -> None:
     worker = committer(trial)
     for iteration in (1, 2):

@@ -182,9 +182,11 @@ class Catalogue:
 
     def _entries(self, wanted: Callable[[str], bool], verify: bool) -> list[Entry]:
         with storage_errors("Listing the checkpoints", self.trial):
-            grouped = {
-                path: present for path, present in by_directory(self.trial).items() if wanted(path)
-            }
+            listing = by_directory(self.trial)
+            if self.remembered is not None:
+                for gone in self.remembered.keys() - listing.keys():
+                    del self.remembered[gone]
+            grouped = {path: present for path, present in listing.items() if wanted(path)}
             found = in_parallel(
                 lambda path: self._look_at(path, grouped[path], verify),
                 grouped,
