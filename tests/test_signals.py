@@ -55,19 +55,8 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize("number", SAVING)
-def test_each_is_noted_once_and_twice_within_a_second_is_once(number: signal.Signals) -> None:
-    clock = Clock()
-    with Interrupts(clock) as interrupts, interrupts.deferred():
-        signal.raise_signal(number)
-        clock.now += 0.9
-        signal.raise_signal(signal.SIGTERM)
-        assert interrupts.received is number
-    assert interrupts.exit_code == 128 + number
-
-
-def leave(*numbers: signal.Signals) -> int:
-    """The exit code of a process that gets these signals two seconds apart."""
+def leave(*numbers: signal.Signals, apart: float = 2.0) -> int:
+    """The exit code of a process that gets these signals; that of `Interrupts` if it is left to end."""
     child = os.fork()
     if child == 0:
         clock = Clock()
@@ -75,14 +64,19 @@ def leave(*numbers: signal.Signals) -> int:
         interrupts.install()
         interrupts.defer()
         for number in numbers:
-            clock.now += 2
+            clock.now += apart
             signal.raise_signal(number)
-        os._exit(0)
+        os._exit(interrupts.exit_code - 100)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.parametrize("number", SAVING)
+def test_each_is_noted_once_and_twice_within_a_second_is_once(number: signal.Signals) -> None:
+    assert leave(number, apart=0.9) == 28 + number
+    assert leave(number, signal.SIGTERM, apart=0.9) == 28 + number
+
+
 def test_a_later_one_leaves_at_once_and_sigquit_always() -> None:
-    assert leave(signal.SIGTERM) == 0
     assert leave(signal.SIGTERM, signal.SIGTERM) == 143
     assert leave(signal.SIGTERM, signal.SIGINT) == 130
     assert leave(signal.SIGQUIT) == 131
