@@ -58,7 +58,7 @@ class Holds:
         holds = Holds(tmp_path, 2, 5)
         config = write_config(tmp_path / "run.yaml", **holds.sections)
 
-    `steps`: those of each environment in an iteration.
+    `steps`: those of each environment in an iteration, give or take a few: it waits in the middle of one.
     """
 
     def __init__(self, place: Path, *iterations: int, steps: int = 512) -> None:
@@ -67,7 +67,7 @@ class Holds:
         for file in self._files:
             file.touch()
         holds = {
-            str(file): iteration * steps
+            str(file): iteration * steps + steps // 2
             for file, iteration in zip(self._files, iterations, strict=True)
         }
         self.sections: dict[str, Any] = {
