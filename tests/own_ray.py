@@ -27,7 +27,21 @@ def start(num_cpus: int, *, forked: bool = True, **options: Any) -> None:
         if sys.platform == "linux":
             workers["py_executable"] = forkserver.COMMAND
         options["runtime_env"] = workers
-    with _ray.local.lean_instance():
-        ray.init(
-            "local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, **options
-        )
+    for tries_left in reversed(range(4)):
+        try:
+            with _ray.local.lean_instance():
+                ray.init(
+                    "local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    **options,
+                )
+        except (
+            Exception
+        ) as error:  # Ray raises a bare one, after 30 s on a machine that is very busy.
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+        else:
+            return
