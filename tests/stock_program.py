@@ -101,7 +101,7 @@ def main(address: str, *directories: str) -> None:
         ray.init(address, runtime_env={"env_vars": {"PYTHONPATH": place}}, log_to_driver=False)
         found = {directory: told(directory) for directory in directories}
         assert not [name for name in sys.modules if name.startswith("raytrain")]
-        print(json.dumps(found))
+        print(json.dumps(found, default=lambda number: number.item()))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,16 @@ def saved(place: Path, **sections: Any) -> tuple[Path, dict[str, Any]]:
 
 
 def facts(algorithm: Told) -> dict[str, Any]:
-    (learner, *_) = [each.get() for each in algorithm.learner_group.foreach_learner(of_learner)]
+    def of_learner(learner: Any) -> dict[str, Any]:
+        ((_, optimizer),) = learner.get_optimizers_for_module(MODULE_ID)
+        return {
+            "weights": learner.weights(),
+            "kl_coeff": float(learner.curr_kl_coeffs_per_module[MODULE_ID]),
+            "lr": float(optimizer.param_groups[0]["lr"]),
+            "adam_steps": sorted({int(state["step"]) for state in optimizer.state.values()}),
+        }
+
+    learner, *_ = [each.get() for each in algorithm.learner_group.foreach_learner(of_learner)]
     connectors = algorithm.env_groups.connector_state()
     return {
         **learner,
@@ -63,16 +72,6 @@ def facts(algorithm: Told) -> dict[str, Any]:
             if None in piece
             for stats in piece[None]["running_stats"]
         ],
-    }
-
-
-def of_learner(learner: Any) -> dict[str, Any]:
-    ((_, optimizer),) = learner.get_optimizers_for_module(MODULE_ID)
-    return {
-        "weights": learner.weights(),
-        "kl_coeff": float(learner.curr_kl_coeffs_per_module[MODULE_ID]),
-        "lr": float(optimizer.param_groups[0]["lr"]),
-        "adam_steps": sorted({int(state["step"]) for state in optimizer.state.values()}),
     }
 
 
