@@ -53,7 +53,8 @@ def made_by(component: Any) -> dict[str, Any]:
     made_of = type(component)
     args, kwargs = component.get_ctor_args_and_kwargs()
     if isinstance(component, Algorithm | EnvRunner | Learner):
-        made_of = next(base for base in made_of.__mro__ if base.__module__.startswith("ray."))
+        # A learner in a process of its own is of a class that Ray Train has derived from its class.
+        made_of = next(base for base in made_of.__mro__ if base.__module__.startswith("ray.rllib."))
     if isinstance(component, Algorithm):
         args = (stock_config(component.config).get_state(),)
     elif isinstance(kwargs.get("config"), AlgorithmConfig):
