@@ -16,6 +16,7 @@ from raytrain.errors import BadInput
 from raytrain.extras import require
 from raytrain.reporting.progress import busy
 from raytrain.trainable.evaluate import Evaluation, evaluate
+from raytrain.user_code import EnvironmentFailed
 
 _LEVELS_UP = 4  # experiment / trial / stages / name, at most
 
@@ -57,7 +58,7 @@ def evaluate_path(
         )
     config = config_from_dict(experiment.config)
     creator = env_creator(config)
-    env_config = _laid_over(policy.env_config, config.evaluation.evaluation_config.env_config or {})
+    env_config = laid_over(policy.env_config, config.evaluation.evaluation_config.env_config or {})
 
     def make() -> gym.Env[Any, Any]:
         if video is None:
@@ -85,7 +86,7 @@ def _recorded(
         os.environ.setdefault(driver, "dummy")
     try:
         env = creator({**env_config, "render_mode": "rgb_array"})
-    except ConfigError as error:
+    except (ConfigError, EnvironmentFailed) as error:
         raise BadInput(
             f"Recording videos: the environment cannot be made with render_mode='rgb_array' "
             f"({error}). Let its factory take `render_mode` and pass it on."
@@ -107,10 +108,10 @@ def _recorded(
     )
 
 
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """As RLlib lays `evaluation_config` over the config, mappings in it one by one."""
     laid = dict(below)
     for key, value in above.items():
         both = isinstance(value, Mapping) and isinstance(laid.get(key), Mapping)
-        laid[key] = _laid_over(laid[key], value) if both else value
+        laid[key] = laid_over(laid[key], value) if both else value
     return laid

@@ -44,6 +44,7 @@ from raytrain.config import (
     config_digest,
     config_from_dict,
     differences,
+    env_creator,
     gives_up_exactness,
     has_search,
     num_trials,
@@ -430,11 +431,12 @@ def _describe_run(
 ) -> ExperimentFile:
     """The experiment's file for this start. How the environments are snapshotted is proved once, and
     again only when a library has changed."""
+    env_creator(config)  # `resume` has not looked for the environment yet.
     require_same_spaces(config)
     known = found is not None and dict(found.versions) == versions()
     if not known:
         require_served_actions(config, say)
-    snapshot = prove_stages(config, found.snapshot if found is not None and known else None)
+    snapshot = prove_stages(config, found.snapshot if found is not None and known else None, say)
     if found is not None and snapshot["strategy"] != found.snapshot["strategy"]:
         # Snapshots on storage can only be read by the strategy that took them.
         say(

@@ -25,12 +25,15 @@ from raytrain.checkpoint import (
     storage_errors,
     trials,
 )
-from raytrain.config import ExperimentConfig, eras, make_env, stage_config
+from raytrain.config import ExperimentConfig, env_creator, eras, make_env, stage_config
 from raytrain.config.observation_spaces import require_served
 from raytrain.errors import BadInput
 from raytrain.user_code import of_environment
 
 Say = Callable[[str], None]
+
+SLOW_TRIAL_S = 30.0
+"""After so long it is told where the trial of an environment stands."""
 
 
 class NoSuchStage(BadInput):
@@ -38,30 +41,59 @@ class NoSuchStage(BadInput):
 
 
 class StageDoesNotFit(BadInput):
-    """A stage's environment has other spaces than the one before it."""
+    """A stage's environment, or that of evaluation, has other spaces than that of training."""
 
 
 def require_same_spaces(config: ExperimentConfig) -> None:
-    """Make each stage's environment once and compare.
+    """Make each stage's environment once, and that of evaluation if it gets other arguments, and compare.
 
     Raises:
         StageDoesNotFit: with both spaces; the network that is trained on can have one only.
     """
-    known: Any = None
+    known: dict[str, Any] | None = None
     for index, stage in enumerate(config.curriculum):
-        env = make_env(stage_config(config, index))
-        found = {"observation space": env.observation_space, "action space": env.action_space}
-        env.close()
-        for what, space in found.items():
-            if known is not None and known[what] != space:
-                raise StageDoesNotFit(
-                    f"the stage {stage.name!r} changes the {what} from {known[what]} to {space}. All "
-                    "stages need the same spaces: scale observations and actions in the environment."
-                )
+        found = _spaces(make_env(stage_config(config, index)))
+        for what, before, now in _differing(known, found):
+            raise StageDoesNotFit(
+                f"the stage {stage.name!r} changes the {what} from {before} to {now}. All "
+                "stages need the same spaces: scale observations and actions in the environment."
+            )
         known = found
+    evaluation = config.evaluation
+    if not evaluation.evaluation_interval or not evaluation.evaluation_config.env_config:
+        return
+    from raytrain.evaluation import laid_over
+
+    known = known or _spaces(make_env(config))
+    arguments = laid_over(config.environment.env_config, evaluation.evaluation_config.env_config)
+    found = _spaces(env_creator(config)(arguments))
+    for what, before, now in _differing(known, found):
+        raise StageDoesNotFit(
+            f"evaluation.evaluation_config.env_config changes the {what} from {before} to "
+            f"{now}. Evaluation needs the spaces of training."
+        )
 
 
-def prove_stages(config: ExperimentConfig, known: Mapping[str, Any] | None) -> dict[str, Any]:
+def _spaces(env: Any) -> dict[str, Any]:
+    """The environment's spaces by name; it is closed."""
+    from raytrain.trainable.snapshots import close
+
+    close(env)
+    return {
+        name.replace("_", " "): getattr(env, name, None)
+        for name in ("observation_space", "action_space")
+    }
+
+
+def _differing(known: dict[str, Any] | None, found: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What differs, how it was, and how it is."""
+    before = known or found
+    return [(what, before[what], now) for what, now in found.items() if before[what] != now]
+
+
+def prove_stages(
+    config: ExperimentConfig, known: Mapping[str, Any] | None, say: Say
+) -> dict[str, Any]:
     """How the environments are snapshotted (experiment.json's `snapshot`), proved for each environment
     that differs from those before it. `known`: what was proved at an earlier start, which is kept."""
     found: dict[str, Any] = dict(known or {})
@@ -76,7 +108,7 @@ def prove_stages(config: ExperimentConfig, known: Mapping[str, Any] | None) -> d
         env_config = of_stage.environment.env_config
         proof = next((each for given, each in proved if given == env_config), None)
         if proof is None:
-            proof = _proved(of_stage)
+            proof = _proved(of_stage, say)
             proved.append((env_config, proof))
         stages[stage.name] = {
             **{key: proof[key] for key in ("strategy", "exact", "reason", "global_random")},
@@ -85,7 +117,7 @@ def prove_stages(config: ExperimentConfig, known: Mapping[str, Any] | None) -> d
         }
     if "strategy" not in found:
         if not stages:
-            return _proved(config)
+            return _proved(config, say)
         found = dict(proved[0][1])
     if not stages:
         return found
@@ -102,17 +134,27 @@ def warnings_of(snapshot: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(chain(snapshot.get("warnings", ()), *of_stages)))
 
 
-def _proved(config: ExperimentConfig) -> dict[str, Any]:
+def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
     """Raises ConfigError if no network can be built for the environment, and EnvironmentFailed if it
     raises or breaks Gymnasium's contract."""
     from raytrain.trainable.snapshots import close, prove
+    from raytrain.trainable.stuck import StuckReporter
 
-    env = make_env(config)
-    space = getattr(env, "observation_space", None)
-    close(env)
-    if space is not None:  # Without one it breaks the contract.
-        require_served(space, config)
-    with of_environment(config.environment.env):
+    def tell(standing: str) -> None:
+        say(
+            f"The environment has been tried for {SLOW_TRIAL_S:.0f} s, and is still {standing}. Training "
+            "begins when it has been made, reset and stepped a few hundred times."
+        )
+
+    with (
+        StuckReporter(tell).watching(SLOW_TRIAL_S),
+        of_environment(config.environment.env),
+    ):
+        env = make_env(config)
+        space = getattr(env, "observation_space", None)
+        close(env)
+        if space is not None:  # Without one it breaks the contract.
+            require_served(space, config)
         return prove(partial(make_env, config), seed=config.seed).to_dict()
 
 

@@ -87,14 +87,19 @@ def by_the_code_itself(error: BaseException) -> bool:
     innermost = _innermost(error.__traceback__)
     if innermost is None:
         return False
-    if isinstance(error, KeyboardInterrupt):
-        # Python raises it between two instructions of any kind; code raises it by one of these.
-        code, at = innermost.tb_frame.f_code, innermost.tb_lasti
-        return any(
-            each.offset == at and each.opname == "RAISE_VARARGS"
-            for each in dis.get_instructions(code)
-        )
-    return isinstance(error, SystemExit) and _package(innermost.tb_frame) != "ray"
+    name = innermost.tb_frame.f_code.co_filename
+    if name.startswith(_RAYTRAIN) or _package(innermost.tb_frame) == "ray":
+        return False  # a handler of a signal
+    # `sys.exit` raises within a call; Python's own Ctrl-C comes between two instructions of any kind.
+    return isinstance(error, SystemExit) or _raises(innermost)
+
+
+def _raises(trace: TracebackType) -> bool:
+    """Whether the instruction that the traceback points at is a `raise`."""
+    return any(
+        each.offset == trace.tb_lasti and each.opname == "RAISE_VARARGS"
+        for each in dis.get_instructions(trace.tb_frame.f_code)
+    )
 
 
 def told(error: BaseException) -> str:

@@ -619,6 +619,7 @@ OUR_OWN = (
     "fault_tolerance.hang_floor_s",
     "fault_tolerance.max_short_iterations",
     "fault_tolerance.on_env_runner_loss",
+    "evaluation.max_episode_steps",
     "learners.compile_updates",
 )
 

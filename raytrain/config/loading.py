@@ -69,6 +69,7 @@ def load_config(
     if check_env:
         problems += _env_problems(values.get("environment"), import_path, sources)
         problems += _stage_problems(config, import_path, sources)
+        problems += _evaluation_problems(config, import_path, sources)
     if problems or config is None:
         raise ConfigError(*problems)
     return config
@@ -176,14 +177,39 @@ def _stage_problems(
         own = stage_config(config, index).environment if config is not None else None
         if own is None or not stage.environment.env_config:
             continue
-        try:
-            resolve_env(own.env, import_path).check_arguments(own.env_config)
-        except ConfigError as error:
-            prefix = ("curriculum", index, "environment", "env_config")
-            for problem in error.problems:
-                name = problem.field.removeprefix("environment.env_config").lstrip(".")
-                if name in stage.environment.env_config:
-                    place = sources.where((*prefix, name))
-                    field = f"curriculum[{index}].environment.env_config.{name}"
-                    problems.append(replace(problem, where=place, field=field))
+        prefix: KeyPath = ("curriculum", index, "environment", "env_config")
+        field = f"curriculum[{index}].environment.env_config"
+        given = stage.environment.env_config
+        for name, problem in _argument_problems(own.env, import_path, own.env_config):
+            if name in given:
+                place = sources.where((*prefix, name))
+                problems.append(replace(problem, where=place, field=f"{field}.{name}"))
     return problems
+
+
+def _evaluation_problems(
+    config: ExperimentConfig | None, import_path: str, sources: _Sources
+) -> list[Problem]:
+    """What is wrong with the arguments that the environment gets in evaluation alone."""
+    given = None if config is None else config.evaluation.evaluation_config.env_config
+    if config is None or not given:
+        return []
+    prefix = ("evaluation", "evaluation_config", "env_config")
+    both = {**config.environment.env_config, **given}
+    return [
+        replace(problem, where=sources.where((*prefix, name)), field=".".join((*prefix, name)))
+        for name, problem in _argument_problems(config.environment.env, import_path, both)
+        if name in given
+    ]
+
+
+def _argument_problems(
+    env: str, import_path: str, arguments: Mapping[str, Any]
+) -> list[tuple[str, Problem]]:
+    """Arguments that the environment does not take, by name."""
+    try:
+        resolve_env(env, import_path).check_arguments(arguments)
+    except ConfigError as error:
+        prefix = "environment.env_config"
+        return [(each.field.removeprefix(prefix).lstrip("."), each) for each in error.problems]
+    return []

@@ -45,11 +45,11 @@ def why_not_served(space: Any, *, conv_filters: bool = False) -> str | None:
     if 0 in shape:
         return f"{what}, which holds no numbers"
     if len(shape) not in (1, 3):
-        image = f" or, as an image, gymnasium.wrappers.ReshapeObservation(env, {(*shape, 1)})"
         inner = "env" if kind in _FLOATS else _IN_FLOAT.format("env")
+        image = f" or, as an image, gymnasium.wrappers.ReshapeObservation({inner}, {(*shape, 1)})"
         flat = _FLATTEN.replace("env", inner)
         return (
-            f"{what}, and the network takes one dimension, or three for an image: wrap it in "
+            f"{what}, and the network takes one dimension, or three for an image: {_RETURN} "
             f"{flat}{image if len(shape) == 2 else ''}"
         )
     if kind not in _FLOATS:

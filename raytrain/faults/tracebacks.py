@@ -1,6 +1,8 @@
 """The whole traceback of a trial's last failure, in `<trial>/error.txt`.
 
-The console has one sentence of it. A later failure takes the place of an earlier one.
+The console has one sentence of it. A later failure takes the place of an earlier one. Tune (2.60) has a
+file of this name too, and may copy it here when it syncs: the tracebacks of this start, as Ray tells
+them. Without a sync, and for an error that Ray cannot deliver, there would be none.
 """
 
 from __future__ import annotations

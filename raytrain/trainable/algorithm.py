@@ -33,10 +33,13 @@ from ray.rllib.utils.metrics import (
     ALL_MODULES,
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
+    EPISODE_RETURN_MEAN,
+    EVALUATION_RESULTS,
     FAULT_TOLERANCE_STATS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_EPISODES,
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
@@ -210,7 +213,18 @@ class ExactPPO(StagedPPO):
         result.setdefault(FAULT_TOLERANCE_STATS, {}).update(self._groups.counts)
         result.setdefault(TIMERS, {})["iteration"] = self.stopwatch.row()
         self.report_episodes(result, self.finished_episodes[known:])
+        self._look_at_evaluation(result)
         return result
+
+    def _look_at_evaluation(self, result: Mapping[str, Any]) -> None:
+        """Tell of returns that are no numbers: they change no weight, so nothing else shows them."""
+        found = result.get(EVALUATION_RESULTS, {}).get(ENV_RUNNER_RESULTS, {})
+        mean = float(found.get(EPISODE_RETURN_MEAN, 0.0))
+        if not math.isfinite(mean) and found.get(NUM_EPISODES):
+            self.tell(
+                f"The mean return of this evaluation is {mean}: the environment returned a reward that is "
+                "NaN or infinite. It is no score."
+            )
 
     @override(PPO)
     def evaluate(self, parallel_train_future: Any = None) -> Any:

@@ -39,12 +39,18 @@ class Contract:
     """Checks the results of one environment, and remembers where it left its observation space."""
 
     def __init__(self, env: Any) -> None:
-        """Raises ContractBroken if the environment has no spaces."""
+        """Raises ContractBroken if the environment has no spaces or methods, or several agents."""
+        kind = type(env.unwrapped)
+        if any(each.__name__ == "MultiAgentEnv" for each in kind.__mro__):
+            raise ContractBroken(f"{kind.__name__} has several agents, and raytrain trains one")
+        for method in ("reset", "step"):
+            if getattr(kind, method) is getattr(gym.Env, method):
+                raise ContractBroken(f"{kind.__name__} does not define {method}()")
         for name in ("observation_space", "action_space"):
             found = getattr(env, name, None)
             if not isinstance(found, gym.Space):
                 raise ContractBroken(
-                    f"{name} must be a space of gymnasium.spaces; that of {type(env.unwrapped).__name__} is "
+                    f"{name} must be a space of gymnasium.spaces; that of {kind.__name__} is "
                     f"{shown(found)}. Set it in __init__, or in the class."
                 )
         self._env = env
@@ -54,7 +60,7 @@ class Contract:
 
     def reset(self, returned: Any) -> None:
         """Raises ContractBroken."""
-        if not isinstance(returned, tuple) or len(returned) != 2:
+        if not isinstance(returned, tuple | list) or len(returned) != 2:
             self._break("reset", _RESET, returned)
         observation, info = returned
         self.observation("reset", observation)
@@ -62,8 +68,8 @@ class Contract:
 
     def step(self, returned: Any) -> None:
         """Raises ContractBroken."""
-        if not isinstance(returned, tuple) or len(returned) != 5:
-            old = isinstance(returned, tuple) and len(returned) == 4
+        if not isinstance(returned, tuple | list) or len(returned) != 5:
+            old = isinstance(returned, tuple | list) and len(returned) == 4
             hint = ". Before version 0.26 `done` stood for both: return True in terminated where the task"
             hint += " ends, in truncated where time is up"
             self._break("step", _STEP, returned, hint if old else "")

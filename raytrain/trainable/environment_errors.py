@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import FrameType
 from typing import Any
 
 import gymnasium as gym
@@ -18,7 +18,7 @@ from raytrain import _ray
 from raytrain.errors import RaytrainError
 from raytrain.trainable.contract import Contract, ContractBroken, method_place
 from raytrain.trainable.divergence import first_not_finite, why_no_action
-from raytrain.user_code import by_the_code_itself, failed, places, text_of, told
+from raytrain.user_code import by_the_code_itself, failed, text_of, told
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def environment_errors(env: Any) -> Iterator[None]:
             raise
         if _went_through_an_environment(error) or isinstance(error, SystemExit):
             raise failed(f"the environment raised {told(error)}", error) from error
-        if _module_of_innermost(error).startswith("gymnasium.vector"):
+        if _went_through_the_vector_env(error):
             raise failed(_why_refused(env, error), error) from error
         if not_finite := _not_finite(env):
             raise failed(not_finite, error) from error
@@ -50,24 +50,22 @@ def _not_finite(env: Any) -> str | None:
     return None
 
 
-def _went_through_an_environment(error: BaseException) -> bool:
-    if places(error)[0] is None:
-        return False
+def _frames(error: BaseException) -> Iterator[FrameType]:
     trace = error.__traceback__
     while trace is not None:
-        if isinstance(trace.tb_frame.f_locals.get("self"), gym.Env):
-            return True
+        yield trace.tb_frame
         trace = trace.tb_next
-    return False
 
 
-def _module_of_innermost(error: BaseException) -> str:
-    trace: TracebackType | None = error.__traceback__
-    name = ""
-    while trace is not None:
-        name = str(trace.tb_frame.f_globals.get("__name__"))
-        trace = trace.tb_next
-    return name
+def _went_through_an_environment(error: BaseException) -> bool:
+    return any(isinstance(each.f_locals.get("self"), gym.Env) for each in _frames(error))
+
+
+def _went_through_the_vector_env(error: BaseException) -> bool:
+    return any(
+        str(each.f_globals.get("__name__")).startswith("gymnasium.vector")
+        for each in _frames(error)
+    )
 
 
 def _why_refused(env: Any, error: BaseException) -> str:

@@ -229,9 +229,9 @@ class GroupEnvRunner(SingleAgentEnvRunner):
     @override(SingleAgentEnvRunner)
     def sample(self, **kwargs: Any) -> list[Any]:
         with environment_errors(self.env):
-            return self._sample(**kwargs)
+            return self._sample_group(**kwargs)
 
-    def _sample(self, **kwargs: Any) -> list[Any]:
+    def _sample_group(self, **kwargs: Any) -> list[Any]:
         self._begins_anew = False
         if self._sampler is not None:
             with self._streams.active():

@@ -14,15 +14,13 @@ _FIRST_S = 30.0
 
 
 @contextmanager
-def telling_if_slow(
-    tell: Callable[[str], None], seen: Callable[[], str], *, first_s: float = _FIRST_S
-) -> Iterator[None]:
+def telling_if_slow(tell: Callable[[str], None], seen: Callable[[], str]) -> Iterator[None]:
     """Call `tell` from another thread while the body, an evaluation, goes on. `seen` says what is known
     of its episodes, as the end of a sentence."""
     ended = threading.Event()
 
     def watch() -> None:
-        began, after_s = time.monotonic(), first_s
+        began, after_s = time.monotonic(), _FIRST_S
         while not ended.wait(began + after_s - time.monotonic()):
             tell(
                 f"The evaluation has taken {after_s:.0f} s so far, and training waits for it{seen()}. If "

@@ -28,6 +28,7 @@ import gymnasium as gym
 
 _AT_LEAST_S, _UNKNOWN_S, _TIMES, _REMEMBERED = 60.0, 600.0, 5.0, 50
 _SET_UP_S = 300.0
+_METHODS = ("step", "reset", "__init__")
 
 
 class Patience:
@@ -114,7 +115,7 @@ def standing(frame: FrameType) -> str:
     step: FrameType | None = None
     while each.f_back is not None and step is None:
         owner: Any = each.f_locals.get("self")
-        if each.f_code.co_name in ("step", "reset") and isinstance(owner, gym.Env):
+        if each.f_code.co_name in _METHODS and isinstance(owner, gym.Env):
             step = each
         each = each.f_back
     if step is None:
