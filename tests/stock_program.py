@@ -36,8 +36,10 @@ def tensors(algorithm: Any) -> dict[str, list[Any]]:
 def of_learner(learner: Any) -> dict[str, Any]:
     (optimizer,) = learner.get_optimizers_for_module("default_policy")
     optimizer = optimizer[1]
+    # Ray Train derives from the class of a learner in a process of its own.
+    made_of = next(c for c in type(learner).__mro__ if not c.__module__.startswith("ray.train."))
     return {
-        "class": f"{type(learner).__module__}.{type(learner).__name__}",
+        "class": f"{made_of.__module__}.{made_of.__name__}",
         "kl_coeff": float(learner.curr_kl_coeffs_per_module["default_policy"]),
         "lr": float(optimizer.param_groups[0]["lr"]),
         "adam_steps": sorted({int(state["step"]) for state in optimizer.state.values()}),
