@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raytrain.checkpoint import Entry
     from raytrain.checkpoint.policy import Policy
     from raytrain.config import ExperimentConfig
-    from raytrain.experiment import Outcome
+    from raytrain.outcome import Outcome
 
 __all__ = [
     "BadInput",

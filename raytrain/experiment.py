@@ -8,14 +8,9 @@ resume(path)    the same, with the config stored in experiment.json
 
 from __future__ import annotations
 
-import math
-import os
-import shlex
-import shutil
-import sys
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -52,6 +47,14 @@ from raytrain.config import (
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults import InterruptedEarly, Interrupts
 from raytrain.forking import Fork, begin, refuse_other_parent, require_possible
+from raytrain.outcome import (
+    Outcome,
+    failed,
+    finished,
+    finished_before,
+    interrupted,
+    unreadable,
+)
 from raytrain.reporting import ConsoleReporter
 from raytrain.stages import (
     may_change,
@@ -60,7 +63,7 @@ from raytrain.stages import (
     start_again_after,
     warnings_of,
 )
-from raytrain.trainable.cadence import Progress, StopRule, score_of
+from raytrain.trainable.cadence import Progress, StopRule
 from raytrain.trainable.curriculum import is_over
 from raytrain.versions import versions
 
@@ -85,18 +88,6 @@ class Beginning:
 
     fork: Fork | None = None
     from_stage: str | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended. `exit_code`: 0 finished, 1 failed, 128 and its number: stopped by a signal after
-    saving (130: SIGINT, 143: SIGTERM).
-    `trials`: directory names of those that are finished, the best first."""
-
-    exit_code: int
-    path: str
-    message: str
-    trials: tuple[str, ...] = field(default=())
 
 
 def train(
@@ -224,13 +215,7 @@ def _train(
         start_again_after(from_stage, config, place, say)
     before = finished_trials(config, place)
     if found is not None and len(before) == num_trials(config):
-        return Outcome(
-            0,
-            str(place),
-            f"{config.name} is finished: {_summary(before, config)}. Raise a value in `stop` to train on, or "
-            f"use --fresh to begin again. Results: {place}",
-            tuple(before),
-        )
+        return finished_before(config, place, before)
     experiment = _describe_run(config, found, say)
     if fork is not None and found is None and not trials(place):
         experiment = _forked(experiment, fork, place, say)
@@ -247,32 +232,12 @@ def _train(
     try:
         after = finished_trials(config, place)
     except StorageError as error:
-        return Outcome(
-            1,
-            str(place),
-            f"{config.name} ended, and how cannot be read from storage: {error}{_failures(watch)}\nWhat was "
-            f"committed is safe in {place}. When the storage answers, continue with: {command}",
-        )
-    if interrupts.received is not None and len(after) < num_trials(config):
-        stopped = f"Stopped by {interrupts.received.name}; {_saved(watch, place)}"
-        return Outcome(
-            interrupts.exit_code,
-            str(place),
-            f"{stopped} Continue with: {command}{_tune_error(watch)}",
-            tuple(after),
-        )
-    if len(after) < num_trials(config):
-        return Outcome(
-            1,
-            str(place),
-            f"{num_trials(config) - len(after)} of {num_trials(config)} trial(s) of {config.name} did "
-            f"not finish:{_failures(watch)}\n{_kept(place)} When the cause is mended, continue with: {command}",
-            tuple(after),
-        )
-    ranked = sorted(after, key=lambda name: _rank(after[name], config), reverse=True)
-    said = _without_best(after, config) + _tune_error(watch)
-    message = f"{config.name} finished: {_summary(after, config)}.{said}"
-    return Outcome(0, str(place), message, tuple(ranked))
+        return unreadable(config, place, watch, error, command)
+    if len(after) == num_trials(config):
+        return finished(config, place, watch, after)
+    if interrupts.received is not None:
+        return interrupted(interrupts, place, watch, after, command)
+    return failed(config, place, watch, after, command)
 
 
 def _forked(experiment: ExperimentFile, fork: Fork, place: Location, say: Say) -> ExperimentFile:
@@ -321,46 +286,6 @@ def _run(
                 "info",
                 f"{lost}. Ray is started again; each trial goes on from its newest good checkpoint.",
             )
-
-
-def _tune_error(watch: Watch) -> str:
-    """A sentence for an error of Tune's that did no harm."""
-    if watch.tune_error is None:
-        return ""
-    return (
-        f"\nTune ended with an error: {watch.tune_error.rstrip('.')}. What was saved has been verified "
-        "and is complete."
-    )
-
-
-def _saved(watch: Watch, place: Location) -> str:
-    """What became of the trials that ran when a signal came, as a sentence."""
-    if not watch.unsaved:
-        return f"saved in {place}." if _holds_something(place) else "there was nothing to save yet."
-    lines = "".join(f"\n  {name}: {why.rstrip('.')}" for name, why in watch.unsaved.items())
-    return (
-        f"not everything was saved:{lines}\nWhat is lost is trained again from the newest checkpoint "
-        f"in {place}, with the same result."
-    )
-
-
-def _failures(watch: Watch) -> str:
-    errors = dict(watch.errors)
-    if watch.tune_error is not None:
-        errors["Tune"] = watch.tune_error
-    return "".join(f"\n  {name}: {why}" for name, why in errors.items())
-
-
-def _kept(place: Location) -> str:
-    if _holds_something(place):
-        return f"What was committed is safe in {place}."
-    return "No checkpoint was committed yet, so it will begin again."
-
-
-def _holds_something(place: Location) -> bool:
-    """Whether any trial has a checkpoint to go on from."""
-    entries = (entry for trial in trials(place) for entry in Catalogue(trial).entries())
-    return any(entry.good is not False and entry.kind != "error" for entry in entries)
 
 
 def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
@@ -500,68 +425,5 @@ def _set_aside(place: Location, say: Say) -> None:
     say(f"--fresh: the old directory is now {aside}.")
 
 
-def _rank(entry: Entry, config: ExperimentConfig) -> float:
-    """The score of a trial's best checkpoint, so that higher is better."""
-    best = Catalogue(entry.location.parent).entry("best")
-    score = best.score if best is not None else entry.score
-    if score is None:
-        return -math.inf
-    return score if config.checkpoint.score_order == "max" else -score
-
-
-def _summary(done: dict[str, Entry], config: ExperimentConfig) -> str:
-    metric = config.checkpoint.score
-
-    def one(name: str, entry: Entry) -> str:
-        found = score_of(entry)
-        score = "" if found is None else f", score {found.value:g} ({metric}{found.over})"
-        return f"{name} at iteration {entry.iteration}, {entry.timesteps:,} steps{score}"
-
-    return "; ".join(one(name, entry) for name, entry in sorted(done.items()))
-
-
-def _without_best(done: dict[str, Entry], config: ExperimentConfig) -> str:
-    """What is to be said of finished trials of which no checkpoint had a score."""
-    names = [
-        name
-        for name, entry in sorted(done.items())
-        if Catalogue(entry.location.parent).entry("best") is None
-    ]
-    if not names:
-        return ""
-    which = "" if len(names) == len(done) else f" in {', '.join(names)}"
-    score = config.checkpoint.score
-    return f"\nThere is no best checkpoint{which}: checkpoint.score, {score!r}, never had a value."
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def command_for(verb: str, target: str | os.PathLike[str], extra: list[str]) -> str:
-    """The command line that continues a run."""
-    return shlex.join([*_program(), verb, str(target), *extra])
-
-
-def next_steps(outcome: Outcome) -> str:
-    """What a person may want to do with a finished run."""
-    program = shlex.join(_program())
-    trial = Location.of(outcome.path) / outcome.trials[0]
-    alone = len(outcome.trials) == 1
-    which = "final" if Catalogue(trial).entry("best") is None else "best"
-    chosen = f"{outcome.path if alone else trial}:{which}"
-    return (
-        f"Results:      {outcome.path}\n"
-        f"Curves:       tensorboard --logdir {shlex.quote(outcome.path)}\n"
-        f"Checkpoints:  {program} checkpoints {shlex.quote(outcome.path)}\n"
-        f"Play:         {program} evaluate {shlex.quote(chosen)} --episodes 20\n"
-        f"In Python:    raytrain.load_policy({chosen!r}).act(observation)"
-    )
-
-
-def _program() -> list[str]:
-    """How this program was called, so that a command can be copied from the screen."""
-    called = Path(sys.argv[0])
-    if called.name == "raytrain":
-        return ["raytrain" if shutil.which("raytrain") == str(called) else str(called)]
-    return ["python", "-m", "raytrain"]

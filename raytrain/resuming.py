@@ -16,7 +16,7 @@ from pathlib import Path
 from raytrain.checkpoint import Entry, ExperimentFile, Location
 from raytrain.config import ConfigError
 from raytrain.config.yaml_lines import parse_yaml
-from raytrain.experiment import command_for
+from raytrain.outcome import command_for
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,9 @@ def train(
     """
     from raytrain.cluster.packing import submitted
     from raytrain.config import load_config
-    from raytrain.experiment import command_for
     from raytrain.experiment import train as run
     from raytrain.forking import Fork
+    from raytrain.outcome import command_for
 
     if weights_only and from_ is None:
         raise BadInput("--weights-only says what to take from a checkpoint; name it with --from.")
@@ -146,15 +146,15 @@ def resume(experiment_dir: Directory, address: Address = None) -> None:
 
     Its config is the one that it was last started with; to change a value, use `raytrain train`.
     """
-    from raytrain.experiment import command_for
     from raytrain.experiment import resume as run
+    from raytrain.outcome import command_for
 
     again = ["--address", address] if address else []
     _end(run(experiment_dir, address=address, command=command_for("resume", experiment_dir, again)))
 
 
 def _end(outcome: Any) -> None:
-    from raytrain.experiment import next_steps
+    from raytrain.outcome import next_steps
 
     if outcome.exit_code == 0:
         say(next_steps(outcome))
