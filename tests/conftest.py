@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +18,6 @@ from small_disk import mounted
 # Ray replaces a worker that needs more than 60 s to start, by one that begins its imports anew: on a machine
 # that is busy with other things, for ever.
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Each Python deprecates other things, in whatever code uses them. The list in pyproject.toml is that of
-    3.11; on those that follow, only what raytrain itself does wrong is an error."""
-    if sys.version_info >= (3, 12):
-        config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:(?!raytrain)")
 
 
 @pytest.fixture(scope="session")

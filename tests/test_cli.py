@@ -211,7 +211,8 @@ def test_evaluate_is_reproducible_and_starts_no_ray(run, tmp_path):
         for what in ("return", "len")
         for part in ("mean", "std", "min", "max")
     }
-    assert set(found) == {"episodes", "seed", "deterministic", "returns", "lengths", *statistics}
+    settings = {"episodes", "seed", "deterministic", "max_steps"}
+    assert set(found) == {*settings, "episodes_cut", "returns", "lengths", *statistics}
     assert (found["episodes"], found["seed"], found["deterministic"]) == (3, 5, True)
     assert here("evaluate", run.experiment, "--episodes", 3, "--seed", 5, "--json") == first
 

@@ -15,6 +15,7 @@ import pytest
 import ray
 import yaml
 from clusters import until
+from ray.rllib.core import COMPONENT_RL_MODULE
 from running import Holds, Reference, Run, experiment_of, rows, train_here, trial_of, write_config
 from test_disturbed_runs import assert_same_run
 from tiny_ppo import TINY, Told, built, iterate, unlike
@@ -245,7 +246,8 @@ def test_a_group_that_is_set_up_as_before_a_stage_has_the_environment_of_before(
         runner.use_settings(settings, iteration=1)
         assert limits(runner) == {40}
         assert limits(runner.hosted(1)) == {500}
-        runner.adopt("replay", {}, before, iteration=1)
+        weights = {COMPONENT_RL_MODULE: runner.module.state_dict()}
+        runner.adopt("replay", weights, before, iteration=1)
         assert limits(runner) == {500}
         assert cart_states(runner) == states
     finally:

@@ -39,6 +39,13 @@ class ElasticRunnerGroup(EnvRunnerGroup):
             num_env_runners = min(num_env_runners, self._reserved)
         super()._setup(num_env_runners=num_env_runners, **kwargs)
 
+    def get_spaces(self) -> Any:
+        """RLlib's. Of an actor that could not start it takes the first of no answers, an IndexError; here the
+        actor's own error is raised, a `RayActorError`."""
+        for actor in list(self._worker_manager.actors().values())[:1]:
+            ray.get(actor.get_spaces.remote())
+        return super().get_spaces()
+
     def add_workers(self, num_workers: int, validate: bool = False) -> None:
         """RLlib's, with further actors asked for before the first ones are waited for."""
         super().add_workers(num_workers, validate=False)

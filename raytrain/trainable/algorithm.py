@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.utils.annotations import override
@@ -51,6 +52,7 @@ from raytrain.checkpoint.policy_format import PolicyParts, write_policy
 from raytrain.checkpoint.policy_parts import policy_parts
 from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.errors import RaytrainError
+from raytrain.faults import why_it_died
 from raytrain.trainable.divergence import why_not_finite
 from raytrain.trainable.forked import SAME, Apart, reseed, settings_of, weights_in
 from raytrain.trainable.groups import EnvGroups, NoNewEnvSteps
@@ -112,7 +114,11 @@ class ExactPPO(StagedPPO):
     def setup(self, config: AlgorithmConfig) -> None:
         reserved, most = self.rules.actors(self.config.num_env_runners)
         with _ray_actors.elastic_runners(reserved=reserved, most=most):
-            super().setup(config)
+            try:
+                super().setup(config)
+            except RayActorError as error:
+                why = why_it_died(error).removeprefix("it ")
+                raise RaytrainError(f"An env runner {why}") from error
         self.finished_episodes: list[dict[str, Any]] = []
         self.stopwatch = Stopwatch()
         self.weights_digest = ""
