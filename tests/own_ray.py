@@ -35,6 +35,7 @@ def start(num_cpus: int, *, forked: bool = True, **options: Any) -> None:
                     num_cpus=num_cpus,
                     include_dashboard=False,
                     log_to_driver=False,
+                    _system_config=_ray.local.SYSTEM_CONFIG,
                     **options,
                 )
         except (

@@ -146,7 +146,7 @@ def test_its_loss_for_autograd_is_zero_with_a_gradient_of_zeros():
         fwd_out=module.forward_train(rows),
     )
     for each in (loss, logged):
-        assert float(each) == 0.0
+        assert each.item() == 0.0
         gradients = torch.autograd.grad(each, list(module.parameters()))
         assert all(bool((gradient == 0).all()) for gradient in gradients)
 
