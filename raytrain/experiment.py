@@ -359,9 +359,9 @@ def _describe_run(
     env_creator(config)  # `resume` has not looked for the environment yet.
     require_same_spaces(config)
     known = found is not None and dict(found.versions) == versions()
+    snapshot = prove_stages(config, found.snapshot if found is not None and known else None, say)
     if not known:
         require_served_actions(config, say)
-    snapshot = prove_stages(config, found.snapshot if found is not None and known else None, say)
     if found is not None and snapshot["strategy"] != found.snapshot["strategy"]:
         # Snapshots on storage can only be read by the strategy that took them.
         say(

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.schedulers import TrialScheduler as Decision
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raytrain import _ray
@@ -41,7 +40,7 @@ FindFinished = Callable[[Location], Entry | None]
 """Looks at a trial's directory: its last checkpoint if the trial has ended under the present `stop`."""
 
 
-class TrialScheduler(FIFOScheduler):
+class ExperimentScheduler(FIFOScheduler):
     """First come, first served. A trial that is finished on storage is ended without being started; a
     trial that leaves a node is ended there and started on another."""
 
@@ -59,14 +58,14 @@ class TrialScheduler(FIFOScheduler):
         self._seen: set[str] = set()
 
     def __reduce__(self) -> Any:
-        return TrialScheduler, ()  # Tune pickles it into tuner.pkl; each start brings its own.
+        return ExperimentScheduler, ()  # Tune pickles it into tuner.pkl; each start brings its own.
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         self._failed.add(str(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         leaves = any(key.startswith(f"{REPORT}/leaving") for key in result)
-        return str(Decision.PAUSE if leaves else Decision.CONTINUE)
+        return str(TrialScheduler.PAUSE if leaves else TrialScheduler.CONTINUE)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         # Tune asks this after it has added trials and before it starts any.
@@ -164,7 +163,7 @@ def set_aside(experiment: Location, names: tuple[str, ...]) -> None:
 
 
 def fresh_tuner(
-    config: ExperimentConfig, experiment: Location, watch: Any, scheduler: TrialScheduler
+    config: ExperimentConfig, experiment: Location, watch: Any, scheduler: ExperimentScheduler
 ) -> Tuner:
     """A Tuner whose trials continue from whatever lies in their directories."""
     return Tuner(
@@ -195,7 +194,7 @@ def fresh_tuner(
 
 
 def restored_tuner(
-    config: ExperimentConfig, experiment: Location, watch: Any, scheduler: TrialScheduler
+    config: ExperimentConfig, experiment: Location, watch: Any, scheduler: ExperimentScheduler
 ) -> Tuner:
     """The Tuner of an experiment whose Tune files are whole; unfinished and failed trials go on."""
     tuner = Tuner.restore(
@@ -220,8 +219,8 @@ def build_tuner(
     find_finished: FindFinished,
 ) -> tuple[Tuner, str | None]:
     """The Tuner to run, and a sentence if Tune's own files could not be used. `finished`,
-    `find_finished`: see `TrialScheduler`."""
-    scheduler = TrialScheduler(finished, find_finished)
+    `find_finished`: see `ExperimentScheduler`."""
+    scheduler = ExperimentScheduler(finished, find_finished)
     found = read_tune_files(experiment)
     if found.fit(num_trials(config), finished):
         return restored_tuner(config, experiment, watch, scheduler), None

@@ -374,7 +374,9 @@ def test_what_arrays_cannot_do_is_left_to_rllib_with_the_reason(name: str):
 
 def test_nan_ends_the_run_and_names_the_observation():
     ours = runner(GroupEnvRunner, config(**env("Faulty")))
-    with pytest.raises(RaytrainError, match=r"NaN after 0 steps .* the observation \[nan nan nan\]"):
+    with pytest.raises(
+        RaytrainError, match=r"NaN after 0 steps .* the observation \[nan nan nan\]"
+    ):
         ours.sample()
 
 

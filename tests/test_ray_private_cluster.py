@@ -17,7 +17,7 @@ from tiny_ppo import built
 
 from raytrain import _ray
 from raytrain.trainable.actors import remote_actors
-from raytrain.tuner import GivesNodesUp
+from raytrain.tuner import ExperimentScheduler
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -65,7 +65,7 @@ def test_a_trial_says_what_it_asks_for():
 
 
 def test_a_trial_that_leaves_is_paused_and_no_other():
-    scheduler = GivesNodesUp()
+    scheduler = ExperimentScheduler()
     assert isinstance(scheduler, FIFOScheduler)
     leaves = {"raytrain/leaving/address": "10.0.0.1", "training_iteration": 3}
     assert scheduler.on_trial_result(None, None, leaves) == TrialScheduler.PAUSE

@@ -12,7 +12,7 @@ import ray.tune
 from running import train_here, write_config
 
 from raytrain.checkpoint import Location
-from raytrain.tuner import TrialScheduler, TuneFiles
+from raytrain.tuner import ExperimentScheduler, TuneFiles
 
 ENDED, OPEN = "TERMINATED", "PENDING"
 
@@ -79,7 +79,7 @@ def entry(trial: Location) -> Any:
 def test_a_finished_trial_is_ended_without_being_started(tmp_path: Path) -> None:
     done, open_ = FakeTrial("done", tmp_path), FakeTrial("open", tmp_path)
     controller = FakeController(done, open_)
-    scheduler = TrialScheduler({"done": entry(Location.of(tmp_path / "done"))})
+    scheduler = ExperimentScheduler({"done": entry(Location.of(tmp_path / "done"))})
     assert scheduler.choose_trial_to_run(controller) is open_
     assert controller.stopped == ["done"]
     assert done.last_result["training_iteration"] == 6
@@ -96,7 +96,7 @@ def test_a_trial_that_died_after_its_last_save_is_not_started_again(tmp_path: Pa
         asked.append(place.name)
         return entry(place)
 
-    scheduler = TrialScheduler({}, find)
+    scheduler = ExperimentScheduler({}, find)
     assert scheduler.choose_trial_to_run(controller) is trial
     assert asked == [], "storage is asked only about a trial that has failed"
     scheduler.on_trial_error(controller, trial)
@@ -105,7 +105,7 @@ def test_a_trial_that_died_after_its_last_save_is_not_started_again(tmp_path: Pa
 
 
 def test_a_pickled_scheduler_knows_no_trial(tmp_path: Path) -> None:
-    scheduler = TrialScheduler({"done": entry(Location.of(tmp_path / "done"))})
+    scheduler = ExperimentScheduler({"done": entry(Location.of(tmp_path / "done"))})
     trial = FakeTrial("done", tmp_path)
     again = pickle.loads(pickle.dumps(scheduler))
     assert again.choose_trial_to_run(FakeController(trial)) is trial

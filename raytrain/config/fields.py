@@ -114,7 +114,7 @@ def _only_whole(value: Any) -> Any:
 
 
 FragmentLength = Annotated[int | str, _auto_or(_only_whole, 1, "a whole number, at least 1")]
-AutoCpus = Annotated[float | str, _auto_or(_plain_number, 0, "a number, at least 0")]
+AutoCpus = Annotated[int | float | str, _auto_or(_plain_number, 0, "a number, at least 0")]
 
 
 def _patience(value: Any) -> float | str | None:
