@@ -704,6 +704,16 @@ def test_algorithm_config_for_cartpole():
     assert type(pipeline.connectors[0]).__name__ == "MeanStdFilter"
 
 
+@pytest.mark.parametrize(
+    ("model", "length"),
+    [({"use_lstm": True}, 20), ({"use_lstm": True, "max_seq_len": 7}, 7), ({}, None)],
+)
+def test_a_recurrent_network_has_a_length_of_sequences(model, length):
+    """RLlib's default, which RLlib itself does not put where it looks it up."""
+    algorithm = to_algorithm_config(minimal(rl_module={"model_config": model}))
+    assert algorithm.model_config.get("max_seq_len") == length
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_learner_is_told_what_rllib_has_no_key_for(wanted):
     log_std = {"free_log_std": True, "log_std_init": -2} if wanted else {}

@@ -51,7 +51,7 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
         **config.learners.model_dump(exclude={"compile_updates"}),
         learner_config_dict=for_the_learner,
     )
-    algorithm.rl_module(model_config=config.rl_module.model.model_dump(exclude={"log_std_init"}))
+    algorithm.rl_module(model_config=_model_config(config))
     algorithm.evaluation(**_evaluation(config))
     algorithm.fault_tolerance(
         max_num_env_runner_restarts=config.fault_tolerance.max_num_env_runner_restarts,
@@ -61,6 +61,17 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     algorithm.debugging(seed=config.seed, log_level=config.debugging.log_level)
     algorithm.resources(**config.resources.model_dump())
     return algorithm
+
+
+def _model_config(config: ExperimentConfig) -> dict[str, Any]:
+    """Keys of the network that are set. RLlib lays them over its defaults when it builds one, and looks up the
+    length of a recurrent one's sequences here, where it takes nothing for granted."""
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+    found = config.rl_module.model.model_dump(exclude={"log_std_init"})
+    if found.get("use_lstm"):
+        found.setdefault("max_seq_len", DefaultModelConfig().max_seq_len)
+    return found
 
 
 def register_env(config: ExperimentConfig) -> str:
