@@ -83,7 +83,9 @@ def _name(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(_name(part) for part in arguments)
+        # Wherever a float may stand, a whole number may.
+        wider = [part for part in arguments if part is not int or float not in arguments]
+        return " or ".join(_name(part) for part in wider)
     if hasattr(annotation, "__metadata__"):
         return _name(arguments[0])
     plain = {int: "int", float: "float", bool: "bool", str: "text", type(None): "null"}
