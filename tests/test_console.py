@@ -137,6 +137,12 @@ def test_failures_are_survived_and_the_rate_is_measured_anew(log):
     assert log.lines()[-1] == "t0: failed: again"
 
 
+def test_a_trial_of_an_earlier_start_whose_process_does_not_start_is_told_of(log):
+    log.reporter.checkpointed("t0", 8)
+    log.reporter.failed("t0", "it could not start", failures=1, will_retry=True)
+    assert log.lines() == ["t0: it could not start; continues from checkpoint 8"]
+
+
 def test_a_continued_run_says_where_it_goes_on(log):
     log.reporter.started("t0", stop=STOP, iteration=12, timesteps=48_000, checkpoint=12)
     log.result(13)

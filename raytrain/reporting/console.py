@@ -161,7 +161,7 @@ class ConsoleReporter:
 
     def result(self, trial: str, row: Mapping[str, Any]) -> None:
         """An iteration's result, nested as RLlib reports it or flat."""
-        state = self._trials[trial]
+        state = self._state(trial)
         now = _Point(
             self._clock(),
             _number(row, "num_env_steps_sampled_lifetime", state.point.timesteps),
@@ -181,7 +181,7 @@ class ConsoleReporter:
 
     def checkpointed(self, trial: str, iteration: int) -> None:
         """A checkpoint was committed."""
-        state = self._trials[trial]
+        state = self._state(trial)
         state.checkpoint, state.checkpoint_at = iteration, self._clock()
         self._draw()
 
@@ -200,10 +200,7 @@ class ConsoleReporter:
     ) -> None:
         """The present attempt of a trial ended; `failures` so far, this one included (`survived`: as for
         `started`)."""
-        # One whose process could not be started has ended before it began.
-        state = self._trials.setdefault(
-            trial, _Trial(trial, StopTotals(), _Point(self._clock(), 0.0, 0, 0.0), measured=False)
-        )
+        state = self._state(trial)
         state.failures, state.survived, state.rate = failures, survived, None
         state.said.clear()
         message = _plain(message)
@@ -215,6 +212,13 @@ class ConsoleReporter:
             text = f"{trial}: {message}; continues from checkpoint {state.checkpoint:,}"
             self._say(text, "yellow")
         self._draw()
+
+    def _state(self, trial: str) -> _Trial:
+        """A trial whose process could not be started has ended before it began, perhaps with checkpoints
+        of an earlier start."""
+        return self._trials.setdefault(
+            trial, _Trial(trial, StopTotals(), _Point(self._clock(), 0.0, 0, 0.0), measured=False)
+        )
 
     def finished(self, summary: str) -> None:
         """The run has ended: the last line of each trial, then `summary`."""
