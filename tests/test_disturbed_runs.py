@@ -93,7 +93,8 @@ def test_killed_interrupted_damaged_and_moved(tmp_path: Path, undisturbed: Refer
     holds.release()
     assert run.wait() == 130, run.output()
     assert "Continue with: " in run.output()
-    newest = trial / "checkpoint_000006"
+    # Iteration 6, or 5 if the signal came before it had begun.
+    newest = trial / f"checkpoint_{iteration_of(trial):06d}"
     assert '"kind": "interrupted"' in (newest / "manifest.json").read_text()
     described = trial.parent / "experiment.json"
     described.write_bytes(described.read_bytes()[:100])
