@@ -27,14 +27,16 @@ from raytrain import _ray
 @pytest.fixture
 def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Tune's actors with one of them, whose method `train` gives another reference each time."""
-    plain = RayActorManager._schedule_tracked_actor_task
+    before = RayActorManager._schedule_tracked_actor_task
+    # A run in this process has replaced it.
+    RayActorManager._schedule_tracked_actor_task = getattr(before, "_raytrain", before)
     actor = SimpleNamespace(train=SimpleNamespace(remote=object))
     made: Any = object.__new__(RayActorManager)
     made._live_actors_to_ray_actors_resources = {"actor": (actor, None)}
     made._actor_task_events = RayEventManager()
     made._tracked_actors_to_task_futures = defaultdict(set)
     yield made
-    RayActorManager._schedule_tracked_actor_task = plain
+    RayActorManager._schedule_tracked_actor_task = before
 
 
 def references_after(manager: Any, calls: int) -> int:

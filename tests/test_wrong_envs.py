@@ -89,10 +89,13 @@ def test_probe_says_the_same_of_a_module(beside: Any, tmp_path: Path) -> None:
 
 def test_ctrl_c_is_no_mistake_of_the_code() -> None:
     def interrupted() -> BaseException:
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt as error:
             return error
+        finally:
+            signal.signal(signal.SIGINT, before)
         raise AssertionError
 
     def raised(kind: type[BaseException]) -> BaseException:

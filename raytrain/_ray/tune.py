@@ -47,7 +47,7 @@ def keep_no_results() -> None:
         kept &= self._actor_task_events.get_futures()
         return plain(self, tracked_actor_task, *args, **kwargs)
 
-    schedule._raytrain = True  # type: ignore[attr-defined]
+    schedule._raytrain = plain  # type: ignore[attr-defined]
     RayActorManager._schedule_tracked_actor_task = schedule
 
 
