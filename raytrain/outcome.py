@@ -51,6 +51,8 @@ def finished(
     """Every trial has ended."""
     ranked = sorted(done, key=lambda name: _rank(done[name], config), reverse=True)
     said = _without_best(done, config) + _tune_error(watch)
+    if watch.tune_error is not None:
+        said += " What was saved has been verified and is complete."
     message = f"{config.name} finished: {_summary(done, config)}.{said}"
     return Outcome(0, str(place), message, tuple(ranked))
 
@@ -127,13 +129,10 @@ def _program() -> list[str]:
 
 
 def _tune_error(watch: Watch) -> str:
-    """A sentence for an error of Tune's that did no harm."""
+    """A sentence for an error of Tune's own."""
     if watch.tune_error is None:
         return ""
-    return (
-        f"\nTune ended with an error: {watch.tune_error.rstrip('.')}. What was saved has been verified "
-        "and is complete."
-    )
+    return f"\nTune ended with an error: {watch.tune_error.rstrip('.')}."
 
 
 def _saved(watch: Watch, place: Location) -> str:
