@@ -23,15 +23,27 @@ def spare_this_actor() -> None:
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     if signal.SIGTERM not in blocked or threading.current_thread() is not threading.main_thread():
         return
-    actor = os.getpid()
+    ours = [each for each in KEPT_FROM_RAY if each in blocked and each is not signal.SIGINT]
 
     def nothing(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != actor:  # A fork that runs no other program, such as `multiprocessing`'s.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        pass
 
-    ours = [each for each in KEPT_FROM_RAY if each in blocked and each is not signal.SIGINT]
+    def block() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
+
+    def default_in_fork() -> None:
+        for number in ours:
+            if signal.getsignal(number) is nothing:
+                signal.signal(number, signal.SIG_DFL)
+        unblock()
+
     for number in ours:
         signal.signal(number, nothing)
         signal.siginterrupt(number, False)  # The user's system calls go on.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
+    unblock()
+    # A fork that runs no other program, such as `multiprocessing`'s. Python forgets a signal that reaches its
+    # handler before the fork is complete, so they are blocked until the handler is gone.
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=default_in_fork)
