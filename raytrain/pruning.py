@@ -23,10 +23,8 @@ from raytrain.checkpoint import (
     Entry,
     ExperimentFile,
     Location,
-    remove_checkpoint,
 )
 from raytrain.checkpoint.locate import trials_at
-from raytrain.checkpoint.storage import storage_errors
 from raytrain.errors import BadInput
 
 _LOOKERS_S = 1.0  # somebody who looks at a lock holds it for a moment
@@ -105,8 +103,7 @@ def prune(
         for entry in track([entry for delete, _ in sorted_out for entry in delete]):
             for lock in held:
                 lock.check()
-            with storage_errors(f"Deleting {entry.path}", entry.location):
-                remove_checkpoint(entry.location)
+            entry.remove()
     return _as_plan(place, sorted_out)
 
 

@@ -20,9 +20,7 @@ from raytrain.checkpoint import (
     Catalogue,
     Entry,
     Location,
-    move_checkpoint,
     replace,
-    storage_errors,
     trials,
 )
 from raytrain.config import ExperimentConfig, env_creator, eras, make_env, stage_config
@@ -207,10 +205,7 @@ def start_again_after(stage: str, config: ExperimentConfig, place: Location, say
         moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         aside = trial / SET_ASIDE / moment
         for entry in sorted(newer, key=lambda each: -each.iteration):
-            with storage_errors(f"Setting {entry.path} aside", entry.location):
-                # The names of stages come without their directory; no other checkpoint has one.
-                (aside / entry.path).parent.make()
-                move_checkpoint(entry.location, aside / entry.path)
+            entry.move(aside / entry.path)
         _choose_best_again(config, trial)
         what = f"; {len(newer)} newer checkpoint(s) are now in {aside}" if newer else ""
         say(f"{trial.name} starts again after the stage {stage} (iteration {end.iteration}){what}.")
@@ -240,11 +235,6 @@ def _choose_best_again(config: ExperimentConfig, trial: Location) -> None:
     if catalogue.entry("best") is not None:
         return
     policy = BestPolicy(config.checkpoint.score_order, eras(config))
-    best: Entry | None = None
-    for entry in catalogue.entries(verify=True):
-        if not entry.good or entry.manifest is None or entry.kind == "error":
-            continue
-        if policy.replaces(entry.score, entry.manifest.stage, best.manifest if best else None):
-            best = entry
+    best = policy.best_of(catalogue.entries(verify=True))
     if best is not None:
         replace(best.location, trial / "best", kind="best")

@@ -211,6 +211,14 @@ def rows(trial: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def began_after(trial: Path) -> dict[int, int]:
+    """After which iteration each attempt began."""
+    files = sorted((trial / "attempts").glob("*.json"))
+    return {
+        int(each.name.split(".")[0]): json.loads(each.read_text())["began_after"] for each in files
+    }
+
+
 def iteration_of(trial: Path) -> int:
     found = rows(trial)
     return int(found[-1]["training_iteration"]) if found else 0

@@ -109,13 +109,24 @@ def test_error_kind_is_never_best_and_prunes_nothing(trial: Location, tmp_path: 
     assert Catalogue(trial).entry("best") is None
 
 
-def test_damaged_best_is_set_aside_not_deleted(trial: Location, tmp_path: Path) -> None:
+def best_of(trial: Location) -> tuple[int, float | None]:
+    best = Catalogue(trial).entry("best", verify=True)
+    assert best is not None and best.good and best.kind == "best"
+    return best.iteration, best.score
+
+
+def test_damaged_best_is_set_aside_and_the_best_that_is_kept_takes_its_place(
+    trial: Location, tmp_path: Path
+) -> None:
     worker = committer(trial)
     one(worker, job(tmp_path, 1, 5.0))
-    (trial / "best" / "algorithm_state.pkl").write_bytes(b"broken")
+    best = Catalogue(trial).entry("best")
+    assert best is not None
+    (best.location / "algorithm_state.pkl").write_bytes(b"broken")
     outcome = one(worker, job(tmp_path, 2, 1.0))
-    assert outcome.ok and outcome.became_best and "best was damaged" in outcome.warnings[0]
+    assert outcome.ok and not outcome.became_best and "best was damaged" in outcome.warnings[0]
     assert (trial / "quarantine/best/algorithm_state.pkl").read_bytes() == b"broken"
+    assert best_of(trial) == (1, 5.0)
 
 
 def test_a_failed_commit_is_an_outcome(trial: Location, tmp_path: Path) -> None:

@@ -181,22 +181,33 @@ def assert_complete_iterations(directory: Path, expected: list[int]) -> None:
     assert [json.loads(line)["training_iteration"] for line in lines] == expected
 
 
+def mirrored(directory: Path, place: Location, attempt: int) -> RecordsMirror:
+    return RecordsMirror(directory, place, attempt, fence=lambda: None)
+
+
 def test_a_mirrored_trial_continues_elsewhere(tmp_path):
     storage = pafs.SubTreeFileSystem(str(tmp_path / "storage"), pafs.LocalFileSystem())
     (tmp_path / "storage").mkdir()
     one, other = tmp_path / "one", tmp_path / "other"
     write(one, 1, 6)
     place = Location(storage, "exp/trial")
-    mirror = RecordsMirror(one, place)
+    mirror = mirrored(one, place, 1)
     assert len(mirror.upload()) == 3
     assert mirror.upload() == []
     write(one, 6, 7, resume_from=5)  # replaces files
     mirror.upload()
 
     write(other, 1, 9)  # an attempt that storage knows nothing of
-    assert len(RecordsMirror(other, place).download()) == 4
+    mirror = mirrored(other, place, 2)
+    assert len(mirror.download()) == 4
     write(other, 7, 10, resume_from=6)
     assert_complete(other, 10)
+    mirror.upload()
+    (tmp_path / "third").mkdir()
+    mirrored(tmp_path / "third", place, 3).download()
+    for directory in (tmp_path / "third", tmp_path / "storage/exp/trial"):
+        assert_complete(directory, 10)
+    assert (place / "attempts").subdirectories() == ["000002.records"]
 
 
 def test_the_event_log_survives_torn_lines_and_other_writers(tmp_path):

@@ -126,7 +126,8 @@ def test_commit_keep_damage_and_continue(s3: int, store: Patience, damage: objec
     save(again, 6)
     assert [o.ok for o in again.poll(wait=True)] == [True]
     again.close()
-    assert good_ones_outside_quarantine(place) == ["best", "checkpoint_000004", "checkpoint_000006"]
+    of_the_second = "checkpoint_000006.2"  # Each attempt has names of its own.
+    assert good_ones_outside_quarantine(place) == ["best", "checkpoint_000004", of_the_second]
     assert (place / "quarantine/checkpoint_000006/manifest.json").exists()
     assert iterations_on(place) == [1, 2, 3, 4, 5, 6]
     assert again.attempt == 2
@@ -240,7 +241,7 @@ def test_a_writer_that_was_replaced_writes_nothing_more(s3: int, store: Patience
     save(first, 1)
     first.poll(wait=True)
     # Its lease went stale (a partition), and another process took over.
-    (place / "attempt.json").write_bytes(b'{"attempt": 7}')
+    (place / "attempts/000007.0.json").write_bytes(b"{}")
     train(first, range(2, 3))
     before = written_files(place)
     save(first, 2)

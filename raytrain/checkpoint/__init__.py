@@ -8,6 +8,7 @@ from raytrain.checkpoint.catalogue import Catalogue, Choice, Entry, NoGoodCheckp
 from raytrain.checkpoint.commit import (
     CheckpointExists,
     DamagedCheckpoint,
+    Fence,
     commit,
     move_checkpoint,
     read_manifest,
@@ -21,6 +22,7 @@ from raytrain.checkpoint.experiment_file import (
     ExperimentFileError,
     require_key,
 )
+from raytrain.checkpoint.layout import ATTEMPTS, own_name
 from raytrain.checkpoint.lineage import FORKED_FROM, SET_ASIDE, line_of_descent
 from raytrain.checkpoint.lock import LEASE_PATIENCE_S, DirectoryLock, Locked, who_writes
 from raytrain.checkpoint.manifest import (
@@ -39,10 +41,11 @@ from raytrain.checkpoint.resolve import is_trial, resolve, trials
 from raytrain.checkpoint.retention import RetentionPolicy, prune, surplus
 from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import Location, StorageError, make_directories, storage_errors
-from raytrain.checkpoint.swap import commit_replacing, repair_swaps, replace, sweep
+from raytrain.checkpoint.swap import commit_replacing, replace, sweep
 from raytrain.checkpoint.verify import check, fetch
 
 __all__ = [
+    "ATTEMPTS",
     "EXPERIMENT_FILE",
     "FORKED_FROM",
     "FORMAT",
@@ -64,6 +67,7 @@ __all__ = [
     "ExactLost",
     "ExperimentFile",
     "ExperimentFileError",
+    "Fence",
     "FileEntry",
     "Location",
     "Locked",
@@ -83,10 +87,10 @@ __all__ = [
     "line_of_descent",
     "make_directories",
     "move_checkpoint",
+    "own_name",
     "prune",
     "read_manifest",
     "remove_checkpoint",
-    "repair_swaps",
     "replace",
     "require_key",
     "resolve",

@@ -13,20 +13,39 @@ checkpoints and do not appear.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raytrain.checkpoint.commit import move_checkpoint, state_by_names
-from raytrain.checkpoint.layout import QUARANTINE, STAGES, by_directory, is_plain_name
+from raytrain.checkpoint.commit import (
+    Fence,
+    move_checkpoint,
+    nothing,
+    remove_checkpoint,
+    state_by_names,
+)
+from raytrain.checkpoint.layout import (
+    FIXED_NAMES,
+    QUARANTINE,
+    STAGES,
+    by_directory,
+    has_fixed_name,
+    is_plain_name,
+    numbered,
+    order_of,
+    target_of,
+    versions_of,
+)
 from raytrain.checkpoint.manifest import MANIFEST_NAME, Manifest
 from raytrain.checkpoint.parallel import in_parallel
 from raytrain.checkpoint.storage import Listed, Location, storage_errors
-from raytrain.checkpoint.swap import sweep
+from raytrain.checkpoint.swap import set_aside, sweep, take_down
 from raytrain.checkpoint.verify import check
 from raytrain.errors import RaytrainError
 
-_NUMBERED = re.compile(r"(checkpoint|error)_(\d+)")
+_ONCE_NUMBERED = re.compile(
+    r"(checkpoint|error)_(\d+)"
+)  # Also `checkpoint_000012.1` in quarantine.
 _KIND_OF_PLACE = {"checkpoint": "periodic", "error": "error", "best": "best", "final": "final"}
 # Of several checkpoints of one iteration, the one written first is preferred.
 _PREFERENCE = ("periodic", "final", "best", "stage", "error")
@@ -51,7 +70,10 @@ class NoGoodCheckpoint(RaytrainError):
 class Entry:
     """One checkpoint directory.
 
-    `path` is relative to the trial. `good`: False is damaged or in quarantine (`problem` says why),
+    `path` is its name, relative to the trial, and `location` where it lies: elsewhere than on a local disk
+    `best`, `final` and stages lie in an original of another name (see `swap`).
+
+    `good`: False is damaged or in quarantine (`problem` says why),
     True had every byte checked, None had only names and sizes checked. Without a readable manifest,
     `kind` and `iteration` are what the directory's name says (iteration -1 if it says nothing).
     """
@@ -84,6 +106,18 @@ class Entry:
     @property
     def is_periodic_place(self) -> bool:
         return self.path.startswith("checkpoint_")
+
+    def remove(self) -> None:
+        """Delete it. Raises `StorageError`."""
+        with storage_errors(f"Deleting {self.path}", self.location):
+            take_down(self.location)
+            remove_checkpoint(self.location)
+
+    def move(self, target: Location) -> None:
+        """Move it, good or damaged, to a place that is free. Raises `StorageError`."""
+        with storage_errors(f"Setting {self.path} aside", self.location):
+            take_down(self.location)
+            move_checkpoint(self.location, target)
 
     def as_dict(self) -> dict[str, Any]:
         """The keys of `raytrain checkpoints --json`."""
@@ -127,10 +161,16 @@ class Catalogue:
         """The checkpoint at `path` (relative to the trial), or None if there is none."""
         location = self.trial / path
         with storage_errors(f"Reading the checkpoint {path}", location):
+            if has_fixed_name(path) and not (
+                location.is_local and (location / MANIFEST_NAME).exists()
+            ):
+                listing = by_directory(self.trial)
+                place = _places(listing, local=self.trial.is_local).get(path)
+                return None if place is None else self._look_at(path, place, listing[place], verify)
             present = location.tree()
             if not present and not (location.is_local and location.is_dir()):
                 return None
-            return self._look_at(path, present, verify)
+            return self._look_at(path, path, present, verify)
 
     def newest_good(self) -> Choice:
         """The newest checkpoint of which every byte is right, kind `error` and the quarantine left
@@ -167,18 +207,12 @@ class Catalogue:
         """Move a damaged checkpoint into `quarantine/`, as it is, under a free name; where it lies
         now.
         """
-        name = entry.path.replace("/", "_")
         with storage_errors(f"Setting aside {entry.path}", entry.location):
-            target, k = self.trial / QUARANTINE / name, 0
-            while target.exists():
-                k += 1
-                target = self.trial / QUARANTINE / f"{name}.{k}"
-            move_checkpoint(entry.location, target)
-        return target
+            return set_aside(self.trial, entry.location, entry.path)
 
-    def sweep(self) -> list[str]:
+    def sweep(self, fence: Fence = nothing) -> list[str]:
         """Repair and clear away what crashes left; only before the first commit of this process."""
-        return sweep(self.trial)
+        return sweep(self.trial, fence)
 
     def _entries(self, wanted: Callable[[str], bool], verify: bool) -> list[Entry]:
         with storage_errors("Listing the checkpoints", self.trial):
@@ -186,24 +220,26 @@ class Catalogue:
             if self.remembered is not None:
                 for gone in self.remembered.keys() - listing.keys():
                     del self.remembered[gone]
-            grouped = {path: present for path, present in listing.items() if wanted(path)}
+            places = _places(listing, local=self.trial.is_local)
             found = in_parallel(
-                lambda path: self._look_at(path, grouped[path], verify),
-                grouped,
+                lambda path: self._look_at(path, places[path], listing[places[path]], verify),
+                filter(wanted, places),
                 serial=self.trial.is_local,
             )
         listed = [entry for entry in found if entry is not None]
         return sorted(listed, key=lambda e: (e.in_quarantine, e.iteration, e.path))
 
-    def _look_at(self, path: str, present: dict[str, Listed], verify: bool) -> Entry | None:
-        """`present`: everything below the checkpoint's directory."""
-        location = self.trial / path
+    def _look_at(
+        self, path: str, place: str, present: dict[str, Listed], verify: bool
+    ) -> Entry | None:
+        """`place`: the directory in which the checkpoint `path` lies; `present`: everything below it."""
+        location = self.trial / place
         files = {name: each.size for name, each in present.items() if not each.is_dir}
         # Elsewhere than on a local disk, directories without a file in them are nothing.
         if state_by_names(present) == "incomplete" or not (files or location.is_local):
             return None
         quarantined = path.startswith(QUARANTINE + "/")
-        known = None if verify else self._known(path, present.get(MANIFEST_NAME))
+        known = None if verify else self._known(place, present.get(MANIFEST_NAME))
         checked = check(
             location,
             contents=verify and not quarantined,
@@ -214,7 +250,7 @@ class Catalogue:
         if checked.manifest:
             kind, iteration = checked.manifest.kind, checked.manifest.iteration
             if self.remembered is not None and not known:
-                self.remembered[path] = present[MANIFEST_NAME], checked.manifest
+                self.remembered[place] = present[MANIFEST_NAME], checked.manifest
         found = Entry(
             path=path,
             location=location,
@@ -229,27 +265,34 @@ class Catalogue:
             return replace(found, good=False, problem=found.problem or "set aside as damaged")
         return found
 
-    def _known(self, path: str, file: Listed | None) -> Manifest | None:
+    def _known(self, place: str, file: Listed | None) -> Manifest | None:
         if self.remembered is None or file is None or file.mtime_ns is None:
             return None
-        before, manifest = self.remembered.get(path, (None, None))
+        before, manifest = self.remembered.get(place, (None, None))
         return manifest if before == file else None
+
+
+def _places(listing: Mapping[str, dict[str, Listed]], *, local: bool) -> dict[str, str]:
+    """Of each checkpoint the directory in which it lies."""
+    places = {path: path for path in listing if _is_checkpoint_path(path)}
+    for name in {name for path in listing if (name := target_of(path))}:
+        complete = [p for p in versions_of(name, listing) if MANIFEST_NAME in listing[p]]
+        # On a local disk it is in its place, but for a moment and after a crash.
+        if complete and not (local and MANIFEST_NAME in listing.get(name, ())):
+            places[name] = max(complete, key=order_of)
+    return places
 
 
 def _is_checkpoint_path(path: str) -> bool:
     holder, _, name = path.rpartition("/")
-    return is_plain_name(name) if holder else _is_checkpoint_name(name)
-
-
-def _is_checkpoint_name(name: str) -> bool:
-    return bool(_NUMBERED.fullmatch(name)) or name in ("best", "final")
+    return is_plain_name(name) if holder else bool(numbered(name)) or name in FIXED_NAMES
 
 
 def _told_by_name(path: str) -> tuple[str, int]:
     name = path.removeprefix(QUARANTINE + "/")
-    numbered = _NUMBERED.match(name)
-    if numbered:
-        return _KIND_OF_PLACE[numbered[1]], int(numbered[2])
+    match = _ONCE_NUMBERED.match(name)
+    if match:
+        return _KIND_OF_PLACE[match[1]], int(match[2])
     if path.startswith(STAGES + "/") or name.startswith(STAGES + "_"):
         return "stage", -1
     return _KIND_OF_PLACE.get(name.partition(".")[0], "periodic"), -1

@@ -1,5 +1,5 @@
-"""How a checkpoint comes to be and how it goes, so that a kill at any moment leaves no doubt about
-either.
+"""How a checkpoint comes to be and how it goes, so that neither a kill nor a writer that was replaced by
+another leaves any doubt about it.
 
 A checkpoint directory is in one of these states:
 
@@ -9,21 +9,20 @@ A checkpoint directory is in one of these states:
 
 Writing (`commit`):
 
-    .incomplete ─> every file, hashed as it is read ─> sync ─> fence() ─> manifest.json ─> drop
-                   (renamed into place where staging                     (atomic, last)  .incomplete
-                    is on the same disk, else copied)
-
-    On a local disk the directory is born with the marker in it: `.NAME.incoming` is made, gets its
-    marker, and is renamed to NAME. So an empty directory is damage there, never garbage.
+    local disk    `.NAME.ATTEMPT-ITERATION.incoming`: every file, hashed as it is read ─> manifest.json
+                  ─> sync ─> fence() ─> rename to NAME, which fails if there is anything in NAME
+    elsewhere     NAME: .incomplete ─> every file ─> fence() ─> manifest.json (atomic, last) ─> delete the marker
 
 Deleting (`remove_checkpoint`):
 
     local disk    rename to `.NAME.outgoing` (atomic, needs no space on a full disk) ──> delete that
     elsewhere     .incomplete ──> delete manifest.json ──> delete the rest ──> delete the marker
 
-`fence` raises if this writer has been replaced by another. It is called before the first and before
-the last write; after it has raised nothing more is touched, since the directory may be another
-writer's by now.
+`fence` raises if this writer has been replaced by another. A writer may be stopped for any time between
+the fence and what follows it, and go on when another has taken over. So what it writes has a name that
+nobody else writes to, until one rename that overwrites nothing: on a local disk by the attempt in the
+name of the incoming directory, elsewhere by the attempt in NAME itself (`layout.own_name`). And what it
+deletes after the fence is what every later attempt, which lists the storage after that, does without.
 
 Where a request is mostly waiting, what need not come one after the other is asked for at once: an
 arrow above is one wait, however many files there are.
@@ -33,12 +32,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from raytrain.checkpoint.layout import INCOMING
 from raytrain.checkpoint.manifest import (
     INCOMPLETE_NAME,
     MANIFEST_NAME,
@@ -168,30 +168,40 @@ def write_checkpoint(
     manifest.with_files(()).to_json()  # a manifest that cannot be written fails before anything is
     if marked or target.is_local:
         _make_room(target, fence)
+    if target.is_local:
+        mark = f"{manifest.attempt}-{manifest.iteration}"
+        place = target.parent / f".{target.name}.{mark}{INCOMING}"
+        place.delete_tree()
+    else:
+        place = target
     names = [source.name for source in sources]
     entries: list[FileEntry] = []
     try:
-        _begin(target, names, marked=marked)
+        make_directories(place, names)
+        if marked and not target.is_local:
+            (place / INCOMPLETE_NAME).write_bytes(b"")
         together(
-            lambda: entries.extend(_place_all(sources, target)),
+            lambda: entries.extend(_place_all(sources, place)),
             before_manifest,
             serial=target.is_local,
         )
-        sync_directories(target, names)
         complete = manifest.with_files(tuple(entries))
         data = complete.to_json()
+        if target.is_local:
+            (place / MANIFEST_NAME).write_bytes(data)
+            sync_directories(place, names)
+            fence()
+            _rename(place, target)
+        else:
+            fence()
+            place.write_atomic(MANIFEST_NAME, data)
     except (OSError, RaytrainError):
-        _abandon(target)
+        with suppress(OSError):  # If this fails too, the next sweep gives back the space.
+            place.delete_tree() if target.is_local else remove_checkpoint(place)
         raise
-    fence()
-    try:
-        target.write_atomic(MANIFEST_NAME, data)
-    except OSError:
-        _abandon(target)
-        raise
-    if marked or target.is_local:
+    if marked and not target.is_local:
         with suppress(OSError):  # committed: a marker beside a manifest means nothing
-            (target / INCOMPLETE_NAME).delete_file()
+            (place / INCOMPLETE_NAME).delete_file()
     return complete
 
 
@@ -229,7 +239,8 @@ def move_checkpoint(source: Location, target: Location) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target.path)
     names = set(source.files()) - {INCOMPLETE_NAME}
     rest = names - {MANIFEST_NAME}
-    _begin(target, rest)
+    make_directories(target, rest)
+    (target / INCOMPLETE_NAME).write_bytes(b"")
     in_parallel(lambda name: (source / name).duplicate(target / name), rest)
     if MANIFEST_NAME in names:
         (source / MANIFEST_NAME).duplicate(target / MANIFEST_NAME)
@@ -242,13 +253,15 @@ def _make_room(target: Location, fence: Fence) -> None:
     seen: list[State] = []
     together(lambda: seen.append(state_of(target)), fence, serial=target.is_local)
     (state,) = seen
-    if state == "missing":
-        return
     if state == "incomplete":
         remove_checkpoint(target)
-        return
+    elif state != "missing":
+        raise _exists(target, state)
+
+
+def _exists(target: Location, state: State) -> CheckpointExists:
     found = "a complete checkpoint" if state == "committed" else "a checkpoint without its manifest"
-    raise CheckpointExists(
+    return CheckpointExists(
         f"There is {found} at {target} already. It is not overwritten: move it away, or set the "
         "experiment aside with --fresh.",
         path=str(target),
@@ -256,20 +269,15 @@ def _make_room(target: Location, fence: Fence) -> None:
     )
 
 
-def _begin(target: Location, names: Iterable[str], *, marked: bool = True) -> None:
-    """Make the directory with its marker in it, and the directories for the files `names`."""
-    if not target.is_local:
-        make_directories(target, names)
-        if marked:
-            (target / INCOMPLETE_NAME).write_bytes(b"")
-        return
-    target.parent.make()
-    incoming = target.parent / f".{target.name}.incoming"
-    incoming.delete_tree()
-    incoming.make()
-    (incoming / INCOMPLETE_NAME).local_path.touch()
-    os.rename(incoming.path, target.path)
-    make_directories(target, names)
+def _rename(place: Location, target: Location) -> None:
+    """Give a complete checkpoint its name, on a local disk."""
+    try:
+        os.rename(place.path, target.path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise _exists(target, state_of(target)) from None
+        raise
+    target.parent.sync()
 
 
 def _place_all(sources: Sequence[Source], target: Location) -> list[FileEntry]:
@@ -303,9 +311,3 @@ def _move(source: Location, target: Location) -> tuple[int, str]:
     finally:
         os.close(descriptor)
     return size, sha256
-
-
-def _abandon(target: Location) -> None:
-    """Give back the space of a commit that failed; if that fails too, the next sweep does it."""
-    with suppress(OSError):
-        remove_checkpoint(target)

@@ -24,20 +24,20 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raytrain.checkpoint.catalogue import Catalogue
+from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.commit import Fence, commit, nothing
 from raytrain.checkpoint.manifest import Manifest
 from raytrain.checkpoint.parallel import together
 from raytrain.checkpoint.patience import STORE
 from raytrain.checkpoint.retention import RetentionPolicy, prune
 from raytrain.checkpoint.storage import Location
-from raytrain.checkpoint.swap import commit_replacing, replace
+from raytrain.checkpoint.swap import commit_replacing, repair, replace
 from raytrain.errors import RaytrainError
 
 _LOOK_EVERY_S = 0.5
@@ -108,6 +108,16 @@ class BestPolicy:
             return era > before and self.better(score, None)
         return self.better(score, best.score)
 
+    def best_of(self, entries: Iterable[Entry]) -> Entry | None:
+        """The best of these checkpoints; post-mortems and what is damaged do not count."""
+        best: Entry | None = None
+        for entry in entries:
+            if entry.manifest is None or entry.good is False or entry.kind == "error":
+                continue
+            if self.replaces(entry.score, entry.manifest.stage, best.manifest if best else None):
+                best = entry
+        return best
+
 
 @dataclass(frozen=True)
 class _InFlight:
@@ -119,7 +129,7 @@ class _InFlight:
 
 class Committer:
     """The only writer of checkpoints of one trial. `fence` raises a `RaytrainError` if it no longer
-    is.
+    is. What is `off_the_line` was written by a former one after this had taken over: it does not count.
     """
 
     def __init__(
@@ -129,13 +139,17 @@ class Committer:
         retention: RetentionPolicy,
         best: BestPolicy | None,
         fence: Fence | None = None,
+        off_the_line: Callable[[Entry], bool] = lambda entry: False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._catalogue = Catalogue(trial, remembered={})
         self._retention = retention
         self._best = best
         self._fence = fence
+        self._off_the_line = off_the_line
         self._clock = clock
+        # A process before this one, or a store that went away, may have cut its replacement short.
+        self._best_is_unsure = True
         # The executor's thread is joined when the interpreter exits, so a commit in flight is not
         # cut by an exit.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="raytrain-commit")
@@ -224,7 +238,7 @@ class Committer:
         together(
             lambda: became_best.append(self._update_best(job, manifest, warnings)),
             lambda: deleted.extend(self._prune(warnings)),
-            serial=self._catalogue.trial.is_local,
+            serial=self._catalogue.trial.is_local or self._best_is_unsure,
         )
         return became_best == [True], tuple(deleted)
 
@@ -242,27 +256,46 @@ class Committer:
         )
 
     def _update_best(self, job: CommitJob, manifest: Manifest, warnings: list[str]) -> bool:
-        if self._best is None or job.name == "best" or not self._best.better(manifest.score, None):
+        if self._best is None or job.name == "best":
             return False
         try:
+            if self._best_is_unsure:
+                repair(self._catalogue.trial, "best", self._fence or nothing)
             best = self._catalogue.entry("best")
             if best is not None and best.good is False:
                 aside = self._catalogue.quarantine(best)
                 warnings.append(f"best was damaged ({best.problem}); it was set aside at {aside}")
                 best = None
-            if best is not None and not self._best.replaces(
-                manifest.score, manifest.stage, best.manifest
-            ):
+            if best is None or self._best_is_unsure or self._off_the_line(best):
+                became_best = self._choose_best(job, manifest)
+                self._best_is_unsure = False
+                return became_best
+            if not self._best.replaces(manifest.score, manifest.stage, best.manifest):
                 return False
             self._copy(job, "best", "best", manifest)
         except RaytrainError as problem:
+            self._best_is_unsure = True
             warnings.append(f"best was not updated: {problem}")
             return False
         return True
 
+    def _choose_best(self, job: CommitJob, manifest: Manifest) -> bool:
+        """Make `best` the best of all that is kept. Whether it is that of `job`."""
+        assert self._best is not None
+        entries = [each for each in self._catalogue.entries() if not self._off_the_line(each)]
+        best = self._best.best_of(sorted(entries, key=lambda each: each.path != "best"))
+        if best is None or best.path == "best":
+            return False
+        if best.path == job.name:
+            self._copy(job, "best", "best", manifest)
+            return True
+        replace(best.location, self._catalogue.trial / "best", kind="best", fence=self._fence)
+        return False
+
     def _prune(self, warnings: list[str]) -> tuple[str, ...]:
         try:
-            return tuple(e.path for e in prune(self._catalogue, self._retention))
+            deleted = prune(self._catalogue, self._retention, self._fence, self._off_the_line)
+            return tuple(entry.path for entry in deleted)
         except RaytrainError as problem:
             warnings.append(f"old checkpoints were not deleted: {problem}")
             return ()

@@ -2,16 +2,31 @@
 
 <trial>/NAME                   checkpoint_000012, error_000012, best, final
 <trial>/stages/NAME  <trial>/quarantine/NAME
-NAME.new  NAME.old             a replacement on its way
-.NAME.incoming .NAME.outgoing  a checkpoint on its way in or out, on a local disk
+NAME.ATTEMPT                   elsewhere than on a local disk: checkpoint_000012.2, of the second attempt
+NAME.ATTEMPT-ITERATION[-K].new best, final or a stage, complete, on its way into its place
+NAME.ATTEMPT-ITERATION[-K].old what it replaces, on a local disk
+.NAME.ATTEMPT-ITERATION.incoming  .NAME.outgoing
+                               a checkpoint on its way in or out, on a local disk
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from raytrain.checkpoint.storage import Listed, Location
 
 QUARANTINE, STAGES = "quarantine", "stages"
+ATTEMPTS = (
+    "attempts"  # who wrote there, and their records (see `trainable.attempts`, `reporting.mirror`)
+)
 NEW, OLD = ".new", ".old"
+INCOMING, OUTGOING = ".incoming", ".outgoing"
+FIXED_NAMES = ("best", "final")
+
+_NUMBERED = re.compile(r"(checkpoint|error)_(\d+)(?:\.\d+)?")
+# Former versions put no numbers in.
+_IN_PASSING = re.compile(r"(.+?)(?:\.(\d+)-(\d+)(?:-(\d+))?)?\.(?:new|old)")
 
 
 def by_directory(trial: Location) -> dict[str, dict[str, Listed]]:
@@ -28,9 +43,47 @@ def by_directory(trial: Location) -> dict[str, dict[str, Listed]]:
     return found
 
 
+def numbered(name: str) -> tuple[str, int] | None:
+    """`("checkpoint", 12)` for `checkpoint_000012`, also of a later attempt; None for another name."""
+    match = _NUMBERED.fullmatch(name)
+    return None if match is None else (match[1], int(match[2]))
+
+
+def own_name(trial: Location, name: str, attempt: int) -> str:
+    """The name under which a checkpoint is written: one that is numbered has the attempt in it, so that no
+    other attempt writes there. On a local disk a rename sees to that; the first attempt has none before it."""
+    if trial.is_local or attempt <= 1 or not numbered(name):
+        return name
+    return f"{name}.{attempt}"
+
+
+def has_fixed_name(path: str) -> bool:
+    """Is this `best`, `final` or a stage, which are replaced?"""
+    return path in FIXED_NAMES or path.startswith(STAGES + "/")
+
+
+def versions_of(path: str, found: Iterable[str]) -> list[str]:
+    """Of the directories `found`, those that were written to become `path`, or were it."""
+    return [each for each in found if target_of(each) == path]
+
+
+def target_of(path: str) -> str | None:
+    """`best` for `best.2-17.new`; None if this is the name of no checkpoint on its way."""
+    match = _IN_PASSING.fullmatch(path)
+    return match[1] if match and has_fixed_name(match[1]) else None
+
+
+def order_of(path: str) -> tuple[int, int, int]:
+    """Attempt and iteration of a checkpoint on its way, and how often the same was written before."""
+    match = _IN_PASSING.fullmatch(path)
+    if match is None or match[2] is None:
+        return -1, -1, 0
+    return int(match[2]), int(match[3]), int(match[4] or 0)
+
+
 def is_passing_name(name: str) -> bool:
     """Is this the name of a directory on its way in or out, on a local disk?"""
-    return name.startswith(".") and name.endswith((".incoming", ".outgoing"))
+    return name.startswith(".") and name.endswith((INCOMING, OUTGOING))
 
 
 def is_plain_name(name: str) -> bool:

@@ -10,16 +10,12 @@ Each may be a local path or a URI. What is returned has been verified byte for b
 
 from __future__ import annotations
 
-import re
-
 from raytrain.checkpoint.catalogue import Catalogue, Entry, NoGoodCheckpoint
 from raytrain.checkpoint.commit import DamagedCheckpoint, state_of
-from raytrain.checkpoint.layout import QUARANTINE, STAGES
+from raytrain.checkpoint.layout import FIXED_NAMES, QUARANTINE, STAGES, numbered, target_of
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.errors import BadInput
 
-_FIXED_NAMES = ("best", "final")
-_PLACE = re.compile(r"(checkpoint|error)_\d+|best|final")
 _TRIAL_FILES = frozenset({"result.json", "params.json", "progress.csv"})
 
 
@@ -33,7 +29,7 @@ def trials(experiment: Location) -> list[Location]:
 def is_trial(place: Location) -> bool:
     """Does it hold checkpoints, or the results that Tune writes for a trial?"""
     for child in place.children():
-        if child.name in _TRIAL_FILES or _PLACE.fullmatch(child.name):
+        if child.name in _TRIAL_FILES or _is_checkpoint(child.name):
             return True
         if child.name in (STAGES, QUARANTINE) and child.is_dir():
             return True
@@ -48,7 +44,7 @@ def resolve(argument: str, *, damaged_too: bool = False) -> Entry:
     only damaged ones.
     """
     path, _, fixed = argument.rpartition(":")
-    if fixed not in _FIXED_NAMES or not path:
+    if fixed not in FIXED_NAMES or not path:
         path, fixed = argument, ""
     place = Location.of(path)
     with storage_errors("Looking for the checkpoint", place):
@@ -57,7 +53,7 @@ def resolve(argument: str, *, damaged_too: bool = False) -> Entry:
             if colon and not fixed and Location.of(before).is_dir():
                 raise BadInput(
                     f"There is no name {name!r} for a checkpoint of {before}. After the colon stands "
-                    f"{' or '.join(_FIXED_NAMES)}; others are given by their directory, such as "
+                    f"{' or '.join(FIXED_NAMES)}; others are given by their directory, such as "
                     f"{before}/{STAGES}/NAME."
                 )
             raise BadInput(
@@ -66,7 +62,7 @@ def resolve(argument: str, *, damaged_too: bool = False) -> Entry:
             )
         if fixed:
             return _named(_only_trial(place) / fixed, damaged_too)
-        if state_of(place) == "committed" or _PLACE.fullmatch(place.name):
+        if state_of(place) == "committed" or _is_checkpoint(place.name):
             return _named(place, damaged_too)
         if place.parent.name == STAGES and not is_trial(place):
             return _named(place, damaged_too)
@@ -79,6 +75,10 @@ def resolve(argument: str, *, damaged_too: bool = False) -> Entry:
     raise BadInput(
         f"There is no checkpoint in {trial} yet. Wait for the first one, or name another directory."
     )
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name in FIXED_NAMES or numbered(name) is not None
 
 
 def _only_trial(place: Location) -> Location:
@@ -101,7 +101,7 @@ def _named(place: Location, damaged_too: bool) -> Entry:
     inside = holder.name in (STAGES, QUARANTINE)
     trial = holder.parent if inside else holder
     path = f"{holder.name}/{place.name}" if inside else place.name
-    entry = Catalogue(trial).entry(path, verify=True)
+    entry = Catalogue(trial).entry(target_of(path) or path, verify=True)
     if entry is None:
         raise BadInput(
             f"There is no complete checkpoint at {place}. "

@@ -7,13 +7,12 @@ evidence, and does not count as kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raytrain.checkpoint.catalogue import Catalogue, Entry
-from raytrain.checkpoint.commit import remove_checkpoint
+from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.checkpoint.parallel import in_parallel
-from raytrain.checkpoint.storage import storage_errors
 
 _DISPOSABLE = frozenset({"periodic", "interrupted"})
 
@@ -44,15 +43,20 @@ def surplus(entries: Sequence[Entry], policy: RetentionPolicy) -> list[Entry]:
     return newest_first[policy.num_to_keep :][::-1]
 
 
-def prune(catalogue: Catalogue, policy: RetentionPolicy) -> list[Entry]:
-    """Delete the surplus of a trial; what was deleted. Raises `StorageError`."""
+def prune(
+    catalogue: Catalogue,
+    policy: RetentionPolicy,
+    fence: Fence | None = None,
+    off_the_line: Callable[[Entry], bool] = lambda entry: False,
+) -> list[Entry]:
+    """Delete the surplus of a trial; what was deleted. Raises `StorageError`, and what `fence` raises: it
+    is called between the look and the deletion. What is `off_the_line` of the run is left alone, and does
+    not count as kept.
+    """
     if policy.num_to_keep is None:
         return []
-    deleted = surplus(catalogue.periodic(), policy)
-
-    def delete(entry: Entry) -> None:
-        with storage_errors(f"Deleting the old checkpoint {entry.path}", entry.location):
-            remove_checkpoint(entry.location)
-
-    in_parallel(delete, deleted, serial=catalogue.trial.is_local)
+    deleted = surplus([e for e in catalogue.periodic() if not off_the_line(e)], policy)
+    if deleted:
+        (fence or nothing)()
+    in_parallel(Entry.remove, deleted, serial=catalogue.trial.is_local)
     return deleted

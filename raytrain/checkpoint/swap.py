@@ -1,41 +1,58 @@
 """Replacing a checkpoint that has a fixed name (`best`, `final`, a stage) by another one.
 
-    1. NAME.new   is written in full and committed with a manifest of its own
-    2. local disk:  NAME -> NAME.old (rename)  ──>  NAME.new -> NAME (rename)  ──>  delete NAME.old
-       elsewhere:   NAME/.incomplete  ──>  delete NAME/manifest.json  ──>  copy the files of NAME.new
-                    over those of NAME, delete those it does not have  ──>  copy the manifest
-                    ──>  delete NAME.new and NAME/.incomplete
+    1. ORIGINAL   NAME.ATTEMPT-ITERATION.new is written in full and committed with a manifest of its own
+    2. local disk:  NAME ─> NAME.ATTEMPT-ITERATION.old (rename)  ─>  ORIGINAL ─> NAME (rename)
+                    ─> fence() ─> delete what was replaced
+       elsewhere:   fence() ─> delete the older originals ─> copy the files of ORIGINAL over those of NAME,
+                    the manifest last
 
-At every point NAME, NAME.new or NAME.old is a committed checkpoint. `repair_swaps` finishes a swap
-whose NAME.new was committed and undoes one whose was not. Files are copied, never hard-linked:
-damage to one must not spread to another. NAME.new needs no marker on the way: nobody takes it for a
-checkpoint.
+Elsewhere than on a local disk the original stays: it is the checkpoint, since nobody but its writer ever
+writes to it, and NAME is a copy for programs that know nothing of this. A writer that was stopped in the
+middle and goes on when another has taken over spoils that copy at most, until the next replacement.
+
+At every point NAME or one of NAME.*.new, NAME.*.old is a committed checkpoint, and the one with the
+highest attempt and iteration counts. `repair` brings it into its place. No rename overwrites anything,
+and what is deleted is older than what counts. Files are copied, never hard-linked: damage to one must not
+spread to another.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from raytrain.checkpoint.commit import (
     Fence,
     Source,
-    State,
     move_checkpoint,
     nothing,
     read_manifest,
     remove_checkpoint,
     staged,
     state_by_names,
-    state_of,
     write_checkpoint,
 )
-from raytrain.checkpoint.layout import NEW, OLD, QUARANTINE, by_directory, is_passing_name
-from raytrain.checkpoint.manifest import INCOMPLETE_NAME, MANIFEST_NAME, Manifest
+from raytrain.checkpoint.layout import (
+    NEW,
+    OLD,
+    QUARANTINE,
+    STAGES,
+    by_directory,
+    is_passing_name,
+    order_of,
+    target_of,
+    versions_of,
+)
+from raytrain.checkpoint.manifest import INCOMPLETE_NAME, MANIFEST_NAME, Manifest, ManifestError
 from raytrain.checkpoint.parallel import together
-from raytrain.checkpoint.storage import Location, make_directories, storage_errors
+from raytrain.checkpoint.storage import Listed, Location, make_directories, storage_errors
+from raytrain.checkpoint.verify import check
+
+Listing = dict[str, dict[str, Listed]]
+"""What is below each directory of a trial in which a checkpoint may lie (`by_directory`)."""
 
 
 def replace(
@@ -73,28 +90,21 @@ def commit_replacing(
         return _write_and_swap(staged(staging), target, manifest, fence, before_manifest)
 
 
-def repair_swaps(trial: Location) -> None:
-    """Finish or undo every replacement in the trial directory that a crash cut short."""
-    with storage_errors("Repairing an interrupted replacement", trial):
-        _repair_all(trial, by_directory(trial))
-
-
-def sweep(trial: Location) -> list[str]:
+def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
     """Repair what crashes left in a trial directory; the names of what was deleted.
 
     Call it before the first commit of a process, never while a commit is running. Deletes only what
-    never was a checkpoint, or was already given up.
+    never was a checkpoint, or was already given up. `fence` is called after the look at the storage.
     """
     swept = []
     with storage_errors("Clearing away what a crash left", trial):
         found = by_directory(trial)
-        if _repair_all(trial, found):
-            found = by_directory(trial)
+        fence()
         for path, names in found.items():
             state = state_by_names(names)
             if is_passing_name(path.rpartition("/")[2]):
                 (trial / path).delete_tree()
-            elif state == "incomplete":
+            elif state == "incomplete" and not target_of(path):
                 remove_checkpoint(trial / path)
             else:
                 if state == "committed" and INCOMPLETE_NAME in names:
@@ -102,19 +112,35 @@ def sweep(trial: Location) -> list[str]:
                     (trial / path / INCOMPLETE_NAME).delete_file()
                 continue
             swept.append(path)
+        for name in sorted({name for path in found if (name := target_of(path))}):
+            _repair(trial, name, found, fence)
     return swept
 
 
-def _repair_all(trial: Location, found: Collection[str]) -> bool:
-    """Whether there was anything to repair."""
-    cut = {
-        path[: -len(NEW)]
-        for path in found
-        if path.endswith((NEW, OLD)) and not path.startswith((QUARANTINE, ".")) and "/." not in path
-    }
-    for path in sorted(cut):
-        _repair(trial / path)
-    return bool(cut)
+def repair(trial: Location, name: str, fence: Fence = nothing) -> None:
+    """Finish or undo a replacement of the checkpoint `name` that was cut short."""
+    with storage_errors(f"Repairing an interrupted replacement of {name}", trial):
+        found = by_directory(trial)
+        fence()
+        _repair(trial, name, found, fence)
+
+
+def take_down(place: Location) -> None:
+    """Delete the copy of an original that is to be deleted or moved away itself."""
+    name = target_of(place.name)
+    if name and not place.is_local:
+        remove_checkpoint(place.parent / name)
+
+
+def set_aside(trial: Location, place: Location, name: str) -> Location:
+    """Move a checkpoint into the quarantine, as it is, under a free name; where it lies now."""
+    name = name.replace("/", "_")
+    target, k = trial / QUARANTINE / name, 0
+    while target.exists():
+        k += 1
+        target = trial / QUARANTINE / f"{name}.{k}"
+    move_checkpoint(place, target)
+    return target
 
 
 def _write_and_swap(
@@ -124,71 +150,121 @@ def _write_and_swap(
     fence: Fence | None,
     before_manifest: Callable[[], None] = nothing,
 ) -> Manifest:
-    _repair(target, fence or nothing)
-    new = _beside(target, NEW)
-    complete = write_checkpoint(sources, new, manifest, fence, before_manifest, marked=False)
-    _finish(target, [each.path for each in complete.files])
+    fence = fence or nothing
+    trial, name = _split(target)
+    found = by_directory(trial)
+    fence()
+    if trial.is_local:
+        _repair(trial, name, found, fence)
+    new = _free(trial, name, (manifest.attempt, manifest.iteration), NEW, found)
+    complete = write_checkpoint(
+        sources, trial / new, manifest, fence, before_manifest, marked=False
+    )
+    fence()
+    if trial.is_local:
+        _rename_into_place(trial, new, name, fence)
+    else:
+        together(*(partial(_discard, trial, old, found) for old in versions_of(name, found)))
+        _copy_into_place(trial / new, target, [each.path for each in complete.files])
     return complete
 
 
-def _beside(target: Location, suffix: str) -> Location:
-    return target.parent / (target.name + suffix)
-
-
-def _finish(target: Location, files: Collection[str] | None = None) -> None:
-    """NAME.new is committed: put it in place, whatever NAME and NAME.old are. `files` are those of
-    NAME.new, if they are known."""
-    new, old = _beside(target, NEW), _beside(target, OLD)
-    if not target.is_local:
-        _copy_over(new, target, files)
+def _repair(trial: Location, name: str, found: Listing, fence: Fence) -> None:
+    complete = []
+    for path in versions_of(name, found):
+        if MANIFEST_NAME in found[path]:
+            complete.append(path)
+        else:
+            _discard(trial, path, found)
+    if not complete:
         return
+    newest = max(complete, key=order_of)
+    in_place = _order(trial / name) >= order_of(newest)[:2]
+    if trial.is_local:
+        if not in_place:
+            _rename_into_place(trial, newest, name, fence)
+        gone = complete
+    else:
+        if not in_place:
+            _copy_into_place(trial / newest, trial / name)
+        gone = [path for path in complete if path != newest]
+    for path in gone:
+        _discard(trial, path, found)
+
+
+def _rename_into_place(trial: Location, new: str, name: str, fence: Fence) -> None:
+    """On a local disk: `new` takes the place of `name`. A rename overwrites no directory with files."""
+    target = trial / name
+    old = None
     if target.exists():
-        remove_checkpoint(old)
-        os.rename(target.path, old.path)
-    os.rename(new.path, target.path)
+        old = _free(trial, name, _order(target), OLD, by_directory(trial))
+        os.rename(target.path, (trial / old).path)
+    try:
+        os.rename((trial / new).path, target.path)
+    except OSError:
+        if old is not None:
+            with suppress(OSError):
+                os.rename((trial / old).path, target.path)
+        raise
     target.parent.sync()
-    remove_checkpoint(old)
+    fence()
+    if old is not None and _order(trial / old) <= _order(target):
+        _discard(trial, old, by_directory(trial))
 
 
-def _copy_over(new: Location, target: Location, files: Collection[str] | None) -> None:
+def _copy_into_place(new: Location, target: Location, files: Collection[str] | None = None) -> None:
+    """Elsewhere: make `target` a copy of the original `new`. `files` are those of `new`, if they are known."""
     if files is None:
         files = new.files().keys() - {MANIFEST_NAME, INCOMPLETE_NAME}
     before: set[str] = set()
     together(lambda: before.update(target.files()), lambda: make_directories(target, files))
-    (target / INCOMPLETE_NAME).write_bytes(b"")
-    (target / MANIFEST_NAME).delete_file()
-    gone = before - {*files, MANIFEST_NAME, INCOMPLETE_NAME}
+    gone = before - {*files, MANIFEST_NAME}
     together(
         *(partial((new / name).duplicate, target / name) for name in files),
         *((target / name).delete_file for name in gone),
     )
     (new / MANIFEST_NAME).duplicate(target / MANIFEST_NAME)
-    together(lambda: _drop(new), (target / INCOMPLETE_NAME).delete_file)
 
 
-def _drop(new: Location) -> None:
-    """Delete what nobody takes for a checkpoint without its manifest."""
-    (new / MANIFEST_NAME).delete_file()
-    new.delete_tree()
+def _discard(trial: Location, path: str, found: Listing) -> None:
+    """Delete what has been replaced, or was never complete. What is damaged is kept, in the quarantine."""
+    place, name, names = trial / path, target_of(path) or path, found.pop(path)
+    if trial.is_local and not place.exists():
+        return  # It was brought into its place.
+    sizes = {inner: each.size for inner, each in names.items() if not each.is_dir}
+    never_complete = MANIFEST_NAME not in names and path.endswith(NEW)
+    if not never_complete and check(place, contents=name != "best", present=sizes).problem:
+        set_aside(trial, place, name)
+    elif trial.is_local:
+        remove_checkpoint(place)
+    else:  # Without its manifest nobody takes it for a checkpoint.
+        (place / MANIFEST_NAME).delete_file()
+        place.delete_tree()
 
 
-def _repair(target: Location, fence: Fence = nothing) -> None:
-    """Finish or undo a replacement that was cut short; afterwards NAME.new and NAME.old are not there.
-    `fence` is called before anything is touched."""
-    new, old = _beside(target, NEW), _beside(target, OLD)
-    states: dict[str, State] = {}
+def _split(target: Location) -> tuple[Location, str]:
+    """The trial, and the checkpoint's name in it."""
+    if target.parent.name == STAGES:
+        return target.parent.parent, f"{STAGES}/{target.name}"
+    return target.parent, target.name
 
-    def look(place: Location) -> None:
-        states[place.path] = state_of(place)
 
-    together(fence, partial(look, new), partial(look, old), serial=target.is_local)
-    if states[new.path] == "committed":
-        _finish(target)
-    elif states[new.path] != "missing":
-        remove_checkpoint(new)
-    if states[old.path] == "missing":
-        return
-    if state_of(target) == "committed":
-        remove_checkpoint(old)
-    elif state_of(target) == "missing" and states[old.path] == "committed":
-        move_checkpoint(old, target)
+def _order(place: Location) -> tuple[int, int]:
+    """Attempt and iteration of a checkpoint; less than any if it has no manifest that can be read."""
+    try:
+        manifest = read_manifest(place)
+    except (FileNotFoundError, NotADirectoryError, ManifestError):
+        return -1, -1
+    return manifest.attempt, manifest.iteration
+
+
+def _free(
+    trial: Location, name: str, order: tuple[int, int], suffix: str, found: Collection[str]
+) -> str:
+    """A name of this kind that nothing has."""
+    mark, again = "{}-{}".format(*(max(0, each) for each in order)), 0
+    free = f"{name}.{mark}{suffix}"
+    while free in found:
+        again += 1
+        free = f"{name}.{mark}-{again}{suffix}"
+    return free

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from raytrain.errors import RaytrainError
+
 _BLOCK = 1 << 16
+Fence = Callable[[], None]  # raises a `RaytrainError` if this writer has been replaced by another
+
+
+def nothing() -> None:
+    """No fence."""
 
 
 class AppendOnlyFile:
@@ -22,15 +29,19 @@ class AppendOnlyFile:
     they are cut at once if the disk allows it, and overwritten by the next row in any case.
     """
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
-        """Open or create `path`, cut to `size` bytes if given. Raises OSError."""
+    def __init__(self, path: Path, size: int | None = None, fence: Fence = nothing) -> None:
+        """Open or create `path`, cut to `size` bytes if given. Raises OSError, and what `fence` raises: it is
+        called when the file is open, before it is cut. So what is cut is what was there before somebody
+        took over, who has put a copy in its place.
+        """
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.path = path
         self.size = os.fstat(self._fd).st_size
         if size is not None and size < self.size:
             try:
+                fence()
                 os.ftruncate(self._fd, size)
-            except OSError:
+            except (OSError, RaytrainError):
                 self.close()
                 raise
             self.size = size
@@ -92,12 +103,14 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, chunks: Iterable[bytes], temporary_name: str) -> None:
+def replace_file(
+    path: Path, chunks: Iterable[bytes], temporary_name: str, fence: Fence = nothing
+) -> None:
     """Write `chunks` to a temporary file beside `path`, sync it, and rename it over `path`.
 
     After a crash at any point `path` is the old file or the new one; it is the new one for sure
     after `sync_directory`. `temporary_name` should begin with a dot, so that readers of the
-    directory pass it over. Raises OSError, `path` untouched.
+    directory pass it over. Raises OSError and what `fence` raises, `path` untouched.
     """
     temporary = path.parent / temporary_name
     try:
@@ -106,17 +119,18 @@ def replace_file(path: Path, chunks: Iterable[bytes], temporary_name: str) -> No
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
+        fence()
         os.replace(temporary, path)
-    except OSError:
+    except (OSError, RaytrainError):
         temporary.unlink(missing_ok=True)  # gives the space back
         raise
 
 
-def leave_behind(path: Path) -> None:
+def leave_behind(path: Path, fence: Fence) -> None:
     """Put a copy in the place of `path`. A process that still has the old file open, on a node that
     was cut off, writes where nobody reads from now on. Raises OSError."""
     size = path.stat().st_size
-    replace_file(path, read_in_blocks(path, 0, size), f".{path.name}.tmp")
+    replace_file(path, read_in_blocks(path, 0, size), f".{path.name}.tmp", fence)
 
 
 def lines_from_end(path: Path, size: int | None = None) -> Iterator[tuple[int, bytes]]:

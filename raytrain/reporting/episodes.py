@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raytrain.reporting.appending import sync_directory
+from raytrain.reporting.appending import Fence, nothing, sync_directory
 from raytrain.reporting.records import RecordsError
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,8 @@ class EpisodeHistory:
 
     `next_episode` is what the checkpoint remembers of `EpisodeHistory.next_episode`; without it the
     numbers go on behind those in the files. `starts_after` is the iteration that a fork began from:
-    earlier episodes belong to the parent and are not missed here. `append` may run in one thread,
+    earlier episodes belong to the parent and are not missed here. `fence` raises if another writer has
+    taken over. `append` may run in one thread,
     `flush` in another.
     """
 
@@ -161,6 +162,7 @@ class EpisodeHistory:
         next_episode: int | None = None,
         *,
         starts_after: int = 0,
+        fence: Fence = nothing,
     ) -> None:
         self.directory = directory / _DIRECTORY
         self.warnings: list[str] = []
@@ -169,6 +171,7 @@ class EpisodeHistory:
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         try:
+            fence()
             found = self._open()
         except OSError as error:
             raise RecordsError(

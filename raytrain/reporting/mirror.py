@@ -3,13 +3,21 @@
 An object store cannot append, so the changed files are copied whole, before each checkpoint is
 committed. What is mirrored: result.json, progress.csv, events.jsonl, events.out.tfevents.* and
 episodes/*.parquet.
+
+    attempts/000002.records/       the records, as the second attempt has written them; they count once
+                                   its file `complete` is there
+    result.json, ...               copies of them, made by the store, for everybody who reads
+
+A writer that was replaced by another and goes on writes to its own directory and copies from there, and
+its successor has deleted that. So it changes nothing that counts.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 
-from raytrain.checkpoint import Location, in_parallel, make_directories
+from raytrain.checkpoint import ATTEMPTS, Fence, Location, in_parallel, make_directories
 
 _PATTERNS = (
     "result.json",
@@ -20,25 +28,38 @@ _PATTERNS = (
 )
 
 
+_DIRECTORY = re.compile(r"(\d+)\.records")
+_COMPLETE = "complete"
+
+
 class RecordsMirror:
-    """Keep the record files of `directory` and of `place` on storage the same.
+    """Keep the record files of `directory` and those of a trial on storage the same. `attempt`: the number
+    of this one; `fence` raises if it has been replaced by another.
 
     On the way out new and changed files are copied before those that are gone are deleted, so that
     a crash in between leaves too much and never too little; opening the records sorts that out.
     """
 
-    def __init__(self, directory: Path, place: Location) -> None:
+    def __init__(self, directory: Path, trial: Location, attempt: int, fence: Fence) -> None:
         self._directory = directory
-        self._place = place
+        self._trial = trial
+        self._fence = fence
+        self._own = trial / ATTEMPTS / f"{attempt:06d}.records"
+        self._source = trial  # from where the records of former attempts were fetched
         self._made: set[str] = set()
         self._uploaded: dict[str, tuple[int, int]] = {}
+        self._is_first = True
 
     def download(self) -> list[str]:
         """Make the local files those on storage, before the records are opened. Returns the names.
 
         Local files that storage does not have are deleted: they belong to another attempt.
         """
-        remote = self._remote()
+        for place in sorted(self._others(), key=lambda each: each.name, reverse=True):
+            if (place / _COMPLETE).exists():
+                self._source = place
+                break
+        remote = _names(self._source)
         for name in set(self._states()) - remote:
             (self._directory / name).unlink()
         in_parallel(self._fetch, sorted(remote))
@@ -49,28 +70,52 @@ class RecordsMirror:
         """Copy what has changed since the last call. Returns the names. Raises OSError."""
         states = self._states()
         changed = [name for name, state in states.items() if self._uploaded.get(name) != state]
-        self._make_directories(changed)
-        in_parallel(self._send, changed)
+        gone = self._uploaded.keys() - states.keys()
+        same = states.keys() - set(changed) if self._is_first else ()
+        self._fence()
+        self._make_directories(self._own, [*changed, *same])
+        self._make_directories(self._trial, changed)
+        in_parallel(lambda name: (self._source / name).duplicate(self._own / name), same)
+        in_parallel(lambda name: self._local(name).copy_file(self._own / name), changed)
+        if self._is_first:
+            self._supersede()
+        self._fence()  # Who takes over after this deletes what is copied from.
+        in_parallel(lambda name: (self._own / name).duplicate(self._trial / name), changed)
         # The states from before the copy: a row appended meanwhile is copied the next time.
         self._uploaded.update({name: states[name] for name in changed})
-        gone = self._uploaded.keys() - states.keys()
-        in_parallel(lambda name: (self._place / name).delete_file(), gone)
+        in_parallel(
+            lambda place: place.delete_file(),
+            [p / n for p in (self._own, self._trial) for n in gone],
+        )
         for name in gone:
             del self._uploaded[name]
         return sorted(changed)
 
+    def _supersede(self) -> None:
+        """From now on this attempt's records count, and no others."""
+        (self._own / _COMPLETE).write_bytes(b"")
+        self._fence()
+        in_parallel(lambda place: place.delete_tree(), self._others())
+        self._is_first = False
+
+    def _others(self) -> list[Location]:
+        found = [
+            each for each in (self._trial / ATTEMPTS).subdirectories() if _DIRECTORY.fullmatch(each)
+        ]
+        return [self._trial / ATTEMPTS / each for each in found if each != self._own.name]
+
+    def _local(self, name: str) -> Location:
+        return Location.of(self._directory / name)
+
     def _fetch(self, name: str) -> None:
         local = self._directory / name
         local.parent.mkdir(parents=True, exist_ok=True)
-        (self._place / name).download(local)
+        (self._source / name).download(local)
 
-    def _send(self, name: str) -> None:
-        Location.of(self._directory / name).copy_file(self._place / name)
-
-    def _make_directories(self, names: list[str]) -> None:
-        needed = {(self._place / name).parent.path for name in names} - self._made
+    def _make_directories(self, place: Location, names: list[str]) -> None:
+        needed = {(place / name).parent.path for name in names} - self._made
         if needed:
-            make_directories(self._place, names)
+            make_directories(place, names)
             self._made |= needed
 
     def _states(self) -> dict[str, tuple[int, int]]:
@@ -82,12 +127,12 @@ class RecordsMirror:
                 states[name] = (status.st_size, status.st_mtime_ns)
         return states
 
-    def _remote(self) -> set[str]:
-        folders = in_parallel(
-            lambda place: (place, place.listed()), [self._place, self._place / "episodes"]
-        )
-        found = set()
-        for place, listed in folders:
-            start = "" if place == self._place else "episodes/"
-            found |= {start + name for name, each in listed.items() if not each.is_dir}
-        return {name for name in found if any(PurePosixPath(name).match(p) for p in _PATTERNS)}
+
+def _names(place: Location) -> set[str]:
+    """The record files below `place`."""
+    folders = in_parallel(lambda each: (each, each.listed()), [place, place / "episodes"])
+    found = set()
+    for folder, listed in folders:
+        start = "" if folder == place else "episodes/"
+        found |= {start + name for name, each in listed.items() if not each.is_dir}
+    return {name for name in found if any(PurePosixPath(name).match(p) for p in _PATTERNS)}

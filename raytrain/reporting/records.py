@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raytrain.errors import RaytrainError
-from raytrain.reporting.appending import sync_and_close, sync_directory
+from raytrain.reporting.appending import Fence, nothing, sync_and_close, sync_directory
 from raytrain.reporting.tabular import ProgressCsv, ResultJson, Row, decode_row, encode_row
 from raytrain.reporting.tensorboard import EventFiles
 
@@ -87,10 +87,18 @@ class TrialRecords:
     """Open the records of a trial that continues after iteration `resume_from` (0: a new one).
 
     `starts_after` is the iteration that a fork began from: rows up to it belong to the parent and
-    are not missed here. `warnings` holds what a person should know, each thing once.
+    are not missed here. `fence` raises if another writer has taken over. `warnings` holds what a person
+    should know, each thing once.
     """
 
-    def __init__(self, directory: Path, resume_from: int = 0, *, starts_after: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        resume_from: int = 0,
+        *,
+        starts_after: int = 0,
+        fence: Fence = nothing,
+    ) -> None:
         self.directory = directory
         self.warnings: list[str] = []
         self._lock = threading.Lock()
@@ -107,7 +115,7 @@ class TrialRecords:
                 f"cannot create the trial's directory {directory}: {error}. "
                 "Make the place writable, or give another storage_path."
             ) from error
-        results = ResultJson(directory)
+        results = ResultJson(directory, fence)
         sinks: tuple[_Sink, ...] = (
             results,
             ProgressCsv(directory, results),

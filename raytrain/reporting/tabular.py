@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raytrain.reporting.appending import AppendOnlyFile, lines_from_end, replace_file
+from raytrain.reporting.appending import (
+    AppendOnlyFile,
+    Fence,
+    lines_from_end,
+    nothing,
+    replace_file,
+)
 
 ITERATION = "training_iteration"
 # Tune's names (`ray.air.constants`). Ray is not imported at the top of this module: commands that only
@@ -66,15 +72,16 @@ def decode_row(line: bytes) -> Row | None:
 class ResultJson:
     """The file that the other two can be rebuilt from."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, fence: Fence = nothing) -> None:
         self.path = directory / _RESULT_FILE
+        self._fence = fence
         self._file: AppendOnlyFile | None = None
         self.last = 0
 
     def open(self, upto: int) -> None:
         """Cut everything after iteration `upto`, and a torn end. Raises OSError."""
         end, self.last = self._end_of(upto)
-        self._file = AppendOnlyFile(self.path, end)
+        self._file = AppendOnlyFile(self.path, end, self._fence)
 
     def _end_of(self, upto: int) -> tuple[int, int]:
         """Where the last row not after `upto` ends, and its iteration; (0, 0) without one."""

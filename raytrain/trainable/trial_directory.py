@@ -36,6 +36,7 @@ from raytrain.checkpoint import (
     RetentionPolicy,
     StorageError,
     fetch,
+    own_name,
     storage_errors,
 )
 from raytrain.errors import RaytrainError
@@ -101,7 +102,11 @@ class TrialDirectory:
         )
         self._attempts = Attempts(location, self._lock)
         self._committer = Committer(
-            location, retention=retention, best=best, fence=self._attempts.check
+            location,
+            retention=retention,
+            best=best,
+            fence=self._attempts.check,
+            off_the_line=self._attempts.is_off_the_line,
         )
         self._max_failed_saves = max_failed_saves
         self._failed_saves = 0
@@ -126,7 +131,7 @@ class TrialDirectory:
         self._lock.acquire()
         self._attempts.begin()
         shutil.rmtree(self._staging_root(), ignore_errors=True)
-        swept = self._catalogue.sweep()
+        swept = self._catalogue.sweep(self._attempts.check)
         messages = [f"Cleared away what a crash left: {', '.join(swept)}."] if swept else []
         if self._lock.seized:
             messages.append(
@@ -154,7 +159,7 @@ class TrialDirectory:
 
     def has(self, name: str) -> bool:
         """Whether there is anything under this name in the trial's directory."""
-        return (self.location / name).exists()
+        return (self.location / own_name(self.location, name, self.attempt)).exists()
 
     def fetch(self, checkpoint: Location) -> Path:
         """A local directory with the verified files of a checkpoint."""
@@ -170,12 +175,20 @@ class TrialDirectory:
         else:
             directory = self._scratch_directory() / "records"
             directory.mkdir(exist_ok=True)
-            self._mirror = RecordsMirror(directory, self.location)
+            self._mirror = RecordsMirror(
+                directory, self.location, self.attempt, self._attempts.check
+            )
             self._mirror.download()
         before = last_row(Location.of(directory / "result.json"))  # It may be cut off now.
-        self._records = TrialRecords(directory, resume_from, starts_after=starts_after)
+        self._records = TrialRecords(
+            directory, resume_from, starts_after=starts_after, fence=self._attempts.check
+        )
         self._episodes = EpisodeHistory(
-            directory, resume_from, next_episode, starts_after=starts_after
+            directory,
+            resume_from,
+            next_episode,
+            starts_after=starts_after,
+            fence=self._attempts.check,
         )
         self._events = EventLog(directory / EVENT_LOG)
         self._note_failure(before, resume_from)
@@ -231,6 +244,7 @@ class TrialDirectory:
     def save(self, name: str, manifest: Manifest, write: Callable[[Path], None]) -> None:
         """Have a checkpoint written (`write` fills a directory) and committed in the background. A
         failure is told and counted, not raised (see `poll`)."""
+        name = own_name(self.location, name, self.attempt)
         staging = self._staging_root() / name
 
         def prepare() -> None:
@@ -356,7 +370,7 @@ class TrialDirectory:
         with storage_errors("Replacing the records", self.location):
             for path in sorted(directory.iterdir()):
                 if _APPENDED.fullmatch(path.name):
-                    leave_behind(path)
+                    leave_behind(path, self._attempts.check)
 
     def _staging_root(self) -> Path:
         if self.location.is_local:

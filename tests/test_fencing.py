@@ -1,0 +1,163 @@
+"""A writer that is stopped at any line, and goes on when others have taken over, changes nothing that
+counts; nor does a second one that is killed at any line."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+from checkpoint_children import manifest
+from interleaving import Writer, an_empty_store, one_after_another  # noqa: F401
+
+from raytrain.checkpoint import BestPolicy, Catalogue, Location, RetentionPolicy
+from raytrain.trainable.trial_directory import TrialDirectory
+
+pytestmark = pytest.mark.usefixtures("one_after_another")
+
+# Scores of the iterations, the same for each attempt: training is exact. 9 is the best there will be.
+SCORES = {2: 5.0, 4: 9.0, 6: 7.0, 8: 6.0}
+SEED = int(os.environ.get("FENCING_SEED", "0"))
+
+
+@dataclass
+class Attempt:
+    """One process, on a node that the others think gone. `saved`: the iterations that it was told are saved."""
+
+    where: Location
+    saved: list[int] = field(default_factory=list)
+
+    def open(self) -> int:
+        """The iteration from which it goes on."""
+        self.directory = TrialDirectory(
+            self.where,
+            retention=RetentionPolicy(1),
+            best=BestPolicy(),
+            max_failed_saves=0,
+            node="any",
+            node_is_gone=lambda node: True,
+        )
+        found = self.directory.open()
+        begun = found.entry.iteration if found.entry else 0
+        self.directory.open_records(resume_from=begun, next_episode=0)
+        return begun
+
+    def train(self, after: int, last: int) -> None:
+        for iteration in range(after + 1, last + 1):
+            row = {"training_iteration": iteration, "by": self.directory.attempt}
+            self.directory.record(row, [], iteration * 10)
+            if iteration in SCORES:
+                self.save(f"checkpoint_{iteration:06d}", iteration)
+
+    def save(self, name: str, iteration: int) -> None:
+        told = manifest(
+            iteration,
+            attempt=self.directory.attempt,
+            score=SCORES[iteration],
+            kind="final" if name == "final" else "periodic",
+        )
+        self.directory.save(name, told, self.write)
+        for outcome in self.directory.poll(wait=True):
+            assert outcome.ok, outcome.error
+            self.saved.append(iteration)
+
+    def write(self, staging: Path) -> None:
+        (staging / "state").write_text(f"state, by attempt {self.directory.attempt}")
+        (staging / "more").mkdir()
+        (staging / "more" / "state").write_text("more")
+
+    def to_the_end(self) -> None:
+        self.train(self.open(), 8)
+        self.save("final", 8)
+        self.directory.close()
+
+
+def assert_ended_well(where: Location) -> None:
+    """Every checkpoint is good to the last byte, best is the best, and each iteration was recorded once."""
+    entries = {entry.path: entry for entry in Catalogue(where).entries(verify=True)}
+    assert [entry.problem for entry in entries.values()] == [None] * len(entries)
+    assert entries["final"].iteration == 8
+    assert (entries["best"].iteration, entries["best"].score) == (4, 9.0)
+    lines = (where / "result.json").read_bytes().splitlines()
+    assert [json.loads(line)["training_iteration"] for line in lines] == list(range(1, 9))
+
+
+def seeded(path: Path, on_store: bool) -> tuple[Location, Attempt]:
+    """A trial whose first attempt has saved iteration 2."""
+    where = an_empty_store() / "trial" if on_store else Location.of(path)
+    first = Attempt(where)
+    first.train(first.open(), 3)
+    return where, first
+
+
+def steps(every: int) -> Iterator[int]:
+    """All, or one of `every`, drawn from the seed; without end."""
+    draw, step = random.Random(SEED), 0
+    while True:
+        yield step + draw.randrange(every) + 1
+        step += every
+
+
+STORAGE = pytest.mark.parametrize("on_store", [False, True], ids=["disk", "store"])
+EVERY = pytest.mark.parametrize("every", [97, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@STORAGE
+@EVERY
+def test_a_writer_that_goes_on_after_another_has_ended_the_run(
+    tmp_path: Path, on_store: bool, every: int
+) -> None:
+    tried = 0
+    for step in steps(every):
+        path = tmp_path / str(step)
+        where, first = seeded(path, on_store)
+        old = Writer(partial(first.train, 3, 8), step)
+        if old.has_ended:
+            break
+        second = Attempt(where)
+        second.to_the_end()
+        assert_ended_well(where)
+        old.go_on()
+        third = Attempt(where)
+        assert third.open() == 8
+        assert_ended_well(where)
+        third.directory.close()
+        tried += 1
+        shutil.rmtree(path, ignore_errors=True)
+    assert tried > 10
+
+
+@STORAGE
+@pytest.mark.parametrize("tries", [12, pytest.param(1500, marks=pytest.mark.slow)])
+def test_two_writers_that_stop_anywhere_and_go_on_after_a_third_has_ended_the_run(
+    tmp_path: Path, on_store: bool, tries: int
+) -> None:
+    """What a writer was told is saved is not lost, wherever the next one stops."""
+    draw = random.Random(SEED)
+    for number in range(tries):
+        path = tmp_path / str(number)
+        where, first = seeded(path, on_store)
+        stopped = [Writer(partial(first.train, 3, 8), draw.randrange(1, 4000))]
+        second = Attempt(where)
+        stopped.append(Writer(second.to_the_end, draw.randrange(1, 6000)))
+        third = Attempt(where)
+        begun = third.open()
+        assert begun >= max([2, *second.saved] if second.saved else first.saved)
+        third.train(begun, 8)
+        third.save("final", 8)
+        third.directory.close()
+        assert_ended_well(where)
+        draw.shuffle(stopped)
+        for writer in stopped:
+            writer.go_on()
+            fourth = Attempt(where)
+            assert fourth.open() == 8
+            fourth.directory.close()
+            assert_ended_well(where)
+        shutil.rmtree(path, ignore_errors=True)
