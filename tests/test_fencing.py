@@ -135,10 +135,10 @@ def test_a_writer_that_goes_on_after_another_has_ended_the_run(
 
 @STORAGE
 @pytest.mark.parametrize("tries", [12, pytest.param(1500, marks=pytest.mark.slow)])
-def test_two_writers_that_stop_anywhere_and_go_on_after_a_third_has_ended_the_run(
+def test_two_writers_that_stop_anywhere_and_go_on_when_others_have_taken_over(
     tmp_path: Path, on_store: bool, tries: int
 ) -> None:
-    """What a writer was told is saved is not lost, wherever the next one stops."""
+    """What a writer was told is saved is not lost, wherever the others stop and when they go on."""
     draw = random.Random(SEED)
     for number in range(tries):
         path = tmp_path / str(number)
@@ -149,15 +149,23 @@ def test_two_writers_that_stop_anywhere_and_go_on_after_a_third_has_ended_the_ru
         third = Attempt(where)
         begun = third.open()
         assert begun >= max([2, *second.saved] if second.saved else first.saved)
-        third.train(begun, 8)
-        third.save("final", 8)
-        third.directory.close()
-        assert_ended_well(where)
+        reached = draw.randrange(begun, 9)
+        third.train(begun, reached)
         draw.shuffle(stopped)
-        for writer in stopped:
-            writer.go_on()
-            fourth = Attempt(where)
-            assert fourth.open() == 8
-            fourth.directory.close()
-            assert_ended_well(where)
+        stopped.pop().go_on()
+        took_over_later = second.directory.attempt > third.directory.attempt
+        if not took_over_later:
+            third.train(reached, draw.randrange(reached, 9))
+        fourth = Attempt(where)  # The third is killed.
+        saved = max([begun, *third.saved, *(second.saved if took_over_later else [])])
+        assert fourth.open() == saved
+        fourth.train(saved, 8)
+        fourth.save("final", 8)
+        fourth.directory.close()
+        assert_ended_well(where)
+        stopped.pop().go_on()
+        fifth = Attempt(where)
+        assert fifth.open() == 8
+        fifth.directory.close()
+        assert_ended_well(where)
         shutil.rmtree(path, ignore_errors=True)
