@@ -41,6 +41,7 @@ from raytrain.config import (
     differences,
     env_creator,
     gives_up_exactness,
+    has_digest,
     has_search,
     num_trials,
 )
@@ -339,15 +340,18 @@ def _may_change(name: str) -> bool:
 
 
 def _refuse_other_digest(config: ExperimentConfig, place: Location) -> None:
+    """Of the checkpoints only the newest counts: what may change changed after others were written."""
     if has_search(config):
         return  # Each trial has its own values; which ones is not known without experiment.json.
     for trial in trials(place):
-        for entry in reversed(Catalogue(trial).entries()):
-            if entry.manifest is not None and entry.manifest.config_digest != config_digest(config):
+        entries = Catalogue(trial).entries()
+        usable = [e for e in entries if e.good is not False and e.kind != "error"]
+        for entry in usable[-1:]:
+            if entry.manifest is not None and not has_digest(config, entry.manifest.config_digest):
                 raise ConfigChanged(
                     f"{place} has no experiment.json, and {entry.location} was written by a run with "
-                    "another config. Restore the config the run began with; or begin anew with --fresh; "
-                    "or start another run with --name NEW."
+                    "another config. Restore the config that the run had last; or begin anew with "
+                    "--fresh; or start another run with --name NEW."
                 )
 
 
