@@ -411,18 +411,16 @@ def _describe_run(
 
 
 def _lock(place: Location, say: Say) -> DirectoryLock:
-    if place.is_local:
-        # Somebody who looks at the lock holds it for a moment.
-        return DirectoryLock(place, wait=_LOOKERS_S)
-    # The lease of a run that died elsewhere takes a minute to go stale.
-    return DirectoryLock(place, wait=LEASE_PATIENCE_S, tell=say)
+    # On a local disk somebody who looks at the lock holds it for a moment.
+    wait = _LOOKERS_S if place.is_local else LEASE_PATIENCE_S
+    return DirectoryLock(place, wait=wait, tell=say)
 
 
 def _set_aside(place: Location, say: Say) -> None:
     with storage_errors("Setting the old directory aside", place):
         if not place.exists():
             return
-        with DirectoryLock(place):
+        with DirectoryLock(place, tell=say):
             moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             aside = place.parent / f"{place.name}.{moment}"
             place.move_tree(aside)
