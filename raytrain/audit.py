@@ -42,8 +42,8 @@ from raytrain.checkpoint import (
 from raytrain.checkpoint.storage import storage_errors
 from raytrain.config import (
     ExperimentConfig,
-    config_digest,
     config_from_dict,
+    has_digest,
     has_search,
     with_trial_values,
 )
@@ -188,7 +188,7 @@ def _plan(trial: Location, experiment: ExperimentFile, start: int | None, end: i
     first, last = _pair(trial, start, end)
     _refuse_inexact(trial, first, last)
     config = _config_of(trial, experiment)
-    if signing_key() is not None and config_digest(config) != _manifest(first).config_digest:
+    if signing_key() is not None and not has_digest(config, _manifest(first).config_digest):
         # params.json is not signed; the manifest, which holds the digest of these values, is.
         raise CannotAudit(
             f"{trial / _PARAMS} is not trusted: its values are not those that {first.location} was "

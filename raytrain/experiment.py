@@ -41,6 +41,7 @@ from raytrain.config import (
     differences,
     env_creator,
     gives_up_exactness,
+    has_digest,
     has_search,
     num_trials,
 )
@@ -339,15 +340,18 @@ def _may_change(name: str) -> bool:
 
 
 def _refuse_other_digest(config: ExperimentConfig, place: Location) -> None:
+    """Of the checkpoints only the newest counts: what may change changed after others were written."""
     if has_search(config):
         return  # Each trial has its own values; which ones is not known without experiment.json.
     for trial in trials(place):
-        for entry in reversed(Catalogue(trial).entries()):
-            if entry.manifest is not None and entry.manifest.config_digest != config_digest(config):
+        entries = Catalogue(trial).entries()
+        usable = [e for e in entries if e.good is not False and e.kind != "error"]
+        for entry in usable[-1:]:
+            if entry.manifest is not None and not has_digest(config, entry.manifest.config_digest):
                 raise ConfigChanged(
                     f"{place} has no experiment.json, and {entry.location} was written by a run with "
-                    "another config. Restore the config the run began with; or begin anew with --fresh; "
-                    "or start another run with --name NEW."
+                    "another config. Restore the config that the run had last; or begin anew with "
+                    "--fresh; or start another run with --name NEW."
                 )
 
 
@@ -407,18 +411,16 @@ def _describe_run(
 
 
 def _lock(place: Location, say: Say) -> DirectoryLock:
-    if place.is_local:
-        # Somebody who looks at the lock holds it for a moment.
-        return DirectoryLock(place, wait=_LOOKERS_S)
-    # The lease of a run that died elsewhere takes a minute to go stale.
-    return DirectoryLock(place, wait=LEASE_PATIENCE_S, tell=say)
+    # On a local disk somebody who looks at the lock holds it for a moment.
+    wait = _LOOKERS_S if place.is_local else LEASE_PATIENCE_S
+    return DirectoryLock(place, wait=wait, tell=say)
 
 
 def _set_aside(place: Location, say: Say) -> None:
     with storage_errors("Setting the old directory aside", place):
         if not place.exists():
             return
-        with DirectoryLock(place):
+        with DirectoryLock(place, tell=say):
             moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             aside = place.parent / f"{place.name}.{moment}"
             place.move_tree(aside)

@@ -23,6 +23,7 @@ from raytrain.checkpoint import (
     Entry,
     ExperimentFile,
     Location,
+    in_parallel,
 )
 from raytrain.checkpoint.locate import trials_at
 from raytrain.errors import BadInput
@@ -82,9 +83,12 @@ def plan(argument: str, rule: Rule) -> Plan:
 
 
 def prune(
-    argument: str, rule: Rule, track: Callable[[list[Entry]], Iterable[Entry]] = iter
+    argument: str,
+    rule: Rule,
+    track: Callable[[list[Entry]], Iterable[Entry]] = iter,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Delete; what was deleted.
+    """Delete; what was deleted. `tell` hears of it when that has to wait.
 
     Raises:
         BadInput: there is neither an experiment nor a trial.
@@ -95,8 +99,13 @@ def prune(
     with ExitStack() as locks:
         experiment = place if place not in chosen else place.parent
         if ExperimentFile.read(experiment) is not None:
-            locks.enter_context(DirectoryLock(experiment, wait=_LOOKERS_S))
-        held = [locks.enter_context(DirectoryLock(trial, wait=_LOOKERS_S)) for trial in chosen]
+            locks.enter_context(DirectoryLock(experiment, wait=_LOOKERS_S, tell=tell))
+        # Whether the holder of a lease lives takes a minute to find out: of all at once.
+        held = in_parallel(
+            lambda trial: locks.enter_context(DirectoryLock(trial, wait=_LOOKERS_S)),
+            chosen,
+            serial=place.is_local,
+        )
         for trial in chosen:
             Catalogue(trial).sweep()
         sorted_out = [_sorted_out(trial, rule) for trial in chosen]

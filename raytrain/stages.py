@@ -23,7 +23,7 @@ from raytrain.checkpoint import (
     replace,
     trials,
 )
-from raytrain.config import ExperimentConfig, env_creator, eras, make_env, stage_config
+from raytrain.config import ExperimentConfig, env_creator, eras, make_env, same_value, stage_config
 from raytrain.config.observation_spaces import require_served
 from raytrain.errors import BadInput
 from raytrain.user_code import of_environment
@@ -104,7 +104,7 @@ def prove_stages(
     for index, stage in enumerate(config.curriculum):
         of_stage = stage_config(config, index)
         env_config = of_stage.environment.env_config
-        proof = next((each for given, each in proved if given == env_config), None)
+        proof = next((each for given, each in proved if same_value(given, env_config)), None)
         if proof is None:
             proof = _proved(of_stage, say)
             proved.append((env_config, proof))
@@ -177,7 +177,7 @@ def may_change(
             elif newest is not None:
                 return "the run has begun without it"
     for index in range(begun + 1):
-        if index >= len(new) or new[index] != old[index]:
+        if index >= len(new) or not same_value(new[index], old[index]):
             return f"the stage {names[index]!r} has begun, so it and those before it must stay"
     return None
 

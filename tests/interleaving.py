@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from raytrain.checkpoint import Location
+from raytrain.checkpoint import Location, lock
 
 _FILES = tuple(
     f"raytrain/{name}.py"
@@ -191,6 +192,8 @@ def an_empty_store() -> Location:
 
 @pytest.fixture
 def one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = itertools.count()
+    monkeypatch.setattr(lock, "_identity", lambda: {"host": f"m{next(machines)}", "boot": None})
     monkeypatch.setattr("raytrain.checkpoint.parallel.ThreadPoolExecutor", _AtOnce)
     monkeypatch.setattr("raytrain.checkpoint.committer.ThreadPoolExecutor", _AtOnce)
     monkeypatch.setattr("raytrain.checkpoint.lock.SETTLE_SECONDS", 0.0)

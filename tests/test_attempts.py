@@ -3,6 +3,7 @@ was started in its place."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,18 @@ from raytrain.checkpoint import (
     Manifest,
     RetentionPolicy,
     commit,
+    lock,
 )
 from raytrain.checkpoint.lock import Times
 from raytrain.trainable.attempts import SUPERSEDED, Superseded
 from raytrain.trainable.trial_directory import TrialDirectory
+
+
+@pytest.fixture(autouse=True)
+def machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes a lock is on a machine of its own."""
+    numbers = itertools.count()
+    monkeypatch.setattr(lock, "_identity", lambda: {"host": f"m{next(numbers)}", "boot": None})
 
 
 def directory(

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+from checkpoint_children import manifest, stage
 
+from raytrain.checkpoint import Location, commit
 from raytrain.config import (
     ConfigError,
     allowed_on_continue,
@@ -23,6 +25,7 @@ from raytrain.config import (
     config_from_dict,
     differences,
     gives_up_exactness,
+    has_digest,
     has_search,
     load_config,
     make_env,
@@ -37,6 +40,8 @@ from raytrain.config.schema import ALGORITHM_SECTIONS
 from raytrain.config.validation import yaml_fields
 from raytrain.config.yaml_lines import dump_yaml, parse_yaml
 from raytrain.errors import BadInput
+from raytrain.experiment import ConfigChanged, _refuse_other_run
+from raytrain.stages import may_change, prove_stages
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -812,6 +817,96 @@ def test_digest_covers_what_defines_the_run():
     assert config_digest(same) == digest
     for other in (minimal(seed=1), minimal(training={"lr": 0.1}), searched()):
         assert config_digest(other) != digest
+
+
+def of_env(env_config):
+    return minimal(environment={"env": "CartPole-v1", "env_config": env_config})
+
+
+VALUES = [
+    1, 1.0, True, 0.0, -0.0, math.nan, math.inf, "1", None, [1], [1.0], [math.nan], {}, {"b": 1}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("old", VALUES, ids=repr)
+def test_two_values_are_equal_if_their_digests_are(old):
+    stored = json.loads(json.dumps(of_env({"a": old}).to_dict()))
+    for new in VALUES:
+        config = of_env({"a": new})
+        same = repr(old) == repr(new)
+        assert (differences(stored, config) == []) is same
+        assert (config_digest(stored) == config_digest(config)) is same
+
+
+def test_a_key_with_a_dot_is_no_section():
+    dotted, nested = of_env({"a.b": 1}), of_env({"a": {"b": 1}})
+    fields = [each.field for each in differences(dotted, nested)]
+    assert fields == ['environment.env_config."a.b"', "environment.env_config.a.b"]
+    assert config_digest(dotted) != config_digest(nested)
+    assert config_digest(of_env({'"a.b"': 1})) != config_digest(dotted)
+
+
+def test_what_may_differ_is_not_in_the_digest():
+    fewer = minimal(env_runners={"num_env_runners": 1}, learners={"num_learners": 2})
+    assert config_digest(fewer) == config_digest(minimal())
+
+
+def test_a_digest_of_an_earlier_version_is_known():
+    """SHA-256 with the number of env runners in it, as version 0.1.0 wrote it."""
+    former = "84942a4bf782d7e75b2fbff858ac903b8e313e2777e1277604245d8cdfcd9eaf"
+    assert has_digest(of_env({"k": 1}), former)
+    assert not has_digest(of_env({"k": 2}), former)
+
+
+def test_without_experiment_json_what_may_change_may_have_changed(tmp_path):
+    def saved(iteration, config):
+        checkpoint = tmp_path / "trial_00000" / f"checkpoint_{iteration:06d}"
+        told = manifest(iteration, config_digest=config_digest(config))
+        commit(stage(tmp_path / "staging" / str(iteration)), Location.of(checkpoint), told)
+
+    stages = [{"name": name, "until": {"timesteps": 10}} for name in ("first", "second")]
+    begun, longer = minimal(curriculum=stages[:1]), minimal(curriculum=stages)
+    saved(2, begun)
+    saved(4, longer)
+    place = Location.of(tmp_path)
+    runners = longer.env_runners.model_copy(update={"num_env_runners": 7})
+    for config in (longer, longer.model_copy(update={"env_runners": runners})):
+        assert _refuse_other_run(config, place, None, print, None) == []
+    with pytest.raises(ConfigChanged, match="checkpoint_000004 was written by a run with another"):
+        _refuse_other_run(begun, place, None, print, None)
+
+
+def test_stages_that_have_begun_are_compared_as_the_config_is(tmp_path):
+    checkpoint = Location.of(tmp_path / "trial_00000" / "checkpoint_000002")
+    commit(stage(tmp_path / "staging"), checkpoint, manifest(2, stage="only"))
+
+    def stages(value):
+        return [{"name": "only", "environment": {"env_config": {"k": value}}}]
+
+    assert may_change(Location.of(tmp_path), stages(math.nan), stages(float("nan")), None) is None
+    assert may_change(Location.of(tmp_path), stages(1), stages(True), None) is not None
+
+
+def test_environments_are_proved_again_only_for_other_arguments(monkeypatch):
+    proof = {"strategy": "pickle", "exact": True, "reason": "", "global_random": []}
+    proved = []
+    monkeypatch.setattr("raytrain.stages._proved", lambda c, say: proved.append(c) or dict(proof))
+
+    def stages(*values):
+        each = [
+            {
+                "name": f"s{i}",
+                "until": {"timesteps": 1},
+                "environment": {"env_config": {"k": value}},
+            }
+            for i, value in enumerate(values)
+        ]
+        return minimal(curriculum=each)
+
+    known = prove_stages(stages(math.nan, 1, True), None, print)
+    assert len(proved) == 3
+    prove_stages(stages(float("nan"), 1, True), known, print)
+    assert len(proved) == 3
 
 
 # The files of the repository

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow.fs as pafs
 import pytest
-from tiny_ppo import built
+from tiny_ppo import TINY, built
 
+from raytrain import _ray
+from raytrain.checkpoint import ExperimentFile, Location
+from raytrain.clocks import MachineSleep, seconds_passed
+from raytrain.config import config_digest, config_from_dict
+from raytrain.reporting import EVENT_LOG, read_events
 from raytrain.trainable.stopwatch import PARTS, Stopwatch
+from raytrain.trainable.trial import TrialPPO
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -53,3 +64,76 @@ def test_a_slower_way_is_told_with_its_reason(recurrent: bool):
         ["Environments are sampled", "The learner updates"] if recurrent else []
     )
     assert all("stateful" in line or "recurrent" in line for line in said)
+
+
+def test_a_wall_clock_that_is_set_changes_no_time_of_training(monkeypatch: pytest.MonkeyPatch):
+    """It goes forward an hour each time that it is read: `stop.time_s` would end the run."""
+    set_to = itertools.count(time.time(), 3600.0)
+    with built() as algorithm:
+        monkeypatch.setattr(time, "time", lambda: next(set_to))
+        row = algorithm.train()
+        row = algorithm.train()
+        monkeypatch.undo()
+    assert 0 < row["time_this_iter_s"] < row["time_total_s"] < 3600
+
+
+def test_sleep_of_the_machine_is_noticed_once():
+    now, asleep = [100.0], [5.0]
+    sleep = MachineSleep(awake=lambda: now[0], passed=lambda: now[0] + asleep[0])
+    assert sleep.lately() == 0.0
+    now[0] += 10.0
+    asleep[0] += 0.001  # The two clocks are not read at once.
+    assert sleep.lately() == 0.0
+    asleep[0] += 7200.0
+    assert sleep.lately() == pytest.approx(7200.0, abs=0.01)
+    now[0] += 10.0
+    assert sleep.lately() == 0.0
+
+
+def test_the_clock_that_counts_sleep_is_not_behind():
+    before = time.monotonic(), seconds_passed()
+    after = time.monotonic(), seconds_passed()
+    assert after[0] >= before[0] and after[1] >= before[1]
+    assert MachineSleep().lately() == 0.0
+
+
+def trial_in(place: Path) -> TrialPPO:
+    """A trial in this process, as Tune would start it in the experiment `place`."""
+    given = {key: value for key, value in TINY.items() if key not in ("name", "stop")}
+    config = config_from_dict({**TINY, "stop": {"time_s": 1e6}})
+    snapshot = {"strategy": "pickle", "exact": True, "reason": "", "global_random": []}
+    ExperimentFile(
+        "tiny", "0", config.to_dict(), config_digest(config), snapshot, versions={}, first_start=""
+    ).write(Location.of(place))
+    trial = place / "trial_00000"
+    trial.mkdir(exist_ok=True)
+    files = pafs.LocalFileSystem()
+    storage = SimpleNamespace(
+        storage_filesystem=files,
+        experiment_fs_path=str(place),
+        trial_fs_path=str(trial),
+        trial_working_directory=str(place / "working"),
+        persist_artifacts=lambda **how: None,
+    )
+    with _ray.local.files_below(tempfile.gettempdir()):
+        return TrialPPO(given, storage=storage)
+
+
+def test_sleep_of_the_machine_is_told_and_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    trial = trial_in(tmp_path)
+    asleep = itertools.count(0.0, 7200.0)
+    trial._machine_sleep = MachineSleep(awake=lambda: 0.0, passed=lambda: next(asleep))
+    row = trial.train()
+    told = [
+        event.message for event in read_events(Location.of(tmp_path / "trial_00000") / EVENT_LOG)
+    ]
+    assert any("The machine slept for 7200 s. This time is not counted" in each for each in told)
+    assert row["time_total_s"] < 3600
+    assert trial.interrupt()[0]
+    trial.stop()
+    again = trial_in(tmp_path)
+    assert again._progress().time_s == row["time_total_s"]
+    again.stop()

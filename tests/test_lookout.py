@@ -263,3 +263,28 @@ def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:
     assert look(big) == [], "not again at once"
     assert look(trial(CPU=1.0)) == ["There is a node again; the run goes on."]
     assert look(trial(CPU=1.0)) == []
+
+
+def test_a_wall_clock_that_is_set_ends_no_trial_before_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, ended = [0.0], []  # type: list[float], list[Exception]
+    found = Lookout(
+        Location.of(tmp_path),
+        Limits(10, 60),
+        actors=dict,
+        save_kept=lambda: "the last iteration is saved",
+        clock=lambda: now[0],
+    )
+    node, ends = ray.get_runtime_context().get_node_id(), time.time() + 120
+    monkeypatch.setattr(found, "_end", ended.append)
+    monkeypatch.setattr(lookout._ray.cluster, "draining_nodes", lambda: {node: ends})
+    with found.phase("update"):
+        found._look_at_nodes()
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: ends + 3600)
+            found._look_at_nodes()
+        assert found.leaving is not None and ended == []
+        now[0] += 119
+        found._look_at_nodes()
+    assert "is taken away before the iteration ends" in str(ended[0])

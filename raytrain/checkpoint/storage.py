@@ -270,6 +270,12 @@ class Location:
 
     @patient
     def write_bytes(self, data: bytes) -> None:
+        self.write_now(data)
+
+    def write_now(self, data: bytes) -> None:
+        """`write_bytes` for what must not be written late: a store that does not answer is not asked
+        again.
+        """
         with self.writer() as stream:
             stream.write(data)
 
@@ -312,6 +318,10 @@ class Location:
     @patient
     def delete_file(self) -> None:
         """Does nothing if the file is not there."""
+        self.delete_now()
+
+    def delete_now(self) -> None:
+        """`delete_file` for what must not be deleted late."""
         try:
             if self.is_local:
                 os.unlink(self.path)

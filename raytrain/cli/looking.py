@@ -113,7 +113,7 @@ def prune(
 
     rule = Rule(keep, quarantine, errors)
     if yes:
-        made = run(experiment_dir, rule, bar("Deleting"))
+        made = run(experiment_dir, rule, bar("Deleting"), say)
     else:
         with busy("Looking"):
             made = plan(experiment_dir, rule)

@@ -10,6 +10,8 @@ from raytrain.config.continuity import (
     config_digest,
     differences,
     gives_up_exactness,
+    has_digest,
+    same_value,
 )
 from raytrain.config.curriculum import Stage, eras, stage_config, total_timesteps
 from raytrain.config.environment import EnvCreator, env_creator, make_env, resolve_env
@@ -44,6 +46,7 @@ __all__ = [
     "env_creator",
     "eras",
     "gives_up_exactness",
+    "has_digest",
     "has_search",
     "load_config",
     "make_env",
@@ -54,6 +57,7 @@ __all__ = [
     "register_env",
     "require_metrics",
     "resolve_env",
+    "same_value",
     "stage_config",
     "to_algorithm_config",
     "total_timesteps",

@@ -4,14 +4,18 @@ may differ freely          stop, checkpoint, failure, preemption, fault_toleranc
                            storage_path, import_path, the number of env runner actors,
                            tune.max_concurrent_trials, debugging.log_level
 may differ, exactness ends the number of env groups, of environments in a group, of learners
-may not differ             everything else
+may not differ             everything else; the config's digest covers this
+
+Two values are the same if JSON writes them in the same way, keys sorted: `1`, `1.0` and `true` are three
+values, for an environment can tell them apart; a tuple is a list; `.nan` is `.nan`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +49,13 @@ _GIVE_UP_EXACTNESS = frozenset(
         "learners.num_learners",
     }
 )
+_PLAIN_KEY = re.compile(r'[^."]+')
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A dotted field; None where a config has no such key."""
+    """A dotted field, in which a key that has dots itself stands in quotes; None where a config has no
+    such key."""
 
     field: str
     old: Any
@@ -68,8 +74,14 @@ def differences(
     return [
         Difference(field, before.get(field), after.get(field))
         for field in sorted(before.keys() | after.keys())
-        if before.get(field) != after.get(field) or (field in before) != (field in after)
+        if (field in before) != (field in after)
+        or not same_value(before.get(field), after.get(field))
     ]
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two values of a config are the same; see the module's docstring."""
+    return _text(one) == _text(other)
 
 
 def allowed_on_continue(field: str) -> bool:
@@ -83,17 +95,29 @@ def gives_up_exactness(field: str) -> bool:
 
 
 def config_digest(config: ExperimentConfig | Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of what defines the run: every field that may not differ freely.
+    """SHA-256, in hex, of what defines the run: every field that may not differ.
 
     The bytes are JSON of {dotted field: value}, keys sorted, without spaces, ASCII only.
     """
+    return _digest(config, allowed_on_continue, gives_up_exactness)
+
+
+def has_digest(config: ExperimentConfig | Mapping[str, Any], digest: str) -> bool:
+    """Whether `digest`, as a manifest has it, is that of a run which this config continues. Earlier
+    versions put the fields into it that end exactness."""
+    return digest in (config_digest(config), _digest(config, allowed_on_continue))
+
+
+def _digest(config: ExperimentConfig | Mapping[str, Any], *left_out: Callable[[str], bool]) -> str:
+    leaves = _leaves(_complete(config))
     defining = {
-        field: value
-        for field, value in _leaves(_complete(config))
-        if not allowed_on_continue(field)
+        field: value for field, value in leaves if not any(each(field) for each in left_out)
     }
-    text = json.dumps(defining, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(_text(defining).encode("ascii")).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def _complete(config: ExperimentConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +128,7 @@ def _complete(config: ExperimentConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        field = f"{prefix}{key}"
+        field = prefix + (key if _PLAIN_KEY.fullmatch(key) else json.dumps(key))
         if isinstance(value, Mapping) and value and not _is_search(value):
             yield from _leaves(value, f"{field}.")
         else:

@@ -70,7 +70,8 @@ class Stop(Section):
     )
     iterations: Positive | None = Field(default=None, description="Training iterations.")
     time_s: AboveZero | None = Field(
-        default=None, description="Seconds of training, interruptions left out."
+        default=None,
+        description="Seconds of training; interruptions and the machine's sleep are left out.",
     )
     episodes: Positive | None = Field(default=None, description="Finished episodes in all.")
     metrics: Bounds = Field(
@@ -112,7 +113,7 @@ class Checkpoint(Section):
         default=None, description="And/or finished episodes between checkpoints."
     )
     every_seconds: AboveZero | None = Field(
-        default=None, description="And/or seconds between checkpoints."
+        default=None, description="And/or seconds of training between checkpoints."
     )
     num_to_keep: Positive | None = Field(
         default=3, description="Newest periodic checkpoints to keep; null keeps all."

@@ -19,6 +19,7 @@ than there is time, the state after the last iteration is committed from here, a
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import statistics
@@ -70,13 +71,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Leaving:
-    """A node with a part of the trial on it ends at `deadline` (seconds since 1970; None: not known)."""
+    """A node with a part of the trial on it ends at `deadline`, by the lookout's clock; it is infinite if
+    the end is not known."""
 
     address: str
-    deadline: float | None
-
-    def seconds_left(self) -> float:
-        return float("inf") if self.deadline is None else self.deadline - time.time()
+    deadline: float
 
 
 @dataclass
@@ -188,13 +187,15 @@ class Lookout:
             if node is not None:
                 hosts.add(node)
         for node in sorted(hosts & draining.keys()):
-            self.leaving = Leaving(address_of(node), draining[node])
+            ends = draining[node]  # By the wall clock, as Ray has it.
+            left = math.inf if ends is None else ends - time.time()
+            self.leaving = Leaving(address_of(node), self._clock() + left)
 
     def _leave_in_time(self) -> None:
         """End this process if the present iteration would end after the node."""
         if self.leaving is None or self._phase is None:
             return
-        if self.leaving.seconds_left() > max(3.0, 3 * (self.usual("save") or 1.0)):
+        if self.leaving.deadline - self._clock() > max(3.0, 3 * (self.usual("save") or 1.0)):
             return
         saved = self._save_kept()
         if saved is not None:

@@ -47,6 +47,7 @@ from raytrain.checkpoint import (
     read_manifest,
     require_key,
 )
+from raytrain.clocks import MachineSleep
 from raytrain.config import (
     ALGORITHM_SECTIONS,
     config_digest,
@@ -163,6 +164,7 @@ class TrialPPO(ExactPPO):
         self._exact_lost = self._inexact_from_the_start()
         self._saved_at_s = 0.0
         self._returned_at: float | None = None
+        self._machine_sleep = MachineSleep()
         try:
             found = self._directory.open()
             self._lookout.attempt = self._directory.attempt
@@ -287,6 +289,12 @@ class TrialPPO(ExactPPO):
         except NonFinite as error:
             kept = self._keep_for_post_mortem(result)
             raise NonFinite(f"{error} The state is kept in {kept} to look at.") from None
+        slept = self._machine_sleep.lately()
+        if slept:
+            self.tell(
+                f"The machine slept for {slept:.0f} s. This time is not counted as training, nor by "
+                "stop.time_s and checkpoint.every_seconds."
+            )
         now = self._progress()
         self._stop_rule.report(result, self.recent)
         report_score(result, self._averaged_score(result))
