@@ -9,6 +9,7 @@ resume(path)    the same, with the config stored in experiment.json
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from raytrain.checkpoint import (
     Location,
     Manifest,
     StorageError,
+    is_of_run,
     require_key,
     trials,
 )
@@ -175,6 +177,12 @@ def finished_trial(config: ExperimentConfig, trial: Location) -> Entry | None:
     entry = Catalogue(trial).entry("final", verify=True)
     if entry is None or not entry.good or entry.manifest is None:
         return None
+    try:
+        found = ExperimentFile.read(trial.parent)
+    except ExperimentFileError:
+        found = None
+    if found is not None and not is_of_run(entry.manifest, found.run_id, trial):
+        return None
     return entry if has_ended(config, entry.manifest) else None
 
 
@@ -217,7 +225,7 @@ def _train(
     before = finished_trials(config, place)
     if found is not None and len(before) == num_trials(config):
         return finished_before(config, place, before)
-    experiment = _describe_run(config, found, say)
+    experiment = _describe_run(config, place, found, say)
     if fork is not None and found is None and not trials(place):
         experiment = _forked(experiment, fork, place, say)
     # Tune's files hold each trial's values. A job's working directory is another one each time.
@@ -356,7 +364,7 @@ def _refuse_other_digest(config: ExperimentConfig, place: Location) -> None:
 
 
 def _describe_run(
-    config: ExperimentConfig, found: ExperimentFile | None, say: Say
+    config: ExperimentConfig, place: Location, found: ExperimentFile | None, say: Say
 ) -> ExperimentFile:
     """The experiment's file for this start. How the environments are snapshotted is proved once, and
     again only when a library has changed."""
@@ -399,7 +407,7 @@ def _describe_run(
         )
     return ExperimentFile(
         name=config.name,
-        run_id=found.run_id if found else uuid.uuid4().hex,
+        run_id=found.run_id if found else _run_id_of_checkpoints(place) or uuid.uuid4().hex,
         config=config.to_dict(),
         config_digest=config_digest(config),
         snapshot=snapshot,
@@ -408,6 +416,13 @@ def _describe_run(
         parent=found.parent if found else None,
         fork=found.fork if found else None,
     )
+
+
+def _run_id_of_checkpoints(place: Location) -> str | None:
+    """Which run most of the checkpoints are of, where experiment.json was lost."""
+    entries = [entry for trial in trials(place) for entry in Catalogue(trial).entries()]
+    ids = Counter(entry.manifest.run_id for entry in entries if entry.manifest is not None)
+    return ids.most_common(1)[0][0] if ids else None
 
 
 def _lock(place: Location, say: Say) -> DirectoryLock:

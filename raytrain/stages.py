@@ -203,11 +203,11 @@ def start_again_after(stage: str, config: ExperimentConfig, place: Location, say
             if not entry.in_quarantine and entry.iteration > end.iteration
         ]
         moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        aside = trial / SET_ASIDE / moment
+        aside = f"{SET_ASIDE}/{moment}"
         for entry in sorted(newer, key=lambda each: -each.iteration):
-            entry.move(aside / entry.path)
+            Catalogue(trial).set_aside(entry, aside)
         _choose_best_again(config, trial)
-        what = f"; {len(newer)} newer checkpoint(s) are now in {aside}" if newer else ""
+        what = f"; {len(newer)} newer checkpoint(s) are now in {trial / aside}" if newer else ""
         say(f"{trial.name} starts again after the stage {stage} (iteration {end.iteration}){what}.")
 
 

@@ -229,6 +229,26 @@ def test_an_audit_leaves_no_process(
     assert code == 128 + number
 
 
+_SWALLOWER = """
+import os, signal, sys, time
+from raytrain.faults import Interrupts
+Interrupts(insist_after_s=1).install()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except BaseException:
+    pass  # As an extension module does that is being imported.
+while True:
+    time.sleep(0.1)
+"""
+
+
+def test_a_signal_that_a_library_swallows_ends_the_program_all_the_same() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _SWALLOWER], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert ended.returncode == 130 and "Leaving at once" in ended.stderr
+
+
 # -- training ------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from raytrain.checkpoint.experiment_file import (
     require_key,
 )
 from raytrain.checkpoint.layout import ATTEMPTS, own_name
-from raytrain.checkpoint.lineage import FORKED_FROM, SET_ASIDE, line_of_descent
+from raytrain.checkpoint.lineage import FORKED_FROM, SET_ASIDE, is_of_run, line_of_descent
 from raytrain.checkpoint.lock import LEASE_PATIENCE_S, DirectoryLock, Locked, who_writes
 from raytrain.checkpoint.manifest import (
     FORMAT,
@@ -83,6 +83,7 @@ __all__ = [
     "fetch",
     "file_sha256",
     "in_parallel",
+    "is_of_run",
     "is_trial",
     "line_of_descent",
     "make_directories",

@@ -19,7 +19,6 @@ from typing import Any
 
 from raytrain.checkpoint.commit import (
     Fence,
-    move_checkpoint,
     nothing,
     remove_checkpoint,
     state_by_names,
@@ -113,12 +112,6 @@ class Entry:
             take_down(self.location)
             remove_checkpoint(self.location)
 
-    def move(self, target: Location) -> None:
-        """Move it, good or damaged, to a place that is free. Raises `StorageError`."""
-        with storage_errors(f"Setting {self.path} aside", self.location):
-            take_down(self.location)
-            move_checkpoint(self.location, target)
-
     def as_dict(self) -> dict[str, Any]:
         """The keys of `raytrain checkpoints --json`."""
         keys = "path kind iteration timesteps score weights_sha256 good problem"
@@ -204,11 +197,16 @@ class Catalogue:
         return None
 
     def quarantine(self, entry: Entry) -> Location:
-        """Move a damaged checkpoint into `quarantine/`, as it is, under a free name; where it lies
-        now.
-        """
+        """Move a damaged checkpoint into `quarantine/`, as it is; where it lies now."""
         with storage_errors(f"Setting aside {entry.path}", entry.location):
-            return set_aside(self.trial, entry.location, entry.path)
+            return set_aside(self.trial, entry.location, QUARANTINE, entry.path.replace("/", "_"))
+
+    def set_aside(self, entry: Entry, directory: str, name: str = "") -> Location:
+        """Move a checkpoint, good or damaged, into a directory of the trial, under `name` or its own;
+        where it lies now."""
+        with storage_errors(f"Setting aside {entry.path}", entry.location):
+            take_down(entry.location)
+            return set_aside(self.trial, entry.location, directory, name or entry.path)
 
     def sweep(self, fence: Fence = nothing) -> list[str]:
         """Repair and clear away what crashes left; only before the first commit of this process."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from raytrain.checkpoint.catalogue import Entry
 from raytrain.checkpoint.experiment_file import ExperimentFile, ExperimentFileError
+from raytrain.checkpoint.manifest import Manifest
 from raytrain.checkpoint.storage import Location
 
 FORKED_FROM = "forked_from"
@@ -40,6 +41,13 @@ def experiment_around(entry: Entry) -> ExperimentFile | None:
         return ExperimentFile.read(trial_of(entry).parent)
     except ExperimentFileError:
         return None
+
+
+def is_of_run(manifest: Manifest, run_id: str, trial: Location) -> bool:
+    """Whether a checkpoint was written by this run, in the trial of this directory. A signature alone does
+    not say that: with one key, all runs have it."""
+    number = trial.name.rpartition("_")[2]
+    return manifest.run_id == run_id and manifest.trial_id.rpartition("_")[2] == number
 
 
 def told(found: Mapping[str, Any]) -> str:

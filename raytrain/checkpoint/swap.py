@@ -41,6 +41,7 @@ from raytrain.checkpoint.layout import (
     QUARANTINE,
     STAGES,
     by_directory,
+    has_fixed_name,
     is_passing_name,
     order_of,
     target_of,
@@ -132,13 +133,13 @@ def take_down(place: Location) -> None:
         remove_checkpoint(place.parent / name)
 
 
-def set_aside(trial: Location, place: Location, name: str) -> Location:
-    """Move a checkpoint into the quarantine, as it is, under a free name; where it lies now."""
-    name = name.replace("/", "_")
-    target, k = trial / QUARANTINE / name, 0
+def set_aside(trial: Location, place: Location, directory: str, name: str) -> Location:
+    """Move what lies in `place` into a directory of the trial, as it is, under `name`, with a number if there
+    is one already; where it lies now."""
+    target, k = trial / directory / name, 0
     while target.exists():
         k += 1
-        target = trial / QUARANTINE / f"{name}.{k}"
+        target = trial / directory / f"{name}.{k}"
     move_checkpoint(place, target)
     return target
 
@@ -166,6 +167,8 @@ def _write_and_swap(
     else:
         together(*(partial(_discard, trial, old, found) for old in versions_of(name, found)))
         _copy_into_place(trial / new, target, [each.path for each in complete.files])
+        if not has_fixed_name(name):  # No reader looks for an original of it.
+            (trial / new).delete_tree()
     return complete
 
 
@@ -234,7 +237,7 @@ def _discard(trial: Location, path: str, found: Listing) -> None:
     sizes = {inner: each.size for inner, each in names.items() if not each.is_dir}
     never_complete = MANIFEST_NAME not in names and path.endswith(NEW)
     if not never_complete and check(place, contents=name != "best", present=sizes).problem:
-        set_aside(trial, place, name)
+        set_aside(trial, place, QUARANTINE, name.replace("/", "_"))
     elif trial.is_local:
         remove_checkpoint(place)
     else:  # Without its manifest nobody takes it for a checkpoint.

@@ -20,9 +20,12 @@ from raytrain.checkpoint.manifest import (
     ManifestError,
 )
 from raytrain.checkpoint.parallel import in_parallel
-from raytrain.checkpoint.patience import may_pass
 from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import Location, storage_errors
+
+# Anything else that a file system or a store says (too many open files, no right, an input/output error) tells
+# nothing of what is in the file: it is no damage, and raised.
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ def check(
     known: Manifest | None = None,
 ) -> Checked:
     """Check the checkpoint at `place`; with `contents`, read and hash every file. Damage is
-    reported, not raised; that the store does not answer is. `present`: its files and their sizes, if
-    they have just been listed; `known`: its manifest, if it has been read before and has not changed.
+    reported, not raised; raised is whatever kept a file from being read. `present`: its files and their
+    sizes, if they have just been listed; `known`: its manifest, if it has been read before and has not changed.
     """
     if present is None:
         present = place.files()
@@ -54,10 +57,8 @@ def check(
         manifest = known or read_manifest(place)
     except ManifestError as error:
         return Checked(None, f"{MANIFEST_NAME} unreadable: {error}", size)
-    except OSError as error:
-        if _store_is_away(place, error):
-            raise
-        return Checked(None, f"{MANIFEST_NAME} unreadable: {error.strerror or error}", size)
+    except _MISSING:
+        return Checked(None, f"{MANIFEST_NAME}: missing file", size)
     problems = _by_size(present, manifest)
     if contents:
         sized = [f for f in manifest.files if present.get(f.path) == f.size]
@@ -121,16 +122,8 @@ def _by_size(present: Mapping[str, int], manifest: Manifest) -> list[str]:
 def _by_contents(place: Location, file: FileEntry) -> str | None:
     try:
         return _difference(file, *(place / file.path).digest())
-    except OSError as error:
-        if _store_is_away(place, error):
-            raise
-        return f"{file.path}: unreadable: {error.strerror or error}"
-
-
-def _store_is_away(place: Location, error: OSError) -> bool:
-    """A store that does not answer says nothing of the files in it; a local disk that cannot read a
-    file does."""
-    return not place.is_local and may_pass(error)
+    except _MISSING:
+        return f"{file.path}: missing file"
 
 
 def _difference(file: FileEntry, size: int, sha256: str) -> str | None:

@@ -93,7 +93,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the program ends
-    interrupts = Interrupts()
+    interrupts = Interrupts(insist_after_s=10)
     interrupts.install()
     try:
         app()

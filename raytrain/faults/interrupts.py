@@ -43,7 +43,13 @@ class InterruptedEarly(BaseException):
 class Interrupts:
     """While active, the signals of `SAVE_AND_LEAVE` are noted in `received` instead of ending the process."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, insist_after_s: float | None = None
+    ) -> None:
+        """`insist_after_s`: if the program has not ended so long after a signal that came before there was
+        anything to save, leave at once. An import, or a library's callback, swallows what a handler raises.
+        """
+        self._insist_after_s = insist_after_s
         self.received: signal.Signals | None = None
         self._received_at = 0.0
         self._clock = clock
@@ -124,6 +130,10 @@ class Interrupts:
             _leave(number)
         self.received, self._received_at = signal.Signals(number), now
         if not self._deferred:
+            if self._insist_after_s is not None:
+                again = threading.Timer(self._insist_after_s, os.kill, (os.getpid(), number))
+                again.daemon = True
+                again.start()
             raise InterruptedEarly
 
 

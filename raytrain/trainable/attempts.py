@@ -30,7 +30,6 @@ from raytrain.checkpoint import (
     Entry,
     Location,
     Locked,
-    remove_checkpoint,
     storage_errors,
 )
 from raytrain.errors import RaytrainError
@@ -144,10 +143,9 @@ class Attempts:
     def _supersede(self, entry: Entry) -> str:
         assert entry.manifest is not None
         attempt = entry.manifest.attempt
-        with storage_errors(f"Setting aside {entry.path}", entry.location):
-            target = self._trial / SUPERSEDED / f"{entry.path.replace('/', '_')}.attempt_{attempt}"
-            remove_checkpoint(target)
-        entry.move(target)
+        self._catalogue.set_aside(
+            entry, SUPERSEDED, f"{entry.path.replace('/', '_')}.attempt_{attempt}"
+        )
         return (
             f"Checkpoint {entry.path} was written by attempt {attempt} after the run had gone on "
             f"elsewhere. It is not used, and kept in {SUPERSEDED}/."

@@ -44,6 +44,7 @@ from raytrain.checkpoint import (
     Manifest,
     Parent,
     RetentionPolicy,
+    is_of_run,
     read_manifest,
     require_key,
 )
@@ -144,6 +145,7 @@ class TrialPPO(ExactPPO):
             max_failed_saves=settings.max_failed_saves,
             node=ray.get_runtime_context().get_node_id(),
             node_is_gone=lambda node: node not in nodes_alive(),
+            is_own=lambda manifest: is_of_run(manifest, self._experiment.run_id, self._place),
         )
         tolerance = self._config.fault_tolerance
         self._kept = Kept()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.checkpoint import (
+    SET_ASIDE,
     STORE,
     BestPolicy,
     Catalogue,
@@ -85,8 +86,11 @@ class TrialDirectory:
         max_failed_saves: int,
         node: str,
         node_is_gone: Callable[[str], bool],
+        is_own: Callable[[Manifest], bool] = lambda manifest: True,
     ) -> None:
-        """`node`: the id of the node that this process is on. `node_is_gone` says of another holder's
+        """`is_own` says whether a checkpoint was written by this run and trial.
+
+        `node`: the id of the node that this process is on. `node_is_gone` says of another holder's
         whether it is no part of the cluster any more, so that its lock may be seized."""
         self.location = location
         self.last_saved: Manifest | None = None
@@ -100,6 +104,7 @@ class TrialDirectory:
             note={"node": node},
             out_of_the_world=lambda holder: "node" in holder and node_is_gone(str(holder["node"])),
         )
+        self._is_own = is_own
         self._attempts = Attempts(location, self._lock)
         self._committer = Committer(
             location,
@@ -139,6 +144,7 @@ class TrialDirectory:
                 "back, it finds itself shut out of this directory."
             )
         messages += self._attempts.clear_away()
+        messages += self._set_foreign_ones_aside()
         choice = self._catalogue.choose_for_resume()
         chosen = choice.entry if choice is not None else None
         self._attempts.begin_after(chosen.iteration if chosen is not None else 0)
@@ -329,6 +335,19 @@ class TrialDirectory:
         self._lock.release()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _set_foreign_ones_aside(self) -> list[str]:
+        sentences = []
+        for entry in self._catalogue.entries():
+            if entry.manifest is None or entry.in_quarantine or self._is_own(entry.manifest):
+                continue
+            target = self._catalogue.set_aside(entry, SET_ASIDE)
+            sentences.append(
+                f"Checkpoint {entry.path} was written by another run or trial ({entry.manifest.experiment}, "
+                f"{entry.manifest.trial_id}, run {entry.manifest.run_id}). It is not used, and kept in "
+                f"{SET_ASIDE}/{target.name}. To go on from it, fork it: raytrain train CONFIG --from ... --name NEW."
+            )
+        return sentences
 
     def _note_failure(self, before: Mapping[str, Any] | None, resume_from: int) -> None:
         lost = time_lost(before, self.last_saved, attempt=self.attempt, now=time.time())
