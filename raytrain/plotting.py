@@ -6,7 +6,6 @@ after a failure, a dashed line the end of a stage.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from raytrain.errors import BadInput
 from raytrain.extras import require
 from raytrain.looking import ExperimentView, view
 from raytrain.reporting import EVENT_LOG, read_events
+from raytrain.reporting.tabular import read_row
 from raytrain.reporting.time_lost import RECOVERED
 from raytrain.trainable.cadence import metric as metric_of
 from raytrain.trainable.cadence import reported_score
@@ -124,13 +124,8 @@ def _rows(records: Location) -> list[dict[str, Any]]:
         lines = records.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # The last one, while it is being written.
-    return rows
+    # The last one may be torn, while it is being written.
+    return [row for line in lines if (row := read_row(line)) is not None]
 
 
 def _draw(found: ExperimentView, label: str, drawn: list[Curve], path: Path) -> None:

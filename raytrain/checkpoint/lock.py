@@ -39,6 +39,7 @@ from typing import Any
 
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.errors import RaytrainError
+from raytrain.stored_json import read_json
 
 LOCK_NAME = ".raytrain.lock"
 RENEW_SECONDS = 10.0
@@ -322,7 +323,7 @@ def _read(place: Location) -> dict[str, Any]:
         if attempt:
             time.sleep(_READ_AGAIN_S)
         try:
-            record = json.loads((place / LOCK_NAME).read_bytes())
+            record = read_json(place / LOCK_NAME)
         except FileNotFoundError:
             return {}
         except ValueError:

@@ -282,10 +282,11 @@ class Location:
                 yield stream
 
     @patient
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, most: int = -1) -> bytes:
+        """The file's bytes, the first `most` of them if that is not negative."""
         with self.reader() as stream:
-            data = bytes(stream.read())
-            if not self.is_local:
+            data = bytes(stream.read() if most < 0 else stream.read(most))
+            if not self.is_local and len(data) != most:
                 self._must_be_whole(len(data), stream.size())
         return data
 

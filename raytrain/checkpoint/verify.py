@@ -23,6 +23,7 @@ from raytrain.checkpoint.parallel import in_parallel
 from raytrain.checkpoint.patience import may_pass
 from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import Location, storage_errors
+from raytrain.stored_json import LARGEST
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def check(
     size = sum(present.values())
     if MANIFEST_NAME not in present:
         return Checked(None, f"no {MANIFEST_NAME}", size)
+    if present[MANIFEST_NAME] > LARGEST:
+        return Checked(None, f"{MANIFEST_NAME} is larger than {LARGEST:,} bytes", size)
     try:
         manifest = known or read_manifest(place)
     except ManifestError as error:

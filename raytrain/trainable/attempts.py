@@ -27,6 +27,7 @@ from raytrain.checkpoint import (
     storage_errors,
 )
 from raytrain.errors import RaytrainError
+from raytrain.stored_json import read_json
 
 ATTEMPT_FILE = "attempt.json"
 SUPERSEDED = "superseded"
@@ -87,12 +88,12 @@ class Attempts:
 
     def _read(self) -> tuple[int, dict[int, int]]:
         try:
-            found = json.loads((self._trial / ATTEMPT_FILE).read_bytes())
+            found = read_json(self._trial / ATTEMPT_FILE)
             began = {int(each): int(after) for each, after in found.get("began_after", {}).items()}
             return int(found["attempt"]), began
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             # A damaged counter may be lower than the truth; the checkpoints know better.
             pass
         written = [entry.manifest.attempt for entry in self._catalogue.entries() if entry.manifest]
