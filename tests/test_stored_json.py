@@ -12,7 +12,15 @@ import pytest
 from checkpoint_children import manifest, put
 
 from raytrain import looking, plotting, pruning
-from raytrain.checkpoint import Catalogue, Location, Manifest, ManifestError, resolve, who_writes
+from raytrain.checkpoint import (
+    Catalogue,
+    Location,
+    Manifest,
+    ManifestError,
+    Parent,
+    resolve,
+    who_writes,
+)
 from raytrain.checkpoint.locate import entries_at
 from raytrain.checkpoint.lock import LOCK_NAME, DirectoryLock
 from raytrain.checkpoint.policy_format import PolicyFormatError, _parse_json
@@ -87,6 +95,7 @@ def test_a_manifest_that_could_not_be_read_again_is_not_written() -> None:
 # -- every file of an experiment -----------------------------------------------------------------
 
 MOMENT = "2026-01-01T00:00:00+00:00"
+PARENT = {"experiment": "e", "trial": "t", "checkpoint": "best", "weights_sha256": "0" * 64}
 ROW = {
     "training_iteration": 2,
     "timestamp": 1.7e9,
@@ -108,8 +117,8 @@ FILES: dict[str, dict[str, Any]] = {
         "snapshot": {},
         "versions": {"raytrain": "0.1.0"},
         "first_start": MOMENT,
-        "parent": dict.fromkeys(("experiment", "trial", "checkpoint", "weights_sha256"), "x"),
-        "fork": None,
+        "parent": PARENT,
+        "fork": {"ancestors": [{**PARENT, "iteration": 1, "timesteps": 2}]},
     },
     LOCK_NAME: LOCK,
     f"{TRIAL}/{LOCK_NAME}": LOCK,
@@ -156,7 +165,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = results / "exp"
     metrics = {**ROW, "curriculum": {"stage": 1, "stages": 2}}
     for iteration in (1, 2):
-        put(Location.of(experiment / TRIAL), results, iteration, metrics=metrics, stage="easy")
+        changes = {"metrics": metrics, "stage": "easy", "parent": Parent(**PARENT)}
+        put(Location.of(experiment / TRIAL), results, iteration, **changes)
     (experiment / "tuner.pkl").write_bytes(b"\x80\x04N.")
     for path, document in FILES.items():
         if document:
@@ -170,10 +180,12 @@ def spoiled(document: dict[str, Any]) -> Iterator[bytes]:
     """Other documents, and this one with another value at each of its keys."""
     yield from DOCUMENTS
 
-    def keys(value: Any, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    def keys(value: Any, above: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         for key in value if isinstance(value, dict) else ():
             yield (*above, key)
             yield from keys(value[key], (*above, key))
+        for index, each in enumerate(value[:1] if isinstance(value, list) else ()):
+            yield from keys(each, (*above, index))
 
     for path in keys(document, ()):
         for value in VALUES:

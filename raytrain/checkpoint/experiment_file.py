@@ -112,10 +112,19 @@ def _require_types(plain: Mapping[str, Any]) -> None:
         if not isinstance(plain[key], wanted):
             raise TypeError(f"{key} is {plain[key]!r:.100}")
     moment(plain["first_start"])
-    parent = plain["parent"]
-    for key in () if parent is None else _PARENT:
-        if not isinstance(parent[key], str):
-            raise TypeError(f"parent.{key} is {parent[key]!r:.100}")
+    if plain["parent"] is not None:
+        _require_generation("parent", plain["parent"])
+    for each in (plain["fork"] or {}).get("ancestors", ()):
+        _require_generation("fork.ancestors", each)
+
+
+def _require_generation(where: str, found: Mapping[str, Any]) -> None:
+    counts = {key: found[key] for key in ("iteration", "timesteps") if key in found}
+    texts = {key: found[key] for key in _PARENT}
+    for wanted, values in ((int, counts), (str, texts)):
+        for key, value in values.items():
+            if not isinstance(value, wanted):
+                raise TypeError(f"{where}: {key} is {value!r:.100}")
 
 
 def _trusted(plain: Mapping[str, Any], place: Location) -> dict[str, Any]:
