@@ -25,6 +25,7 @@ from raytrain.checkpoint.storage import Listed, Location, storage_errors
 from raytrain.checkpoint.swap import sweep
 from raytrain.checkpoint.verify import check
 from raytrain.errors import RaytrainError
+from raytrain.printable import printable
 
 _NUMBERED = re.compile(r"(checkpoint|error)_(\d+)")
 _KIND_OF_PLACE = {"checkpoint": "periodic", "error": "error", "best": "best", "final": "final"}
@@ -38,7 +39,7 @@ class NoGoodCheckpoint(RaytrainError):
     may_retry = False
 
     def __init__(self, trial: Location, damaged: list[Entry]) -> None:
-        lines = "".join(f"\n  {entry.path}: {entry.problem}" for entry in damaged)
+        lines = "".join(f"\n  {printable(entry.path)}: {entry.problem}" for entry in damaged)
         super().__init__(
             f"No good checkpoint is left in {trial}:{lines}\n"
             "Restore the files named (from a backup or a snapshot of the storage), or start anew "

@@ -39,6 +39,7 @@ from typing import Any
 
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.errors import RaytrainError
+from raytrain.printable import printable
 from raytrain.stored_json import read_json
 
 LOCK_NAME = ".raytrain.lock"
@@ -175,7 +176,8 @@ def who_writes(place: Location) -> str | None:
 
 def _described(holder: Mapping[str, Any]) -> str:
     since = holder.get("started", "an unknown time")
-    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
+    told = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
+    return printable(told)
 
 
 def _could_lock(place: Location) -> bool:

@@ -39,6 +39,7 @@ from raytrain.checkpoint.fsspec_store import LeanFSSpecHandler
 from raytrain.checkpoint.parallel import in_parallel
 from raytrain.checkpoint.patience import STORE, patient
 from raytrain.errors import BadInput, RaytrainError
+from raytrain.printable import printable
 
 CHUNK = 1 << 20  # bytes per read while copying and hashing
 
@@ -94,7 +95,7 @@ def storage_errors(doing: str, where: Location) -> Iterator[None]:
         path = os.fspath(error.filename) if error.filename else str(where)
         remedy = _remedy(error)
         found = error.strerror or str(error)
-        message = f"{doing} failed at {path}: {found}; {remedy}."
+        message = printable(f"{doing} failed at {path}: {found}; {remedy}.")
         raise StorageError(message, path=path, errno=error.errno) from error
 
 
@@ -165,6 +166,10 @@ class Location:
             return self.path
         scheme = str(self.fs.type_name).rpartition("+")[2].rpartition("::")[2]
         return f"{scheme}://{self.path.lstrip('/')}"
+
+    def __format__(self, spec: str) -> str:
+        """In a message: the text of it, as it may be printed."""
+        return format(printable(str(self)), spec)
 
     def __truediv__(self, name: str) -> Location:
         """A place below this one; never above it or beside it."""

@@ -23,6 +23,7 @@ from raytrain.checkpoint.parallel import in_parallel
 from raytrain.checkpoint.patience import may_pass
 from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import Location, storage_errors
+from raytrain.printable import printable
 from raytrain.stored_json import LARGEST
 
 
@@ -56,7 +57,7 @@ def check(
     try:
         manifest = known or read_manifest(place)
     except ManifestError as error:
-        return Checked(None, f"{MANIFEST_NAME} unreadable: {error}", size)
+        return Checked(None, printable(f"{MANIFEST_NAME} unreadable: {error}"), size)
     except OSError as error:
         if _store_is_away(place, error):
             raise
@@ -66,7 +67,7 @@ def check(
         sized = [f for f in manifest.files if present.get(f.path) == f.size]
         found = in_parallel(lambda f: _by_contents(place, f), sized, serial=place.is_local)
         problems += [problem for problem in found if problem]
-    return Checked(manifest, "; ".join(problems) or None, size)
+    return Checked(manifest, printable("; ".join(problems)) or None, size)
 
 
 def fetch(place: Location, local_dir: Path) -> Path:
@@ -104,7 +105,7 @@ def _download(place: Location, local_dir: Path) -> Path:
 
     problems = [problem for problem in in_parallel(copy, manifest.files) if problem]
     if problems:
-        raise DamagedCheckpoint(place, "; ".join(problems))
+        raise DamagedCheckpoint(place, printable("; ".join(problems)))
     (local_dir / MANIFEST_NAME).write_bytes(manifest.to_json())
     return local_dir
 

@@ -36,6 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raytrain.printable import printable
 from raytrain.reporting.appending import sync_directory
 from raytrain.reporting.records import RecordsError
 
@@ -304,4 +305,4 @@ class EpisodeHistory:
         if text in self.warnings:
             return
         self.warnings.append(text)
-        logger.warning(text)
+        logger.warning(printable(text))

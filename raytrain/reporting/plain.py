@@ -8,6 +8,7 @@ from typing import Any
 
 from raytrain.checkpoint import MANIFEST_NAME, Entry, Location, line_of_descent
 from raytrain.checkpoint.lineage import told
+from raytrain.printable import printable
 from raytrain.stored_json import read_json
 
 
@@ -45,7 +46,7 @@ def manifest_text(entry: Entry) -> str:
     if descent:
         lines.append("line of descent:")
         lines += [f"  from {told(each)}" for each in descent]
-    return "".join(f"{line}\n" for line in [str(entry.location), *lines])
+    return "".join(f"{printable(line)}\n" for line in [str(entry.location), *lines])
 
 
 def json_ready(value: Any) -> Any:
