@@ -15,7 +15,6 @@ as usual.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -49,6 +48,7 @@ from raytrain.config import (
 )
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults.leftovers import nothing_left
+from raytrain.stored_json import parse_json
 from raytrain.versions import versions
 
 if TYPE_CHECKING:  # They import Ray, which takes seconds.
@@ -259,7 +259,7 @@ def _config_of(trial: Location, experiment: ExperimentFile) -> ExperimentConfig:
             return config
         data = place.read_bytes()
     try:
-        chosen = dict(json.loads(data))
+        chosen = dict(parse_json(data))
     except (ValueError, TypeError) as error:
         raise CannotAudit(f"{place} is damaged: {error}") from None
     return with_trial_values(config, chosen)

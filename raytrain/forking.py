@@ -11,7 +11,6 @@ and filters, and everything else begins anew.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +30,7 @@ from raytrain.checkpoint.spaces import decode_space
 from raytrain.config import ExperimentConfig, make_env, stage_config
 from raytrain.config.model import SHAPE_OF_WEIGHTS
 from raytrain.errors import BadInput, RaytrainError
+from raytrain.stored_json import read_json
 from raytrain.trainable.cadence import Progress, StopRule
 from raytrain.trainable.curriculum import is_over
 
@@ -218,5 +218,5 @@ def _policy_json(entry: Entry) -> dict[str, Any] | None:
     with storage_errors("Reading the policy of the checkpoint", file):
         if not file.exists():
             return None
-        found: dict[str, Any] = json.loads(file.read_bytes())
+        found: dict[str, Any] = read_json(file)
     return found

@@ -15,6 +15,9 @@ A job has a server of its own because Ray reads a worker's job from the environm
 If there can be no server, each becomes a usual worker. A server forks only if it has one thread, and has not
 touched a GPU. It ends with the raylet; one of a job some minutes after its last worker.
 
+Sockets and locks lie in a directory that only this user can write to: Ray's own is open to everybody, and
+whoever holds a lock there, or listens in the place of a server, would make each worker wait.
+
 `COMMAND` goes into a runtime environment, as its `py_executable`.
 """
 
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import gc
 import hashlib
@@ -32,6 +36,7 @@ import random
 import runpy
 import signal
 import socket
+import stat
 import struct
 import sys
 import sysconfig
@@ -82,7 +87,7 @@ COMMAND = (
 _READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_RAYLET_PID")
 _READ_BY_RAY = ("RAY_AUTH_MODE", "RAY_JOB_ID")
 _HARMLESS_THREADS = ("jemalloc_bg_thd",)  # pyarrow's, which takes care of forks by itself
-_START_S = 120.0
+_PATIENCE_S = 30.0  # Importing takes some seconds. After that a worker does it by itself.
 _PACE_S = 0.02
 _LOOK_S = 1.0
 _PATH_LENGTH = 100  # a socket's is limited to 107 bytes
@@ -124,8 +129,8 @@ def main() -> None:
 
 
 def _socket_paths(command: list[str]) -> tuple[Path, Path] | None:
-    """Where the base and the job's server listen for a worker's command line: beside the raylet's own
-    socket."""
+    """Where the base and the job's server listen for a worker's command line: in a directory of this user
+    beside the raylet's own socket."""
     given = [each for each in command if each.startswith("--raylet-name=")]
     if not given or "RAY_RAYLET_PID" not in os.environ:
         return None
@@ -134,10 +139,22 @@ def _socket_paths(command: list[str]) -> tuple[Path, Path] | None:
     same.append(_installed())
     of_job = [*same, *(os.environ.get(name, "") for name in _READ_BY_RAY)]
     base, job = (
-        raylet.parent / f"rt{hashlib.sha256(json.dumps(each).encode()).hexdigest()[:12]}"
+        raylet.parent
+        / f"rt{os.getuid()}"
+        / hashlib.sha256(json.dumps(each).encode()).hexdigest()[:12]
         for each in (same, of_job)
     )
     return (base, job) if len(os.fsencode(job)) <= _PATH_LENGTH else None
+
+
+def _make_private(directory: Path) -> None:
+    """Make a directory into which nobody else can put anything. Raises `OSError` if there is another one."""
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = os.lstat(directory)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        said = "it is not a directory that only this user can open"
+        raise PermissionError(errno.EPERM, said, str(directory))
 
 
 def _installed() -> str:
@@ -153,7 +170,8 @@ def _installed() -> str:
 def ask(base: Path, job: Path, request: Request) -> bool:
     """Have the job's server fork a worker with this process's standard files, and see to it that there is
     one. False if there can be none."""
-    deadline = time.monotonic() + _START_S
+    _make_private(job.parent)
+    deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             return _tell(job, request, [0, 1, 2])
@@ -230,7 +248,7 @@ def serve(path: Path, lock: int, imports: Sequence[str], first: Request, files: 
     asked for servers first, with their lock as a fourth file. If nothing can be forked, write into the
     lock file why, and become a worker."""
     is_base = first.server is not None
-    _log_to(path.parent.parent / "logs" / "raytrain_forkserver.log")
+    _log_to(path.parents[2] / "logs" / "raytrain_forkserver.log")
     why_not = _prepare(imports, optional=is_base)
     if why_not is not None:
         print(f"raytrain: no worker is forked here: {why_not}", flush=True)
@@ -266,9 +284,17 @@ def serve(path: Path, lock: int, imports: Sequence[str], first: Request, files: 
 
 
 def _log_to(path: Path) -> None:
-    with open(os.devnull) as nothing, path.open("ab") as log:
-        for number, file in enumerate((nothing, log, log)):
-            os.dup2(file.fileno(), number)
+    """To nowhere if there is a link or a pipe of that name: anybody can write where Ray has its logs."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        log = os.open(path, flags, 0o666)
+    except OSError:
+        log = os.dup(nothing)
+    for number, file in enumerate((nothing, log, log)):
+        os.dup2(file if stat.S_ISREG(os.fstat(file).st_mode) else nothing, number)
+    os.close(nothing)
+    os.close(log)
 
 
 def _prepare(imports: Sequence[str], *, optional: bool) -> str | None:

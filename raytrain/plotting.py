@@ -6,7 +6,6 @@ after a failure, a dashed line the end of a stage.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from raytrain.config.metric_names import nearest_first
 from raytrain.errors import BadInput
 from raytrain.extras import require
 from raytrain.looking import ExperimentView, view
+from raytrain.printable import printable
 from raytrain.reporting import EVENT_LOG, read_events
+from raytrain.reporting.tabular import read_row
 from raytrain.reporting.time_lost import RECOVERED
 from raytrain.trainable.cadence import metric as metric_of
 from raytrain.trainable.cadence import reported_score
@@ -62,7 +63,10 @@ def plot(experiment_dir: str, *, out: str | None = None, metric: str | None = No
             f"There is nothing to draw yet in {found.path}: no iteration has a number for {name!r}."
             + _other_names(name, [place / trial.trial for trial in found.trials])
         )
-    _draw(found, label, drawn, path)
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # A dollar sign in a name is one.
+        _draw(found, label, drawn, path)
     return path
 
 
@@ -73,7 +77,7 @@ def _other_names(name: str, trials: list[Location]) -> str:
             names.update(*(metric_names(row) for row in _rows(trial / "result.json")))
     if not names:
         return " Wait for the first iteration."
-    nearest = ", ".join(nearest_first(name, names)[:_SHOWN])
+    nearest = printable(", ".join(nearest_first(name, names)[:_SHOWN]))
     return f" Name another metric with --metric. The nearest that there are: {nearest}."
 
 
@@ -112,11 +116,11 @@ def _curve(trial: Location, value_of: Callable[[Mapping[str, Any]], float | None
     # The iteration after which it went on, or the first one with a number.
     failures = [at[min(at, key=lambda each: abs(each - event.iteration))] for event in events if at]
     stages = {
-        entry.path.removeprefix("stages/"): entry.manifest.timesteps
+        printable(entry.path.removeprefix("stages/")): entry.manifest.timesteps
         for entry in Catalogue(trial).entries()
         if entry.path.startswith("stages/") and entry.manifest is not None
     }
-    return Curve(trial.name, tuple(points), tuple(failures), stages)
+    return Curve(printable(trial.name), tuple(points), tuple(failures), stages)
 
 
 def _rows(records: Location) -> list[dict[str, Any]]:
@@ -124,13 +128,8 @@ def _rows(records: Location) -> list[dict[str, Any]]:
         lines = records.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # The last one, while it is being written.
-    return rows
+    # The last one may be torn, while it is being written.
+    return [row for line in lines if (row := read_row(line)) is not None]
 
 
 def _draw(found: ExperimentView, label: str, drawn: list[Curve], path: Path) -> None:
@@ -167,8 +166,8 @@ def _draw(found: ExperimentView, label: str, drawn: list[Curve], path: Path) -> 
                 color="grey",
             )
     axes.set_xlabel("environment steps")
-    axes.set_ylabel(label)
-    axes.set_title(found.name)
+    axes.set_ylabel(printable(label))
+    axes.set_title(printable(found.name))
     axes.grid(alpha=0.3)
     if len(drawn) <= 20:
         axes.legend(fontsize="small")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
-from rich.console import Console
-from rich.table import Table
-
 from raytrain.looking import CheckpointView, ExperimentView, TrialView
+from raytrain.printable import printable
 from raytrain.pruning import Plan
 from raytrain.reporting.console import duration, episodes_told
+from raytrain.reporting.text_table import table
 
 
 def show_text(found: ExperimentView) -> str:
@@ -29,7 +27,7 @@ def show_text(found: ExperimentView) -> str:
             f"forked from {parent['checkpoint']} of {parent['experiment']}/{parent['trial']}"
         )
     for trial in found.trials:
-        lines += ["", *_trial_lines(trial, found.score), "", _checkpoint_table(trial)]
+        lines += ["", *_trial_lines(trial, found.score), "", *_checkpoint_table(trial)]
     if not found.trials:
         lines.append("no trial has begun yet")
     said = {
@@ -45,7 +43,7 @@ def show_text(found: ExperimentView) -> str:
     ]
     if others:
         lines += ["From another checkpoint:", *others]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    return "".join(f"{printable(line.rstrip())}\n" for line in lines)
 
 
 def _trial_lines(trial: TrialView, score: str) -> list[str]:
@@ -87,9 +85,9 @@ def _trial_lines(trial: TrialView, score: str) -> list[str]:
     return lines
 
 
-def _checkpoint_table(trial: TrialView) -> str:
+def _checkpoint_table(trial: TrialView) -> list[str]:
     titles = ("checkpoint", "kind", "iteration", "steps", "stage", "score", "size", "saved", "")
-    return table(titles, (_checkpoint_row(each) for each in trial.checkpoints))
+    return table(titles, (_checkpoint_row(each) for each in trial.checkpoints)).splitlines()
 
 
 def _checkpoint_row(found: CheckpointView) -> tuple[str, ...]:
@@ -145,19 +143,6 @@ def prune_text(plan: Plan, *, done: bool) -> str:
     refused = f"Would delete {end}. Nothing was deleted: give --yes to do it."
     said = f"Deleted {end}." if done else refused
     return f"{table(titles, rows)}\n{said} Kept: {', '.join(plan.keep)}.\n"
-
-
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns of text. In a pipe a cell stays on its line, however narrow that is."""
-    made = Table(box=None, pad_edge=False)
-    for title in titles:
-        made.add_column(title)
-    for row in rows:
-        made.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
-    with console.capture() as captured:
-        console.print(made)
-    return captured.get().rstrip("\n")
 
 
 def size(number: int) -> str:

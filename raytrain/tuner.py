@@ -13,7 +13,6 @@ scheduler ends it before Tune asks for its resources.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from raytrain.checkpoint import Entry, Location
 from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import storage_errors
 from raytrain.config import ExperimentConfig, num_trials, param_space
+from raytrain.stored_json import parse_json
 from raytrain.trainable.trial import REPORT, TrialPPO
 from raytrain.watch import trial_location
 
@@ -34,6 +34,7 @@ _TUNER = "tuner.pkl"
 _STATE, _SEARCH = "experiment_state-", "basic-variant-state-"
 _ASIDE = "set_aside"
 _FINISHED = "TERMINATED"
+_LARGEST_STATE = 1 << 30  # bytes: it grows with the number of trials
 
 
 FindFinished = Callable[[Location], Entry | None]
@@ -131,10 +132,11 @@ def read_tune_files(experiment: Location) -> TuneFiles:
         if not states:
             return TuneFiles(tuple(names), "experiment_state-*.json is missing")
         try:
-            state = json.loads((experiment / states[-1]).read_bytes())
-            trials = [json.loads(trial) for trial, _ in state["trial_data"]]
+            data = (experiment / states[-1]).read_bytes(_LARGEST_STATE + 1)
+            state = parse_json(data, largest=_LARGEST_STATE)
+            trials = [parse_json(trial.encode()) for trial, _ in state["trial_data"]]
             statuses = {str(trial["custom_dirname"]): str(trial["status"]) for trial in trials}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return TuneFiles(tuple(names), f"{states[-1]} is damaged")
         complete = bool(searches) and _ray.tune.has_named_all_trials(
             (experiment / searches[-1]).read_bytes()

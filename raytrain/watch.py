@@ -7,7 +7,6 @@ inert, and the live one of each start takes its place.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ from raytrain.faults.overdue import Overdue
 from raytrain.faults.tracebacks import where_the_traceback_is
 from raytrain.faults.waiting import WaitingForNodes
 from raytrain.reporting import EVENT_LOG, ConsoleReporter, EventLog, StopTotals
+from raytrain.stored_json import read_json
 from raytrain.trainable.lookout import LAST_WORDS
 from raytrain.trainable.trial import REPORT, word_to_tell
 
@@ -342,7 +342,7 @@ class _Why:
 def _last_words(trial: Location) -> dict[str, Any] | None:
     """What a trial left that had to end its own process, once."""
     try:
-        words = json.loads((trial / LAST_WORDS).read_bytes())
+        words = read_json(trial / LAST_WORDS)
         (trial / LAST_WORDS).delete_file()
     except (OSError, ValueError):
         return None

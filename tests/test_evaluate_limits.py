@@ -98,7 +98,7 @@ def never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         config_digest=config_digest(config),
         snapshot={"strategy": "pickle", "exact": True, "reason": "", "global_random": []},
         versions={},
-        first_start="",
+        first_start="2026-01-01T00:00:00+00:00",
     ).write(Location.of(place))
     monkeypatch.setattr("raytrain.evaluation.load_policy", lambda path: Still())
     return place

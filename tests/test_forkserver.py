@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Node:
     def __init__(self, root: Path) -> None:
         self.root, self.job = root, "01000000"
         self.raylet = subprocess.Popen(["sleep", "600"])
+        self.own = root / "sockets" / f"rt{os.getuid()}"
         self.log = root / "logs" / "raytrain_forkserver.log"
         for name in ("sockets", "logs", "cwd"):
             (root / name).mkdir()
@@ -177,7 +179,7 @@ def test_nothing_of_the_environment_is_on_a_command_line(
 
 def test_one_that_ends_while_it_asks_stops_nobody(node: Node) -> None:
     before = node.worker("first")["parent"]
-    for path in (node.root / "sockets").glob("rt????????????"):
+    for path in node.own.glob("????????????"):
         for sent in (b"", (99).to_bytes(4, "big"), (99).to_bytes(4, "big") + b"{"):
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(str(path))
@@ -218,14 +220,15 @@ def test_a_server_that_is_not_used_ends(node: Node) -> None:
     """It lives for as long as the worker that it was started for, and for as long as it is not used."""
     ended = node.root / "ended"
     (node.root / "slow.py").write_text(f"import time; time.sleep(3); open({str(ended)!r}, 'w')")
-    path = node.root / "sockets" / "own"
+    path = node.root / "sockets" / "x" / "own"
+    path.parent.mkdir()
     code = (
         "import os, sys; from pathlib import Path; from raytrain import forkserver as f;"
         "f.UNUSED_S, f._LOOK_S = 1.5, 0.1; root = Path(sys.argv[1]);"
         "lock = os.open(root / 'own.lock', os.O_CREAT | os.O_RDWR);"
         "first = f.Request([str(root / 'slow.py')], dict(os.environ), str(root));"
         "files = [os.dup(each) for each in range(3)];"
-        "f.serve(root / 'sockets' / 'own', lock, ['json'], first, files)"
+        "f.serve(root / 'sockets' / 'x' / 'own', lock, ['json'], first, files)"
     )
     env = {**os.environ, "RAY_RAYLET_PID": str(node.raylet.pid), "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen([sys.executable, "-c", code, str(node.root)], env=env)
@@ -242,7 +245,7 @@ def test_a_server_ends_with_its_raylet(node: Node) -> None:
     node.raylet.wait()
     for server in servers:
         server.wait(600)
-    assert list((node.root / "sockets").glob("rt????????????")) == []
+    assert list(node.own.glob("????????????")) == []
 
 
 @pytest.mark.parametrize("where", ["imports", "job_imports"])
@@ -276,14 +279,12 @@ def test_nobody_elses_server_is_told_anything(node: Node, whose: str) -> None:
     for server in node.servers():
         server.kill()
         server.wait(600)
-    job, base = sorted(
-        (node.root / "sockets").glob("rt????????????"), key=lambda path: path.stat().st_mtime
-    )[::-1]
+    job, base = sorted(node.own.glob("????????????"), key=lambda path: path.stat().st_mtime)[::-1]
     path = job if whose == "job" else base
     for each in (job, base):
         each.unlink()
     node.root.chmod(0o755)
-    (node.root / "sockets").chmod(0o777)
+    node.own.chmod(0o777)
     listening = (
         "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen();"
         "open(sys.argv[1] + '.up', 'w'); c, _ = s.accept(); open(sys.argv[1] + '.got', 'wb')"
@@ -293,6 +294,7 @@ def test_nobody_elses_server_is_told_anything(node: Node, whose: str) -> None:
     try:
         until(path.with_name(f"{path.name}.up").exists)
         path.chmod(0o777)
+        node.own.chmod(0o700)
         seen = node.worker("second")
         assert seen["parent"] == os.getpid()
         got = path.with_name(f"{path.name}.got")
@@ -300,6 +302,82 @@ def test_nobody_elses_server_is_told_anything(node: Node, whose: str) -> None:
     finally:
         other.kill()
         other.wait()
+
+
+def test_what_servers_listen_at_and_lock_is_of_one_user(node: Node) -> None:
+    node.worker("first")
+    assert stat.S_IMODE(node.own.stat().st_mode) == 0o700
+    assert len(list(node.own.glob("*.lock"))) == len(node.servers()) == 2
+    assert list((node.root / "sockets").iterdir()) == [node.own]
+
+
+def _of_somebody_else(path: Path) -> None:
+    path.mkdir(mode=0o700)
+    os.chown(path, 65534, 65534)
+
+
+def _open_to_all(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o777)
+
+
+def _link(path: Path) -> None:
+    _open_to_all(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("make", [_open_to_all, _link, Path.touch, _of_somebody_else])
+def test_a_directory_that_others_can_write_to_is_not_used(
+    node: Node, make: Callable[[Path], None]
+) -> None:
+    if make is _of_somebody_else and os.geteuid() != 0:
+        pytest.skip("needs to make it somebody else's")
+    make(node.own)
+    assert node.worker("first")["parent"] == os.getpid()
+    said = (node.root / "first.out").read_text()
+    assert "no worker can be forked here: " in said and "only this user can open" in said
+    assert node.servers() == []
+
+
+class Clock:
+    """Stands for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("whose", ["job", "base"])
+def test_a_lock_that_stays_held_is_not_waited_for_long(
+    node: Node, whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(forkserver, "time", clock)
+    node.own.mkdir(mode=0o700)
+    places = {"base": node.own / "a", "job": node.own / "b"}
+    with forkserver._locked(places[whose]) as lock:
+        assert lock is not None
+        request = forkserver.Request(["worker.py"], {}, "/")
+        assert forkserver.ask(places["base"], places["job"], request) is False
+    assert clock.now <= 31
+
+
+def test_a_log_that_is_a_pipe_is_not_waited_for(node: Node) -> None:
+    os.mkfifo(node.log)
+    assert node.worker("first")["early"]
+
+
+def test_a_log_that_is_a_link_is_not_followed(node: Node) -> None:
+    others = node.root / "others"
+    others.touch()
+    node.log.symlink_to(others)
+    assert not node.worker("first", job_imports="there_is_no_such_module")["early"]
+    assert others.read_text() == ""
 
 
 def test_a_worker_without_a_raylet_starts_as_usual(tmp_path: Path) -> None:

@@ -197,11 +197,13 @@ def test_time_lost():
 def test_the_last_row_is_the_last_whole_one(tmp_path):
     file = tmp_path / "result.json"
     assert last_row(Location.of(file)) is None
-    file.write_bytes(b'{"a": 1}\n' + b" " * (1 << 20) + b'\n{"a": 2}\n{"a": ')
-    assert last_row(Location.of(file)) == {"a": 2}
+    file.write_bytes(
+        b'{"training_iteration": 1}\n' + b" " * (1 << 20) + b'\n{"training_iteration": 2}\n{"a": '
+    )
+    assert last_row(Location.of(file)) == {"training_iteration": 2}
     memory = Location.of(f"memory://{tmp_path.name}/result.json")
     Location.of(file).copy_file(memory)
-    assert last_row(memory) == {"a": 2}
+    assert last_row(memory) == {"training_iteration": 2}
 
 
 # list

@@ -148,7 +148,9 @@ def test_an_altered_experiment_file_is_refused(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Location.of(tmp_path)
-    content = ExperimentFile("n", "r", {"lr": 1}, "d", {"exact": True}, {"ray": "2"}, "now")
+    content = ExperimentFile(
+        "n", "r", {"lr": 1}, "d", {"exact": True}, {"ray": "2"}, "2026-01-01T00:00:00+00:00"
+    )
     content.write(place)
     read = ExperimentFile.read(place)
     assert read is not None and read.config == {"lr": 1} and read.was_signed

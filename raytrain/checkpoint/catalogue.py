@@ -41,6 +41,7 @@ from raytrain.checkpoint.storage import Listed, Location, storage_errors
 from raytrain.checkpoint.swap import set_aside, sweep, take_down
 from raytrain.checkpoint.verify import check
 from raytrain.errors import RaytrainError
+from raytrain.printable import printable
 
 _ONCE_NUMBERED = re.compile(
     r"(checkpoint|error)_(\d+)"
@@ -56,7 +57,7 @@ class NoGoodCheckpoint(RaytrainError):
     may_retry = False
 
     def __init__(self, trial: Location, damaged: list[Entry]) -> None:
-        lines = "".join(f"\n  {entry.path}: {entry.problem}" for entry in damaged)
+        lines = "".join(f"\n  {printable(entry.path)}: {entry.problem}" for entry in damaged)
         super().__init__(
             f"No good checkpoint is left in {trial}:{lines}\n"
             "Restore the files named (from a backup or a snapshot of the storage), or start anew "

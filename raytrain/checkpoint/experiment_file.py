@@ -17,11 +17,13 @@ import json
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from types import UnionType
 from typing import Any
 
 from raytrain.checkpoint.signing import KEY_VARIABLE, SIGNATURE, signed, signing_key, unsigned
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.errors import BadInput
+from raytrain.stored_json import moment, read_json
 
 EXPERIMENT_FILE = "experiment.json"
 FORMAT = 1
@@ -66,9 +68,10 @@ class ExperimentFile:
         place = experiment / EXPERIMENT_FILE
         try:
             with storage_errors("Reading experiment.json", place):
-                if not place.exists():
+                try:
+                    plain = read_json(place)
+                except FileNotFoundError:
                     return None
-                plain = json.loads(place.read_bytes())
             if plain.get("format") != FORMAT:
                 raise ExperimentFileError(
                     f"{place} has format {plain.get('format')!r}; this raytrain reads {FORMAT}."
@@ -77,6 +80,7 @@ class ExperimentFile:
             plain = _trusted(plain, place)
             # Files of before there were forks have no such key.
             plain.setdefault("fork", None)
+            _require_types(plain)
             return cls(
                 **{f.name: plain[f.name] for f in fields(cls) if f.name != "was_signed"},
                 was_signed=was_signed,
@@ -86,6 +90,41 @@ class ExperimentFile:
                 f"{place} is damaged ({type(error).__name__}: {error}). Delete it and run "
                 "`raytrain train CONFIG` with the experiment's config; checkpoints are not affected."
             ) from None
+
+
+_TYPES: Mapping[str, type | UnionType] = {
+    "name": str,
+    "run_id": str,
+    "config": dict,
+    "config_digest": str,
+    "snapshot": dict,
+    "versions": dict,
+    "first_start": str,
+    "parent": dict | None,
+    "fork": dict | None,
+}
+_PARENT = ("experiment", "trial", "checkpoint", "weights_sha256")
+
+
+def _require_types(plain: Mapping[str, Any]) -> None:
+    """Raise `TypeError`, `ValueError` or `KeyError`, naming what is wrong."""
+    for key, wanted in _TYPES.items():
+        if not isinstance(plain[key], wanted):
+            raise TypeError(f"{key} is {plain[key]!r:.100}")
+    moment(plain["first_start"])
+    if plain["parent"] is not None:
+        _require_generation("parent", plain["parent"])
+    for each in (plain["fork"] or {}).get("ancestors", ()):
+        _require_generation("fork.ancestors", each)
+
+
+def _require_generation(where: str, found: Mapping[str, Any]) -> None:
+    counts = {key: found[key] for key in ("iteration", "timesteps") if key in found}
+    texts = {key: found[key] for key in _PARENT}
+    for wanted, values in ((int, counts), (str, texts)):
+        for key, value in values.items():
+            if not isinstance(value, wanted):
+                raise TypeError(f"{where}: {key} is {value!r:.100}")
 
 
 def _trusted(plain: Mapping[str, Any], place: Location) -> dict[str, Any]:

@@ -53,6 +53,8 @@ from typing import Any
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.clocks import seconds_passed
 from raytrain.errors import RaytrainError
+from raytrain.printable import printable
+from raytrain.stored_json import read_json
 
 LOCK_NAME = ".raytrain.lock"
 RENEW_SECONDS = 10.0
@@ -208,11 +210,11 @@ def _renewed_lately(holder: Mapping[str, Any]) -> bool:
 
 def _described(holder: Mapping[str, Any]) -> str:
     since = holder.get("started", "an unknown time")
-    said = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
+    told = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
     with suppress(TypeError, ValueError, OverflowError, OSError, KeyError):
         renewed = datetime.fromtimestamp(holder["renewed"], UTC).isoformat(timespec="seconds")
-        said += f", last renewed at {renewed} by its own clock"
-    return said
+        told += f", last renewed at {renewed} by its own clock"
+    return printable(told)
 
 
 def _could_lock(place: Location) -> bool:
@@ -476,7 +478,7 @@ def _read(place: Location) -> dict[str, Any]:
         if attempt:
             time.sleep(_READ_AGAIN_S)
         try:
-            record = json.loads((place / LOCK_NAME).read_bytes())
+            record = read_json(place / LOCK_NAME)
         except FileNotFoundError:
             return {}
         except ValueError:

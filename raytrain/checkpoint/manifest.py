@@ -32,15 +32,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import datetime
 from typing import Any, cast
 
 from raytrain.checkpoint.signing import signed, unsigned
 from raytrain.errors import RaytrainError
+from raytrain.stored_json import moment, parse_json, require_bounds
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -109,7 +110,8 @@ class Manifest:
         said = self.metrics.get("curriculum")
         if self.stage is None or not isinstance(said, Mapping):
             return None
-        return int(said["stage"]), int(said["stages"])
+        number, of = said.get("stage"), said.get("stages")
+        return (number, of) if isinstance(number, int) and isinstance(of, int) else None
 
     @property
     def stage_told(self) -> str | None:
@@ -136,14 +138,19 @@ class Manifest:
             f"{json.dumps(key)}: {json.dumps(plain[key], sort_keys=True, allow_nan=False)}"
             for key in sorted(plain)
         )
-        return ("{" + ",\n ".join(lines) + "}\n").encode()
+        data = ("{" + ",\n ".join(lines) + "}\n").encode()
+        try:
+            require_bounds(data)
+        except ValueError as error:
+            raise ManifestError(f"the manifest to be written: {error}") from None
+        return data
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:
         """`where` is named in errors. Raises `ManifestError`, naming the key and what was found."""
         try:
-            plain = json.loads(data, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
+            plain = parse_json(data, parse_constant=_no_constant)
+        except ValueError as error:
             raise ManifestError(f"{where} is not valid JSON: {error}") from error
         if not isinstance(plain, dict):
             raise ManifestError(f"{where} is a JSON {type(plain).__name__}, not an object")
@@ -233,8 +240,7 @@ def _sha256(value: Any) -> str:
 
 
 def _moment(value: Any) -> str:
-    if datetime.fromisoformat(_of(str)(value)).tzinfo is None:
-        raise ValueError(f"{value!r} has no offset from UTC")
+    moment(_of(str)(value))
     return str(value)
 
 
@@ -244,6 +250,7 @@ def _inner_path(value: Any) -> str:
     outside = posixpath.isabs(path) or path.split("/")[0] == ".."
     if outside or posixpath.normpath(path) != path or path == "." or "\\" in path or "\0" in path:
         raise ValueError(f"{path!r} is not a plain path inside the checkpoint")
+    os.fsencode(path)  # A UnicodeEncodeError, which is a ValueError, if no file can have this name.
     if path in (MANIFEST_NAME, INCOMPLETE_NAME):
         raise ValueError(f"{path!r} is the protocol's own file")
     return str(path)

@@ -15,6 +15,7 @@ from raytrain.checkpoint.experiment_file import ExperimentFile
 from raytrain.checkpoint.lineage import line_of_descent, told
 from raytrain.checkpoint.policy_format import FlattenStep, PolicyParts
 from raytrain.checkpoint.portable import ONNX_FILE, TORCHSCRIPT_FILE, input_names
+from raytrain.printable import printable
 
 _LINE = 100
 
@@ -30,8 +31,12 @@ def model_card(
     manifest = entry.manifest
     assert manifest is not None
     sections = [
-        f"# {manifest.experiment}: a PPO policy for {parts.env or 'an environment of its own'}",
-        f"Exported by raytrain from `{entry.location}`, after {manifest.timesteps:,} steps of training.",
+        printable(
+            f"# {manifest.experiment}: a PPO policy for {parts.env or 'an environment of its own'}"
+        ),
+        printable(
+            f"Exported by raytrain from `{entry.location}`, after {manifest.timesteps:,} steps of training."
+        ),
         "## Run\n\n" + _table(_run_rows(entry)),
         "## Scores\n\n" + _table(_score_rows(entry, experiment)),
         "## Lineage\n\n" + _lineage(entry),
@@ -41,7 +46,7 @@ def model_card(
     if experiment is not None:
         config = yaml.safe_dump(dict(experiment.config), sort_keys=False, width=_LINE)
         sections.append(f"## Config\n\n```yaml\n{config}```")
-    return "\n\n".join(sections) + "\n"
+    return printable("\n\n".join(sections), lines=True) + "\n"
 
 
 def _run_rows(entry: Entry) -> list[tuple[str, str]]:
@@ -93,10 +98,11 @@ def _lineage(entry: Entry) -> str:
     parent = manifest.parent
     if parent is None:
         return "Trained from the beginning: no parent."
-    line = "\n".join(f"- from {told(each)}" for each in line_of_descent(entry))
+    line = "\n".join(printable(f"- from {told(each)}") for each in line_of_descent(entry))
+    forked = f"Forked from {parent.checkpoint} of {parent.experiment}/{parent.trial}, weights "
     return (
-        f"Forked from {parent.checkpoint} of {parent.experiment}/{parent.trial}, weights "
-        f"{parent.weights_sha256}.\n\nThe line of descent, the parent first:\n\n{line}"
+        f"{printable(forked)}{parent.weights_sha256}.\n\n"
+        f"The line of descent, the parent first:\n\n{line}"
     )
 
 
@@ -156,5 +162,5 @@ def _one_line(value: Any) -> str:
 
 def _table(rows: list[tuple[str, str]]) -> str:
     lines = ["| | |", "| --- | --- |"]
-    lines += [f"| {name} | {text.replace('|', chr(92) + '|')} |" for name, text in rows]
+    lines += [printable(f"| {name} | {text.replace('|', chr(92) + '|')} |") for name, text in rows]
     return "\n".join(lines)

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+from raytrain.printable import printable
+
 PATIENCE_S = 180.0
 SHORT_PATIENCE_S = 10.0
 TELL_AFTER_S = 3.0
@@ -135,8 +137,10 @@ class Patience:
             limit = self._limit()
         said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         self._tell(
-            f"The storage does not answer ({where}: {said}). It is asked again with growing pauses, "
-            f"for {limit:.0f} s at most."
+            printable(
+                f"The storage does not answer ({where}: {said}). It is asked again with growing "
+                f"pauses, for {limit:.0f} s at most."
+            )
         )
 
     def _ended(self, told: bool, *, answered: bool) -> None:

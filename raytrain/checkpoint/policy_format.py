@@ -49,6 +49,7 @@ from raytrain.checkpoint.spaces import (
     encode_space,
 )
 from raytrain.errors import BadInput
+from raytrain.stored_json import parse_json
 
 FORMAT = 1
 POLICY_JSON = "policy.json"
@@ -282,7 +283,7 @@ def _read_manifest(directory: Path) -> Manifest | None:
 
 def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(raw)
+        document = parse_json(raw)
     except ValueError as error:
         raise PolicyFormatError(f"{path} is damaged: not JSON ({error})") from error
     if not isinstance(document, dict):

@@ -8,6 +8,11 @@ how:
   so files are written by hand (temporary file, fsync, `os.replace`, fsync of the directory).
 - On an object store one put is atomic, a directory is only a common prefix, and there is no rename.
 
+A symbolic link on a local disk counts as what it leads to, so a checkpoint may be moved to another disk
+and linked. Deleting it deletes the link and nothing that it leads to. A link that leads nowhere, or to a
+directory around it, counts as an empty directory, and links inside a linked directory are not followed:
+a listing ends, whatever links there are.
+
 `OSError` of the file system travels inside this room; `storage_errors` turns it into a
 `StorageError`, with the place and the remedy, at the functions that other rooms call.
 """
@@ -20,6 +25,7 @@ import os
 import posixpath
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,12 +39,16 @@ from raytrain.checkpoint.fsspec_store import LeanFSSpecHandler
 from raytrain.checkpoint.parallel import in_parallel
 from raytrain.checkpoint.patience import STORE, patient
 from raytrain.errors import BadInput, RaytrainError
+from raytrain.printable import printable
 
 CHUNK = 1 << 20  # bytes per read while copying and hashing
 
 # File systems without real directories: making one would cost a request and leave an empty object
 # behind.
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
+
+# What the system says of a path, or of a link's target, that is not there.
+_NOTHING_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 _CREDENTIALS = re.compile(
     r"^[^/]*://[^/@]*:[^/@]*@|[?&][^=]*(secret|password|token|key)[^=]*=", re.I
@@ -85,7 +95,7 @@ def storage_errors(doing: str, where: Location) -> Iterator[None]:
         path = os.fspath(error.filename) if error.filename else str(where)
         remedy = _remedy(error)
         found = error.strerror or str(error)
-        message = f"{doing} failed at {path}: {found}; {remedy}."
+        message = printable(f"{doing} failed at {path}: {found}; {remedy}.")
         raise StorageError(message, path=path, errno=error.errno) from error
 
 
@@ -157,6 +167,10 @@ class Location:
         scheme = str(self.fs.type_name).rpartition("+")[2].rpartition("::")[2]
         return f"{scheme}://{self.path.lstrip('/')}"
 
+    def __format__(self, spec: str) -> str:
+        """In a message: the text of it, as it may be printed."""
+        return format(printable(str(self)), spec)
+
     def __truediv__(self, name: str) -> Location:
         """A place below this one; never above it or beside it."""
         normal = posixpath.normpath(name)
@@ -185,14 +199,23 @@ class Location:
     # -- looking ---------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        return bool(self._type() != pafs.FileType.NotFound)
+        return self._leads_to_directory() is not None
 
     def is_dir(self) -> bool:
-        return bool(self._type() == pafs.FileType.Directory)
+        return bool(self._leads_to_directory())
 
     @patient
-    def _type(self) -> Any:
-        return self.fs.get_file_info(self.path).type
+    def _leads_to_directory(self) -> bool | None:
+        """None if there is nothing here."""
+        if not self.is_local:
+            kind = self.fs.get_file_info(self.path).type
+            return None if kind == pafs.FileType.NotFound else bool(kind == pafs.FileType.Directory)
+        try:
+            return stat.S_ISDIR(os.stat(self.path).st_mode)
+        except OSError as error:
+            if error.errno not in _NOTHING_THERE:
+                raise
+            return True if os.path.islink(self.path) else None
 
     def children(self) -> list[Location]:
         """The files and directories directly in here, by name; none if this does not exist."""
@@ -214,14 +237,22 @@ class Location:
 
     @patient
     def _list(self, *, recursive: bool) -> dict[str, Listed]:
+        if self.is_local:
+            return dict(sorted(_listed_on_disk(self.path, recursive=recursive)))
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         start = self.path.rstrip("/") + "/"
         found = {}
-        for info in self.fs.get_file_info(selector):
-            inside = info.path.startswith(start)
-            name = info.path[len(start) :] if inside else posixpath.relpath(info.path, self.path)
-            is_dir = info.type == pafs.FileType.Directory
-            found[name.rstrip("/")] = Listed(is_dir, int(info.size or 0), info.mtime_ns)
+        try:
+            for info in self.fs.get_file_info(selector):
+                inside = info.path.startswith(start)
+                name = (
+                    info.path[len(start) :] if inside else posixpath.relpath(info.path, self.path)
+                )
+                is_dir = info.type == pafs.FileType.Directory
+                found[name.rstrip("/")] = Listed(is_dir, int(info.size or 0), info.mtime_ns)
+        except UnicodeError as error:
+            said = f"a file there has a name that is not UTF-8 ({error}); rename or delete it"
+            raise OSError(errno.EILSEQ, said, str(self)) from None
         return dict(sorted(found.items()))
 
     def files(self) -> dict[str, int]:
@@ -232,8 +263,12 @@ class Location:
 
     @contextmanager
     def reader(self) -> Iterator[Any]:
+        """Raises `FileNotFoundError` for what is no regular file on a local disk: a pipe or a device
+        might never end."""
         if self.is_local:
-            with open(self.path, "rb", buffering=0) as stream:
+            with open(self.path, "rb", buffering=0, opener=_open_at_once) as stream:
+                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                    raise FileNotFoundError(errno.ENOENT, "it is not a regular file", self.path)
                 yield stream
         else:
             with self.fs.open_input_file(self.path) as stream:
@@ -252,10 +287,11 @@ class Location:
                 yield stream
 
     @patient
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, most: int = -1) -> bytes:
+        """The file's bytes, the first `most` of them if that is not negative."""
         with self.reader() as stream:
-            data = bytes(stream.read())
-            if not self.is_local:
+            data = bytes(stream.read() if most < 0 else stream.read(most))
+            if not self.is_local and len(data) != most:
                 self._must_be_whole(len(data), stream.size())
         return data
 
@@ -332,9 +368,11 @@ class Location:
 
     @patient
     def delete_tree(self) -> None:
-        """Delete the directory with all in it; does nothing if it is not there."""
+        """Delete the directory with all in it, or the link to it; does nothing if it is not there."""
         try:
-            if self.is_local:
+            if self.is_local and os.path.islink(self.path):
+                os.unlink(self.path)
+            elif self.is_local:
                 shutil.rmtree(self.path)
             else:
                 self.fs.delete_dir(self.path)
@@ -410,6 +448,52 @@ class Location:
         else:
             self.copy_tree(target)
             self.delete_tree()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """As `os.open`, but a pipe that nobody writes to is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _listed_on_disk(root: str, *, recursive: bool) -> Iterator[tuple[str, Listed]]:
+    """What is in the directory `root`, by path relative to it; links as the module's docstring says. A
+    byte of a name that is not UTF-8 is a surrogate, as everywhere in Python."""
+    waiting = [("", False)]
+    while waiting:
+        inside, linked = waiting.pop()
+        try:
+            with os.scandir(os.path.join(root, inside)) as found:
+                entries = list(found)
+        except OSError as error:
+            if error.errno not in _NOTHING_THERE:
+                raise
+            continue  # It has gone, or is a file.
+        for entry in entries:
+            listed = _listed_entry(entry)
+            if listed is None:
+                continue
+            path = posixpath.join(inside, entry.name)
+            yield path, listed
+            is_link = entry.is_symlink()
+            if recursive and listed.is_dir and not (is_link and (linked or _leads_up(entry))):
+                waiting.append((path, linked or is_link))
+
+
+def _listed_entry(entry: os.DirEntry[str]) -> Listed | None:
+    """None if it has gone since the directory was read."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        if error.errno not in _NOTHING_THERE:
+            raise
+        return Listed(True, 0, None) if entry.is_symlink() else None
+    is_dir = stat.S_ISDIR(status.st_mode)
+    return Listed(is_dir, 0 if is_dir else status.st_size, status.st_mtime_ns)
+
+
+def _leads_up(link: os.DirEntry[str]) -> bool:
+    target, holder = os.path.realpath(link.path), os.path.realpath(os.path.dirname(link.path))
+    return os.path.commonpath([target, holder]) == target
 
 
 def refuse_credentials(uri: str) -> None:

@@ -22,6 +22,8 @@ from raytrain.checkpoint.manifest import (
 from raytrain.checkpoint.parallel import in_parallel
 from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import Location, storage_errors
+from raytrain.printable import printable
+from raytrain.stored_json import LARGEST
 
 # Anything else that a file system or a store says (too many open files, no right, an input/output error) tells
 # nothing of what is in the file: it is no damage, and raised.
@@ -53,10 +55,12 @@ def check(
     size = sum(present.values())
     if MANIFEST_NAME not in present:
         return Checked(None, f"no {MANIFEST_NAME}", size)
+    if present[MANIFEST_NAME] > LARGEST:
+        return Checked(None, f"{MANIFEST_NAME} is larger than {LARGEST:,} bytes", size)
     try:
         manifest = known or read_manifest(place)
     except ManifestError as error:
-        return Checked(None, f"{MANIFEST_NAME} unreadable: {error}", size)
+        return Checked(None, printable(f"{MANIFEST_NAME} unreadable: {error}"), size)
     except _MISSING:
         return Checked(None, f"{MANIFEST_NAME}: missing file", size)
     problems = _by_size(present, manifest)
@@ -64,7 +68,7 @@ def check(
         sized = [f for f in manifest.files if present.get(f.path) == f.size]
         found = in_parallel(lambda f: _by_contents(place, f), sized, serial=place.is_local)
         problems += [problem for problem in found if problem]
-    return Checked(manifest, "; ".join(problems) or None, size)
+    return Checked(manifest, printable("; ".join(problems)) or None, size)
 
 
 def fetch(place: Location, local_dir: Path) -> Path:
@@ -102,7 +106,7 @@ def _download(place: Location, local_dir: Path) -> Path:
 
     problems = [problem for problem in in_parallel(copy, manifest.files) if problem]
     if problems:
-        raise DamagedCheckpoint(place, "; ".join(problems))
+        raise DamagedCheckpoint(place, printable("; ".join(problems)))
     (local_dir / MANIFEST_NAME).write_bytes(manifest.to_json())
     return local_dir
 

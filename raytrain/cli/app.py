@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -23,6 +24,7 @@ from rich.console import Console
 from raytrain.cli.json_output import close_stdout, stdout_for_the_document, write_document
 from raytrain.errors import RaytrainError
 from raytrain.faults.interrupts import Interrupts
+from raytrain.printable import printable
 
 _HELP = """Train RLlib PPO so that the same command always continues the same run, bit for bit.
 
@@ -93,6 +95,10 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the program ends
+        # A name of a file may have characters that the terminal's encoding does not have.
+        stream = getattr(sys, name)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     interrupts = Interrupts(insist_after_s=10)
     interrupts.install()
     try:
@@ -156,7 +162,7 @@ def _show_version(wanted: bool) -> None:
 
         found = versions()
         others = ", ".join(f"{name} {found[name]}" for name in ("ray", "torch", "python"))
-        sys.stdout.write(f"raytrain {found['raytrain']} ({others})\n")
+        write(f"raytrain {found['raytrain']} ({others})\n")
         raise typer.Exit
 
 
@@ -173,8 +179,15 @@ def _main(
 
 
 def say(text: str) -> None:
+    """Print lines of text on stderr."""
     with suppress(OSError):  # The terminal may be gone, or the reader of a pipe.
-        Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
+        console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        console.print(printable(text, lines=True), soft_wrap=True)
+
+
+def write(text: str) -> None:
+    """Write lines of text on stdout."""
+    sys.stdout.write(printable(text, lines=True))
 
 
 def print_json(document: Any) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from raytrain.cli.app import (
     Checkpoint,
@@ -19,7 +17,9 @@ from raytrain.cli.app import (
     keep_ray_quiet,
     print_json,
     say,
+    write,
 )
+from raytrain.printable import printable
 
 
 @command
@@ -30,22 +30,22 @@ def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
     """
     from raytrain.checkpoint.locate import entries_below
     from raytrain.reporting.plain import checkpoint_rows
+    from raytrain.reporting.text_table import table
 
     rows = checkpoint_rows(entries_below(experiment_dir, bar("Checking")), experiment_dir)
     if as_json:
         print_json(rows)
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("path", "kind", "iteration", "timesteps", "score", "weights", "good"):
-        table.add_column(title)
-    for row in rows:
-        score = "" if row["score"] is None else f"{row['score']:g}"
-        weights = (row["weights_sha256"] or "")[:12]
-        good = "good" if row["good"] else f"NO: {row['problem']}"
-        cells = (row["path"], row["kind"], row["iteration"], row["timesteps"], score, weights, good)
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
-    # A path must stay one word in a pipe, however narrow that is.
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    titles = ("path", "kind", "iteration", "timesteps", "score", "weights", "good")
+    write(table(titles, (_cells(row) for row in rows)) + "\n")
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    score = "" if row["score"] is None else f"{row['score']:g}"
+    weights = (row["weights_sha256"] or "")[:12]
+    good = "good" if row["good"] else f"NO: {row['problem']}"
+    cells = (row["path"], row["kind"], row["iteration"], row["timesteps"], score, weights, good)
+    return ["" if cell is None else str(cell) for cell in cells]
 
 
 @command
@@ -65,7 +65,7 @@ def inspect(
     if as_json:
         print_json(manifest_document(entry))
     else:
-        sys.stdout.write(manifest_text(entry))
+        write(manifest_text(entry))
 
 
 @command
@@ -89,7 +89,7 @@ def verify(
     else:
         for row in rows:
             verdict = "good" if row["good"] else f"DAMAGED: {row['problem']}"
-            sys.stdout.write(f"{row['path']}: {verdict}\n")
+            write(f"{printable(row['path'])}: {verdict}\n")
     raise typer.Exit(1 if bad else 0)
 
 
@@ -142,9 +142,9 @@ def evaluate(
         return
     for title, prefix in (("return", "episode_return"), ("length", "episode_len")):
         values = [f"{part} {getattr(result, f'{prefix}_{part}'):.6g}" for part in _STATISTICS]
-        sys.stdout.write(f"{title}: {', '.join(values)} ({episodes} episodes)\n")
+        write(f"{title}: {', '.join(values)} ({episodes} episodes)\n")
     if result.episodes_cut:
-        sys.stdout.write(
+        write(
             f"{result.episodes_cut} of {episodes} episodes were ended after {result.max_steps} steps\n"
         )
 
@@ -175,7 +175,7 @@ def probe(
     if as_json:
         print_json(proof.to_dict())
     else:
-        sys.stdout.write(report(env, proof))
+        write(report(env, proof))
 
 
 @command
@@ -203,7 +203,7 @@ def audit(
     if as_json:
         print_json(result.to_dict())
     else:
-        sys.stdout.write(result.text())
+        write(result.text())
     raise typer.Exit(0 if result.equal else 1)
 
 
@@ -238,6 +238,6 @@ def export(
     if as_json:
         print_json(written.to_dict())
         return
-    sys.stdout.write(f"{written.path}: {', '.join(written.files)}\n")
+    write(f"{written.path}: {', '.join(written.files)}\n")
     if written.needs_ray is not None:
         say(f"Loading it imports RLlib (without starting Ray): {written.needs_ray}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -15,6 +14,7 @@ from raytrain.cli.app import (
     command,
     print_json,
     say,
+    write,
 )
 
 
@@ -35,7 +35,7 @@ def show(experiment_dir: Directory, as_json: Json = False) -> None:
         return
     from raytrain.tables import show_text
 
-    sys.stdout.write(show_text(found))
+    write(show_text(found))
 
 
 @command
@@ -59,7 +59,7 @@ def list_(
         return
     from raytrain.tables import list_text
 
-    sys.stdout.write(list_text(found) if found else f"There is no experiment in {storage}.\n")
+    write(list_text(found) if found else f"There is no experiment in {storage}.\n")
 
 
 @command
@@ -84,7 +84,7 @@ def plot(
 
     with busy("Drawing"):
         written = run(experiment_dir, out=out, metric=metric)
-    sys.stdout.write(f"{written}\n")
+    write(f"{written}\n")
 
 
 @command
@@ -122,4 +122,4 @@ def prune(
         return
     from raytrain.tables import prune_text
 
-    sys.stdout.write(prune_text(made, done=yes))
+    write(prune_text(made, done=yes))

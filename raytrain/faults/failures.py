@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from raytrain.errors import RaytrainError
+from raytrain.stored_json import read_json
 
 if TYPE_CHECKING:
     from raytrain.checkpoint import Location
@@ -76,7 +77,7 @@ class FailureMemory:
 
     def _read(self) -> dict[str, object]:
         try:
-            record = json.loads((self._trial / LAST_FAILURE).read_bytes())
+            record = read_json(self._trial / LAST_FAILURE)
         except (OSError, ValueError):
             return {}
         return record if isinstance(record, dict) else {}

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from raytrain.checkpoint import Location
+from raytrain.stored_json import is_amount, read_json
 
 Loss = Literal["failure", "lost_node", "preemption"]
 
@@ -32,12 +33,15 @@ class Losses:
         self.counts: dict[Loss, int] = dict.fromkeys(_WORDS, 0)
         self.ended_with: str | None = None
         try:
-            found = json.loads((trial / LOSSES).read_bytes())
-            self.counts.update({kind: int(found[kind]) for kind in _WORDS if kind in found})
+            found = read_json(trial / LOSSES)
+        except (OSError, ValueError):
+            return  # None yet; or damaged, and then only the count of the past is lost.
+        if isinstance(found, dict):
+            self.counts.update(
+                {kind: int(found[kind]) for kind in _WORDS if is_amount(found.get(kind))}
+            )
             said = found.get("ended_with")
             self.ended_with = said if isinstance(said, str) else None
-        except (OSError, ValueError, TypeError):
-            return  # None yet; or damaged, and then only the count of the past is lost.
 
     def add(self, kind: Loss) -> None:
         """Count one."""

@@ -23,6 +23,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from raytrain.printable import printable
+
 _SMOOTHING = 0.3  # weight of the newest iteration in the rate
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-_])")
 _STYLES = {"info": "", "warning": "yellow", "error": "red"}
@@ -267,7 +269,7 @@ class ConsoleReporter:
     def _say(self, text: str, style: str) -> None:
         console = self._output()
         # Text, for a message may hold what looks like markup; a log line is never folded.
-        line = Text(text, style=style)
+        line = Text(printable(text, lines=True), style=style)
         with self._if_anybody_reads():
             console.print(line, soft_wrap=not console.is_terminal, highlight=False)
 
@@ -291,7 +293,10 @@ class ConsoleReporter:
     def _lines(self) -> Group:
         states = list(self._trials.values())
         return Group(
-            *(Text(self._line(each), no_wrap=True, overflow="ellipsis") for each in states)
+            *(
+                Text(printable(self._line(each)), no_wrap=True, overflow="ellipsis")
+                for each in states
+            )
         )
 
     def _line(self, state: _Trial) -> str:

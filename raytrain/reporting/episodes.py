@@ -36,6 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raytrain.printable import printable
 from raytrain.reporting.appending import Fence, nothing, sync_directory
 from raytrain.reporting.records import RecordsError
 
@@ -307,4 +308,4 @@ class EpisodeHistory:
         if text in self.warnings:
             return
         self.warnings.append(text)
-        logger.warning(text)
+        logger.warning(printable(text))

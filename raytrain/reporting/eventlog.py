@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from raytrain.stored_json import is_amount, parse_json
+
 EVENT_LOG = "events.jsonl"
 
 
@@ -85,7 +87,7 @@ class _Readable(Protocol):
 
 
 def read_events(path: _Readable) -> list[LoggedEvent]:
-    """All whole lines, oldest first; a torn line is passed over. Empty without a file.
+    """All whole lines, oldest first; a torn or damaged line is passed over. Empty without a file.
 
     An event that a full disk cut off is written again later, so a whole one may come twice when the
     cut fell behind it: such a repeat is left out.
@@ -96,8 +98,18 @@ def read_events(path: _Readable) -> list[LoggedEvent]:
     except FileNotFoundError:
         return []
     for line in lines:
-        try:
-            events[LoggedEvent(**json.loads(line))] = None
-        except (ValueError, TypeError):
-            continue
+        event = _read(line)
+        if event is not None:
+            events[event] = None
     return list(events)
+
+
+def _read(line: bytes) -> LoggedEvent | None:
+    try:
+        event = LoggedEvent(**parse_json(line))
+    except (ValueError, TypeError):
+        return None
+    lost = [each for each in (event.redone_s, event.away_s) if each is not None]
+    right = all(is_amount(each) for each in (event.time, event.attempt, event.iteration, *lost))
+    right = right and all(isinstance(each, str) for each in (event.kind, event.message))
+    return event if right else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from raytrain.checkpoint import Entry, Location, line_of_descent
+from raytrain.checkpoint import MANIFEST_NAME, Entry, Location, line_of_descent
 from raytrain.checkpoint.lineage import told
+from raytrain.printable import printable
+from raytrain.stored_json import read_json
 
 
 def checkpoint_rows(found: Iterable[tuple[Location, Entry]], argument: str) -> list[dict[str, Any]]:
@@ -25,7 +26,7 @@ def checkpoint_rows(found: Iterable[tuple[Location, Entry]], argument: str) -> l
 
 def manifest_document(entry: Entry) -> Any:
     """The manifest as it lies on storage; of a fork, with its `line_of_descent`."""
-    document = json.loads((entry.location / "manifest.json").read_bytes())
+    document = read_json(entry.location / MANIFEST_NAME)
     descent = line_of_descent(entry)
     return {**document, "line_of_descent": descent} if descent else document
 
@@ -45,7 +46,7 @@ def manifest_text(entry: Entry) -> str:
     if descent:
         lines.append("line of descent:")
         lines += [f"  from {told(each)}" for each in descent]
-    return "".join(f"{line}\n" for line in [str(entry.location), *lines])
+    return "".join(f"{printable(line)}\n" for line in [str(entry.location), *lines])
 
 
 def json_ready(value: Any) -> Any:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raytrain.errors import RaytrainError
+from raytrain.printable import printable
 from raytrain.reporting.appending import Fence, nothing, sync_and_close, sync_directory
 from raytrain.reporting.tabular import ProgressCsv, ResultJson, Row, decode_row, encode_row
 from raytrain.reporting.tensorboard import EventFiles
@@ -156,7 +157,7 @@ class TrialRecords:
                 self.flush(durable=True)
             except RecordsError as error:
                 # The rows stay in memory, and as many rows later it is tried again.
-                logger.warning(str(error))
+                logger.warning(printable(str(error)))
         return warning
 
     def flush(self, durable: bool = False) -> None:
@@ -236,4 +237,4 @@ class TrialRecords:
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
-        logger.warning(text)
+        logger.warning(printable(text))

@@ -27,10 +27,19 @@ from raytrain.reporting.appending import (
     nothing,
     replace_file,
 )
+from raytrain.stored_json import is_amount, parse_json
 
 ITERATION = "training_iteration"
 # Tune's names (`ray.air.constants`). Ray is not imported at the top of this module: commands that only
 # look at files need not wait for it.
+_COUNTERS = (
+    ITERATION,
+    "num_env_steps_sampled_lifetime",
+    "num_episodes_lifetime",
+    "time_total_s",
+    "timestamp",
+)
+_END_OF_TIME = 1e11  # seconds since 1970; calendars end soon after
 _RESULT_FILE, _PROGRESS_FILE = "result.json", "progress.csv"
 
 
@@ -61,12 +70,20 @@ def _row(line: bytes, decoded: dict[str, Any]) -> Row:
 
 def decode_row(line: bytes) -> Row | None:
     """None for a torn or damaged line."""
-    if not line.endswith(b"\n"):
-        return None
+    row = read_row(line) if line.endswith(b"\n") else None
+    return None if row is None else _row(line, row)
+
+
+def read_row(line: bytes) -> dict[str, Any] | None:
+    """An iteration's result; None for a damaged line, and for one whose counters are no such numbers."""
     try:
-        return _row(line, json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        row = parse_json(line)
+    except ValueError:
         return None
+    if not isinstance(row, dict) or not isinstance(row.get(ITERATION), int):
+        return None
+    right = all(is_amount(row.get(name, 0)) for name in _COUNTERS)
+    return row if right and row.get("timestamp", 0) < _END_OF_TIME else None
 
 
 class ResultJson:

@@ -11,13 +11,13 @@ after it is part of the time away.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from raytrain.checkpoint import Location, Manifest
+from raytrain.reporting.tabular import read_row
 
 RECOVERED = "recovered"
 """The kind of the event that tells of a failure survived."""
@@ -72,11 +72,8 @@ def last_row(records: Location) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
+        row = read_row(line)
+        if row is not None:
             return row
     return None
 

@@ -33,6 +33,7 @@ from raytrain.checkpoint import (
     storage_errors,
 )
 from raytrain.errors import RaytrainError
+from raytrain.stored_json import read_json
 
 _FORMER_FILE = "attempt.json"  # {"attempt": 3, "began_after": {"2": 4, "3": 10}}, of all attempts
 SUPERSEDED = "superseded"
@@ -131,7 +132,7 @@ class Attempts:
         try:
             began = {int(each): int(after) for each, after in found.get("began_after", {}).items()}
             return int(found.get("attempt", 0)), began
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError):
             return 0, {}
 
     def _write(self, began_after: int | None) -> None:
@@ -155,7 +156,7 @@ class Attempts:
 def _read(place: Location) -> dict[str, Any]:
     """Empty if there is no such file, or if it is damaged."""
     try:
-        found = json.loads(place.read_bytes())
+        found = read_json(place)
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -180,7 +180,9 @@ def metric(result: Mapping[str, Any], name: str) -> float | None:
     if found is not None:
         return found
     of: Any = result.get(EVALUATION.rstrip("/"), {}) if name.startswith(EVALUATION) else result
-    own: Any = of.get(CUSTOM.rstrip("/"), {})
+    own: Any = of.get(CUSTOM.rstrip("/")) if isinstance(of, Mapping) else None
+    if not isinstance(own, Mapping):
+        return None
     # A name of an environment's may have slashes in it.
     key = name.removeprefix(EVALUATION).removeprefix(CUSTOM)
     one, _, kind = key.rpartition("/")
@@ -233,7 +235,10 @@ def reported_score(result: Mapping[str, Any]) -> Averaged | None:
     """What `report_score` put there; None without one."""
     said = result.get(CHECKPOINT)
     found = _number(said, "score") if isinstance(said, Mapping) else None
-    return None if found is None or said is None else Averaged(found, said.get("episodes"))
+    if found is None or said is None:
+        return None
+    episodes = said.get("episodes")
+    return Averaged(found, episodes if isinstance(episodes, int) else None)
 
 
 def score_of(checkpoint: Entry) -> Averaged | None:
