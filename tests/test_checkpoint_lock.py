@@ -193,7 +193,7 @@ def test_clocks_of_two_machines_are_not_compared(
         ({"pid": None}, False),
         ({"pid": os.getpid()}, False),
     ],
-    ids=str,
+    ids=["gone", "elsewhere", "another boot", "no boot", "no pid", "alive"],
 )
 def test_a_holder_is_dead_only_where_its_pid_means_something(
     tmp_path: Path, changes: dict[str, object], is_known: bool

@@ -105,7 +105,7 @@ def steps(every: int) -> Iterator[int]:
 
 
 STORAGE = pytest.mark.parametrize("on_store", [False, True], ids=["disk", "store"])
-EVERY = pytest.mark.parametrize("every", [97, pytest.param(1, marks=pytest.mark.slow)])
+EVERY = pytest.mark.parametrize("every", [199, pytest.param(1, marks=pytest.mark.slow)])
 
 
 @STORAGE

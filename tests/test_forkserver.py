@@ -421,6 +421,7 @@ def test_rays_workers_are_forked_and_know_their_job() -> None:
     server.wait(600)
 
 
+@pytest.mark.slow
 def test_a_second_driver_of_a_cluster_has_workers_of_its_own() -> None:
     code = (
         "import os, ray, sys; from raytrain import forkserver;"

@@ -123,6 +123,7 @@ FILES: dict[str, dict[str, Any]] = {
     LOCK_NAME: LOCK,
     f"{TRIAL}/{LOCK_NAME}": LOCK,
     f"{TRIAL}/attempt.json": {"attempt": 3, "began_after": {"2": 4}},
+    f"{TRIAL}/attempts/000004.0f.json": {"began_after": 6},
     f"{TRIAL}/losses.json": {"failure": 1, "lost_node": 2, "preemption": 1, "ended_with": None},
     f"{TRIAL}/{LAST_FAILURE}": {"iteration": 3, "error": "x", "time": MOMENT},
     f"{TRIAL}/events.jsonl": {
@@ -170,6 +171,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (experiment / "tuner.pkl").write_bytes(b"\x80\x04N.")
     for path, document in FILES.items():
         if document:
+            (experiment / path).parent.mkdir(exist_ok=True)
             (experiment / path).write_text(json.dumps(document) + "\n")
         else:
             document.update(json.loads((experiment / path).read_text()))
@@ -214,7 +216,7 @@ def readers(results: Path, file: str) -> Iterator[Callable[[], object]]:
         json.dumps(json_ready(manifest_document(entry)), allow_nan=False)
 
     yield show
-    yield lambda: Attempts(trial, DirectoryLock(trial))._read()
+    yield lambda: Attempts(trial, DirectoryLock(trial))._before()
     yield lambda: (who_writes(experiment), who_writes(trial))
     yield lambda: FailureMemory(trial)._read()
     yield lambda: time_lost(last_row(trial / "result.json"), None, attempt=2, now=5.0)

@@ -69,13 +69,21 @@ def _states(random_calls: random.Random) -> Iterator[State]:
     yield _killed("running", Strike("trial", TRIAL + "_train_once", "driver", call=early))
     for step in (
         Strike("trial", TRIAL + "capture", "all", call=early),
-        Strike("trial", COMMIT + "_begin", "all", call=early, after=True),
+        Strike("trial", COMMIT + "make_directories", "all", call=early, after=True),
         Strike("trial", COMMIT + "_place_all", "driver", call=early, after=True),
         Strike("trial", COMMIT + "sync_directories", "all", call=early, after=True),
         Strike("trial", COMMIT + "write_checkpoint", "all", call=early, after=True),
-        Strike("trial", SWAP + "_finish", "driver", call=random_calls.randint(1, 2)),
-        Strike("trial", SWAP + "_finish", "all", call=random_calls.randint(1, 2), after=True),
-        Strike("trial", "raytrain.checkpoint.swap:remove_checkpoint", "all"),
+        Strike(
+            "trial",
+            SWAP + "write_checkpoint",
+            "driver",
+            call=random_calls.randint(1, 2),
+            after=True,
+        ),
+        Strike(
+            "trial", SWAP + "_write_and_swap", "all", call=random_calls.randint(1, 2), after=True
+        ),
+        Strike("trial", SWAP + "_discard", "all"),
     ):
         when = "after" if step.after else "at"
         yield _killed(f"saving, {when} {step.at.rpartition(':')[2]}", step)

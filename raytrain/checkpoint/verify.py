@@ -61,8 +61,8 @@ def check(
         manifest = known or read_manifest(place)
     except ManifestError as error:
         return Checked(None, printable(f"{MANIFEST_NAME} unreadable: {error}"), size)
-    except _MISSING:
-        return Checked(None, f"{MANIFEST_NAME}: missing file", size)
+    except _MISSING as error:
+        return Checked(None, f"{MANIFEST_NAME} unreadable: {error.strerror or error}", size)
     problems = _by_size(present, manifest)
     if contents:
         sized = [f for f in manifest.files if present.get(f.path) == f.size]
@@ -126,8 +126,8 @@ def _by_size(present: Mapping[str, int], manifest: Manifest) -> list[str]:
 def _by_contents(place: Location, file: FileEntry) -> str | None:
     try:
         return _difference(file, *(place / file.path).digest())
-    except _MISSING:
-        return f"{file.path}: missing file"
+    except _MISSING as error:
+        return f"{file.path}: unreadable: {error.strerror or error}"
 
 
 def _difference(file: FileEntry, size: int, sha256: str) -> str | None:
