@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +47,7 @@ from raytrain.config import (
 )
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.faults.leftovers import nothing_left
+from raytrain.scratch import scratch
 from raytrain.stored_json import parse_json
 from raytrain.versions import versions
 
@@ -274,10 +274,10 @@ def _audit_trial(
     now = versions()
     difference, compared, digest = None, 0, ""
     with (
-        tempfile.TemporaryDirectory(prefix="raytrain-audit-") as scratch,
-        _algorithm(config, _snapshot(trial, written), Path(scratch)) as algorithm,
+        scratch("audit") as directory,
+        _algorithm(config, _snapshot(trial, written), directory) as algorithm,
     ):
-        source = fetch(first.location, Path(scratch) / "fetched")
+        source = fetch(first.location, directory / "fetched")
         try:
             restored = algorithm.load_exact(source)
         except StateMismatch as error:

@@ -438,7 +438,15 @@ def _set_aside(place: Location, say: Say) -> None:
         with DirectoryLock(place, tell=say):
             moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             aside = place.parent / f"{place.name}.{moment}"
-            place.move_tree(aside)
+            if place.is_local:
+                place.move_tree(aside)
+            else:  # Whatever is left of it after a kill is whole.
+                place.copy_tree(aside)
+                for entry in (
+                    each for trial in trials(place) for each in Catalogue(trial).entries()
+                ):
+                    entry.remove()
+                place.delete_tree()
     say(f"--fresh: the old directory is now {aside}.")
 
 

@@ -245,7 +245,7 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
     number = manifest.stage_number if manifest else None
     losses = Losses(trial)
     state = _state(trial, config, entries, row, losses)
-    last_score, best_score = _last_score(row, newest), score_of(best) if best else None
+    last_score, best_score = _last_score(row, newest, config), _score_of(best, config)
     return TrialView(
         trial=trial.name,
         state=state,
@@ -274,9 +274,15 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
     )
 
 
-def _last_score(row: Mapping[str, Any] | None, newest: Entry | None) -> Averaged | None:
+def _score_of(entry: Entry | None, config: ExperimentConfig) -> Averaged | None:
+    return None if entry is None else score_of(entry, config.checkpoint)
+
+
+def _last_score(
+    row: Mapping[str, Any] | None, newest: Entry | None, config: ExperimentConfig
+) -> Averaged | None:
     """Of the last iteration; if it has none (it was not evaluated), then of the newest checkpoint."""
-    return (reported_score(row) if row else None) or (score_of(newest) if newest else None)
+    return (reported_score(row) if row else None) or _score_of(newest, config)
 
 
 def _checkpoint(

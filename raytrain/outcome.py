@@ -168,9 +168,10 @@ def _holds_something(place: Location) -> bool:
 def _rank(entry: Entry, config: ExperimentConfig) -> float:
     """The score of a trial's best checkpoint, so that higher is better."""
     best = Catalogue(entry.location.parent).entry("best")
-    score = best.score if best is not None else entry.score
-    if score is None:
+    found = score_of(entry if best is None else best, config.checkpoint)
+    if found is None:
         return -math.inf
+    score = found.value
     return score if config.checkpoint.score_order == "max" else -score
 
 
@@ -178,7 +179,7 @@ def _summary(done: Mapping[str, Entry], config: ExperimentConfig) -> str:
     metric = config.checkpoint.score
 
     def one(name: str, entry: Entry) -> str:
-        found = score_of(entry)
+        found = score_of(entry, config.checkpoint)
         score = "" if found is None else f", score {found.value:g} ({metric}{found.over})"
         return f"{name} at iteration {entry.iteration}, {entry.timesteps:,} steps{score}"
 

@@ -26,6 +26,7 @@ from raytrain.checkpoint import (
 from raytrain.config import ExperimentConfig, env_creator, eras, make_env, same_value, stage_config
 from raytrain.config.observation_spaces import require_served
 from raytrain.errors import BadInput
+from raytrain.trainable.cadence import ranked
 from raytrain.user_code import of_environment
 
 Say = Callable[[str], None]
@@ -234,7 +235,11 @@ def _choose_best_again(config: ExperimentConfig, trial: Location) -> None:
     catalogue = Catalogue(trial)
     if catalogue.entry("best") is not None:
         return
-    policy = BestPolicy(config.checkpoint.score_order, eras(config))
+    policy = BestPolicy(
+        config.checkpoint.score_order,
+        eras(config),
+        partial(ranked, settings=config.checkpoint),
+    )
     best = policy.best_of(catalogue.entries(verify=True))
     if best is not None:
         replace(best.location, trial / "best", kind="best")

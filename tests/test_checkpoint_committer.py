@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from raytrain.checkpoint import (
     StorageError,
     commit,
 )
+from raytrain.config.schema import Checkpoint
+from raytrain.trainable.cadence import labelled, ranked, score_of
 
 
 @pytest.fixture(params=["local", "generic", "memory", pytest.param("s3", marks=pytest.mark.slow)])
@@ -233,3 +236,38 @@ def test_a_score_that_is_no_number_is_never_best(mode: str) -> None:
         assert policy.better(0.0, score)
     with pytest.raises(ValueError, match="'max' or 'min'"):
         BestPolicy("mean")
+
+
+def test_another_score_begins_a_new_ranking_from_stored_metrics(
+    trial: Location, tmp_path: Path
+) -> None:
+    """Returns of 10 and 35 were ranked; then the entropy is the score, of which less is better."""
+    returns = Checkpoint(score="episode_return_mean")
+    entropy = Checkpoint(score="learners/default_policy/entropy", score_order="min")
+
+    def scored(iteration: int, settings: Checkpoint, score: float, said: float) -> CommitJob:
+        metrics = {
+            "checkpoint": {"score": score},
+            "learners": {"default_policy": {"entropy": said}},
+        }
+        staging = stage(tmp_path / f"staging-{iteration}", iteration)
+        told = manifest(iteration, score=score, metrics=labelled(metrics, settings))
+        return CommitJob(staging, f"checkpoint_{iteration:06d}", told)
+
+    def started(settings: Checkpoint) -> Committer:
+        policy = BestPolicy(settings.score_order, ranked=partial(ranked, settings=settings))
+        return Committer(trial, retention=RetentionPolicy(None), best=policy)
+
+    worker = started(returns)
+    one(worker, scored(1, returns, 10.0, 0.3))
+    one(worker, scored(2, returns, 35.0, 0.6))
+    assert best_of(trial) == (2, 35.0)
+    worker = started(entropy)
+    assert not one(worker, scored(3, entropy, 0.5, 0.5)).became_best
+    assert best_of(trial) == (1, 0.3)  # Kept, and with the score that it has now.
+    assert one(worker, scored(4, entropy, 0.2, 0.2)).became_best
+    best = Catalogue(trial).entry("best")
+    assert best is not None
+    for settings, value in ((entropy, 0.2), (returns, None)):
+        found = score_of(best, settings)
+        assert (None if found is None else found.value) == value

@@ -82,11 +82,12 @@ class CommitOutcome:
 class BestPolicy:
     """Higher is better for `max`, lower for `min`. NaN and a missing score are never best, and a
     tie changes nothing. Scores of stages with different numbers in `eras` are not compared: of these
-    the later is better.
+    the later is better. `ranked` gives a checkpoint its score under the present metric.
     """
 
     mode: str = "max"
     eras: Mapping[str, int] = field(default_factory=dict)
+    ranked: Callable[[Manifest], Manifest] = lambda manifest: manifest
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
@@ -106,7 +107,7 @@ class BestPolicy:
         era, before = self.eras.get(stage or "", 0), self.eras.get(best.stage or "", 0)
         if era != before:
             return era > before and self.better(score, None)
-        return self.better(score, best.score)
+        return self.better(score, self.ranked(best).score)
 
     def best_of(self, entries: Iterable[Entry]) -> Entry | None:
         """The best of these checkpoints; post-mortems and what is damaged do not count."""
@@ -114,7 +115,8 @@ class BestPolicy:
         for entry in entries:
             if entry.manifest is None or entry.good is False or entry.kind == "error":
                 continue
-            if self.replaces(entry.score, entry.manifest.stage, best.manifest if best else None):
+            score = self.ranked(entry.manifest).score
+            if self.replaces(score, entry.manifest.stage, best.manifest if best else None):
                 best = entry
         return best
 
@@ -284,12 +286,21 @@ class Committer:
         assert self._best is not None
         entries = [each for each in self._catalogue.entries() if not self._off_the_line(each)]
         best = self._best.best_of(sorted(entries, key=lambda each: each.path != "best"))
-        if best is None or best.path == "best":
+        if best is None or best.manifest is None:
             return False
         if best.path == job.name:
             self._copy(job, "best", "best", manifest)
             return True
-        replace(best.location, self._catalogue.trial / "best", kind="best", fence=self._fence)
+        ranked = self._best.ranked(best.manifest)
+        if best.path == "best" and ranked == best.manifest:
+            return False
+        replace(
+            best.location,
+            self._catalogue.trial / "best",
+            kind="best",
+            fence=self._fence,
+            manifest=ranked,
+        )
         return False
 
     def _prune(self, warnings: list[str]) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ directory that a kill left half-written is no policy.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,6 +43,7 @@ from raytrain.checkpoint.spaces import PolicyFormatError
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.checkpoint.verify import fetch
 from raytrain.errors import BadInput
+from raytrain.scratch import scratch
 
 CARD = "README.md"
 _TRIED = 16  # observations in the comparison with RLlib's module
@@ -83,10 +83,10 @@ def export_policy(
                 f"{target} exists and is not an empty directory. Give another one, or delete it first."
             )
     entry = resolve(argument)
-    with tempfile.TemporaryDirectory(prefix="raytrain-export-") as scratch:
-        parts, metadata = read_policy(fetch(entry.location, Path(scratch) / "checkpoint"))
+    with scratch("export") as here:
+        parts, metadata = read_policy(fetch(entry.location, here / "checkpoint"))
         parts, needs_ray = _described(parts)
-        ready = Path(scratch) / "policy"
+        ready = here / "policy"
         ready.mkdir()
         digest = write_policy(ready, parts, metadata={**metadata, **_origin(entry)})
         recurrent = any(layer["layer"] == "lstm" for layer in parts.network or ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.checkpoint.verify import fetch
 from raytrain.errors import BadInput
+from raytrain.scratch import scratch
 
 _POLICY_FILE = "policy.json"
 
@@ -84,5 +84,5 @@ def local_policy_directory(argument: str) -> Iterator[Path]:
     if entry.location.is_local and not with_key:
         yield entry.location.local_path
         return
-    with tempfile.TemporaryDirectory(prefix="raytrain-policy-") as scratch:
-        yield fetch(entry.location, Path(scratch) / "policy")
+    with scratch("policy") as directory:
+        yield fetch(entry.location, directory / "policy")

@@ -34,7 +34,9 @@ class AppendOnlyFile:
         called when the file is open, before it is cut. So what is cut is what was there before somebody
         took over, who has put a copy in its place.
         """
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
+        )  # The umask says who may.
         self.path = path
         self.size = os.fstat(self._fd).st_size
         if size is not None and size < self.size:

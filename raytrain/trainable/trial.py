@@ -72,6 +72,8 @@ from raytrain.trainable.cadence import (
     Progress,
     StopRule,
     averaged,
+    labelled,
+    ranked,
     report_score,
 )
 from raytrain.trainable.hosts import RunnerRules
@@ -141,7 +143,9 @@ class TrialPPO(ExactPPO):
         self._directory = TrialDirectory(
             self._place,
             retention=RetentionPolicy(settings.num_to_keep),
-            best=BestPolicy(settings.score_order, eras(self._config)),
+            best=BestPolicy(
+                settings.score_order, eras(self._config), partial(ranked, settings=settings)
+            ),
             max_failed_saves=settings.max_failed_saves,
             node=ray.get_runtime_context().get_node_id(),
             node_is_gone=lambda node: node not in nodes_alive(),
@@ -495,7 +499,7 @@ class TrialPPO(ExactPPO):
             episodes=self.episodes_finished,
             stage=self.curriculum.stage.name or None,
             score=self._score(self._parting),
-            metrics=self._parting,
+            metrics=labelled(self._parting, self._config.checkpoint),
             config_digest=config_digest(self._config),
             weights_sha256=self.weights_digest,
             parent=Parent(**parent) if parent else None,

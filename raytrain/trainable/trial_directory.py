@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,6 +50,7 @@ from raytrain.reporting import (
 )
 from raytrain.reporting.appending import leave_behind
 from raytrain.reporting.time_lost import RECOVERED, last_row, time_lost
+from raytrain.scratch import scratch_directory
 from raytrain.trainable.attempts import Attempts, Superseded
 
 EVENT_LOG = "events.jsonl"
@@ -398,7 +398,7 @@ class TrialDirectory:
 
     def _scratch_directory(self) -> Path:
         if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="raytrain-"))
+            self._scratch = scratch_directory("trial")
         return self._scratch
 
 

@@ -13,7 +13,6 @@ import json
 import pickle
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import cloudpickle
 import gymnasium as gym
 from gymnasium.envs import registration
 
+from raytrain.scratch import scratch
 from raytrain.trainable.rng import RngStreams
 from raytrain.trainable.snapshots import continuation
 from raytrain.trainable.snapshots.protocol import SnapshotError, Strategy
@@ -124,7 +124,7 @@ def _ask(
             pickled = cloudpickle.dumps(task)
     except SnapshotError as error:
         return {"failure": str(error), "frames": None}
-    with tempfile.TemporaryDirectory(prefix="raytrain-proof-") as directory:
+    with scratch("proof") as directory:
         task_path, result_path = Path(directory, "task"), Path(directory, "result.json")
         task_path.write_bytes(pickled)
         code = (

@@ -1,0 +1,55 @@
+"""Directories of this machine for what is needed for a while.
+
+A process that is killed cannot delete its own. Each holds a lock in it as long as it lives, however it
+dies, so the next process of the same user knows which ones nobody needs any more, and deletes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PREFIX = "raytrain-"
+_HELD = ".held"
+
+
+@contextmanager
+def scratch(purpose: str) -> Iterator[Path]:
+    """A directory of this process, deleted at the end."""
+    directory = scratch_directory(purpose)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def scratch_directory(purpose: str) -> Path:
+    """The same, and the caller deletes it."""
+    sweep()
+    directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-"))
+    # Locked before it gets its name, or it could be taken for a dead one's. Never closed: the end of the
+    # process does that.
+    descriptor = os.open(directory / f"{_HELD}.new", os.O_RDWR | os.O_CREAT, 0o600)
+    with suppress(OSError):  # A file system without locks: nobody will delete it but this process.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(directory / f"{_HELD}.new", directory / _HELD)
+    return directory
+
+
+def sweep() -> None:
+    """Delete what killed processes of this user left."""
+    for held in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_HELD}"):
+        with suppress(OSError):
+            if held.lstat().st_uid != os.getuid():
+                continue
+            descriptor = os.open(held, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(held.parent, ignore_errors=True)
+            finally:
+                os.close(descriptor)
