@@ -387,6 +387,10 @@ def _algorithm(
                     logging_level=logging.ERROR,
                     _system_config=_ray.local.SYSTEM_CONFIG,
                 )
+        except SystemExit as error:  # Of the handler for SIGTERM that Ray sets in there.
+            ray.shutdown()
+            number = error.code if isinstance(error.code, int) else 1
+            raise SystemExit(128 + number if number == signal.SIGTERM else number) from None
         except Exception as error:  # Ray raises bare Exceptions here.
             ray.shutdown()
             said = str(error).rstrip(".")
