@@ -103,7 +103,13 @@ def trial_in(place: Path) -> TrialPPO:
     config = config_from_dict({**TINY, "stop": {"time_s": 1e6}})
     snapshot = {"strategy": "pickle", "exact": True, "reason": "", "global_random": []}
     ExperimentFile(
-        "tiny", "0", config.to_dict(), config_digest(config), snapshot, versions={}, first_start=""
+        "tiny",
+        "0",
+        config.to_dict(),
+        config_digest(config),
+        snapshot,
+        versions={},
+        first_start="2026-01-01T00:00:00+00:00",
     ).write(Location.of(place))
     trial = place / "trial_00000"
     trial.mkdir(exist_ok=True)

@@ -35,6 +35,7 @@ def opened(trial: Location) -> tuple[TrialDirectory, int, tuple[str, ...]]:
     return directory, found.entry.iteration if found.entry else 0, found.messages
 
 
+@pytest.mark.parametrize("directory", ["trial_00000", "trial_00000_lr=0.001,gamma=0.9"])
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -46,17 +47,17 @@ def opened(trial: Location) -> tuple[TrialDirectory, int, tuple[str, ...]]:
     ],
 )
 def test_what_another_run_or_trial_wrote_is_set_aside(
-    tmp_path: Path, name: str, changes: dict[str, str]
+    tmp_path: Path, name: str, changes: dict[str, str], directory: str
 ) -> None:
-    trial = Location.of(tmp_path / "trial_00000")
+    trial = Location.of(tmp_path / directory)
     put(trial, tmp_path, 4, trial_id="x_00000")
     put(trial, tmp_path, 8, **{"name": name, "trial_id": "x_00000", **changes})
-    directory, iteration, messages = opened(trial)
-    directory.close()
+    lock_holder, iteration, messages = opened(trial)
+    lock_holder.close()
     assert iteration == 4
     (sentence,) = [each for each in messages if "another run or trial" in each]
     assert name in sentence
-    assert (tmp_path / "trial_00000" / "set_aside" / name / "manifest.json").exists()
+    assert (tmp_path / directory / "set_aside" / name / "manifest.json").exists()
     assert [entry.path for entry in Catalogue(trial).entries()] == ["checkpoint_000004"]
 
 

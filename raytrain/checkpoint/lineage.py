@@ -13,6 +13,7 @@ with the parent and ends with the first run of the line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from raytrain.checkpoint.catalogue import Entry
 from raytrain.checkpoint.experiment_file import ExperimentFile, ExperimentFileError
 from raytrain.checkpoint.manifest import Manifest
 from raytrain.checkpoint.storage import Location
+
+_TRIAL = re.compile(r"trial_(\d+)")
 
 FORKED_FROM = "forked_from"
 SET_ASIDE = "set_aside"
@@ -46,8 +49,9 @@ def experiment_around(entry: Entry) -> ExperimentFile | None:
 def is_of_run(manifest: Manifest, run_id: str, trial: Location) -> bool:
     """Whether a checkpoint was written by this run, in the trial of this directory. A signature alone does
     not say that: with one key, all runs have it."""
-    number = trial.name.rpartition("_")[2]
-    return manifest.run_id == run_id and manifest.trial_id.rpartition("_")[2] == number
+    number = _TRIAL.match(trial.name)  # trial_00001_lr=0.001
+    same_trial = number is None or manifest.trial_id.rpartition("_")[2] == number[1]
+    return manifest.run_id == run_id and same_trial
 
 
 def told(found: Mapping[str, Any]) -> str:
