@@ -22,7 +22,8 @@ from raytrain.checkpoint.experiment_file import ExperimentFile, ExperimentFileEr
 from raytrain.checkpoint.manifest import Manifest
 from raytrain.checkpoint.storage import Location
 
-_TRIAL = re.compile(r"trial_(\d+)")
+_DIRECTORY = re.compile(r"trial_(\d+)")  # trial_00001_lr=0.001
+_TRIAL_ID = re.compile(r"_(\d+)$")  # 8a6d5_00001
 
 FORKED_FROM = "forked_from"
 SET_ASIDE = "set_aside"
@@ -49,8 +50,8 @@ def experiment_around(entry: Entry) -> ExperimentFile | None:
 def is_of_run(manifest: Manifest, run_id: str, trial: Location) -> bool:
     """Whether a checkpoint was written by this run, in the trial of this directory. A signature alone does
     not say that: with one key, all runs have it."""
-    number = _TRIAL.match(trial.name)  # trial_00001_lr=0.001
-    same_trial = number is None or manifest.trial_id.rpartition("_")[2] == number[1]
+    here, there = _DIRECTORY.match(trial.name), _TRIAL_ID.search(manifest.trial_id)
+    same_trial = here is None or there is None or here[1] == there[1]
     return manifest.run_id == run_id and same_trial
 
 
