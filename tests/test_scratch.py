@@ -40,3 +40,16 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(
         sweep()
         assert own.is_dir() and not directory.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["raytrain-of-somebody"]
+
+
+def test_a_process_that_needs_many_one_after_another_keeps_none_open() -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    with scratch("policy"):
+        pass
+    before = descriptors()
+    for _ in range(20):
+        with scratch("policy"):
+            pass
+    assert descriptors() == before

@@ -43,9 +43,8 @@ from raytrain.checkpoint.verify import check
 from raytrain.errors import RaytrainError
 from raytrain.printable import printable
 
-_ONCE_NUMBERED = re.compile(
-    r"(checkpoint|error)_(\d+)"
-)  # Also `checkpoint_000012.1` in quarantine.
+# Also `checkpoint_000012.1` in quarantine.
+_ONCE_NUMBERED = re.compile(r"(checkpoint|error)_(\d+)")
 _KIND_OF_PLACE = {"checkpoint": "periodic", "error": "error", "best": "best", "final": "final"}
 # Of several checkpoints of one iteration, the one written first is preferred.
 _PREFERENCE = ("periodic", "final", "best", "stage", "error")

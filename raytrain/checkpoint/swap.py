@@ -212,7 +212,7 @@ def _rename_into_place(trial: Location, new: str, name: str, fence: Fence) -> No
     target.parent.sync()
     fence()
     if old is not None and _order(trial / old) <= _order(target):
-        _discard(trial, old, by_directory(trial))
+        _discard(trial, old, {old: (trial / old).tree()})
 
 
 def _copy_into_place(new: Location, target: Location, files: Collection[str] | None = None) -> None:

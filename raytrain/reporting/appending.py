@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.errors import RaytrainError
 
 _BLOCK = 1 << 16
-Fence = Callable[[], None]  # raises a `RaytrainError` if this writer has been replaced by another
-
-
-def nothing() -> None:
-    """No fence."""
 
 
 class AppendOnlyFile:
@@ -34,9 +30,8 @@ class AppendOnlyFile:
         called when the file is open, before it is cut. So what is cut is what was there before somebody
         took over, who has put a copy in its place.
         """
-        self._fd = os.open(
-            path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
-        )  # The umask says who may.
+        # The umask says who may write.
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.path = path
         self.size = os.fstat(self._fd).st_size
         if size is not None and size < self.size:

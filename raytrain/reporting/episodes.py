@@ -36,8 +36,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.printable import printable
-from raytrain.reporting.appending import Fence, nothing, sync_directory
+from raytrain.reporting.appending import sync_directory
 from raytrain.reporting.records import RecordsError
 
 logger = logging.getLogger(__name__)
@@ -152,8 +153,7 @@ class EpisodeHistory:
     `next_episode` is what the checkpoint remembers of `EpisodeHistory.next_episode`; without it the
     numbers go on behind those in the files. `starts_after` is the iteration that a fork began from:
     earlier episodes belong to the parent and are not missed here. `fence` raises if another writer has
-    taken over. `append` may run in one thread,
-    `flush` in another.
+    taken over. `append` may run in one thread, `flush` in another.
     """
 
     def __init__(

@@ -29,9 +29,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.errors import RaytrainError
 from raytrain.printable import printable
-from raytrain.reporting.appending import Fence, nothing, sync_and_close, sync_directory
+from raytrain.reporting.appending import sync_and_close, sync_directory
 from raytrain.reporting.tabular import ProgressCsv, ResultJson, Row, decode_row, encode_row
 from raytrain.reporting.tensorboard import EventFiles
 

@@ -20,13 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raytrain.reporting.appending import (
-    AppendOnlyFile,
-    Fence,
-    lines_from_end,
-    nothing,
-    replace_file,
-)
+from raytrain.checkpoint.commit import Fence, nothing
+from raytrain.reporting.appending import AppendOnlyFile, lines_from_end, replace_file
 from raytrain.stored_json import is_amount, parse_json
 
 ITERATION = "training_iteration"
