@@ -259,15 +259,14 @@ def cluster_address(address: str | None) -> str | None:
 
 def _can_be_forked(config: ExperimentConfig) -> bool:
     """Whether workers can have imported Torch before they know what they are for. Not if an actor has other
-    than one CPU, as Torch learns of its threads when it is imported; nor with a GPU, as the visible
-    ones are chosen with the actor."""
+    than one CPU, as Torch learns of its threads when it is imported. Of the visible GPUs it learns when it
+    uses one, which nothing does before the fork (`forkserver` looks)."""
     cpus = (
         config.resources.num_cpus_for_main_process,
         config.env_runners.num_cpus_per_env_runner,
         config.learners.num_cpus_per_learner,
     )
-    gpus = (config.env_runners.num_gpus_per_env_runner, config.learners.num_gpus_per_learner)
-    return all(each in (1, "auto") for each in cpus) and not any(gpus)
+    return all(each in (1, "auto") for each in cpus)
 
 
 def _nothing() -> None:

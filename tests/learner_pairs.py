@@ -9,6 +9,8 @@ Both begin with equal weights, and minibatches follow one random stream.
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,9 @@ MULTI = gym.spaces.MultiDiscrete([3, 2])
 
 LENGTHS = (17, 1, 40, 9, 33)
 """Of the chunks of a batch: the second is a single timestep."""
+
+
+ENDS = ("terminated", "cut", "truncated", "cut", "both")
 
 
 @dataclass(frozen=True)
@@ -79,15 +84,15 @@ def pair(actions: gym.Space[Any], **arguments: Any) -> tuple[Any, Any]:
     return stock, lean
 
 
-def episodes(learner: Any, *, seed: int = 0, scale: float = 1.0) -> list[SingleAgentEpisode]:
+def episodes(
+    learner: Any, *, seed: int = 0, scale: float = 1.0, lengths: Sequence[int] = LENGTHS
+) -> list[SingleAgentEpisode]:
     """Chunks with all ways to end, sampled from a policy that is not quite the learner's."""
     random = np.random.default_rng(seed)
     module = learner.module[MODULE_ID].unwrapped()
     return [
         _episode(module, length, end, random, scale)
-        for length, end in zip(
-            LENGTHS, ("terminated", "cut", "truncated", "cut", "both"), strict=True
-        )
+        for length, end in zip(lengths, itertools.cycle(ENDS), strict=False)
     ]
 
 
@@ -156,7 +161,7 @@ def flat(stats: Any, prefix: str = "") -> dict[str, Any]:
 
 def weights(learner: Any) -> dict[str, np.ndarray]:
     module = learner.module[MODULE_ID].unwrapped()
-    return {name: value.numpy().copy() for name, value in module.state_dict().items()}
+    return {name: value.cpu().numpy().copy() for name, value in module.state_dict().items()}
 
 
 def moments(learner: Any) -> dict[str, dict[str, np.ndarray]]:
@@ -164,6 +169,6 @@ def moments(learner: Any) -> dict[str, dict[str, np.ndarray]]:
     module = learner.module[MODULE_ID].unwrapped()
     (optimizer,) = learner._named_optimizers.values()
     return {
-        name: {key: value.numpy().copy() for key, value in optimizer.state[parameter].items()}
+        name: {key: value.cpu().numpy().copy() for key, value in optimizer.state[parameter].items()}
         for name, parameter in module.named_parameters()
     }

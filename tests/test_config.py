@@ -262,6 +262,8 @@ BAD_VALUES = [
      "train_batch_size_per_learner, which is 4000"),
     ("small batch", "training:\n  gamma: 0.9\n  train_batch_size_per_learner: 64",
      ":5: training.minibatch_size: 128", "which is 64"),
+    ("shared card", "learners:\n  num_learners: 2\n  num_gpus_per_learner: 0.5",
+     ":5: learners.num_gpus_per_learner: 0.5: 2 learners cannot share a card", "a whole one"),
     ("fragment and batch", "env_runners:\n  rollout_fragment_length: 1500",
      ":4: env_runners.rollout_fragment_length: 1500", "use 'auto' or 2000"),
     ("no evaluation", "evaluation:\n  evaluation_interval: 2\n  evaluation_duration: 0",
@@ -625,7 +627,7 @@ OUR_OWN = (
     "fault_tolerance.max_short_iterations",
     "fault_tolerance.on_env_runner_loss",
     "evaluation.max_episode_steps",
-    "learners.compile_updates",
+    "learners.cuda_graphs",
 )
 
 
@@ -724,13 +726,13 @@ def test_the_learner_is_told_what_rllib_has_no_key_for(wanted):
     log_std = {"free_log_std": True, "log_std_init": -2} if wanted else {}
     sections = {
         "debugging": {"deterministic": wanted},
-        "learners": {"compile_updates": wanted},
+        "learners": {"cuda_graphs": wanted},
         "rl_module": {"model_config": log_std},
     }
     algorithm = to_algorithm_config(minimal(**sections))
     assert algorithm.learner_config_dict == {
         "deterministic": wanted,
-        "compile_updates": wanted,
+        "cuda_graphs": wanted,
         "log_std_init": -2 if wanted else None,
     }
     assert "log_std_init" not in algorithm.model_config
@@ -856,6 +858,14 @@ def test_a_digest_of_an_earlier_version_is_known():
     former = "84942a4bf782d7e75b2fbff858ac903b8e313e2777e1277604245d8cdfcd9eaf"
     assert has_digest(of_env({"k": 1}), former)
     assert not has_digest(of_env({"k": 2}), former)
+
+
+def test_a_stored_config_of_an_earlier_version_is_read():
+    stored = minimal().to_dict()
+    stored["learners"] = {**stored["learners"], "compile_updates": True}
+    del stored["learners"]["cuda_graphs"]
+    assert differences(stored, minimal()) == []
+    assert allowed_on_continue("learners.cuda_graphs")
 
 
 def test_without_experiment_json_what_may_change_may_have_changed(tmp_path):

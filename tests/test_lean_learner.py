@@ -205,26 +205,6 @@ def test_minibatches_are_those_of_rllibs_iterator(rows, size, epochs):
         np.testing.assert_array_equal(theirs, ours)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("compiled", [False, True])
-def test_an_update_on_a_gpu_is_that_of_the_cpu(compiled):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    on_gpu = {
-        "num_gpus_per_learner": 1,
-        "learner_config_dict": {"compile_updates": compiled, "deterministic": not compiled},
-    }
-    cpu = build(ExactPPOTorchLearner, BOX, **OWN)
-    gpu = build(ExactPPOTorchLearner, BOX, learner=on_gpu, **OWN)
-    gpu.load_weights(cpu.weights())
-    chunks = episodes(cpu)
-    for learner in (cpu, gpu):
-        update(learner, chunks, Settings())
-    assert gpu.tier.name == "autograd"
-    for name, weight in weights(cpu).items():
-        agree(weight, weights(gpu)[name])
-
-
 # -- what is not finite --------------------------------------------------------------------------
 
 

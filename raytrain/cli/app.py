@@ -67,9 +67,12 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key; may be given often."),
 ]
-Name = Annotated[str | None, typer.Option(metavar="NAME", help="Another name, so another run.")]
+Name = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Another name, so another run.")
+]
 StoragePath = Annotated[
-    str | None, typer.Option(metavar="PATH", help="Where results go: a path or a URI.")
+    str | None,
+    typer.Option("--storage-path", metavar="PATH", help="Where results go: a path or a URI."),
 ]
 Directory = Annotated[
     str, typer.Argument(metavar="EXPERIMENT_DIR", help="The experiment's directory.")
@@ -83,7 +86,9 @@ Checkpoint = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
-        metavar="ADDRESS", help="A running Ray cluster, such as auto or ray://host:10001."
+        "--address",
+        metavar="ADDRESS",
+        help="A running Ray cluster, such as auto or ray://host:10001.",
     ),
 ]
 

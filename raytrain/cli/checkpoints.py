@@ -97,9 +97,11 @@ def verify(
 def evaluate(
     checkpoint: Checkpoint,
     *,
-    episodes: Annotated[int, typer.Option(metavar="N", min=1, help="Episodes to play.")] = 10,
+    episodes: Annotated[
+        int, typer.Option("--episodes", metavar="N", min=1, help="Episodes to play.")
+    ] = 10,
     seed: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Episode i is played with seed + i.")
+        int, typer.Option("--seed", metavar="N", min=0, help="Episode i is played with seed + i.")
     ] = 0,
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode.")
@@ -107,6 +109,7 @@ def evaluate(
     max_steps: Annotated[
         int | None,
         typer.Option(
+            "--max-steps",
             metavar="N",
             min=1,
             help="End an episode after N steps. By default evaluation.max_episode_steps of the config "
@@ -115,7 +118,9 @@ def evaluate(
     ] = None,
     video: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Record each episode there (needs the extra video)."),
+        typer.Option(
+            "--video", metavar="DIR", help="Record each episode there (needs the extra video)."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -159,7 +164,9 @@ def probe(
     ],
     env_config: Annotated[
         str | None,
-        typer.Option(metavar="MAPPING", help="Its arguments in YAML, such as '{size: 5}'."),
+        typer.Option(
+            "--env-config", metavar="MAPPING", help="Its arguments in YAML, such as '{size: 5}'."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -186,7 +193,7 @@ def audit(
         typer.Option("--from", metavar="N", help="Iteration of the checkpoint to begin at."),
     ] = None,
     to: Annotated[
-        int | None, typer.Option(metavar="N", help="Iteration of the checkpoint to reach.")
+        int | None, typer.Option("--to", metavar="N", help="Iteration of the checkpoint to reach.")
     ] = None,
     as_json: Json = False,
 ) -> None:

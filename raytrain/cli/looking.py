@@ -67,12 +67,16 @@ def plot(
     experiment_dir: Directory,
     out: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A .png or .svg file; else curves.png in the directory."),
+        typer.Option(
+            "--out", metavar="FILE", help="A .png or .svg file; else curves.png in the directory."
+        ),
     ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Another metric than the score, such as episode_len_mean."
+            "--metric",
+            metavar="NAME",
+            help="Another metric than the score, such as episode_len_mean.",
         ),
     ] = None,
 ) -> None:
@@ -92,7 +96,10 @@ def prune(
     experiment_dir: Directory,
     *,
     keep: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Newest good periodic checkpoints to keep.")
+        int,
+        typer.Option(
+            "--keep", metavar="N", min=1, help="Newest good periodic checkpoints to keep."
+        ),
     ] = 1,
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="Also what was set aside as damaged.")

@@ -44,11 +44,11 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     # RLlib hands this dictionary to the learner as it is.
     for_the_learner = {
         "deterministic": config.debugging.deterministic,
-        "compile_updates": config.learners.compile_updates,
+        "cuda_graphs": config.learners.cuda_graphs,
         "log_std_init": config.rl_module.model.log_std_init,
     }
     algorithm.learners(
-        **config.learners.model_dump(exclude={"compile_updates"}),
+        **config.learners.model_dump(exclude={"cuda_graphs"}),
         learner_config_dict=for_the_learner,
     )
     algorithm.rl_module(model_config=_model_config(config))

@@ -33,6 +33,7 @@ def _of_values(config: ExperimentConfig) -> Iterator[Conflict]:
     yield from _minibatch(config)
     yield from _fragment(config)
     yield from _actors(config)
+    yield from _cards(config)
     yield from _truncation(config)
     yield from _log_std(config)
     yield from _sequences(config)
@@ -115,6 +116,19 @@ def _actors(config: ExperimentConfig) -> Iterator[Conflict]:
             f"there are {groups} env groups (num_env_runners), and an actor hosts one at least",
             (("env_runners", "min_actors"), ("env_runners", "num_env_runners")),
             least,
+        )
+
+
+def _cards(config: ExperimentConfig) -> Iterator[Conflict]:
+    """Learners reduce gradients with NCCL, which refuses two of them on one card ("Duplicate GPU detected");
+    Ray puts two shares of a card on one."""
+    learners = config.learners
+    if learners.num_learners > 1 and 0 < learners.num_gpus_per_learner < 1:
+        yield Conflict(
+            f"{learners.num_learners} learners cannot share a card (NCCL refuses two on one): give each a whole "
+            "one, or have one learner",
+            (("learners", "num_gpus_per_learner"), ("learners", "num_learners")),
+            learners.num_gpus_per_learner,
         )
 
 

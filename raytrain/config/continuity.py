@@ -2,7 +2,7 @@
 
 may differ freely          stop, checkpoint, failure, preemption, fault_tolerance, resources, name,
                            storage_path, import_path, the number of env runner actors,
-                           tune.max_concurrent_trials, debugging.log_level
+                           tune.max_concurrent_trials, debugging.log_level, learners.cuda_graphs
 may differ, exactness ends the number of env groups, of environments in a group, of learners
 may not differ             everything else; the config's digest covers this
 
@@ -39,6 +39,8 @@ _MAY_DIFFER = frozenset(
         "storage_path",
         "import_path",
         "tune.max_concurrent_trials",
+        # The same bits, sooner or later.
+        "learners.cuda_graphs",
         "debugging.log_level",
     }
 )
@@ -49,6 +51,9 @@ _GIVE_UP_EXACTNESS = frozenset(
         "learners.num_learners",
     }
 )
+_FORMER_DEFAULTS = {"learners.compile_updates": False}
+"""Keys that earlier versions had, and that stand in the digest of every run."""
+
 _PLAIN_KEY = re.compile(r'[^."]+')
 
 
@@ -113,6 +118,7 @@ def _digest(config: ExperimentConfig | Mapping[str, Any], *left_out: Callable[[s
     defining = {
         field: value for field, value in leaves if not any(each(field) for each in left_out)
     }
+    defining.update(_FORMER_DEFAULTS)
     return hashlib.sha256(_text(defining).encode("ascii")).hexdigest()
 
 

@@ -80,6 +80,7 @@ RENAMED = {
     "activation_fn": "rl_module.model_config.fcnet_activation",
     "ortho_init": "rl_module.model_config.fcnet_kernel_initializer",
     "device": "learners.num_gpus_per_learner",
+    "compile_updates": "learners.cuda_graphs",
     "verbose": "debugging.log_level",
     "tensorboard_log": "storage_path",
     "env_id": "environment.env",

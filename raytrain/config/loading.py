@@ -83,7 +83,16 @@ def config_from_dict(data: Mapping[str, Any]) -> ExperimentConfig:
     if "search" in data:
         said = "unknown key; write a search space in the place of the value"
         raise ConfigError(Problem(said, field="search"))
-    return validated(data)
+    return validated(_without_former_keys(data))
+
+
+def _without_former_keys(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Experiments of earlier versions hold keys that have had no effect on any run."""
+    learners = data.get("learners")
+    if not isinstance(learners, Mapping) or "compile_updates" not in learners:
+        return data
+    kept = {name: value for name, value in learners.items() if name != "compile_updates"}
+    return {**data, "learners": kept}
 
 
 def _read(path: Path) -> str:

@@ -39,6 +39,7 @@ from raytrain.trainable.update import metrics as update_metrics
 from raytrain.trainable.update.advantages import advantages_and_targets
 from raytrain.trainable.update.flat_adam import FlatAdam
 from raytrain.trainable.update.gradient_step import Clipping, GradientStep
+from raytrain.trainable.update.graphed_steps import GraphedSteps, can_be_captured
 from raytrain.trainable.update.minibatches import (
     generator_state,
     last_with_a_step,
@@ -171,8 +172,11 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             adam, clipping, learners=max(1, self.config.num_learners)
         )
         self._steps: HandWrittenSteps | AutogradSteps
-        if network is None:
-            self._steps = AutogradSteps(adam, self._gradient_step, self._loss_to_differentiate())
+        loss = partial(ppo_loss, module, use_critic=config.use_critic)
+        if network is None and self._wants_graphs(module):
+            self._steps = GraphedSteps(adam, self._gradient_step, loss, module)
+        elif network is None:
+            self._steps = AutogradSteps(adam, self._gradient_step, loss)
         else:
             self._steps = HandWrittenSteps(network, adam, self._gradient_step)
 
@@ -191,13 +195,11 @@ class ExactPPOTorchLearner(PPOTorchLearner):
                 own.grad_clip, own.grad_clip_by, log_norm=own.log_gradients
             )
 
-    def _loss_to_differentiate(self) -> Any:
-        loss = partial(ppo_loss, self._policy_module(), use_critic=self._module_config().use_critic)
-        on_gpu = torch.device(self.device).type == "cuda"
-        if on_gpu and self.config.learner_config_dict.get("compile_updates"):
-            # Small kernels one after the other: CUDA graphs save launching each.
-            return torch.compile(loss, mode="reduce-overhead")
-        return loss
+    def _wants_graphs(self, module: Any) -> bool:
+        wanted = self.config.learner_config_dict.get("cuda_graphs", "auto")
+        if torch.device(self.device).type != "cuda" or self.config.num_learners > 1:
+            return False
+        return can_be_captured(module) if wanted == "auto" else bool(wanted)
 
     def _tensors(self, batch: TrainBatch) -> TensorColumns:
         """The columns under RLlib's names, on the learner's device."""

@@ -7,6 +7,7 @@
     startup       seconds from the command to the first result
     goodput       useful work while something dies once a minute, on a cluster; left out without root
     recovery      seconds from a fault on a cluster to the next new result; needs root, so only when named
+    gpu           updates and whole runs with the learner on a GPU; needs one, so only when named
     learning      the same returns as stock RLlib; hours, and so only when named
     docs          nothing is measured: the tables of the JSON file go into docs/benchmarks.md
 
@@ -28,7 +29,7 @@ from measuring import Options, say
 
 ROOT = Path(__file__).parents[2]
 TABLES = ("throughput", "share", "scaling", "checkpoint", "startup", "goodput")
-ON_REQUEST = ("recovery", "learning")
+ON_REQUEST = ("recovery", "gpu", "learning")
 
 
 def main() -> None:

@@ -119,9 +119,11 @@ def watch(
     memory_at: int | None = None,
     phases: bool = False,
     timeout_s: float = 1800.0,
+    gpu: bool = False,
 ) -> Watched:
     """Run a command to its end. `core`: all its processes stay on this core; `memory_at`: measure
-    memory once so many results are there; `phases`: also note when kinds of processes appear.
+    memory once so many results are there; `phases`: also note when kinds of processes appear; `gpu`: it
+    sees the machine's GPUs.
 
     Raises RunFailed.
     """
@@ -132,7 +134,7 @@ def watch(
             list(command) if core is None else pinned(command, core),
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment(place),
+            env=environment(place, gpu=gpu),
             cwd=place,
         )
     tree = Tree(psutil.Process(process.pid))
@@ -163,14 +165,14 @@ def watch(
     return Watched(tuple(rows), now, tree.seen, memory)
 
 
-def environment(place: Path) -> dict[str, str]:
-    """No GPU, one thread for arithmetic, temporary files in the run's directory; quiet."""
+def environment(place: Path, *, gpu: bool = False) -> dict[str, str]:
+    """No GPU unless it is asked for, one thread for arithmetic, temporary files in the run's directory; quiet."""
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     path = [str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         **dict.fromkeys(threads, "1"),
-        "CUDA_VISIBLE_DEVICES": "",
+        **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""}),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_DEDUP_LOGS": "0",

@@ -45,6 +45,8 @@ class FlatAdam:
         self.gradient = torch.zeros_like(self.weights)
         self._moments = {name: torch.zeros_like(self.weights) for name in _MOMENTS}
         self._step = torch.zeros((), dtype=torch.float32, device=first.device)
+        # On a GPU a tensor: a graph that was captured once then steps with the rate of today.
+        self._lr = None if first.device.type == "cpu" else torch.zeros_like(self._step)
         self._loop: Any = None
         if compiled:
             # Importing Numba takes half a second, and only who updates needs it.
@@ -92,6 +94,8 @@ class FlatAdam:
                 "It is not the state of one training run; use an older checkpoint."
             )
         self._steps = int(next(iter(steps)))
+        if self._lr is not None:
+            self._lr.fill_(float(self._group["lr"]))
         self._step.fill_(steps.pop())
         for name, flat in self._moments.items():
             for parameter, view in zip(self.parameters, self.views(flat), strict=True):
@@ -123,7 +127,7 @@ class FlatAdam:
             [self._moments["exp_avg_sq"]],
             [],
             [self._step],
-            lr=float(self._group["lr"]),
+            lr=float(self._group["lr"]) if self._lr is None else self._lr,
             beta1=self._group["betas"][0],
             beta2=self._group["betas"][1],
             weight_decay=0.0,
@@ -131,6 +135,11 @@ class FlatAdam:
             amsgrad=False,
             maximize=False,
         )
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that a step reads or writes."""
+        return self.weights, self.gradient, *self._moments.values(), self._step
 
     def end(self) -> None:
         """To be called after an update."""

@@ -40,8 +40,8 @@ def ppo_loss(
         output[Columns.ACTION_DIST_INPUTS],
         minibatch[Columns.ACTION_DIST_INPUTS],
         minibatch[Columns.ACTIONS],
-        entropy=bool(settings.entropy_coeff),
-        kl=bool(settings.kl_coeff),
+        entropy=_counts(settings.entropy_coeff),
+        kl=_counts(settings.kl_coeff),
     )
     advantages = minibatch[Postprocessing.ADVANTAGES]
     # Where a row has no part its ratio is 1: an overflow would be a NaN in the derivative.
@@ -59,6 +59,11 @@ def ppo_loss(
         loss = loss + settings.kl_coeff * terms.kl
     # A minibatch of bootstrap rows alone has a loss of 0.
     return torch.where(mask, loss, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _counts(coefficient: float | torch.Tensor) -> bool:
+    """A tensor always does: to look at its value would be to wait for the GPU."""
+    return isinstance(coefficient, torch.Tensor) or bool(coefficient)
 
 
 def _terms_of(module: Any) -> TermsOf:
@@ -90,7 +95,9 @@ def _categorical(
     kl: bool,
 ) -> PolicyTerms:
     log_p = torch.log_softmax(logits, dim=-1)
-    logp = log_p.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+    # Not `gather`, whose derivative is a scatter: deterministic kernels sort for that.
+    chosen = torch.arange(log_p.shape[-1], device=log_p.device) == actions.long().unsqueeze(-1)
+    logp = torch.where(chosen, log_p, 0.0).sum(-1)
     entropy_, kl_ = None, None
     if entropy:
         # An action that is ruled out has a log-probability of minus infinity.

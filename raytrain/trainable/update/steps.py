@@ -119,20 +119,18 @@ class AutogradSteps:
 
     def run(self, rows: Array, loss: Callable[[TensorColumns], torch.Tensor] | None = None) -> None:
         """With `loss` instead of the one given to the constructor, if there is one."""
-        device = self._adam.weights.device
-        for index in torch.from_numpy(rows).to(device):
-            minibatch = {
-                name: column.index_select(0, index) for name, column in self._columns.items()
-            }
-            total = self._loss(minibatch, self._settings) if loss is None else loss(minibatch)
-            self._differentiate(total)
-            self._gradient_step.apply()
+        for index in torch.from_numpy(rows).to(self._adam.weights.device):
+            self._step(index, loss)
 
     def end(self) -> None:
         self._adam.end()
         del self._columns
 
-    def _differentiate(self, total: torch.Tensor) -> None:
+    def _step(
+        self, index: torch.Tensor, loss: Callable[[TensorColumns], torch.Tensor] | None = None
+    ) -> None:
+        minibatch = {name: column.index_select(0, index) for name, column in self._columns.items()}
+        total = self._loss(minibatch, self._settings) if loss is None else loss(minibatch)
         # Not `backward`: it would go through the hooks of DistributedDataParallel.
         found = torch.autograd.grad(total, self._adam.parameters, allow_unused=True)
         flat = [
@@ -140,3 +138,4 @@ class AutogradSteps:
             for parameter, gradient in zip(self._adam.parameters, found, strict=True)
         ]
         torch.cat(flat, out=self._adam.gradient)
+        self._gradient_step.apply()
