@@ -9,6 +9,7 @@ import threading
 import uuid
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoint_children import manifest, place, put, stage
@@ -22,11 +23,14 @@ from raytrain.checkpoint import (
     Committer,
     Location,
     Locked,
+    Manifest,
     RetentionPolicy,
     StorageError,
     commit,
 )
+from raytrain.checkpoint import committer as committing
 from raytrain.config.schema import Checkpoint
+from raytrain.errors import RaytrainError
 from raytrain.trainable.cadence import labelled, ranked, score_of
 
 
@@ -45,11 +49,10 @@ def committer(trial: Location, keep: int | None = 2, mode: str = "max") -> Commi
 
 
 def job(tmp_path: Path, iteration: int, score: float | None = 1.0, **changes: object) -> CommitJob:
-    also = changes.pop("also", ())
     name = str(changes.pop("name", f"checkpoint_{iteration:06d}"))
     staging = stage(tmp_path / f"staging{iteration}", iteration)
     written = manifest(iteration, score=score, **changes)
-    return CommitJob(staging, name, written, also)  # type: ignore[arg-type]
+    return CommitJob(staging, name, written)
 
 
 def one(worker: Committer, work: CommitJob) -> CommitOutcome:
@@ -92,10 +95,38 @@ def test_no_manifest_of_a_deleted_checkpoint_is_remembered(tmp_path: Path) -> No
     assert set(known.remembered or ()) == {"checkpoint_000005", "checkpoint_000006"}
 
 
-def test_final_and_stage_copies(trial: Location, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [0, 2])
+def test_what_final_makes_best_is_best_before_the_trial_is_finished(
+    trial: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """`before`: checkpoints that this process has committed."""
+    put(trial, tmp_path, 1, score=5.0)
+    worker = committer(trial)
+    for iteration in range(2, 2 + before):
+        assert one(worker, job(tmp_path, iteration, 4.0)).ok
+    write = committing.commit_replacing
+
+    def die_at_final(staging: Path, target: Location, *args: Any, **kwargs: Any) -> Manifest:
+        if target.name == "final":
+            raise RaytrainError("killed")
+        return write(staging, target, *args, **kwargs)
+
+    monkeypatch.setattr(committing, "commit_replacing", die_at_final)
+    assert not one(worker, job(tmp_path, 9, 6.0, name="final", kind="final")).ok
+    assert best_of(trial) == (9, 6.0)
+    monkeypatch.undo()
+    outcome = one(committer(trial), job(tmp_path, 9, 6.0, name="final", kind="final"))
+    assert outcome.ok and outcome.warnings == ()
+    assert best_of(trial) == (9, 6.0)
+    kept = {e.path: e.iteration for e in Catalogue(trial).entries(verify=True) if e.good}
+    assert kept["final"] == 9
+
+
+def test_final_and_stages_are_replaced(trial: Location, tmp_path: Path) -> None:
     worker = committer(trial)
     for iteration in (1, 2):
-        assert one(worker, job(tmp_path, iteration, also=("final", "stages/easy"))).ok
+        assert one(worker, job(tmp_path, iteration, name="final", kind="final")).ok
+        assert one(worker, job(tmp_path, iteration, name="stages/easy", kind="stage")).ok
     kinds = {e.path: (e.kind, e.iteration) for e in Catalogue(trial).entries(verify=True) if e.good}
     assert kinds["final"] == ("final", 2) and kinds["stages/easy"] == ("stage", 2)
     assert one(worker, job(tmp_path, 3, name="final", kind="final")).ok

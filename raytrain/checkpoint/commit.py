@@ -134,9 +134,9 @@ def commit(
         return write_checkpoint(staged(staging), target, manifest, fence, before_manifest)
 
 
-def staged(staging: Path) -> list[Source]:
-    """The files below `staging`, to be moved where that is possible. Refuses links and special
-    files.
+def staged(staging: Path, *, take: bool = True) -> list[Source]:
+    """The files below `staging`, to be moved where that is possible if they are to be taken. Refuses links
+    and special files.
     """
     sources = []
     for directory, _, names in os.walk(staging):
@@ -145,7 +145,7 @@ def staged(staging: Path) -> list[Source]:
             if path.is_symlink() or not path.is_file():
                 raise OSError(errno.EINVAL, "only regular files can be checkpointed", str(path))
             inside = path.relative_to(staging).as_posix()
-            sources.append(Source(inside, Location.of(path), take=True))
+            sources.append(Source(inside, Location.of(path), take=take))
     if not sources:
         raise OSError(errno.ENOENT, "there are no staged files to commit", str(staging))
     return sorted(sources, key=lambda source: source.name)

@@ -3,9 +3,9 @@
 `submit` hands a staging directory over; one background thread brings it to storage, then
 
     1. calls the job's `prepare`, which fills the directory
-    2. commits it, and writes its copies (`final`, `stages/...`), if the job asks for any; what the
-       job wants durable before the checkpoint exists is written along with its files
-    3. replaces `best` if the score is better than that of the `best` on storage
+    2. commits it; what the job wants durable before the checkpoint exists is written along with its files
+    3. replaces `best` if the score is better than that of the `best` on storage (before 2 for `final`, after
+       which nobody looks at the trial's checkpoints again)
     4. deletes the checkpoints that the retention policy does not keep (elsewhere than on a local
        disk while `best` is being replaced: the two have no file in common)
     5. deletes the staging directory, whatever happened
@@ -47,22 +47,19 @@ _LOOK_EVERY_S = 0.5
 @dataclass(frozen=True)
 class CommitJob:
     """`name`: where the checkpoint goes, relative to the trial. `final` and `stages/...` are
-    replaced if they exist; any other must be new. `also`: full copies to make of it, such as
-    ("final", "stages/easy"). `prepare` and `before_manifest` are called in the background (see the
-    module's docstring)."""
+    replaced if they exist; any other must be new. `prepare` and `before_manifest` are called in the
+    background (see the module's docstring)."""
 
     staging: Path
     name: str
     manifest: Manifest
-    also: tuple[str, ...] = ()
     prepare: Callable[[], None] = nothing
     before_manifest: Callable[[], None] = nothing
 
 
 @dataclass(frozen=True)
 class CommitOutcome:
-    """`ok`: the checkpoint and the copies asked for are committed. `manifest` is None if the
-    checkpoint is not.
+    """`ok`: the checkpoint is committed. `manifest` is None if it is not.
 
     `warnings`: what went wrong with `best` or the deletion of old checkpoints; the commit stands.
     `became_best` and `deleted` say what else changed on storage.
@@ -124,7 +121,7 @@ class BestPolicy:
 
 @dataclass(frozen=True)
 class _InFlight:
-    """`settled`: the checkpoint and its copies are committed, or have failed."""
+    """`settled`: the checkpoint is committed, or has failed."""
 
     future: Future[CommitOutcome]
     settled: threading.Event
@@ -198,14 +195,15 @@ class Committer:
         try:
             try:
                 job.prepare()
+                if job.name == "final":
+                    best = self._update_best(job, job.manifest, warnings, ahead=True)
                 manifest = self._commit(job)
-                for name in job.also:
-                    self._copy(job, name, "final" if name == "final" else "stage", manifest)
             except RaytrainError as problem:
                 error = problem
             settled.set()
             if manifest is not None and manifest.kind != "error":
-                best, deleted = self._tidy(job, manifest, warnings)
+                became_best, deleted = self._tidy(job, manifest, warnings)
+                best = best or became_best
         finally:
             settled.set()
             shutil.rmtree(job.staging, ignore_errors=True)
@@ -245,20 +243,33 @@ class Committer:
         )
         return became_best == [True], tuple(deleted)
 
-    def _copy(self, job: CommitJob, to: str, kind: str, manifest: Manifest) -> None:
+    def _copy_to_best(self, job: CommitJob, manifest: Manifest, *, ahead: bool = False) -> None:
         trial = self._catalogue.trial
+        if ahead:
+            commit_replacing(
+                job.staging,
+                trial / "best",
+                manifest.with_files((), kind="best"),
+                fence=self._fence,
+                before_manifest=job.before_manifest,
+                take=False,
+            )
+            return
         # On a local disk the staged files were moved into the checkpoint.
         staged = None if trial.is_local else Location.of(job.staging)
         replace(
             trial / job.name,
-            trial / to,
-            kind=kind,
+            trial / "best",
+            kind="best",
             fence=self._fence,
             files=staged,
             manifest=manifest,
         )
 
-    def _update_best(self, job: CommitJob, manifest: Manifest, warnings: list[str]) -> bool:
+    def _update_best(
+        self, job: CommitJob, manifest: Manifest, warnings: list[str], *, ahead: bool = False
+    ) -> bool:
+        """Whether the job's checkpoint has become `best`. `ahead`: it is not committed yet."""
         if self._best is None or job.name == "best":
             return False
         try:
@@ -272,10 +283,14 @@ class Committer:
             if best is None or self._best_is_unsure or self._off_the_line(best):
                 became_best = self._choose_best(job, manifest)
                 self._best_is_unsure = False
-                return became_best
-            if not self._best.replaces(manifest.score, manifest.stage, best.manifest):
+                if not ahead:
+                    return became_best
+                best = self._catalogue.entry("best")
+            if not self._best.replaces(
+                manifest.score, manifest.stage, best.manifest if best else None
+            ):
                 return False
-            self._copy(job, "best", "best", manifest)
+            self._copy_to_best(job, manifest, ahead=ahead)
         except RaytrainError as problem:
             self._best_is_unsure = True
             warnings.append(f"best was not updated: {problem}")
@@ -301,7 +316,7 @@ class Committer:
         if best is None or best.manifest is None:
             return False
         if best.path == job.name:
-            self._copy(job, "best", "best", manifest)
+            self._copy_to_best(job, manifest)
             return True
         ranked = self._best.ranked(best.manifest)
         if best.path == "best" and ranked == best.manifest:

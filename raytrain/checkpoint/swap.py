@@ -85,10 +85,12 @@ def commit_replacing(
     *,
     fence: Fence | None = None,
     before_manifest: Callable[[], None] = nothing,
+    take: bool = True,
 ) -> Manifest:
-    """Like `commit`, and what is at `target` is replaced once the new checkpoint is complete."""
+    """Like `commit`, and what is at `target` is replaced once the new checkpoint is complete. Unless it may
+    `take` them, the staged files stay."""
     with storage_errors(f"Writing the checkpoint {target.name}", target):
-        return _write_and_swap(staged(staging), target, manifest, fence, before_manifest)
+        return _write_and_swap(staged(staging, take=take), target, manifest, fence, before_manifest)
 
 
 def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
