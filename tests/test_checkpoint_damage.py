@@ -97,6 +97,23 @@ def test_damaged_manifest(
     assert Catalogue(trial).sweep() == []  # damage is no garbage
 
 
+@pytest.mark.parametrize("name", ["final", "stages/easy"])
+def test_what_is_damaged_and_replaced_is_kept_in_the_quarantine(
+    trial: Location, tmp_path: Path, name: str
+) -> None:
+    kind = "final" if name == "final" else "stage"
+    replace(put(trial, tmp_path, 1), trial / name, kind=kind)
+    former = Catalogue(trial).entry(name)
+    assert former is not None
+    cut(former.location / "algorithm_state.pkl")
+    replace(put(trial, tmp_path, 2), trial / name, kind=kind)
+    Catalogue(trial).sweep()
+    entry = Catalogue(trial).entry(name, verify=True)
+    assert entry is not None and (entry.good, entry.iteration) == (True, 2)
+    kept = trial / "quarantine" / name.replace("/", "_")
+    assert {*FILES, "manifest.json"} <= set(kept.files())
+
+
 def test_emptied_directory_is_damage(tmp_path: Path) -> None:
     trial = Location.of(tmp_path / "trial")
     (trial / "checkpoint_000003").make()

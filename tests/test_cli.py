@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -52,9 +54,14 @@ def finished_run(config: Path) -> Finished:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Checkpoints of the iterations 2, 4 (`final`) and of the better one (`best`)."""
+    """Checkpoints of the iterations 2, 4 (`final`) and of the better one (`best`). Started by somebody whose
+    group may write what they write."""
     config = tiny_config(tmp_path_factory.mktemp("cli"))
-    train(config)
+    before = os.umask(0o002)
+    try:
+        train(config)
+    finally:
+        os.umask(before)
     return finished_run(config)
 
 
@@ -142,6 +149,26 @@ def test_checkpoints_as_json(run):
         assert (row["good"], row["problem"]) == (True, None)
         for key in ("iteration", "timesteps", "score", "weights_sha256"):
             assert row[key] == manifest[key]
+
+
+def test_another_of_the_group_can_continue_the_run(run):
+    """Each file and directory may be written by whom the umask lets write."""
+    modes = {each: each.lstat().st_mode & 0o777 for each in run.experiment.rglob("*")}
+    wanted = {each: 0o775 if each.is_dir() else 0o664 for each in modes}
+    assert {str(each): oct(m) for each, m in modes.items() if m != wanted[each]} == {}
+
+
+def test_each_option_has_its_name_written_out():
+    """Typer 0.27 forgets an option that has a metavar alone."""
+    calls = [
+        node
+        for file in Path(raytrain.__file__).parent.joinpath("cli").glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "typer.Option"
+    ]
+    assert len(calls) > 20
+    names = [call.args[0].value if call.args else None for call in calls]
+    assert [name for name in names if not str(name).startswith("-")] == []
 
 
 def test_checkpoints_as_a_table(run):
