@@ -84,6 +84,7 @@ class Session:
             os.environ.setdefault(name, value)
         _keep_loggers_quiet()
         _ray.tune.quiet_driver()
+        self._stack.enter_context(_ray.local.no_instance_by_itself())
         if not ray.is_initialized():
             self._start_ray()
         # Ray sets a SIGTERM handler of its own.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -12,6 +14,7 @@ from running import TINY
 
 from raytrain import _ray
 from raytrain.config import config_from_dict, cpus_at_most, param_space
+from raytrain.faults.leftovers import own_services
 from raytrain.trainable.trial import TrialPPO
 
 _HEAVY = ("torch", "ray.rllib", "ray.tune")
@@ -64,3 +67,30 @@ def test_the_bound_of_a_trials_cpus_is_one(sections):
     config = config_from_dict({**TINY, **sections})
     request = TrialPPO.default_resource_request(param_space(config))
     assert cpus_at_most(config) >= request.required_resources["CPU"]
+
+
+def test_no_function_of_rays_starts_another_instance_within_a_run():
+    """Tune asks Ray this and that when it tidies up after an instance that has died."""
+    ray.shutdown()
+    with _ray.local.no_instance_by_itself(), pytest.raises(Exception, match="ray.init"):
+        ray.wait([])
+    assert not ray.is_initialized()
+
+
+def test_a_service_of_an_instance_that_did_not_come_up_is_none_of_the_next(tmp_path):
+    """Nobody waits for it, so it stays a child of this process; a run took it for its own that had died, and
+    started Ray again and again."""
+    program = tmp_path / "raylet"
+    shutil.copy(shutil.which("sleep"), program)
+    started = [subprocess.Popen([program, "600"]) for _ in range(2)]
+    try:
+        started[0].kill()
+        while psutil.Process(started[0].pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert [(each.pid, name) for each, name in own_services().items()] == [
+            (started[1].pid, "raylet")
+        ]
+    finally:
+        for each in started:
+            each.kill()
+            each.wait()

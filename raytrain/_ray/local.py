@@ -43,6 +43,21 @@ def files_below(directory: str) -> Iterator[None]:
 
 
 @contextmanager
+def no_instance_by_itself() -> Iterator[None]:
+    """Within, no function of Ray's starts an instance where there is none. Ray's own functions do: Tune, which
+    tidies up after the instance of a run has died, would start another one, with all its services.
+    `RAY_ENABLE_AUTO_CONNECT` is read when Ray is imported."""
+    from ray._private import auto_init_hook
+
+    before = auto_init_hook.enable_auto_connect
+    auto_init_hook.enable_auto_connect = False
+    try:
+        yield
+    finally:
+        auto_init_hook.enable_auto_connect = before
+
+
+@contextmanager
 def lean_instance() -> Iterator[None]:
     """Within, `ray.init` starts what a run on one machine needs.
 

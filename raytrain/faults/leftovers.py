@@ -17,8 +17,9 @@ _ENDING_S = 1.0
 
 
 def own_services() -> dict[psutil.Process, str]:
-    """Name of each process of the instance that this process has started."""
-    children = {each: each.name() for each in psutil.Process().children()}
+    """Name of each process of the instance that this process has started. One that has died, of an instance
+    that did not come up, is nobody's: Ray does not wait for it."""
+    children = {each: each.name() for each in psutil.Process().children() if lives(each)}
     return {each: name for each, name in children.items() if name in _SERVICES}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -10,15 +11,18 @@ import pyarrow.fs as pafs
 WAYS = ("a flipped bit in", "cut short:", "deleted:")
 
 
-def checkpoints(files: pafs.FileSystem, trial: str) -> list[int]:
-    """Iterations of the committed periodic checkpoints of a trial."""
+_CHECKPOINT = re.compile(
+    r"checkpoint_(\d+)(\.\d+)?"
+)  # Elsewhere than on a disk, an attempt is in the name.
+
+
+def checkpoints(files: pafs.FileSystem, trial: str) -> dict[int, str]:
+    """Names of the committed periodic checkpoints of a trial by their iterations, in order."""
     listed = files.get_file_info(pafs.FileSelector(trial, allow_not_found=True, recursive=True))
     parts = [info.path.removeprefix(f"{trial}/").split("/") for info in listed]
-    return sorted(
-        int(folder.split("_")[1])
-        for folder, name in (part for part in parts if len(part) == 2)
-        if name == "manifest.json" and folder.startswith("checkpoint_") and folder[11:].isdigit()
-    )
+    folders = sorted(part[0] for part in parts if len(part) == 2 and part[1] == "manifest.json")
+    found = {int(m[1]): folder for folder in folders if (m := _CHECKPOINT.fullmatch(folder))}
+    return dict(sorted(found.items()))
 
 
 def read_json(files: pafs.FileSystem, path: str) -> dict[str, Any]:

@@ -139,10 +139,10 @@ def test_damage_is_damage(tmp_path: Path, how: float) -> None:
         put(Location.of(str(trial)), tmp_path / "scratch", iteration)
     put(Location.of(str(trial / "quarantine")), tmp_path / "scratch", 6)
     files = pafs.LocalFileSystem()
-    assert checkpoints(files, str(trial)) == [2, 4]
+    assert list(checkpoints(files, str(trial))) == [2, 4]
     assert Trials(files, str(trial.parent)).committed() == 4
     damage(files, f"{trial}/checkpoint_000004", how)
-    assert checkpoints(files, str(trial)) == [2, 4]
+    assert list(checkpoints(files, str(trial))) == [2, 4]
     problems = {e.path: e.problem for e in Catalogue(Location.of(str(trial))).entries(verify=True)}
     assert problems["checkpoint_000002"] is None
     assert problems["checkpoint_000004"] is not None

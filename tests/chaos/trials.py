@@ -45,7 +45,8 @@ class Trials:
         killed = kill(fault, [process])
         if killed is None:
             return None
-        newest = f"{path}/checkpoint_{checkpoints(self._files, path)[-1]:06d}"
+        *_, name = checkpoints(self._files, path).values()
+        newest = f"{path}/{name}"
         done = damage(self._files, newest, fault.how)
         self.damaged.append(newest)
         return f"{killed}, and {done}"
