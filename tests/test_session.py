@@ -72,7 +72,7 @@ def test_the_bound_of_a_trials_cpus_is_one(sections):
 def test_no_function_of_rays_starts_another_instance_within_a_run():
     """Tune asks Ray this and that when it tidies up after an instance that has died."""
     ray.shutdown()
-    with _ray.local.no_instance_by_itself(), pytest.raises(Exception, match="ray.init"):
+    with _ray.local.no_instance_by_itself(), pytest.raises(Exception, match=r"ray\.init"):
         ray.wait([])
     assert not ray.is_initialized()
 
