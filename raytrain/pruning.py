@@ -1,7 +1,8 @@
 """`raytrain prune`: delete checkpoints that nobody needs any more.
 
 For each trial are kept: the newest `keep` checkpoints of which every byte is right, `best`, `final`,
-every stage, and whatever is damaged where it lies (the next start sets it aside). The quarantine and
+every stage, whatever is damaged where it lies, and what is of another run, or was written by an attempt
+after a later one had taken over (the next start sets these aside, so they do not count). The quarantine and
 the states kept for a post-mortem (`error_*`) go only if that is asked for.
 
 A plan is made without touching anything. To carry it out, the experiment and each trial are locked,
@@ -24,9 +25,11 @@ from raytrain.checkpoint import (
     ExperimentFile,
     Location,
     in_parallel,
+    is_of_run,
 )
 from raytrain.checkpoint.locate import trials_at
 from raytrain.errors import BadInput
+from raytrain.trainable.attempts import Attempts
 
 _LOOKERS_S = 1.0  # somebody who looks at a lock holds it for a moment
 _DISPOSABLE = frozenset({"periodic", "interrupted"})
@@ -120,12 +123,27 @@ def _sorted_out(trial: Location, rule: Rule) -> tuple[list[Entry], list[Entry]]:
     """What goes and what stays, of one trial."""
     catalogue = Catalogue(trial)
     entries = catalogue.entries()
-    kept = _looked_at(catalogue, entries, rule.keep)
-    delete: list[Entry] = []
-    keep: list[Entry] = []
-    for entry in entries:
-        (delete if entry.path not in kept and _may_go(entry, rule) else keep).append(entry)
-    return delete, keep
+    counts = _counts(trial)
+    own = [entry for entry in entries if counts(entry)]
+    kept = _looked_at(catalogue, own, rule.keep)
+    delete = [entry for entry in own if entry.path not in kept and _may_go(entry, rule)]
+    return delete, [entry for entry in entries if entry not in delete]
+
+
+def _counts(trial: Location) -> Callable[[Entry], bool]:
+    """Whether the next start would take a checkpoint for one of this run."""
+    experiment = ExperimentFile.read(trial.parent)
+    attempts = Attempts(trial, DirectoryLock(trial))
+    attempts.look()
+
+    def counts(entry: Entry) -> bool:
+        if entry.manifest is not None and experiment is not None and not entry.in_quarantine:
+            own = is_of_run(entry.manifest, experiment.run_id, trial)
+        else:
+            own = True
+        return own and not attempts.is_off_the_line(entry)
+
+    return counts
 
 
 def _looked_at(catalogue: Catalogue, entries: list[Entry], count: int) -> set[str]:

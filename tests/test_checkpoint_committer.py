@@ -27,6 +27,7 @@ from raytrain.checkpoint import (
     RetentionPolicy,
     StorageError,
     commit,
+    replace,
 )
 from raytrain.checkpoint import committer as committing
 from raytrain.config.schema import Checkpoint
@@ -163,6 +164,61 @@ def test_damaged_best_is_set_aside_and_the_best_that_is_kept_takes_its_place(
     assert best_of(trial) == (1, 5.0)
 
 
+def test_best_that_became_an_older_one_stays_best(trial: Location, tmp_path: Path) -> None:
+    """Lower became better on continuing: what was replaced is of a later iteration, and comes back neither
+    with the next start nor with a kill in the middle."""
+    worker = committer(trial, keep=3)
+    for iteration, score in ((2, 1.0), (4, 2.0), (6, 3.0)):
+        one(worker, job(tmp_path, iteration, score))
+    worker = committer(trial, keep=3, mode="min")
+    for iteration in (8, 10, 12):
+        one(worker, job(tmp_path, iteration, float(iteration)))
+    assert best_of(trial) == (2, 1.0)
+    for iteration in (14, 16):
+        Catalogue(trial).sweep()
+        worker = committer(trial, mode="min")
+        assert best_of(trial) == (2, 1.0)
+        one(worker, job(tmp_path, iteration, float(iteration)))
+        assert best_of(trial) == (2, 1.0)
+
+
+def test_what_should_be_best_is_not_pruned_until_it_is(
+    trial: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(trial, tmp_path, 2, score=5.0)
+    put(trial, tmp_path, 4, score=9.0)  # Killed before it became best.
+    worker = committer(trial, keep=1)
+
+    def fail(*args: Any, **kwargs: Any) -> Manifest:
+        raise StorageError("no answer", path="x", errno=5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(committing, "replace", fail)
+        for iteration in (6, 8):
+            outcome = one(worker, job(tmp_path, iteration, 7.0))
+            assert outcome.ok and "best was not updated" in outcome.warnings[0]
+    one(worker, job(tmp_path, 10, 6.0))
+    assert best_of(trial) == (4, 9.0)
+    one(worker, job(tmp_path, 12, 6.0))
+    assert [e.iteration for e in Catalogue(trial).periodic()] == [12]
+
+
+def test_a_damaged_checkpoint_does_not_keep_others_from_being_best(
+    trial: Location, tmp_path: Path
+) -> None:
+    newest = put(trial, tmp_path, 2, score=9.0)
+    replace(newest, trial / "stages/easy", kind="stage")
+    stage = Catalogue(trial).entry("stages/easy")
+    assert stage is not None
+    for damaged in (newest, stage.location):
+        data = bytearray((damaged / "algorithm_state.pkl").read_bytes())
+        data[0] ^= 1
+        (damaged / "algorithm_state.pkl").write_bytes(bytes(data))
+    outcome = one(committer(trial), job(tmp_path, 4, 5.0))
+    assert outcome.ok and outcome.warnings == ()
+    assert best_of(trial) == (4, 5.0)
+
+
 def test_a_failed_commit_is_an_outcome(trial: Location, tmp_path: Path) -> None:
     worker = committer(trial)
     put(trial, tmp_path, 1)
@@ -200,7 +256,7 @@ def test_nobody_waits_for_the_deletion_of_old_checkpoints(
 ) -> None:
     go = threading.Event()
     monkeypatch.setattr(
-        "raytrain.checkpoint.committer.prune", lambda *_: [] if go.wait(600) else ["late"]
+        "raytrain.checkpoint.committer.prune", lambda *_, **__: [] if go.wait(600) else ["late"]
     )
     trial = Location.of(tmp_path / "trial")
     worker = Committer(trial, retention=RetentionPolicy(1), best=None)

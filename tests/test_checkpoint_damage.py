@@ -114,6 +114,28 @@ def test_what_is_damaged_and_replaced_is_kept_in_the_quarantine(
     assert {*FILES, "manifest.json"} <= set(kept.files())
 
 
+def test_a_kill_while_a_manifest_is_written_anew_is_no_damage(tmp_path: Path) -> None:
+    trial = Location.of(tmp_path / "trial")
+    half = put(trial, tmp_path, 2) / ".manifest.json.tmp"
+    half.write_bytes(b'{"kind": "interr')
+    choice = Catalogue(trial).choose_for_resume()
+    assert choice is not None and choice.entry is not None and choice.entry.iteration == 2
+    Catalogue(trial).sweep()
+    assert not half.exists()
+
+
+def test_a_stage_that_is_set_aside_is_gone_from_its_place(trial: Location, tmp_path: Path) -> None:
+    for iteration, name in ((2, "easy"), (4, "hard")):
+        newest = put(trial, tmp_path, iteration)
+        replace(newest, trial / f"stages/{name}", kind="stage")
+    Catalogue(trial).sweep()
+    catalogue = Catalogue(trial)
+    for entry in catalogue.entries():
+        if "easy" not in entry.path and entry.iteration != 2:
+            catalogue.set_aside(entry, "set_aside/20260101-000000")
+    assert [entry.path for entry in catalogue.entries()] == ["checkpoint_000002", "stages/easy"]
+
+
 def test_emptied_directory_is_damage(tmp_path: Path) -> None:
     trial = Location.of(tmp_path / "trial")
     (trial / "checkpoint_000003").make()

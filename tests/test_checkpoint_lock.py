@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from raytrain.checkpoint.lock import (
     SETTLE_SECONDS,
     STALE_SECONDS,
     Times,
+    _alive,
     _identity,
     _Lease,
     _self,
@@ -350,6 +352,12 @@ def test_who_looks_and_does_not_wait_goes_by_the_date(tmp_path: Path) -> None:
         said = who_writes(where)
         assert (said is not None) is held
         assert said is None or ("process 1 on elsewhere" in said and "last renewed at 20" in said)
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 2**31, 10**20, math.inf, math.nan, None, "x", [1]], ids=str)
+def test_a_process_number_that_is_none_is_taken_for_one_that_lives(pid: object) -> None:
+    """Nobody takes a lock away for what is written into it."""
+    assert _alive(pid)
 
 
 def test_whoever_may_write_into_the_directory_may_take_its_lock(tmp_path: Path) -> None:

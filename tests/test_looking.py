@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from checkpoint_children import put
 from commands import here
 from running import experiment_of, rows, trial_of
 
@@ -323,6 +324,16 @@ def test_prune_leaves_damage_for_those_who_look_into_it(copied):
     (trial / "checkpoint_000002" / "policy.json").unlink()
     assert here("prune", copied, "--yes").out == "Nothing to delete.\n"
     assert "checkpoint_000002" in names(copied)
+
+
+@pytest.mark.parametrize("changes", [{"attempt": 0}, {"run_id": "another"}], ids=str)
+def test_what_the_next_start_would_set_aside_is_not_what_prune_keeps(copied, tmp_path, changes):
+    (trial,) = copied.glob("trial_*")
+    run = checkpoint.ExperimentFile.read(Location.of(copied))
+    put(Location.of(trial), tmp_path, 98, **{"run_id": run.run_id, "attempt": 1, **changes})
+    ended = here("prune", copied, "--yes")
+    assert ended.code == 0
+    assert {"checkpoint_000098", "checkpoint_000004"} < names(copied)
 
 
 def test_prune_is_refused_while_somebody_writes(copied):

@@ -61,6 +61,23 @@ def test_what_another_run_or_trial_wrote_is_set_aside(
     assert [entry.path for entry in Catalogue(trial).entries()] == ["checkpoint_000004"]
 
 
+def test_what_a_former_attempt_staged_is_cleared_away_and_not_what_a_later_one_does(
+    tmp_path: Path,
+) -> None:
+    """One that was replaced and wakes up in its start, or in a save, deletes nothing of its successor's."""
+    staging = tmp_path / "trial_00000" / ".staging"
+    for name in (
+        "0/checkpoint_000002",
+        "1/checkpoint_000004",
+        "2/checkpoint_000004",
+        "checkpoint_000004",
+    ):
+        (staging / name).mkdir(parents=True)
+    directory, _, _ = opened(Location.of(tmp_path / "trial_00000"))
+    directory.close()
+    assert sorted(each.name for each in staging.iterdir()) == ["1", "2"]
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ESTALE])
 @pytest.mark.parametrize("method", ["digest", "read_bytes"])
 def test_what_cannot_be_read_now_is_no_damage(

@@ -210,6 +210,23 @@ def test_a_mirrored_trial_continues_elsewhere(tmp_path):
     assert (place / "attempts").subdirectories() == ["000002.records"]
 
 
+def test_a_mirror_that_was_replaced_leaves_the_records_of_its_successor(tmp_path):
+    """It wakes up after its fence, while its successor is in its first upload."""
+    (tmp_path / "storage").mkdir()
+    place = Location(
+        pafs.SubTreeFileSystem(str(tmp_path / "storage"), pafs.LocalFileSystem()), "exp/trial"
+    )
+    write(tmp_path / "one", 1, 6)
+    mirrored(tmp_path / "one", place, 1).upload()
+    later = place / "attempts" / "000003.records"
+    later.make()
+    (later / "result.json").write_bytes(b"{}\n")
+    write(tmp_path / "other", 1, 9)
+    mirrored(tmp_path / "other", place, 2).upload()
+    assert (place / "attempts").subdirectories() == ["000002.records", "000003.records"]
+    assert (later / "result.json").exists()
+
+
 def test_the_event_log_survives_torn_lines_and_other_writers(tmp_path):
     path = tmp_path / "trial" / "events.jsonl"
     assert read_events(path) == []

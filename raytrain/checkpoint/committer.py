@@ -31,7 +31,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raytrain.checkpoint.catalogue import Catalogue, Entry
-from raytrain.checkpoint.commit import Fence, commit, move_checkpoint, nothing
+from raytrain.checkpoint.commit import (
+    DamagedCheckpoint,
+    Fence,
+    commit,
+    move_checkpoint,
+    nothing,
+)
 from raytrain.checkpoint.manifest import Manifest
 from raytrain.checkpoint.parallel import together
 from raytrain.checkpoint.patience import STORE
@@ -130,6 +136,7 @@ class _InFlight:
 class Committer:
     """The only writer of checkpoints of one trial. `fence` raises a `RaytrainError` if it no longer
     is. What is `off_the_line` was written by a former one after this had taken over: it does not count.
+    `attempt` tells the writer's number.
     """
 
     def __init__(
@@ -140,6 +147,7 @@ class Committer:
         best: BestPolicy | None,
         fence: Fence | None = None,
         off_the_line: Callable[[Entry], bool] = lambda entry: False,
+        attempt: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._catalogue = Catalogue(trial, remembered={})
@@ -147,6 +155,7 @@ class Committer:
         self._best = best
         self._fence = fence
         self._off_the_line = off_the_line
+        self._attempt = attempt
         self._clock = clock
         # A process before this one, or a store that went away, may have cut its replacement short.
         self._best_is_unsure = True
@@ -264,6 +273,7 @@ class Committer:
             fence=self._fence,
             files=staged,
             manifest=manifest,
+            attempt=self._attempt(),
         )
 
     def _update_best(
@@ -309,12 +319,24 @@ class Committer:
         return aside
 
     def _choose_best(self, job: CommitJob, manifest: Manifest) -> bool:
-        """Make `best` the best of all that is kept. Whether it is that of `job`."""
+        """Make `best` the best of all that is kept and good. Whether it is that of `job`."""
+        entries = self._catalogue.entries()
+        while (best := self._best_kept(entries)) is not None:
+            try:
+                return self._make_best(best, job, manifest)
+            except DamagedCheckpoint:
+                # Of the right size, and so not known for damaged before it was read.
+                entries = [each for each in entries if each.path != best.path]
+        return False
+
+    def _best_kept(self, entries: Iterable[Entry]) -> Entry | None:
         assert self._best is not None
-        entries = [each for each in self._catalogue.entries() if not self._off_the_line(each)]
-        best = self._best.best_of(sorted(entries, key=lambda each: each.path != "best"))
-        if best is None or best.manifest is None:
-            return False
+        own = [each for each in entries if not self._off_the_line(each)]
+        return self._best.best_of(sorted(own, key=lambda each: each.path != "best"))
+
+    def _make_best(self, best: Entry, job: CommitJob, manifest: Manifest) -> bool:
+        assert self._best is not None
+        assert best.manifest is not None
         if best.path == job.name:
             self._copy_to_best(job, manifest)
             return True
@@ -327,12 +349,22 @@ class Committer:
             kind="best",
             fence=self._fence,
             manifest=ranked,
+            attempt=self._attempt(),
         )
         return False
 
     def _prune(self, warnings: list[str]) -> tuple[str, ...]:
         try:
-            deleted = prune(self._catalogue, self._retention, self._fence, self._off_the_line)
+            # While `best` is not what it should be, the checkpoint that it should be a copy of stays.
+            unsure = self._best is not None and self._best_is_unsure
+            spared = self._best_kept(self._catalogue.entries()) if unsure else None
+            deleted = prune(
+                self._catalogue,
+                self._retention,
+                self._fence,
+                self._off_the_line,
+                spared=lambda entry: spared is not None and entry.path == spared.path,
+            )
             return tuple(entry.path for entry in deleted)
         except RaytrainError as problem:
             warnings.append(f"old checkpoints were not deleted: {problem}")

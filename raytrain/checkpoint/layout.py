@@ -3,8 +3,8 @@
 <trial>/NAME                   checkpoint_000012, error_000012, best, final
 <trial>/stages/NAME  <trial>/quarantine/NAME
 NAME.ATTEMPT                   elsewhere than on a local disk: checkpoint_000012.2, of the second attempt
-NAME.ATTEMPT-ITERATION[-K].new best, final or a stage, complete, on its way into its place
-NAME.ATTEMPT-ITERATION[-K].old what it replaces, on a local disk
+NAME.ATTEMPT-NUMBER[-K].new    best, final or a stage, complete, on its way into its place
+NAME.ATTEMPT-NUMBER[-K].old    what it replaces, on a local disk
 .NAME.ATTEMPT-ITERATION.incoming  .NAME.outgoing
                                a checkpoint on its way in or out, on a local disk
 """
@@ -74,7 +74,7 @@ def target_of(path: str) -> str | None:
 
 
 def order_of(path: str) -> tuple[int, int, int]:
-    """Attempt and iteration of a checkpoint on its way, and how often the same was written before."""
+    """The replacement of a checkpoint on its way (attempt and number), and how often the same name was taken."""
     match = _IN_PASSING.fullmatch(path)
     if match is None or match[2] is None:
         return -1, -1, 0

@@ -492,6 +492,6 @@ def _alive(pid: Any) -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, TypeError, ValueError):
+    except (PermissionError, TypeError, ValueError, OverflowError):
         return True
     return True

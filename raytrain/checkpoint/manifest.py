@@ -20,6 +20,8 @@ these keys:
     created_at         ISO 8601 with offset
     files              [{path, size, sha256}, ...]; paths relative to the checkpoint, "/" between
     parts
+    replacement        only in best, final and stages: [attempt, number] of the replacement that put it
+                       there, each with a higher one than what it replaced (see `swap`)
     signature          only where a signing key is set, see `signing`
 
 JSON has no NaN and no infinity. Inside `metrics` they are written {"$float": "nan" | "inf" |
@@ -46,6 +48,9 @@ from raytrain.stored_json import moment, parse_json, require_bounds
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
 INCOMPLETE_NAME = ".incomplete"
+HALF_WRITTEN_NAME = (
+    f".{MANIFEST_NAME}.tmp"  # by `Location.write_atomic`; a kill leaves it on a local disk
+)
 KINDS = ("periodic", "stage", "best", "final", "interrupted", "error")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -102,6 +107,7 @@ class Manifest:
     versions: Mapping[str, str]
     created_at: str
     files: tuple[FileEntry, ...] = ()
+    replacement: tuple[int, int] | None = None
     format: int = field(default=FORMAT)
 
     @property
@@ -125,6 +131,8 @@ class Manifest:
     def to_json(self) -> bytes:
         """Raises `ManifestError` for a value that would not come back from `from_json`."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.replacement is None:
+            del plain["replacement"]
         plain["score"] = _finite_or_none(self.score)
         plain["metrics"] = _encode(self.metrics, "metrics")
         plain["versions"] = dict(self.versions)
@@ -268,6 +276,15 @@ def _files(value: Any) -> tuple[FileEntry, ...]:
     return files
 
 
+def _replacement(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"expected an attempt and a number, found {value!r}")
+    attempt, number = (_of(int, least=0)(each) for each in value)
+    return attempt, number
+
+
 def _parent(value: Any) -> Parent | None:
     text = _of(str)
     checks = {"experiment": text, "trial": text, "checkpoint": text, "weights_sha256": _sha256}
@@ -317,6 +334,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "versions": _versions,
     "created_at": _moment,
     "files": _files,
+    "replacement": _replacement,
 }
 
 
@@ -329,7 +347,7 @@ def _read(plain: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"raytrain reads format {FORMAT}. Use raytrain {writer} or newer for this run."
         )
     try:
-        read = _record(plain, _CHECKS)
+        read = _record({"replacement": None, **plain}, _CHECKS)
     except ValueError as error:
         raise ManifestError(f"{where}: {error}") from error
     if read["exact"] == (read["exact_lost"] is not None):

@@ -48,14 +48,16 @@ def prune(
     policy: RetentionPolicy,
     fence: Fence | None = None,
     off_the_line: Callable[[Entry], bool] = lambda entry: False,
+    spared: Callable[[Entry], bool] = lambda entry: False,
 ) -> list[Entry]:
     """Delete the surplus of a trial; what was deleted. Raises `StorageError`, and what `fence` raises: it
     is called between the look and the deletion. What is `off_the_line` of the run is left alone, and does
-    not count as kept.
+    not count as kept; what is `spared` stays beside those that are kept.
     """
     if policy.num_to_keep is None:
         return []
-    deleted = surplus([e for e in catalogue.periodic() if not off_the_line(e)], policy)
+    own = [entry for entry in catalogue.periodic() if not off_the_line(entry)]
+    deleted = [entry for entry in surplus(own, policy) if not spared(entry)]
     if deleted:
         (fence or nothing)()
     in_parallel(Entry.remove, deleted, serial=catalogue.trial.is_local)

@@ -1,23 +1,28 @@
 """Replacing a checkpoint that has a fixed name (`best`, `final`, a stage) by another one.
 
-    1. ORIGINAL   NAME.ATTEMPT-ITERATION.new is written in full and committed with a manifest of its own
-    2. local disk:  NAME ─> NAME.ATTEMPT-ITERATION.old (rename)  ─>  ORIGINAL ─> NAME (rename)
+    1. ORIGINAL   NAME.ATTEMPT-NUMBER.new is written in full and committed with a manifest of its own
+    2. local disk:  NAME ─> NAME.ATTEMPT-NUMBER.old (rename)  ─>  ORIGINAL ─> NAME (rename)
                     ─> fence() ─> delete what was replaced
        elsewhere:   fence() ─> delete the older originals ─> copy the files of ORIGINAL over those of NAME,
                     the manifest last
+
+ATTEMPT is that of the writer, and NUMBER is higher than that of whatever it replaces; both are in the
+manifest (`replacement`). So what was there before never passes for newer than what was chosen in its place,
+though it may be of a later iteration, and no two writers use one name.
 
 Elsewhere than on a local disk the original stays: it is the checkpoint, since nobody but its writer ever
 writes to it, and NAME is a copy for programs that know nothing of this. A writer that was stopped in the
 middle and goes on when another has taken over spoils that copy at most, until the next replacement.
 
 At every point NAME or one of NAME.*.new, NAME.*.old is a committed checkpoint, and the one with the
-highest attempt and iteration counts. `repair` brings it into its place. No rename overwrites anything,
+highest attempt and number counts. `repair` brings it into its place. No rename overwrites anything,
 and what is deleted is older than what counts. Files are copied, never hard-linked: damage to one must not
 spread to another.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -47,7 +52,13 @@ from raytrain.checkpoint.layout import (
     target_of,
     versions_of,
 )
-from raytrain.checkpoint.manifest import INCOMPLETE_NAME, MANIFEST_NAME, Manifest, ManifestError
+from raytrain.checkpoint.manifest import (
+    HALF_WRITTEN_NAME,
+    INCOMPLETE_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    ManifestError,
+)
 from raytrain.checkpoint.parallel import together
 from raytrain.checkpoint.storage import Listed, Location, make_directories, storage_errors
 from raytrain.checkpoint.verify import check
@@ -64,18 +75,21 @@ def replace(
     fence: Fence | None = None,
     files: Location | None = None,
     manifest: Manifest | None = None,
+    attempt: int | None = None,
 ) -> Manifest:
     """Make `target` a full copy of the checkpoint `source`, with the manifest's kind set to `kind`.
 
     `files` holds the same files nearer by (the staging directory), if there is such a place, and
-    `manifest` is the source's, if it is known. What is read is checked against it: raises
-    `DamagedCheckpoint` and leaves `target` as it was if they differ; `ManifestError`, `StorageError`.
+    `manifest` is the source's, if it is known. `attempt` is that of the writer, if it is not the
+    source's. What is read is checked against the manifest: raises `DamagedCheckpoint` and leaves
+    `target` as it was if they differ; `ManifestError`, `StorageError`.
     """
     with storage_errors(f"Copying {source.name} to {target.name}", target):
         manifest = manifest or read_manifest(source)
         place = files or source
         sources = [Source(f.path, place / f.path, expected=f) for f in manifest.files]
-        return _write_and_swap(sources, target, manifest.with_files((), kind=kind), fence)
+        written = manifest.with_files((), kind=kind)
+        return _write_and_swap(sources, target, written, fence, attempt=attempt)
 
 
 def commit_replacing(
@@ -90,7 +104,8 @@ def commit_replacing(
     """Like `commit`, and what is at `target` is replaced once the new checkpoint is complete. Unless it may
     `take` them, the staged files stay."""
     with storage_errors(f"Writing the checkpoint {target.name}", target):
-        return _write_and_swap(staged(staging, take=take), target, manifest, fence, before_manifest)
+        sources = staged(staging, take=take)
+        return _write_and_swap(sources, target, manifest, fence, before_manifest=before_manifest)
 
 
 def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
@@ -113,6 +128,8 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
                 if state == "committed" and INCOMPLETE_NAME in names:
                     # A kill between the manifest and the removal of the marker leaves both.
                     (trial / path / INCOMPLETE_NAME).delete_file()
+                if state == "committed" and HALF_WRITTEN_NAME in names:
+                    (trial / path / HALF_WRITTEN_NAME).delete_file()
                 continue
             swept.append(path)
         for name in sorted({name for path in found if (name := target_of(path))}):
@@ -130,9 +147,10 @@ def repair(trial: Location, name: str, fence: Fence = nothing) -> None:
 
 def take_down(place: Location) -> None:
     """Delete the copy of an original that is to be deleted or moved away itself."""
-    name = target_of(place.name)
+    trial, path = _split(place)
+    name = target_of(path)
     if name and not place.is_local:
-        remove_checkpoint(place.parent / name)
+        remove_checkpoint(trial / name)
 
 
 def set_aside(trial: Location, place: Location, directory: str, name: str) -> Location:
@@ -151,7 +169,9 @@ def _write_and_swap(
     target: Location,
     manifest: Manifest,
     fence: Fence | None,
+    *,
     before_manifest: Callable[[], None] = nothing,
+    attempt: int | None = None,
 ) -> Manifest:
     fence = fence or nothing
     trial, name = _split(target)
@@ -159,7 +179,10 @@ def _write_and_swap(
     fence()
     if trial.is_local:
         _repair(trial, name, found, fence)
-    new = _free(trial, name, (manifest.attempt, manifest.iteration), NEW, found)
+    there = [_order(target), *(order_of(path)[:2] for path in versions_of(name, found))]
+    order = (manifest.attempt if attempt is None else attempt, 1 + max(0, *(n for _, n in there)))
+    new = _free(trial, name, order, NEW, found)
+    manifest = dataclasses.replace(manifest, replacement=order)
     complete = write_checkpoint(
         sources, trial / new, manifest, fence, before_manifest, marked=False
     )
@@ -255,12 +278,13 @@ def _split(target: Location) -> tuple[Location, str]:
 
 
 def _order(place: Location) -> tuple[int, int]:
-    """Attempt and iteration of a checkpoint; less than any if it has no manifest that can be read."""
+    """Attempt and number of what was put there (former versions: attempt and iteration); less than any if it
+    has no manifest that can be read."""
     try:
         manifest = read_manifest(place)
     except (FileNotFoundError, NotADirectoryError, ManifestError):
         return -1, -1
-    return manifest.attempt, manifest.iteration
+    return manifest.replacement or (manifest.attempt, manifest.iteration)
 
 
 def _free(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from raytrain.checkpoint.commit import DamagedCheckpoint, read_manifest
 from raytrain.checkpoint.manifest import (
+    HALF_WRITTEN_NAME,
     INCOMPLETE_NAME,
     MANIFEST_NAME,
     FileEntry,
@@ -118,7 +119,7 @@ def _by_size(present: Mapping[str, int], manifest: Manifest) -> list[str]:
             problems.append(f"{file.path}: missing file")
         elif present[file.path] != file.size:
             problems.append(_size_problem(file, present[file.path]))
-    listed = {f.path for f in manifest.files} | {MANIFEST_NAME, INCOMPLETE_NAME}
+    listed = {f.path for f in manifest.files} | {MANIFEST_NAME, INCOMPLETE_NAME, HALF_WRITTEN_NAME}
     problems += [f"{name}: not listed in the manifest" for name in sorted(present.keys() - listed)]
     return problems
 

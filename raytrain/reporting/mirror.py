@@ -55,7 +55,7 @@ class RecordsMirror:
 
         Local files that storage does not have are deleted: they belong to another attempt.
         """
-        for place in sorted(self._others(), key=lambda each: each.name, reverse=True):
+        for place in sorted(self._former(), key=lambda each: each.name, reverse=True):
             if (place / _COMPLETE).exists():
                 self._source = place
                 break
@@ -95,14 +95,15 @@ class RecordsMirror:
         """From now on this attempt's records count, and no others."""
         (self._own / _COMPLETE).write_bytes(b"")
         self._fence()
-        in_parallel(lambda place: place.delete_tree(), self._others())
+        in_parallel(lambda place: place.delete_tree(), self._former())
         self._is_first = False
 
-    def _others(self) -> list[Location]:
+    def _former(self) -> list[Location]:
+        """Those of the attempts before this one. Who was replaced since the fence leaves its successor's."""
         found = [
             each for each in (self._trial / ATTEMPTS).subdirectories() if _DIRECTORY.fullmatch(each)
         ]
-        return [self._trial / ATTEMPTS / each for each in found if each != self._own.name]
+        return [self._trial / ATTEMPTS / each for each in found if each < self._own.name]
 
     def _local(self, name: str) -> Location:
         return Location.of(self._directory / name)

@@ -68,6 +68,11 @@ class Attempts:
                 if same == [self._token]:
                     return
 
+    def look(self) -> None:
+        """Learn where each attempt began, as somebody who only looks."""
+        with storage_errors("Reading the attempts", self._trial):
+            _, self._began_after = self._before()
+
     def begin_after(self, iteration: int) -> None:
         """This attempt goes on from the checkpoint of `iteration` (0: from the beginning)."""
         self._began_after[self.number] = iteration

@@ -112,6 +112,7 @@ class TrialDirectory:
             best=best,
             fence=self._attempts.check,
             off_the_line=self._attempts.is_off_the_line,
+            attempt=lambda: self._attempts.number,
         )
         self._max_failed_saves = max_failed_saves
         self._failed_saves = 0
@@ -135,7 +136,7 @@ class TrialDirectory:
         """
         self._lock.acquire()
         self._attempts.begin()
-        shutil.rmtree(self._staging_root(), ignore_errors=True)
+        self._clear_staging()
         swept = self._catalogue.sweep(self._attempts.check)
         messages = [f"Cleared away what a crash left: {', '.join(swept)}."] if swept else []
         if self._lock.seized:
@@ -251,7 +252,7 @@ class TrialDirectory:
         """Have a checkpoint written (`write` fills a directory) and committed in the background. A
         failure is told and counted, not raised (see `poll`)."""
         name = own_name(self.location, name, self.attempt)
-        staging = self._staging_root() / name
+        staging = self._staging_root() / str(self.attempt) / name
 
         def prepare() -> None:
             self._attempts.check()
@@ -390,6 +391,14 @@ class TrialDirectory:
             for path in sorted(directory.iterdir()):
                 if _APPENDED.fullmatch(path.name):
                     leave_behind(path, self._attempts.check)
+
+    def _clear_staging(self) -> None:
+        """Of what former attempts have left. Who was replaced since its start leaves its successor's."""
+        if not self._staging_root().is_dir():
+            return
+        for each in self._staging_root().iterdir():
+            if not (each.name.isdigit() and int(each.name) >= self.attempt):
+                shutil.rmtree(each, ignore_errors=True)
 
     def _staging_root(self) -> Path:
         if self.location.is_local:
