@@ -25,7 +25,9 @@ _FILES = tuple(
         "checkpoint/retention",
         "checkpoint/storage",
         "checkpoint/swap",
+        "reporting/episodes",
         "reporting/mirror",
+        "reporting/records",
         "trainable/attempts",
         "trainable/trial_directory",
     )

@@ -16,6 +16,7 @@ from raytrain.checkpoint import (
     CheckpointExists,
     DamagedCheckpoint,
     Location,
+    Manifest,
     NoGoodCheckpoint,
     RetentionPolicy,
     commit,
@@ -25,6 +26,7 @@ from raytrain.checkpoint import (
     resolve,
     surplus,
 )
+from raytrain.checkpoint import verify as verifying
 from raytrain.errors import BadInput
 
 
@@ -134,6 +136,27 @@ def test_a_stage_that_is_set_aside_is_gone_from_its_place(trial: Location, tmp_p
         if "easy" not in entry.path and entry.iteration != 2:
             catalogue.set_aside(entry, "set_aside/20260101-000000")
     assert [entry.path for entry in catalogue.entries()] == ["checkpoint_000002", "stages/easy"]
+
+
+@pytest.mark.parametrize("verify_bytes", [False, True])
+def test_a_best_that_is_replaced_while_it_is_read_is_no_damage(
+    trial: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify_bytes: bool
+) -> None:
+    one, two = put(trial, tmp_path, 1), put(trial, tmp_path, 2)
+    replace(one, trial / "best", kind="best")
+    read = verifying.read_manifest
+
+    def read_and_replaced(place: Location) -> Manifest:
+        found = read(place)
+        if "best" in place.path:
+            monkeypatch.undo()
+            replace(two, trial / "best", kind="best")
+        return found
+
+    monkeypatch.setattr(verifying, "read_manifest", read_and_replaced)
+    entry = Catalogue(trial).entry("best", verify=verify_bytes)
+    assert entry is not None and entry.problem is None
+    assert not verify_bytes or (entry.good, entry.iteration) == (True, 2)
 
 
 def test_emptied_directory_is_damage(tmp_path: Path) -> None:

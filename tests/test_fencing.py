@@ -7,16 +7,27 @@ import json
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoint_children import manifest
 from interleaving import Writer, an_empty_store, one_after_another  # noqa: F401
 
-from raytrain.checkpoint import BestPolicy, Catalogue, Location, RetentionPolicy
+from raytrain.checkpoint import (
+    BestPolicy,
+    Catalogue,
+    Entry,
+    Location,
+    RetentionPolicy,
+    catalogue,
+)
+from raytrain.reporting import read_episodes
+from raytrain.trainable.attempts import Superseded
 from raytrain.trainable.trial_directory import TrialDirectory
 
 pytestmark = pytest.mark.usefixtures("one_after_another")
@@ -45,13 +56,14 @@ class Attempt:
         )
         found = self.directory.open()
         begun = found.entry.iteration if found.entry else 0
-        self.directory.open_records(resume_from=begun, next_episode=0)
+        self.directory.open_records(resume_from=begun, next_episode=begun)
         return begun
 
     def train(self, after: int, last: int) -> None:
         for iteration in range(after + 1, last + 1):
             row = {"training_iteration": iteration, "by": self.directory.attempt}
-            self.directory.record(row, [], iteration * 10)
+            episode = {"group": 0, "env_index": 0, "return": 1.0, "length": iteration}
+            self.directory.record(row, [episode], iteration * 10)
             if iteration in SCORES:
                 self.save(f"checkpoint_{iteration:06d}", iteration)
 
@@ -84,8 +96,32 @@ def assert_ended_well(where: Location) -> None:
     assert [entry.problem for entry in entries.values()] == [None] * len(entries)
     assert entries["final"].iteration == 8
     assert (entries["best"].iteration, entries["best"].score) == (4, 9.0)
+    assert {entry.path: inside(entry) for entry in entries.values()} == {
+        entry.path: {"more/state": "more", "state": f"state, by attempt {entry.manifest.attempt}"}
+        for entry in entries.values()
+        if entry.manifest is not None
+    }
+    each_once = list(range(1, 9))
     lines = (where / "result.json").read_bytes().splitlines()
-    assert [json.loads(line)["training_iteration"] for line in lines] == list(range(1, 9))
+    assert [json.loads(line)["training_iteration"] for line in lines] == each_once
+    rows = (where / "progress.csv").read_bytes().decode().splitlines()
+    assert [int(row.split(",")[0]) for row in rows[1:]] == each_once
+    assert episodes(where) == each_once
+
+
+def inside(entry: Entry) -> dict[str, str]:
+    """The content of a checkpoint's files."""
+    assert entry.manifest is not None
+    names = [each.path for each in entry.manifest.files]
+    return {name: (entry.location / name).read_bytes().decode() for name in names}
+
+
+def episodes(where: Location) -> list[int]:
+    """The iterations of all episodes, of which each has one."""
+    with tempfile.TemporaryDirectory() as directory:
+        (where / "episodes").copy_tree(Location.of(f"{directory}/episodes"))
+        found: list[int] = read_episodes(Path(directory))["iteration"].to_pylist()
+    return found
 
 
 def seeded(path: Path, on_store: bool) -> tuple[Location, Attempt]:
@@ -169,3 +205,33 @@ def test_two_writers_that_stop_anywhere_and_go_on_when_others_have_taken_over(
         fifth.directory.close()
         assert_ended_well(where)
         shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.mark.parametrize("moment", ["before the fence", "after it"])
+def test_a_start_that_was_replaced_sets_no_good_checkpoint_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """It has seen a damaged one, of whose name there is a good one when it wakes up."""
+    where = Location.of(tmp_path / "trial")
+    first = Attempt(where)
+    first.train(first.open(), 6)
+    (where / "checkpoint_000006" / "state").write_bytes(b"xtate, by attempt 1")
+    third, move = Attempt(where), catalogue.set_aside
+    quarantine = Catalogue.quarantine
+
+    def overtaken(*args: Any) -> Any:
+        monkeypatch.undo()
+        third.train(third.open(), 6)
+        original = quarantine if moment == "before the fence" else move
+        return original(*args)
+
+    if moment == "before the fence":
+        monkeypatch.setattr(Catalogue, "quarantine", overtaken)
+    else:
+        monkeypatch.setattr(catalogue, "set_aside", overtaken)
+    with pytest.raises(Superseded):
+        Attempt(where).open()
+    assert third.saved == [6]
+    entry = Catalogue(where).entry("checkpoint_000006", verify=True)
+    assert entry is not None and entry.good and entry.manifest is not None
+    assert entry.manifest.attempt == 3

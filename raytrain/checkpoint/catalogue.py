@@ -19,6 +19,7 @@ from typing import Any
 
 from raytrain.checkpoint.commit import (
     Fence,
+    move_checkpoint,
     nothing,
     remove_checkpoint,
     state_by_names,
@@ -196,17 +197,47 @@ class Catalogue:
             raise NoGoodCheckpoint(self.trial, [*choice.damaged, *aside])
         return None
 
-    def quarantine(self, entry: Entry) -> Location:
+    def quarantine(self, entry: Entry, fence: Fence = nothing) -> Location:
         """Move a damaged checkpoint into `quarantine/`, as it is; where it lies now."""
-        with storage_errors(f"Setting aside {entry.path}", entry.location):
-            return set_aside(self.trial, entry.location, QUARANTINE, entry.path.replace("/", "_"))
 
-    def set_aside(self, entry: Entry, directory: str, name: str = "") -> Location:
+        def is_damaged(place: Location) -> bool:
+            return check(place, contents=True).problem is not None
+
+        name = entry.path.replace("/", "_")
+        with storage_errors(f"Setting aside {entry.path}", entry.location):
+            return self._move_aside(entry, QUARANTINE, name, fence, is_damaged)
+
+    def set_aside(
+        self, entry: Entry, directory: str, name: str = "", fence: Fence = nothing
+    ) -> Location:
         """Move a checkpoint, good or damaged, into a directory of the trial, under `name` or its own;
         where it lies now."""
+
+        def is_the_same(place: Location) -> bool:
+            return check(place, contents=False).manifest == entry.manifest
+
         with storage_errors(f"Setting aside {entry.path}", entry.location):
+            fence()
             take_down(entry.location)
-            return set_aside(self.trial, entry.location, directory, name or entry.path)
+            return self._move_aside(entry, directory, name or entry.path, fence, is_the_same)
+
+    def _move_aside(
+        self,
+        entry: Entry,
+        directory: str,
+        name: str,
+        fence: Fence,
+        is_meant: Callable[[Location], bool],
+    ) -> Location:
+        fence()
+        aside = set_aside(self.trial, entry.location, directory, name)
+        if not is_meant(aside):
+            try:
+                fence()
+            except RaytrainError:  # Whoever has taken over since has put another one there.
+                move_checkpoint(aside, entry.location)
+                raise
+        return aside
 
     def sweep(self, fence: Fence = nothing) -> list[str]:
         """Repair and clear away what crashes left; only before the first commit of this process."""
@@ -228,7 +259,13 @@ class Catalogue:
         return sorted(listed, key=lambda e: (e.in_quarantine, e.iteration, e.path))
 
     def _look_at(
-        self, path: str, place: str, present: dict[str, Listed], verify: bool
+        self,
+        path: str,
+        place: str,
+        present: dict[str, Listed],
+        verify: bool,
+        *,
+        second_look: bool = False,
     ) -> Entry | None:
         """`place`: the directory in which the checkpoint `path` lies; `present`: everything below it."""
         location = self.trial / place
@@ -238,12 +275,13 @@ class Catalogue:
             return None
         quarantined = path.startswith(QUARANTINE + "/")
         known = None if verify else self._known(place, present.get(MANIFEST_NAME))
-        checked = check(
-            location,
-            contents=verify and not quarantined,
-            present=files,
-            known=known,
-        )
+        checked = check(location, contents=verify and not quarantined, present=files, known=known)
+        if checked.problem is not None and has_fixed_name(path) and not second_look:
+            # It may have been replaced while it was being read: then the next look tells of another.
+            listing = by_directory(self.trial)
+            there = _places(listing, local=self.trial.is_local).get(path)
+            if there is not None:
+                return self._look_at(path, there, listing[there], verify, second_look=True)
         kind, iteration = _told_by_name(path)
         if checked.manifest:
             kind, iteration = checked.manifest.kind, checked.manifest.iteration

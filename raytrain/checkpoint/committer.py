@@ -35,16 +35,14 @@ from raytrain.checkpoint.commit import (
     DamagedCheckpoint,
     Fence,
     commit,
-    move_checkpoint,
     nothing,
 )
 from raytrain.checkpoint.manifest import Manifest
 from raytrain.checkpoint.parallel import together
 from raytrain.checkpoint.patience import STORE
 from raytrain.checkpoint.retention import RetentionPolicy, prune
-from raytrain.checkpoint.storage import Location, storage_errors
+from raytrain.checkpoint.storage import Location
 from raytrain.checkpoint.swap import commit_replacing, repair, replace
-from raytrain.checkpoint.verify import check
 from raytrain.errors import RaytrainError
 
 _LOOK_EVERY_S = 0.5
@@ -287,7 +285,7 @@ class Committer:
                 repair(self._catalogue.trial, "best", self._fence or nothing)
             best = self._catalogue.entry("best")
             if best is not None and best.good is False:
-                aside = self._set_damaged_best_aside(best)
+                aside = self._catalogue.quarantine(best, self._fence or nothing)
                 warnings.append(f"best was damaged ({best.problem}); it was set aside at {aside}")
                 best = None
             if best is None or self._best_is_unsure or self._off_the_line(best):
@@ -306,17 +304,6 @@ class Committer:
             warnings.append(f"best was not updated: {problem}")
             return False
         return True
-
-    def _set_damaged_best_aside(self, best: Entry) -> Location:
-        fence = self._fence or nothing
-        fence()
-        aside = self._catalogue.quarantine(best)
-        if check(aside, contents=False).problem is None:
-            # Whoever took over since the fence has put a good one there.
-            with storage_errors("Putting best back", best.location):
-                move_checkpoint(aside, best.location)
-            fence()
-        return aside
 
     def _choose_best(self, job: CommitJob, manifest: Manifest) -> bool:
         """Make `best` the best of all that is kept and good. Whether it is that of `job`."""

@@ -148,6 +148,12 @@ class DirectoryLock:
                     self._tell(f"{self._holder()}. Waiting {left:.0f} s at most for it to end.")
                 self._times.sleep(_POLL_SECONDS)
 
+    @property
+    def taken_over(self) -> bool:
+        """Whether there may be a former holder that does not know of it: it was seized, or is a lease that
+        was not renewed."""
+        return self.seized or (isinstance(self._held, _Lease) and self._held.former is not None)
+
     def check(self) -> None:
         """Raise `Locked` if the lock is not held, or was lost to another. Cheap; fit to be a
         commit's fence.
@@ -339,7 +345,7 @@ class _Lease:
         self._place = place
         self._times = times
         self._token = uuid.uuid4().hex
-        self._former = former
+        self.former = former
         self._record = {**record, "token": self._token}
         self._count = 0
         self._renewed = 0.0
@@ -396,7 +402,7 @@ class _Lease:
         elif found == self._token:
             # Longer than a taker needs to see, and to put right, what was written over its record.
             self._lost = not self._take(looked_at, RENEW_SECONDS + SETTLE_SECONDS)
-        elif found is not None and found == self._former and in_time:
+        elif found is not None and found == self.former and in_time:
             self._lost = not self._take(looked_at, SETTLE_SECONDS)
         else:
             self._lost = True

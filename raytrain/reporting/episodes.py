@@ -28,6 +28,7 @@ import logging
 import os
 import re
 import threading
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raytrain.checkpoint.commit import Fence, nothing
+from raytrain.errors import RaytrainError
 from raytrain.printable import printable
 from raytrain.reporting.appending import sync_directory
 from raytrain.reporting.records import RecordsError
@@ -45,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 _DIRECTORY = "episodes"
 _NAME = re.compile(r"part-(\d+)-(\d+)\.parquet")
-_TEMPORARY = ".part.tmp"
+_TEMPORARY = ".part.tmp."
 _COLUMNS = pa.schema(
     [
         ("episode", pa.int64()),
@@ -166,13 +168,15 @@ class EpisodeHistory:
         fence: Fence = nothing,
     ) -> None:
         self.directory = directory / _DIRECTORY
+        self._fence = fence
+        # Of its own: a writer that was replaced may be writing another.
+        self._temporary = self.directory / f"{_TEMPORARY}{uuid.uuid4().hex[:8]}"
         self.warnings: list[str] = []
         self._covered = resume_from  # by parts: the iterations up to here are in them
         self._waiting: list[tuple[int, FinishedEpisode]] = []
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         try:
-            fence()
             found = self._open()
         except OSError as error:
             raise RecordsError(
@@ -231,15 +235,18 @@ class EpisodeHistory:
     def _open(self) -> int:
         """Bring the directory in order; returns the number behind the last episode."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / _TEMPORARY).unlink(missing_ok=True)
         parts = _listed(self.directory)
         valid = _valid(parts)
+        self._fence()
+        for left in self.directory.glob(f"{_TEMPORARY}*"):
+            left.unlink(missing_ok=True)
         for part in set(parts) - set(valid):
             part.path.unlink()
         end = 0
         # From the end, so that a reader never sees a gap.
         for part in reversed(valid):
             if part.first > self._covered:
+                self._fence()
                 part.path.unlink()
                 continue
             try:
@@ -261,11 +268,13 @@ class EpisodeHistory:
             table = table.filter(pc.field("iteration") <= self._covered)
             if len(table):
                 self._commit(table, part.first, self._covered)
+            self._fence()
             part.path.unlink()
         return int(pc.max(table["episode"]).as_py()) + 1 if len(table) else 0
 
     def _set_aside(self, part: _Part, error: Exception) -> None:
         aside = part.path.with_name(f".damaged-{part.path.name}")
+        self._fence()
         os.replace(part.path, aside)
         self._warn(
             f"the episodes of iterations {part.first} to {part.last} are unreadable ({error}); "
@@ -275,14 +284,15 @@ class EpisodeHistory:
     def _commit(self, table: pa.Table, first: int, last: int) -> None:
         # Ray and others remove empty directories, and a person may remove this one.
         self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self.directory / _TEMPORARY
+        temporary = self._temporary
         try:
             with open(temporary, "wb") as file:
                 pq.write_table(table, file)
                 file.flush()
                 os.fsync(file.fileno())
+            self._fence()
             os.replace(temporary, self.directory / f"part-{first:08d}-{last:08d}.parquet")
-        except OSError:
+        except (OSError, RaytrainError):
             temporary.unlink(missing_ok=True)
             raise
         sync_directory(self.directory)
@@ -299,6 +309,7 @@ class EpisodeHistory:
                 return
             merged = _read(part.path for part in small)
             self._commit(merged, small[0].first, small[-1].last)
+            self._fence()
             for part in small:
                 part.path.unlink()
         except (OSError, pa.ArrowInvalid) as error:

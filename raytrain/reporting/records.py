@@ -120,8 +120,8 @@ class TrialRecords:
         results = ResultJson(directory, fence)
         sinks: tuple[_Sink, ...] = (
             results,
-            ProgressCsv(directory, results),
-            EventFiles(directory, results),
+            ProgressCsv(directory, results, fence),
+            EventFiles(directory, results, fence=fence),
         )
         self._queues = [_Queue(sink, resume_from) for sink in sinks]
         problem = self._drain()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.checkpoint.commit import Fence, nothing
+from raytrain.errors import RaytrainError
 from raytrain.reporting.appending import AppendOnlyFile, lines_from_end, replace_file
 from raytrain.stored_json import is_amount, parse_json
 
@@ -131,9 +132,10 @@ class ResultJson:
 class ProgressCsv:
     """progress.csv with all columns."""
 
-    def __init__(self, directory: Path, source: ResultJson) -> None:
+    def __init__(self, directory: Path, source: ResultJson, fence: Fence = nothing) -> None:
         self.path = directory / _PROGRESS_FILE
         self._source = source
+        self._fence = fence
         self._file: AppendOnlyFile | None = None
         self._columns: list[str] = []
         self._known: set[str] = set()
@@ -143,13 +145,13 @@ class ProgressCsv:
         self.close()
         if upto <= 0:
             self._set_columns([])
-            self._file = AppendOnlyFile(self.path, 0)
+            self._file = AppendOnlyFile(self.path, 0, self._fence)
             return
         columns = _read_columns(self.path)
         end, last = self._end_of(columns, upto)
         if columns and last >= self._source.last:
             self._set_columns(columns)
-            self._file = AppendOnlyFile(self.path, end)
+            self._file = AppendOnlyFile(self.path, end, self._fence)
         else:
             self._rebuild(upto)
 
@@ -182,7 +184,7 @@ class ProgressCsv:
                 yield _csv_line(self._columns)
             yield from lines
 
-        replace_file(self.path, chunks(), f".{self.path.name}.tmp")
+        replace_file(self.path, chunks(), f".{self.path.name}.tmp", self._fence)
         if self._file is not None:
             self._file.close()
         self._file = AppendOnlyFile(self.path)
@@ -202,7 +204,7 @@ class ProgressCsv:
         self._set_columns([*old, *new])
         try:
             self._replace(_widened(self.path, size, len(new)))
-        except OSError:
+        except (OSError, RaytrainError):
             self._set_columns(old)
             raise
 

@@ -30,6 +30,7 @@ import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.reporting.appending import (
     AppendOnlyFile,
     read_in_blocks,
@@ -137,9 +138,14 @@ class EventFiles:
     """All event files of a trial's directory."""
 
     def __init__(
-        self, directory: Path, source: ResultJson, clock: Callable[[], float] = time.time
+        self,
+        directory: Path,
+        source: ResultJson,
+        clock: Callable[[], float] = time.time,
+        fence: Fence = nothing,
     ) -> None:
         self._directory = directory
+        self._fence = fence
         self._source = source
         self._clock = clock
         self._file: AppendOnlyFile | None = None
@@ -178,8 +184,9 @@ class EventFiles:
         kept = [(start, end) for step, start, end in scanned.records if step <= upto]
         if scanned.steps(upto):
             blocks = (block for start, end in kept for block in read_in_blocks(path, start, end))
-            replace_file(path, blocks, _TEMPORARY)
+            replace_file(path, blocks, _TEMPORARY, self._fence)
         else:
+            self._fence()
             path.unlink()
         return True
 
@@ -191,10 +198,11 @@ class EventFiles:
             for row in self._source.rows(upto):
                 yield _row_record(row)
 
-        replace_file(path, records(), _TEMPORARY)
+        replace_file(path, records(), _TEMPORARY, self._fence)
         sync_directory(self._directory)
         # A crash before the last of these leaves repeated steps, and the next start rebuilds again.
         for each in old:
+            self._fence()
             each.unlink()
         self._file = AppendOnlyFile(path)
 

@@ -150,7 +150,10 @@ class Attempts:
         assert entry.manifest is not None
         attempt = entry.manifest.attempt
         self._catalogue.set_aside(
-            entry, SUPERSEDED, f"{entry.path.replace('/', '_')}.attempt_{attempt}"
+            entry,
+            SUPERSEDED,
+            f"{entry.path.replace('/', '_')}.attempt_{attempt}",
+            fence=self.check,
         )
         return (
             f"Checkpoint {entry.path} was written by attempt {attempt} after the run had gone on "

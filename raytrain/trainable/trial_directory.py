@@ -152,7 +152,7 @@ class TrialDirectory:
         if choice is None:
             return Found(None, tuple(messages))
         for entry in choice.damaged:
-            aside = self._catalogue.quarantine(entry)
+            aside = self._catalogue.quarantine(entry, self._attempts.check)
             messages.append(
                 f"Checkpoint {entry.path} is damaged ({entry.problem}). It was set aside in "
                 f"{aside.parent.name}/{aside.name}."
@@ -177,7 +177,7 @@ class TrialDirectory:
         `resume_from`. `starts_after`: the iteration that a fork began from."""
         if self.location.is_local:
             directory = self.location.local_path
-            if self._lock.seized:
+            if self._lock.taken_over:
                 self._leave_records_behind(directory)
         else:
             directory = self._scratch_directory() / "records"
@@ -342,7 +342,7 @@ class TrialDirectory:
         for entry in self._catalogue.entries():
             if entry.manifest is None or entry.in_quarantine or self._is_own(entry.manifest):
                 continue
-            target = self._catalogue.set_aside(entry, SET_ASIDE)
+            target = self._catalogue.set_aside(entry, SET_ASIDE, fence=self._attempts.check)
             sentences.append(
                 f"Checkpoint {entry.path} was written by another run or trial ({entry.manifest.experiment}, "
                 f"{entry.manifest.trial_id}, run {entry.manifest.run_id}). It is not used, and kept in "
