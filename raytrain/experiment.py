@@ -33,6 +33,7 @@ from raytrain.checkpoint import (
     require_key,
     trials,
 )
+from raytrain.checkpoint.lock import LOCK_NAME
 from raytrain.checkpoint.storage import storage_errors
 from raytrain.config import (
     ALGORITHM_SECTIONS,
@@ -442,6 +443,7 @@ def _set_aside(place: Location, say: Say) -> None:
                 place.move_tree(aside)
             else:  # Whatever is left of it after a kill is whole.
                 place.copy_tree(aside)
+                (aside / LOCK_NAME).delete_file()
                 for entry in (
                     each for trial in trials(place) for each in Catalogue(trial).entries()
                 ):

@@ -164,7 +164,11 @@ def test_lease_is_taken_after_it_stood_still_and_the_holder_knows(
     first.release()  # must not take the lease away from the second
     second.check()
     second.release()
-    assert not (tmp_path / LOCK_NAME).exists()
+    assert record_in(tmp_path)["released"] is True
+    assert who_writes(where) is None
+    began = clock.now
+    DirectoryLock(where, times=clock.times()).acquire()
+    assert clock.now - began < 3
 
 
 @pytest.mark.parametrize("ahead_s", [-86400.0, -61.0, 61.0, 86400.0])
@@ -293,6 +297,53 @@ def test_a_lease_that_ran_out_and_that_nobody_took_is_taken_again(
     (tmp_path / LOCK_NAME).unlink()  # Another took it, and released it.
     with pytest.raises(Locked, match="was lost"):
         lock.check()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_late_renewal_of_the_holder_before_the_last_is_known_for_one(
+    tmp_path: Path, no_thread: None, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """It looked, and was suspended while a second one had the lease, and a third one took it."""
+    where, clock = place(tmp_path, generic=True), Clock()
+    first, second, third = (DirectoryLock(where, times=clock.times()) for _ in range(3))
+    first.acquire()
+    write = lease_of(first).write
+
+    def suspended(*, patient: bool) -> None:
+        second.acquire()
+        if ends:
+            second.release()
+        third.acquire()
+        write(patient=patient)
+
+    monkeypatch.setattr(lease_of(first), "write", suspended)
+    renewed(first)
+    monkeypatch.undo()
+    third.check()
+    assert record_in(tmp_path)["token"] == lease_of(third)._token
+    with pytest.raises(Locked, match="was lost"):
+        first.check()
+    third.check()
+
+
+def test_late_release_takes_no_lease_away(
+    tmp_path: Path, no_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, clock = place(tmp_path, generic=True), Clock()
+    first, second = (DirectoryLock(where, times=clock.times()) for _ in range(2))
+    first.acquire()
+    write = lease_of(first).write
+
+    def suspended(*, patient: bool) -> None:
+        second.acquire()
+        write(patient=patient)
+
+    monkeypatch.setattr(lease_of(first), "write", suspended)
+    first.release()
+    assert record_in(tmp_path)["released"] is True
+    second.check()
+    assert record_in(tmp_path)["token"] == lease_of(second)._token
+    second.check()
 
 
 def test_lease_of_two_takers_only_one_wins(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from raytrain.checkpoint import (
     commit,
     read_manifest,
     remove_checkpoint,
+    who_writes,
 )
-from raytrain.checkpoint.lock import LOCK_NAME
 from raytrain.faults.losses import Losses
 from raytrain.reporting import read_events
 from raytrain.reporting.time_lost import TimeLost, last_row, time_lost
@@ -370,7 +370,7 @@ def test_prune_on_other_storage_takes_the_manifest_first(copied, monkeypatch):
     assert of_it[0].endswith(f"{gone}/manifest.json") and len(of_it) > 5
     left = {entry.path for entry in Catalogue(Location.of(f"{uri}/trial_00000")).entries()}
     assert left == {"best", "final", "checkpoint_000004"}
-    assert not (Location.of(uri) / LOCK_NAME).exists()
+    assert who_writes(Location.of(uri)) is None
     (trial,) = here("show", uri, "--json").document["trials"]
     assert (trial["state"], trial["failures_survived"]) == ("finished", 1)
 

@@ -7,8 +7,8 @@ released, since deleting it would let two processes lock two files of one name.
 Elsewhere (and where `flock` is not supported) a lease, since there is nothing that the death of a
 process releases:
 
-    {"pid", "host", "boot", "started", "token", "renewed", "count"}     in `.raytrain.lock`, written
-    anew every 10 s by a thread
+    {"pid", "host", "boot", "started", "token", "former", "renewed", "count", "released"}
+    in `.raytrain.lock`, written anew every 10 s by a thread; `former`: tokens of those before
 
 No machine's clock is compared with another's. Who wants a lease watches it, and may take one that has
 stood still for 60 s of the watcher's own clock, or whose process is known to be dead. An object store
@@ -22,9 +22,10 @@ out, since another may have taken it: it is not renewed any more.
     read: its own token                  nobody took it while the store was away or the machine slept;
                                          the holder takes it again, as any other process would
 
-A renewal of the holder before may reach the store after the lease was taken from it. Whoever took it
-knows that holder's token and writes its own again; who takes its own lease again waits for that. `check`
-raises when the lease is lost, and serves as the fence of a commit.
+A renewal or a release of a former holder may reach the store after the lease was taken from it. Whoever
+took it knows the tokens of those before and writes its own again; who takes its own lease again waits for
+that. So a lease is not deleted when it is released: it says so. `check` raises when the lease is lost, and
+serves as the fence of a commit.
 
 A holder may be known to be out of the world: its node was cut off, and the run goes on elsewhere.
 Such a lock is seized: another file takes the name of the locked one (on a local disk), or another
@@ -57,6 +58,7 @@ from raytrain.printable import printable
 from raytrain.stored_json import read_json
 
 LOCK_NAME = ".raytrain.lock"
+_FORMER_HOLDERS = 8  # whose late requests are known for what they are
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
 LEASE_PATIENCE_S = 75.0  # for a holder that is about to end
@@ -67,7 +69,7 @@ _POLL_SECONDS = 0.2
 _A_MOMENT_S = 2.0  # a wait that need not be told of
 # A store is asked for a file's size first and for its bytes then: one that was replaced in between by a
 # longer one is read cut short. So all records of a lease have one size, and an unreadable one is read again.
-_LEASE_BYTES = 512
+_LEASE_BYTES = 1024
 _READ_AGAIN = 5
 _READ_AGAIN_S = 0.1
 _NO_FLOCK = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -152,7 +154,7 @@ class DirectoryLock:
     def taken_over(self) -> bool:
         """Whether there may be a former holder that does not know of it: it was seized, or is a lease that
         was not renewed."""
-        return self.seized or (isinstance(self._held, _Lease) and self._held.former is not None)
+        return self.seized or (isinstance(self._held, _Lease) and self._held.taken_over)
 
     def check(self) -> None:
         """Raise `Locked` if the lock is not held, or was lost to another. Cheap; fit to be a
@@ -209,7 +211,7 @@ def who_writes(place: Location) -> str | None:
 
 def _renewed_lately(holder: Mapping[str, Any]) -> bool:
     renewed = holder.get("renewed")
-    if not isinstance(renewed, int | float) or _is_dead(holder):
+    if not isinstance(renewed, int | float) or _is_released(holder) or _is_dead(holder):
         return False
     return abs(time.time() - renewed) <= STALE_SECONDS
 
@@ -326,27 +328,28 @@ class _Watch:
     def is_free(self) -> bool:
         """Whether the lease that was looked at may be taken."""
         stale = self._stood_still_s >= STALE_SECONDS
-        return not self._record or stale or _is_dead(self._record)
+        return not self._record or _is_released(self._record) or stale or _is_dead(self._record)
 
     @property
     def undecided_s(self) -> float:
         """After so many seconds it is known whether the holder lives; 0 if it is, or there is none."""
-        if not self._record or self._is_renewed:
+        if not self._record or self._is_renewed or _is_released(self._record):
             return 0.0
         return STALE_SECONDS - self._stood_still_s
 
 
 class _Lease:
-    """A file renewed by a thread. `former`: the token of the holder that it was taken from."""
+    """A file renewed by a thread. `before`: what it said when the lease was taken."""
 
     def __init__(
-        self, place: Location, times: Times, record: Mapping[str, Any], former: str | None
+        self, place: Location, times: Times, record: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:
         self._place = place
         self._times = times
         self._token = uuid.uuid4().hex
-        self.former = former
-        self._record = {**record, "token": self._token}
+        self._former = _former_tokens(before)
+        self.taken_over = bool(before) and not _is_released(before)
+        self._record = {**record, "token": self._token, "former": self._former}
         self._count = 0
         self._renewed = 0.0
         self._lost = False
@@ -361,7 +364,7 @@ class _Lease:
         found = watch.look()
         if not seize and not watch.is_free:
             return None
-        lease = cls(watch.place, watch.times, record, found.get("token"))
+        lease = cls(watch.place, watch.times, record, found)
         if not lease._take(watch.looked_at, SETTLE_SECONDS):
             return None
         lease._thread.start()
@@ -377,7 +380,8 @@ class _Lease:
         # Where the store does not answer, or answers late, the lease goes stale by itself.
         with suppress(OSError):
             if not self._lost and self._reads() == self._token and self._is_in_time():
-                (self._place / LOCK_NAME).delete_now()
+                self._record["released"] = True
+                self.write(patient=False)
 
     def write(self, *, patient: bool) -> None:
         """Write the record, with another count: who watches it sees that it does not stand still."""
@@ -402,7 +406,7 @@ class _Lease:
         elif found == self._token:
             # Longer than a taker needs to see, and to put right, what was written over its record.
             self._lost = not self._take(looked_at, RENEW_SECONDS + SETTLE_SECONDS)
-        elif found is not None and found == self.former and in_time:
+        elif found in self._former and in_time:
             self._lost = not self._take(looked_at, SETTLE_SECONDS)
         else:
             self._lost = True
@@ -475,6 +479,17 @@ def _is_here(holder: Mapping[str, Any]) -> bool:
 def _is_dead(holder: Mapping[str, Any]) -> bool:
     """Whether it is known that the holder is dead."""
     return _is_here(holder) and not _alive(holder.get("pid"))
+
+
+def _is_released(record: Mapping[str, Any]) -> bool:
+    return record.get("released") is True
+
+
+def _former_tokens(record: Mapping[str, Any]) -> list[str]:
+    """The tokens of the last holders, the last one at the end."""
+    before = record.get("former")
+    tokens = [*(before if isinstance(before, list) else ()), record.get("token")]
+    return [each for each in tokens if isinstance(each, str)][-_FORMER_HOLDERS:]
 
 
 def _read(place: Location) -> dict[str, Any]:
