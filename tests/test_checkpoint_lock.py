@@ -159,6 +159,7 @@ def test_lease_is_taken_after_it_stood_still_and_the_holder_knows(
     second.acquire()
     assert STALE_SECONDS <= clock.now - began < STALE_SECONDS + 3
     second.check()
+    assert second.taken_over and not first.taken_over
     with pytest.raises(Locked, match="was lost"):
         first.check()
     first.release()  # must not take the lease away from the second
@@ -167,8 +168,11 @@ def test_lease_is_taken_after_it_stood_still_and_the_holder_knows(
     assert record_in(tmp_path)["released"] is True
     assert who_writes(where) is None
     began = clock.now
-    DirectoryLock(where, times=clock.times()).acquire()
+    third = DirectoryLock(where, times=clock.times())
+    third.acquire()
     assert clock.now - began < 3
+    # Whose records are left behind: those of a holder that may still write.
+    assert (first.taken_over, second.taken_over, third.taken_over) == (False, False, False)
 
 
 @pytest.mark.parametrize("ahead_s", [-86400.0, -61.0, 61.0, 86400.0])
