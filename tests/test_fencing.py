@@ -209,10 +209,10 @@ def test_two_writers_that_stop_anywhere_and_go_on_when_others_have_taken_over(
 
 @pytest.mark.parametrize("moment", ["before the fence", "after it"])
 def test_a_start_that_was_replaced_sets_no_good_checkpoint_aside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    tmp_path: Path, moment: str
 ) -> None:
     """It has seen a damaged one, of whose name there is a good one when it wakes up."""
-    where = Location.of(tmp_path / "trial")
+    where, patch = Location.of(tmp_path / "trial"), pytest.MonkeyPatch()
     first = Attempt(where)
     first.train(first.open(), 6)
     (where / "checkpoint_000006" / "state").write_bytes(b"xtate, by attempt 1")
@@ -220,18 +220,38 @@ def test_a_start_that_was_replaced_sets_no_good_checkpoint_aside(
     quarantine = Catalogue.quarantine
 
     def overtaken(*args: Any) -> Any:
-        monkeypatch.undo()
+        patch.undo()
         third.train(third.open(), 6)
         original = quarantine if moment == "before the fence" else move
         return original(*args)
 
     if moment == "before the fence":
-        monkeypatch.setattr(Catalogue, "quarantine", overtaken)
+        patch.setattr(Catalogue, "quarantine", overtaken)
     else:
-        monkeypatch.setattr(catalogue, "set_aside", overtaken)
+        patch.setattr(catalogue, "set_aside", overtaken)
     with pytest.raises(Superseded):
         Attempt(where).open()
     assert third.saved == [6]
     entry = Catalogue(where).entry("checkpoint_000006", verify=True)
     assert entry is not None and entry.good and entry.manifest is not None
     assert entry.manifest.attempt == 3
+
+
+def test_retention_that_was_replaced_leaves_what_its_successor_goes_on_from(
+    tmp_path: Path,
+) -> None:
+    """It is past its fence; then the newest checkpoint turns out to be damaged."""
+    where, first = seeded(tmp_path / "trial", False)
+    (where / "best").delete_tree()
+    second, remove, patch = Attempt(where), Entry.remove, pytest.MonkeyPatch()
+
+    def overtaken(entry: Entry, fence: Any) -> None:
+        patch.undo()
+        (where / "best").delete_tree()
+        (where / "checkpoint_000004" / "state").write_bytes(b"xtate, by attempt 1")
+        assert second.open() == 2
+        remove(entry, fence)
+
+    patch.setattr(Entry, "remove", overtaken)
+    first.train(3, 4)
+    assert Attempt(where).open() == 2

@@ -107,11 +107,11 @@ class Entry:
     def is_periodic_place(self) -> bool:
         return self.path.startswith("checkpoint_")
 
-    def remove(self) -> None:
-        """Delete it. Raises `StorageError`."""
+    def remove(self, fence: Fence = nothing) -> None:
+        """Delete it. Raises `StorageError`, and what `fence` raises (see `remove_checkpoint`)."""
         with storage_errors(f"Deleting {self.path}", self.location):
             take_down(self.location)
-            remove_checkpoint(self.location)
+            remove_checkpoint(self.location, fence)
 
     def as_dict(self) -> dict[str, Any]:
         """The keys of `raytrain checkpoints --json`."""

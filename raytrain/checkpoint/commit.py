@@ -15,7 +15,7 @@ Writing (`commit`):
 
 Deleting (`remove_checkpoint`):
 
-    local disk    rename to `.NAME.outgoing` (atomic, needs no space on a full disk) ──> delete that
+    local disk    rename to `.NAME.outgoing` (atomic, needs no space on a full disk) ──> fence() ──> delete that
     elsewhere     .incomplete ──> delete manifest.json ──> delete the rest ──> delete the marker
 
 `fence` raises if this writer has been replaced by another. A writer may be stopped for any time between
@@ -205,9 +205,9 @@ def write_checkpoint(
     return complete
 
 
-def remove_checkpoint(place: Location) -> None:
+def remove_checkpoint(place: Location, fence: Fence = nothing) -> None:
     """Delete a checkpoint, or garbage, so that a kill in between never leaves something that looks
-    good or damaged.
+    good or damaged. Raises what `fence` raises; on a local disk the checkpoint is in its place then.
     """
     if place.is_local:
         if not place.exists():
@@ -216,6 +216,11 @@ def remove_checkpoint(place: Location) -> None:
         outgoing.delete_tree()
         os.rename(place.path, outgoing.path)
         place.parent.sync()
+        try:
+            fence()
+        except RaytrainError:  # Whoever has taken over may go on from it.
+            _rename(outgoing, place)
+            raise
         outgoing.delete_tree()
         return
     names = set(place.files())

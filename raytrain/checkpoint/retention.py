@@ -58,7 +58,8 @@ def prune(
         return []
     own = [entry for entry in catalogue.periodic() if not off_the_line(entry)]
     deleted = [entry for entry in surplus(own, policy) if not spared(entry)]
+    fence = fence or nothing
     if deleted:
-        (fence or nothing)()
-    in_parallel(Entry.remove, deleted, serial=catalogue.trial.is_local)
+        fence()
+    in_parallel(lambda entry: entry.remove(fence), deleted, serial=catalogue.trial.is_local)
     return deleted
