@@ -79,9 +79,10 @@ class GraphedSteps(AutogradSteps):
     def _keep(self, columns: TensorColumns) -> TensorColumns:
         """The columns in buffers that stay where they are, and may be longer."""
         rows = len(next(iter(columns.values())))
-        if not all(
-            name in self._held and _fits(columns[name], self._held[name]) for name in columns
-        ):
+        fit = columns.keys() == self._held.keys() and all(
+            _fits(column, self._held[name]) for name, column in columns.items()
+        )
+        if not fit:
             self._graph = None
             # The number of bootstrap rows is another one in each batch.
             self._held = {
