@@ -25,6 +25,7 @@ ROWS_EACH = 3
 TRIAL = "raytrain.trainable.trial:TrialPPO."
 WATCH = "raytrain.watch:Watch."
 COMMIT = "raytrain.checkpoint.commit:"
+MANIFEST = "raytrain.checkpoint.manifest:Manifest."
 SWAP = "raytrain.checkpoint.swap:"
 
 DAMAGES = (
@@ -71,7 +72,8 @@ def _states(random_calls: random.Random) -> Iterator[State]:
         Strike("trial", TRIAL + "capture", "all", call=early),
         Strike("trial", COMMIT + "make_directories", "all", call=early, after=True),
         Strike("trial", COMMIT + "_place_all", "driver", call=early, after=True),
-        Strike("trial", COMMIT + "sync_directories", "all", call=early, after=True),
+        # The first time it is only tried whether a manifest can be written.
+        Strike("trial", MANIFEST + "to_json", "all", call=2 * early, after=True),
         Strike("trial", COMMIT + "write_checkpoint", "all", call=early, after=True),
         Strike(
             "trial",
