@@ -176,7 +176,8 @@ def test_a_crash_before_the_cut_part_is_deleted(tmp_path):
     trial = tmp_path / "trial"
     write(trial, 1, 8, every=8)
     superseded(tmp_path, ["part-00000001-00000002.parquet"])  # the copy, shortened to 2
-    (trial / "episodes" / ".part.tmp").write_bytes(b"PAR1 half a file")
+    for left in (".part.tmp", ".part.tmp.0a1b2c3d"):
+        (trial / "episodes" / left).write_bytes(b"PAR1 half a file")
     assert plain(trial)  # a temporary file is passed over
     EpisodeHistory(trial, 2)
     assert parts(trial) == ["part-00000001-00000002.parquet"]

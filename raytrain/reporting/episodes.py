@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 _DIRECTORY = "episodes"
 _NAME = re.compile(r"part-(\d+)-(\d+)\.parquet")
-_TEMPORARY = ".part.tmp."
+_TEMPORARY = ".part.tmp"
 _COLUMNS = pa.schema(
     [
         ("episode", pa.int64()),
@@ -170,7 +170,7 @@ class EpisodeHistory:
         self.directory = directory / _DIRECTORY
         self._fence = fence
         # Of its own: a writer that was replaced may be writing another.
-        self._temporary = self.directory / f"{_TEMPORARY}{uuid.uuid4().hex[:8]}"
+        self._temporary = self.directory / f"{_TEMPORARY}.{uuid.uuid4().hex[:8]}"
         self.warnings: list[str] = []
         self._covered = resume_from  # by parts: the iterations up to here are in them
         self._waiting: list[tuple[int, FinishedEpisode]] = []
