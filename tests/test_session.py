@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -85,8 +85,9 @@ def test_a_service_of_an_instance_that_did_not_come_up_is_none_of_the_next(tmp_p
     started = [subprocess.Popen([program, "600"]) for _ in range(2)]
     try:
         started[0].kill()
-        while psutil.Process(started[0].pid).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
+        os.waitid(
+            os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT
+        )  # It has ended, and stays a zombie.
         assert [(each.pid, name) for each, name in own_services().items()] == [
             (started[1].pid, "raylet")
         ]

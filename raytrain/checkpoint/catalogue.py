@@ -205,6 +205,7 @@ class Catalogue:
 
         name = entry.path.replace("/", "_")
         with storage_errors(f"Setting aside {entry.path}", entry.location):
+            fence()
             return self._move_aside(entry, QUARANTINE, name, fence, is_damaged)
 
     def set_aside(
@@ -229,12 +230,12 @@ class Catalogue:
         fence: Fence,
         is_meant: Callable[[Location], bool],
     ) -> Location:
-        fence()
+        """To be called after the fence."""
         aside = set_aside(self.trial, entry.location, directory, name)
         if not is_meant(aside):
             try:
                 fence()
-            except RaytrainError:  # Whoever has taken over since has put another one there.
+            except RaytrainError:  # The successor has put another one there since.
                 move_checkpoint(aside, entry.location)
                 raise
         return aside

@@ -218,7 +218,7 @@ def remove_checkpoint(place: Location, fence: Fence = nothing) -> None:
         place.parent.sync()
         try:
             fence()
-        except RaytrainError:  # Whoever has taken over may go on from it.
+        except RaytrainError:  # The successor may resume from it.
             _rename(outgoing, place)
             raise
         outgoing.delete_tree()
