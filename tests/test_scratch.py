@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -42,14 +43,23 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["raytrain-of-somebody"]
 
 
-def test_a_process_that_needs_many_one_after_another_keeps_none_open() -> None:
-    def descriptors() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
+def test_a_process_that_needs_many_one_after_another_keeps_none_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def open_there() -> list[str]:
+        """What this process has open below `tmp_path`; other descriptors come and go with other tests."""
+        found = []
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.append(str(descriptor.readlink()))
+        return [name for name in found if name.startswith(str(tmp_path))]
 
     with scratch("policy"):
-        pass
-    before = descriptors()
-    for _ in range(20):
+        assert open_there(), "the one in use is held"
+    for _ in range(3):
         with scratch("policy"):
             pass
-    assert descriptors() == before
+    assert open_there() == []
