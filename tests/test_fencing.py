@@ -255,3 +255,64 @@ def test_retention_that_was_replaced_leaves_what_its_successor_goes_on_from(
     patch.setattr(Entry, "remove", overtaken)
     first.train(3, 4)
     assert Attempt(where).open() == 2
+
+
+@STORAGE
+@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_writer_that_was_replaced_marks_no_checkpoint_but_its_own(
+    tmp_path: Path, on_store: bool, is_damaged: bool, every: int
+) -> None:
+    """When it goes on its last checkpoint has been deleted, or set aside and another has the name."""
+    tried = 0
+    for step in steps(every):
+        where, first = seeded(tmp_path / str(step), on_store)
+        (where / "checkpoint_000002").copy_tree(where / "before", last="manifest.json")
+        first.train(3, 4)
+        old = Writer(first.directory.mark_interrupted, step)
+        if old.has_ended:
+            break
+        second = Attempt(where)
+        if is_damaged:
+            (where / "before").copy_tree(where / "checkpoint_000002", last="manifest.json")
+            (where / "checkpoint_000004" / "state").write_bytes(b"xtate, by attempt 1")
+            for name in where.subdirectories():
+                if name.startswith("best"):
+                    (where / name).delete_tree()
+            assert second.open() == 2
+            second.train(2, 4)
+        else:
+            second.to_the_end()
+        old.go_on()
+        entries = [each for each in Catalogue(where).entries(verify=True) if not each.in_quarantine]
+        assert [each.problem for each in entries] == [None] * len(entries)
+        newest = max(
+            (each for each in entries if each.is_periodic_place), key=lambda each: each.iteration
+        )
+        assert newest.manifest is not None
+        assert (newest.kind, newest.manifest.attempt) == ("periodic", 2)
+        tried += 1
+    assert tried > 1
+
+
+def test_a_file_of_an_upload_that_was_given_up_may_arrive_at_any_time(tmp_path: Path) -> None:
+    """It is garbage then, and no checkpoint that somebody has damaged."""
+    store = an_empty_store()
+    where, first = store / "trial", Attempt(store / "trial")
+    first.open()
+    upload = Writer(partial(first.train, 0, 2), 10**9)  # All its lines, to see what it writes.
+    assert upload.has_ended
+    (where / "checkpoint_000002" / "manifest.json").delete_file()
+    (where / "checkpoint_000002" / ".incomplete").write_bytes(b"")
+    for _ in range(2):
+        Attempt(where).open()
+        assert (where / "checkpoint_000002").files() == {".incomplete": 0}
+    (where / "checkpoint_000002" / "state").write_bytes(b"late")
+    assert [each.path for each in Catalogue(where).entries()] == ["best"]
+    (where / "best.1-1.new").delete_tree()
+    (where / "best").delete_tree()
+    last = Attempt(where)
+    assert last.open() == 0
+    last.train(0, 8)
+    last.save("final", 8)
+    assert_ended_well(where)

@@ -13,6 +13,7 @@ from raytrain.checkpoint.commit import (
     move_checkpoint,
     read_manifest,
     remove_checkpoint,
+    rewrite_manifest,
 )
 from raytrain.checkpoint.committer import BestPolicy, CommitJob, CommitOutcome, Committer
 from raytrain.checkpoint.digest import file_sha256, weights_sha256
@@ -95,6 +96,7 @@ __all__ = [
     "replace",
     "require_key",
     "resolve",
+    "rewrite_manifest",
     "signing_key",
     "storage_errors",
     "surplus",

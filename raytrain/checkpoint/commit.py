@@ -16,7 +16,9 @@ Writing (`commit`):
 Deleting (`remove_checkpoint`):
 
     local disk    rename to `.NAME.outgoing` (atomic, needs no space on a full disk) ──> fence() ──> delete that
-    elsewhere     .incomplete ──> delete manifest.json ──> delete the rest ──> delete the marker
+    elsewhere     .incomplete ──> delete manifest.json ──> delete the rest ──> delete the marker;
+                  of one that was never complete, the marker stays: a file of it that was under way may
+                  still arrive, however late, and is garbage then as well
 
 `fence` raises if this writer has been replaced by another. A writer may be stopped for any time between
 the fence and what follows it, and go on when another has taken over. So what it writes has a name that
@@ -31,6 +33,7 @@ arrow above is one wait, however many files there are.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -40,6 +43,7 @@ from typing import Literal
 
 from raytrain.checkpoint.layout import INCOMING
 from raytrain.checkpoint.manifest import (
+    HALF_WRITTEN_NAME,
     INCOMPLETE_NAME,
     MANIFEST_NAME,
     FileEntry,
@@ -230,7 +234,44 @@ def remove_checkpoint(place: Location, fence: Fence = nothing) -> None:
         (place / MANIFEST_NAME).delete_file()
     rest = names - {MANIFEST_NAME, INCOMPLETE_NAME}
     in_parallel(lambda name: (place / name).delete_file(), rest)
-    place.delete_tree()
+    if MANIFEST_NAME in names:
+        place.delete_tree()
+
+
+def rewrite_manifest(place: Location, manifest: Manifest, fence: Fence) -> None:
+    """Give a checkpoint of this writer another manifest. Raises `StorageError`, and what `fence` raises.
+
+    If another takes over after the fence, its checkpoints stay as they are. On a local disk the directory
+    that is written to is the one that had the name before the fence, whatever has the name now.
+    """
+    with storage_errors(f"Writing the manifest of {place.name}", place):
+        if place.is_local:
+            directory = os.open(place.path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fence()
+                _write_manifest(directory, manifest)
+            finally:
+                os.close(directory)
+            return
+        fence()
+        place.write_atomic(MANIFEST_NAME, manifest.to_json())
+        try:
+            fence()
+        except RaytrainError:  # The successor may have deleted the checkpoint before this was written.
+            if place.files().keys() == {MANIFEST_NAME}:
+                (place / MANIFEST_NAME).delete_file()
+            raise
+
+
+def _write_manifest(directory: int, manifest: Manifest) -> None:
+    """As `Location.write_atomic`, in an open directory."""
+    opener = functools.partial(os.open, mode=0o666, dir_fd=directory)
+    with open(HALF_WRITTEN_NAME, "wb", opener=opener) as stream:
+        stream.write(manifest.to_json())
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(HALF_WRITTEN_NAME, MANIFEST_NAME, src_dir_fd=directory, dst_dir_fd=directory)
+    os.fsync(directory)
 
 
 def move_checkpoint(source: Location, target: Location) -> None:

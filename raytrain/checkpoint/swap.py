@@ -123,6 +123,8 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
             if is_passing_name(path.rpartition("/")[2]):
                 (trial / path).delete_tree()
             elif state == "incomplete" and not target_of(path):
+                if not trial.is_local and set(names) == {INCOMPLETE_NAME}:
+                    continue  # It stays, see `remove_checkpoint`.
                 remove_checkpoint(trial / path)
             else:
                 if state == "committed" and INCOMPLETE_NAME in names:

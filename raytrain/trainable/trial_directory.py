@@ -37,6 +37,7 @@ from raytrain.checkpoint import (
     StorageError,
     fetch,
     own_name,
+    rewrite_manifest,
     storage_errors,
 )
 from raytrain.errors import RaytrainError
@@ -313,9 +314,8 @@ class TrialDirectory:
         assert self.last_saved is not None
         if self.last_saved.kind != "periodic":
             return
-        self._attempts.check()
         manifest = self.last_saved.with_files(self.last_saved.files, kind="interrupted")
-        (self.location / self.last_saved_name).write_atomic("manifest.json", manifest.to_json())
+        rewrite_manifest(self.location / self.last_saved_name, manifest, self._attempts.check)
         self.last_saved = manifest
 
     def note_failure(self, iteration: int, error: Exception) -> Exception | None:
