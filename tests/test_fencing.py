@@ -25,8 +25,9 @@ from raytrain.checkpoint import (
     Location,
     RetentionPolicy,
     catalogue,
+    swap,
 )
-from raytrain.reporting import read_episodes
+from raytrain.reporting import RecordsMirror, read_episodes
 from raytrain.trainable.attempts import Superseded
 from raytrain.trainable.trial_directory import TrialDirectory
 
@@ -315,4 +316,45 @@ def test_a_file_of_an_upload_that_was_given_up_may_arrive_at_any_time(tmp_path: 
     assert last.open() == 0
     last.train(0, 8)
     last.save("final", 8)
+    assert_ended_well(where)
+
+
+def test_a_start_looks_again_when_another_changes_something_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both repair a replacement of best that was cut short, and the one that was replaced is faster."""
+    where, first = seeded(tmp_path / "trial", False)
+    first.train(3, 4)
+    (where / "best").move_tree(where / "best.1-9.new")
+    rename, renamed = swap._rename_into_place, []
+
+    def overtaken(*args: Any) -> None:
+        if not renamed:
+            renamed.append(args)
+            (where / "best.1-9.new").move_tree(where / "best")
+        rename(*args)
+
+    monkeypatch.setattr(swap, "_rename_into_place", overtaken)
+    second = Attempt(where)
+    second.to_the_end()
+    assert_ended_well(where)
+    assert renamed
+
+
+def test_records_that_go_while_a_start_fetches_them_are_looked_for_again() -> None:
+    """The one that was replaced has just made its own records those that count."""
+    where, first = seeded(Path("unused"), True)
+    first.train(3, 4)
+    attempts, fetch, patch = where / "attempts", RecordsMirror._fetch, pytest.MonkeyPatch()
+
+    def overtaken(mirror: RecordsMirror, name: str) -> None:
+        patch.undo()
+        (attempts / "000001.records").copy_tree(attempts / "000002.records", last="complete")
+        (attempts / "000001.records").delete_tree()
+        fetch(mirror, name)
+
+    Attempt(where).open()
+    third = Attempt(where)
+    patch.setattr(RecordsMirror, "_fetch", overtaken)
+    third.to_the_end()
     assert_ended_well(where)

@@ -13,6 +13,8 @@ from record_files import assert_complete, raw_events, row, write
 from small_disk import fill
 
 from raytrain.reporting import EventLog, RecordsError, TrialRecords, read_events
+from raytrain.reporting.appending import replace_file
+from raytrain.trainable.attempts import Superseded
 
 
 def test_killed_many_times_every_iteration_is_there_once(tmp_path):
@@ -186,3 +188,25 @@ def test_rows_without_a_checkpoint_do_not_stay_in_memory_for_ever(tmp_path, monk
         records.append({"training_iteration": iteration})
     # The first row brings the CSV's columns, and its file is replaced.
     assert sorted(set(synced)) == [1, 5, 10]
+
+
+def test_two_that_replace_one_file_at_once_do_not_write_into_each_other(tmp_path):
+    """One was stopped in the middle, and goes on when another has taken over."""
+    path = tmp_path / "progress.csv"
+    (tmp_path / ".progress.csv.tmp").write_text("of a former version that was killed")
+    replaced = []
+
+    def fence():
+        if replaced:
+            raise Superseded("taken over")
+
+    def chunks():
+        yield b"a,b\n"
+        replace_file(path, [b"a,b\n1,2\n"], path.name)
+        replaced.append(True)
+        yield b"3,4\n" * 10_000
+
+    with pytest.raises(Superseded):
+        replace_file(path, chunks(), path.name, fence)
+    assert path.read_bytes() == b"a,b\n1,2\n"
+    assert list(tmp_path.iterdir()) == [path]

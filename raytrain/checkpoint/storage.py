@@ -96,7 +96,10 @@ def storage_errors(doing: str, where: Location) -> Iterator[None]:
         remedy = _remedy(error)
         found = error.strerror or str(error)
         message = printable(f"{doing} failed at {path}: {found}; {remedy}.")
-        raise StorageError(message, path=path, errno=error.errno) from error
+        missing = isinstance(error, FileNotFoundError)  # Some file systems leave the number out.
+        raise StorageError(
+            message, path=path, errno=errno.ENOENT if missing else error.errno
+        ) from error
 
 
 def _remedy(error: OSError) -> str:

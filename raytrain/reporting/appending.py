@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -100,18 +101,20 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(
-    path: Path, chunks: Iterable[bytes], temporary_name: str, fence: Fence = nothing
-) -> None:
+def replace_file(path: Path, chunks: Iterable[bytes], name: str, fence: Fence = nothing) -> None:
     """Write `chunks` to a temporary file beside `path`, sync it, and rename it over `path`.
 
     After a crash at any point `path` is the old file or the new one; it is the new one for sure
-    after `sync_directory`. `temporary_name` should begin with a dot, so that readers of the
-    directory pass it over. Raises OSError and what `fence` raises, `path` untouched.
+    after `sync_directory`. The temporary file is hidden, `name` is in its name, and no other writer has
+    the same; what killed ones left under `name` is deleted first. Raises OSError and what `fence` raises,
+    `path` untouched.
     """
-    temporary = path.parent / temporary_name
+    fence()
+    for left in path.parent.glob(f".{name}.tmp*"):
+        left.unlink(missing_ok=True)
+    temporary = path.parent / f".{name}.tmp.{uuid.uuid4().hex[:8]}"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             for chunk in chunks:
                 file.write(chunk)
             file.flush()
@@ -127,7 +130,9 @@ def leave_behind(path: Path, fence: Fence) -> None:
     """Put a copy in the place of `path`. A process that still has the old file open, on a node that
     was cut off, writes where nobody reads from now on. Raises OSError."""
     size = path.stat().st_size
-    replace_file(path, read_in_blocks(path, 0, size), f".{path.name}.tmp", fence)
+    # TensorBoard reads every file with "tfevents" in its name.
+    name = path.name.replace("tfevents", "left_behind")
+    replace_file(path, read_in_blocks(path, 0, size), name, fence)
 
 
 def lines_from_end(path: Path, size: int | None = None) -> Iterator[tuple[int, bytes]]:

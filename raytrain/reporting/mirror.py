@@ -17,7 +17,14 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-from raytrain.checkpoint import ATTEMPTS, Fence, Location, in_parallel, make_directories
+from raytrain.checkpoint import (
+    ATTEMPTS,
+    Fence,
+    Location,
+    in_parallel,
+    make_directories,
+    storage_errors,
+)
 
 _PATTERNS = (
     "result.json",
@@ -53,8 +60,12 @@ class RecordsMirror:
     def download(self) -> list[str]:
         """Make the local files those on storage, before the records are opened. Returns the names.
 
-        Local files that storage does not have are deleted: they belong to another attempt.
+        Local files that storage does not have are deleted: they belong to another attempt. Raises `StorageError`.
         """
+        with storage_errors("Fetching the records", self._trial):
+            return self._download()
+
+    def _download(self) -> list[str]:
         for place in sorted(self._former(), key=lambda each: each.name, reverse=True):
             if (place / _COMPLETE).exists():
                 self._source = place

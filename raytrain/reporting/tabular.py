@@ -184,7 +184,7 @@ class ProgressCsv:
                 yield _csv_line(self._columns)
             yield from lines
 
-        replace_file(self.path, chunks(), f".{self.path.name}.tmp", self._fence)
+        replace_file(self.path, chunks(), self.path.name, self._fence)
         if self._file is not None:
             self._file.close()
         self._file = AppendOnlyFile(self.path)

@@ -40,8 +40,8 @@ from raytrain.reporting.appending import (
 from raytrain.reporting.tabular import ResultJson, Row
 
 _PREFIX = "events.out.tfevents."
-# Not to contain "tfevents": TensorBoard reads every file with that in its name.
-_TEMPORARY = ".events.tmp"
+# Not "tfevents": TensorBoard reads every file with that in its name.
+_TEMPORARY = "events"
 _NOT_LOGGED = {"config", "pid", "timestamp", "time_total_s", "training_iteration"}
 _ILLEGAL_IN_TAG = re.compile(r"[^-/\w\.]")
 _HEAD = 12  # bytes of a record before its data

@@ -13,13 +13,14 @@ cut to k, and the iterations after it are produced again.
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raytrain.checkpoint import (
     SET_ASIDE,
@@ -57,7 +58,11 @@ from raytrain.trainable.attempts import Attempts, Superseded
 EVENT_LOG = "events.jsonl"
 _STAGING = ".staging"
 _APPENDED = re.compile(r"result\.json|progress\.csv|events\.out\.tfevents\..*")
+_T = TypeVar("_T")
 _LOCK_PATIENCE_S = 120.0
+# How often a start looks at the storage while another writer changes something under it, and how that shows.
+_LOOKS = 3
+_CHANGED = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
 
 
 class SavesFailing(RaytrainError):
@@ -137,28 +142,32 @@ class TrialDirectory:
         """
         self._lock.acquire()
         self._attempts.begin()
-        self._clear_staging()
-        swept = self._catalogue.sweep(self._attempts.check)
-        messages = [f"Cleared away what a crash left: {', '.join(swept)}."] if swept else []
+        messages: list[str] = []
         if self._lock.seized:
             messages.append(
                 "The node of the attempt before is no part of the cluster any more. Should it come "
                 "back, it finds itself shut out of this directory."
             )
+        chosen = _looked(lambda: self._find(messages))
+        return Found(chosen, tuple(messages))
+
+    def _find(self, messages: list[str]) -> Entry | None:
+        self._clear_staging()
+        swept = self._catalogue.sweep(self._attempts.check)
+        if swept:
+            messages.append(f"Cleared away what a crash left: {', '.join(swept)}.")
         messages += self._attempts.clear_away()
         messages += self._set_foreign_ones_aside()
         choice = self._catalogue.choose_for_resume()
         chosen = choice.entry if choice is not None else None
         self._attempts.begin_after(chosen.iteration if chosen is not None else 0)
-        if choice is None:
-            return Found(None, tuple(messages))
-        for entry in choice.damaged:
+        for entry in choice.damaged if choice is not None else ():
             aside = self._catalogue.quarantine(entry, self._attempts.check)
             messages.append(
                 f"Checkpoint {entry.path} is damaged ({entry.problem}). It was set aside in "
                 f"{aside.parent.name}/{aside.name}."
             )
-        return Found(choice.entry, tuple(messages))
+        return chosen
 
     @property
     def attempt(self) -> int:
@@ -186,7 +195,7 @@ class TrialDirectory:
             self._mirror = RecordsMirror(
                 directory, self.location, self.attempt, self._attempts.check
             )
-            self._mirror.download()
+            _looked(self._mirror.download)
         before = last_row(Location.of(directory / "result.json"))  # It may be cut off now.
         self._records = TrialRecords(
             directory, resume_from, starts_after=starts_after, fence=self._attempts.check
@@ -409,6 +418,18 @@ class TrialDirectory:
         if self._scratch is None:
             self._scratch = scratch_directory("trial")
         return self._scratch
+
+
+def _looked(look: Callable[[], _T]) -> _T:
+    """What `look` returns. It looks again if something changes under it: a writer that was replaced ends what
+    it had begun."""
+    for _ in range(_LOOKS - 1):
+        try:
+            return look()
+        except StorageError as error:
+            if error.errno not in _CHANGED:
+                raise
+    return look()
 
 
 def _finished(
