@@ -130,6 +130,7 @@ def hosted_by(trail: list[Iteration]) -> list[int]:
     return [each.row["fault_tolerance"]["num_healthy_workers"] for each in trail]
 
 
+@pytest.mark.slow
 def test_four_actors_then_one_then_three_as_nodes_go_and_come(cluster: Cluster):
     """4 groups. A node is lost with three of four actors in the middle of an iteration; another one
     with room for two joins; one of those is killed."""

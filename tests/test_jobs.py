@@ -89,6 +89,7 @@ def digests(config: Path) -> list[str]:
     return [row["weights_sha256"] for row in rows(trial_of(config))]
 
 
+@pytest.mark.slow
 def test_a_run_is_one_run_however_often_it_is_submitted(
     cluster: Cluster, tmp_path: Path, undisturbed: Reference
 ) -> None:
@@ -138,7 +139,6 @@ def test_a_run_is_one_run_however_often_it_is_submitted(
     assert TOKEN not in json.dumps(found)
 
 
-@pytest.mark.slow
 def test_a_bad_environment_is_exit_code_2_of_the_job(cluster: Cluster, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml", name="bad", environment={"env": "nowhere:make"})
     code, told = submit(config, cluster, "--wait")

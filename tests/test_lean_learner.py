@@ -397,6 +397,7 @@ def _rank(rank: int, directory: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_learners_hold_the_same_weights_and_rllibs(tmp_path):
     torch.multiprocessing.spawn(_rank, (tmp_path.as_posix(),), nprocs=2)
     one, other = (pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in (0, 1))
