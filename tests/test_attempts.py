@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoint_children import manifest, place
+from checkpoint_children import manifest, place, put
 from running import began_after, rows
 
 from raytrain.checkpoint import (
     BestPolicy,
+    Catalogue,
     DirectoryLock,
     Location,
     Locked,
@@ -20,6 +21,7 @@ from raytrain.checkpoint import (
     RetentionPolicy,
     commit,
     lock,
+    replace,
 )
 from raytrain.checkpoint.lock import Times
 from raytrain.trainable.attempts import SUPERSEDED, Superseded
@@ -174,6 +176,37 @@ def test_what_it_still_commits_is_off_the_line(tmp_path: Path, generic: bool, mo
     third.close()
     kept = {path.parent.name for path in (tmp_path / SUPERSEDED).glob("*/manifest.json")}
     assert kept == {f"checkpoint_{iteration:06d}.attempt_1" for iteration in (4, 6, 8)}
+
+
+@pytest.mark.parametrize("late", ["checkpoint_000003", "best", "best, later"])
+@pytest.mark.parametrize("generic", [False, True], ids=["disk", "lease"])
+def test_what_is_off_the_line_is_never_best(
+    tmp_path: Path, generic: bool, late: str, monkeypatch
+) -> None:
+    """However good it was. On this line iteration 4 is the first with a score, and 6 is better."""
+    monkeypatch.setattr("raytrain.checkpoint.lock.SETTLE_SECONDS", 0.0)
+    where = place(tmp_path, generic)
+    begun(where)
+    new = taken_over(where)
+
+    def commit_late() -> None:
+        put(where, tmp_path, 3, attempt=1, score=100.0)
+        if "best" in late:
+            replace(where / "checkpoint_000003", where / "best", kind="best")
+
+    if "later" not in late:
+        commit_late()
+    for iteration in (4, 6):
+        train(new, iteration - 1, iteration)
+        told_score = manifest(iteration, attempt=2, score=float(iteration))
+        new.save(f"checkpoint_{iteration:06d}", told_score, write)
+        new.poll(wait=True)
+        if "later" in late and iteration == 4:
+            commit_late()
+    new.close()
+    best = Catalogue(where).entry("best", verify=True)
+    assert best is not None and best.good and best.manifest is not None
+    assert (best.iteration, best.manifest.attempt, best.score) == (6, 2, 6.0)
 
 
 def test_a_lock_is_seized_only_from_a_holder_that_is_out_of_the_world(tmp_path: Path) -> None:

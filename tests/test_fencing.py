@@ -3,6 +3,7 @@ counts; nor does a second one that is killed at any line."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from raytrain.checkpoint import (
     Location,
     RetentionPolicy,
     catalogue,
+    check,
     swap,
 )
 from raytrain.reporting import RecordsMirror, read_episodes
@@ -316,6 +318,42 @@ def test_a_file_of_an_upload_that_was_given_up_may_arrive_at_any_time(tmp_path: 
     assert last.open() == 0
     last.train(0, 8)
     last.save("final", 8)
+    assert_ended_well(where)
+
+
+@pytest.mark.parametrize("is_asked", [True, False], ids=["paused", "late request"])
+def test_a_manifest_that_comes_after_its_files_were_cleared_away_makes_nothing_best(
+    is_asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer of a new best was stopped before the manifest, or its request was under way for so long."""
+    where, first = seeded(Path("unused"), True)
+    second, write = Attempt(where), Location.write_atomic
+
+    def overtaken(place: Location, name: str, data: bytes) -> None:
+        if not place.name.startswith("best") or hasattr(second, "directory"):
+            return write(place, name, data)
+        assert second.open() == 4
+        write(place, name, data)
+        if not is_asked:
+            raise KeyboardInterrupt
+        return None
+
+    monkeypatch.setattr(Location, "write_atomic", overtaken)
+    with contextlib.suppress(KeyboardInterrupt):
+        first.train(3, 4)
+    (where / "checkpoint_000004").delete_tree()  # By now nothing else is of best's worth.
+
+    def the_good_one() -> bool:
+        entry = Catalogue(where).entry("best", verify=True)
+        return entry is not None and bool(entry.good) and entry.iteration == 2
+
+    assert the_good_one()
+    assert check(where / "best", contents=True).problem is None
+    third = Attempt(where)
+    assert third.open() == 2
+    assert the_good_one()
+    third.train(2, 8)
+    third.save("final", 8)
     assert_ended_well(where)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from raytrain.checkpoint.commit import (
     Fence,
+    is_complete,
     move_checkpoint,
     nothing,
     remove_checkpoint,
@@ -313,7 +314,7 @@ def _places(listing: Mapping[str, dict[str, Listed]], *, local: bool) -> dict[st
     """Of each checkpoint the directory in which it lies."""
     places = {path: path for path in listing if _is_checkpoint_path(path)}
     for name in {name for path in listing if (name := target_of(path))}:
-        complete = [p for p in versions_of(name, listing) if MANIFEST_NAME in listing[p]]
+        complete = [p for p in versions_of(name, listing) if is_complete(listing[p])]
         # On a local disk it is in its place, but for a moment and after a crash.
         if complete and not (local and MANIFEST_NAME in listing.get(name, ())):
             places[name] = max(complete, key=order_of)

@@ -112,6 +112,12 @@ def state_by_names(names: Collection[str]) -> State:
     return "bare" if names else "empty"
 
 
+def is_complete(names: Collection[str]) -> bool:
+    """By names alone: a manifest, and files. A request of a writer that was replaced may bring the manifest of
+    what has been cleared away."""
+    return MANIFEST_NAME in names and len(names) > 1
+
+
 def read_manifest(place: Location) -> Manifest:
     """Raises `ManifestError`, and `OSError` if there is none."""
     file = place / MANIFEST_NAME
@@ -201,7 +207,10 @@ def write_checkpoint(
             place.write_atomic(MANIFEST_NAME, data)
     except (OSError, RaytrainError):
         with suppress(OSError):  # If this fails too, the next sweep gives back the space.
-            place.delete_tree() if target.is_local else remove_checkpoint(place)
+            if marked and not target.is_local:
+                remove_checkpoint(place)
+            else:
+                place.delete_tree()
         raise
     if marked and not target.is_local:
         with suppress(OSError):  # committed: a marker beside a manifest means nothing

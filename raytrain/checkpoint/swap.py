@@ -32,6 +32,7 @@ from pathlib import Path
 from raytrain.checkpoint.commit import (
     Fence,
     Source,
+    is_complete,
     move_checkpoint,
     nothing,
     read_manifest,
@@ -123,7 +124,8 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
             if is_passing_name(path.rpartition("/")[2]):
                 (trial / path).delete_tree()
             elif state == "incomplete" and not target_of(path):
-                if not trial.is_local and set(names) == {INCOMPLETE_NAME}:
+                files = {inner for inner, each in names.items() if not each.is_dir}
+                if not trial.is_local and files == {INCOMPLETE_NAME}:
                     continue  # It stays, see `remove_checkpoint`.
                 remove_checkpoint(trial / path)
             else:
@@ -202,20 +204,21 @@ def _write_and_swap(
 def _repair(trial: Location, name: str, found: Listing, fence: Fence) -> None:
     complete = []
     for path in versions_of(name, found):
-        if MANIFEST_NAME in found[path]:
+        if is_complete(found[path]):
             complete.append(path)
         else:
             _discard(trial, path, found)
     if not complete:
         return
-    newest = max(complete, key=order_of)
+    # Files of the newest may have been cleared away before its manifest arrived.
+    newest = max(complete, key=lambda path: (_is_whole(trial / path, found[path]), order_of(path)))
     in_place = _order(trial / name) >= order_of(newest)[:2]
     if trial.is_local:
         if not in_place:
             _rename_into_place(trial, newest, name, fence)
         gone = complete
     else:
-        if not in_place:
+        if not in_place or not _is_whole(trial / name, found.get(name, {})):
             _copy_into_place(trial / newest, trial / name)
         gone = [path for path in complete if path != newest]
     for path in gone:
@@ -261,15 +264,19 @@ def _discard(trial: Location, path: str, found: Listing) -> None:
     place, name, names = trial / path, target_of(path) or path, found.pop(path)
     if trial.is_local and not place.exists():
         return  # It was brought into its place.
-    sizes = {inner: each.size for inner, each in names.items() if not each.is_dir}
-    never_complete = MANIFEST_NAME not in names and path.endswith(NEW)
-    if not never_complete and check(place, contents=name != "best", present=sizes).problem:
+    never_complete = not is_complete(names) and path.endswith(NEW)
+    if not never_complete and not _is_whole(place, names, contents=name != "best"):
         set_aside(trial, place, QUARANTINE, name.replace("/", "_"))
     elif trial.is_local:
         remove_checkpoint(place)
     else:  # Without its manifest nobody takes it for a checkpoint.
         (place / MANIFEST_NAME).delete_file()
         place.delete_tree()
+
+
+def _is_whole(place: Location, names: dict[str, Listed], *, contents: bool = False) -> bool:
+    sizes = {inner: each.size for inner, each in names.items() if not each.is_dir}
+    return check(place, contents=contents, present=sizes).problem is None
 
 
 def _split(target: Location) -> tuple[Location, str]:
