@@ -171,11 +171,14 @@ def stopped(
         start_new_session=True,
     )
     process = psutil.Process(run.pid)
-    while run.poll() is None and not after(process):
-        threading.Event().wait(0.02)
-    family = process.children(recursive=True)
-    os.killpg(run.pid, number)
-    output, _ = run.communicate(timeout=120)
+    try:
+        while run.poll() is None and not after(process):
+            threading.Event().wait(0.02)
+        family = process.children(recursive=True)
+        os.killpg(run.pid, number)
+        output, _ = run.communicate(timeout=600)
+    finally:
+        run.kill()
     assert not alive(family), output
     assert "Traceback" not in output, output
     return run.returncode, output
@@ -193,7 +196,7 @@ def alive(family: list[psutil.Process]) -> list[str]:
 
 
 def has_imported_torch(process: psutil.Process) -> bool:
-    return any("libtorch_cpu" in each.path for each in process.memory_maps())
+    return "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text()
 
 
 def has_handlers(process: psutil.Process) -> bool:

@@ -105,8 +105,8 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     interrupts = Interrupts(insist_after_s=10)
-    interrupts.install()
     try:
+        interrupts.install()
         app()
     except BaseException:
         if interrupts.received is None:
