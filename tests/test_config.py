@@ -985,6 +985,25 @@ def test_a_plain_value(text, value):
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("!!bool abc", "FILE:1:7: not valid YAML: 'abc' is no !!bool"),
+        ("!!int x", "'x' is no !!int"),
+        ("!!timestamp soon", "FILE:1: stop: the tag !!timestamp has no meaning here"),
+        ("!!set {a, b}", "the tag !!set has no meaning here"),
+        ("!!binary AA==", "the tag !!binary has no meaning here"),
+        ("!mine 3", "could not determine a constructor for the tag '!mine'"),
+        ("[" * 200 + "]" * 200, "it is nested more than 100 deep"),
+        ("[" * 5000 + "]" * 5000, "FILE: not readable: it is nested too deeply"),
+    ],
+)
+def test_what_is_no_plain_value_is_refused_with_its_line(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_yaml(f"stop: {text}", "FILE")
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("text", "instead"),
     [
         ("010", 'write 10, or "010"'),

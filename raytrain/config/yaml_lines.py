@@ -41,8 +41,22 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """The safe loader with the plain values of the module's docstring."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, KeyError, TypeError, ValueError):  # !!bool 7, !!timestamp soon
+            tag = node.tag.replace(_TAG, "!!")
+            said = (
+                f"{node.value!r} is no {tag}"
+                if isinstance(node.value, str)
+                else f"this is no {tag}"
+            )
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from None
+
 
 _TAG = "tag:yaml.org,2002:"
+_TAGS = ("null", "bool", "int", "float", "str", "map", "seq")
+_DEEPEST = 100
 _AMBIGUOUS = "!ambiguous"
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
 _PLAIN = {
@@ -119,9 +133,9 @@ def parse_yaml(text: str, source: str) -> Document:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_syntax_problem(error, source)) from error
-    except (yaml.YAMLError, ValueError) as error:
-        # A character that YAML does not allow, or a value such as 2024-13-45 that looks like a
-        # date.
+    except RecursionError:
+        raise ConfigError(Problem("not readable: it is nested too deeply", where=source)) from None
+    except (yaml.YAMLError, ValueError) as error:  # A character that YAML does not allow.
         raise ConfigError(Problem(f"not readable as YAML: {error}", where=source)) from error
     lines: dict[KeyPath, int] = {(): 1}
     _collect_lines(node, (), lines)
@@ -145,14 +159,24 @@ def _place(node: yaml.Node, source: str) -> str:
     return source if source.startswith("--") else f"{source}:{node.start_mark.line + 1}"
 
 
+def _problem_of(node: yaml.Node, parents: tuple[yaml.Node, ...]) -> str | None:
+    if node in parents:
+        return "the anchor contains itself"
+    if node.tag == _AMBIGUOUS:
+        return _ambiguous(node.value)
+    if node.tag.startswith(_TAG) and node.tag.removeprefix(_TAG) not in _TAGS:
+        return f"the tag {node.tag.replace(_TAG, '!!')} has no meaning here; leave it out"
+    if len(parents) == _DEEPEST:
+        return f"it is nested more than {_DEEPEST} deep"
+    return None
+
+
 def _key_problems(
     node: yaml.Node, source: str, parents: tuple[yaml.Node, ...], path: str = ""
 ) -> Iterator[Problem]:
-    if node in parents:
-        yield Problem("the anchor contains itself", where=_place(node, source), field=path)
-        return
-    if node.tag == _AMBIGUOUS:
-        yield Problem(_ambiguous(node.value), _place(node, source), path)
+    said = _problem_of(node, parents)
+    if said is not None:
+        yield Problem(said, _place(node, source), path[:80])
         return
     parents = (*parents, node)
     if isinstance(node, yaml.SequenceNode):
