@@ -52,6 +52,36 @@ class Named(Drift):
         return {"place": np.clip(self.place, -10, 10)}
 
 
+class Reusing(Drift):
+    """What it puts into its infos, it uses again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = {"of": {"episode": 0}}
+        self.number = np.zeros(1)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.counted["of"]["episode"] += 1
+        self.number += 1
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], {"counted": self.counted, "number": self.number}
+
+
+class Meddling(Drift):
+    """It writes into the actions that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            spaces.Dict({"force": spaces.Box(-9.0, 9.0, (2,)), "gear": spaces.Discrete(3)})
+        )
+
+    def step(self, action: Any) -> Any:
+        action["force"][:] = 0
+        return super().step(0)
+
+
 class Faulty(Drift):
     """Its observations become NaN."""
 

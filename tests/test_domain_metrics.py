@@ -9,13 +9,13 @@ import pytest
 
 from raytrain.trainable.cadence import Averaged, Progress, StopRule, averaged, metric
 from raytrain.trainable.recent import RecentEpisodes, summarised
-from raytrain.trainable.sampling.finished import finished_row
+from raytrain.trainable.sampling.finished import finished_row, numbers_in
 
 NOW = Progress(5, 500, 50, 1.0)
 
 
 def own(info):
-    row = finished_row(0, 0, 1.5, 10, info)
+    row = finished_row(0, 0, 1.5, 10, numbers_in(info))
     return {key.removeprefix("custom/"): value for key, value in row.items() if "custom/" in key}
 
 
@@ -40,20 +40,27 @@ def test_what_is_recorded_of_an_info(info, expected):
 
 
 def test_nan_is_recorded_and_not_averaged():
-    rows = [finished_row(0, 0, 1.0, 1, {"sharpe": value}) for value in (1.0, math.nan, 3.0)]
+    rows = [
+        finished_row(0, 0, 1.0, 1, numbers_in({"sharpe": value})) for value in (1.0, math.nan, 3.0)
+    ]
     assert math.isnan(rows[1]["custom/sharpe"])
     assert summarised(rows) == {"sharpe": {"mean": 2.0, "min": 1.0, "max": 3.0}}
     assert summarised(rows[1:2]) == {}
 
 
 def test_episodes_without_a_metric_do_not_count_in_its_mean():
-    rows = [finished_row(0, 0, 1.0, 1, info) for info in ({"a": 1.0}, {"b": 2.0}, {"a": 5.0})]
+    rows = [
+        finished_row(0, 0, 1.0, 1, numbers_in(info))
+        for info in ({"a": 1.0}, {"b": 2.0}, {"a": 5.0})
+    ]
     assert {name: each["mean"] for name, each in summarised(rows).items()} == {"a": 3.0, "b": 2.0}
 
 
 def recent(*values, size=100):
     episodes = RecentEpisodes(size)
-    episodes.extend(finished_row(0, 0, value, 7, {"profit": -value}) for value in values)
+    episodes.extend(
+        finished_row(0, 0, value, 7, numbers_in({"profit": -value})) for value in values
+    )
     return episodes
 
 

@@ -380,6 +380,27 @@ def test_nan_ends_the_run_and_names_the_observation():
         ours.sample()
 
 
+@pytest.mark.parametrize("kind", [GroupEnvRunner, Stock])
+def test_what_an_environment_puts_into_its_infos_is_recorded_as_it_was(
+    kind: type[GroupEnvRunner],
+) -> None:
+    made = runner(kind, config(**env("Reusing")))
+    made.sample(num_timesteps=300)
+    rows = made.take_finished()
+    assert len(rows) > 20
+    for index in range(3):
+        mine = [row for row in rows if row["env_index"] == index]
+        counted = [(row["custom/counted/of/episode"], row["custom/number"]) for row in mine]
+        assert counted == [(each, each) for each in range(1, len(mine) + 1)]
+
+
+def test_an_environment_that_writes_into_its_actions_changes_none_of_the_learners() -> None:
+    plain = {"normalize_actions": False, "clip_actions": False}
+    given = config(**{"environment": {**env("Meddling")["environment"], **plain}})
+    (episode, *_) = runner(GroupEnvRunner, given).sample(num_timesteps=30)
+    assert (np.asarray(episode.get_actions()["force"]) != 0).all()
+
+
 def test_where_the_time_went_is_in_the_metrics():
     ours = runner(GroupEnvRunner, config())
     timers = ours.rollout(None, snapshot=False).metrics["timers"]

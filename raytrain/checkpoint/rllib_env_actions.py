@@ -1,8 +1,9 @@
 """The policy's actions for the environment, where RLlib's connectors sample: `env_actions` in their place.
 
 RLlib's NormalizeAndClipActions knows no `start` of a discrete space, and clips nothing where a Box that
-is to be normalised has an infinite bound. Where that makes a difference, `ActionsForEnvironment` takes
-its place in the module-to-env pipeline.
+is to be normalised has an infinite bound. Where it neither normalises nor clips, the environment gets the
+very arrays that the learner gets, and may write into them. Where any of this makes a difference,
+`ActionsForEnvironment` takes its place in the module-to-env pipeline.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def map_actions(pipeline: Any, space: gym.Space[Any], *, normalize: bool, clip: 
 
 def _differs(space: gym.Space[Any], normalize: bool, clip: bool) -> bool:
     """Whether RLlib's connector would do something else."""
-    return any(
+    return not (normalize or clip) or any(
         _leaf_differs(leaf, LeafMapping.of(leaf, normalize=normalize, clip=clip), normalize)
         for leaf in tree.flatten(base_struct(space))
     )

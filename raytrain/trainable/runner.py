@@ -26,6 +26,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -210,10 +211,10 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._begins_anew = True
 
     def note_finished(
-        self, env_index: int, episode_return: float, length: int, info: dict[str, Any] | None
+        self, env_index: int, episode_return: float, length: int, measured: Mapping[str, float]
     ) -> None:
         """Note an episode that ended, with the numbers of its last info."""
-        row = finished_row(self.group, env_index, episode_return, length, info)
+        row = finished_row(self.group, env_index, episode_return, length, measured)
         self._finished.append(row)
 
     def take_finished(self, group: int | None = None) -> list[dict[str, Any]]:
@@ -276,8 +277,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             explore = self.config.explore if explore is None else explore
             sampled = sampler.sample(wanted, explore=bool(explore), version=version)
         self._log(sampled)
-        for each, info in zip(sampled.ended, sampled.last_infos, strict=True):
-            self.note_finished(each.env_index, each.episode_return, each.length, info)
+        for each, measured in zip(sampled.ended, sampled.measured, strict=True):
+            self.note_finished(each.env_index, each.episode_return, each.length, measured)
         self._sampled_at = time.perf_counter()
         return sampled.episodes
 

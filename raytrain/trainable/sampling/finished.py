@@ -24,17 +24,23 @@ from ray.rllib.utils.annotations import override
 
 
 def finished_row(
-    group: int, env_index: int, episode_return: float, length: int, info: dict[str, Any] | None
+    group: int, env_index: int, episode_return: float, length: int, measured: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The row of an episode that ended with `info`."""
+    """The row of an episode that ended; `measured` are the numbers of its last info."""
     row: dict[str, Any] = {
         "group": group,
         "env_index": env_index,
         "return": float(episode_return),
         "length": length,
     }
-    row.update(_numbers(info or {}, "custom/"))
+    row.update(measured)
     return row
+
+
+def numbers_in(info: Mapping[Any, Any] | None) -> dict[str, float]:
+    """The numbers of an info under the names that they are recorded by. To be taken when it is returned: the
+    environment may write the next ones into the same objects."""
+    return dict(_numbers(info or {}, "custom/"))
 
 
 def _numbers(info: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, float]]:
@@ -95,7 +101,7 @@ class EpisodeRecorder(RLlibCallback):
             env_index,
             episode.get_return() + sum(c.get_return() for c in chunks),
             len(episode) + sum(len(c) for c in chunks),
-            episode.get_infos(-1),
+            numbers_in(episode.get_infos(-1)),
         )
 
 

@@ -23,6 +23,7 @@ from raytrain.checkpoint.env_actions import LeafMapping
 from raytrain.errors import RaytrainError
 from raytrain.trainable.divergence import why_no_action
 from raytrain.trainable.sampling.acting import Acting
+from raytrain.trainable.sampling.finished import numbers_in
 from raytrain.trainable.sampling.fragments import (
     ACTIONS,
     REWARDS,
@@ -49,8 +50,8 @@ class Sampled:
 
     episodes: list[Any] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
-    last_infos: list[dict[str, Any]] = field(default_factory=list)
-    """Of the episodes in `ended`."""
+    measured: list[dict[str, float]] = field(default_factory=list)
+    """The numbers of the last info of each in `ended`."""
     env_steps: int = 0
     vector_steps: int = 0
     inference_s: float = 0.0
@@ -251,7 +252,7 @@ class _Run:
                     duration_s=self._seconds(index, row) + self._durations_before[index],
                 )
             )
-            self._sampled.last_infos.append(self.fragment.infos[-1][index])
+            self._sampled.measured.append(numbers_in(self.fragment.infos[-1][index]))
             self._ids[index] = self._sampler._id(self._born)
             self._born += 1
             self._steps_before[index] = 0
