@@ -53,13 +53,32 @@ class Place(NamedTuple):
 def users_code(doing: str) -> Iterator[None]:
     """Turn whatever a user's code raises in the body into `EnvironmentFailed`: "`doing` raised ..."."""
     try:
-        yield
+        with no_exit():
+            yield
     except RaytrainError:
         raise
     except BaseException as error:
         if not by_the_code_itself(error):
             raise
         raise failed(f"{doing} raised {told(error)}", error) from error
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """In the body `os._exit` raises: it would end the program without a word. A process that is forked there
+    may end."""
+    exit_now, own = os._exit, os.getpid()
+
+    def refused(status: int) -> None:
+        if os.getpid() != own:
+            exit_now(status)
+        raise RuntimeError(f"os._exit({status}) ends the whole program")
+
+    os._exit = refused  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = exit_now
 
 
 @contextmanager
@@ -90,8 +109,9 @@ def by_the_code_itself(error: BaseException) -> bool:
     name = innermost.tb_frame.f_code.co_filename
     if name.startswith(_RAYTRAIN) or _package(innermost.tb_frame) == "ray":
         return False  # a handler of a signal
-    # `sys.exit` raises within a call; Python's own Ctrl-C comes between two instructions of any kind.
-    return isinstance(error, SystemExit) or _raises(innermost)
+    # Others raise within a call, as `sys.exit` and extension modules do; Python's own Ctrl-C comes between two
+    # instructions of any kind.
+    return not isinstance(error, KeyboardInterrupt) or _raises(innermost)
 
 
 def _raises(trace: TracebackType) -> bool:
@@ -139,7 +159,9 @@ def places(error: BaseException) -> tuple[Place | None, Place | None]:
     chosen = own[-1] if own else next(iter(theirs), None)
     if chosen is None:
         return None, None
-    return _place(*chosen), None if frames[-1] is chosen else _place(*frames[-1])
+    last = frames[-1]
+    ours = last[0].f_code.co_filename.startswith(_RAYTRAIN)
+    return _place(*chosen), None if last is chosen or ours else _place(*last)
 
 
 def _place(frame: FrameType, line: int) -> Place:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -509,3 +510,36 @@ def test_a_closed_stdout_is_no_error(tmp_path):
     program = f"exec {sys.executable} -m raytrain list {tmp_path} --json >&-"
     done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# Storage that is not there
+
+
+def test_a_storage_path_without_a_bucket_and_one_that_nobody_answers(monkeypatch):
+    ended = here("checkpoints", "s3://")
+    assert ended.code == 2 and "names no bucket. Write s3://BUCKET/DIRECTORY" in ended.err
+
+    def unreachable(uri: str) -> None:
+        raise OSError("When resolving region for bucket 'b': could not resolve host")
+
+    monkeypatch.setattr(
+        "raytrain.checkpoint.storage.pafs.FileSystem", SimpleNamespace(from_uri=unreachable)
+    )
+    ended = here("checkpoints", "s3://b/runs")
+    assert ended.code == 1
+    assert "Opening the storage s3://b/runs failed: When resolving region" in ended.err
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("name", ["show", "checkpoints"])
+def test_a_full_disk_below_stdout_is_told_in_one_sentence(run, name, options):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "raytrain", name, run.experiment, *options],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: the output could not be written: No space left on device.\n"

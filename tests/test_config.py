@@ -229,6 +229,7 @@ BAD_VALUES = [
     ("fraction for int", "training: {num_epochs: 2.5}", ":3: training.num_epochs: 2.5", "whole"),
     ("num_epochs", "training: {num_epochs: 0}", ":3: training.num_epochs: 0", "at least 1"),
     ("gamma", "training: {gamma: 1.5}", ":3: training.gamma: 1.5", "at most 1"),
+    ("seed", "seed: 5_000_000_000", ":3: seed: 5000000000", "at most 4000000000"),
     ("nan", "training: {clip_param: .nan}", ":3: training.clip_param: NaN", "above 0"),
     ("choice", "env_runners: {batch_mode: truncate}", ':3: env_runners.batch_mode: "truncate"',
      "'truncate_episodes' or 'complete_episodes'"),

@@ -31,6 +31,7 @@ def own(info):
         ({"word": "x", "flag": True, "other": np.bool_(1), "nothing": None, "list": [1, 2]}, {}),
         ({"_profit": 1.0, 3: 1.0, "path": np.zeros(3)}, {}),
         ({"huge": 10**400}, {"huge": math.inf}),
+        ({"half \ud800": 1.0}, {"half \\ud800": 1.0}),
         (None, {}),
     ],
     ids=str,

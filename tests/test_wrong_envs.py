@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 import wrong_envs
 import yaml
 from commands import Ended, here
@@ -61,6 +62,8 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], E
         ("raise KeyboardInterrupt\n", "KeyboardInterrupt", 1),
         ("def f():\n    raise KeyError(7)\nf()\n", "KeyError: 7", 2),
         ("class Odd(BaseException): pass\nraise Odd('x')\n", "Odd: x", 2),
+        ("import os\nos._exit(0)\n", "RuntimeError: os._exit(0) ends the whole program", 2),
+        ("x = 1\ndef __getattr__(name):\n    raise KeyError(name)\n", "KeyError: 'make'", 3),
     ],
 )  # fmt: skip
 def test_a_module_that_fails_to_import(
@@ -69,7 +72,8 @@ def test_a_module_that_fails_to_import(
     ended = beside(text)
     assert ended.code == 2
     (module,) = tmp_path.glob("module_*.py")
-    assert f'error: run.yaml:2: environment.env: "{module.stem}:make": importing' in ended.err
+    doing = "asking the module" if "__getattr__" in text else "importing"
+    assert f'error: run.yaml:2: environment.env: "{module.stem}:make": {doing}' in ended.err
     assert said in ended.err
     assert f"({module}, line {line})" in ended.err
     if said.startswith("SystemExit"):
@@ -85,6 +89,31 @@ def test_probe_says_the_same_of_a_module(beside: Any, tmp_path: Path) -> None:
     assert ended.code == 2
     assert "importing asked fails: SystemExit: not here" in ended.err
     assert f"({tmp_path / 'asked.py'}, line 2)" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("./my_envs:make", "./my_envs is no module's name; for a file my_envs.py beside"),
+        ("my_envs.py/:make", "is no module's name"),
+        (".my_envs:make", "is no module's name"),
+        ("sys:path", "path in sys (a part of Python) is a list and not callable"),
+        ("sys:nothing", "the module sys (a part of Python) has no nothing"),
+    ],
+)
+def test_what_cannot_be_a_factory_is_said_to_be_none(spec: str, said: str) -> None:
+    ended = here("probe", spec)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+def test_another_default_dtype_of_torch_is_refused(beside: Callable[[str], Ended]) -> None:
+    try:
+        ended = beside("import torch\ntorch.set_default_dtype(torch.float64)\n")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert ended.code == 2
+    assert "sets Torch's default dtype to torch.float64, and the networks here are" in ended.err
 
 
 def test_ctrl_c_is_no_mistake_of_the_code() -> None:
@@ -121,6 +150,21 @@ STEP = "step() must return five values: observation, reward, terminated, truncat
         ("ObservationNan", "the observation must fit its space", "NaN or infinity is in it"),
         ("RewardArray", "the reward must be one finite number", "an array of shape (2,)"),
         ("RewardNone", "the reward must be one finite number", "returned None"),
+        (
+            "RewardHuge",
+            "the reward must be one finite number, and is kept with 32 bits",
+            "returned 1e+300 (a float)",
+        ),
+        (
+            "RewardWord",
+            "the reward must be one finite number",
+            "an array of shape () and dtype <U1",
+        ),
+        (
+            "ObservationHuge",
+            "the observation must fit its space",
+            "a number in it is beyond 3.4e38",
+        ),
         ("RewardNan", "the reward must be one finite number", "returned nan (a float)"),
         ("FlagText", "terminated must be True or False", "returned 'no' (a str)"),
         ("InfoNone", "info must be a dict", "returned None"),
@@ -145,6 +189,8 @@ def test_what_step_returns(name: str, rule: str, returned: str) -> None:
         ("Interrupts", "step() raised KeyboardInterrupt", ("Interrupts.wrong", "KeyboardInterrupt")),
         ("needs_a_display", "raised RuntimeError: no display here", ("needs_a_display", "display here")),
         ("ends_the_program", "raised SystemExit: 3", ("ends_the_program", "sys.exit(3)")),
+        ("Leaves", "step() raised RuntimeError: os._exit(0) ends the whole program",
+         ("Leaves.wrong", "os._exit(0)")),
     ],
 )  # fmt: skip
 def test_what_the_code_raises(name: str, said: str, place: tuple[str, str]) -> None:

@@ -62,6 +62,23 @@ class RewardNan(Right):
         return observation, float("nan"), *rest
 
 
+class RewardHuge(Right):
+    def wrong(self, observation: Any, reward: Any, *rest: Any) -> Any:
+        return observation, 1e300, *rest
+
+
+class RewardWord(Right):
+    def wrong(self, observation: Any, reward: Any, *rest: Any) -> Any:
+        return observation, np.array("1"), *rest
+
+
+class ObservationHuge(Right):
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def wrong(self, observation: Any, *rest: Any) -> Any:
+        return np.full(2, 1e300), *rest
+
+
 class ObservationNan(Right):
     def wrong(self, observation: Any, *rest: Any) -> Any:
         return observation * np.float32("nan"), *rest
@@ -102,6 +119,11 @@ class Bug(Right):
 class Exits(Right):
     def wrong(self, *returned: Any) -> Any:
         sys.exit("no licence")
+
+
+class Leaves(Right):
+    def wrong(self, *returned: Any) -> Any:
+        os._exit(0)
 
 
 class Interrupts(Right):

@@ -144,6 +144,13 @@ class Location:
             fs, path = pafs.FileSystem.from_uri(_with_options(text))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
             return cls._through_fsspec(text, refusal)
+        except OSError as error:  # S3 is asked for the region of a bucket.
+            said = printable(f"Opening the storage {text} failed: {error}; {_remedy(error)}.")
+            raise StorageError(said, path=text, errno=error.errno) from error
+        if not path.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
+            raise BadInput(
+                f"{text!r} names no bucket. Write {text.partition('://')[0]}://BUCKET/DIRECTORY."
+            )
         return cls(fs, path.rstrip("/") or "/")
 
     @classmethod

@@ -6,6 +6,7 @@ SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout; everyt
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -108,11 +109,18 @@ def main() -> None:
     try:
         interrupts.install()
         app()
-    except BaseException:
-        if interrupts.received is None:
+    except BaseException as error:
+        if interrupts.received is not None:
+            say(f"Stopped by {interrupts.received.name}.")
+            sys.exit(interrupts.exit_code)
+        # An error of a file has the file's name.
+        if not (
+            isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
+        ):
             raise
-        say(f"Stopped by {interrupts.received.name}.")
-        sys.exit(interrupts.exit_code)
+        say(f"error: the output could not be written: {error.strerror}.")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest of it when it ends.
+        sys.exit(1)
     finally:
         interrupts.ignore()
         close_stdout()
@@ -127,6 +135,7 @@ def command(function: _Command) -> _Command:
         try:
             with stdout_for_the_document() if kwargs.get("as_json") else nullcontext():
                 function(*args, **kwargs)
+            sys.stdout.flush()  # Or it would fail when nobody can tell of it any more.
         except RaytrainError as error:
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from None

@@ -101,7 +101,14 @@ def evaluate(
         int, typer.Option("--episodes", metavar="N", min=1, help="Episodes to play.")
     ] = 10,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Episode i is played with seed + i.")
+        int,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            min=0,
+            max=2**63 - 1,
+            help="Episode i is played with seed + i.",
+        ),
     ] = 0,
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode.")

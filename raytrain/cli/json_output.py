@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 _STDOUT, _STDERR = 1, 2
@@ -41,7 +41,8 @@ def stdout_for_the_document() -> Iterator[None]:
         os.close(aside)
         _document = None
         if is_file:
-            document.close()
+            with suppress(OSError):  # `write_document` has raised it.
+                document.close()
 
 
 def write_document(text: str) -> None:

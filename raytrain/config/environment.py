@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config.problems import NOTHING, ConfigError, Problem, nearest
 from raytrain.config.secrets import with_secrets
-from raytrain.user_code import by_the_code_itself, places, text_of, users_code
+from raytrain.user_code import by_the_code_itself, no_exit, places, text_of, users_code
 
 if TYPE_CHECKING:
     import gymnasium
@@ -187,7 +187,8 @@ def _gymnasium_creator(
     if isinstance(entry, str):
         _require_extra(entry, spec)
         try:
-            entry = load_env_creator(entry)
+            with no_exit():
+                entry = load_env_creator(entry)
         except BaseException as error:  # The module is the user's.
             if not by_the_code_itself(error):
                 raise
@@ -233,20 +234,31 @@ def _require_extra(entry: str, spec: str) -> None:
 
 def _factory(spec: str, import_path: str | None) -> Callable[..., Any]:
     module_name, _, attribute = spec.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        said = f"{module_name} is no module's name; for a file my_envs.py beside the YAML file write my_envs:make"
+        raise _env_error(said, spec)
     module = _import(module_name, spec, import_path)
+    file = getattr(module, "__file__", None) or "a part of Python"
     try:
         factory = getattr(module, attribute)
     except AttributeError as error:
         public = [name for name in vars(module) if not name.startswith("_")]
         problem = Problem(
-            f"the module {module_name} ({module.__file__}) has no {attribute}",
+            f"the module {module_name} ({file}) has no {attribute}",
             field="environment.env",
             value=spec,
             suggestion=nearest(attribute, public),
         )
         raise ConfigError(problem) from error
+    except BaseException as error:  # A module may have a __getattr__.
+        if not by_the_code_itself(error):
+            raise
+        said = f"asking the module {module_name} for {attribute} fails: {_why(error)}"
+        raise _env_error(said, spec) from error
     if not callable(factory):
-        said = f"{attribute} in {module.__file__} is a {type(factory).__name__} and not callable"
+        said = (
+            f"{attribute} in {module_name} ({file}) is a {type(factory).__name__} and not callable"
+        )
         raise _env_error(said, spec)
     checked: Callable[..., Any] = factory
     return checked
@@ -266,7 +278,8 @@ def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
         sys.path.insert(0, import_path)
         importlib.invalidate_caches()
     try:
-        module = importlib.import_module(module_name)
+        with no_exit():
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _env_error(f"importing {module_name} fails: {_why(error)}", spec) from error
@@ -281,7 +294,18 @@ def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
             raise
         raise _env_error(f"importing {module_name} fails: {_why(error)}", spec) from error
     _refuse_other_module(module, module_name, spec, import_path)
+    _refuse_another_dtype(module_name, spec)
     return module
+
+
+def _refuse_another_dtype(module_name: str, spec: str) -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_default_dtype() is not torch.float32:
+        said = (
+            f"importing {module_name} sets Torch's default dtype to {torch.get_default_dtype()}, and the networks "
+            "here are torch.float32; give your own tensors their dtype instead"
+        )
+        raise _env_error(said, spec)
 
 
 def _why(error: BaseException) -> str:
@@ -331,8 +355,9 @@ def _refuse_other_module(
     """One process imports a name once: a second `envs.py`, of another experiment, would not be
     seen.
     """
-    if import_path is None or module.__file__ is None:
+    if import_path is None or getattr(module, "__file__", None) is None:
         return
+    assert module.__file__ is not None
     stem = Path(import_path, *module_name.split("."))
     own = next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
     if own is None or own.resolve() == Path(module.__file__).resolve():

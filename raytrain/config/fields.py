@@ -45,6 +45,8 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_plain_number)]
 
 Count = Annotated[Whole, Field(ge=0)]
+# NumPy takes 32 bits, and numbers of groups and copies are added.
+Seed = Annotated[Whole, Field(ge=0, le=4_000_000_000)]
 Positive = Annotated[Whole, Field(ge=1)]
 NonNegative = Annotated[Number, Field(ge=0)]
 AboveZero = Annotated[Number, Field(gt=0)]

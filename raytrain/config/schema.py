@@ -27,6 +27,7 @@ from raytrain.config.fields import (
     Number,
     Positive,
     Section,
+    Seed,
     Storage,
     Whole,
 )
@@ -183,7 +184,7 @@ class ExperimentConfig(Section):
     storage_path: Storage = Field(
         default="results", description="A path, or a URI such as `s3://bucket/runs`."
     )
-    seed: Count = Field(default=0, description="Seed of every random number in the run.")
+    seed: Seed = Field(default=0, description="Seed of every random number in the run.")
     environment: Environment
     env_runners: EnvRunners = EnvRunners()
     training: Training = Training()

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import NoReturn
 
+_exit = os._exit  # A user's code may not call it while it is tried, and a signal ends that as well.
+
 SAVE_AND_LEAVE = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -152,4 +154,4 @@ def _leave(number: int) -> NoReturn:
             with contextlib.suppress(psutil.Error):
                 each.kill()
     finally:
-        os._exit(128 + number)
+        _exit(128 + number)

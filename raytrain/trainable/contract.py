@@ -103,7 +103,7 @@ class Contract:
 
     def _reward(self, reward: Any) -> None:
         rule = "the reward must be one finite number"
-        if isinstance(reward, str | bytes) or np.ndim(reward) != 0:
+        if np.ndim(reward) != 0 or np.asarray(reward).dtype.kind in "SUmMc":
             self._break("step", rule, reward)
         try:
             number = float(reward)
@@ -111,6 +111,8 @@ class Contract:
             self._break("step", rule, reward)
         if not math.isfinite(number):
             self._break("step", rule, reward)
+        if not _finite_in_float32(number):
+            self._break("step", f"{rule}, and is kept with 32 bits (at most 3.4e38)", reward)
 
     def _info(self, method: str, info: Any) -> None:
         if not isinstance(info, Mapping):
@@ -211,3 +213,10 @@ def _box_breaches(space: gym.spaces.Box, value: Any, at: str) -> Iterator[str]:
         yield f"{at}: its dtype {found.dtype} cannot be cast to {space.dtype}"
     elif np.issubdtype(found.dtype, np.inexact) and not np.isfinite(found).all():
         yield f"{at}: NaN or infinity is in it"
+    elif not _finite_in_float32(found):
+        yield f"{at}: a number in it is beyond 3.4e38, the largest that a network takes (32 bits)"
+
+
+def _finite_in_float32(numbers: Any) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.asarray(numbers, np.float64).astype(np.float32)).all())

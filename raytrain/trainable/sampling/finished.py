@@ -44,9 +44,10 @@ def numbers_in(info: Mapping[Any, Any] | None) -> dict[str, float]:
 
 
 def _numbers(info: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for name, found in info.items():
-        if not isinstance(name, str) or name.startswith("_"):
+    for given, found in info.items():
+        if not isinstance(given, str) or given.startswith("_"):
             continue
+        name = given.encode("utf-8", "backslashreplace").decode()  # No file holds half a character.
         if isinstance(found, Mapping):
             if (prefix, name) != ("custom/", "episode"):
                 yield from _numbers(found, f"{prefix}{name}/")

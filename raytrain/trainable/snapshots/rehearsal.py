@@ -25,7 +25,7 @@ from raytrain.trainable.contract import Contract
 from raytrain.trainable.rng import RngStreams
 from raytrain.trainable.snapshots.fingerprint import Frame, frame_of
 from raytrain.trainable.snapshots.protocol import SnapshotError
-from raytrain.user_code import EnvironmentFailed, by_the_code_itself, failed, told
+from raytrain.user_code import EnvironmentFailed, by_the_code_itself, failed, no_exit, told
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class UserCodeFailed(SnapshotError, EnvironmentFailed):
 def user_code(doing: str) -> Iterator[None]:
     """Turns whatever a user's environment raises into a sentence."""
     try:
-        yield
+        with no_exit():
+            yield
     except SnapshotError:
         raise
     except EnvironmentFailed as error:
