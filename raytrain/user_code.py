@@ -94,9 +94,15 @@ def of_environment(name: str) -> Iterator[None]:
 
 def failed(said: str, error: BaseException) -> EnvironmentFailed:
     """An `EnvironmentFailed` that keeps the traceback of `error`."""
-    found = EnvironmentFailed(said)
-    found.trace = "".join(traceback.format_exception(error))
+    found = EnvironmentFailed(_encodable(said))
+    found.trace = _encodable("".join(traceback.format_exception(error)))
     return found
+
+
+def _encodable(text: str) -> str:
+    """A name of a file that is not UTF-8 has halves of characters in it, which no file and no message of Ray's
+    can hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def by_the_code_itself(error: BaseException) -> bool:

@@ -74,6 +74,14 @@ def test_what_a_step_raises_crosses_processes() -> None:
 
 
 @needs_ray
+def test_a_text_that_is_no_utf_8_crosses_processes() -> None:
+    with built(**late("HalfACharacter", env_runners={"num_env_runners": 1})) as algorithm:
+        iterate(algorithm, 1)
+        with pytest.raises(EnvironmentFailed, match=r"FileNotFoundError: caf\\udcff.csv is not"):
+            iterate(algorithm, 1)
+
+
+@needs_ray
 def test_a_process_that_calls_exit_is_no_lost_env_runner() -> None:
     with built(**late("Exits", env_runners={"num_env_runners": 1})) as algorithm:
         iterate(algorithm, 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +118,26 @@ def test_another_default_dtype_of_torch_is_refused(beside: Callable[[str], Ended
     assert "sets Torch's default dtype to torch.float64, and the networks here are" in ended.err
 
 
+def test_a_thread_that_a_module_leaves_behind_keeps_no_command_alive(tmp_path: Path) -> None:
+    (tmp_path / "listening.py").write_text(
+        "import threading\nimport wrong_envs\n"
+        "threading.Thread(target=threading.Event().wait, name='receiver').start()\n"
+        "make = wrong_envs.Right\n"
+    )
+    probed = subprocess.run(
+        [sys.executable, "-m", "raytrain", "probe", "listening:make"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(wrong_envs.__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert probed.returncode == 0, probed.stderr
+    assert "pickle" in probed.stdout
+    assert "the environment's code has started have not ended: receiver." in probed.stderr
+
+
 def test_ctrl_c_is_no_mistake_of_the_code() -> None:
     def interrupted() -> BaseException:
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -205,6 +227,7 @@ def test_what_the_code_raises(name: str, said: str, place: tuple[str, str]) -> N
         ("NoInfo", "reset() must return two values: observation, info. NoInfo.reset"),
         ("NoSeed", "reset() raised TypeError: NoSeed.reset() got an unexpected keyword argument 'seed'"),
         ("NoSpace", "observation_space must be a space of gymnasium.spaces; that of NoSpace is None"),
+        ("Changing", "the action space must stay Discrete(2); after reset() it is Discrete(3)"),
         ("NoReset", "NoReset does not define reset()"),
         ("nothing", "returned None: does it end with `return env`?"),
         ("a_class", "returned the class Right: return an object of it, Right(...)"),

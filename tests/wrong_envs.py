@@ -89,6 +89,24 @@ class FlagText(Right):
         return observation, reward, "no", *rest
 
 
+class FlagNone(Right):
+    def wrong(self, observation: Any, reward: Any, terminated: Any, *rest: Any) -> Any:
+        return observation, reward, None, *rest
+
+
+class HalfACharacter(Right):
+    """The name of a file that is not UTF-8."""
+
+    def wrong(self, *returned: Any) -> Any:
+        raise FileNotFoundError("caf\udcff.csv is not there")
+
+
+class Changing(Right):
+    def reset(self, **options: Any) -> Any:
+        self.action_space = spaces.Discrete(3)
+        return super().reset(**options)
+
+
 class InfoNone(Right):
     def wrong(self, *returned: Any) -> Any:
         return *returned[:4], None

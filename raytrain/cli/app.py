@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -27,6 +29,7 @@ from raytrain.errors import RaytrainError
 from raytrain.faults.interrupts import Interrupts
 from raytrain.printable import printable
 
+_THREADS_END_WITHIN_S = 10.0
 _HELP = """Train RLlib PPO so that the same command always continues the same run, bit for bit.
 
 \b
@@ -113,6 +116,9 @@ def main() -> None:
         if interrupts.received is not None:
             say(f"Stopped by {interrupts.received.name}.")
             sys.exit(interrupts.exit_code)
+        if isinstance(error, SystemExit):
+            _end_in_any_case(error.code)
+            raise
         # An error of a file has the file's name.
         if not (
             isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
@@ -124,6 +130,21 @@ def main() -> None:
     finally:
         interrupts.ignore()
         close_stdout()
+
+
+def _end_in_any_case(code: object) -> None:
+    """A thread that the environment's code has started, and that is no daemon, keeps the program alive."""
+    names = [each.name for each in threading.enumerate() if not each.daemon]
+    names.remove(threading.main_thread().name)
+    if not names:
+        return
+
+    def leave() -> None:
+        time.sleep(_THREADS_END_WITHIN_S)  # Those of executors end.
+        say(f"Threads that the environment's code has started have not ended: {', '.join(names)}.")
+        os._exit(code if isinstance(code, int) else int(bool(code)))
+
+    threading.Thread(target=leave, daemon=True).start()
 
 
 def command(function: _Command) -> _Command:

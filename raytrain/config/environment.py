@@ -238,7 +238,9 @@ def _factory(spec: str, import_path: str | None) -> Callable[..., Any]:
         said = f"{module_name} is no module's name; for a file my_envs.py beside the YAML file write my_envs:make"
         raise _env_error(said, spec)
     module = _import(module_name, spec, import_path)
-    file = getattr(module, "__file__", None) or "a part of Python"
+    file = getattr(module, "__file__", None) or next(
+        iter(getattr(module, "__path__", ())), "a part of Python"
+    )
     try:
         factory = getattr(module, attribute)
     except AttributeError as error:

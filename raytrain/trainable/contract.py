@@ -5,7 +5,7 @@
 
 An observation has its space's structure and shapes, and a dtype that can be cast to the space's; every
 number in it is finite. A reward is one finite number, terminated and truncated are bools, info is a
-dict. Whatever else is returned cannot be trained on.
+dict. Whatever else is returned cannot be trained on. The spaces stay what they are.
 
 An observation may leave the bounds of its space: many environments do in an episode's last step, and
 nothing in training depends on the bounds. That is noted and told.
@@ -54,7 +54,7 @@ class Contract:
                     f"{shown(found)}. Set it in __init__, or in the class."
                 )
         self._env = env
-        self._space = env.observation_space
+        self._space, self._actions = env.observation_space, env.action_space
         self._outside = self._seen = 0
         self._first_outside = ""
 
@@ -65,6 +65,14 @@ class Contract:
         observation, info = returned
         self.observation("reset", observation)
         self._info("reset", info)
+        for what, before, now in (
+            ("observation", self._space, self._env.observation_space),
+            ("action", self._actions, self._env.action_space),
+        ):
+            if now is not before and now != before:
+                raise ContractBroken(
+                    f"the {what} space must stay {before}; after reset() it is {now}"
+                )
 
     def step(self, returned: Any) -> None:
         """Raises ContractBroken."""
@@ -107,7 +115,7 @@ class Contract:
             self._break("step", rule, reward)
         try:
             number = float(reward)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             self._break("step", rule, reward)
         if not math.isfinite(number):
             self._break("step", rule, reward)

@@ -33,11 +33,11 @@ def environment_errors(env: Any) -> Iterator[None]:
         if not by_the_code_itself(error):
             raise
         if _went_through_an_environment(error) or isinstance(error, SystemExit):
-            raise failed(f"the environment raised {told(error)}", error) from error
+            raise failed(f"the environment raised {told(error)}", error) from None
         if _went_through_the_vector_env(error):
-            raise failed(_why_refused(env, error), error) from error
+            raise failed(_why_refused(env, error), error) from None
         if not_finite := _not_finite(env):
-            raise failed(not_finite, error) from error
+            raise failed(not_finite, error) from None
         raise
 
 

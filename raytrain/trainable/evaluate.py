@@ -174,14 +174,9 @@ def _play(
         action = policy.act(observation, deterministic=deterministic)
         with users_code("step()"):
             stepped = env.step(action)
-        try:
-            observation, reward, terminated, truncated, _ = stepped
-            episode_return += float(reward)
-        except (TypeError, ValueError):
-            contract.step(stepped)
-            raise
-        if not math.isfinite(episode_return):
-            contract.step(stepped)
+        contract.step(stepped)
+        observation, reward, terminated, truncated, _ = stepped
+        episode_return += float(reward)
         length += 1
         ended = bool(terminated or truncated)
         patience.look(length)

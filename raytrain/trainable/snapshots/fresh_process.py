@@ -129,7 +129,9 @@ def _ask(
         task_path.write_bytes(pickled)
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from {__name__} import answer; answer({str(task_path)!r}, {str(result_path)!r})"
+            f"from {__name__} import answer; answer({str(task_path)!r}, {str(result_path)!r}); "
+            # A thread of the environment's would keep it alive.
+            "import atexit, os; atexit._run_exitfuncs(); os._exit(0)"
         )
         try:
             ended = subprocess.run(
