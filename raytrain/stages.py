@@ -27,12 +27,15 @@ from raytrain.config import ExperimentConfig, env_creator, eras, make_env, same_
 from raytrain.config.observation_spaces import require_served
 from raytrain.errors import BadInput
 from raytrain.trainable.cadence import ranked
-from raytrain.user_code import of_environment
+from raytrain.user_code import of_environment, users_code
 
 Say = Callable[[str], None]
 
 SLOW_TRIAL_S = 30.0
 """After so long it is told where the trial of an environment stands."""
+
+
+_TRIED_STEPS = 20
 
 
 class NoSuchStage(BadInput):
@@ -65,12 +68,33 @@ def require_same_spaces(config: ExperimentConfig) -> None:
 
     known = known or _spaces(make_env(config))
     arguments = laid_over(config.environment.env_config, evaluation.evaluation_config.env_config)
-    found = _spaces(env_creator(config)(arguments))
+    with of_environment("of evaluation (evaluation.evaluation_config.env_config)"):
+        env = env_creator(config)(arguments)
+        _try(env)
+    found = _spaces(env)
     for what, before, now in _differing(known, found):
         raise StageDoesNotFit(
             f"evaluation.evaluation_config.env_config changes the {what} from {before} to "
             f"{now}. Evaluation needs the spaces of training."
         )
+
+
+def _try(env: Any) -> None:
+    """Some steps, for what is wrong with them. Raises EnvironmentFailed."""
+    from raytrain.trainable.contract import Contract
+
+    contract = Contract(env)
+    env.action_space.seed(0)
+    over = True
+    for _ in range(_TRIED_STEPS):
+        if over:
+            with users_code("reset()"):
+                returned = env.reset(seed=0)
+            contract.reset(returned)
+        with users_code("step()"):
+            returned = env.step(env.action_space.sample())
+        contract.step(returned)
+        over = bool(returned[2] or returned[3])
 
 
 def _spaces(env: Any) -> dict[str, Any]:

@@ -109,6 +109,17 @@ def test_what_cannot_be_a_factory_is_said_to_be_none(spec: str, said: str) -> No
     assert said in ended.err
 
 
+@pytest.mark.parametrize("name", ["ray.py", "torch/__init__.py"])
+def test_a_file_with_the_name_of_a_package_that_is_needed_is_refused(
+    beside: Callable[[str], Ended], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    ended = beside("import wrong_envs\nmake = wrong_envs.Right\n")
+    assert ended.code == 2
+    assert f"{tmp_path / name} would be imported in the place of the package" in ended.err
+
+
 def test_another_default_dtype_of_torch_is_refused(beside: Callable[[str], Ended]) -> None:
     try:
         ended = beside("import torch\ntorch.set_default_dtype(torch.float64)\n")
@@ -315,6 +326,29 @@ def test_arguments_of_evaluation_alone_are_looked_at(tmp_path: Path) -> None:
     assert ended.code == 2
     assert f"{tmp_path}/run.yaml:6: evaluation.evaluation_config.env_config.aftr: 3" in ended.err
     assert "(did you mean 'after'?)" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("after", "said"), [(7, "step() raised KeyError: 3, in Bug.wrong"), ("x", "TypeError")]
+)
+def test_an_environment_that_fails_in_evaluation_is_refused_before_ray_starts(
+    tmp_path: Path, after: Any, said: str
+) -> None:
+    config = {
+        "environment": {"env": "wrong_envs:Bug", "env_config": {"after": 10**9}},
+        "evaluation": {
+            "evaluation_interval": 1,
+            "evaluation_config": {"env_config": {"after": after}},
+        },
+        "stop": {"iterations": 1},
+        "storage_path": str(tmp_path / "results"),
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    ended = here("train", tmp_path / "run.yaml")
+    assert ended.code == 2
+    assert "The environment of evaluation (evaluation.evaluation_config.env_config)" in ended.err
+    assert said in ended.err
+    assert not list((tmp_path / "results").glob("*/experiment.json"))
 
 
 def test_evaluation_with_other_spaces_is_refused(tmp_path: Path) -> None:

@@ -150,6 +150,9 @@ def env_creator(config: ExperimentConfig) -> EnvCreator:
     )
 
 
+_NEEDED = ("gymnasium", "numpy", "pandas", "pyarrow", "ray", "raytrain", "torch", "yaml")
+
+
 def _is_gymnasium_id(spec: str) -> bool:
     _, colon, attribute = spec.partition(":")
     # "my_envs:Maze-v0" is an id that the module registers: no attribute has a '-' or '/' in its
@@ -275,6 +278,8 @@ def _takes_the_dict(factory: Callable[..., Any]) -> bool:
 
 
 def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
+    if import_path is not None:
+        _refuse_names_of_packages(import_path, spec)
     if import_path is not None and import_path not in sys.path and os.path.isdir(import_path):
         # In front, as Python does it for the directory of a script.
         sys.path.insert(0, import_path)
@@ -298,6 +303,20 @@ def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
     _refuse_other_module(module, module_name, spec, import_path)
     _refuse_another_dtype(module_name, spec)
     return module
+
+
+def _refuse_names_of_packages(import_path: str, spec: str) -> None:
+    """The directory comes first in Python's path."""
+    for name in _NEEDED:
+        for file in (Path(import_path, f"{name}.py"), Path(import_path, name, "__init__.py")):
+            if file.is_file() and not _is_that_package(name, file):
+                said = f"{file} would be imported in the place of the package {name}; give it another name"
+                raise _env_error(said, spec)
+
+
+def _is_that_package(name: str, file: Path) -> bool:
+    found = importlib.util.find_spec(name)
+    return name in sys.modules and found is not None and found.origin == str(file)
 
 
 def _refuse_another_dtype(module_name: str, spec: str) -> None:
