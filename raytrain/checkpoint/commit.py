@@ -266,9 +266,8 @@ def rewrite_manifest(place: Location, manifest: Manifest, fence: Fence) -> None:
         place.write_atomic(MANIFEST_NAME, manifest.to_json())
         try:
             fence()
-        except (
-            RaytrainError
-        ):  # The successor may have deleted the checkpoint before this was written.
+        except RaytrainError:
+            # The successor may have deleted the checkpoint before this was written.
             if place.files().keys() == {MANIFEST_NAME}:
                 (place / MANIFEST_NAME).delete_file()
             raise

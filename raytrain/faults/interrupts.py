@@ -22,7 +22,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-_exit = os._exit  # A user's code may not call it while it is tried, and a signal ends that as well.
+_exit = (
+    os._exit
+)  # `os._exit` is another one while a user's code is tried (see `user_code.no_exit`).
 
 SAVE_AND_LEAVE = (
     signal.SIGINT,
