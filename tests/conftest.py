@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import own_ray
@@ -44,41 +44,52 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """One run for all processes of this test run, which only read it: the first that asks makes it."""
-    place = tmp_path_factory.getbasetemp()
+def trained_once(
+    factory: pytest.TempPathFactory, name: str, configure: Callable[[Path], Path]
+) -> Path:
+    """The config of a finished run for all processes of this test run, which only read it: the first that
+    asks trains it. `configure` writes `run.yaml` into a directory."""
+    place = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = place.parent
-    place /= "undisturbed"
+    place /= name
     place.mkdir(exist_ok=True)
     with (place / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        config = write_config(place / "run.yaml")
-        if not (trial_of(config) / "final").exists():
-            train(config)
-    return Reference(trial_of(config))
+        if not (place / "trained").exists():
+            train(configure(place))
+            (place / "trained").touch()
+    return place / "run.yaml"
 
 
 @pytest.fixture(scope="session")
-def survivor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config of a finished run of 6 iterations that failed once: in iteration 4, after checkpoint 2.
-    Its environment is in a module beside the YAML file."""
-    directory = tmp_path_factory.mktemp("survivor")
-    shutil.copy(Path(__file__).with_name("stumbling_cartpole.py"), directory)
-    config = write_config(
-        directory / "run.yaml",
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    config = trained_once(
+        tmp_path_factory, "undisturbed", lambda place: write_config(place / "run.yaml")
+    )
+    return Reference(trial_of(config))
+
+
+def _stumbling(place: Path) -> Path:
+    shutil.copy(Path(__file__).with_name("stumbling_cartpole.py"), place)
+    return write_config(
+        place / "run.yaml",
         environment={
             "env": "stumbling_cartpole:make",
-            "env_config": {"marker": str(directory / "stumbled")},
+            "env_config": {"marker": str(place / "stumbled")},
         },
         env_runners={"num_env_runners": 0},
         training={"train_batch_size_per_learner": 256, "num_epochs": 1},
         stop={"iterations": 6},
         checkpoint={"checkpoint_frequency": 2, "num_to_keep": None},
     )
-    train(config)
-    return config
+
+
+@pytest.fixture(scope="session")
+def survivor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a finished run of 6 iterations that failed once: in iteration 4, after checkpoint 2.
+    Its environment is in a module beside the YAML file."""
+    return trained_once(tmp_path_factory, "survivor", _stumbling)
 
 
 @pytest.fixture(autouse=True)
