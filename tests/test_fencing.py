@@ -4,10 +4,12 @@ counts; nor does a second one that is killed at any line."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,12 +29,14 @@ from raytrain.checkpoint import (
     RetentionPolicy,
     catalogue,
     check,
+    commit,
     swap,
 )
 from raytrain.reporting import RecordsMirror, read_episodes
 from raytrain.trainable.attempts import Superseded
 from raytrain.trainable.trial_directory import TrialDirectory
 
+committing = sys.modules[commit.__module__]
 pytestmark = pytest.mark.usefixtures("one_after_another")
 
 # Scores of the iterations, the same for each attempt: training is exact. 9 is the best there will be.
@@ -298,19 +302,21 @@ def test_a_writer_that_was_replaced_marks_no_checkpoint_but_its_own(
     assert tried > 1
 
 
-def test_a_file_of_an_upload_that_was_given_up_may_arrive_at_any_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["state", "manifest.json"])
+def test_a_file_of_an_upload_that_was_given_up_may_arrive_at_any_time(name: str) -> None:
     """It is garbage then, and no checkpoint that somebody has damaged."""
     store = an_empty_store()
     where, first = store / "trial", Attempt(store / "trial")
     first.open()
     upload = Writer(partial(first.train, 0, 2), 10**9)  # All its lines, to see what it writes.
     assert upload.has_ended
+    data = (where / "checkpoint_000002" / name).read_bytes()
     (where / "checkpoint_000002" / "manifest.json").delete_file()
     (where / "checkpoint_000002" / ".incomplete").write_bytes(b"")
     for _ in range(2):
         Attempt(where).open()
         assert (where / "checkpoint_000002").files() == {".incomplete": 0}
-    (where / "checkpoint_000002" / "state").write_bytes(b"late")
+    (where / "checkpoint_000002" / name).write_bytes(data)
     assert [each.path for each in Catalogue(where).entries()] == ["best"]
     (where / "best.1-1.new").delete_tree()
     (where / "best").delete_tree()
@@ -396,3 +402,59 @@ def test_records_that_go_while_a_start_fetches_them_are_looked_for_again() -> No
     patch.setattr(RecordsMirror, "_fetch", overtaken)
     third.to_the_end()
     assert_ended_well(where)
+
+
+def test_a_number_of_a_replacement_that_failed_is_not_taken_again() -> None:
+    """A file of it may still come, and would spoil the one that took its place."""
+    where, first = seeded(Path("unused"), True)
+    copy, late = Location.copy_file, []
+
+    def refused(source: Location, target: Location) -> Any:
+        if target.parent.name.startswith("best") and target.name == "state" and not late:
+            late.append(target)
+            raise OSError(errno.EACCES, "refused", target.path)
+        return copy(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Location, "copy_file", refused)
+        first.train(3, 6)
+    assert any("best was not updated" in each for each in first.directory.take_messages())
+    late[0].write_bytes(b"late")
+    first.train(6, 8)
+    first.save("final", 8)
+    assert_ended_well(where)
+
+
+def test_what_a_start_clears_away_is_gone_before_its_writer_gives_it_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it would pass for a checkpoint that somebody damaged."""
+    where, first = Location.of(tmp_path / "trial"), Attempt(Location.of(tmp_path / "trial"))
+    first.open()
+    rename, delete, second = committing._rename, Location.delete_tree, Attempt(where)
+
+    def overtaken(place: Location, target: Location) -> None:
+        monkeypatch.setattr(Location, "delete_tree", deleted)
+        second.open()
+
+    def deleted(place: Location) -> None:
+        monkeypatch.undo()
+        if place.name.endswith((".incoming", ".outgoing")):
+            with contextlib.suppress(FileNotFoundError):
+                rename(*renamed[0])
+        delete(place)
+
+    renamed: list[tuple[Location, Location]] = []
+
+    def noted(place: Location, target: Location) -> None:
+        renamed.append((place, target))
+        overtaken(place, target)
+
+    monkeypatch.setattr(committing, "_rename", noted)
+    told = manifest(2, attempt=1, score=None)
+    first.directory.save("checkpoint_000002", told, first.write)
+    first.directory.poll(wait=True)
+    assert renamed
+    third = Attempt(where)
+    assert third.open() == 0
+    assert Catalogue(where).entries() == []

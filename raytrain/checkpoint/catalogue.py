@@ -30,6 +30,7 @@ from raytrain.checkpoint.layout import (
     QUARANTINE,
     STAGES,
     by_directory,
+    file_sizes,
     has_fixed_name,
     is_plain_name,
     numbered,
@@ -271,9 +272,11 @@ class Catalogue:
     ) -> Entry | None:
         """`place`: the directory in which the checkpoint `path` lies; `present`: everything below it."""
         location = self.trial / place
-        files = {name: each.size for name, each in present.items() if not each.is_dir}
+        files = file_sizes(present)
         # Elsewhere than on a local disk, directories without a file in them are nothing.
-        if state_by_names(present) == "incomplete" or not (files or location.is_local):
+        names = present if location.is_local else files
+        state = state_by_names(names, local=location.is_local)
+        if state == "incomplete" or not (files or location.is_local):
             return None
         quarantined = path.startswith(QUARANTINE + "/")
         known = None if verify else self._known(place, present.get(MANIFEST_NAME))
@@ -314,7 +317,7 @@ def _places(listing: Mapping[str, dict[str, Listed]], *, local: bool) -> dict[st
     """Of each checkpoint the directory in which it lies."""
     places = {path: path for path in listing if _is_checkpoint_path(path)}
     for name in {name for path in listing if (name := target_of(path))}:
-        complete = [p for p in versions_of(name, listing) if is_complete(listing[p])]
+        complete = [p for p in versions_of(name, listing) if is_complete(file_sizes(listing[p]))]
         # On a local disk it is in its place, but for a moment and after a crash.
         if complete and not (local and MANIFEST_NAME in listing.get(name, ())):
             places[name] = max(complete, key=order_of)

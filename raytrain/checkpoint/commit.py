@@ -3,7 +3,8 @@ another leaves any doubt about it.
 
 A checkpoint directory is in one of these states:
 
-    manifest.json present                    committed (whatever else is there: the manifest wins)
+    manifest.json present                    committed (whatever else is there: the manifest wins); elsewhere
+                                             than on a local disk there must be files beside it
     .incomplete, no manifest.json            garbage of a crash, or being written: may be deleted
     neither                                  damage: somebody took the manifest away; never deleted
 
@@ -98,24 +99,24 @@ def state_of(place: Location) -> State:
     """Elsewhere than on a local disk, directories without a file in them are nothing."""
     if place.is_local:
         names = set(place.listed())
-        return state_by_names(names) if names or place.is_dir() else "missing"
-    files = {name.partition("/")[0] for name in place.files()}
-    return state_by_names(files) if files else "missing"
+        return state_by_names(names, local=True) if names or place.is_dir() else "missing"
+    files = place.files()
+    return state_by_names(files, local=False) if files else "missing"
 
 
-def state_by_names(names: Collection[str]) -> State:
-    """The state of a directory with these files and directories in it."""
+def state_by_names(names: Collection[str], *, local: bool) -> State:
+    """The state of a directory with these files in it; on a local disk directories count as well."""
     if MANIFEST_NAME in names:
-        return "committed"
+        return "committed" if local or is_complete(names) else "incomplete"
     if INCOMPLETE_NAME in names:
         return "incomplete"
     return "bare" if names else "empty"
 
 
 def is_complete(names: Collection[str]) -> bool:
-    """By names alone: a manifest, and files. A request of a writer that was replaced may bring the manifest of
-    what has been cleared away."""
-    return MANIFEST_NAME in names and len(names) > 1
+    """By the names of files alone: a manifest, and what it tells of. To an object store the manifest of what has
+    been cleared away may come late."""
+    return MANIFEST_NAME in names and not set(names) <= {MANIFEST_NAME, INCOMPLETE_NAME}
 
 
 def read_manifest(place: Location) -> Manifest:

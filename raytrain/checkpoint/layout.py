@@ -12,7 +12,7 @@ NAME.ATTEMPT-NUMBER[-K].old    what it replaces, on a local disk
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from raytrain.checkpoint.storage import Listed, Location
 
@@ -41,6 +41,11 @@ def by_directory(trial: Location) -> dict[str, dict[str, Listed]]:
         elif len(parts) == depth and listed.is_dir:
             found.setdefault(path, {})
     return found
+
+
+def file_sizes(listing: Mapping[str, Listed]) -> dict[str, int]:
+    """Of a listing the files alone, and their sizes."""
+    return {name: each.size for name, each in listing.items() if not each.is_dir}
 
 
 def numbered(name: str) -> tuple[str, int] | None:

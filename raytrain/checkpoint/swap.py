@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import uuid
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
@@ -44,9 +45,11 @@ from raytrain.checkpoint.commit import (
 from raytrain.checkpoint.layout import (
     NEW,
     OLD,
+    OUTGOING,
     QUARANTINE,
     STAGES,
     by_directory,
+    file_sizes,
     has_fixed_name,
     is_passing_name,
     order_of,
@@ -63,6 +66,9 @@ from raytrain.checkpoint.manifest import (
 from raytrain.checkpoint.parallel import together
 from raytrain.checkpoint.storage import Listed, Location, make_directories, storage_errors
 from raytrain.checkpoint.verify import check
+
+_TRIED: dict[Location, int] = {}
+"""The last number that this process took for a replacement, by its place."""
 
 Listing = dict[str, dict[str, Listed]]
 """What is below each directory of a trial in which a checkpoint may lie (`by_directory`)."""
@@ -120,12 +126,12 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
         found = by_directory(trial)
         fence()
         for path, names in found.items():
-            state = state_by_names(names)
+            files = file_sizes(names)
+            state = state_by_names(names if trial.is_local else files, local=trial.is_local)
             if is_passing_name(path.rpartition("/")[2]):
-                (trial / path).delete_tree()
+                _delete_whole(trial / path)
             elif state == "incomplete" and not target_of(path):
-                files = {inner for inner, each in names.items() if not each.is_dir}
-                if not trial.is_local and files == {INCOMPLETE_NAME}:
+                if not trial.is_local and files.keys() == {INCOMPLETE_NAME}:
                     continue  # It stays, see `remove_checkpoint`.
                 remove_checkpoint(trial / path)
             else:
@@ -139,6 +145,14 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
         for name in sorted({name for path in found if (name := target_of(path))}):
             _repair(trial, name, found, fence)
     return swept
+
+
+def _delete_whole(place: Location) -> None:
+    """On a local disk: delete a directory that its writer may be about to give its name, all of it or nothing."""
+    doomed = place.parent / f".{uuid.uuid4().hex}{OUTGOING}"
+    with suppress(FileNotFoundError):
+        os.rename(place.path, doomed.path)
+    doomed.delete_tree()
 
 
 def repair(trial: Location, name: str, fence: Fence = nothing) -> None:
@@ -184,7 +198,10 @@ def _write_and_swap(
     if trial.is_local:
         _repair(trial, name, found, fence)
     there = [_order(target), *(order_of(path)[:2] for path in versions_of(name, found))]
-    order = (manifest.attempt if attempt is None else attempt, 1 + max(0, *(n for _, n in there)))
+    # A number that was tried and failed is not taken again: a file of it may still come.
+    number = 1 + max(0, _TRIED.get(target, 0), *(n for _, n in there))
+    _TRIED[target] = number
+    order = (manifest.attempt if attempt is None else attempt, number)
     new = _free(trial, name, order, NEW, found)
     manifest = dataclasses.replace(manifest, replacement=order)
     complete = write_checkpoint(
@@ -204,7 +221,7 @@ def _write_and_swap(
 def _repair(trial: Location, name: str, found: Listing, fence: Fence) -> None:
     complete = []
     for path in versions_of(name, found):
-        if is_complete(found[path]):
+        if is_complete(file_sizes(found[path])):
             complete.append(path)
         else:
             _discard(trial, path, found)
@@ -264,7 +281,7 @@ def _discard(trial: Location, path: str, found: Listing) -> None:
     place, name, names = trial / path, target_of(path) or path, found.pop(path)
     if trial.is_local and not place.exists():
         return  # It was brought into its place.
-    never_complete = not is_complete(names) and path.endswith(NEW)
+    never_complete = not is_complete(file_sizes(names)) and path.endswith(NEW)
     if not never_complete and not _is_whole(place, names, contents=name != "best"):
         set_aside(trial, place, QUARANTINE, name.replace("/", "_"))
     elif trial.is_local:
@@ -275,8 +292,7 @@ def _discard(trial: Location, path: str, found: Listing) -> None:
 
 
 def _is_whole(place: Location, names: dict[str, Listed], *, contents: bool = False) -> bool:
-    sizes = {inner: each.size for inner, each in names.items() if not each.is_dir}
-    return check(place, contents=contents, present=sizes).problem is None
+    return check(place, contents=contents, present=file_sizes(names)).problem is None
 
 
 def _split(target: Location) -> tuple[Location, str]:
