@@ -18,6 +18,7 @@ from raytrain.checkpoint import (
     SET_ASIDE,
     BestPolicy,
     Catalogue,
+    DirectoryLock,
     Entry,
     Location,
     replace,
@@ -26,6 +27,7 @@ from raytrain.checkpoint import (
 from raytrain.config import ExperimentConfig, env_creator, eras, make_env, same_value, stage_config
 from raytrain.config.observation_spaces import require_served
 from raytrain.errors import BadInput
+from raytrain.trainable.attempts import Attempts
 from raytrain.trainable.cadence import ranked
 from raytrain.user_code import of_environment, users_code
 
@@ -222,18 +224,38 @@ def start_again_after(stage: str, config: ExperimentConfig, place: Location, say
     if not found:
         raise NoSuchStage(f"--from-stage {stage}: {place} holds no trial, so no stage has ended.")
     for trial, end in found:
-        newer = [
-            entry
-            for entry in Catalogue(trial).entries()
-            if not entry.in_quarantine and entry.iteration > end.iteration
-        ]
-        moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        aside = f"{SET_ASIDE}/{moment}"
-        for entry in sorted(newer, key=lambda each: -each.iteration):
-            Catalogue(trial).set_aside(entry, aside)
-        _choose_best_again(config, trial)
-        what = f"; {len(newer)} newer checkpoint(s) are now in {trial / aside}" if newer else ""
+        aside = trial / SET_ASIDE / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        number = _set_newer_aside(end, trial, aside, config, say)
+        what = f"; {number} newer checkpoint(s) are now in {aside}" if number else ""
         say(f"{trial.name} starts again after the stage {stage} (iteration {end.iteration}){what}.")
+
+
+def _set_newer_aside(
+    end: Entry, trial: Location, aside: Location, config: ExperimentConfig, say: Say
+) -> int:
+    """How many checkpoints there were. An attempt of its own: what a writer that lives on somewhere still
+    commits is off the run's line."""
+    lock = DirectoryLock(trial, tell=say)
+    attempts = Attempts(trial, lock)
+    lock.acquire()
+    try:
+        attempts.begin()
+        attempts.begin_after(end.iteration)
+        catalogue, number = Catalogue(trial), 0
+        catalogue.sweep(attempts.check)
+        while newer := [
+            entry
+            for entry in catalogue.entries()
+            if not entry.in_quarantine and entry.iteration > end.iteration
+        ]:
+            # The newest last: it is what a start goes on from if this is cut short.
+            entry = min(newer, key=lambda each: each.iteration)
+            catalogue.set_aside(entry, f"{SET_ASIDE}/{aside.name}", fence=attempts.check)
+            number += 1
+        _choose_best_again(config, trial)
+        return number
+    finally:
+        lock.release()
 
 
 def _end_of(stage: str, trial: Location) -> Entry:

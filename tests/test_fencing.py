@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_children import manifest
+from checkpoint_children import manifest, put
 from interleaving import Writer, an_empty_store, one_after_another  # noqa: F401
 
+from raytrain import stages
 from raytrain.checkpoint import (
     BestPolicy,
     Catalogue,
@@ -32,6 +33,7 @@ from raytrain.checkpoint import (
     commit,
     swap,
 )
+from raytrain.config import config_from_dict
 from raytrain.reporting import RecordsMirror, read_episodes
 from raytrain.trainable.attempts import Superseded
 from raytrain.trainable.trial_directory import TrialDirectory
@@ -458,3 +460,35 @@ def test_what_a_start_clears_away_is_gone_before_its_writer_gives_it_a_name(
     third = Attempt(where)
     assert third.open() == 0
     assert Catalogue(where).entries() == []
+
+
+@STORAGE
+def test_starting_again_after_a_stage_leaves_nothing_newer_in_sight(
+    tmp_path: Path, on_store: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill left the best before the best; and a writer on a node that was cut off commits one more."""
+    experiment = an_empty_store() / "exp" if on_store else Location.of(tmp_path / "exp")
+    where, first = experiment / "trial_00000", Attempt(experiment / "trial_00000")
+    monkeypatch.setitem(SCORES, 6, 11.0)
+    first.open()
+    first.directory.save("stages/one", manifest(2, attempt=1, score=1.0, stage="one"), first.write)
+    first.train(0, 4)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(swap, "_discard", killed)
+        first.train(4, 6)
+    first.directory._lock.release()
+    monkeypatch.setattr(stages, "trials", lambda place: [where])
+    given = {
+        "name": "x",
+        "stop": {"iterations": 9},
+        "environment": {"env": "CartPole-v1"},
+        "curriculum": [{"name": "one", "until": {"timesteps": 1}}, {"name": "two"}],
+    }
+    stages.start_again_after("one", config_from_dict(given), experiment, lambda said: None)
+    assert {each.iteration for each in Catalogue(where).entries()} == {2}
+    put(where, tmp_path / "late", 8, attempt=1)
+    assert Attempt(where).open() == 2
