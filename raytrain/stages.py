@@ -240,7 +240,6 @@ def _set_newer_aside(
     lock.acquire()
     try:
         attempts.begin()
-        attempts.begin_after(end.iteration)
         catalogue, number = Catalogue(trial), 0
         catalogue.sweep(attempts.check)
         while newer := [
@@ -252,7 +251,8 @@ def _set_newer_aside(
             entry = min(newer, key=lambda each: each.iteration)
             catalogue.set_aside(entry, f"{SET_ASIDE}/{aside.name}", fence=attempts.check)
             number += 1
-        _choose_best_again(config, trial)
+        attempts.begin_after(end.iteration)
+        _choose_best_again(config, trial, attempts)
         return number
     finally:
         lock.release()
@@ -276,7 +276,7 @@ def _end_of(stage: str, trial: Location) -> Entry:
     return entry
 
 
-def _choose_best_again(config: ExperimentConfig, trial: Location) -> None:
+def _choose_best_again(config: ExperimentConfig, trial: Location, attempts: Attempts) -> None:
     """Make `best` the best of the checkpoints that are left, if it was set aside."""
     catalogue = Catalogue(trial)
     if catalogue.entry("best") is not None:
@@ -288,4 +288,10 @@ def _choose_best_again(config: ExperimentConfig, trial: Location) -> None:
     )
     best = policy.best_of(catalogue.entries(verify=True))
     if best is not None:
-        replace(best.location, trial / "best", kind="best")
+        replace(
+            best.location,
+            trial / "best",
+            kind="best",
+            fence=attempts.check,
+            attempt=attempts.number,
+        )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoint_children import manifest, place, put
@@ -24,7 +25,7 @@ from raytrain.checkpoint import (
     replace,
 )
 from raytrain.checkpoint.lock import Times
-from raytrain.trainable.attempts import SUPERSEDED, Superseded
+from raytrain.trainable.attempts import SUPERSEDED, Attempts, Superseded
 from raytrain.trainable.trial_directory import TrialDirectory
 
 
@@ -207,6 +208,31 @@ def test_what_is_off_the_line_is_never_best(
     best = Catalogue(where).entry("best", verify=True)
     assert best is not None and best.good and best.manifest is not None
     assert (best.iteration, best.manifest.attempt, best.score) == (6, 2, 6.0)
+
+
+@pytest.mark.parametrize("generic", [False, True], ids=["disk", "lease"])
+def test_a_start_that_wakes_up_while_it_counts_itself_ends_nobodys_run(
+    tmp_path: Path, generic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raytrain.checkpoint.lock.SETTLE_SECONDS", 0.0)
+    where = place(tmp_path, generic)
+    old, before, later = directory(where, "a"), Attempts._before, []
+
+    def overtaken(attempts: Attempts) -> Any:
+        found = before(attempts)
+        if not later:
+            later.append(directory(where, "b", gone=lambda node: node == "a"))
+            later[0].open()
+            later[0].open_records(resume_from=0, next_episode=0)
+        return found
+
+    monkeypatch.setattr(Attempts, "_before", overtaken)
+    with pytest.raises(Superseded, match="was lost"):
+        old.open()
+    train(later[0], 1, 2)
+    save(later[0], 2)
+    assert later[0].last_saved is not None and later[0].last_saved.iteration == 2
+    later[0].close()
 
 
 def test_a_lock_is_seized_only_from_a_holder_that_is_out_of_the_world(tmp_path: Path) -> None:

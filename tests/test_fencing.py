@@ -492,3 +492,43 @@ def test_starting_again_after_a_stage_leaves_nothing_newer_in_sight(
     assert {each.iteration for each in Catalogue(where).entries()} == {2}
     put(where, tmp_path / "late", 8, attempt=1)
     assert Attempt(where).open() == 2
+
+
+def test_the_good_best_is_kept_if_the_one_that_was_to_replace_it_is_damaged(tmp_path: Path) -> None:
+    """A kill left both."""
+    where, first = seeded(tmp_path / "trial", False)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(swap, "_discard", killed)
+        first.train(3, 4)
+    (where / "best" / "state").delete_file()
+    Catalogue(where).sweep()
+    best = Catalogue(where).entry("best", verify=True)
+    assert best is not None and best.good and best.iteration == 2
+    assert (where / "quarantine" / "best" / "manifest.json").exists()
+
+
+def test_a_manifest_that_is_all_that_is_left_of_a_checkpoint_is_damage() -> None:
+    """Unless the marker beside it says that there never was one."""
+    where, _ = seeded(Path("unused"), True)
+    for name in ("state", "more/state"):
+        (where / "checkpoint_000002" / name).delete_file()
+    entry = Catalogue(where).entry("checkpoint_000002")
+    assert entry is not None and entry.good is False
+    (where / "checkpoint_000002" / ".incomplete").write_bytes(b"")
+    assert Catalogue(where).entry("checkpoint_000002") is None
+    for _ in range(2):
+        Catalogue(where).sweep()
+        assert (where / "checkpoint_000002").files() == {".incomplete": 0}
+
+
+def test_a_manifest_that_comes_to_what_is_half_cleared_away_makes_no_damage() -> None:
+    where, _ = seeded(Path("unused"), True)
+    (where / "checkpoint_000002" / "state").delete_file()
+    (where / "checkpoint_000002" / ".incomplete").write_bytes(b"")
+    second = Attempt(where)
+    assert second.open() == 2, "best is good"
+    assert [each.path for each in Catalogue(where).entries()] == ["best"]

@@ -4,7 +4,7 @@ another leaves any doubt about it.
 A checkpoint directory is in one of these states:
 
     manifest.json present                    committed (whatever else is there: the manifest wins); elsewhere
-                                             than on a local disk there must be files beside it
+                                             than on a local disk not if .incomplete is all that is beside it
     .incomplete, no manifest.json            garbage of a crash, or being written: may be deleted
     neither                                  damage: somebody took the manifest away; never deleted
 
@@ -12,7 +12,8 @@ Writing (`commit`):
 
     local disk    `.NAME.ATTEMPT-ITERATION.incoming`: every file, hashed as it is read ─> manifest.json
                   ─> sync ─> fence() ─> rename to NAME, which fails if there is anything in NAME
-    elsewhere     NAME: .incomplete ─> every file ─> fence() ─> manifest.json (atomic, last) ─> delete the marker
+    elsewhere     NAME: .incomplete ─> every file ─> fence() ─> manifest.json (atomic, last) ─> fence()
+                  ─> delete the marker
 
 Deleting (`remove_checkpoint`):
 
@@ -107,7 +108,8 @@ def state_of(place: Location) -> State:
 def state_by_names(names: Collection[str], *, local: bool) -> State:
     """The state of a directory with these files in it; on a local disk directories count as well."""
     if MANIFEST_NAME in names:
-        return "committed" if local or is_complete(names) else "incomplete"
+        late = not local and INCOMPLETE_NAME in names and not is_complete(names)
+        return "incomplete" if late else "committed"
     if INCOMPLETE_NAME in names:
         return "incomplete"
     return "bare" if names else "empty"
@@ -214,7 +216,10 @@ def write_checkpoint(
                 place.delete_tree()
         raise
     if marked and not target.is_local:
-        with suppress(OSError):  # committed: a marker beside a manifest means nothing
+        # Committed: a marker beside a manifest and files means nothing. It stays if somebody has taken over,
+        # who may have cleared the files away.
+        with suppress(OSError, RaytrainError):
+            fence()
             (place / INCOMPLETE_NAME).delete_file()
     return complete
 
@@ -244,7 +249,7 @@ def remove_checkpoint(place: Location, fence: Fence = nothing) -> None:
         (place / MANIFEST_NAME).delete_file()
     rest = names - {MANIFEST_NAME, INCOMPLETE_NAME}
     in_parallel(lambda name: (place / name).delete_file(), rest)
-    if MANIFEST_NAME in names:
+    if is_complete(names):
         place.delete_tree()
 
 

@@ -136,6 +136,11 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
                 remove_checkpoint(trial / path)
             else:
                 if state == "committed" and INCOMPLETE_NAME in names:
+                    if not trial.is_local and not _is_whole(trial / path, names):
+                        # The manifest came when a start, which was killed, had cleared some of the files away.
+                        remove_checkpoint(trial / path)
+                        swept.append(path)
+                        continue
                     # A kill between the manifest and the removal of the marker leaves both.
                     (trial / path / INCOMPLETE_NAME).delete_file()
                 if state == "committed" and HALF_WRITTEN_NAME in names:
@@ -148,7 +153,11 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
 
 
 def _delete_whole(place: Location) -> None:
-    """On a local disk: delete a directory that its writer may be about to give its name, all of it or nothing."""
+    """Delete a directory on its way. On a local disk its writer may be about to give it its name, and gets all
+    of it or nothing."""
+    if not place.is_local:
+        place.delete_tree()
+        return
     doomed = place.parent / f".{uuid.uuid4().hex}{OUTGOING}"
     with suppress(FileNotFoundError):
         os.rename(place.path, doomed.path)
@@ -231,6 +240,9 @@ def _repair(trial: Location, name: str, found: Listing, fence: Fence) -> None:
     newest = max(complete, key=lambda path: (_is_whole(trial / path, found[path]), order_of(path)))
     in_place = _order(trial / name) >= order_of(newest)[:2]
     if trial.is_local:
+        if in_place and not _is_whole(trial / name, found.get(name, {})):
+            set_aside(trial, trial / name, QUARANTINE, name.replace("/", "_"))
+            in_place = False
         if not in_place:
             _rename_into_place(trial, newest, name, fence)
         gone = complete

@@ -63,6 +63,7 @@ class Attempts:
             self.number, self._began_after = self._before()
             while True:
                 self.number += 1
+                self._check_lock()  # One that was stopped here must not count itself after its successor.
                 self._write(None)
                 same = [token for number, token in self._files() if number == self.number]
                 if same == [self._token]:
@@ -81,10 +82,7 @@ class Attempts:
 
     def check(self) -> None:
         """Raise `Superseded` if the run goes on elsewhere."""
-        try:
-            self._lock.check()
-        except Locked as error:
-            raise Superseded(str(error)) from None
+        self._check_lock()
         with storage_errors("Reading the attempt", self._trial):
             last = max(self._files(), default=(0, ""))[0]
         if last != self.number:
@@ -111,6 +109,12 @@ class Attempts:
         return [self._supersede(entry)] if entry and self.is_off_the_line(entry) else []
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _check_lock(self) -> None:
+        try:
+            self._lock.check()
+        except Locked as error:
+            raise Superseded(str(error)) from None
 
     def _files(self) -> dict[tuple[int, str], Location]:
         """By number and token."""
