@@ -67,6 +67,7 @@ from raytrain.stages import (
     start_again_after,
     warnings_of,
 )
+from raytrain.trainable.attempts import Attempts
 from raytrain.trainable.cadence import Progress, StopRule
 from raytrain.trainable.curriculum import is_over
 from raytrain.versions import versions
@@ -439,6 +440,7 @@ def _set_aside(place: Location, say: Say) -> None:
         with DirectoryLock(place, tell=say):
             moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             aside = place.parent / f"{place.name}.{moment}"
+            attempts = {trial: Attempts.last_of(trial) for trial in trials(place)}
             if place.is_local:
                 place.move_tree(aside)
             else:  # Whatever is left of it after a kill is whole.
@@ -449,6 +451,8 @@ def _set_aside(place: Location, say: Say) -> None:
                 ):
                     entry.remove()
                 place.delete_tree()
+            for trial, last in attempts.items():
+                Attempts.count_on(trial, last)
     say(f"--fresh: the old directory is now {aside}.")
 
 

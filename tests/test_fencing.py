@@ -34,6 +34,7 @@ from raytrain.checkpoint import (
     swap,
 )
 from raytrain.config import config_from_dict
+from raytrain.experiment import _set_aside
 from raytrain.reporting import RecordsMirror, read_episodes
 from raytrain.trainable.attempts import Superseded
 from raytrain.trainable.trial_directory import TrialDirectory
@@ -532,3 +533,33 @@ def test_a_manifest_that_comes_to_what_is_half_cleared_away_makes_no_damage() ->
     second = Attempt(where)
     assert second.open() == 2, "best is good"
     assert [each.path for each in Catalogue(where).entries()] == ["best"]
+
+
+@STORAGE
+@EVERY
+def test_a_process_of_a_run_that_was_set_aside_changes_nothing_of_the_new_one(
+    tmp_path: Path, on_store: bool, every: int
+) -> None:
+    """`--fresh`, while a process of the old run lives on at a node that was cut off."""
+    tried = 0
+    for step in steps(every):
+        path = tmp_path / str(step) / "exp"
+        experiment = an_empty_store() / "exp" if on_store else Location.of(path)
+        where = experiment / "trial_00000"
+        first = Attempt(where)
+        first.train(first.open(), 3)
+        old = Writer(partial(first.train, 3, 8), step)
+        if old.has_ended:
+            break
+        _set_aside(experiment, lambda said: None)
+        new = Attempt(where)
+        assert new.open() == 0
+        new.train(0, 8)
+        new.save("final", 8)
+        new.directory.close()
+        assert_ended_well(where)
+        old.go_on()
+        assert_ended_well(where)
+        tried += 1
+        shutil.rmtree(path, ignore_errors=True)
+    assert tried > 10

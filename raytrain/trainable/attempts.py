@@ -74,6 +74,21 @@ class Attempts:
         with storage_errors("Reading the attempts", self._trial):
             _, self._began_after = self._before()
 
+    @classmethod
+    def last_of(cls, trial: Location) -> int:
+        """The number of a trial's last attempt; 0 if there was none."""
+        with storage_errors("Reading the attempts", trial):
+            return cls(trial, DirectoryLock(trial))._before()[0]
+
+    @staticmethod
+    def count_on(trial: Location, last: int) -> None:
+        """A new trial takes the place of one that had `last` attempts: a process of that one which lives on
+        somewhere finds a later attempt there, and no name of its own is written anew."""
+        with storage_errors("Counting the attempt", trial):
+            (trial / ATTEMPTS).make()
+            record = json.dumps({"began_after": None}).encode()
+            (trial / ATTEMPTS).write_atomic(f"{last + 1:06d}.0.json", record)
+
     def begin_after(self, iteration: int) -> None:
         """This attempt goes on from the checkpoint of `iteration` (0: from the beginning)."""
         self._began_after[self.number] = iteration
