@@ -235,10 +235,8 @@ def _set_newer_aside(
 ) -> int:
     """How many checkpoints there were. An attempt of its own: what a writer that lives on somewhere still
     commits is off the run's line."""
-    lock = DirectoryLock(trial, tell=say)
-    attempts = Attempts(trial, lock)
-    lock.acquire()
-    try:
+    with DirectoryLock(trial, tell=say) as lock:
+        attempts = Attempts(trial, lock)
         attempts.begin()
         catalogue, number = Catalogue(trial), 0
         catalogue.sweep(attempts.check)
@@ -247,15 +245,13 @@ def _set_newer_aside(
             for entry in catalogue.entries()
             if not entry.in_quarantine and entry.iteration > end.iteration
         ]:
-            # The newest last: it is what a start goes on from if this is cut short.
-            entry = min(newer, key=lambda each: each.iteration)
-            catalogue.set_aside(entry, f"{SET_ASIDE}/{aside.name}", fence=attempts.check)
-            number += 1
+            # The newest last: a start goes on from it if this is cut short.
+            for entry in sorted(newer, key=lambda each: each.iteration):
+                catalogue.set_aside(entry, f"{SET_ASIDE}/{aside.name}", fence=attempts.check)
+                number += 1
         attempts.begin_after(end.iteration)
         _choose_best_again(config, trial, attempts)
         return number
-    finally:
-        lock.release()
 
 
 def _end_of(stage: str, trial: Location) -> Entry:

@@ -307,7 +307,7 @@ def test_a_writer_that_was_replaced_marks_no_checkpoint_but_its_own(
 
 @pytest.mark.parametrize("name", ["state", "manifest.json"])
 def test_a_file_of_an_upload_that_was_given_up_may_arrive_at_any_time(name: str) -> None:
-    """It is garbage then, and no checkpoint that somebody has damaged."""
+    """Then it is garbage. It does not make a damaged checkpoint."""
     store = an_empty_store()
     where, first = store / "trial", Attempt(store / "trial")
     first.open()
@@ -431,7 +431,7 @@ def test_a_number_of_a_replacement_that_failed_is_not_taken_again() -> None:
 def test_what_a_start_clears_away_is_gone_before_its_writer_gives_it_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of it would pass for a checkpoint that somebody damaged."""
+    """Half of it would look like a damaged checkpoint."""
     where, first = Location.of(tmp_path / "trial"), Attempt(Location.of(tmp_path / "trial"))
     first.open()
     rename, delete, second = committing._rename, Location.delete_tree, Attempt(where)

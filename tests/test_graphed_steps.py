@@ -78,7 +78,7 @@ def test_coefficients_change_in_place_and_a_term_that_comes_or_goes_is_another_g
 
 
 class Deciding(torch.nn.Module):
-    """Somebody's own."""
+    """A module of a user."""
 
 
 def test_only_what_is_known_is_captured_by_itself() -> None:

@@ -253,13 +253,7 @@ def test_what_else_is_wrong(name: str, said: str) -> None:
 
 
 def test_train_refuses_before_ray_starts(tmp_path: Path) -> None:
-    config = {
-        "environment": {"env": "wrong_envs:Shape"},
-        "stop": {"iterations": 1},
-        "storage_path": str(tmp_path / "results"),
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    ended = here("train", tmp_path / "run.yaml")
+    ended = with_config(tmp_path, environment={"env": "wrong_envs:Shape"})
     assert ended.code == 2
     assert "its shape is (1, 2), not (2,)" in ended.err
     assert "Traceback" not in ended.err
@@ -334,17 +328,9 @@ def test_arguments_of_evaluation_alone_are_looked_at(tmp_path: Path) -> None:
 def test_an_environment_that_fails_in_evaluation_is_refused_before_ray_starts(
     tmp_path: Path, after: Any, said: str
 ) -> None:
-    config = {
-        "environment": {"env": "wrong_envs:Bug", "env_config": {"after": 10**9}},
-        "evaluation": {
-            "evaluation_interval": 1,
-            "evaluation_config": {"env_config": {"after": after}},
-        },
-        "stop": {"iterations": 1},
-        "storage_path": str(tmp_path / "results"),
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    ended = here("train", tmp_path / "run.yaml")
+    environment = {"env": "wrong_envs:Bug", "env_config": {"after": 10**9}}
+    evaluation = {"evaluation_interval": 1, "evaluation_config": {"env_config": {"after": after}}}
+    ended = with_config(tmp_path, environment=environment, evaluation=evaluation)
     assert ended.code == 2
     assert "The environment of evaluation (evaluation.evaluation_config.env_config)" in ended.err
     assert said in ended.err

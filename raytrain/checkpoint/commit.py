@@ -216,8 +216,8 @@ def write_checkpoint(
                 place.delete_tree()
         raise
     if marked and not target.is_local:
-        # Committed: a marker beside a manifest and files means nothing. It stays if somebody has taken over,
-        # who may have cleared the files away.
+        # The checkpoint is committed, and the marker means nothing now. It stays if another writer has taken
+        # over: that one may have cleared the files away.
         with suppress(OSError, RaytrainError):
             fence()
             (place / INCOMPLETE_NAME).delete_file()

@@ -22,9 +22,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-_exit = (
-    os._exit
-)  # `os._exit` is another one while a user's code is tried (see `user_code.no_exit`).
+# While a user's code is tried, `os._exit` is another function (see `user_code.no_exit`).
+_exit = os._exit
 
 SAVE_AND_LEAVE = (
     signal.SIGINT,

@@ -85,9 +85,7 @@ class Attempts:
         """A new trial takes the place of one that had `last` attempts: a process of that one which lives on
         somewhere finds a later attempt there, and no name of its own is written anew."""
         with storage_errors("Counting the attempt", trial):
-            (trial / ATTEMPTS).make()
-            record = json.dumps({"began_after": None}).encode()
-            (trial / ATTEMPTS).write_atomic(f"{last + 1:06d}.0.json", record)
+            _write_attempt(trial, last + 1, "0", None)
 
     def begin_after(self, iteration: int) -> None:
         """This attempt goes on from the checkpoint of `iteration` (0: from the beginning)."""
@@ -160,10 +158,7 @@ class Attempts:
             return 0, {}
 
     def _write(self, began_after: int | None) -> None:
-        place = self._trial / ATTEMPTS
-        place.make()
-        record = json.dumps({"began_after": began_after}).encode()
-        place.write_atomic(f"{self.number:06d}.{self._token}.json", record)
+        _write_attempt(self._trial, self.number, self._token, began_after)
 
     def _supersede(self, entry: Entry) -> str:
         assert entry.manifest is not None
@@ -178,6 +173,13 @@ class Attempts:
             f"Checkpoint {entry.path} was written by attempt {attempt} after the run had gone on "
             f"elsewhere. It is not used, and kept in {SUPERSEDED}/."
         )
+
+
+def _write_attempt(trial: Location, number: int, token: str, began_after: int | None) -> None:
+    place = trial / ATTEMPTS
+    place.make()
+    record = json.dumps({"began_after": began_after}).encode()
+    place.write_atomic(f"{number:06d}.{token}.json", record)
 
 
 def _read(place: Location) -> dict[str, Any]:
