@@ -229,11 +229,11 @@ def test_a_start_that_was_replaced_sets_no_good_checkpoint_aside(
     third, move = Attempt(where), catalogue.set_aside
     quarantine = Catalogue.quarantine
 
-    def overtaken(*args: Any) -> Any:
+    def overtaken(*args: Any, **named: Any) -> Any:
         patch.undo()
         third.train(third.open(), 6)
         original = quarantine if moment == "before the fence" else move
-        return original(*args)
+        return original(*args, **named)
 
     if moment == "before the fence":
         patch.setattr(Catalogue, "quarantine", overtaken)
@@ -434,7 +434,7 @@ def test_what_a_start_clears_away_is_gone_before_its_writer_gives_it_a_name(
     """Half of it would look like a damaged checkpoint."""
     where, first = Location.of(tmp_path / "trial"), Attempt(Location.of(tmp_path / "trial"))
     first.open()
-    rename, delete, second = committing._rename, Location.delete_tree, Attempt(where)
+    rename, delete, second = committing.rename, Location.delete_tree, Attempt(where)
 
     def overtaken(place: Location, target: Location) -> None:
         monkeypatch.setattr(Location, "delete_tree", deleted)
@@ -453,7 +453,7 @@ def test_what_a_start_clears_away_is_gone_before_its_writer_gives_it_a_name(
         renamed.append((place, target))
         overtaken(place, target)
 
-    monkeypatch.setattr(committing, "_rename", noted)
+    monkeypatch.setattr(committing, "rename", noted)
     told = manifest(2, attempt=1, score=None)
     first.directory.save("checkpoint_000002", told, first.write)
     first.directory.poll(wait=True)
@@ -563,3 +563,83 @@ def test_a_process_of_a_run_that_was_set_aside_changes_nothing_of_the_new_one(
         tried += 1
         shutil.rmtree(path, ignore_errors=True)
     assert tried > 10
+
+
+def test_a_start_that_is_killed_while_it_sets_its_successors_checkpoint_aside_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = Location.of(tmp_path / "trial")
+    first, second, third = (Attempt(where) for _ in range(3))
+    first.train(first.open(), 6)
+    (where / "checkpoint_000006" / "state").write_bytes(b"of another attempt.")
+    rename = swap.rename
+
+    def overtaken(place: Location, target: Location) -> None:
+        monkeypatch.setattr(swap, "rename", rename)
+        third.train(third.open(), 6)
+        rename(place, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(swap, "rename", overtaken)
+    with pytest.raises(KeyboardInterrupt):
+        second.open()
+    assert third.saved == [6]
+    assert not (where / "checkpoint_000006").exists()
+    assert Attempt(where).open() == 6
+    assert (where / "superseded" / "checkpoint_000006.attempt_1").exists()
+
+
+def test_what_was_killed_on_its_way_aside_overwrites_nothing(tmp_path: Path) -> None:
+    where = Location.of(tmp_path / "trial")
+    first = Attempt(where)
+    first.train(first.open(), 6)
+    place = where / "checkpoint_000006"
+    place.copy_tree(where / ".checkpoint_000006.0123abcd.aside")
+    assert Attempt(where).open() == 6
+    names = [entry.path for entry in Catalogue(where).entries()]
+    assert names == ["best", "checkpoint_000006", "quarantine/checkpoint_000006"]
+
+
+def test_two_writers_that_delete_the_same_leave_nothing_in_the_quarantine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where = an_empty_store() / "trial"
+    first, second = Attempt(where), Attempt(where)
+    first.train(first.open(), 3)
+    discard, delete = swap._discard, Location.delete_tree
+
+    def overtaken(trial: Location, path: str, found: swap.Listing) -> None:
+        before = dict(found)
+
+        def half_deleted(place: Location) -> None:
+            if place.name == path:
+                monkeypatch.setattr(Location, "delete_tree", delete)
+                discard(trial, path, before)
+            delete(place)
+
+        monkeypatch.setattr(swap, "_discard", discard)
+        monkeypatch.setattr(Location, "delete_tree", half_deleted)
+        second.to_the_end()
+
+    monkeypatch.setattr(swap, "_discard", overtaken)
+    with contextlib.suppress(AssertionError):  # It was replaced.
+        first.train(3, 4)
+    assert swap._discard is discard
+    assert_ended_well(where)
+    assert not (where / "quarantine").exists()
+
+
+def test_records_that_a_late_request_set_back_are_whole_again() -> None:
+    """A request that was repeated, since no answer came, arrives after the next save."""
+    where = an_empty_store() / "trial"
+    first = Attempt(where)
+    first.train(first.open(), 4)
+    own = where / "attempts" / "000001.records"
+    before = {name: (own / name).read_bytes() for name in ("result.json", "progress.csv")}
+    first.train(4, 6)
+    for name, data in before.items():
+        (own / name).write_bytes(data)
+    second = Attempt(where)
+    second.to_the_end()
+    assert second.directory.take_messages() == []
+    assert_ended_well(where)

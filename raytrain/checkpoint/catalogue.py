@@ -20,7 +20,6 @@ from typing import Any
 from raytrain.checkpoint.commit import (
     Fence,
     is_complete,
-    move_checkpoint,
     nothing,
     remove_checkpoint,
     state_by_names,
@@ -208,7 +207,9 @@ class Catalogue:
         name = entry.path.replace("/", "_")
         with storage_errors(f"Setting aside {entry.path}", entry.location):
             fence()
-            return self._move_aside(entry, QUARANTINE, name, fence, is_damaged)
+            return set_aside(
+                self.trial, entry.location, QUARANTINE, name, is_meant=is_damaged, fence=fence
+            )
 
     def set_aside(
         self, entry: Entry, directory: str, name: str = "", fence: Fence = nothing
@@ -222,25 +223,14 @@ class Catalogue:
         with storage_errors(f"Setting aside {entry.path}", entry.location):
             fence()
             take_down(entry.location)
-            return self._move_aside(entry, directory, name or entry.path, fence, is_the_same)
-
-    def _move_aside(
-        self,
-        entry: Entry,
-        directory: str,
-        name: str,
-        fence: Fence,
-        is_meant: Callable[[Location], bool],
-    ) -> Location:
-        """To be called after the fence."""
-        aside = set_aside(self.trial, entry.location, directory, name)
-        if not is_meant(aside):
-            try:
-                fence()
-            except RaytrainError:  # The successor has put another one there since.
-                move_checkpoint(aside, entry.location)
-                raise
-        return aside
+            return set_aside(
+                self.trial,
+                entry.location,
+                directory,
+                name or entry.path,
+                is_meant=is_the_same,
+                fence=fence,
+            )
 
     def sweep(self, fence: Fence = nothing) -> list[str]:
         """Repair and clear away what crashes left; only before the first commit of this process."""

@@ -204,7 +204,7 @@ def write_checkpoint(
             (place / MANIFEST_NAME).write_bytes(data)
             sync_directories(place, names)
             fence()
-            _rename(place, target)
+            rename(place, target)
         else:
             fence()
             place.write_atomic(MANIFEST_NAME, data)
@@ -238,7 +238,7 @@ def remove_checkpoint(place: Location, fence: Fence = nothing) -> None:
         try:
             fence()
         except RaytrainError:  # The successor may resume from it.
-            _rename(outgoing, place)
+            rename(outgoing, place)
             raise
         outgoing.delete_tree()
         return
@@ -331,8 +331,8 @@ def _exists(target: Location, state: State) -> CheckpointExists:
     )
 
 
-def _rename(place: Location, target: Location) -> None:
-    """Give a complete checkpoint its name, on a local disk."""
+def rename(place: Location, target: Location) -> None:
+    """Give a checkpoint its name, on a local disk. Raises `CheckpointExists`."""
     try:
         os.rename(place.path, target.path)
     except OSError as error:

@@ -5,13 +5,14 @@
 NAME.ATTEMPT                   elsewhere than on a local disk: checkpoint_000012.2, of the second attempt
 NAME.ATTEMPT-NUMBER[-K].new    best, final or a stage, complete, on its way into its place
 NAME.ATTEMPT-NUMBER[-K].old    what it replaces, on a local disk
-.NAME.ATTEMPT-ITERATION.incoming  .NAME.outgoing
-                               a checkpoint on its way in or out, on a local disk
+.NAME.ATTEMPT-ITERATION.incoming  .NAME.outgoing  .NAME.TOKEN.aside
+                               a checkpoint on its way in, out, or into the quarantine, on a local disk
 """
 
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterable, Mapping
 
 from raytrain.checkpoint.storage import Listed, Location
@@ -21,12 +22,13 @@ ATTEMPTS = (
     "attempts"  # who wrote there, and their records (see `trainable.attempts`, `reporting.mirror`)
 )
 NEW, OLD = ".new", ".old"
-INCOMING, OUTGOING = ".incoming", ".outgoing"
+INCOMING, OUTGOING, ASIDE = ".incoming", ".outgoing", ".aside"
 FIXED_NAMES = ("best", "final")
 
 _NUMBERED = re.compile(r"(checkpoint|error)_(\d+)(?:\.\d+)?")
 # Former versions put no numbers in.
 _IN_PASSING = re.compile(r"(.+?)(?:\.(\d+)-(\d+)(?:-(\d+))?)?\.(?:new|old)")
+_ON_ITS_WAY_ASIDE = re.compile(r"((?:.+/)?)\.([^/]+)\.[0-9a-f]+\.aside")
 
 
 def by_directory(trial: Location) -> dict[str, dict[str, Listed]]:
@@ -89,6 +91,17 @@ def order_of(path: str) -> tuple[int, int, int]:
 def is_passing_name(name: str) -> bool:
     """Is this the name of a directory on its way in or out, on a local disk?"""
     return name.startswith(".") and name.endswith((INCOMING, OUTGOING))
+
+
+def way_aside(name: str) -> str:
+    """The name of a checkpoint, in the same directory, while it is on its way into the quarantine."""
+    return f".{name}.{uuid.uuid4().hex}{ASIDE}"
+
+
+def taken_from(path: str) -> str | None:
+    """Where a checkpoint was that is on its way aside at `path`; None if `path` is no such place."""
+    match = _ON_ITS_WAY_ASIDE.fullmatch(path)
+    return match[1] + match[2] if match else None
 
 
 def is_plain_name(name: str) -> bool:

@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 
 from raytrain.checkpoint.commit import (
+    CheckpointExists,
     Fence,
     Source,
     is_complete,
@@ -38,6 +39,7 @@ from raytrain.checkpoint.commit import (
     nothing,
     read_manifest,
     remove_checkpoint,
+    rename,
     staged,
     state_by_names,
     write_checkpoint,
@@ -53,8 +55,10 @@ from raytrain.checkpoint.layout import (
     has_fixed_name,
     is_passing_name,
     order_of,
+    taken_from,
     target_of,
     versions_of,
+    way_aside,
 )
 from raytrain.checkpoint.manifest import (
     HALF_WRITTEN_NAME,
@@ -66,6 +70,7 @@ from raytrain.checkpoint.manifest import (
 from raytrain.checkpoint.parallel import together
 from raytrain.checkpoint.storage import Listed, Location, make_directories, storage_errors
 from raytrain.checkpoint.verify import check
+from raytrain.errors import RaytrainError
 
 _TRIED: dict[Location, int] = {}
 """The last number that this process took for a replacement, by its place."""
@@ -130,13 +135,17 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
             state = state_by_names(names if trial.is_local else files, local=trial.is_local)
             if is_passing_name(path.rpartition("/")[2]):
                 _delete_whole(trial / path)
+            elif name := taken_from(path):
+                _bring_back(trial, path, name)
+                continue
             elif state == "incomplete" and not target_of(path):
                 if not trial.is_local and files.keys() == {INCOMPLETE_NAME}:
                     continue  # It stays, see `remove_checkpoint`.
                 remove_checkpoint(trial / path)
             else:
                 if state == "committed" and INCOMPLETE_NAME in names:
-                    if not trial.is_local and not _is_whole(trial / path, names):
+                    evidence = trial.is_local or path.startswith(QUARANTINE + "/")
+                    if not evidence and not _is_whole(trial / path, names):
                         # The manifest came when a start, which was killed, had cleared some of the files away.
                         remove_checkpoint(trial / path)
                         swept.append(path)
@@ -180,15 +189,46 @@ def take_down(place: Location) -> None:
         remove_checkpoint(trial / name)
 
 
-def set_aside(trial: Location, place: Location, directory: str, name: str) -> Location:
+def set_aside(
+    trial: Location,
+    place: Location,
+    directory: str,
+    name: str,
+    *,
+    is_meant: Callable[[Location], bool] = lambda place: True,
+    fence: Fence = nothing,
+) -> Location:
     """Move what lies in `place` into a directory of the trial, as it is, under `name`, with a number if there
-    is one already; where it lies now."""
+    is one already; where it lies now. To be called after the fence.
+
+    On a local disk another may have taken over and put something else there. So what was moved must be what
+    `is_meant`, or `fence` must not raise; else it goes back. After a kill in between, `sweep` brings it back.
+    """
+    was_in = place
+    if place.is_local:
+        place = was_in.parent / way_aside(was_in.name)
+        rename(was_in, place)
+        if not is_meant(place):
+            try:
+                fence()
+            except RaytrainError:
+                rename(place, was_in)
+                raise
     target, k = trial / directory / name, 0
     while target.exists():
         k += 1
         target = trial / directory / f"{name}.{k}"
     move_checkpoint(place, target)
     return target
+
+
+def _bring_back(trial: Location, path: str, name: str) -> None:
+    """On a local disk: what was killed on its way aside lies where it was, or aside if there is another."""
+    with suppress(FileNotFoundError):  # Who moved it is alive, and moved it on.
+        try:
+            rename(trial / path, trial / name)
+        except CheckpointExists:
+            set_aside(trial, trial / path, QUARANTINE, name.replace("/", "_"))
 
 
 def _write_and_swap(
@@ -241,7 +281,14 @@ def _repair(trial: Location, name: str, found: Listing, fence: Fence) -> None:
     in_place = _order(trial / name) >= order_of(newest)[:2]
     if trial.is_local:
         if in_place and not _is_whole(trial / name, found.get(name, {})):
-            set_aside(trial, trial / name, QUARANTINE, name.replace("/", "_"))
+            set_aside(
+                trial,
+                trial / name,
+                QUARANTINE,
+                name.replace("/", "_"),
+                is_meant=lambda place: not _is_whole(place, place.tree()),
+                fence=fence,
+            )
             in_place = False
         if not in_place:
             _rename_into_place(trial, newest, name, fence)
@@ -293,10 +340,14 @@ def _discard(trial: Location, path: str, found: Listing) -> None:
     place, name, names = trial / path, target_of(path) or path, found.pop(path)
     if trial.is_local and not place.exists():
         return  # It was brought into its place.
-    never_complete = not is_complete(file_sizes(names)) and path.endswith(NEW)
-    if not never_complete and not _is_whole(place, names, contents=name != "best"):
-        set_aside(trial, place, QUARANTINE, name.replace("/", "_"))
-    elif trial.is_local:
+    worthless = not is_complete(file_sizes(names)) and path.endswith(NEW)
+    if not worthless and not _is_whole(place, names, contents=name != "best"):
+        # On a store another start may be deleting it.
+        worthless = not trial.is_local and not (place / MANIFEST_NAME).exists()
+        if not worthless:
+            set_aside(trial, place, QUARANTINE, name.replace("/", "_"))
+            return
+    if trial.is_local:
         remove_checkpoint(place)
     else:  # Without its manifest nobody takes it for a checkpoint.
         (place / MANIFEST_NAME).delete_file()

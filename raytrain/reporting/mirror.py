@@ -10,6 +10,9 @@ episodes/*.parquet.
 
 A writer that was replaced by another and goes on writes to its own directory and copies from there, and
 its successor has deleted that. So it changes nothing that counts.
+
+A request that was repeated since no answer came may still arrive, after later ones, and set a file in the
+attempt's directory back. Files that only grow are longer in the copy then, which goes on where they end.
 """
 
 from __future__ import annotations
@@ -70,12 +73,16 @@ class RecordsMirror:
             if (place / _COMPLETE).exists():
                 self._source = place
                 break
-        remote = _names(self._source)
-        for name in set(self._states()) - remote:
+        remote = _sizes(self._source)
+        for name in set(self._states()) - remote.keys():
             (self._directory / name).unlink()
-        in_parallel(self._fetch, sorted(remote))
+        in_parallel(self._fetch, remote)
         self._uploaded = self._states()
-        return sorted(remote)
+        if self._source != self._trial:
+            copies = _sizes(self._trial)
+            longer = [name for name, size in remote.items() if copies.get(name, 0) > size]
+            in_parallel(self._fetch_rest, longer)
+        return list(remote)
 
     def upload(self) -> list[str]:
         """Copy what has changed since the last call. Returns the names. Raises OSError."""
@@ -124,6 +131,12 @@ class RecordsMirror:
         local.parent.mkdir(parents=True, exist_ok=True)
         (self._source / name).download(local)
 
+    def _fetch_rest(self, name: str) -> None:
+        """Take the copy of a file if that goes on where the file ends. It counts as changed then."""
+        local, copy = self._directory / name, (self._trial / name).read_bytes()
+        if copy.startswith(local.read_bytes()):
+            local.write_bytes(copy)
+
     def _make_directories(self, place: Location, names: list[str]) -> None:
         needed = {(place / name).parent.path for name in names} - self._made
         if needed:
@@ -140,11 +153,12 @@ class RecordsMirror:
         return states
 
 
-def _names(place: Location) -> set[str]:
-    """The record files below `place`."""
+def _sizes(place: Location) -> dict[str, int]:
+    """The record files below `place`, by name, in order."""
     folders = in_parallel(lambda each: (each, each.listed()), [place, place / "episodes"])
-    found = set()
+    found: dict[str, int] = {}
     for folder, listed in folders:
         start = "" if folder == place else "episodes/"
-        found |= {start + name for name, each in listed.items() if not each.is_dir}
-    return {name for name in found if any(PurePosixPath(name).match(p) for p in _PATTERNS)}
+        found |= {start + name: each.size for name, each in listed.items() if not each.is_dir}
+    ours = [n for n in sorted(found) if any(PurePosixPath(n).match(p) for p in _PATTERNS)]
+    return {name: found[name] for name in ours}
