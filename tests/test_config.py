@@ -375,6 +375,7 @@ def test_every_problem_is_said_at_once(write):
         ),
         ("training.lr", "--set training.lr: must be KEY=VALUE"),
         ("=3", "--set =3: must be KEY=VALUE"),
+        ("a." * 1200 + "a=1", "a.a=1: must be KEY=VALUE"),
         ("seed.x=3", "--set seed.x=3: seed: 7: is a single value"),
         ("training.lr=[1", "--set training.lr=[1:1:3: not valid YAML"),
         ("name=", "--set name=: name: null: must be text"),

@@ -129,21 +129,40 @@ def test_another_default_dtype_of_torch_is_refused(beside: Callable[[str], Ended
     assert "sets Torch's default dtype to torch.float64, and the networks here are" in ended.err
 
 
-def test_a_thread_that_a_module_leaves_behind_keeps_no_command_alive(tmp_path: Path) -> None:
-    (tmp_path / "listening.py").write_text(
-        "import threading\nimport wrong_envs\n"
-        "threading.Thread(target=threading.Event().wait, name='receiver').start()\n"
-        "make = wrong_envs.Right\n"
-    )
-    probed = subprocess.run(
-        [sys.executable, "-m", "raytrain", "probe", "listening:make"],
-        cwd=tmp_path,
+def probe(module: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "raytrain", "probe", f"{module.stem}:make"],
+        cwd=module.parent,
         env={**os.environ, "PYTHONPATH": str(Path(wrong_envs.__file__).parent)},
         capture_output=True,
         text=True,
         timeout=900,
         check=False,
     )
+
+
+def test_a_fault_in_an_environment_that_is_tried_says_where(tmp_path: Path) -> None:
+    module = tmp_path / "faulty.py"
+    module.write_text(
+        "import ctypes\nimport wrong_envs\n"
+        "class make(wrong_envs.Right):\n"
+        "    def reset(self, **options):\n"
+        "        ctypes.string_at(0)\n"
+    )
+    probed = probe(module)
+    assert probed.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in probed.stderr
+    assert f'File "{module}", line 5 in reset' in probed.stderr
+
+
+def test_a_thread_that_a_module_leaves_behind_keeps_no_command_alive(tmp_path: Path) -> None:
+    module = tmp_path / "listening.py"
+    module.write_text(
+        "import threading\nimport wrong_envs\n"
+        "threading.Thread(target=threading.Event().wait, name='receiver').start()\n"
+        "make = wrong_envs.Right\n"
+    )
+    probed = probe(module)
     assert probed.returncode == 0, probed.stderr
     assert "pickle" in probed.stdout
     assert "the environment's code has started have not ended: receiver." in probed.stderr

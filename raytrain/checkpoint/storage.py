@@ -137,6 +137,8 @@ class Location:
         if isinstance(place, Location):
             return place
         text = os.fspath(place)
+        if "\0" in text:
+            raise BadInput(f"'{printable(text)}' is no path: it holds a NUL character.")
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
         refuse_credentials(text)

@@ -7,6 +7,7 @@ SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout; everyt
 from __future__ import annotations
 
 import errno
+import faulthandler
 import functools
 import json
 import logging
@@ -108,6 +109,8 @@ def main() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)  # An environment may end the process by a fault.
     interrupts = Interrupts(insist_after_s=10)
     try:
         interrupts.install()

@@ -136,12 +136,15 @@ class _Sources:
         self._places[keys] = place
 
 
+_DEEPEST = 50  # A key of a config has at most a few parts, and Python's stack an end.
+
+
 def _override(values: dict[str, Any], override: str, sources: _Sources) -> list[Problem]:
     """Apply one KEY=VALUE, in place."""
     place = f"--set {override}"
     key, equals, text = override.partition("=")
     keys = tuple(key.strip().split("."))
-    if not equals or not all(keys):
+    if not equals or not all(keys) or len(keys) > _DEEPEST:
         return [Problem("must be KEY=VALUE, with a dotted key such as training.lr=1e-4", place)]
     try:
         value = parse_yaml(text, place).value
