@@ -373,12 +373,12 @@ def _algorithm(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     arguments = algorithm_arguments(config, snapshot)
     started = not ray.is_initialized()
+    request = PPO.default_resource_request(arguments["config"].to_dict())
     if started:
-        request = PPO.default_resource_request(arguments["config"].to_dict())
         needed = int(-(-request.required_resources.get("CPU", 1.0) // 1))
         before = signal.getsignal(signal.SIGTERM)
         try:
-            with _ray.local.lean_instance():
+            with _ray.local.lean_instance(), _ray.local.quiet_start():
                 ray.init(
                     address="local",  # Never a cluster that somebody else has running here.
                     num_cpus=max(os.cpu_count() or 1, needed),
@@ -401,13 +401,27 @@ def _algorithm(
         with _ray.local.files_below(str(scratch)):
             algorithm = ExactPPO(**arguments)
         try:
-            yield algorithm
+            with _threads(int(request.bundles[0].get("CPU", 1))):
+                yield algorithm
         finally:
             algorithm.stop()
     finally:
         if started:
             with nothing_left():
                 ray.shutdown()
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Torch's sums depend on their number, and Ray gives an actor as many as it has CPUs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, number))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _manifest(entry: Entry) -> Manifest:

@@ -27,6 +27,8 @@ def finished(tmp_path_factory) -> Path:
         tmp_path_factory.mktemp("audit") / "run.yaml",
         env_runners={"num_env_runners": 0},
         training={"train_batch_size_per_learner": 128, "num_epochs": 1, "lr": {"choice": [2e-3]}},
+        # So large that its sums depend on the number of threads.
+        rl_module={"model_config": {"fcnet_hiddens": [256, 256]}},
         stop={"iterations": LAST},
     )
     running.train(config)

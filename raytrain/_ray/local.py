@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -111,6 +112,26 @@ def lean_instance() -> Iterator[None]:
         parameter.RayParams, services.start_ray_process = plain, start_process
         node.Node.start_api_server = start_server
         services.ConsolePopen = popen
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """For `ray.init`: Ray's C++ part does not say on stderr that RAY_BACKEND_LOG_LEVEL tells it to say nothing.
+    What else is written there comes at the end."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # It is closed.
+        yield
+        return
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            os.write(2, b"".join(line for line in said if b"RAY_BACKEND_LOG_LEVEL" not in line))
 
 
 def worker_variables(*, one_cpu: bool) -> dict[str, str]:
