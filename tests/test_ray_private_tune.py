@@ -11,7 +11,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray._private import node, parameter, services
@@ -76,6 +76,36 @@ def test_leave_by(monkeypatch: pytest.MonkeyPatch) -> None:
     _ray.tune.leave_by(asked)
     assert tune._setup_signal_catching() is asked
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_raylet_is_waited_for_while_all_that_was_started_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[tuple[str, str]] = []
+
+    def get_node(gcs_address: str, node_id: str) -> dict[str, str]:
+        tries.append((gcs_address, node_id))
+        if len(tries) < 3:
+            raise RuntimeError("it is not there yet")
+        return {"node_id": node_id}
+
+    def start(code: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", code]
+        started: Any = services.start_ray_process(command, "test", fate_share=True)
+        return cast("subprocess.Popen[bytes]", started.process)
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    with _ray.local.lean_instance():
+        waits = start("import time; time.sleep(600)")
+        assert services.get_node("here", "a") == {"node_id": "a"}
+        assert tries == [("here", "a")] * 3
+        tries.clear()
+        start("").wait()
+        with pytest.raises(RuntimeError, match="not there yet"):
+            services.get_node("here", "a")
+        assert len(tries) == 1
+    assert services.get_node is get_node
+    waits.kill()
 
 
 def test_a_process_of_a_lean_instance_does_not_see_the_drivers_signals(

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,11 +21,18 @@ KEPT_FROM_RAY = (
 )
 """Signals that the processes of a local instance never see: they are for the driver."""
 
+START_S = 180.0
+"""How long the raylet of a local instance may take to start."""
+
 SYSTEM_CONFIG = {
     # The raylet, too, ends a worker by SIGTERM, and by SIGKILL after this time (Ray: 5 s).
     "kill_worker_timeout_milliseconds": 100,
     # The GCS would keep what became of the last 100,000 tasks, 3 KB of each iteration, for a dashboard.
     "task_events_report_interval_ms": 0,
+    # On a busy machine imports take minutes. Ray would end a raylet whose agents are so slow (after 30 s), and
+    # begin a worker's imports anew (after 60 s), each time.
+    "agent_register_timeout_ms": int(START_S * 1000),
+    "worker_register_timeout_seconds": 600,
 }
 """`ray.init(_system_config=...)` of a local instance."""
 
@@ -72,12 +80,16 @@ def lean_instance() -> Iterator[None]:
     group, a session or a cgroup, and the driver needs a living instance to save. (Actors unblock the
     signals for the sake of the user's own processes: see `raytrain.faults.spared`.) So Ray's own SIGTERM
     has no effect either, and it is SIGKILL here; the driver's death ends the instance as before.
+
+    Ray gives the raylet 30 s to register. On a busy machine they are over before the raylet's agents have
+    imported what they need, so it is given `START_S`, for as long as all that was started lives.
     """
     from ray._private import node, parameter, services
 
     plain, start_process = parameter.RayParams, services.start_ray_process
     start_server = node.Node.start_api_server
-    popen = services.ConsolePopen
+    popen, get_node = services.ConsolePopen, services.get_node
+    started: list[Any] = []
 
     class Lean(plain):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -97,12 +109,26 @@ def lean_instance() -> Iterator[None]:
     def start(command: list[str], *args: Any, **kwargs: Any) -> Any:
         flag = "--num_prestart_python_workers="
         command = [f"{flag}0" if each.startswith(flag) else each for each in command]
-        return start_process(command, *args, **kwargs)
+        info = start_process(command, *args, **kwargs)
+        started.append(info.process)
+        return info
+
+    def found(*args: Any) -> Any:
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                return get_node(*args)
+            except RuntimeError:
+                one_ended = any(process.poll() is not None for process in started)
+                if one_ended or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
     def start_none(*args: Any, **kwargs: Any) -> None:
         return None
 
     parameter.RayParams, services.start_ray_process = Lean, start
+    services.get_node = found
     node.Node.start_api_server = start_none
     if sys.platform == "linux":  # Elsewhere Ray ends its processes by their group.
         services.ConsolePopen = Apart
@@ -111,7 +137,7 @@ def lean_instance() -> Iterator[None]:
     finally:
         parameter.RayParams, services.start_ray_process = plain, start_process
         node.Node.start_api_server = start_server
-        services.ConsolePopen = popen
+        services.ConsolePopen, services.get_node = popen, get_node
 
 
 @contextmanager
