@@ -115,7 +115,7 @@ def test_what_final_makes_best_is_best_before_the_trial_is_finished(
     monkeypatch.setattr(committing, "commit_replacing", die_at_final)
     assert not one(worker, job(tmp_path, 9, 6.0, name="final", kind="final")).ok
     assert best_of(trial) == (9, 6.0)
-    monkeypatch.undo()
+    monkeypatch.setattr(committing, "commit_replacing", write)
     outcome = one(committer(trial), job(tmp_path, 9, 6.0, name="final", kind="final"))
     assert outcome.ok and outcome.warnings == ()
     assert best_of(trial) == (9, 6.0)
