@@ -29,11 +29,13 @@ from raytrain.checkpoint import (
     Location,
     Manifest,
     StorageError,
+    in_parallel,
     is_of_run,
     require_key,
     trials,
 )
 from raytrain.checkpoint.lock import LOCK_NAME
+from raytrain.checkpoint.manifest import INCOMPLETE_NAME
 from raytrain.checkpoint.storage import storage_errors
 from raytrain.config import (
     ALGORITHM_SECTIONS,
@@ -450,10 +452,21 @@ def _set_aside(place: Location, say: Say) -> None:
                     each for trial in trials(place) for each in Catalogue(trial).entries()
                 ):
                     entry.remove()
-                place.delete_tree()
+                _clear(place)
             for trial, last in attempts.items():
                 Attempts.count_on(trial, last)
     say(f"--fresh: the old directory is now {aside}.")
+
+
+def _clear(place: Location) -> None:
+    """Delete what lies on a store, but for the markers of checkpoints that were never complete: a file of one may
+    still come."""
+    names = place.files()
+    markers = {name for name in names if name.endswith(f"/{INCOMPLETE_NAME}")}
+    if markers:
+        in_parallel(lambda name: (place / name).delete_file(), names.keys() - markers)
+    else:
+        place.delete_tree()
 
 
 def _now() -> str:

@@ -600,6 +600,20 @@ def test_what_was_killed_on_its_way_aside_overwrites_nothing(tmp_path: Path) -> 
     assert names == ["best", "checkpoint_000006", "quarantine/checkpoint_000006"]
 
 
+def test_a_best_that_was_killed_on_its_way_aside_is_best_again(tmp_path: Path) -> None:
+    where = Location.of(tmp_path / "trial")
+    first = Attempt(where)
+    first.train(first.open(), 6)
+    (where / "best").copy_tree(where / "best.0-1.old")
+    (where / "best").move_tree(where / ".best.0123abcd.aside")
+    assert Attempt(where).open() == 6
+    entries = Catalogue(where).entries(verify=True)
+    assert [(entry.path, entry.good) for entry in entries] == [
+        ("best", True),
+        ("checkpoint_000006", True),
+    ]
+
+
 def test_two_writers_that_delete_the_same_leave_nothing_in_the_quarantine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -72,3 +72,18 @@ def test_what_a_kill_leaves_in_the_old_place_on_a_store_is_whole(
     assert request > 20
     # Only the counts of attempts, for what lives on of the old run.
     assert {name.split("/")[1] for name in (root / "run").files()} == {"attempts"}
+
+
+def test_of_a_checkpoint_that_was_being_written_to_a_store_the_marker_stays(tmp_path: Path) -> None:
+    """What its writer still sends is garbage."""
+    root = Location.of(f"memory://{tmp_path.name}-marked")
+    experiment(root / "run", tmp_path)
+    trial = root / "run" / "trial_00000"
+    for name in ("state", ".incomplete"):
+        (trial / "checkpoint_000006").make()
+        (trial / "checkpoint_000006" / name).write_bytes(b"")
+    _set_aside(root / "run", lambda text: None)
+    left = {name for name in trial.files() if not name.startswith("attempts/")}
+    assert left == {"checkpoint_000006/.incomplete"}
+    (trial / "checkpoint_000006" / "manifest.json").write_bytes(b"{}")
+    assert Catalogue(trial).entries() == []

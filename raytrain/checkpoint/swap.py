@@ -130,14 +130,15 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
     with storage_errors("Clearing away what a crash left", trial):
         found = by_directory(trial)
         fence()
+        lost = [path for path in found if taken_from(path)]
+        for path in lost:
+            _bring_back(trial, path)
+        found = by_directory(trial) if lost else found
         for path, names in found.items():
             files = file_sizes(names)
             state = state_by_names(names if trial.is_local else files, local=trial.is_local)
             if is_passing_name(path.rpartition("/")[2]):
                 _delete_whole(trial / path)
-            elif name := taken_from(path):
-                _bring_back(trial, path, name)
-                continue
             elif state == "incomplete" and not target_of(path):
                 if not trial.is_local and files.keys() == {INCOMPLETE_NAME}:
                     continue  # It stays, see `remove_checkpoint`.
@@ -222,8 +223,9 @@ def set_aside(
     return target
 
 
-def _bring_back(trial: Location, path: str, name: str) -> None:
+def _bring_back(trial: Location, path: str) -> None:
     """On a local disk: what was killed on its way aside lies where it was, or aside if there is another."""
+    name = taken_from(path) or path
     with suppress(FileNotFoundError):  # Who moved it is alive, and moved it on.
         try:
             rename(trial / path, trial / name)
