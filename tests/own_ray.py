@@ -27,22 +27,12 @@ def start(num_cpus: int, *, forked: bool = True, **options: Any) -> None:
         if sys.platform == "linux":
             workers["py_executable"] = forkserver.COMMAND
         options["runtime_env"] = workers
-    for tries_left in reversed(range(4)):
-        try:
-            with _ray.local.lean_instance():
-                ray.init(
-                    "local",
-                    num_cpus=num_cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    _system_config=_ray.local.SYSTEM_CONFIG,
-                    **options,
-                )
-        except (
-            Exception
-        ) as error:  # Ray raises a bare one, after 30 s on a machine that is very busy.
-            if not tries_left or "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
-        else:
-            return
+    with _ray.local.lean_instance():
+        ray.init(
+            "local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            _system_config=_ray.local.SYSTEM_CONFIG,
+            **options,
+        )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
@@ -17,14 +19,35 @@ from raytrain.config import config_from_dict, cpus_at_most, param_space
 from raytrain.faults.leftovers import own_services
 from raytrain.trainable.trial import TrialPPO
 
+_AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py")
 _HEAVY = ("torch", "ray.rllib", "ray.tune")
 
 
 @pytest.fixture(scope="module")
 def lean():
-    with _ray.local.lean_instance():
-        ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
+    """An instance, and those of its processes that a busy machine had not let run before it was there."""
+    started, held = threading.Event(), set()
+
+    def hold():
+        while not started.wait(0.02):
+            for each in _processes():
+                with contextlib.suppress(psutil.Error):
+                    is_agent = any(part.endswith(_AGENTS) for part in each.cmdline())
+                    if is_agent and each not in held:
+                        each.suspend()
+                        held.add(each)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    try:
+        with _ray.local.lean_instance():
+            ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    finally:
+        started.set()
+        holding.join()
+        for each in held:
+            each.resume()
+    yield held
     ray.shutdown()
 
 
@@ -43,6 +66,17 @@ def test_a_lean_instance_has_no_process_that_a_run_does_not_use(lean):
     assert any("gcs_server" in line for line in lines)
     workers = [each for each in _processes() if "default_worker.py" in "".join(each.cmdline()[1:2])]
     assert workers + [line for line in lines if line.startswith("ray::IDLE")] == []
+
+
+def test_a_raylet_waits_for_no_agent(lean):
+    """Ray's own one ends if they have not told their ports within 15 s."""
+    assert lean
+
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {"TOLD": "by an agent"}})
+    def told() -> str:
+        return os.environ["TOLD"]
+
+    assert ray.get(told.remote()) == "by an agent"
 
 
 def test_ray_can_start_before_the_driver_imports_rllib_and_torch():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import random
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 KEPT_FROM_RAY = (
@@ -20,6 +23,9 @@ KEPT_FROM_RAY = (
     signal.SIGUSR2,
 )
 """Signals that the processes of a local instance never see: they are for the driver."""
+
+# Neither Ray's workers (10,002 to 19,999) nor the kernel (from 32,768 on) take one of these.
+_PORTS = range(20_000, 32_768)
 
 START_S = 180.0
 """How long the raylet of a local instance may take to start."""
@@ -81,8 +87,9 @@ def lean_instance() -> Iterator[None]:
     signals for the sake of the user's own processes: see `raytrain.faults.spared`.) So Ray's own SIGTERM
     has no effect either, and it is SIGKILL here; the driver's death ends the instance as before.
 
-    Ray gives the raylet 30 s to register. On a busy machine they are over before the raylet's agents have
-    imported what they need, so it is given `START_S`, for as long as all that was started lives.
+    Ray gives the raylet 30 s to register, and the raylet ends if its agents have not told their ports within
+    15 s. On a busy machine they are over before the agents have imported what they need. So the raylet knows
+    the ports from its start, and has `START_S`, for as long as all that was started lives.
     """
     from ray._private import node, parameter, services
 
@@ -94,6 +101,7 @@ def lean_instance() -> Iterator[None]:
     class Lean(plain):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, no_monitor=True, include_log_monitor=False, **kwargs)
+            self.runtime_env_agent_port = _free_port()
 
     class Apart(popen):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, preexec_fn: Callable[[], None], **kwargs: Any) -> None:
@@ -107,9 +115,8 @@ def lean_instance() -> Iterator[None]:
             self.kill()
 
     def start(command: list[str], *args: Any, **kwargs: Any) -> Any:
-        flag = "--num_prestart_python_workers="
-        command = [f"{flag}0" if each.startswith(flag) else each for each in command]
-        info = start_process(command, *args, **kwargs)
+        is_raylet = any(each.startswith("--raylet_socket_name=") for each in command)
+        info = start_process(_raylet_command(command) if is_raylet else command, *args, **kwargs)
         started.append(info.process)
         return info
 
@@ -138,6 +145,34 @@ def lean_instance() -> Iterator[None]:
         parameter.RayParams, services.start_ray_process = plain, start_process
         node.Node.start_api_server = start_server
         services.ConsolePopen, services.get_node = popen, get_node
+
+
+def _free_port() -> int:
+    """A port on which nobody listens."""
+    drawn = random.SystemRandom()
+    while True:
+        port = drawn.choice(_PORTS)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return port
+
+
+def _raylet_command(command: list[str]) -> list[str]:
+    """Without idle workers, and with the files from which a raylet reads the ports of its agents. In them -1
+    stands for none: nobody asks the agent that reports metrics."""
+    names: Any = importlib.import_module("ray._raylet")
+
+    told = dict(each[2:].split("=", 1) for each in command if each.startswith("--") and "=" in each)
+    ports = {
+        names.METRICS_AGENT_PORT_NAME: -1,
+        names.METRICS_EXPORT_PORT_NAME: -1,
+        names.DASHBOARD_AGENT_LISTEN_PORT_NAME: -1,
+        names.RUNTIME_ENV_AGENT_PORT_NAME: int(told["runtime_env_agent_port"]),
+    }
+    for name, port in ports.items():
+        names.persist_port(told["session_dir"], told["node_id"], name, port)
+    idle = "--num_prestart_python_workers="
+    return [f"{idle}0" if each.startswith(idle) else each for each in command]
 
 
 @contextmanager
