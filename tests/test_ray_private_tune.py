@@ -104,8 +104,8 @@ def test_a_raylet_is_waited_for_while_all_that_was_started_lives(
         with pytest.raises(RuntimeError, match="not there yet"):
             services.get_node("here", "a")
         assert len(tries) == 1
-    assert services.get_node is get_node
     waits.kill()
+    assert services.get_node is get_node
 
 
 def test_a_process_of_a_lean_instance_does_not_see_the_drivers_signals(

@@ -69,7 +69,7 @@ def test_a_lean_instance_has_no_process_that_a_run_does_not_use(lean):
 
 
 def test_a_raylet_waits_for_no_agent(lean):
-    """Ray's own one ends if they have not told their ports within 15 s."""
+    """Without the files with their ports it would end after 15 s."""
     assert lean
 
     @ray.remote(num_cpus=0, runtime_env={"env_vars": {"TOLD": "by an agent"}})

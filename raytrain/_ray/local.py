@@ -35,8 +35,8 @@ SYSTEM_CONFIG = {
     "kill_worker_timeout_milliseconds": 100,
     # The GCS would keep what became of the last 100,000 tasks, 3 KB of each iteration, for a dashboard.
     "task_events_report_interval_ms": 0,
-    # On a busy machine imports take minutes. Ray would end a raylet whose agents are so slow (after 30 s), and
-    # begin a worker's imports anew (after 60 s), each time.
+    # On a busy machine imports take minutes. Ray would end a raylet whose agents are so slow, and begin a
+    # worker's imports anew after 60 s, each time.
     "agent_register_timeout_ms": int(START_S * 1000),
     "worker_register_timeout_seconds": 600,
 }
@@ -87,9 +87,9 @@ def lean_instance() -> Iterator[None]:
     signals for the sake of the user's own processes: see `raytrain.faults.spared`.) So Ray's own SIGTERM
     has no effect either, and it is SIGKILL here; the driver's death ends the instance as before.
 
-    Ray gives the raylet 30 s to register, and the raylet ends if its agents have not told their ports within
-    15 s. On a busy machine they are over before the agents have imported what they need. So the raylet knows
-    the ports from its start, and has `START_S`, for as long as all that was started lives.
+    A raylet of Ray's ends when its agents do not write their ports to files within 15 s, and Ray waits 30 s for
+    the raylet. On a busy machine the agents' imports take longer. Here the files are there before the raylet
+    starts, and the driver waits `START_S` for it, or until one of the instance's processes has ended.
     """
     from ray._private import node, parameter, services
 
@@ -160,17 +160,16 @@ def _free_port() -> int:
 def _raylet_command(command: list[str]) -> list[str]:
     """Without idle workers, and with the files from which a raylet reads the ports of its agents. In them -1
     stands for none: nobody asks the agent that reports metrics."""
-    names: Any = importlib.import_module("ray._raylet")
-
+    core: Any = importlib.import_module("ray._raylet")
     told = dict(each[2:].split("=", 1) for each in command if each.startswith("--") and "=" in each)
     ports = {
-        names.METRICS_AGENT_PORT_NAME: -1,
-        names.METRICS_EXPORT_PORT_NAME: -1,
-        names.DASHBOARD_AGENT_LISTEN_PORT_NAME: -1,
-        names.RUNTIME_ENV_AGENT_PORT_NAME: int(told["runtime_env_agent_port"]),
+        core.METRICS_AGENT_PORT_NAME: -1,
+        core.METRICS_EXPORT_PORT_NAME: -1,
+        core.DASHBOARD_AGENT_LISTEN_PORT_NAME: -1,
+        core.RUNTIME_ENV_AGENT_PORT_NAME: int(told["runtime_env_agent_port"]),
     }
     for name, port in ports.items():
-        names.persist_port(told["session_dir"], told["node_id"], name, port)
+        core.persist_port(told["session_dir"], told["node_id"], name, port)
     idle = "--num_prestart_python_workers="
     return [f"{idle}0" if each.startswith(idle) else each for each in command]
 
