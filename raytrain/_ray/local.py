@@ -7,11 +7,13 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 KEPT_FROM_RAY = (
@@ -23,6 +25,8 @@ KEPT_FROM_RAY = (
     signal.SIGUSR2,
 )
 """Signals that the processes of a local instance never see: they are for the driver."""
+
+_IDLE_AGENT = Path(__file__).with_name("idle_agent.py")
 
 # Neither Ray's workers (10,002 to 19,999) nor the kernel (from 32,768 on) take one of these.
 _PORTS = range(20_000, 32_768)
@@ -76,10 +80,10 @@ def no_instance_by_itself() -> Iterator[None]:
 def lean_instance() -> Iterator[None]:
     """Within, `ray.init` starts what a run on one machine needs.
 
-    Ray also starts an autoscaler, a dashboard server (whatever `include_dashboard` says) and a reader
-    of log files: three Python processes of a second of CPU time each, of which nothing is used here. Of
-    idle workers it starts one for each logical CPU, which would not be used either. None of this is an
-    option of `ray.init`.
+    Ray also starts an autoscaler, a dashboard server (whatever `include_dashboard` says), a reader of log files
+    and an agent that reports metrics: four Python processes of one to three seconds of CPU time each, of which
+    nothing is used here. Of idle workers it starts one for each logical CPU, which would not be used either.
+    None of this is an option of `ray.init`.
 
     On Linux its processes are in a session of their own, and `KEPT_FROM_RAY` is blocked in them and in
     all that they start. `timeout`, a terminal, systemd and Slurm send a signal to every process of a
@@ -158,8 +162,8 @@ def _free_port() -> int:
 
 
 def _raylet_command(command: list[str]) -> list[str]:
-    """Without idle workers, and with the files from which a raylet reads the ports of its agents. In them -1
-    stands for none: nobody asks the agent that reports metrics."""
+    """Without idle workers, with a stand-in for the agent that reports metrics, and with the files from which a
+    raylet reads the ports of its agents. In them -1 stands for none: nobody asks the one that reports."""
     core: Any = importlib.import_module("ray._raylet")
     told = dict(each[2:].split("=", 1) for each in command if each.startswith("--") and "=" in each)
     ports = {
@@ -170,8 +174,16 @@ def _raylet_command(command: list[str]) -> list[str]:
     }
     for name, port in ports.items():
         core.persist_port(told["session_dir"], told["node_id"], name, port)
-    idle = "--num_prestart_python_workers="
-    return [f"{idle}0" if each.startswith(idle) else each for each in command]
+    changed = {
+        "--num_prestart_python_workers=": "0",
+        "--dashboard_agent_command=": subprocess.list2cmdline(
+            [sys.executable, "-IS", str(_IDLE_AGENT)]
+        ),
+    }
+    return [
+        next((name + value for name, value in changed.items() if each.startswith(name)), each)
+        for each in command
+    ]
 
 
 @contextmanager
