@@ -259,15 +259,15 @@ def cluster_address(address: str | None) -> str | None:
 
 
 def _can_be_forked(config: ExperimentConfig) -> bool:
-    """Whether workers can have imported Torch before they know what they are for. Not if an actor has other
-    than one CPU, as Torch learns of its threads when it is imported. Of the visible GPUs it learns when it
+    """Whether workers can have imported Torch before they know what they are for. Not if an actor has two
+    CPUs or more, as Torch learns of its threads when it is imported. Of the visible GPUs it learns when it
     uses one, which nothing does before the fork (`forkserver` looks)."""
     cpus = (
         config.resources.num_cpus_for_main_process,
         config.env_runners.num_cpus_per_env_runner,
         config.learners.num_cpus_per_learner,
     )
-    return all(each in (1, "auto") for each in cpus)
+    return all(each == "auto" or each < 2 for each in cpus)
 
 
 def _nothing() -> None:

@@ -458,4 +458,7 @@ def test_workers_do_not_import_torch_early_where_that_fixes_something_else(
 ) -> None:
     assert _can_be_forked(config_from_dict(TINY))
     assert _can_be_forked(config_from_dict({**TINY, "learners": {"num_gpus_per_learner": 1}}))
+    assert _can_be_forked(
+        config_from_dict({**TINY, "env_runners": {"num_cpus_per_env_runner": 0.5}})
+    )
     assert not _can_be_forked(config_from_dict({**TINY, **sections}))

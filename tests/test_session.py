@@ -103,6 +103,21 @@ def test_the_bound_of_a_trials_cpus_is_one(sections):
     assert cpus_at_most(config) >= request.required_resources["CPU"]
 
 
+@pytest.mark.parametrize("main", [0, 1])
+@pytest.mark.parametrize("runner", [0, 0.5])
+@pytest.mark.parametrize("learner", [0, 0.5])
+def test_an_actor_that_asks_for_no_cpu_has_a_place_that_is_next_to_nothing(main, runner, learner):
+    sections = {
+        "resources": {"num_cpus_for_main_process": main},
+        "env_runners": {"num_env_runners": 1, "num_cpus_per_env_runner": runner},
+        "learners": {"num_learners": 1, "num_cpus_per_learner": learner},
+    }
+    request = TrialPPO.default_resource_request(param_space(config_from_dict({**TINY, **sections})))
+    assert request.head_cpus == (main or 0.001)
+    places = [each["CPU"] for each in request.bundles[1:]]
+    assert sorted(places) == sorted(each or 0.001 for each in (runner, learner))
+
+
 def test_no_function_of_rays_starts_another_instance_within_a_run():
     """Tune asks Ray this and that when it tidies up after an instance that has died."""
     ray.shutdown()

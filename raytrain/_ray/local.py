@@ -207,7 +207,7 @@ def quiet_start() -> Iterator[None]:
 
 
 def worker_variables(*, one_cpu: bool) -> dict[str, str]:
-    """Environment variables of worker processes. `one_cpu`: no actor is given more."""
+    """Environment variables of worker processes. `one_cpu`: no actor is given two."""
     # RLlib asks for these frameworks wherever it is imported, and PPO on Torch uses none of them.
     wanted = {"RLLIB_TEST_NO_TF_IMPORT": "1", "RLLIB_TEST_NO_JAX_IMPORT": "1"}
     wanted["RAY_CHDIR_TO_TRIAL_DIR"] = os.environ.get("RAY_CHDIR_TO_TRIAL_DIR", "0")

@@ -30,6 +30,7 @@ import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.utils.annotations import override
+from ray.tune import PlacementGroupFactory
 
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
@@ -91,6 +92,9 @@ PARAMS_FILE = "params.json"
 
 _INTERRUPT_PAUSE_S = 0.2
 
+_LEAST_CPUS = 0.001
+"""What is reserved for a process that asks for nothing: Ray reserves no place without resources."""
+
 
 def word_to_tell(trial_id: str) -> str:
     """Under which name a trial leaves what the driver is to tell at once."""
@@ -132,7 +136,13 @@ class TrialPPO(ExactPPO):
         # Reserved is what the trial cannot be without; further env runners take what is left over.
         reserved, _ = RunnerRules.of(given).actors(algorithm.num_env_runners)
         algorithm.env_runners(num_env_runners=reserved, rollout_fragment_length="auto")
-        return PPO.default_resource_request(algorithm.to_dict())
+        main = given.resources
+        if not (main.num_cpus_for_main_process or main.custom_resources_for_main_process):
+            algorithm.resources(num_cpus_for_main_process=_LEAST_CPUS)
+        request = PPO.default_resource_request(algorithm.to_dict())
+        # Of an actor that asks for nothing there is a place all the same: RLlib counts them.
+        places = [each or {"CPU": _LEAST_CPUS} for each in request.bundles]
+        return PlacementGroupFactory(places, request.strategy)
 
     # -- start -----------------------------------------------------------------------------------
 

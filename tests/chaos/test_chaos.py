@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 from clusters import free_port
 from namespaces import SWITCH, Cluster, why_not
-from running import Reference, Run, experiment_of, trial_of, write_config
+from running import Holds, Reference, Run, experiment_of, trial_of, write_config
 from s3_store import Proxy, environment, file_system
 from test_disturbed_runs import assert_same_run
 
@@ -27,12 +27,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 TRIALS, ITERATIONS = 4, 32
 SECTIONS: dict[str, Any] = {
     "training": {"lr": {"grid_search": [1e-3, 3e-4]}, "gamma": {"grid_search": [0.9, 0.99]}},
-    "env_runners": {"num_env_runners": 1},
-    "learners": {"num_learners": 1},
+    # All four side by side, on however few cores: each is held shortly before its end.
+    "env_runners": {"num_env_runners": 1, "num_cpus_per_env_runner": 0},
+    "learners": {"num_learners": 1, "num_cpus_per_learner": 0},
+    "resources": {"num_cpus_for_main_process": 0},
     "stop": {"iterations": ITERATIONS},
     "failure": {"max_failures": 100},
 }
-# Begun, but not done: the last quarter is left to those that have to do something again.
+# Begun, but not done. Each waits in its iteration HELD + 1 until the last fault has struck, so that none ends
+# before, however fast it is.
+HELD = ITERATIONS - 4
 FIRST, LAST = TRIALS * ITERATIONS // 16, TRIALS * ITERATIONS * 3 // 4
 FURTHER = 4
 PATIENCE_S = 900.0
@@ -66,11 +70,12 @@ def assert_all_same(experiment: Path, alone: list[Reference]) -> None:
 
 @pytest.mark.parametrize("seed", seeds(0, 1))
 def test_processes_and_files(tmp_path: Path, alone: list[Reference], seed: int) -> None:
-    config = write_config(tmp_path / "run.yaml", **SECTIONS)
+    holds = Holds(tmp_path, HELD)
+    config = write_config(tmp_path / "run.yaml", **SECTIONS, **holds.sections)
     stage = local.LocalStage(config)
     schedule = scattered(seed, local.KINDS, len(local.KINDS) + FURTHER, FIRST, LAST)
     campaign = Campaign(stage, schedule, patience_s=PATIENCE_S)
-    campaign.carry_out()
+    campaign.carry_out(holds.release)
     assert campaign.counts() == Counter(fault.kind for fault in schedule.faults)
     assert stage.trials.unnoticed() == []
     try:
@@ -100,13 +105,13 @@ def test_processes_nodes_links_files_and_the_store(
     seed: int,
 ) -> None:
     name, root = f"run{seed}", "s3://bucket/chaos"
-    config = write_config(
-        tmp_path / "run.yaml",
-        **SECTIONS,
-        name=name,
-        storage_path=root,
-        resources={"custom_resources_for_main_process": {"worker": 0.1}},
-    )
+    holds = Holds(tmp_path, HELD)
+    sections = {**SECTIONS, **holds.sections}
+    sections["resources"] = {
+        **sections["resources"],
+        "custom_resources_for_main_process": {"worker": 0.5},
+    }
+    config = write_config(tmp_path / "run.yaml", **sections, name=name, storage_path=root)
     store = file_system(s3_port)
     trials = Trials(store, f"bucket/chaos/{name}")
     cluster, proxy = cluster_and_proxy
@@ -115,7 +120,7 @@ def test_processes_nodes_links_files_and_the_store(
     stage = nodes.NodesAndStore(cluster, proxy, command, trials)
     schedule = scattered(seed, nodes.KINDS, len(nodes.KINDS) + FURTHER, FIRST, LAST)
     campaign = Campaign(stage, schedule, patience_s=PATIENCE_S, pace_s=1.0)
-    campaign.carry_out()
+    campaign.carry_out(holds.release)
     assert campaign.counts() == Counter(fault.kind for fault in schedule.faults)
     assert trials.unnoticed() == []
     assert "The storage does not answer" in log.read_text()
