@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.action_spaces import require_served_actions
 from raytrain.checkpoint import (
+    EXPERIMENT_FILE,
     LEASE_PATIENCE_S,
     STORE,
     Catalogue,
@@ -129,12 +130,13 @@ def train(
             if fresh:
                 _set_aside(place, lambda text: reporter.event("raytrain", "info", text))
             STORE.listen(say)
-            with _lock(place, say):
+            with _lock(place, say) as lock:
                 outcome = _train(
                     config,
                     place,
                     reporter,
                     interrupts,
+                    lock,
                     beginning=Beginning(fork, from_stage),
                     address=address,
                     command=command,
@@ -209,6 +211,7 @@ def _train(
     place: Location,
     reporter: ConsoleReporter,
     interrupts: Interrupts,
+    lock: DirectoryLock,
     *,
     beginning: Beginning,
     address: str | None,
@@ -230,6 +233,7 @@ def _train(
     if found is not None and len(before) == num_trials(config):
         return finished_before(config, place, before)
     experiment = _describe_run(config, place, found, say)
+    lock.check()  # Nobody may have begun the run meanwhile.
     if fork is not None and found is None and not trials(place):
         experiment = _forked(experiment, fork, place, say)
     # Tune's files hold each trial's values. A job's working directory is another one each time.
@@ -238,6 +242,7 @@ def _train(
         from raytrain.tuner import forget_tune_files
 
         forget_tune_files(place)
+    lock.check()
     experiment.write(place)
     watch = _run(config, place, reporter, interrupts, address=address, finished=before)
     # The end is near, and what is said of it holds; a second signal leaves at once.
@@ -305,8 +310,21 @@ def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
     try:
         return ExperimentFile.read(place)
     except ExperimentFileError as error:
-        say(f"{error} It is written anew.")
+        ours = any(each.good is not False for t in trials(place) for each in Catalogue(t).entries())
+        if not error.is_damage and not ours:  # It is this process that is wrong, and not the file.
+            raise
+        aside = _free_name(place, "experiment.damaged", ".json")
+        with storage_errors("Keeping the damaged experiment.json", place):
+            (place / EXPERIMENT_FILE).duplicate(aside)
+        say(f"{error} It is written anew, and what was there is kept as {aside.name}.")
         return None
+
+
+def _free_name(place: Location, stem: str, ending: str) -> Location:
+    k = 1
+    while (free := place / f"{stem}.{k}{ending}").exists():
+        k += 1
+    return free
 
 
 def _refuse_other_run(
@@ -445,28 +463,30 @@ def _set_aside(place: Location, say: Say) -> None:
             attempts = {trial: Attempts.last_of(trial) for trial in trials(place)}
             if place.is_local:
                 place.move_tree(aside)
+                _count_on(attempts)
             else:  # Whatever is left of it after a kill is whole.
+                checkpoints = [each for trial in attempts for each in Catalogue(trial).entries()]
+                names = place.files()
+                _count_on(attempts)
                 place.copy_tree(aside)
                 (aside / LOCK_NAME).delete_file()
-                for entry in (
-                    each for trial in trials(place) for each in Catalogue(trial).entries()
-                ):
+                for entry in checkpoints:
                     entry.remove()
-                _clear(place)
-            for trial, last in attempts.items():
-                Attempts.count_on(trial, last)
+                _clear(place, names)
     say(f"--fresh: the old directory is now {aside}.")
 
 
-def _clear(place: Location) -> None:
-    """Delete what lies on a store, but for the markers of checkpoints that were never complete: a file of one may
-    still come."""
-    names = place.files()
-    markers = {name for name in names if name.endswith(f"/{INCOMPLETE_NAME}")}
-    if markers:
-        in_parallel(lambda name: (place / name).delete_file(), names.keys() - markers)
-    else:
-        place.delete_tree()
+def _count_on(attempts: Mapping[Location, int]) -> None:
+    """Let a process of the old run that lives on somewhere find that it was replaced."""
+    for trial, last in attempts.items():
+        Attempts.count_on(trial, last)
+
+
+def _clear(place: Location, names: Iterable[str]) -> None:
+    """Delete these files, which lie on a store, but for the markers of checkpoints that were never complete: a
+    file of one may still come. What has come since they were listed stays."""
+    doomed = [name for name in names if not name.endswith(f"/{INCOMPLETE_NAME}")]
+    in_parallel(lambda name: (place / name).delete_file(), doomed)
 
 
 def _now() -> str:

@@ -267,7 +267,7 @@ def _can_be_forked(config: ExperimentConfig) -> bool:
         config.env_runners.num_cpus_per_env_runner,
         config.learners.num_cpus_per_learner,
     )
-    return all(each == "auto" or each < 2 for each in cpus)
+    return all(each == "auto" or float(each) < 2 for each in cpus)
 
 
 def _nothing() -> None:

@@ -63,14 +63,18 @@ def test_retention_deletes_the_link_and_not_what_it_leads_to(
     assert Location.of(target).files() == before
 
 
-def test_a_sweep_deletes_a_link_that_a_kill_left_on_its_way_out(
+def test_a_sweep_brings_back_a_link_that_a_kill_left_on_its_way_out(
     trial: Location, tmp_path: Path
 ) -> None:
     target = elsewhere(trial.local_path / "checkpoint_000001", tmp_path / "other_disk")
     outgoing = ".checkpoint_000001.outgoing"
     (trial.local_path / "checkpoint_000001").rename(trial.local_path / outgoing)
+    assert Catalogue(trial).sweep() == []
+    assert paths(trial) == ["checkpoint_000001", "checkpoint_000002", "checkpoint_000003"]
+    (trial.local_path / "checkpoint_000001").rename(trial.local_path / outgoing)
+    (target / "manifest.json").rename(target / ".incomplete")
     assert Catalogue(trial).sweep() == [outgoing]
-    assert (target / "manifest.json").exists()
+    assert target.exists()
     assert paths(trial) == ["checkpoint_000002", "checkpoint_000003"]
 
 

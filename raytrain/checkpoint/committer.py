@@ -7,7 +7,8 @@
     3. replaces `best` if the score is better than that of the `best` on storage (before 2 for `final`, after
        which nobody looks at the trial's checkpoints again)
     4. deletes the checkpoints that the retention policy does not keep (elsewhere than on a local
-       disk while `best` is being replaced: the two have no file in common)
+       disk while `best` is being replaced, once it is known that there is a good one: the two have no file
+       in common)
     5. deletes the staging directory, whatever happened
 
 `submit` waits until the checkpoint handed over before is committed (not for 3 and 4), so that a crash
@@ -42,7 +43,7 @@ from raytrain.checkpoint.parallel import together
 from raytrain.checkpoint.patience import STORE
 from raytrain.checkpoint.retention import RetentionPolicy, prune
 from raytrain.checkpoint.storage import Location
-from raytrain.checkpoint.swap import commit_replacing, repair, replace
+from raytrain.checkpoint.swap import bring_back, commit_replacing, repair, replace
 from raytrain.errors import RaytrainError
 
 _LOOK_EVERY_S = 0.5
@@ -243,11 +244,19 @@ class Committer:
     ) -> tuple[bool, tuple[str, ...]]:
         became_best: list[bool] = []
         deleted: list[str] = []
-        together(
-            lambda: became_best.append(self._update_best(job, manifest, warnings)),
-            lambda: deleted.extend(self._prune(warnings)),
-            serial=self._catalogue.trial.is_local or self._best_is_unsure,
-        )
+        known = threading.Event()
+
+        def update_best() -> None:
+            try:
+                became_best.append(self._update_best(job, manifest, warnings, known=known))
+            finally:
+                known.set()
+
+        def delete_old_ones() -> None:
+            known.wait()  # One of them may be what `best` has to become.
+            deleted.extend(self._prune(warnings))
+
+        together(update_best, delete_old_ones, serial=self._catalogue.trial.is_local)
         return became_best == [True], tuple(deleted)
 
     def _copy_to_best(self, job: CommitJob, manifest: Manifest, *, ahead: bool = False) -> None:
@@ -275,9 +284,16 @@ class Committer:
         )
 
     def _update_best(
-        self, job: CommitJob, manifest: Manifest, warnings: list[str], *, ahead: bool = False
+        self,
+        job: CommitJob,
+        manifest: Manifest,
+        warnings: list[str],
+        *,
+        ahead: bool = False,
+        known: threading.Event | None = None,
     ) -> bool:
-        """Whether the job's checkpoint has become `best`. `ahead`: it is not committed yet."""
+        """Whether the job's checkpoint has become `best`. `ahead`: it is not committed yet. `known` is set once
+        `best` is a good one, or there is nothing of which it could be made."""
         if self._best is None or job.name == "best":
             return False
         try:
@@ -294,6 +310,8 @@ class Committer:
                 if not ahead:
                     return became_best
                 best = self._catalogue.entry("best")
+            if known is not None:
+                known.set()
             if not self._best.replaces(
                 manifest.score, manifest.stage, best.manifest if best else None
             ):
@@ -307,6 +325,10 @@ class Committer:
 
     def _choose_best(self, job: CommitJob, manifest: Manifest) -> bool:
         """Make `best` the best of all that is kept and good. Whether it is that of `job`."""
+        trial = self._catalogue.trial
+        if trial.is_local:  # One that was replaced may have been stopped when it had taken it away.
+            (self._fence or nothing)()
+            bring_back(trial, trial.listed())
         entries = self._catalogue.entries()
         while (best := self._best_kept(entries)) is not None:
             try:
@@ -324,7 +346,7 @@ class Committer:
     def _make_best(self, best: Entry, job: CommitJob, manifest: Manifest) -> bool:
         assert self._best is not None
         assert best.manifest is not None
-        if best.path == job.name:
+        if best.manifest == manifest:  # Else there is an older one under the job's name.
             self._copy_to_best(job, manifest)
             return True
         ranked = self._best.ranked(best.manifest)

@@ -30,7 +30,12 @@ FORMAT = 1
 
 
 class ExperimentFileError(BadInput):
-    """`experiment.json` is missing or damaged."""
+    """`experiment.json` is missing or damaged. Or not for this process, if `is_damage` is False: it is signed with
+    another key, or of another format."""
+
+    def __init__(self, message: str, *, is_damage: bool = True) -> None:
+        super().__init__(message)
+        self.is_damage = is_damage
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class ExperimentFile:
                     return None
             if plain.get("format") != FORMAT:
                 raise ExperimentFileError(
-                    f"{place} has format {plain.get('format')!r}; this raytrain reads {FORMAT}."
+                    f"{place} has format {plain.get('format')!r}; this raytrain reads {FORMAT}.",
+                    is_damage=False,
                 )
             was_signed = SIGNATURE in plain
             plain = _trusted(plain, place)
@@ -133,7 +139,8 @@ def _trusted(plain: Mapping[str, Any], place: Location) -> dict[str, Any]:
     except ValueError as error:
         raise ExperimentFileError(
             f"{place} is not trusted: {error}. Use the key that the run was started with; if the "
-            "directory was never signed, run without the key, or train under another --name."
+            "directory was never signed, run without the key, or train under another --name.",
+            is_damage=False,
         ) from None
 
 

@@ -23,9 +23,10 @@ spread to another.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,7 @@ from raytrain.checkpoint.layout import (
     file_sizes,
     has_fixed_name,
     is_passing_name,
+    numbered,
     order_of,
     taken_from,
     target_of,
@@ -70,7 +72,6 @@ from raytrain.checkpoint.manifest import (
 from raytrain.checkpoint.parallel import together
 from raytrain.checkpoint.storage import Listed, Location, make_directories, storage_errors
 from raytrain.checkpoint.verify import check
-from raytrain.errors import RaytrainError
 
 _TRIED: dict[Location, int] = {}
 """The last number that this process took for a replacement, by its place."""
@@ -130,15 +131,19 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
     with storage_errors("Clearing away what a crash left", trial):
         found = by_directory(trial)
         fence()
-        lost = [path for path in found if taken_from(path)]
-        for path in lost:
-            _bring_back(trial, path)
-        found = by_directory(trial) if lost else found
+        if bring_back(trial, found):
+            found = by_directory(trial)
         for path, names in found.items():
             files = file_sizes(names)
             state = state_by_names(names if trial.is_local else files, local=trial.is_local)
             if is_passing_name(path.rpartition("/")[2]):
+                if _is_back(trial, path, names):
+                    continue
                 _delete_whole(trial / path)
+            elif state == "incomplete" and path.startswith(f"{QUARANTINE}/") and not trial.is_local:
+                # The marker came late; what is beside it is evidence.
+                (trial / path / INCOMPLETE_NAME).delete_file()
+                continue
             elif state == "incomplete" and not target_of(path):
                 if not trial.is_local and files.keys() == {INCOMPLETE_NAME}:
                     continue  # It stays, see `remove_checkpoint`.
@@ -146,7 +151,7 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
             else:
                 if state == "committed" and INCOMPLETE_NAME in names:
                     evidence = trial.is_local or path.startswith(QUARANTINE + "/")
-                    if not evidence and not _is_whole(trial / path, names):
+                    if not evidence and _is_cleared_away(trial / path, files):
                         # The manifest came when a start, which was killed, had cleared some of the files away.
                         remove_checkpoint(trial / path)
                         swept.append(path)
@@ -160,6 +165,18 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
         for name in sorted({name for path in found if (name := target_of(path))}):
             _repair(trial, name, found, fence)
     return swept
+
+
+def _is_back(trial: Location, path: str, names: dict[str, Listed]) -> bool:
+    """On a local disk: whether this is a checkpoint that was killed on its way out before anything of it was
+    deleted, and is in its place again. All newer ones may be damaged."""
+    name = path.removeprefix(".").removesuffix(OUTGOING)
+    if not (path.endswith(OUTGOING) and numbered(name) and _is_whole(trial / path, names)):
+        return False
+    with suppress(CheckpointExists, FileNotFoundError):
+        rename(trial / path, trial / name)
+        return True
+    return False
 
 
 def _delete_whole(place: Location) -> None:
@@ -202,19 +219,22 @@ def set_aside(
     """Move what lies in `place` into a directory of the trial, as it is, under `name`, with a number if there
     is one already; where it lies now. To be called after the fence.
 
-    On a local disk another may have taken over and put something else there. So what was moved must be what
-    `is_meant`, or `fence` must not raise; else it goes back. After a kill in between, `sweep` brings it back.
+    On a local disk another may have put something else there meanwhile. What is not what `is_meant` goes back:
+    raises what `fence` raises, or `CheckpointExists`, after which one looks again. After a kill in between,
+    `bring_back` undoes the move.
     """
     was_in = place
     if place.is_local:
         place = was_in.parent / way_aside(was_in.name)
         rename(was_in, place)
         if not is_meant(place):
-            try:
-                fence()
-            except RaytrainError:
-                rename(place, was_in)
-                raise
+            rename(place, was_in)
+            fence()
+            raise CheckpointExists(
+                f"{was_in} was replaced while it was looked at.",
+                path=str(was_in),
+                errno=errno.EEXIST,
+            )
     target, k = trial / directory / name, 0
     while target.exists():
         k += 1
@@ -223,14 +243,17 @@ def set_aside(
     return target
 
 
-def _bring_back(trial: Location, path: str) -> None:
-    """On a local disk: what was killed on its way aside lies where it was, or aside if there is another."""
-    name = taken_from(path) or path
-    with suppress(FileNotFoundError):  # Who moved it is alive, and moved it on.
-        try:
-            rename(trial / path, trial / name)
-        except CheckpointExists:
-            set_aside(trial, trial / path, QUARANTINE, name.replace("/", "_"))
+def bring_back(trial: Location, found: Iterable[str]) -> bool:
+    """On a local disk: whether any of these was on its way aside. It lies where it was now, or aside if there
+    is another."""
+    lost = {path: name for path in found if (name := taken_from(path))}
+    for path, name in lost.items():
+        with suppress(FileNotFoundError):  # Who moved it is alive, and moved it on.
+            try:
+                rename(trial / path, trial / name)
+            except CheckpointExists:
+                set_aside(trial, trial / path, QUARANTINE, name.replace("/", "_"))
+    return bool(lost)
 
 
 def _write_and_swap(
@@ -282,7 +305,8 @@ def _repair(trial: Location, name: str, found: Listing, fence: Fence) -> None:
     newest = max(complete, key=lambda path: (_is_whole(trial / path, found[path]), order_of(path)))
     in_place = _order(trial / name) >= order_of(newest)[:2]
     if trial.is_local:
-        if in_place and not _is_whole(trial / name, found.get(name, {})):
+        # As it is now: it may have been replaced since the listing.
+        if in_place and not _is_whole(trial / name, (trial / name).tree()):
             set_aside(
                 trial,
                 trial / name,
@@ -358,6 +382,12 @@ def _discard(trial: Location, path: str, found: Listing) -> None:
 
 def _is_whole(place: Location, names: dict[str, Listed], *, contents: bool = False) -> bool:
     return check(place, contents=contents, present=file_sizes(names)).problem is None
+
+
+def _is_cleared_away(place: Location, files: dict[str, int]) -> bool:
+    """Whether files are missing that the manifest lists. Without a manifest that can be trusted nobody knows."""
+    manifest = check(place, contents=False, present=files).manifest
+    return manifest is not None and any(each.path not in files for each in manifest.files)
 
 
 def _split(target: Location) -> tuple[Location, str]:

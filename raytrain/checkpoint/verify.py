@@ -64,7 +64,9 @@ def check(
         return Checked(None, printable(f"{MANIFEST_NAME} unreadable: {error}"), size)
     except _MISSING as error:
         return Checked(None, f"{MANIFEST_NAME} unreadable: {error.strerror or error}", size)
-    problems = _by_size(present, manifest)
+    problems = (
+        _by_size(present, manifest) if manifest.files else [f"{MANIFEST_NAME} lists no files"]
+    )
     if contents:
         sized = [f for f in manifest.files if present.get(f.path) == f.size]
         found = in_parallel(lambda f: _by_contents(place, f), sized, serial=place.is_local)

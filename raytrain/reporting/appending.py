@@ -28,21 +28,21 @@ class AppendOnlyFile:
 
     def __init__(self, path: Path, size: int | None = None, fence: Fence = nothing) -> None:
         """Open or create `path`, cut to `size` bytes if given. Raises OSError, and what `fence` raises: it is
-        called when the file is open, before it is cut. So what is cut is what was there before somebody
-        took over, who has put a copy in its place.
+        called when the file is open. So what is cut and written to is what was there before somebody took
+        over, who has put a copy in its place.
         """
         # The umask says who may write.
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.path = path
         self.size = os.fstat(self._fd).st_size
-        if size is not None and size < self.size:
-            try:
-                fence()
+        try:
+            fence()
+            if size is not None and size < self.size:
                 os.ftruncate(self._fd, size)
-            except (OSError, RaytrainError):
-                self.close()
-                raise
-            self.size = size
+                self.size = size
+        except (OSError, RaytrainError):
+            self.close()
+            raise
 
     def append(self, data: bytes) -> None:
         """Write all of `data`, or nothing and raise OSError."""

@@ -12,9 +12,12 @@
     stage       string  curriculum stage, or null
     custom/*    double  metrics of the user's, null where an episode has none
 
-A part appears under its name only when it is complete and on the disk. A part whose iterations all
-lie within another part's is superseded: it is what a crash left of a merge (the small parts) or of
-a cut (the shortened copy). Readers pass it over; the next start deletes it.
+A part appears under its name only when it is complete and on the disk. From the trial's second attempt on the
+name says by which it was written (part-00000001-00000010.2.parquet), so that no two write to one name, and what
+an attempt deletes is never its successor's. A part whose iterations all lie within another part's, which is not
+of an earlier attempt, is superseded: it is what a crash left of a merge (the small parts) or of a cut (the
+shortened copy). Readers pass it over; the next start deletes it. Of an iteration that lies in parts of two
+attempts, the later one's counts.
 
 `raytrain.reporting.read_episodes` is the reader that has all of this: each episode once, every
 custom column. `pyarrow.parquet.read_table(<trial>/episodes)` works too, but it takes the columns of
@@ -46,7 +49,7 @@ from raytrain.reporting.records import RecordsError
 logger = logging.getLogger(__name__)
 
 _DIRECTORY = "episodes"
-_NAME = re.compile(r"part-(\d+)-(\d+)\.parquet")
+_NAME = re.compile(r"part-(\d+)-(\d+)(?:\.(\d+))?\.parquet")
 _TEMPORARY = ".part.tmp"
 _COLUMNS = pa.schema(
     [
@@ -83,17 +86,19 @@ class FinishedEpisode:
 class _Part:
     first: int
     last: int
+    attempt: int
     path: Path
 
     def covers(self, other: _Part) -> bool:
-        return self != other and self.first <= other.first and other.last <= self.last
+        within = self.first <= other.first and other.last <= self.last
+        return self != other and within and self.attempt >= other.attempt
 
 
 def _listed(directory: Path) -> list[_Part]:
     parts = []
     for path in directory.glob("part-*.parquet"):
         if match := _NAME.fullmatch(path.name):
-            parts.append(_Part(int(match[1]), int(match[2]), path))
+            parts.append(_Part(int(match[1]), int(match[2]), int(match[3] or 1), path))
     return sorted(parts)
 
 
@@ -123,10 +128,19 @@ def _table(numbered: list[tuple[int, FinishedEpisode]]) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _read(paths: Iterable[Path]) -> pa.Table:
+def _read(parts: Iterable[_Part], among: Iterable[_Part]) -> pa.Table:
+    """The rows of these parts that count among all."""
     # One file at a time: a dataset would take the columns of the first file for all of them.
-    tables = [pq.ParquetFile(path).read() for path in paths]
+    tables = [_rows(part, among) for part in parts]
     return pa.concat_tables([_COLUMNS.empty_table(), *tables], promote_options="default")
+
+
+def _rows(part: _Part, among: Iterable[_Part]) -> pa.Table:
+    table, iteration = pq.ParquetFile(part.path).read(), pc.field("iteration")
+    for other in among:
+        if other.attempt > part.attempt and other.first <= part.last and part.first <= other.last:
+            table = table.filter((iteration < other.first) | (iteration > other.last))
+    return table
 
 
 def read_episodes(trial_directory: Path) -> pa.Table:
@@ -138,7 +152,7 @@ def read_episodes(trial_directory: Path) -> pa.Table:
     while True:
         parts = _valid(_listed(directory))
         try:
-            table = _read(part.path for part in parts).sort_by("episode")
+            table = _read(parts, among=parts).sort_by("episode")
         except FileNotFoundError:
             # Merged or cut between the listing and the reading: what replaced it is there already.
             if _valid(_listed(directory)) == parts:
@@ -154,8 +168,8 @@ class EpisodeHistory:
 
     `next_episode` is what the checkpoint remembers of `EpisodeHistory.next_episode`; without it the
     numbers go on behind those in the files. `starts_after` is the iteration that a fork began from:
-    earlier episodes belong to the parent and are not missed here. `fence` raises if another writer has
-    taken over. `append` may run in one thread, `flush` in another.
+    earlier episodes belong to the parent and are not missed here. `attempt` is the writer's number, and `fence`
+    raises if another has taken over. `append` may run in one thread, `flush` in another.
     """
 
     def __init__(
@@ -165,9 +179,11 @@ class EpisodeHistory:
         next_episode: int | None = None,
         *,
         starts_after: int = 0,
+        attempt: int = 1,
         fence: Fence = nothing,
     ) -> None:
         self.directory = directory / _DIRECTORY
+        self._attempt = attempt
         self._fence = fence
         # Of its own: a writer that was replaced may be writing another.
         self._temporary = self.directory / f"{_TEMPORARY}.{uuid.uuid4().hex[:8]}"
@@ -241,16 +257,16 @@ class EpisodeHistory:
         for left in self.directory.glob(f"{_TEMPORARY}*"):
             left.unlink(missing_ok=True)
         for part in set(parts) - set(valid):
-            part.path.unlink()
+            part.path.unlink(missing_ok=True)
         end = 0
         # From the end, so that a reader never sees a gap.
         for part in reversed(valid):
             if part.first > self._covered:
                 self._fence()
-                part.path.unlink()
+                part.path.unlink(missing_ok=True)
                 continue
             try:
-                end = max(end, self._cut(part))
+                end = max(end, self._cut(part, valid))
             except (OSError, pa.ArrowInvalid) as error:
                 # pyarrow reports some damage as an OSError, without a number.
                 if isinstance(error, OSError) and error.errno is not None:
@@ -261,15 +277,15 @@ class EpisodeHistory:
         sync_directory(self.directory)
         return end
 
-    def _cut(self, part: _Part) -> int:
+    def _cut(self, part: _Part, among: list[_Part]) -> int:
         """Shorten a part that reaches beyond; returns the number behind its last episode."""
-        table = _read([part.path])
+        table = _read([part], among)
         if part.last > self._covered:
             table = table.filter(pc.field("iteration") <= self._covered)
             if len(table):
-                self._commit(table, part.first, self._covered)
+                self._commit(table, int(pc.min(table["iteration"]).as_py()), self._covered)
             self._fence()
-            part.path.unlink()
+            part.path.unlink(missing_ok=True)
         return int(pc.max(table["episode"]).as_py()) + 1 if len(table) else 0
 
     def _set_aside(self, part: _Part, error: Exception) -> None:
@@ -291,7 +307,8 @@ class EpisodeHistory:
                 file.flush()
                 os.fsync(file.fileno())
             self._fence()
-            os.replace(temporary, self.directory / f"part-{first:08d}-{last:08d}.parquet")
+            own = f".{self._attempt}" if self._attempt > 1 else ""
+            os.replace(temporary, self.directory / f"part-{first:08d}-{last:08d}{own}.parquet")
         except (OSError, RaytrainError):
             temporary.unlink(missing_ok=True)
             raise
@@ -301,17 +318,18 @@ class EpisodeHistory:
         """Merge the small parts at the end into one, once there are many."""
         try:
             small: list[_Part] = []
-            for part in reversed(_valid(_listed(self.directory))):
+            valid = _valid(_listed(self.directory))
+            for part in reversed(valid):
                 if pq.read_metadata(part.path).num_rows >= _LARGE:
                     break
                 small.insert(0, part)
             if len(small) <= _MERGE_ABOVE:
                 return
-            merged = _read(part.path for part in small)
+            merged = _read(small, valid)
             self._commit(merged, small[0].first, small[-1].last)
             self._fence()
             for part in small:
-                part.path.unlink()
+                part.path.unlink(missing_ok=True)
         except (OSError, pa.ArrowInvalid) as error:
             self._warn(f"parts of the episode history could not be merged: {error}")
 

@@ -12,12 +12,15 @@ A writer that was replaced by another and goes on writes to its own directory an
 its successor has deleted that. So it changes nothing that counts.
 
 A request that was repeated since no answer came may still arrive, after later ones, and set a file in the
-attempt's directory back. Files that only grow are longer in the copy then, which goes on where they end.
+attempt's directory back. Before it was copied: then the copy is too short, and made anew. Or after that: files
+that only grow are longer in the copy then, which goes on where they end.
 """
 
 from __future__ import annotations
 
+import errno
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from raytrain.checkpoint import (
@@ -40,6 +43,7 @@ _PATTERNS = (
 
 _DIRECTORY = re.compile(r"(\d+)\.records")
 _COMPLETE = "complete"
+_TRIES = 5
 
 
 class RecordsMirror:
@@ -98,9 +102,11 @@ class RecordsMirror:
         if self._is_first:
             self._supersede()
         self._fence()  # Who takes over after this deletes what is copied from.
-        in_parallel(lambda name: (self._own / name).duplicate(self._trial / name), changed)
+        self._copy_for_readers(changed, states)
         # The states from before the copy: a row appended meanwhile is copied the next time.
         self._uploaded.update({name: states[name] for name in changed})
+        if gone:
+            self._fence()
         in_parallel(
             lambda place: place.delete_file(),
             [p / n for p in (self._own, self._trial) for n in gone],
@@ -109,12 +115,23 @@ class RecordsMirror:
             del self._uploaded[name]
         return sorted(changed)
 
+    def _copy_for_readers(self, names: list[str], states: Mapping[str, tuple[int, int]]) -> None:
+        """Copy these, and what else is not there in its full length."""
+        for _ in range(_TRIES):
+            in_parallel(lambda name: (self._own / name).duplicate(self._trial / name), names)
+            there = _sizes(self._trial)
+            names = [name for name, (size, _) in states.items() if there.get(name, -1) < size]
+            if not names:
+                return
+            in_parallel(lambda name: self._local(name).copy_file(self._own / name), names)
+        raise OSError(errno.EIO, f"copies are shorter than what was copied: {', '.join(names)}")
+
     def _supersede(self) -> None:
         """From now on this attempt's records count, and no others."""
         (self._own / _COMPLETE).write_bytes(b"")
+        self._is_first = False
         self._fence()
         in_parallel(lambda place: place.delete_tree(), self._former())
-        self._is_first = False
 
     def _former(self) -> list[Location]:
         """Those of the attempts before this one. Who was replaced since the fence leaves its successor's."""

@@ -187,7 +187,7 @@ class ProgressCsv:
         replace_file(self.path, chunks(), self.path.name, self._fence)
         if self._file is not None:
             self._file.close()
-        self._file = AppendOnlyFile(self.path)
+        self._file = AppendOnlyFile(self.path, fence=self._fence)
 
     def write(self, row: Row) -> None:
         new = [key for key in row.flat if key not in self._known]

@@ -165,7 +165,7 @@ class EventFiles:
         # A file that was cut is not continued: a TensorBoard that is watching stays behind its old
         # end, and would miss what is written before that.
         if scans and not changed[-1]:
-            self._file = AppendOnlyFile(scans[-1].path)
+            self._file = AppendOnlyFile(scans[-1].path, fence=self._fence)
 
     def _is_incomplete(self, steps: list[int], upto: int) -> bool:
         """Whether result.json has what the event files lack or repeat."""
@@ -204,7 +204,7 @@ class EventFiles:
         for each in old:
             self._fence()
             each.unlink()
-        self._file = AppendOnlyFile(path)
+        self._file = AppendOnlyFile(path, fence=self._fence)
 
     def _next_path(self) -> Path:
         """A new name that sorts behind the present ones."""

@@ -205,6 +205,7 @@ class TrialDirectory:
             resume_from,
             next_episode,
             starts_after=starts_after,
+            attempt=self.attempt,
             fence=self._attempts.check,
         )
         self._events = EventLog(directory / EVENT_LOG)
