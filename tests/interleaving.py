@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import linecache
 import sys
 import threading
 from collections.abc import Callable
@@ -28,6 +29,7 @@ _FILES = tuple(
         "reporting/episodes",
         "reporting/mirror",
         "reporting/records",
+        "reporting/tabular",
         "trainable/attempts",
         "trainable/trial_directory",
     )
@@ -39,12 +41,16 @@ class _Killed(BaseException):
 
 
 class Writer:
-    """`work` in a thread of its own, up to its `step`-th line in the files above."""
+    """`work` in a thread of its own, up to its `step`-th line in the files above; or, of those of the function
+    `within`, up to its `step`-th that contains `text`."""
 
-    def __init__(self, work: Callable[[], object], step: int) -> None:
+    def __init__(
+        self, work: Callable[[], object], step: int = 1, within: str = "", text: str = ""
+    ) -> None:
         self.lines = 0
         self._work = work
         self._step = step
+        self._within, self._text = within, text
         self._stopped, self._go = threading.Event(), threading.Event()
         self._dies = False
         self.error: BaseException | None = None
@@ -61,6 +67,16 @@ class Writer:
     def go_on(self) -> None:
         self._go.set()
         self._thread.join()
+
+    def go_on_to(self, within: str, text: str) -> None:
+        """On to the next such line."""
+        self.lines, self._step = 0, 1
+        self._within, self._text = within, text
+        self._stopped.clear()
+        go, self._go = self._go, threading.Event()
+        go.set()
+        while self._thread.is_alive() and not self._stopped.wait(0.001):
+            pass
 
     def die(self) -> None:
         """After this it has changed nothing since it was stopped, if nobody looks any more."""
@@ -81,13 +97,20 @@ class Writer:
 
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line":
-            self.lines += 1
-            if self.lines == self._step:
+            self.lines += self._counts(frame)
+            if self.lines == self._step and not self._stopped.is_set():
                 self._stopped.set()
                 self._go.wait()
             if self._dies:
                 raise _Killed
         return self._line
+
+    def _counts(self, frame: FrameType) -> bool:
+        if not self._within:
+            return True
+        code = frame.f_code
+        line = linecache.getline(code.co_filename, frame.f_lineno)
+        return code.co_name == self._within and self._text in line
 
 
 class _AtOnce:

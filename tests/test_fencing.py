@@ -53,13 +53,15 @@ class Attempt:
 
     where: Location
     saved: list[int] = field(default_factory=list)
+    best: BestPolicy = field(default_factory=BestPolicy)
+    further: dict[int, dict[str, float]] = field(default_factory=dict)  # Columns of some rows.
 
     def open(self) -> int:
         """The iteration from which it goes on."""
         self.directory = TrialDirectory(
             self.where,
             retention=RetentionPolicy(1),
-            best=BestPolicy(),
+            best=self.best,
             max_failed_saves=0,
             node="any",
             node_is_gone=lambda node: True,
@@ -72,6 +74,7 @@ class Attempt:
     def train(self, after: int, last: int) -> None:
         for iteration in range(after + 1, last + 1):
             row = {"training_iteration": iteration, "by": self.directory.attempt}
+            row |= self.further.get(iteration, {})
             episode = {"group": 0, "env_index": 0, "return": 1.0, "length": iteration}
             self.directory.record(row, [episode], iteration * 10)
             if iteration in SCORES:
@@ -81,16 +84,16 @@ class Attempt:
         told = manifest(
             iteration,
             attempt=self.directory.attempt,
-            score=SCORES[iteration],
+            score=SCORES.get(iteration),
             kind="final" if name == "final" else "periodic",
         )
-        self.directory.save(name, told, self.write)
+        self.directory.save(name, told, partial(self.write, iteration))
         for outcome in self.directory.poll(wait=True):
             assert outcome.ok, outcome.error
             self.saved.append(iteration)
 
-    def write(self, staging: Path) -> None:
-        (staging / "state").write_text(f"state, by attempt {self.directory.attempt}")
+    def write(self, iteration: int, staging: Path) -> None:
+        (staging / "state").write_text(state(iteration, self.directory.attempt))
         (staging / "more").mkdir()
         (staging / "more" / "state").write_text("more")
 
@@ -100,6 +103,17 @@ class Attempt:
         self.directory.close()
 
 
+def state(iteration: int, attempt: int) -> str:
+    """Of another length for each iteration, as real ones are."""
+    return f"state{'!' * iteration}, by attempt {attempt}"
+
+
+def spoil(file: Location) -> None:
+    """Another content of the same size."""
+    content = file.read_bytes()
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
 def assert_ended_well(where: Location) -> None:
     """Every checkpoint is good to the last byte, best is the best, and each iteration was recorded once."""
     entries = {entry.path: entry for entry in Catalogue(where).entries(verify=True)}
@@ -107,7 +121,10 @@ def assert_ended_well(where: Location) -> None:
     assert entries["final"].iteration == 8
     assert (entries["best"].iteration, entries["best"].score) == (4, 9.0)
     assert {entry.path: inside(entry) for entry in entries.values()} == {
-        entry.path: {"more/state": "more", "state": f"state, by attempt {entry.manifest.attempt}"}
+        entry.path: {
+            "more/state": "more",
+            "state": state(entry.iteration, entry.manifest.attempt),
+        }
         for entry in entries.values()
         if entry.manifest is not None
     }
@@ -225,7 +242,7 @@ def test_a_start_that_was_replaced_sets_no_good_checkpoint_aside(
     where, patch = Location.of(tmp_path / "trial"), pytest.MonkeyPatch()
     first = Attempt(where)
     first.train(first.open(), 6)
-    (where / "checkpoint_000006" / "state").write_bytes(b"xtate, by attempt 1")
+    spoil(where / "checkpoint_000006" / "state")
     third, move = Attempt(where), catalogue.set_aside
     quarantine = Catalogue.quarantine
 
@@ -258,7 +275,7 @@ def test_retention_that_was_replaced_leaves_what_its_successor_goes_on_from(
     def overtaken(entry: Entry, fence: Any) -> None:
         patch.undo()
         (where / "best").delete_tree()
-        (where / "checkpoint_000004" / "state").write_bytes(b"xtate, by attempt 1")
+        spoil(where / "checkpoint_000004" / "state")
         assert second.open() == 2
         remove(entry, fence)
 
@@ -285,7 +302,7 @@ def test_a_writer_that_was_replaced_marks_no_checkpoint_but_its_own(
         second = Attempt(where)
         if is_damaged:
             (where / "before").copy_tree(where / "checkpoint_000002", last="manifest.json")
-            (where / "checkpoint_000004" / "state").write_bytes(b"xtate, by attempt 1")
+            spoil(where / "checkpoint_000004" / "state")
             for name in where.subdirectories():
                 if name.startswith("best"):
                     (where / name).delete_tree()
@@ -350,7 +367,8 @@ def test_a_manifest_that_comes_after_its_files_were_cleared_away_makes_nothing_b
     monkeypatch.setattr(Location, "write_atomic", overtaken)
     with contextlib.suppress(KeyboardInterrupt):
         first.train(3, 4)
-    (where / "checkpoint_000004").delete_tree()  # By now nothing else is of best's worth.
+    for each in ("checkpoint_000004", "checkpoint_000004.2"):
+        (where / each).delete_tree()  # By now nothing else is of best's worth.
 
     def the_good_one() -> bool:
         entry = Catalogue(where).entry("best", verify=True)
@@ -455,7 +473,7 @@ def test_what_a_start_clears_away_is_gone_before_its_writer_gives_it_a_name(
 
     monkeypatch.setattr(committing, "rename", noted)
     told = manifest(2, attempt=1, score=None)
-    first.directory.save("checkpoint_000002", told, first.write)
+    first.directory.save("checkpoint_000002", told, partial(first.write, 2))
     first.directory.poll(wait=True)
     assert renamed
     third = Attempt(where)
@@ -472,7 +490,9 @@ def test_starting_again_after_a_stage_leaves_nothing_newer_in_sight(
     where, first = experiment / "trial_00000", Attempt(experiment / "trial_00000")
     monkeypatch.setitem(SCORES, 6, 11.0)
     first.open()
-    first.directory.save("stages/one", manifest(2, attempt=1, score=1.0, stage="one"), first.write)
+    first.directory.save(
+        "stages/one", manifest(2, attempt=1, score=1.0, stage="one"), partial(first.write, 2)
+    )
     first.train(0, 4)
 
     def killed(*_: Any) -> None:
@@ -571,7 +591,7 @@ def test_a_start_that_is_killed_while_it_sets_its_successors_checkpoint_aside_lo
     where = Location.of(tmp_path / "trial")
     first, second, third = (Attempt(where) for _ in range(3))
     first.train(first.open(), 6)
-    (where / "checkpoint_000006" / "state").write_bytes(b"of another attempt.")
+    spoil(where / "checkpoint_000006" / "state")
     rename = swap.rename
 
     def overtaken(place: Location, target: Location) -> None:

@@ -147,6 +147,21 @@ def commit(
         return write_checkpoint(staged(staging), target, manifest, fence, before_manifest)
 
 
+def copy_checkpoint(source: Location, target: Location, fence: Fence) -> Manifest:
+    """Make a checkpoint with the same manifest at `target`, where there must be none. Raises as `commit`, and
+    `DamagedCheckpoint`."""
+    with storage_errors(f"Copying {source.name} to {target.name}", target):
+        manifest = read_manifest(source)
+        return write_checkpoint(
+            sources_of(manifest, source), target, manifest.with_files(()), fence
+        )
+
+
+def sources_of(manifest: Manifest, place: Location) -> list[Source]:
+    """The files of a manifest, to be copied from `place` and compared with it."""
+    return [Source(each.path, place / each.path, expected=each) for each in manifest.files]
+
+
 def staged(staging: Path, *, take: bool = True) -> list[Source]:
     """The files below `staging`, to be moved where that is possible if they are to be taken. Refuses links
     and special files.

@@ -19,7 +19,7 @@ _DISPOSABLE = frozenset({"periodic", "interrupted"})
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """Keep the newest `num_to_keep` good checkpoints; all of them if it is None."""
+    """Keep the good checkpoints of the newest `num_to_keep` iterations; all of them if it is None."""
 
     num_to_keep: int | None
 
@@ -39,8 +39,8 @@ def surplus(entries: Sequence[Entry], policy: RetentionPolicy) -> list[Entry]:
         for entry in entries
         if entry.is_periodic_place and entry.kind in _DISPOSABLE and entry.good is not False
     ]
-    newest_first = sorted(good, key=lambda entry: -entry.iteration)
-    return newest_first[policy.num_to_keep :][::-1]
+    kept = sorted({entry.iteration for entry in good})[-policy.num_to_keep :]
+    return sorted((e for e in good if e.iteration < kept[0]), key=lambda e: e.iteration)
 
 
 def prune(

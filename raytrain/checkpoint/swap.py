@@ -41,6 +41,7 @@ from raytrain.checkpoint.commit import (
     read_manifest,
     remove_checkpoint,
     rename,
+    sources_of,
     staged,
     state_by_names,
     write_checkpoint,
@@ -99,8 +100,7 @@ def replace(
     """
     with storage_errors(f"Copying {source.name} to {target.name}", target):
         manifest = manifest or read_manifest(source)
-        place = files or source
-        sources = [Source(f.path, place / f.path, expected=f) for f in manifest.files]
+        sources = sources_of(manifest, files or source)
         written = manifest.with_files((), kind=kind)
         return _write_and_swap(sources, target, written, fence, attempt=attempt)
 

@@ -36,6 +36,7 @@ from raytrain.checkpoint import (
     Manifest,
     RetentionPolicy,
     StorageError,
+    copy_checkpoint,
     fetch,
     own_name,
     rewrite_manifest,
@@ -167,7 +168,19 @@ class TrialDirectory:
                 f"Checkpoint {entry.path} is damaged ({entry.problem}). It was set aside in "
                 f"{aside.parent.name}/{aside.name}."
             )
-        return chosen
+        return None if chosen is None else self._own(chosen)
+
+    def _own(self, chosen: Entry) -> Entry:
+        """On a store a former holder that lives on may delete what it has decided to delete: of what this attempt
+        goes on from there is a copy then to which nobody else writes."""
+        is_numbered = chosen.path.startswith("checkpoint_")
+        if self.location.is_local or not self._lock.taken_over or not is_numbered:
+            return chosen
+        name = own_name(self.location, f"checkpoint_{chosen.iteration:06d}", self.attempt)
+        if name == chosen.path:
+            return chosen
+        copy_checkpoint(chosen.location, self.location / name, self._attempts.check)
+        return self._catalogue.entry(name) or chosen
 
     @property
     def attempt(self) -> int:
