@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from checkpoint_children import put
 from interleaving import Writer, an_empty_store, one_after_another  # noqa: F401
 from test_fencing import SCORES, STORAGE, Attempt, assert_ended_well, episodes, seeded, spoil
 
+from raytrain import experiment
 from raytrain.checkpoint import (
     BestPolicy,
     Catalogue,
@@ -62,11 +64,13 @@ def best_of(where: Location) -> Manifest:
 
 @STORAGE
 def test_the_final_before_passes_for_the_best_and_not_the_one_that_is_not_written_yet(
-    tmp_path: Path, on_store: bool
+    tmp_path: Path, on_store: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The score is another one now, by which the `final` that is to be replaced is the best."""
     where = a_place(tmp_path, on_store)
-    first = trained(where, 8)
+    with monkeypatch.context() as patch:
+        patch.delitem(SCORES, 8)
+        first = trained(where, 8)
     first.save("final", 8)
     first.directory.close()
     other = {4: 1.0, 6: 2.0, 8: 3.0, 9: 2.5}
@@ -346,7 +350,10 @@ def test_a_new_run_has_names_of_its_own_although_fresh_was_killed(
     first = trained(where, 5)
     saving = stopped(partial(first.train, 5, 6), "_place", "source.place.copy_file(target)")
 
-    def killed(*_: object) -> None:
+    clear = experiment._clear
+
+    def killed(place: Location, *rest: Iterable[str]) -> None:
+        clear(place, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -376,10 +383,11 @@ def test_a_start_that_was_replaced_deletes_no_episodes_of_its_successor(tmp_path
 def test_a_merge_of_one_that_was_replaced_deletes_no_episodes_of_its_successor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(episode_history, "_MERGE_ABOVE", 2)
     where = Location.of(tmp_path / "trial")
     first = trained(where, 5)
-    merging = stopped(partial(first.train, 5, 6), "_merge", "part.path.unlink(", nth=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(episode_history, "_MERGE_ABOVE", 2)
+        merging = stopped(partial(first.train, 5, 6), "_merge", "part.path.unlink(", nth=3)
     Attempt(where).to_the_end()
     merging.go_on()
     assert episodes(where) == list(range(1, 9))
@@ -434,7 +442,7 @@ def test_records_that_could_not_be_deleted_keep_no_save_from_being_made(
         if place.name != "000001.records":
             delete(place)
             return
-        (place / "result.json").delete_file()
+        (place / "episodes").delete_tree()
         monkeypatch.setattr(Location, "delete_tree", delete)
         raise OSError(errno.EACCES, "denied", place.path)
 
