@@ -20,6 +20,9 @@ from raytrain.errors import BadInput
 
 Say = Callable[[str], None]
 
+_MOST_OUTPUTS = 2**24
+"""Behind a layer of 256, that many have 16 GiB of weights."""
+
 
 class ActionsNotServed(BadInput):
     """No policy can be made for the environment's action space."""
@@ -68,6 +71,13 @@ def leaves_of(space: gym.Space[Any], where: str) -> Iterator[tuple[str, gym.Spac
 
 def _why_not(leaf: gym.Space[Any]) -> str | None:
     """What is in the way, and what to do; None for a space that is served."""
+    if isinstance(leaf, Discrete | MultiDiscrete):
+        members = int(leaf.n if isinstance(leaf, Discrete) else np.sum(leaf.nvec, dtype=np.int64))
+        if members > _MOST_OUTPUTS:
+            return (
+                f"for which the network would need {members:,} outputs; {_MOST_OUTPUTS:,} are the most. Split "
+                "the number into digits, with MultiDiscrete."
+            )
     if isinstance(leaf, Discrete):
         return None
     if isinstance(leaf, MultiDiscrete):
