@@ -41,7 +41,7 @@ from raytrain.faults.losses import Losses
 from raytrain.reporting import EVENT_LOG, read_events
 from raytrain.reporting.time_lost import RECOVERED, last_row
 from raytrain.resuming import Commands
-from raytrain.trainable.cadence import Averaged, metric, reported_score, score_of
+from raytrain.trainable.cadence import Averaged, metric, ranked, reported_score, score_of
 
 _T = TypeVar("_T")
 Track = Callable[[Iterable[_T]], Iterable[_T]]
@@ -270,7 +270,7 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
         away_s=sum(event.away_s or 0.0 for event in recovered),
         last_error=losses.ended_with,
         changed_at=_changed_at(entries, row),
-        checkpoints=tuple(_checkpoint(each, newest, trial, commands) for each in entries),
+        checkpoints=tuple(_checkpoint(each, newest, trial, config, commands) for each in entries),
     )
 
 
@@ -286,7 +286,11 @@ def _last_score(
 
 
 def _checkpoint(
-    entry: Entry, newest: Entry | None, trial: Location, commands: Commands
+    entry: Entry,
+    newest: Entry | None,
+    trial: Location,
+    config: ExperimentConfig,
+    commands: Commands,
 ) -> CheckpointView:
     manifest = entry.manifest
     return CheckpointView(
@@ -295,7 +299,7 @@ def _checkpoint(
         iteration=entry.iteration,
         timesteps=entry.timesteps,
         stage=manifest.stage if manifest else None,
-        score=entry.score,
+        score=ranked(manifest, config.checkpoint).score if manifest else None,
         size_bytes=entry.size_bytes,
         good=entry.good,
         problem=entry.problem,

@@ -76,6 +76,21 @@ def damage(directory: Path) -> None:
 # show
 
 
+def test_show_gives_every_checkpoint_its_score_under_the_present_metric(copied):
+    file = copied / "experiment.json"
+    document = json.loads(file.read_text())
+    document["config"]["checkpoint"]["score"] = "learners/default_policy/entropy"
+    file.write_text(json.dumps(document))
+    (trial,) = here("show", copied, "--json").document["trials"]
+    entropies = {
+        row["training_iteration"]: row["learners"]["default_policy"]["entropy"]
+        for row in rows(next(copied.glob("trial_*")))
+    }
+    assert trial["checkpoints"]
+    for each in trial["checkpoints"]:
+        assert each["score"] == entropies[each["iteration"]]
+
+
 def test_show_tells_of_the_failure_and_of_the_time_it_cost(survivor):
     found = here("show", experiment_of(survivor), "--json")
     assert (found.code, found.err) == (0, "")
