@@ -113,9 +113,10 @@ def test_an_actor_that_asks_for_no_cpu_has_a_place_that_is_next_to_nothing(main,
         "learners": {"num_learners": 1, "num_cpus_per_learner": learner},
     }
     request = TrialPPO.default_resource_request(param_space(config_from_dict({**TINY, **sections})))
-    assert request.head_cpus == (main or 0.001)
-    places = [each["CPU"] for each in request.bundles[1:]]
-    assert sorted(places) == sorted(each or 0.001 for each in (runner, learner))
+    assert request.head_cpus == main
+    assert len(request.bundles) == 3
+    assert request.required_resources.get("CPU", 0) == main + runner + learner
+    assert all(each in ({"memory": 1}, {"CPU": each.get("CPU")}) for each in request.bundles)
 
 
 def test_no_function_of_rays_starts_another_instance_within_a_run():

@@ -92,7 +92,7 @@ PARAMS_FILE = "params.json"
 
 _INTERRUPT_PAUSE_S = 0.2
 
-_LEAST_CPUS = 0.001
+_NEXT_TO_NOTHING = {"memory": 1}
 """What is reserved for a process that asks for nothing: Ray reserves no place without resources."""
 
 
@@ -138,10 +138,10 @@ class TrialPPO(ExactPPO):
         algorithm.env_runners(num_env_runners=reserved, rollout_fragment_length="auto")
         main = given.resources
         if not (main.num_cpus_for_main_process or main.custom_resources_for_main_process):
-            algorithm.resources(num_cpus_for_main_process=_LEAST_CPUS)
+            algorithm.resources(custom_resources_for_main_process=_NEXT_TO_NOTHING)
         request = PPO.default_resource_request(algorithm.to_dict())
         # Of an actor that asks for nothing there is a place all the same: RLlib counts them.
-        places = [each or {"CPU": _LEAST_CPUS} for each in request.bundles]
+        places = [each or _NEXT_TO_NOTHING for each in request.bundles]
         return PlacementGroupFactory(places, request.strategy)
 
     # -- start -----------------------------------------------------------------------------------
