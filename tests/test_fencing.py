@@ -71,6 +71,11 @@ class Attempt:
         self.directory.open_records(resume_from=begun, next_episode=begun)
         return begun
 
+    @property
+    def number(self) -> int:
+        """0 before it is counted."""
+        return self.directory.attempt if hasattr(self, "directory") else 0
+
     def train(self, after: int, last: int) -> None:
         for iteration in range(after + 1, last + 1):
             row = {"training_iteration": iteration, "by": self.directory.attempt}
@@ -216,7 +221,7 @@ def test_two_writers_that_stop_anywhere_and_go_on_when_others_have_taken_over(
         third.train(begun, reached)
         draw.shuffle(stopped)
         stopped.pop().go_on()
-        took_over_later = second.directory.attempt > third.directory.attempt
+        took_over_later = second.number > third.number
         if not took_over_later:
             third.train(reached, draw.randrange(reached, 9))
         fourth = Attempt(where)  # The third is killed.
