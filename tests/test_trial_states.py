@@ -168,11 +168,11 @@ def spoil(what: str, files: pafs.FileSystem, experiment: str, drawn: random.Rand
     if what == "none" or not any(name.startswith("trial_") for name in names):
         return "nothing"
     path = drawn.choice(trial_paths(files, experiment))
-    iterations = checkpoints(files, path)
-    if len(iterations) < 2:
+    periodic = list(checkpoints(files, path).values())
+    if len(periodic) < 2:
         return "nothing: there is nothing to fall back to"
     newest = {"a last": "final", "a best": "best"}.get(what.partition(" checkpoint")[0])
-    target = f"{path}/{newest or f'checkpoint_{iterations[-1]:06d}'}"
+    target = f"{path}/{newest or periodic[-1]}"
     if not read_json(files, f"{target}/manifest.json"):
         return f"nothing: there is no {target}"
     return damage(files, target, drawn.random())
