@@ -72,7 +72,8 @@ def leaves_of(space: gym.Space[Any], where: str) -> Iterator[tuple[str, gym.Spac
 def _why_not(leaf: gym.Space[Any]) -> str | None:
     """What is in the way, and what to do; None for a space that is served."""
     if isinstance(leaf, Discrete | MultiDiscrete):
-        members = int(leaf.n if isinstance(leaf, Discrete) else np.sum(leaf.nvec, dtype=np.int64))
+        sizes = [leaf.n] if isinstance(leaf, Discrete) else leaf.nvec.flat
+        members = sum(int(size) for size in sizes)
         if members > _MOST_OUTPUTS:
             return (
                 f"for which the network would need {members:,} outputs; {_MOST_OUTPUTS:,} are the most. Split "

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -310,21 +311,17 @@ def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
     try:
         return ExperimentFile.read(place)
     except ExperimentFileError as error:
-        ours = any(each.good is not False for t in trials(place) for each in Catalogue(t).entries())
-        if not error.is_damage and not ours:  # It is this process that is wrong, and not the file.
+        if not error.is_damage and not any(
+            entry.good is not False
+            for trial in trials(place)
+            for entry in Catalogue(trial).entries()
+        ):  # No checkpoint is good for this process either: the process is wrong, and not the file.
             raise
-        aside = _free_name(place, "experiment.damaged", ".json")
+        aside = place.first_free(f"experiment.damaged.{number}.json" for number in count(1))
         with storage_errors("Keeping the damaged experiment.json", place):
             (place / EXPERIMENT_FILE).duplicate(aside)
         say(f"{error} It is written anew, and what was there is kept as {aside.name}.")
         return None
-
-
-def _free_name(place: Location, stem: str, ending: str) -> Location:
-    k = 1
-    while (free := place / f"{stem}.{k}{ending}").exists():
-        k += 1
-    return free
 
 
 def _refuse_other_run(

@@ -41,7 +41,7 @@ from raytrain.faults.losses import Losses
 from raytrain.reporting import EVENT_LOG, read_events
 from raytrain.reporting.time_lost import RECOVERED, last_row
 from raytrain.resuming import Commands
-from raytrain.trainable.cadence import Averaged, metric, ranked, reported_score, score_of
+from raytrain.trainable.cadence import Averaged, metric, reported_score, score_of
 
 _T = TypeVar("_T")
 Track = Callable[[Iterable[_T]], Iterable[_T]]
@@ -292,14 +292,14 @@ def _checkpoint(
     config: ExperimentConfig,
     commands: Commands,
 ) -> CheckpointView:
-    manifest = entry.manifest
+    manifest, score = entry.manifest, _score_of(entry, config)
     return CheckpointView(
         path=entry.path,
         kind=entry.kind,
         iteration=entry.iteration,
         timesteps=entry.timesteps,
         stage=manifest.stage if manifest else None,
-        score=ranked(manifest, config.checkpoint).score if manifest else None,
+        score=score.value if score else None,
         size_bytes=entry.size_bytes,
         good=entry.good,
         problem=entry.problem,

@@ -24,7 +24,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from raytrain import _ray
 from raytrain.checkpoint import Entry, Location
 from raytrain.checkpoint.signing import signing_key
-from raytrain.checkpoint.storage import storage_errors
+from raytrain.checkpoint.storage import storage_errors, with_numbers
 from raytrain.config import ExperimentConfig, num_trials, param_space
 from raytrain.stored_json import parse_json
 from raytrain.trainable.trial import REPORT, TrialPPO
@@ -156,11 +156,7 @@ def set_aside(experiment: Location, names: tuple[str, ...]) -> None:
         place = experiment / _ASIDE
         place.make()
         for name in names:
-            free, count = place / name, 0
-            while free.exists():
-                count += 1
-                free = place / f"{name}.{count}"
-            (experiment / name).copy_file(free)
+            (experiment / name).copy_file(place.first_free(with_numbers(name)))
             (experiment / name).delete_file()
 
 

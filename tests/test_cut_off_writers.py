@@ -6,14 +6,15 @@ from __future__ import annotations
 import dataclasses
 import errno
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoint_children import put
-from interleaving import Writer, an_empty_store, one_after_another  # noqa: F401
+from interleaving import Writer, an_empty_store, one_after_another  # noqa: F401 (a fixture)
 from test_fencing import SCORES, STORAGE, Attempt, assert_ended_well, episodes, seeded, spoil
 
 from raytrain import experiment
@@ -36,8 +37,8 @@ from raytrain.reporting import episodes as episode_history
 pytestmark = pytest.mark.usefixtures("one_after_another")
 
 
-def stopped(work: object, within: str, text: str, nth: int = 1) -> Writer:
-    writer = Writer(work, nth, within, text)  # type: ignore[arg-type]
+def stopped(work: Callable[[], object], within: str, text: str, nth: int = 1) -> Writer:
+    writer = Writer(work, nth, within, text)
     assert not writer.has_ended, writer.error
     return writer
 
@@ -104,13 +105,13 @@ def test_retention_waits_until_a_lost_best_is_chosen_again(monkeypatch: pytest.M
         if name.startswith("best"):
             (where / name).delete_tree()
 
-    def noted(*args: object, **named: object) -> object:
+    def noted(*args: Any, **named: Any) -> Any:
         pruning.set()
-        return prune(*args, **named)  # type: ignore[arg-type]
+        return prune(*args, **named)
 
-    def held_up(*args: object, **named: object) -> object:
+    def held_up(*args: Any, **named: Any) -> Any:
         pruning.wait(0.5)  # For ever, if all is well.
-        return replace(*args, **named)  # type: ignore[arg-type]
+        return replace(*args, **named)
 
     monkeypatch.setattr(committer, "prune", noted)
     monkeypatch.setattr(committer, "replace", held_up)

@@ -6,4 +6,4 @@ import time
 if __name__ == "__main__":
     raylet = os.getppid()
     while os.getppid() == raylet:
-        time.sleep(1)
+        time.sleep(1)  # So long it may outlive its parent.

@@ -174,15 +174,11 @@ def _raylet_command(command: list[str]) -> list[str]:
     }
     for name, port in ports.items():
         core.persist_port(told["session_dir"], told["node_id"], name, port)
-    changed = {
-        "--num_prestart_python_workers=": "0",
-        "--dashboard_agent_command=": subprocess.list2cmdline(
-            [sys.executable, "-IS", str(_IDLE_AGENT)]
-        ),
-    }
+    idle_agent = subprocess.list2cmdline([sys.executable, "-IS", str(_IDLE_AGENT)])
+    values = {"--num_prestart_python_workers": "0", "--dashboard_agent_command": idle_agent}
     return [
-        next((name + value for name, value in changed.items() if each.startswith(name)), each)
-        for each in command
+        f"{name}={values[name]}" if (name := option.partition("=")[0]) in values else option
+        for option in command
     ]
 
 

@@ -248,7 +248,7 @@ class Committer:
 
         def update_best() -> None:
             try:
-                became_best.append(self._update_best(job, manifest, warnings, known=known))
+                became_best.append(self._update_best(job, manifest, warnings, tell_known=known.set))
             finally:
                 known.set()
 
@@ -290,10 +290,10 @@ class Committer:
         warnings: list[str],
         *,
         ahead: bool = False,
-        known: threading.Event | None = None,
+        tell_known: Callable[[], None] = nothing,
     ) -> bool:
-        """Whether the job's checkpoint has become `best`. `ahead`: it is not committed yet. `known` is set once
-        `best` is a good one, or there is nothing of which it could be made."""
+        """Whether the job's checkpoint has become `best`. `ahead`: it is not committed yet. `tell_known` is
+        called once `best` is a good one, or there is nothing of which it could be made."""
         if self._best is None or job.name == "best":
             return False
         try:
@@ -310,8 +310,7 @@ class Committer:
                 if not ahead:
                     return became_best
                 best = self._catalogue.entry("best")
-            if known is not None:
-                known.set()
+            tell_known()
             if not self._best.replaces(
                 manifest.score, manifest.stage, best.manifest if best else None
             ):

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import posixpath
 import re
@@ -209,6 +210,10 @@ class Location:
         return Path(self.path)
 
     # -- looking ---------------------------------------------------------------------------------
+
+    def first_free(self, names: Iterable[str]) -> Location:
+        """The first of these names, below here, that nothing has."""
+        return next(place for name in names if not (place := self / name).exists())
 
     def exists(self) -> bool:
         return self._leads_to_directory() is not None
@@ -460,6 +465,12 @@ class Location:
         else:
             self.copy_tree(target)
             self.delete_tree()
+
+
+def with_numbers(name: str) -> Iterator[str]:
+    """`name`, `name.1`, `name.2`, ..., without end."""
+    yield name
+    yield from (f"{name}.{number}" for number in itertools.count(1))
 
 
 def _open_at_once(path: str, flags: int) -> int:

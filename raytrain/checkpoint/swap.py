@@ -71,7 +71,13 @@ from raytrain.checkpoint.manifest import (
     ManifestError,
 )
 from raytrain.checkpoint.parallel import together
-from raytrain.checkpoint.storage import Listed, Location, make_directories, storage_errors
+from raytrain.checkpoint.storage import (
+    Listed,
+    Location,
+    make_directories,
+    storage_errors,
+    with_numbers,
+)
 from raytrain.checkpoint.verify import check
 
 _TRIED: dict[Location, int] = {}
@@ -136,11 +142,12 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
         for path, names in found.items():
             files = file_sizes(names)
             state = state_by_names(names if trial.is_local else files, local=trial.is_local)
+            in_quarantine = path.startswith(f"{QUARANTINE}/")
             if is_passing_name(path.rpartition("/")[2]):
-                if _is_back(trial, path, names):
+                if _put_back(trial, path, names):
                     continue
                 _delete_whole(trial / path)
-            elif state == "incomplete" and path.startswith(f"{QUARANTINE}/") and not trial.is_local:
+            elif state == "incomplete" and in_quarantine and not trial.is_local:
                 # The marker came late; what is beside it is evidence.
                 (trial / path / INCOMPLETE_NAME).delete_file()
                 continue
@@ -150,7 +157,7 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
                 remove_checkpoint(trial / path)
             else:
                 if state == "committed" and INCOMPLETE_NAME in names:
-                    evidence = trial.is_local or path.startswith(QUARANTINE + "/")
+                    evidence = trial.is_local or in_quarantine
                     if not evidence and _is_cleared_away(trial / path, files):
                         # The manifest came when a start, which was killed, had cleared some of the files away.
                         remove_checkpoint(trial / path)
@@ -167,9 +174,9 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
     return swept
 
 
-def _is_back(trial: Location, path: str, names: dict[str, Listed]) -> bool:
-    """On a local disk: whether this is a checkpoint that was killed on its way out before anything of it was
-    deleted, and is in its place again. All newer ones may be damaged."""
+def _put_back(trial: Location, path: str, names: dict[str, Listed]) -> bool:
+    """On a local disk: give a checkpoint its name again that a kill left on its way out, before anything of it
+    was deleted: all newer ones may be damaged. Whether this is one, and its name was free."""
     name = path.removeprefix(".").removesuffix(OUTGOING)
     if not (path.endswith(OUTGOING) and numbered(name) and _is_whole(trial / path, names)):
         return False
@@ -235,10 +242,7 @@ def set_aside(
                 path=str(was_in),
                 errno=errno.EEXIST,
             )
-    target, k = trial / directory / name, 0
-    while target.exists():
-        k += 1
-        target = trial / directory / f"{name}.{k}"
+    target = (trial / directory).first_free(with_numbers(name))
     move_checkpoint(place, target)
     return target
 

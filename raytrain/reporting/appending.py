@@ -27,9 +27,10 @@ class AppendOnlyFile:
     """
 
     def __init__(self, path: Path, size: int | None = None, fence: Fence = nothing) -> None:
-        """Open or create `path`, cut to `size` bytes if given. Raises OSError, and what `fence` raises: it is
-        called when the file is open. So what is cut and written to is what was there before somebody took
-        over, who has put a copy in its place.
+        """Open or create `path`, cut to `size` bytes if given. Raises OSError, and what `fence` raises.
+
+        `fence` is called when the file is open and before it is changed. A later writer replaces the file by
+        a copy, so this writer never changes the copy.
         """
         # The umask says who may write.
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
