@@ -89,6 +89,7 @@ class Node:
     def seen(self, name: str) -> dict[str, Any]:
         until((self.root / name).exists, (self.root / f"{name}.out").read_text)
         found: dict[str, Any] = json.loads((self.root / name).read_text())
+        until(lambda: ended(found["pid"]))  # Until then it looks like a server.
         return found
 
     def servers(self) -> list[psutil.Process]:
@@ -99,6 +100,13 @@ class Node:
             if "--serve" in line and any(str(self.root) in each for each in line):
                 found.append(process)
         return sorted(found, key=lambda process: process.create_time())
+
+
+def ended(pid: int) -> bool:
+    try:
+        return not psutil.Process(pid).cmdline()
+    except psutil.NoSuchProcess:
+        return True
 
 
 def until(condition: Any, told: Any = lambda: "") -> None:
