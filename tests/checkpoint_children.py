@@ -8,6 +8,7 @@ fsspec, so that nothing knows it to be a local disk.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -51,7 +52,7 @@ def manifest(iteration: int, **changes: object) -> Manifest:
         "episodes": iteration * 7,
         "stage": None,
         "score": float(iteration),
-        "metrics": {"training_iteration": iteration},
+        "metrics": {"training_iteration": iteration, "vf_explained_var": math.nan},
         "config_digest": "d" * 8,
         "weights_sha256": "0" * 64,
         "parent": None,

@@ -84,6 +84,24 @@ def test_metrics_come_back_as_they_were() -> None:
     assert math.isnan(nan)
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"m": math.nan},
+        {"m": [{"n": np.float32("nan")}]},
+        {"m": np.array([1.0, math.nan]), "n": (1,)},
+    ],
+    ids=["nan", "below", "array"],
+)
+def test_a_manifest_is_equal_to_what_is_read_of_it(metrics: dict[str, Any]) -> None:
+    written = manifest(1, metrics=metrics, score=math.nan)
+    read = [Manifest.from_json(written.to_json(), "x") for _ in range(2)]
+    assert read[0] == read[1] == written
+    assert read[0] != replace(written, metrics={"m": 1.0})
+    assert read[0] != replace(written, score=1.0)
+    assert read[0] != read[0].to_json()
+
+
 @pytest.mark.parametrize("score", [math.nan, math.inf, None])
 def test_score_that_is_no_number_is_null(score: float | None) -> None:
     data = manifest(1, score=score).to_json()

@@ -83,9 +83,10 @@ class ExactLost:
     since_iteration: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
-    """See the module's docstring. `files` is empty until the commit has hashed them."""
+    """See the module's docstring. `files` is empty until the commit has hashed them. Two are equal if the
+    same is written for both: a metric that is NaN is equal to itself, and an array to the list of its values."""
 
     kind: str
     experiment: str
@@ -130,15 +131,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Raises `ManifestError` for a value that would not come back from `from_json`."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.replacement is None:
-            del plain["replacement"]
-        plain["score"] = _finite_or_none(self.score)
-        plain["metrics"] = _encode(self.metrics, "metrics")
-        plain["versions"] = dict(self.versions)
-        plain["files"] = [asdict(f) for f in self.files]
-        plain["parent"] = asdict(self.parent) if self.parent else None
-        plain["exact_lost"] = asdict(self.exact_lost) if self.exact_lost else None
+        plain = self._plain()
         _read(plain, "the manifest to be written")
         plain = signed("manifest", plain)
         # A line for each key. (`indent` would do without json's encoder in C: 5 ms a manifest.)
@@ -167,6 +160,24 @@ class Manifest:
         except ValueError as error:
             raise ManifestError(f"{where} is not trusted: {error}") from None
         return cls(**_read(content, where))
+
+    def __eq__(self, other: object) -> bool:
+        return self._plain() == other._plain() if isinstance(other, Manifest) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.run_id, self.trial_id, self.attempt, self.iteration, self.created_at))
+
+    def _plain(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.replacement is None:
+            del plain["replacement"]
+        plain["score"] = _finite_or_none(self.score)
+        plain["metrics"] = _encode(self.metrics, "metrics")
+        plain["versions"] = dict(self.versions)
+        plain["files"] = [asdict(f) for f in self.files]
+        plain["parent"] = asdict(self.parent) if self.parent else None
+        plain["exact_lost"] = asdict(self.exact_lost) if self.exact_lost else None
+        return plain
 
 
 def _no_constant(name: str) -> Any:
