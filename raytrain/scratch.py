@@ -21,29 +21,20 @@ _HELD = ".held"
 @contextmanager
 def scratch(purpose: str) -> Iterator[Path]:
     """A directory of this process, deleted at the end."""
-    directory, descriptor = _made(purpose)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.close(descriptor)
-
-
-def scratch_directory(purpose: str) -> Path:
-    """The same, and the caller deletes it. Its lock is held until the process ends."""
-    return _made(purpose)[0]
-
-
-def _made(purpose: str) -> tuple[Path, int]:
-    """The directory, and the descriptor that holds its lock."""
     sweep()
     directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-"))
     # Locked before it gets its name, or it could be taken for a dead one's.
     descriptor = os.open(directory / f"{_HELD}.new", os.O_RDWR | os.O_CREAT, 0o600)
-    with suppress(OSError):  # A file system without locks: nobody will delete it but this process.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rename(directory / f"{_HELD}.new", directory / _HELD)
-    return directory, descriptor
+    try:
+        with suppress(
+            OSError
+        ):  # A file system without locks: nobody will delete it but this process.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(directory / f"{_HELD}.new", directory / _HELD)
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(descriptor)
 
 
 def sweep() -> None:

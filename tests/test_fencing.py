@@ -46,6 +46,9 @@ pytestmark = pytest.mark.usefixtures("one_after_another")
 SCORES = {2: 5.0, 4: 9.0, 6: 7.0, 8: 6.0}
 SEED = int(os.environ.get("FENCING_SEED", "0"))
 
+OPEN: list[TrialDirectory] = []
+"""Directories of attempts, each with files and a lock of its own; a process that ends gives them back."""
+
 
 @dataclass
 class Attempt:
@@ -66,6 +69,7 @@ class Attempt:
             node="any",
             node_is_gone=lambda node: True,
         )
+        OPEN.append(self.directory)
         found = self.directory.open()
         begun = found.entry.iteration if found.entry else 0
         self.directory.open_records(resume_from=begun, next_episode=begun)
@@ -156,8 +160,16 @@ def episodes(where: Location) -> list[int]:
     return found
 
 
+def end_of_all() -> None:
+    """Each process of the last case has ended."""
+    while OPEN:
+        with contextlib.suppress(Exception):
+            OPEN.pop().close()
+
+
 def seeded(path: Path, on_store: bool) -> tuple[Location, Attempt]:
     """A trial whose first attempt has saved iteration 2."""
+    end_of_all()
     where = an_empty_store() / "trial" if on_store else Location.of(path)
     first = Attempt(where)
     first.train(first.open(), 3)
@@ -568,6 +580,7 @@ def test_a_process_of_a_run_that_was_set_aside_changes_nothing_of_the_new_one(
     """`--fresh`, while a process of the old run lives on at a node that was cut off."""
     tried = 0
     for step in steps(every):
+        end_of_all()
         path = tmp_path / str(step) / "exp"
         experiment = an_empty_store() / "exp" if on_store else Location.of(path)
         where = experiment / "trial_00000"

@@ -14,11 +14,11 @@ from raytrain.scratch import scratch, sweep
 
 _HOLDER = """
 import sys
-from raytrain.scratch import scratch_directory
-directory = scratch_directory("trial")
-(directory / "much").write_text("data")
-print(directory, flush=True)
-sys.stdin.read()
+from raytrain.scratch import scratch
+with scratch("trial") as directory:
+    (directory / "much").write_text("data")
+    print(directory, flush=True)
+    sys.stdin.read()
 """
 
 

@@ -18,6 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,7 +54,7 @@ from raytrain.reporting import (
 )
 from raytrain.reporting.appending import leave_behind
 from raytrain.reporting.time_lost import RECOVERED, last_row, time_lost
-from raytrain.scratch import scratch_directory
+from raytrain.scratch import scratch
 from raytrain.trainable.attempts import Attempts, Superseded
 
 EVENT_LOG = "events.jsonl"
@@ -124,6 +125,7 @@ class TrialDirectory:
         self._max_failed_saves = max_failed_saves
         self._failed_saves = 0
         self._scratch: Path | None = None
+        self._until_closed = ExitStack()
         self._mirror: RecordsMirror | None = None
         self._records: TrialRecords | None = None
         self._episodes: EpisodeHistory | None = None
@@ -354,8 +356,7 @@ class TrialDirectory:
         self._committer.close()
         if self._records is not None:
             self._records.close()
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        self._until_closed.close()
         self._lock.release()
 
     # -- inside ----------------------------------------------------------------------------------
@@ -430,7 +431,7 @@ class TrialDirectory:
 
     def _scratch_directory(self) -> Path:
         if self._scratch is None:
-            self._scratch = scratch_directory("trial")
+            self._scratch = self._until_closed.enter_context(scratch("trial"))
         return self._scratch
 
 
