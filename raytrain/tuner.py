@@ -22,7 +22,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raytrain import _ray
-from raytrain.checkpoint import Entry, Location
+from raytrain.checkpoint import Entry, Location, StorageError
 from raytrain.checkpoint.signing import signing_key
 from raytrain.checkpoint.storage import storage_errors, with_numbers
 from raytrain.config import ExperimentConfig, num_trials, param_space
@@ -83,7 +83,10 @@ class ExperimentScheduler(FIFOScheduler):
         name = str(trial)
         if name in self._failed:
             self._failed.discard(name)
-            return self._find_finished(trial_location(trial))
+            try:
+                return self._find_finished(trial_location(trial))
+            except StorageError:
+                return None  # It looks for itself, and says what it could not read.
         if name in self._seen:
             return None
         self._seen.add(name)

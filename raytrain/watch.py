@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,10 +145,12 @@ class Watch(Callback):
         gone = self._deleted.get(str(trial))
         if gone is None:
             # A restored experiment remembers checkpoints of earlier starts. Later the trial tells what
-            # it deletes: it waits for this, and storage may be slow to ask.
-            self._deleted[str(trial)] = set()
+            # it deletes: it waits for this, and storage may be slow to ask. If it does not answer, it is
+            # asked after the next save: Tune's run must not end by it.
             fs = trial.storage.storage_filesystem
-            _ray.tune.forget_checkpoints(trial, lambda path: bool(fs.get_file_info(path).type))
+            with suppress(OSError):
+                _ray.tune.forget_checkpoints(trial, lambda path: bool(fs.get_file_info(path).type))
+                self._deleted[str(trial)] = set()
         elif gone:
             _ray.tune.forget_checkpoints(trial, lambda path: path.rpartition("/")[2] not in gone)
             gone.clear()

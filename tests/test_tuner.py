@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ import pytest
 import ray.tune
 from running import train_here, write_config
 
-from raytrain.checkpoint import Location
+from raytrain.checkpoint import Location, StorageError
 from raytrain.tuner import ExperimentScheduler, TuneFiles
+from raytrain.watch import Watch
 
 ENDED, OPEN = "TERMINATED", "PENDING"
 
@@ -102,6 +104,47 @@ def test_a_trial_that_died_after_its_last_save_is_not_started_again(tmp_path: Pa
     scheduler.on_trial_error(controller, trial)
     assert scheduler.choose_trial_to_run(controller) is None
     assert (asked, controller.stopped) == (["trial"], ["trial"])
+
+
+def test_a_trial_that_failed_is_started_if_storage_does_not_say_how_far_it_is(
+    tmp_path: Path,
+) -> None:
+    trial = FakeTrial("trial", tmp_path)
+
+    def find(place: Location) -> Any:
+        said = f"Listing the checkpoints failed at {place}"
+        raise StorageError(said, path=str(place), errno=errno.EIO)
+
+    scheduler = ExperimentScheduler({}, find)
+    scheduler.on_trial_error(None, trial)
+    assert scheduler.choose_trial_to_run(FakeController(trial)) is trial
+
+
+def test_a_store_that_does_not_answer_after_a_save_is_asked_after_the_next_one(
+    tmp_path: Path,
+) -> None:
+    asked: list[str] = []
+
+    class Store:
+        def get_file_info(self, path: str) -> Any:
+            asked.append(path)
+            if len(asked) == 1:
+                raise OSError("could not connect to server")
+            return SimpleNamespace(type=int(path == "there"))
+
+    known = [SimpleNamespace(checkpoint=SimpleNamespace(path=path)) for path in ("gone", "there")]
+    manager = SimpleNamespace(_checkpoint_results=known)
+    trial: Any = FakeTrial("trial", tmp_path)
+    trial.storage.storage_filesystem = Store()
+    trial.run_metadata = SimpleNamespace(checkpoint_manager=manager, invalidate_cache=lambda: None)
+    watch = Watch()
+    watch.on_trial_save(1, [trial], trial)
+    assert (asked, manager._checkpoint_results) == (["gone"], known)
+    watch.on_trial_save(2, [trial], trial)
+    assert [each.checkpoint.path for each in manager._checkpoint_results] == ["there"]
+    asked.clear()
+    watch.on_trial_save(3, [trial], trial)
+    assert asked == []
 
 
 def test_a_pickled_scheduler_knows_no_trial(tmp_path: Path) -> None:
