@@ -3,6 +3,7 @@ was started in its place."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from raytrain.checkpoint import (
     Locked,
     Manifest,
     RetentionPolicy,
+    StorageError,
     commit,
     lock,
     replace,
@@ -115,6 +117,20 @@ def test_a_superseded_writer_writes_nothing_more(
     copied = {"checkpoint_000002.2", "checkpoint_000004.2"}
     assert committed == {"checkpoint_000002", *(copied if generic else {"checkpoint_000004"})}
     assert began_after(tmp_path) == {1: 0, 2: 2}
+
+
+def test_a_failure_is_told_although_storage_does_not_say_who_writes(
+    tmp_path: Path, monkeypatch
+) -> None:
+    trial = begun(place(tmp_path, True))
+
+    def away(*_: object) -> None:
+        raise StorageError("Checking the lock failed", path="trial", errno=errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectoryLock, "check", away)
+        assert trial.note_failure(4, ValueError("broken")) is None
+    trial.close()
 
 
 def test_a_later_attempt_shuts_out_who_still_holds_the_lock(tmp_path: Path) -> None:

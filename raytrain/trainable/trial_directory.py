@@ -349,6 +349,8 @@ class TrialDirectory:
             self._attempts.check()
         except Superseded as superseded:
             return superseded
+        except StorageError:
+            return None  # The failure itself is what must be told.
         return self._failures.note(iteration, error)
 
     def close(self) -> None:
