@@ -146,7 +146,12 @@ def test_a_store_that_goes_away_for_a_while(
 
 def test_a_store_that_stays_away(s3: int, s3_proxy: s3_store.Proxy, scratch: Path) -> None:
     run = Stored(
-        scratch, s3_proxy.port, "gone", stop={"iterations": 100_000}, failure={"max_failures": 0}
+        scratch,
+        s3_proxy.port,
+        "gone",
+        stop={"iterations": 100_000},
+        failure={"max_failures": 0},
+        training={"lr": 1e-9},  # In minutes of training on a fast machine it would diverge.
     )
     running = run.start()
     running.until(lambda: len(run.committed()) >= 2)

@@ -58,6 +58,7 @@ from raytrain.config import (
     to_algorithm_config,
     with_trial_values,
 )
+from raytrain.errors import RaytrainError
 from raytrain.faults import able_to_travel
 from raytrain.faults.nodes import nodes_alive
 from raytrain.faults.spared import spare_this_actor
@@ -303,8 +304,7 @@ class TrialPPO(ExactPPO):
         try:
             self.raise_if_not_finite(result)
         except NonFinite as error:
-            kept = self._keep_for_post_mortem(result)
-            raise NonFinite(f"{error} The state is kept in {kept} to look at.") from None
+            raise NonFinite(f"{error} {self._keep_for_post_mortem(result)}") from None
         slept = self._machine_sleep.lately()
         if slept:
             self.tell(
@@ -346,12 +346,17 @@ class TrialPPO(ExactPPO):
         return report
 
     def _keep_for_post_mortem(self, result: Mapping[str, Any]) -> str:
-        """Save the broken state as kind `error`, which nothing is ever resumed from; its name."""
+        """Save the broken state as kind `error`, which nothing is ever resumed from; a sentence of that."""
         name = f"error_{self.iteration:06d}"
-        if not self._directory.has(name):
-            self._save("error", result)
-            self._directory.poll(wait=True)
-        return name
+        try:
+            if not self._directory.has(name):
+                self._save("error", result)
+                for outcome in self._directory.poll(wait=True):
+                    if outcome.error is not None:
+                        raise outcome.error
+        except (OSError, RaytrainError) as error:  # It must not hide what is wrong.
+            return f"The state could not be kept to look at: {error}"
+        return f"The state is kept in {name} to look at."
 
     def _end_without_training(self) -> dict[str, Any]:
         """The run restored is past its end: the trial is done, with the result it had."""
