@@ -22,9 +22,9 @@ from raytrain.errors import BadInput, RaytrainError
 
 if TYPE_CHECKING:
     from raytrain.checkpoint import Entry
-    from raytrain.checkpoint.policy import Policy
     from raytrain.config import ExperimentConfig
-    from raytrain.outcome import Outcome
+    from raytrain.driver.outcome import Outcome
+    from raytrain.policy.policy import Policy
 
 __all__ = [
     "BadInput",
@@ -72,8 +72,8 @@ def train(
     """
     from raytrain.config import ExperimentConfig, config_from_dict, require_metrics
     from raytrain.config import load_config as load
-    from raytrain.experiment import train as run
-    from raytrain.forking import Fork
+    from raytrain.driver.experiment import train as run
+    from raytrain.driver.fork import Fork
 
     if isinstance(config, Mapping):
         config = config_from_dict(config)
@@ -93,7 +93,7 @@ def train(
 
 def resume(path: str | PathLike[str], *, address: str | None = None) -> Outcome:
     """Continue the experiment in the directory `path`. Returns and raises as `train` does."""
-    from raytrain.experiment import resume as run
+    from raytrain.driver.experiment import resume as run
 
     return run(str(path), address=address, command="the same call")
 
@@ -110,7 +110,7 @@ def load_policy(path: str | PathLike[str], *, seed: int | None = None) -> Policy
         RaytrainError: the checkpoint is damaged.
     """
     from raytrain.checkpoint.locate import local_policy_directory
-    from raytrain.checkpoint.policy import load_policy as load
+    from raytrain.policy.policy import load_policy as load
 
     with local_policy_directory(str(path)) as directory:
         return load(directory, seed=seed)

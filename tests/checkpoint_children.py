@@ -18,16 +18,9 @@ from pathlib import Path
 import fsspec
 import pyarrow.fs as pafs
 
-from raytrain.checkpoint import (
-    Catalogue,
-    Location,
-    Manifest,
-    RetentionPolicy,
-    commit,
-    prune,
-    replace,
-)
-from raytrain.checkpoint.fsspec_store import LeanFSSpecHandler
+from raytrain.checkpoint import Catalogue, Manifest, RetentionPolicy, commit, prune, replace
+from raytrain.storage import Location
+from raytrain.storage.fsspec import LeanFSSpecHandler
 
 FILES = {
     "rllib_checkpoint.json": b'{"type": "Algorithm"}',

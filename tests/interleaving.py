@@ -16,22 +16,21 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from raytrain.checkpoint import Location, lock
+from raytrain.storage import Location, lock
 
 _FILES = tuple(
     f"raytrain/{name}.py"
     for name in (
         "checkpoint/commit",
-        "checkpoint/committer",
-        "checkpoint/retention",
-        "checkpoint/storage",
-        "checkpoint/swap",
-        "reporting/episodes",
-        "reporting/mirror",
-        "reporting/records",
-        "reporting/tabular",
-        "trainable/attempts",
-        "trainable/trial_directory",
+        "checkpoint/background_commit",
+        "storage/location",
+        "checkpoint/replacement",
+        "records/episodes",
+        "records/remote_copy",
+        "records/writer",
+        "records/tabular",
+        "trial/fencing",
+        "trial/directory",
     )
 )
 
@@ -219,8 +218,8 @@ def an_empty_store() -> Location:
 def one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     machines = itertools.count()
     monkeypatch.setattr(lock, "_identity", lambda: {"host": f"m{next(machines)}", "boot": None})
-    monkeypatch.setattr("raytrain.checkpoint.parallel.ThreadPoolExecutor", _AtOnce)
-    monkeypatch.setattr("raytrain.checkpoint.committer.ThreadPoolExecutor", _AtOnce)
-    monkeypatch.setattr("raytrain.checkpoint.lock.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("raytrain.storage.parallel.ThreadPoolExecutor", _AtOnce)
+    monkeypatch.setattr("raytrain.checkpoint.background_commit.ThreadPoolExecutor", _AtOnce)
+    monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
     # What matters is the order; a thousand runs need not wait for the disk.
     monkeypatch.setattr("os.fsync", lambda descriptor: None)

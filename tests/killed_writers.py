@@ -44,7 +44,7 @@ def commit(committed: Path, iteration: int) -> None:
 def records(directory: Path, committed: Path, stop: int) -> None:
     from record_files import row
 
-    from raytrain.reporting import TrialRecords
+    from raytrain.records import TrialRecords
 
     done = int(committed.read_text())
     written = TrialRecords(directory, done)
@@ -59,7 +59,7 @@ def records(directory: Path, committed: Path, stop: int) -> None:
 def episodes(directory: Path, committed: Path, stop: int) -> None:
     from test_episodes import finished
 
-    from raytrain.reporting import EpisodeHistory
+    from raytrain.records import EpisodeHistory
 
     done = int(committed.read_text())
     history = EpisodeHistory(directory, done)

@@ -23,7 +23,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
-from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
+from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 
 OBSERVATIONS = gym.spaces.Box(-5.0, 5.0, (5,), np.float32)
 DISCRETE = gym.spaces.Discrete(3)

@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 
-from raytrain import _ray, forkserver
+from raytrain import _ray
+from raytrain._ray import forkserver
 
 
 def ensure() -> None:

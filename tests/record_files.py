@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from raytrain.reporting import TrialRecords
+from raytrain.records import TrialRecords
 
 
 def row(iteration: int) -> dict:

@@ -19,18 +19,18 @@ from commands import here
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from test_fast_runner import Stock, config, runner, unlike
 
-from raytrain.action_spaces import require_served_actions
-from raytrain.checkpoint.env_actions import LeafMapping
-from raytrain.checkpoint.policy import Policy
-from raytrain.checkpoint.policy_arithmetic import base_struct
-from raytrain.checkpoint.policy_format import read_policy, write_policy
-from raytrain.checkpoint.policy_parts import policy_parts
-from raytrain.checkpoint.portable import ActingModule, write_onnx, write_torchscript
-from raytrain.checkpoint.rllib_layers import layers_of
-from raytrain.checkpoint.rllib_policy import build_module
 from raytrain.config import config_from_dict
-from raytrain.trainable.learner import MODULE_ID
-from raytrain.trainable.runner import GroupEnvRunner
+from raytrain.driver.action_spaces import require_served_actions
+from raytrain.policy.arithmetic import base_struct
+from raytrain.policy.env_actions import LeafMapping
+from raytrain.policy.format import read_policy, write_policy
+from raytrain.policy.from_algorithm import policy_parts
+from raytrain.policy.onnx import ActingModule, write_onnx, write_torchscript
+from raytrain.policy.policy import Policy
+from raytrain.policy.rllib_layers import layers_of
+from raytrain.policy.rllib_module import build_module
+from raytrain.ppo.learner import MODULE_ID
+from raytrain.rollout.env_runner import GroupEnvRunner
 
 
 def settings(name: str, **environment: Any) -> dict[str, Any]:

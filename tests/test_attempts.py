@@ -13,22 +13,11 @@ import pytest
 from checkpoint_children import manifest, place, put
 from running import began_after, rows
 
-from raytrain.checkpoint import (
-    BestPolicy,
-    Catalogue,
-    DirectoryLock,
-    Location,
-    Locked,
-    Manifest,
-    RetentionPolicy,
-    StorageError,
-    commit,
-    lock,
-    replace,
-)
-from raytrain.checkpoint.lock import Times
-from raytrain.trainable.attempts import SUPERSEDED, Attempts, Superseded
-from raytrain.trainable.trial_directory import TrialDirectory
+from raytrain.checkpoint import BestPolicy, Catalogue, Manifest, RetentionPolicy, commit, replace
+from raytrain.storage import DirectoryLock, Location, Locked, StorageError, lock
+from raytrain.storage.lock import Times
+from raytrain.trial.directory import TrialDirectory
+from raytrain.trial.fencing import SUPERSEDED, Attempts, Superseded
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +86,7 @@ def written(where: Path) -> list[tuple[int, int]]:
 def test_a_superseded_writer_writes_nothing_more(
     tmp_path: Path, generic: bool, monkeypatch
 ) -> None:
-    monkeypatch.setattr("raytrain.checkpoint.lock.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
     where = place(tmp_path, generic)
     old = begun(where)
     new = taken_over(where)
@@ -162,7 +151,7 @@ def test_what_it_was_about_to_append_goes_nowhere(tmp_path: Path, monkeypatch) -
 
 @pytest.mark.parametrize("generic", [False, True], ids=["disk", "lease"])
 def test_what_it_still_commits_is_off_the_line(tmp_path: Path, generic: bool, monkeypatch) -> None:
-    monkeypatch.setattr("raytrain.checkpoint.lock.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
     where = place(tmp_path, generic)
     begun(where)
     new = taken_over(where)
@@ -199,7 +188,7 @@ def test_what_is_off_the_line_is_never_best(
     tmp_path: Path, generic: bool, late: str, monkeypatch
 ) -> None:
     """However good it was. On this line iteration 4 is the first with a score, and 6 is better."""
-    monkeypatch.setattr("raytrain.checkpoint.lock.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
     where = place(tmp_path, generic)
     begun(where)
     new = taken_over(where)
@@ -228,7 +217,7 @@ def test_what_is_off_the_line_is_never_best(
 def test_a_start_that_wakes_up_while_it_counts_itself_ends_nobodys_run(
     tmp_path: Path, generic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raytrain.checkpoint.lock.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
     where = place(tmp_path, generic)
     old, before, later = directory(where, "a"), Attempts._before, []
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import running
 
-from raytrain.audit import CannotAudit, audit
 from raytrain.checkpoint import ExactLost, FileEntry, Manifest, file_sha256
+from raytrain.commands.audit import CannotAudit, audit
 
 FIRST, LAST = 4, 6
 

@@ -10,9 +10,10 @@ import pytest
 from running import experiment_of, rows, train_here, trial_of, write_config
 from tiny_ppo import built, iterate
 
-from raytrain.checkpoint import BestPolicy, Catalogue, Location, Manifest, read_manifest
+from raytrain.checkpoint import BestPolicy, Catalogue, Manifest, read_manifest
 from raytrain.config import config_from_dict, eras
-from raytrain.reporting import read_episodes
+from raytrain.records import read_episodes
+from raytrain.storage import Location
 
 ENV = '''
 import gymnasium as gym

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from raytrain.trainable.cadence import Cadence, Progress, StopRule, metric
+from raytrain.ppo.stopping import Cadence, Progress, StopRule, metric
 
 
 def at(iteration: int, timesteps: int = 0, episodes: int = 0, time_s: float = 0.0) -> Progress:

@@ -21,18 +21,16 @@ from raytrain.checkpoint import (
     CommitJob,
     CommitOutcome,
     Committer,
-    Location,
-    Locked,
     Manifest,
     RetentionPolicy,
-    StorageError,
     commit,
     replace,
 )
-from raytrain.checkpoint import committer as committing
+from raytrain.checkpoint import background_commit as committing
 from raytrain.config.schema import Checkpoint
 from raytrain.errors import RaytrainError
-from raytrain.trainable.cadence import labelled, ranked, score_of
+from raytrain.ppo.stopping import labelled, ranked, score_of
+from raytrain.storage import Location, Locked, StorageError
 
 
 @pytest.fixture(params=["local", "generic", "memory", pytest.param("s3", marks=pytest.mark.slow)])
@@ -256,7 +254,8 @@ def test_nobody_waits_for_the_deletion_of_old_checkpoints(
 ) -> None:
     go = threading.Event()
     monkeypatch.setattr(
-        "raytrain.checkpoint.committer.prune", lambda *_, **__: [] if go.wait(600) else ["late"]
+        "raytrain.checkpoint.background_commit.prune",
+        lambda *_, **__: [] if go.wait(600) else ["late"],
     )
     trial = Location.of(tmp_path / "trial")
     worker = Committer(trial, retention=RetentionPolicy(1), best=None)

@@ -15,7 +15,6 @@ from raytrain.checkpoint import (
     Catalogue,
     CheckpointExists,
     DamagedCheckpoint,
-    Location,
     Manifest,
     NoGoodCheckpoint,
     RetentionPolicy,
@@ -28,6 +27,7 @@ from raytrain.checkpoint import (
 )
 from raytrain.checkpoint import verify as verifying
 from raytrain.errors import BadInput
+from raytrain.storage import Location
 
 
 @pytest.fixture(params=["local", "generic", "memory", pytest.param("s3", marks=pytest.mark.slow)])

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from checkpoint_children import place, put, run_child
 
-from raytrain.checkpoint import Catalogue, Location
+from raytrain.checkpoint import Catalogue
+from raytrain.storage import Location
 
 EVERY_STEP = 400  # more than any of the actions takes
 

@@ -13,9 +13,7 @@ from checkpoint_children import FILES, manifest, place, put, stage
 from raytrain.checkpoint import (
     Catalogue,
     CheckpointExists,
-    Location,
     RetentionPolicy,
-    StorageError,
     commit,
     fetch,
     prune,
@@ -23,6 +21,7 @@ from raytrain.checkpoint import (
     resolve,
 )
 from raytrain.checkpoint.locate import entries_at
+from raytrain.storage import Location, StorageError
 
 
 @pytest.fixture

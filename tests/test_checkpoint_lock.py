@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from checkpoint_children import place
 
-from raytrain.checkpoint import DirectoryLock, Location, Locked, StorageError, who_writes
-from raytrain.checkpoint.lock import (
+from raytrain.storage import DirectoryLock, Location, Locked, StorageError, who_writes
+from raytrain.storage.lock import (
     LOCK_NAME,
     RENEW_SECONDS,
     SETTLE_SECONDS,
@@ -33,7 +33,7 @@ from raytrain.checkpoint.lock import (
 
 HOLD = """
 import os, sys
-from raytrain.checkpoint import DirectoryLock, Location
+from raytrain.storage import DirectoryLock, Location
 DirectoryLock(Location.of(sys.argv[1])).acquire()
 if "fork" in sys.argv and os.fork() == 0:
     print("held by the parent of", os.getpid(), flush=True)
@@ -230,7 +230,7 @@ def test_without_a_boot_id_nobody_is_known_to_be_dead(
 def test_a_lease_that_cannot_be_read_is_watched_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raytrain.checkpoint.lock._READ_AGAIN_S", 0.0)
+    monkeypatch.setattr("raytrain.storage.lock._READ_AGAIN_S", 0.0)
     where, clock = place(tmp_path, generic=True), Clock()
     (tmp_path / LOCK_NAME).write_text('{"pid": 1, "hos')
     with DirectoryLock(where, times=clock.times()):
@@ -378,7 +378,7 @@ def test_a_taker_that_was_suspended_before_it_wrote_looks_again(
 
 
 def test_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raytrain.checkpoint.lock.RENEW_SECONDS", 0.01)
+    monkeypatch.setattr("raytrain.storage.lock.RENEW_SECONDS", 0.01)
     where, clock = place(tmp_path, generic=True), Clock()
     with DirectoryLock(where, times=clock.times()):
         clock.now += STALE_SECONDS / 2

@@ -12,9 +12,10 @@ import pyarrow.fs as pafs
 import pytest
 from checkpoint_children import FILES, manifest, stage
 
-from raytrain.checkpoint import BestPolicy, CommitJob, Committer, Location, RetentionPolicy
-from raytrain.checkpoint.fsspec_store import LeanFSSpecHandler
-from raytrain.checkpoint.storage import Listed
+from raytrain.checkpoint import BestPolicy, CommitJob, Committer, RetentionPolicy
+from raytrain.storage import Location
+from raytrain.storage.fsspec import LeanFSSpecHandler
+from raytrain.storage.location import Listed
 
 REQUESTS = [
     "_open",

@@ -525,7 +525,7 @@ def test_a_storage_path_that_is_none_and_one_that_nobody_answers(monkeypatch):
         raise OSError("When resolving region for bucket 'b': could not resolve host")
 
     monkeypatch.setattr(
-        "raytrain.checkpoint.storage.pafs.FileSystem", SimpleNamespace(from_uri=unreachable)
+        "raytrain.storage.location.pafs.FileSystem", SimpleNamespace(from_uri=unreachable)
     )
     ended = here("checkpoints", "s3://b/runs")
     assert ended.code == 1

@@ -17,7 +17,7 @@ import gymnasium
 import pytest
 from checkpoint_children import manifest, stage
 
-from raytrain.checkpoint import Location, commit
+from raytrain.checkpoint import commit
 from raytrain.config import (
     ConfigError,
     allowed_on_continue,
@@ -39,9 +39,10 @@ from raytrain.config.reference import all_sections, render
 from raytrain.config.schema import ALGORITHM_SECTIONS
 from raytrain.config.validation import yaml_fields
 from raytrain.config.yaml_lines import dump_yaml, parse_yaml
+from raytrain.driver.experiment import ConfigChanged, _refuse_other_run
+from raytrain.driver.stages import may_change, prove_stages
 from raytrain.errors import BadInput
-from raytrain.experiment import ConfigChanged, _refuse_other_run
-from raytrain.stages import may_change, prove_stages
+from raytrain.storage import Location
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -902,7 +903,9 @@ def test_stages_that_have_begun_are_compared_as_the_config_is(tmp_path):
 def test_environments_are_proved_again_only_for_other_arguments(monkeypatch):
     proof = {"strategy": "pickle", "exact": True, "reason": "", "global_random": []}
     proved = []
-    monkeypatch.setattr("raytrain.stages._proved", lambda c, say: proved.append(c) or dict(proof))
+    monkeypatch.setattr(
+        "raytrain.driver.stages._proved", lambda c, say: proved.append(c) or dict(proof)
+    )
 
     def stages(*values):
         each = [

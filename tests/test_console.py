@@ -9,7 +9,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from raytrain.reporting import ConsoleReporter, StopTotals
+from raytrain.driver.console import ConsoleReporter, StopTotals
 
 STOP = StopTotals(timesteps=200_000, episode_return_mean=475)
 

@@ -22,14 +22,15 @@ from tiny_ppo import TINY, Told, built, iterate, unlike
 from typer.testing import CliRunner
 
 from raytrain import _ray
-from raytrain.checkpoint import Catalogue, Location, resolve
+from raytrain.checkpoint import Catalogue, resolve
 from raytrain.checkpoint.lineage import trial_of as trial_of_entry
 from raytrain.cli import app
 from raytrain.config import ConfigError, config_from_dict, load_config
-from raytrain.reporting import read_episodes
-from raytrain.trainable.building import algorithm_arguments
-from raytrain.trainable.hosts import RunnerRules
-from raytrain.trainable.runner import RunnerSettings
+from raytrain.ppo.building import algorithm_arguments
+from raytrain.records import read_episodes
+from raytrain.rollout.env_runner import RunnerSettings
+from raytrain.rollout.runner_pool import RunnerRules
+from raytrain.storage import Location
 
 SHORT = {"env_config": {"max_episode_steps": 40}}
 STAGES = [

@@ -17,22 +17,22 @@ from checkpoint_children import put
 from interleaving import Writer, an_empty_store, one_after_another  # noqa: F401 (a fixture)
 from test_fencing import SCORES, STORAGE, Attempt, assert_ended_well, episodes, seeded, spoil
 
-from raytrain import experiment
 from raytrain.checkpoint import (
     BestPolicy,
     Catalogue,
     ExperimentFile,
     ExperimentFileError,
-    Location,
     Manifest,
+    background_commit,
     check,
-    committer,
     experiment_file,
     prune,
 )
 from raytrain.config import config_from_dict
-from raytrain.experiment import _read_experiment, _set_aside
-from raytrain.reporting import episodes as episode_history
+from raytrain.driver import experiment
+from raytrain.driver.experiment import _read_experiment, _set_aside
+from raytrain.records import episodes as episode_history
+from raytrain.storage import Location
 
 pytestmark = pytest.mark.usefixtures("one_after_another")
 
@@ -98,9 +98,9 @@ def test_a_manifest_without_files_is_damage(tmp_path: Path, on_store: bool) -> N
 
 def test_retention_waits_until_a_lost_best_is_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a store both are done at once: what is the best of all that is kept may be what has to go."""
-    monkeypatch.setattr("raytrain.checkpoint.parallel.ThreadPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr("raytrain.storage.parallel.ThreadPoolExecutor", ThreadPoolExecutor)
     where = an_empty_store() / "trial"
-    first, replace, pruning = trained(where, 5), committer.replace, threading.Event()
+    first, replace, pruning = trained(where, 5), background_commit.replace, threading.Event()
     for name in where.subdirectories():
         if name.startswith("best"):
             (where / name).delete_tree()
@@ -113,8 +113,8 @@ def test_retention_waits_until_a_lost_best_is_chosen_again(monkeypatch: pytest.M
         pruning.wait(0.5)  # For ever, if all is well.
         return replace(*args, **named)
 
-    monkeypatch.setattr(committer, "prune", noted)
-    monkeypatch.setattr(committer, "replace", held_up)
+    monkeypatch.setattr(background_commit, "prune", noted)
+    monkeypatch.setattr(background_commit, "replace", held_up)
     first.train(5, 6)
     assert pruning.is_set()
     assert best_of(where).iteration == 4
@@ -358,7 +358,7 @@ def test_a_new_run_has_names_of_its_own_although_fresh_was_killed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("raytrain.experiment._clear", killed)
+        patch.setattr("raytrain.driver.experiment._clear", killed)
         _set_aside(root / "exp", lambda said: None)
     second = Attempt(where)
     second.train(second.open(), 6)

@@ -25,7 +25,7 @@ from running import (
 )
 from small_disk import fill
 
-from raytrain.reporting import comparable, differences, read_episodes
+from raytrain.records import comparable, differences, read_episodes
 
 
 def assert_same_run(trial: Path, reference: Reference) -> None:

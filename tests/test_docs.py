@@ -12,11 +12,11 @@ import pytest
 import typer
 
 from raytrain.checkpoint import ExperimentFile, Manifest
-from raytrain.checkpoint.signing import SIGNATURE
 from raytrain.cli import app
 from raytrain.config import load_config
 from raytrain.config.validation import yaml_fields
-from raytrain.reporting import read_episodes
+from raytrain.records import read_episodes
+from raytrain.storage.signing import SIGNATURE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from raytrain.trainable.cadence import Averaged, Progress, StopRule, averaged, metric
-from raytrain.trainable.recent import RecentEpisodes, summarised
-from raytrain.trainable.sampling.finished import finished_row, numbers_in
+from raytrain.ppo.stopping import Averaged, Progress, StopRule, averaged, metric
+from raytrain.records.recent_episodes import RecentEpisodes, summarised
+from raytrain.rollout.fast_sampling.episode_rows import finished_row, numbers_in
 
 NOW = Progress(5, 500, 50, 1.0)
 

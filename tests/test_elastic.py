@@ -15,9 +15,9 @@ import ray
 from ray.cluster_utils import Cluster
 from tiny_ppo import Iteration, Told, built, iterate, unlike
 
-from raytrain.trainable.hosts import RunnerRules, spread
-from raytrain.trainable.room import fits, unplaced
-from raytrain.trainable.stuck import Patience, StuckReporter
+from raytrain.cluster.placement import fits, unplaced
+from raytrain.rollout.runner_pool import RunnerRules, spread
+from raytrain.rollout.timeout import Patience, StuckReporter
 
 FOUR: dict[str, Any] = {
     "env_runners": {

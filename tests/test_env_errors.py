@@ -13,13 +13,13 @@ import pytest
 import wrong_envs
 from tiny_ppo import TINY, built, iterate, unlike
 
-from raytrain.checkpoint import Location
 from raytrain.config import config_from_dict, to_algorithm_config
+from raytrain.config.user_code import EnvironmentFailed
 from raytrain.errors import RaytrainError
-from raytrain.faults.tracebacks import where_the_traceback_is, write_traceback
-from raytrain.trainable.algorithm import NonFinite, prepare
-from raytrain.trainable.runner import GroupEnvRunner
-from raytrain.user_code import EnvironmentFailed
+from raytrain.ppo.algorithm import NonFinite, prepare
+from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.storage import Location
+from raytrain.trial.tracebacks import where_the_traceback_is, write_traceback
 
 needs_ray = pytest.mark.usefixtures("local_ray")
 
@@ -170,7 +170,7 @@ def test_a_nan_in_evaluation_alone_is_told() -> None:
 
 @needs_ray
 def test_a_long_evaluation_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raytrain.trainable.slow_evaluation._FIRST_S", 0.05)
+    monkeypatch.setattr("raytrain.ppo.slow_evaluation._FIRST_S", 0.05)
     told: list[str] = []
     evaluation = {"evaluation_interval": 1, "evaluation_duration": 1}
     sections = late("NeverEnds", evaluation=evaluation)

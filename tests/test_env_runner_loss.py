@@ -18,11 +18,11 @@ import ray
 from clusters import until
 from tiny_ppo import Iteration, Told, built, iterate, unlike
 
-from raytrain.trainable import rounds
-from raytrain.trainable.groups import NoNewEnvSteps
-from raytrain.trainable.rollouts import Rollout
-from raytrain.trainable.rounds import Round, RunnerLost
-from raytrain.user_code import EnvironmentFailed
+from raytrain.config.user_code import EnvironmentFailed
+from raytrain.rollout import group_calls
+from raytrain.rollout.collector import NoNewEnvSteps
+from raytrain.rollout.group_calls import Round, RunnerLost
+from raytrain.rollout.rollout import Rollout
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -112,7 +112,7 @@ def test_a_runner_killed_at_any_moment_changes_nothing(undisturbed, kill_while_s
 def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too(
     undisturbed, kill_while_sampling, monkeypatch
 ):
-    monkeypatch.setattr(rounds, "_NOBODY_TOLD_S", 0.0)
+    monkeypatch.setattr(group_calls, "_NOBODY_TOLD_S", 0.0)
     with built(**one_actor(TWO)) as algorithm:
         trail = iterate(algorithm, 1)
         kill_while_sampling(*pids(algorithm, 1))

@@ -11,7 +11,7 @@ import pytest
 from killed_writers import killed_often
 from small_disk import fill
 
-from raytrain.reporting import EpisodeHistory, FinishedEpisode, RecordsError, read_episodes
+from raytrain.records import EpisodeHistory, FinishedEpisode, RecordsError, read_episodes
 
 
 def finished(iteration: int) -> list[FinishedEpisode]:

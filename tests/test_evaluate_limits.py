@@ -10,10 +10,11 @@ import pytest
 import wrong_envs
 from commands import here
 
-from raytrain.checkpoint import ExperimentFile, Location
+from raytrain.checkpoint import ExperimentFile
 from raytrain.config import config_digest, config_from_dict
-from raytrain.trainable.evaluate import Evaluation, evaluate
-from raytrain.user_code import EnvironmentFailed
+from raytrain.config.user_code import EnvironmentFailed
+from raytrain.policy.evaluate import Evaluation, evaluate
+from raytrain.storage import Location
 
 
 class Still:
@@ -48,7 +49,7 @@ def test_an_episode_is_cut_at_the_limit_and_counted() -> None:
 
 
 def test_an_episode_that_takes_long_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raytrain.trainable.evaluate._SLOW_S", 0.0)
+    monkeypatch.setattr("raytrain.policy.evaluate._SLOW_S", 0.0)
     _, told = played(wrong_envs.NeverEnds, max_steps=2)
     assert told[0].startswith("Episode 0 has not ended after 1 steps and 0 s. An environment that")
     assert "--max-steps" in told[0]
@@ -104,7 +105,7 @@ def never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         versions={},
         first_start="2026-01-01T00:00:00+00:00",
     ).write(Location.of(place))
-    monkeypatch.setattr("raytrain.evaluation.load_policy", lambda path: Still())
+    monkeypatch.setattr("raytrain.commands.evaluate.load_policy", lambda path: Still())
     return place
 
 

@@ -24,13 +24,13 @@ import ray
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from tiny_ppo import Told, build, built, disturb, iterate, unlike
 
-from raytrain.trainable.algorithm import Restored, StateMismatch
-from raytrain.trainable.groups import RunnerLost
-from raytrain.trainable.learner import ExactPPOTorchLearner
-from raytrain.trainable.rng import RngStreams
-from raytrain.trainable.runner import GroupEnvRunner
-from raytrain.trainable.update.minibatches import minibatch_generator
-from raytrain.trainable.update.tier import RLLIB, Tier
+from raytrain.ppo.algorithm import Restored, StateMismatch
+from raytrain.ppo.fast_update.eligibility import RLLIB, Tier
+from raytrain.ppo.fast_update.minibatches import minibatch_generator
+from raytrain.ppo.learner import ExactPPOTorchLearner
+from raytrain.rng import RngStreams
+from raytrain.rollout.collector import RunnerLost
+from raytrain.rollout.env_runner import GroupEnvRunner
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -14,10 +14,10 @@ from running import Run, rows
 from structure_env import Structure
 
 import raytrain
+from raytrain.commands.evaluate import evaluate_path
 from raytrain.config import env_creator, load_config
-from raytrain.evaluation import evaluate_path
-from raytrain.reporting import read_episodes
-from raytrain.trainable.snapshots import prove
+from raytrain.records import read_episodes
+from raytrain.rollout.env_snapshots import prove
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -23,8 +23,8 @@ from rich.console import Console
 from running import experiment_of, trial_of
 
 import raytrain
-from raytrain.checkpoint import Location
-from raytrain.reporting.progress import busy, track
+from raytrain.commands.progress_bar import busy, track
+from raytrain.storage import Location
 
 WITHOUT_RAY = """
 import sys
@@ -131,7 +131,7 @@ def test_evaluate_plays_the_exported_policy_only_where_its_environment_is_known(
     """It lies in no experiment; from Python it plays in any environment with its spaces."""
     found = here("evaluate", exported)
     assert found.code == 2 and "load_policy" in found.err
-    from raytrain.trainable.evaluate import evaluate
+    from raytrain.policy.evaluate import evaluate
 
     policy = raytrain.load_policy(exported)
     assert evaluate(policy, lambda: gym.make("CartPole-v1"), episodes=1, seed=0).lengths[0] > 1

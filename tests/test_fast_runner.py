@@ -22,9 +22,9 @@ from tiny_ppo import TINY
 
 from raytrain.config import config_from_dict, to_algorithm_config
 from raytrain.errors import RaytrainError
-from raytrain.trainable.algorithm import prepare
-from raytrain.trainable.rollouts import Rollout
-from raytrain.trainable.runner import GroupEnvRunner
+from raytrain.ppo.algorithm import prepare
+from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.rollout import Rollout
 
 FILTER = {"observation_filter": "MeanStdFilter"}
 CONV = {"model_config": {"conv_filters": [[4, 3, 2], [8, 3, 2]], "head_fcnet_hiddens": [8]}}

@@ -8,12 +8,11 @@ import threading
 
 import pytest
 
-from raytrain.checkpoint import Location
+from raytrain.driver.signals import InterruptedEarly, Interrupts
 from raytrain.errors import BadInput, RaytrainError
-from raytrain.faults import (
+from raytrain.storage import Location
+from raytrain.trial.repeated_failures import (
     FailureMemory,
-    InterruptedEarly,
-    Interrupts,
     RepeatedFailure,
     able_to_travel,
     may_retry,

@@ -21,23 +21,23 @@ import pytest
 from checkpoint_children import manifest, put
 from interleaving import Writer, an_empty_store, one_after_another  # noqa: F401
 
-from raytrain import stages
 from raytrain.checkpoint import (
     BestPolicy,
     Catalogue,
     Entry,
-    Location,
     RetentionPolicy,
     catalogue,
     check,
     commit,
-    swap,
+    replacement,
 )
 from raytrain.config import config_from_dict
-from raytrain.experiment import _set_aside
-from raytrain.reporting import RecordsMirror, read_episodes
-from raytrain.trainable.attempts import Superseded
-from raytrain.trainable.trial_directory import TrialDirectory
+from raytrain.driver import stages
+from raytrain.driver.experiment import _set_aside
+from raytrain.records import RecordsMirror, read_episodes
+from raytrain.storage import Location
+from raytrain.trial.directory import TrialDirectory
+from raytrain.trial.fencing import Superseded
 
 committing = sys.modules[commit.__module__]
 pytestmark = pytest.mark.usefixtures("one_after_another")
@@ -408,7 +408,7 @@ def test_a_start_looks_again_when_another_changes_something_under_it(
     where, first = seeded(tmp_path / "trial", False)
     first.train(3, 4)
     (where / "best").move_tree(where / "best.1-9.new")
-    rename, renamed = swap._rename_into_place, []
+    rename, renamed = replacement._rename_into_place, []
 
     def overtaken(*args: Any) -> None:
         if not renamed:
@@ -416,7 +416,7 @@ def test_a_start_looks_again_when_another_changes_something_under_it(
             (where / "best.1-9.new").move_tree(where / "best")
         rename(*args)
 
-    monkeypatch.setattr(swap, "_rename_into_place", overtaken)
+    monkeypatch.setattr(replacement, "_rename_into_place", overtaken)
     second = Attempt(where)
     second.to_the_end()
     assert_ended_well(where)
@@ -516,7 +516,7 @@ def test_starting_again_after_a_stage_leaves_nothing_newer_in_sight(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(swap, "_discard", killed)
+        patch.setattr(replacement, "_discard", killed)
         first.train(4, 6)
     first.directory._lock.release()
     monkeypatch.setattr(stages, "trials", lambda place: [where])
@@ -540,7 +540,7 @@ def test_the_good_best_is_kept_if_the_one_that_was_to_replace_it_is_damaged(tmp_
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(swap, "_discard", killed)
+        patch.setattr(replacement, "_discard", killed)
         first.train(3, 4)
     (where / "best" / "state").delete_file()
     Catalogue(where).sweep()
@@ -610,15 +610,15 @@ def test_a_start_that_is_killed_while_it_sets_its_successors_checkpoint_aside_lo
     first, second, third = (Attempt(where) for _ in range(3))
     first.train(first.open(), 6)
     spoil(where / "checkpoint_000006" / "state")
-    rename = swap.rename
+    rename = replacement.rename
 
     def overtaken(place: Location, target: Location) -> None:
-        monkeypatch.setattr(swap, "rename", rename)
+        monkeypatch.setattr(replacement, "rename", rename)
         third.train(third.open(), 6)
         rename(place, target)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(swap, "rename", overtaken)
+    monkeypatch.setattr(replacement, "rename", overtaken)
     with pytest.raises(KeyboardInterrupt):
         second.open()
     assert third.saved == [6]
@@ -658,9 +658,9 @@ def test_two_writers_that_delete_the_same_leave_nothing_in_the_quarantine(
     where = an_empty_store() / "trial"
     first, second = Attempt(where), Attempt(where)
     first.train(first.open(), 3)
-    discard, delete = swap._discard, Location.delete_tree
+    discard, delete = replacement._discard, Location.delete_tree
 
-    def overtaken(trial: Location, path: str, found: swap.Listing) -> None:
+    def overtaken(trial: Location, path: str, found: replacement.Listing) -> None:
         before = dict(found)
 
         def half_deleted(place: Location) -> None:
@@ -669,14 +669,14 @@ def test_two_writers_that_delete_the_same_leave_nothing_in_the_quarantine(
                 discard(trial, path, before)
             delete(place)
 
-        monkeypatch.setattr(swap, "_discard", discard)
+        monkeypatch.setattr(replacement, "_discard", discard)
         monkeypatch.setattr(Location, "delete_tree", half_deleted)
         second.to_the_end()
 
-    monkeypatch.setattr(swap, "_discard", overtaken)
+    monkeypatch.setattr(replacement, "_discard", overtaken)
     with contextlib.suppress(AssertionError):  # It was replaced.
         first.train(3, 4)
-    assert swap._discard is discard
+    assert replacement._discard is discard
     assert_ended_well(where)
     assert not (where / "quarantine").exists()
 

@@ -11,9 +11,10 @@ from running import experiment_of, rows, train_here, trial_of, write_config
 from tiny_ppo import build, built, iterate, unlike
 from typer.testing import CliRunner
 
-from raytrain.checkpoint import MANIFEST_NAME, Catalogue, Location, read_manifest
+from raytrain.checkpoint import MANIFEST_NAME, Catalogue, read_manifest
 from raytrain.cli import app
-from raytrain.trainable.staged import StateMismatch
+from raytrain.ppo.staged import StateMismatch
+from raytrain.storage import Location
 
 FILTERED = {"env_runners": {"observation_filter": "MeanStdFilter"}}
 

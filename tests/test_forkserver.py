@@ -21,9 +21,9 @@ import pytest
 import ray
 from running import TINY
 
-from raytrain import forkserver
+from raytrain._ray import forkserver
 from raytrain.config import config_from_dict
-from raytrain.session import _can_be_forked
+from raytrain.driver.ray_session import _can_be_forked
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 
@@ -65,7 +65,7 @@ class Node:
     ) -> subprocess.Popen[bytes]:
         """A client as the raylet starts it, for servers that import something lighter."""
         code = (
-            "import sys; from raytrain import forkserver;"
+            "import sys; from raytrain._ray import forkserver;"
             f"forkserver.BASE_IMPORTS = {tuple(imports.split(','))!r};"
             f"forkserver.JOB_IMPORTS = {tuple(job_imports.split(','))!r}; forkserver.main()"
         )
@@ -231,7 +231,7 @@ def test_a_server_that_is_not_used_ends(node: Node) -> None:
     path = node.root / "sockets" / "x" / "own"
     path.parent.mkdir()
     code = (
-        "import os, sys; from pathlib import Path; from raytrain import forkserver as f;"
+        "import os, sys; from pathlib import Path; from raytrain._ray import forkserver as f;"
         "f.UNUSED_S, f._LOOK_S = 1.5, 0.1; root = Path(sys.argv[1]);"
         "lock = os.open(root / 'own.lock', os.O_CREAT | os.O_RDWR);"
         "first = f.Request([str(root / 'slow.py')], dict(os.environ), str(root));"
@@ -391,7 +391,7 @@ def test_a_log_that_is_a_link_is_not_followed(node: Node) -> None:
 def test_a_worker_without_a_raylet_starts_as_usual(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text("import os; print('here', os.getppid())")
     found = subprocess.run(
-        [sys.executable, "-m", "raytrain.forkserver", str(tmp_path / "worker.py")],
+        [sys.executable, "-m", "raytrain._ray.forkserver", str(tmp_path / "worker.py")],
         capture_output=True,
         text=True,
         check=True,
@@ -406,7 +406,7 @@ def test_rays_workers_are_forked_and_know_their_job() -> None:
             parent = psutil.Process().parent()
             job = ray.get_runtime_context().get_job_id()
             assert parent is not None
-            return parent.pid, job, "raytrain.trainable.trial" in sys.modules
+            return parent.pid, job, "raytrain.trial.trainable" in sys.modules
 
         def pid(self) -> int:
             return os.getpid()
@@ -432,7 +432,7 @@ def test_rays_workers_are_forked_and_know_their_job() -> None:
 @pytest.mark.slow
 def test_a_second_driver_of_a_cluster_has_workers_of_its_own() -> None:
     code = (
-        "import os, ray, sys; from raytrain import forkserver;"
+        "import os, ray, sys; from raytrain._ray import forkserver;"
         "ray.init(sys.argv[1], runtime_env={'py_executable': forkserver.COMMAND,"
         " 'env_vars': {'OMP_NUM_THREADS': '1'}}, log_to_driver=False);"
         "job = ray.remote(num_cpus=0)(lambda: ray.get_runtime_context().get_job_id());"

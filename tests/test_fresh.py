@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from checkpoint_children import put
 
-from raytrain.checkpoint import Catalogue, Location, replace
-from raytrain.experiment import _set_aside
+from raytrain.checkpoint import Catalogue, replace
+from raytrain.driver.experiment import _set_aside
+from raytrain.storage import Location
 
 
 class Killed(BaseException):

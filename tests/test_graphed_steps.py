@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from raytrain.trainable.update.flat_adam import FlatAdam
-from raytrain.trainable.update.graphed_steps import GraphedSteps, can_be_captured
-from raytrain.trainable.update.ppo_gradients import LossSettings
+from raytrain.ppo.fast_update.cuda_graphs import GraphedSteps, can_be_captured
+from raytrain.ppo.fast_update.flat_adam import FlatAdam
+from raytrain.ppo.fast_update.loss_gradients import LossSettings
 
 
 @pytest.fixture

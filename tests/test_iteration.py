@@ -13,12 +13,13 @@ import pytest
 from tiny_ppo import TINY, built
 
 from raytrain import _ray
-from raytrain.checkpoint import ExperimentFile, Location
-from raytrain.clocks import MachineSleep, seconds_passed
+from raytrain.checkpoint import ExperimentFile
 from raytrain.config import config_digest, config_from_dict
-from raytrain.reporting import EVENT_LOG, read_events
-from raytrain.trainable.stopwatch import PARTS, Stopwatch
-from raytrain.trainable.trial import TrialPPO
+from raytrain.ppo.stopwatch import PARTS, Stopwatch
+from raytrain.records import EVENT_LOG, read_events
+from raytrain.storage import Location
+from raytrain.storage.clocks import MachineSleep, seconds_passed
+from raytrain.trial.trainable import TrialPPO
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -17,7 +17,7 @@ import pytest
 from clusters import ROOT, Cluster, environment, free_port, run, until
 from running import Holds, Reference, committed, rows, trial_of, write_config
 
-from raytrain.cluster.jobs import exit_code, why_it_failed
+from raytrain.commands.jobs import exit_code, why_it_failed
 
 TOKEN = secrets.token_hex(32)
 SECRET = "a-value-that-nobody-may-read"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raytrain.trainable.update.kernels import (
+from raytrain.ppo.fast_update.kernels import (
     adam,
     add_bias_and_tanh,
     back_through_tanh,
@@ -97,7 +97,7 @@ def test_they_are_compiled_where_no_cache_can_be_written() -> None:
 import numba.core.caching as caching
 caching.CacheImpl._locator_classes = []
 import numpy as np
-from raytrain.trainable.update import kernels
+from raytrain.ppo.fast_update import kernels
 x = np.ones((1, 1, 4), np.float32)
 kernels.add_bias_and_tanh(x, np.ones((1, 1, 4), np.float32))
 print(type(kernels.add_bias_and_tanh._cache).__name__, round(float(x[0, 0, 0]), 4))

@@ -39,9 +39,9 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import nn
 
 from raytrain.errors import RaytrainError
-from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
-from raytrain.trainable.update.minibatches import minibatch_rows
-from raytrain.trainable.update.train_batch import train_batch
+from raytrain.ppo.fast_update.minibatches import minibatch_rows
+from raytrain.ppo.fast_update.train_batch import train_batch
+from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 
 WALL_CLOCK = ("timer", "throughput")
 ONE_MINIBATCH = Settings(minibatch_size=sum(LENGTHS) + len(LENGTHS), num_epochs=1)

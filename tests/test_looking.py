@@ -17,18 +17,11 @@ from commands import here
 from running import experiment_of, rows, trial_of
 
 from raytrain import checkpoint
-from raytrain.checkpoint import (
-    Catalogue,
-    DirectoryLock,
-    Location,
-    commit,
-    read_manifest,
-    remove_checkpoint,
-    who_writes,
-)
-from raytrain.faults.losses import Losses
-from raytrain.reporting import read_events
-from raytrain.reporting.time_lost import TimeLost, last_row, time_lost
+from raytrain.checkpoint import Catalogue, commit, read_manifest, remove_checkpoint
+from raytrain.cluster.restart_counts import Losses
+from raytrain.records import read_events
+from raytrain.records.downtime import TimeLost, last_row, time_lost
+from raytrain.storage import DirectoryLock, Location, who_writes
 
 
 @pytest.fixture

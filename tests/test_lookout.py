@@ -17,15 +17,15 @@ import ray
 from clusters import until
 from ray.exceptions import RayActorError
 
-from raytrain.checkpoint import Location
-from raytrain.faults import nodes
-from raytrain.faults.losses import Losses
-from raytrain.faults.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
-from raytrain.faults.notices import Notice
-from raytrain.faults.overdue import Overdue
-from raytrain.faults.waiting import WaitingForNodes
-from raytrain.trainable import lookout
-from raytrain.trainable.lookout import LAST_WORDS, Limits, Lookout
+from raytrain.cluster import nodes
+from raytrain.cluster.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
+from raytrain.cluster.preemption import Notice
+from raytrain.cluster.restart_counts import Losses
+from raytrain.driver.pending_trials import WaitingForNodes
+from raytrain.driver.trial_watchdog import Overdue
+from raytrain.storage import Location
+from raytrain.trial import watchdog
+from raytrain.trial.watchdog import LAST_WORDS, Limits, Lookout
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -119,7 +119,7 @@ def test_a_long_phase_is_left_alone_while_it_is_within_its_limits(tmp_path: Path
     found = looking(tmp_path, {"learner 0": learner}, Limits(10, 60))
     with found.phase("update"), found.phase("weights"):
         ray.get(learner.pid.remote())
-        time.sleep(3 * lookout._LOOK_EVERY_S + lookout._ASK_AFTER_S)
+        time.sleep(3 * watchdog._LOOK_EVERY_S + watchdog._ASK_AFTER_S)
     found.close()
     assert found.verdict is None
     assert found.usual("weights") is None, "a phase within another is a part of it"
@@ -138,7 +138,7 @@ def test_what_is_usual_sets_the_limit(tmp_path: Path) -> None:
     found.start()
     with found.phase("update"):
         now[0] += 990
-        time.sleep(3 * lookout._LOOK_EVERY_S)
+        time.sleep(3 * watchdog._LOOK_EVERY_S)
     found.close()
     assert found.verdict is None
 
@@ -278,7 +278,7 @@ def test_a_wall_clock_that_is_set_ends_no_trial_before_its_node(
     )
     node, ends = ray.get_runtime_context().get_node_id(), time.time() + 120
     monkeypatch.setattr(found, "_end", ended.append)
-    monkeypatch.setattr(lookout._ray.cluster, "draining_nodes", lambda: {node: ends})
+    monkeypatch.setattr(watchdog._ray.cluster, "draining_nodes", lambda: {node: ends})
     with found.phase("update"):
         found._look_at_nodes()
         with monkeypatch.context() as patch:

@@ -12,10 +12,10 @@ import raytrain
 from raytrain.config import ConfigError, config_from_dict, load_config
 from raytrain.config.former_names import NOTES, RENAMED
 from raytrain.config.validation import yaml_fields
-from raytrain.trainable.cadence import StopRule
-from raytrain.trainable.curriculum import StagePlan
-from raytrain.trainable.missing_metrics import MissingMetrics, metric_names, named_metrics
-from raytrain.trainable.recent import RecentEpisodes
+from raytrain.ppo.curriculum import StagePlan
+from raytrain.ppo.stopping import StopRule
+from raytrain.records.recent_episodes import RecentEpisodes
+from raytrain.trial.missing_metrics import MissingMetrics, metric_names, named_metrics
 
 MINIMAL = {"name": "a", "environment": {"env": "CartPole-v1"}, "stop": {"iterations": 2}}
 

@@ -16,11 +16,11 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
-from raytrain.trainable.learner import MODULE_ID, ExactPPOTorchLearner
-from raytrain.trainable.update.minibatches import last_with_a_step
-from raytrain.trainable.update.ppo_gradients import LossSettings
-from raytrain.trainable.update.ppo_loss import ppo_loss
-from raytrain.trainable.update.tier import RLLIB, Tier
+from raytrain.ppo.fast_update.eligibility import RLLIB, Tier
+from raytrain.ppo.fast_update.loss import ppo_loss
+from raytrain.ppo.fast_update.loss_gradients import LossSettings
+from raytrain.ppo.fast_update.minibatches import last_with_a_step
+from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 
 LOSSES = ("total_loss", "policy_loss", "vf_loss", "entropy", "mean_kl_loss", "vf_loss_unclipped")
 ROW_BY_ROW = Settings(minibatch_size=1, num_epochs=2, shuffle=False)
@@ -102,7 +102,7 @@ def test_a_recurrent_module_goes_on_too(shared: bool):
     """Sequences of 4: a chunk of 4 steps leaves its bootstrap row in a sequence of its own."""
     from test_fast_runner import config, runner
 
-    from raytrain.trainable.runner import GroupEnvRunner
+    from raytrain.rollout.env_runner import GroupEnvRunner
 
     model = {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 4, "vf_share_layers": shared}
     given = config(

@@ -10,15 +10,9 @@ import pytest
 from checkpoint_children import put
 from running import experiment_of, iteration_of, train, trial_of, write_config
 
-from raytrain.checkpoint import (
-    BestPolicy,
-    Catalogue,
-    Location,
-    RetentionPolicy,
-    StorageError,
-    is_of_run,
-)
-from raytrain.trainable.trial_directory import TrialDirectory
+from raytrain.checkpoint import BestPolicy, Catalogue, RetentionPolicy, is_of_run
+from raytrain.storage import Location, StorageError
+from raytrain.trial.directory import TrialDirectory
 
 
 def opened(trial: Location) -> tuple[TrialDirectory, int, tuple[str, ...]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from running import write_config
 
-from raytrain.cluster import packing
-from raytrain.cluster.packing import CONFIG_FILE, needs_files, pack
+from raytrain.cluster import package
+from raytrain.cluster.package import CONFIG_FILE, needs_files, pack
 from raytrain.config import ExperimentConfig, load_config
 from raytrain.errors import BadInput
 
@@ -96,6 +96,6 @@ def test_too_much_is_refused_and_the_largest_named(
 ) -> None:
     (tmp_path / "mine.py").touch()
     (tmp_path / "movie.bin").write_bytes(bytes(30_000))
-    monkeypatch.setattr(packing, "LIMIT", 20_000)
+    monkeypatch.setattr(package, "LIMIT", 20_000)
     with pytest.raises(BadInput, match=r"The largest: movie\.bin .*\.rayignore"):
         pack(load(tmp_path, **OWN), tmp_path.parent / "run.zip")

@@ -30,19 +30,21 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 
 from raytrain.checkpoint.digest import weights_sha256
-from raytrain.checkpoint.export import export_policy
 from raytrain.checkpoint.manifest import FileEntry, Manifest, ManifestError
-from raytrain.checkpoint.policy import ObservationError, load_policy
-from raytrain.checkpoint.policy_format import (
+from raytrain.errors import BadInput
+from raytrain.policy.evaluate import evaluate
+from raytrain.policy.export import export_policy
+from raytrain.policy.format import (
     MeanStdStep,
     PolicyNotFound,
     PolicyParts,
     read_policy,
     write_policy,
 )
-from raytrain.checkpoint.policy_parts import policy_parts
-from raytrain.checkpoint.portable import input_names, write_onnx
-from raytrain.checkpoint.spaces import (
+from raytrain.policy.from_algorithm import policy_parts
+from raytrain.policy.onnx import input_names, write_onnx
+from raytrain.policy.policy import ObservationError, load_policy
+from raytrain.policy.spaces import (
     PolicyFormatError,
     decode_array,
     decode_settings,
@@ -51,8 +53,6 @@ from raytrain.checkpoint.spaces import (
     encode_settings,
     encode_space,
 )
-from raytrain.errors import BadInput
-from raytrain.trainable.evaluate import evaluate
 
 STEPS = 48
 
@@ -252,7 +252,7 @@ def trained(ray_session, tmp_path_factory):
 FRESH_PROCESS = """
 import json, pickle, sys
 import cloudpickle, numpy as np, ray, ray.cloudpickle, torch, tree
-from raytrain.checkpoint.policy import load_policy
+from raytrain.policy.policy import load_policy
 
 def refuse(*args, **kwargs):
     raise AssertionError("unpickled")

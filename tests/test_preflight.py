@@ -20,10 +20,10 @@ from running import Run, write_config
 
 from raytrain import _ray
 from raytrain.cluster import preflight as room
-from raytrain.cluster.newcomers import Newcomers
+from raytrain.cluster.join_check import Newcomers
 from raytrain.cluster.node_checks import Envoy
 from raytrain.cluster.preflight import ClusterNotReady, Envoys, alive_nodes, nodes_to_ask, preflight
-from raytrain.faults import InterruptedEarly, Interrupts
+from raytrain.driver.signals import InterruptedEarly, Interrupts
 
 HOUR = 3600
 

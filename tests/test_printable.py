@@ -20,18 +20,19 @@ from checkpoint_children import manifest, put, stage
 from commands import here
 from rich.console import Console
 
-from raytrain.checkpoint import Catalogue, Location, Parent, commit, resolve, who_writes
+from raytrain.checkpoint import Catalogue, Parent, commit, resolve
 from raytrain.checkpoint.experiment_file import ExperimentFile
-from raytrain.checkpoint.lock import LOCK_NAME
-from raytrain.checkpoint.model_card import model_card
-from raytrain.checkpoint.patience import Patience, Times
 from raytrain.cli.app import say
+from raytrain.cli.text_table import table
+from raytrain.cluster.restart_counts import Losses
+from raytrain.driver.console import ConsoleReporter, StopTotals
 from raytrain.errors import RaytrainError
-from raytrain.faults.losses import Losses
-from raytrain.printable import printable
-from raytrain.reporting import ConsoleReporter, StopTotals
-from raytrain.reporting.records import TrialRecords
-from raytrain.reporting.text_table import table
+from raytrain.policy.model_card import model_card
+from raytrain.records.writer import TrialRecords
+from raytrain.storage import Location, who_writes
+from raytrain.storage.lock import LOCK_NAME
+from raytrain.storage.printable import printable
+from raytrain.storage.retry import Patience, Times
 
 CLEAR = "\x1b[2J"
 NASTY = f"{CLEAR}\x07\r\nall: good [/y] :warning: \\$\\foo$ $\\foo$ \u202e \x9b2J \udcff"

@@ -33,8 +33,8 @@ from tiny_ppo import Told, build
 
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
-from raytrain.trainable.filters import merge_connector_states
-from raytrain.trainable.runner import GroupEnvRunner
+from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.filters import merge_connector_states
 
 PPO_SETTINGS = {
     "lr": [[0, 1e-2], [1000, 1e-4]],

@@ -16,8 +16,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tiny_ppo import built
 
 from raytrain import _ray
-from raytrain.trainable.actors import remote_actors
-from raytrain.tuner import ExperimentScheduler
+from raytrain.driver.tuner import ExperimentScheduler
+from raytrain.trial.actors import remote_actors
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -13,8 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 from record_files import assert_complete, event_files, raw_events, row, write
 
-from raytrain.checkpoint import Location
-from raytrain.reporting import (
+from raytrain.records import (
     EventLog,
     RecordsMirror,
     TrialRecords,
@@ -22,6 +21,7 @@ from raytrain.reporting import (
     differences,
     read_events,
 )
+from raytrain.storage import Location
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -12,9 +12,9 @@ from killed_writers import killed_often
 from record_files import assert_complete, raw_events, row, write
 from small_disk import fill
 
-from raytrain.reporting import EventLog, RecordsError, TrialRecords, read_events
-from raytrain.reporting.appending import replace_file
-from raytrain.trainable.attempts import Superseded
+from raytrain.records import EventLog, RecordsError, TrialRecords, read_events
+from raytrain.records.append_file import replace_file
+from raytrain.trial.fencing import Superseded
 
 
 def test_killed_many_times_every_iteration_is_there_once(tmp_path):
@@ -175,7 +175,7 @@ def test_a_failure_that_append_is_told_fails_the_flush_under_way(tmp_path, monke
 
 
 def test_rows_without_a_checkpoint_do_not_stay_in_memory_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr("raytrain.reporting.records._MOST_NOT_DURABLE", 5)
+    monkeypatch.setattr("raytrain.records.writer._MOST_NOT_DURABLE", 5)
     synced, fsync = [], os.fsync
 
     def counted(descriptor: int) -> None:

@@ -11,8 +11,8 @@ import torch
 from ray import cloudpickle
 from tiny_ppo import built
 
-from raytrain.checkpoint.policy_parts import policy_parts
-from raytrain.trainable.rllib_files import RLlibFiles
+from raytrain.policy.from_algorithm import policy_parts
+from raytrain.ppo.rllib_checkpoint import RLlibFiles
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raytrain.errors import RaytrainError
-from raytrain.trainable.rng import RngStreams, preserved
+from raytrain.rng import RngStreams, preserved
 
 
 @pytest.fixture(autouse=True)

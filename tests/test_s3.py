@@ -13,34 +13,23 @@ import pytest
 from checkpoint_children import FILES, manifest, put
 from s3_store import SECRET, Proxy
 
-from raytrain.checkpoint import (
-    BestPolicy,
-    Catalogue,
-    DirectoryLock,
-    Location,
-    Locked,
-    RetentionPolicy,
-    StorageError,
-    check,
-    patience,
-    read_manifest,
-)
-from raytrain.checkpoint.lock import Times as LockTimes
-from raytrain.checkpoint.patience import Patience, Times, may_pass
+from raytrain.checkpoint import BestPolicy, Catalogue, RetentionPolicy, check, read_manifest
 from raytrain.errors import BadInput
-from raytrain.trainable.trial_directory import SavesFailing, Superseded, TrialDirectory
+from raytrain.storage import DirectoryLock, Location, Locked, StorageError, retry
+from raytrain.storage.lock import Times as LockTimes
+from raytrain.storage.retry import Patience, Times, may_pass
+from raytrain.trial.directory import SavesFailing, Superseded, TrialDirectory
 
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Patience]:
     """A process that has met no store yet, and waits less."""
     fresh = Patience()
-    monkeypatch.setattr(patience, "STORE", fresh)
-    for module in ("committer", "storage"):
-        monkeypatch.setattr(f"raytrain.checkpoint.{module}.STORE", fresh)
-    monkeypatch.setattr("raytrain.trainable.trial_directory.STORE", fresh)
-    monkeypatch.setattr(patience, "TELL_AFTER_S", 0.2)
-    monkeypatch.setattr(patience, "_LONGEST_PAUSE_S", 0.5)
+    monkeypatch.setattr(retry, "STORE", fresh)
+    for module in ("checkpoint.background_commit", "storage.location", "trial.directory"):
+        monkeypatch.setattr(f"raytrain.{module}.STORE", fresh)
+    monkeypatch.setattr(retry, "TELL_AFTER_S", 0.2)
+    monkeypatch.setattr(retry, "_LONGEST_PAUSE_S", 0.5)
     yield fresh
 
 
@@ -186,8 +175,8 @@ def test_a_store_that_goes_away_and_comes_back(s3_proxy: Proxy, store: Patience,
 def test_a_store_that_stays_away_ends_the_trial_and_loses_nothing(
     s3_proxy: Proxy, store: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_S", 2.0)
-    monkeypatch.setattr(patience, "SHORT_PATIENCE_S", 0.5)
+    monkeypatch.setattr(retry, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(retry, "SHORT_PATIENCE_S", 0.5)
     place = new_place()
     directory = opened(place, failed_saves=1)
     train(directory, range(1, 3))
@@ -224,7 +213,7 @@ def test_a_read_that_is_cut_off_is_not_damage(s3_proxy: Proxy, store: Patience) 
 def test_a_store_that_goes_away_during_a_check_is_not_damage(
     s3_proxy: Proxy, store: Patience, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(retry, "PATIENCE_S", 1.0)
     place = put(new_place(), tmp_path, 1)
     present = place.files()
     known = read_manifest(place)
@@ -307,17 +296,17 @@ def test_patience_pauses_longer_each_time_and_ends() -> None:
 
     with pytest.raises(ConnectionRefusedError):
         store.tried(away, "s3://bucket/a")
-    assert now[0] <= patience.SHORT_PATIENCE_S  # a store that has never answered
+    assert now[0] <= retry.SHORT_PATIENCE_S  # a store that has never answered
     assert store.tried(lambda: 3, "s3://bucket/a") == 3
     began = now[0]
     with pytest.raises(ConnectionRefusedError):
         store.tried(away, "s3://bucket/a")
-    assert patience.PATIENCE_S - 16 <= now[0] - began <= patience.PATIENCE_S
+    assert retry.PATIENCE_S - 16 <= now[0] - began <= retry.PATIENCE_S
     longest = pauses[-8:]
     assert longest == sorted(longest) and max(pauses) == 15.0
     with pytest.raises(ConnectionRefusedError):
         store.tried(away, "s3://bucket/a")  # it was given up: not for minutes again
-    assert now[0] - began <= patience.PATIENCE_S + patience.SHORT_PATIENCE_S
+    assert now[0] - began <= retry.PATIENCE_S + retry.SHORT_PATIENCE_S
     assert [text.split(" (")[0] for text in told] == [
         "The storage does not answer",
         "The storage answers again, after 8 s.",

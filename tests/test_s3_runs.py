@@ -17,7 +17,8 @@ import pytest
 import s3_store
 from running import Holds, Run, write_config
 
-from raytrain.checkpoint import Catalogue, Location
+from raytrain.checkpoint import Catalogue
+from raytrain.storage import Location
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -15,8 +15,8 @@ from test_fast_runner import CONV, FILTER, config, env, runner
 
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
-from raytrain.trainable.learner import MODULE_ID
-from raytrain.trainable.runner import GroupEnvRunner
+from raytrain.ppo.learner import MODULE_ID
+from raytrain.rollout.env_runner import GroupEnvRunner
 
 LSTM = {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 8, "fcnet_hiddens": [16]}
 

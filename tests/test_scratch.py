@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from raytrain.scratch import scratch, sweep
+from raytrain.storage.scratch import scratch, sweep
 
 _HOLDER = """
 import sys
-from raytrain.scratch import scratch
+from raytrain.storage.scratch import scratch
 with scratch("trial") as directory:
     (directory / "much").write_text("data")
     print(directory, flush=True)

@@ -16,8 +16,8 @@ from running import TINY
 
 from raytrain import _ray
 from raytrain.config import config_from_dict, cpus_at_most, param_space
-from raytrain.faults.leftovers import own_services
-from raytrain.trainable.trial import TrialPPO
+from raytrain.driver.leftovers import own_services
+from raytrain.trial.trainable import TrialPPO
 
 _AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py")
 _HEAVY = ("torch", "ray.rllib", "ray.tune")
@@ -80,7 +80,9 @@ def test_a_raylet_waits_for_no_agent(lean):
 
 
 def test_ray_can_start_before_the_driver_imports_rllib_and_torch():
-    code = f"import sys, raytrain.session; print([n for n in {_HEAVY} if n in sys.modules])"
+    code = (
+        f"import sys, raytrain.driver.ray_session; print([n for n in {_HEAVY} if n in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -29,8 +29,8 @@ from running import (
     write_config,
 )
 
-from raytrain.faults import InterruptedEarly, Interrupts
-from raytrain.reporting import ConsoleReporter
+from raytrain.driver.console import ConsoleReporter
+from raytrain.driver.signals import InterruptedEarly, Interrupts
 
 SAVING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 
@@ -129,7 +129,7 @@ def test_a_closed_terminal_does_not_end_the_run(terminal: bool) -> None:
 _ACTOR = """
 import multiprocessing, os, signal, subprocess, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])  # As the raylet was started.
-from raytrain.faults.spared import spare_this_actor
+from raytrain._ray.spared import spare_this_actor
 spare_this_actor()
 os.kill(os.getpid(), signal.SIGTERM)
 os.kill(os.getpid(), signal.SIGHUP)
@@ -234,7 +234,7 @@ def test_an_audit_leaves_no_process(
 
 _SWALLOWER = """
 import os, signal, sys, time
-from raytrain.faults import Interrupts
+from raytrain.driver.signals import Interrupts
 Interrupts(insist_after_s=1).install()
 try:
     os.kill(os.getpid(), signal.SIGINT)

@@ -20,7 +20,6 @@ from raytrain.checkpoint import (
     DamagedCheckpoint,
     ExperimentFile,
     ExperimentFileError,
-    Location,
     Manifest,
     ManifestError,
     NoGoodCheckpoint,
@@ -28,15 +27,10 @@ from raytrain.checkpoint import (
     require_key,
 )
 from raytrain.checkpoint.locate import local_policy_directory
-from raytrain.checkpoint.signing import (
-    FILE_VARIABLE,
-    KEY_VARIABLE,
-    signed,
-    signing_key,
-    unsigned,
-)
+from raytrain.driver.tuner import read_tune_files
 from raytrain.errors import BadInput, RaytrainError
-from raytrain.tuner import read_tune_files
+from raytrain.storage import Location
+from raytrain.storage.signing import FILE_VARIABLE, KEY_VARIABLE, signed, signing_key, unsigned
 
 LICENCE = "canary-of-the-licence-abcdef"
 KEY = "canary-of-the-signing-key-0123456789"

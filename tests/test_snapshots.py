@@ -17,10 +17,10 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
-from raytrain.trainable.rng import RngStreams
-from raytrain.trainable.snapshots import Proof, SnapshotError, prove, snapshotter
-from raytrain.trainable.snapshots.fingerprint import digest
-from raytrain.trainable.snapshots.replay import ActionLog
+from raytrain.rng import RngStreams
+from raytrain.rollout.env_snapshots import Proof, SnapshotError, prove, snapshotter
+from raytrain.rollout.env_snapshots.fingerprint import digest
+from raytrain.rollout.env_snapshots.replay import ActionLog
 
 
 def cartpole():

@@ -15,7 +15,7 @@ import ray
 from tiny_ppo import Told, build
 
 from raytrain.config import name_for_others
-from raytrain.trainable.learner import MODULE_ID
+from raytrain.ppo.learner import MODULE_ID
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -11,28 +11,21 @@ from typing import Any
 import pytest
 from checkpoint_children import manifest, put
 
-from raytrain import looking, plotting, pruning
-from raytrain.checkpoint import (
-    Catalogue,
-    Location,
-    Manifest,
-    ManifestError,
-    Parent,
-    resolve,
-    who_writes,
-)
+from raytrain.checkpoint import Catalogue, Manifest, ManifestError, Parent, resolve
 from raytrain.checkpoint.locate import entries_at
-from raytrain.checkpoint.lock import LOCK_NAME, DirectoryLock
-from raytrain.checkpoint.policy_format import PolicyFormatError, _parse_json
-from raytrain.checkpoint.signing import KEY_VARIABLE
+from raytrain.cli.documents import json_ready, manifest_document, manifest_text
+from raytrain.cli.tables import list_text, show_text
+from raytrain.commands import plot, prune, status
+from raytrain.driver.tuner import read_tune_files
 from raytrain.errors import BadInput, RaytrainError
-from raytrain.faults.failures import LAST_FAILURE, FailureMemory
-from raytrain.reporting.plain import json_ready, manifest_document, manifest_text
-from raytrain.reporting.time_lost import last_row, time_lost
-from raytrain.stored_json import DEEPEST, LARGEST, moment, parse_json
-from raytrain.tables import list_text, show_text
-from raytrain.trainable.attempts import Attempts
-from raytrain.tuner import read_tune_files
+from raytrain.policy.format import PolicyFormatError, _parse_json
+from raytrain.records.downtime import last_row, time_lost
+from raytrain.storage import Location, who_writes
+from raytrain.storage.json import DEEPEST, LARGEST, moment, parse_json
+from raytrain.storage.lock import LOCK_NAME, DirectoryLock
+from raytrain.storage.signing import KEY_VARIABLE
+from raytrain.trial.fencing import Attempts
+from raytrain.trial.repeated_failures import LAST_FAILURE, FailureMemory
 
 TRIAL, NEWEST = "trial_00000", "trial_00000/checkpoint_000002"
 
@@ -205,7 +198,7 @@ def readers(results: Path, file: str) -> Iterator[Callable[[], object]]:
     trial = experiment / TRIAL
 
     def show() -> None:
-        found = looking.view(experiment)
+        found = status.view(experiment)
         show_text(found)
         list_text([found])
         json.dumps(json_ready(found.to_dict()), allow_nan=False)
@@ -222,21 +215,21 @@ def readers(results: Path, file: str) -> Iterator[Callable[[], object]]:
     yield lambda: time_lost(last_row(trial / "result.json"), None, attempt=2, now=5.0)
     yield lambda: read_tune_files(experiment)
     if file.endswith((".jsonl", "result.json")):
-        yield lambda: plotting.plot(str(experiment), out=str(results / "x.png"))
-        yield lambda: plotting.plot(str(experiment), out=str(results / "x.png"), metric="profit")
+        yield lambda: plot.plot(str(experiment), out=str(results / "x.png"))
+        yield lambda: plot.plot(str(experiment), out=str(results / "x.png"), metric="profit")
     if file in ("experiment.json", f"{NEWEST}/manifest.json"):
         yield inspect
-        yield lambda: looking.views(str(results))
+        yield lambda: status.views(str(results))
         yield lambda: entries_at(str(experiment))
         yield lambda: Catalogue(trial).choose_for_resume()
-        yield lambda: pruning.plan(str(experiment), pruning.Rule(1, True, True))
+        yield lambda: prune.plan(str(experiment), prune.Rule(1, True, True))
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_no_document_ends_in_a_crash(
     results: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plotting, "_draw", lambda *drawn: None)
+    monkeypatch.setattr(plot, "_draw", lambda *drawn: None)
     path = results / "exp" / file
     before = path.read_bytes()
     try:
@@ -294,7 +287,7 @@ def test_a_damaged_experiment_file_says_what_is_wrong(results: Path) -> None:
     try:
         file.write_text(json.dumps({**FILES["experiment.json"], "config": [1]}))
         with pytest.raises(BadInput, match=r"is damaged \(TypeError: config is \[1\]\). Delete it"):
-            looking.view(str(results / "exp"))
+            status.view(str(results / "exp"))
     finally:
         file.write_bytes(before)
 

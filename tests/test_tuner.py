@@ -12,9 +12,9 @@ import pytest
 import ray.tune
 from running import train_here, write_config
 
-from raytrain.checkpoint import Location, StorageError
-from raytrain.tuner import ExperimentScheduler, TuneFiles
-from raytrain.watch import Watch
+from raytrain.driver.tune_callback import Watch
+from raytrain.driver.tuner import ExperimentScheduler, TuneFiles
+from raytrain.storage import Location, StorageError
 
 ENDED, OPEN = "TERMINATED", "PENDING"
 

@@ -10,9 +10,10 @@ from commands import here
 from running import experiment_of, rows, train_here, trial_of, write_config
 from tiny_ppo import TINY, built
 
-from raytrain.checkpoint import Location, read_manifest
+from raytrain.checkpoint import read_manifest
 from raytrain.config import config_from_dict
-from raytrain.trainable.cadence import StopRule
+from raytrain.ppo.stopping import StopRule
+from raytrain.storage import Location
 
 
 def test_stop_score_and_stages_have_the_same_window_where_none_is_given():

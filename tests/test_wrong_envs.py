@@ -19,11 +19,11 @@ import wrong_envs
 import yaml
 from commands import Ended, here
 
-from raytrain.config.observation_spaces import why_not_served
-from raytrain.trainable import stuck
-from raytrain.trainable.contract import Contract
-from raytrain.trainable.snapshots import prove
-from raytrain.user_code import by_the_code_itself
+from raytrain.config.user_code import by_the_code_itself
+from raytrain.driver.observation_spaces import why_not_served
+from raytrain.policy.env_contract import Contract
+from raytrain.rollout import timeout
+from raytrain.rollout.env_snapshots import prove
 
 HERE = str(Path(wrong_envs.__file__).name)
 
@@ -374,9 +374,9 @@ def test_an_environment_that_hangs_in_its_trial_is_told_of(
             wrong_envs.SEEN.set()
         return found
 
-    standing = stuck.standing
-    monkeypatch.setattr(stuck, "standing", seen)
-    monkeypatch.setattr("raytrain.stages.SLOW_TRIAL_S", 1.0)
+    standing = timeout.standing
+    monkeypatch.setattr(timeout, "standing", seen)
+    monkeypatch.setattr("raytrain.driver.stages.SLOW_TRIAL_S", 1.0)
     ended = with_config(tmp_path, environment={"env": "wrong_envs:Slow"})
     said = f"is still in Slow.__init__ ({HERE}, line {line_of('SEEN.wait(60)')}), there in wait"
     assert said in ended.err.replace("\n", " ")

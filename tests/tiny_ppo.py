@@ -24,9 +24,9 @@ import torch
 
 from raytrain import _ray
 from raytrain.config import config_from_dict, to_algorithm_config
-from raytrain.reporting import differences
-from raytrain.trainable.algorithm import ExactPPO, prepare
-from raytrain.trainable.hosts import RunnerRules
+from raytrain.ppo.algorithm import ExactPPO, prepare
+from raytrain.records import differences
+from raytrain.rollout.runner_pool import RunnerRules
 
 TINY: dict[str, Any] = {
     "name": "tiny",

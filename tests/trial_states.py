@@ -22,11 +22,11 @@ from struck_cartpole import Strike
 FIRST_STOP, LAST_STOP = 4, 6
 ROWS_EACH = 3
 
-TRIAL = "raytrain.trainable.trial:TrialPPO."
-WATCH = "raytrain.watch:Watch."
+TRIAL = "raytrain.trial.trainable:TrialPPO."
+WATCH = "raytrain.driver.tune_callback:Watch."
 COMMIT = "raytrain.checkpoint.commit:"
 MANIFEST = "raytrain.checkpoint.manifest:Manifest."
-SWAP = "raytrain.checkpoint.swap:"
+SWAP = "raytrain.checkpoint.replacement:"
 
 DAMAGES = (
     "none",

@@ -1,17 +1,31 @@
-"""The one place that touches private names of Ray.
+"""The one place that touches private names of Ray. Knows nothing of a run.
 
 Written against Ray 2.60. Each entry names what is private, and why the public interface does not do.
 When Ray is upgraded, this package and its tests (`tests/test_ray_private.py`,
 `tests/test_ray_private_cluster.py`, `tests/test_packing.py`) are what to look at.
 
-    cluster   nodes and jobs
-    learners  learners
-    local     an instance, or an algorithm, on this machine alone
-    runners   env runners
-    tune      Tune
-    actors    env runner actors; imports RLlib, and is therefore imported by itself
+    actors      env runner actors; imports RLlib
+    cluster     nodes and jobs
+    forkserver  workers as forks of a process that has imported what they need
+    learners    learners
+    local       an instance, or an algorithm, on this machine alone
+    runners     env runners
+    tune        Tune
+
+Each is imported when it is first used: the fork server's client starts with every worker, and needs none.
 """
 
-from raytrain._ray import cluster, learners, local, runners, tune
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raytrain._ray import cluster, learners, local, runners, tune
 
 __all__ = ["cluster", "learners", "local", "runners", "tune"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,7 @@ from raytrain.checkpoint.commit import (
     remove_checkpoint,
     state_by_names,
 )
-from raytrain.checkpoint.layout import (
+from raytrain.checkpoint.file_names import (
     FIXED_NAMES,
     QUARANTINE,
     STAGES,
@@ -38,12 +38,12 @@ from raytrain.checkpoint.layout import (
     versions_of,
 )
 from raytrain.checkpoint.manifest import MANIFEST_NAME, Manifest
-from raytrain.checkpoint.parallel import in_parallel
-from raytrain.checkpoint.storage import Listed, Location, storage_errors
-from raytrain.checkpoint.swap import set_aside, sweep, take_down
+from raytrain.checkpoint.replacement import set_aside, sweep, take_down
 from raytrain.checkpoint.verify import check
 from raytrain.errors import RaytrainError
-from raytrain.printable import printable
+from raytrain.storage.location import Listed, Location, storage_errors
+from raytrain.storage.parallel import in_parallel
+from raytrain.storage.printable import printable
 
 # Also `checkpoint_000012.1` in quarantine.
 _ONCE_NUMBERED = re.compile(r"(checkpoint|error)_(\d+)")

@@ -43,7 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from raytrain.checkpoint.layout import INCOMING
+from raytrain.checkpoint.file_names import INCOMING
 from raytrain.checkpoint.manifest import (
     HALF_WRITTEN_NAME,
     INCOMPLETE_NAME,
@@ -51,15 +51,15 @@ from raytrain.checkpoint.manifest import (
     FileEntry,
     Manifest,
 )
-from raytrain.checkpoint.parallel import in_parallel, together
-from raytrain.checkpoint.storage import (
+from raytrain.errors import RaytrainError
+from raytrain.storage.location import (
     Location,
     StorageError,
     make_directories,
     storage_errors,
     sync_directories,
 )
-from raytrain.errors import RaytrainError
+from raytrain.storage.parallel import in_parallel, together
 
 Fence = Callable[[], None]
 State = Literal["missing", "empty", "committed", "incomplete", "bare"]

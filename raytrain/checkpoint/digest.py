@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raytrain.checkpoint.storage import Location
+from raytrain.storage.location import Location
 
 if TYPE_CHECKING:
     import torch

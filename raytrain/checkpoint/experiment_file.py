@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass, fields
 from types import UnionType
 from typing import Any
 
-from raytrain.checkpoint.signing import KEY_VARIABLE, SIGNATURE, signed, signing_key, unsigned
-from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.errors import BadInput
-from raytrain.stored_json import moment, read_json
+from raytrain.storage.json import moment, read_json
+from raytrain.storage.location import Location, storage_errors
+from raytrain.storage.signing import KEY_VARIABLE, SIGNATURE, signed, signing_key, unsigned
 
 EXPERIMENT_FILE = "experiment.json"
 FORMAT = 1

@@ -20,7 +20,7 @@ from typing import Any
 from raytrain.checkpoint.catalogue import Entry
 from raytrain.checkpoint.experiment_file import ExperimentFile, ExperimentFileError
 from raytrain.checkpoint.manifest import Manifest
-from raytrain.checkpoint.storage import Location
+from raytrain.storage.location import Location
 
 _DIRECTORY = re.compile(r"trial_(\d+)")  # trial_00001_lr=0.001
 _TRIAL_ID = re.compile(r"_(\d+)$")  # 8a6d5_00001

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
-from raytrain.checkpoint.signing import signing_key
-from raytrain.checkpoint.storage import Location, storage_errors
 from raytrain.checkpoint.verify import fetch
 from raytrain.errors import BadInput
-from raytrain.scratch import scratch
+from raytrain.storage.location import Location, storage_errors
+from raytrain.storage.scratch import scratch
+from raytrain.storage.signing import signing_key
 
 _POLICY_FILE = "policy.json"
 

@@ -41,9 +41,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, cast
 
-from raytrain.checkpoint.signing import signed, unsigned
 from raytrain.errors import RaytrainError
-from raytrain.stored_json import moment, parse_json, require_bounds
+from raytrain.storage.json import moment, parse_json, require_bounds
+from raytrain.storage.signing import signed, unsigned
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"

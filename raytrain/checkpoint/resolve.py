@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from raytrain.checkpoint.catalogue import Catalogue, Entry, NoGoodCheckpoint
 from raytrain.checkpoint.commit import DamagedCheckpoint, state_of
-from raytrain.checkpoint.layout import FIXED_NAMES, QUARANTINE, STAGES, numbered, target_of
-from raytrain.checkpoint.storage import Location, storage_errors
+from raytrain.checkpoint.file_names import FIXED_NAMES, QUARANTINE, STAGES, numbered, target_of
 from raytrain.errors import BadInput
+from raytrain.storage.location import Location, storage_errors
 
 _TRIAL_FILES = frozenset({"result.json", "params.json", "progress.csv"})
 

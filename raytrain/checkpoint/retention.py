@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.commit import Fence, nothing
-from raytrain.checkpoint.parallel import in_parallel
+from raytrain.storage.parallel import in_parallel
 
 _DISPOSABLE = frozenset({"periodic", "interrupted"})
 

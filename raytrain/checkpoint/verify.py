@@ -20,11 +20,11 @@ from raytrain.checkpoint.manifest import (
     Manifest,
     ManifestError,
 )
-from raytrain.checkpoint.parallel import in_parallel
-from raytrain.checkpoint.signing import signing_key
-from raytrain.checkpoint.storage import Location, storage_errors
-from raytrain.printable import printable
-from raytrain.stored_json import LARGEST
+from raytrain.storage.json import LARGEST
+from raytrain.storage.location import Location, storage_errors
+from raytrain.storage.parallel import in_parallel
+from raytrain.storage.printable import printable
+from raytrain.storage.signing import signing_key
 
 # Anything else that a file system or a store says (too many open files, no right, an input/output error) tells
 # nothing of what is in the file: it is no damage, and raised.

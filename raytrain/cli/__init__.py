@@ -9,7 +9,7 @@ looking       show, list, plot, prune
 from raytrain.cli.starting import nothing_begun
 
 with nothing_begun():
-    from raytrain.cli import runs, checkpoints, looking  # noqa: F401, I001  in the order of --help
+    from raytrain.cli import train, checkpoints, experiments  # noqa: F401, I001  in the order of --help
     from raytrain.cli.app import app, main
 
 __all__ = ["app", "main"]

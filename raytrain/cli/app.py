@@ -26,9 +26,9 @@ import typer
 from rich.console import Console
 
 from raytrain.cli.json_output import close_stdout, stdout_for_the_document, write_document
+from raytrain.driver.signals import Interrupts
 from raytrain.errors import RaytrainError
-from raytrain.faults.interrupts import Interrupts
-from raytrain.printable import printable
+from raytrain.storage.printable import printable
 
 _THREADS_END_WITHIN_S = 10.0
 _HELP = """Train RLlib PPO so that the same command always continues the same run, bit for bit.
@@ -229,19 +229,19 @@ def write(text: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    from raytrain.reporting.plain import json_ready
+    from raytrain.cli.documents import json_ready
 
     write_document(json.dumps(json_ready(document), indent=1, allow_nan=False) + "\n")
 
 
 def bar(what: str) -> Callable[[Any], Any]:
     """Count on a bar how many of some items are done."""
-    from raytrain.reporting.progress import track
+    from raytrain.commands.progress_bar import track
 
     return functools.partial(track, what=what)
 
 
 def busy(what: str) -> Any:
-    from raytrain.reporting.progress import busy
+    from raytrain.commands.progress_bar import busy
 
     return busy(what)

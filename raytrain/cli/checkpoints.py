@@ -19,7 +19,7 @@ from raytrain.cli.app import (
     say,
     write,
 )
-from raytrain.printable import printable
+from raytrain.storage.printable import printable
 
 
 @command
@@ -29,8 +29,8 @@ def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
     Every byte is checked; a checkpoint that is damaged says which file is wrong.
     """
     from raytrain.checkpoint.locate import entries_below
-    from raytrain.reporting.plain import checkpoint_rows
-    from raytrain.reporting.text_table import table
+    from raytrain.cli.documents import checkpoint_rows
+    from raytrain.cli.text_table import table
 
     rows = checkpoint_rows(entries_below(experiment_dir, bar("Checking")), experiment_dir)
     if as_json:
@@ -58,7 +58,7 @@ def inspect(
     Counters, score, weights digest, parent, versions; with --json all of it, as it lies on storage.
     """
     from raytrain.checkpoint import resolve
-    from raytrain.reporting.plain import manifest_document, manifest_text
+    from raytrain.cli.documents import manifest_document, manifest_text
 
     with busy("Checking"):
         entry = resolve(checkpoint)
@@ -80,7 +80,7 @@ def verify(
     Exit code 0 if all is good, 1 if anything is damaged; the files are named.
     """
     from raytrain.checkpoint.locate import entries_at
-    from raytrain.reporting.plain import checkpoint_rows
+    from raytrain.cli.documents import checkpoint_rows
 
     rows = checkpoint_rows(entries_at(path, bar("Checking")), path)
     bad = [row for row in rows if not row["good"]]
@@ -136,7 +136,7 @@ def evaluate(
     Mean, standard deviation, least and greatest return and length; the same seed gives the same
     numbers, with a video and without. Ray is not started.
     """
-    from raytrain.evaluation import evaluate_path
+    from raytrain.commands.evaluate import evaluate_path
 
     keep_ray_quiet()
     result = evaluate_path(
@@ -181,8 +181,8 @@ def probe(
 
     Each way is tried on scratch copies, and has to continue bit for bit.
     """
-    from raytrain.probe import probe as run
-    from raytrain.probe import report
+    from raytrain.commands.probe import probe as run
+    from raytrain.commands.probe import report
 
     with busy("Trying"):
         proof = run(env, env_config)
@@ -209,7 +209,7 @@ def audit(
     The training happens in a scratch directory; weights digests and metrics are compared. Exit code
     0 if they are equal, 1 if not, with the first iteration that differs.
     """
-    from raytrain.audit import audit as run
+    from raytrain.commands.audit import audit as run
 
     keep_ray_quiet()
     with busy("Training again"):
@@ -244,7 +244,7 @@ def export(
     README.md. What is written is compared with RLlib's module before: the same bits in Torch and
     TorchScript, 1e-5 in ONNX.
     """
-    from raytrain.checkpoint.export import export_policy
+    from raytrain.policy.export import export_policy
 
     keep_ray_quiet()
     with busy("Exporting"):

@@ -48,7 +48,7 @@ def look(packages: tuple[str, ...]) -> dict[str, Any]:
 
 def write(directory: str, name: str, text: str) -> str | None:
     """Write a file; why it could not be written, or None."""
-    from raytrain.checkpoint import Location
+    from raytrain.storage import Location
 
     place = Location.of(directory)
     try:
@@ -62,7 +62,7 @@ def write(directory: str, name: str, text: str) -> str | None:
 def read(directory: str, expected: dict[str, str], patience_s: float) -> dict[str, str]:
     """Read the files that the nodes have written: what is wrong, by name. A network file system may
     show a new file late, so each is waited for."""
-    from raytrain.checkpoint import Location
+    from raytrain.storage import Location
 
     place = Location.of(directory)
     deadline = time.monotonic() + patience_s
@@ -85,6 +85,6 @@ def _read_one(place: Any, text: str) -> str | None:
 
 def remove(directory: str) -> None:
     """Remove the files again, where the storage turned out not to be shared."""
-    from raytrain.checkpoint import Location
+    from raytrain.storage import Location
 
     Location.of(directory).delete_tree()

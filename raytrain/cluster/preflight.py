@@ -26,10 +26,10 @@ import ray
 from ray.exceptions import ActorUnschedulableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain.checkpoint import Location, storage_errors
 from raytrain.cluster import node_checks
+from raytrain.cluster.nodes import node_is_gone, nodes_alive
 from raytrain.errors import BadInput
-from raytrain.faults.nodes import node_is_gone, nodes_alive
+from raytrain.storage import Location, storage_errors
 from raytrain.versions import versions
 
 MAX_SKEW_S = 10.0  # A lease on an object store, and the signatures of its requests, compare clocks.

@@ -3,8 +3,7 @@
 Nothing here imports Ray until `to_algorithm_config`, `register_env` or `param_space` is called.
 """
 
-from raytrain.config.algorithm import name_for_others, register_env, to_algorithm_config
-from raytrain.config.continuity import (
+from raytrain.config.compatibility import (
     Difference,
     allowed_on_continue,
     config_digest,
@@ -15,9 +14,9 @@ from raytrain.config.continuity import (
 )
 from raytrain.config.curriculum import Stage, eras, stage_config, total_timesteps
 from raytrain.config.environment import EnvCreator, env_creator, make_env, resolve_env
+from raytrain.config.errors import ConfigError, Problem
 from raytrain.config.loading import config_from_dict, load_config
 from raytrain.config.metric_names import require_metrics
-from raytrain.config.problems import ConfigError, Problem
 from raytrain.config.schema import ALGORITHM_SECTIONS, NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.search import (
     SearchSpace,
@@ -27,6 +26,7 @@ from raytrain.config.search import (
     with_trial_values,
 )
 from raytrain.config.sizes import cpus_at_most, most_env_runners
+from raytrain.config.to_rllib import name_for_others, register_env, to_algorithm_config
 
 __all__ = [
     "ALGORITHM_SECTIONS",

@@ -27,9 +27,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from raytrain.config.problems import NOTHING, ConfigError, Problem, nearest
+from raytrain.config.errors import NOTHING, ConfigError, Problem, nearest
 from raytrain.config.secrets import with_secrets
-from raytrain.user_code import by_the_code_itself, no_exit, places, text_of, users_code
+from raytrain.config.user_code import by_the_code_itself, no_exit, places, text_of, users_code
 
 if TYPE_CHECKING:
     import gymnasium

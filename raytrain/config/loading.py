@@ -9,8 +9,8 @@ from typing import Any
 
 from raytrain.config.curriculum import stage_config
 from raytrain.config.environment import resolve_env
+from raytrain.config.errors import ConfigError, Problem, nearest
 from raytrain.config.metric_names import metric_problems
-from raytrain.config.problems import ConfigError, Problem, nearest
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.secrets import PlainSecret
 from raytrain.config.validation import validated

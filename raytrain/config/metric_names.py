@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from raytrain.config.problems import ConfigError, Problem, dotted
+from raytrain.config.errors import ConfigError, Problem, dotted
 
 if TYPE_CHECKING:
     from raytrain.config.curriculum import Until

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from raytrain.config.problems import show_value
+from raytrain.config.errors import show_value
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.validation import section_type
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raytrain.config.problems import Problem
+from raytrain.config.errors import Problem
 
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raytrain.config.problems import NOTHING, ConfigError, Problem
+from raytrain.config.errors import NOTHING, ConfigError, Problem
 
 REFERENCE = "from_environment"
 

@@ -13,9 +13,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from raytrain.config.combinations import Conflict, conflicts
+from raytrain.config.cross_checks import Conflict, conflicts
+from raytrain.config.errors import NOTHING, ConfigError, Problem, dotted, nearest
 from raytrain.config.former_names import NOTES, RENAMED
-from raytrain.config.problems import NOTHING, ConfigError, Problem, dotted, nearest
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.search import SearchSpace, combinations, put_value, take_out
 from raytrain.config.secrets import PlainSecret, secrets_in

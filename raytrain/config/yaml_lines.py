@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from raytrain.config.problems import NOTHING, ConfigError, Problem
+from raytrain.config.errors import NOTHING, ConfigError, Problem
 
 KeyPath = tuple[str | int, ...]
 """Keys and list positions from the root: ("training", "lr", 0, 1)."""

@@ -103,7 +103,7 @@ def made(network: Network, own: bool, **arguments: Any) -> Any:
     from chase import Chase
     from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 
-    from raytrain.trainable.learner import ExactPPOTorchLearner
+    from raytrain.ppo.learner import ExactPPOTorchLearner
 
     env = Chase() if network.env.startswith("chase") else gym.make(network.env)
     return learner_pairs.build(

@@ -293,7 +293,7 @@ def kind(process: psutil.Process) -> str:
         if name in ("raylet", "gcs_server"):
             return "Ray"
         inner = " ".join(process.cmdline())
-        if "raytrain.forkserver --serve" in inner:
+        if "raytrain._ray.forkserver --serve" in inner:
             return "fork server"
         if "default_worker.py" in inner:
             return "starting worker"

@@ -20,7 +20,8 @@ from chaos.damage import checkpoints, damage
 from chaos.nodes import KINDS
 from chaos.schedule import Fault, Schedule, regular, scattered
 from chaos.trials import Trials, where
-from raytrain.checkpoint import Catalogue, Location
+from raytrain.checkpoint import Catalogue
+from raytrain.storage import Location
 
 
 def test_a_seed_is_a_schedule() -> None:

@@ -1,0 +1,157 @@
+"""Commands that train: train, submit, resume."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from raytrain.cli.app import Address, Config, Directory, Name, Set, StoragePath, command, say
+from raytrain.errors import BadInput
+
+
+@command
+def train(
+    config: Config,
+    *,
+    set_: Set = None,
+    name: Name = None,
+    storage_path: StoragePath = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Set the run's old directory aside and begin again.")
+    ] = False,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="CHECKPOINT", help="Begin a new run (--name) where this one was."
+        ),
+    ] = None,
+    weights_only: Annotated[
+        bool,
+        typer.Option("--weights-only", help="With --from: take weights and filters, count from 0."),
+    ] = False,
+    from_stage: Annotated[
+        str | None,
+        typer.Option(
+            "--from-stage",
+            metavar="NAME",
+            help="Go back to the end of this stage of the curriculum.",
+        ),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Start the run, continue it, or say that it is finished.
+
+    \b
+      raytrain train configs/cartpole.yaml
+      raytrain train configs/cartpole.yaml --set stop.timesteps=3e5
+      raytrain train configs/cartpole.yaml --name wide \\
+          --set training.lr=1e-4 --set 'rl_module.model_config.fcnet_hiddens=[256, 256]'
+      raytrain train configs/cartpole.yaml --from results/cartpole:best --name slower \\
+          --set training.lr=5e-5 --set stop.timesteps=4e5
+
+    A value is YAML. The keys are those of the file, with dots: see docs/config.md. A run that
+    continues must be the same run, but for `stop`, `checkpoint`, `failure` and `resources`. A fork
+    (--from) may change anything but the spaces and the network; its counters run on.
+    """
+    from raytrain.cluster.package import submitted
+    from raytrain.config import load_config
+    from raytrain.driver.experiment import train as run
+    from raytrain.driver.fork import Fork
+    from raytrain.driver.outcome import command_for
+
+    if weights_only and from_ is None:
+        raise BadInput("--weights-only says what to take from a checkpoint; name it with --from.")
+    if from_ is not None and from_stage is not None:
+        raise BadInput(
+            f"--from and --from-stage cannot go together: to fork after a stage, use --from "
+            f"{from_}/stages/{from_stage} (the stage's directory in the trial's)."
+        )
+    fork = None if from_ is None else Fork(from_, weights_only)
+    loaded = load_config(config, overrides=set_ or (), name=name, storage_path=storage_path)
+    again = [part for each in set_ or () for part in ("--set", each)]
+    for option, value in (
+        ("--name", name),
+        ("--storage-path", storage_path),
+        ("--address", address),
+        ("--from", from_),
+    ):
+        again += [option, value] if value is not None else []
+    again += ["--weights-only"] * weights_only
+    command = submitted(config) or command_for("train", config, again)
+    outcome = run(
+        loaded,
+        fresh=fresh,
+        fork=fork,
+        from_stage=from_stage,
+        address=address,
+        command=command,
+    )
+    _end(outcome)
+
+
+@command
+def submit(
+    config: Config,
+    *,
+    address: Annotated[
+        str,
+        typer.Option(
+            "--address",
+            metavar="ADDRESS",
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="The cluster's dashboard, such as http://HOST:8265.",
+        ),
+    ],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the log, and end with the run's exit code.")
+    ] = False,
+    set_: Set = None,
+    name: Name = None,
+    storage_path: StoragePath = None,
+) -> None:
+    """Run it on a cluster, as a Ray job.
+
+    \b
+      raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs
+      raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs --wait
+
+    The same command again is the same run: it follows the job that runs, says that the run has
+    finished, or starts it again where it stopped. Exit codes with --wait are those of `raytrain
+    train`; Ctrl-C stops only the following. See docs/jobs.md.
+    """
+    from raytrain.commands.submit import submit_and_follow
+    from raytrain.config import load_config
+
+    # The environment need not be installed on the machine that submits.
+    loaded = load_config(
+        config, overrides=set_ or (), name=name, storage_path=storage_path, check_env=False
+    )
+    raise typer.Exit(submit_and_follow(loaded, address, wait=wait, say=say, write=_write_log))
+
+
+def _write_log(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@command
+def resume(experiment_dir: Directory, address: Address = None) -> None:
+    """Continue an experiment, from its directory alone.
+
+    Its config is the one that it was last started with; to change a value, use `raytrain train`.
+    """
+    from raytrain.driver.experiment import resume as run
+    from raytrain.driver.outcome import command_for
+
+    again = ["--address", address] if address else []
+    _end(run(experiment_dir, address=address, command=command_for("resume", experiment_dir, again)))
+
+
+def _end(outcome: Any) -> None:
+    from raytrain.driver.outcome import next_steps
+
+    if outcome.exit_code == 0:
+        say(next_steps(outcome))
+    raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,420 @@
+"""`raytrain audit`: because a run is reproducible, what lies on storage can be checked.
+
+    checkpoint k --load--> train to the iteration of the next checkpoint --compare--> its manifest
+                           each iteration --compare--> its row in result.json
+
+The training happens in this process, with Ray on this machine, in a scratch directory; the
+experiment is only read, so it may be running. A difference means that a checkpoint or a record was
+corrupted unnoticed, that the environment is not deterministic, or that a library or the machine
+computes something else than before; the first iteration that differs is named.
+
+A run that never was exact is refused: a difference would prove nothing. So is a stretch in which
+exactness was given up (another number of env groups or learners). Stretches after it are audited
+as usual.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raytrain import _ray
+from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, Manifest, fetch, is_trial, trials
+from raytrain.config import (
+    ExperimentConfig,
+    config_from_dict,
+    has_digest,
+    has_search,
+    with_trial_values,
+)
+from raytrain.driver.leftovers import nothing_left
+from raytrain.errors import BadInput, RaytrainError
+from raytrain.storage import Location, signing_key
+from raytrain.storage.json import parse_json
+from raytrain.storage.location import storage_errors
+from raytrain.storage.scratch import scratch
+from raytrain.versions import versions
+
+if TYPE_CHECKING:  # They import Ray, which takes seconds.
+    from raytrain.ppo.algorithm import ExactPPO
+    from raytrain.records.tabular import Row
+
+_SHOWN = 5
+_RECORDS, _PARAMS = "result.json", "params.json"
+
+
+class CannotAudit(BadInput):
+    """There is nothing that an audit could compare."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first iteration that came out otherwise. `what` maps a metric's name, or `weights_sha256`,
+    to what is on storage and what came out now."""
+
+    iteration: int
+    what: Mapping[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class TrialAudit:
+    """One trial trained again from iteration `start` to `end`. `compared`: iterations of which
+    result.json has the row; of the others only the weights at the end are known."""
+
+    trial: str
+    start: int
+    end: int
+    weights_sha256: str
+    compared: int
+    difference: Difference | None
+    versions: Mapping[str, tuple[str, str]]
+    """Libraries that differ from those of the checkpoints: (then, now)."""
+
+    @property
+    def equal(self) -> bool:
+        return self.difference is None
+
+    def text(self) -> str:
+        """What a person should know, in whole lines."""
+        head = f"{self.trial}: iterations {self.start + 1} to {self.end} trained again: "
+        if self.difference is None:
+            said = (
+                f"{head}equal (weights {self.weights_sha256[:12]}, and all metrics of "
+                f"{self.compared} iterations).\n"
+            )
+        else:
+            known = "" if self.compared else " at the latest (no metrics are recorded)"
+            said = (
+                f"{head}NOT equal. The first difference is in iteration "
+                f"{self.difference.iteration}{known}:\n"
+            )
+            shown = list(self.difference.what.items())[:_SHOWN]
+            said += "".join(
+                f"  {key}: {then!r} on storage, {now!r} now\n" for key, (then, now) in shown
+            )
+            more = len(self.difference.what) - len(shown)
+            said += f"  and {more} more\n" if more else ""
+        changed = ", ".join(
+            f"{name} {then} -> {now}" for name, (then, now) in self.versions.items()
+        )
+        if changed:
+            said += (
+                f"  Versions differ from those of the checkpoints ({changed}); equality is promised "
+                "for the same versions only.\n"
+            )
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON, but for numbers that are not finite."""
+        return {**asdict(self), "equal": self.equal}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What came of all trials."""
+
+    experiment: str
+    trials: tuple[TrialAudit, ...]
+
+    @property
+    def equal(self) -> bool:
+        return all(trial.equal for trial in self.trials)
+
+    def text(self) -> str:
+        return "".join(trial.text() for trial in self.trials)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment,
+            "equal": self.equal,
+            "trials": [trial.to_dict() for trial in self.trials],
+        }
+
+
+def audit(experiment_dir: str | Path, *, start: int | None = None, end: int | None = None) -> Audit:
+    """Train each trial of an experiment (or the one whose directory is given) again from the
+    checkpoint of iteration `start` to that of `end`, and compare. Without them: between the two
+    newest good checkpoints; with one of them: to the next one, or from the one before.
+
+    Raises:
+        BadInput: no experiment, no such checkpoints, or the run is not exact there.
+        StorageError: the storage cannot be read.
+    """
+    place = Location.of(experiment_dir)
+    experiment_place, chosen = _trials_of(place)
+    experiment = ExperimentFile.read(experiment_place)
+    if experiment is None:
+        raise CannotAudit(
+            f"{experiment_place} holds no experiment.json, so it is not an experiment's directory. "
+            "Give the directory that `raytrain train` printed."
+        )
+    # Everything that can be refused is refused before anything is trained.
+    plans = [_plan(trial, experiment, start, end) for trial in chosen]
+    return Audit(str(experiment_place), tuple(_audit_trial(*plan) for plan in plans))
+
+
+Plan = tuple[Location, ExperimentConfig, Entry, Entry]
+
+
+def _trials_of(place: Location) -> tuple[Location, list[Location]]:
+    with storage_errors("Looking for the experiment", place):
+        if not place.is_dir():
+            raise CannotAudit(f"There is no directory {place}. Give an experiment's directory.")
+        if is_trial(place):
+            return place.parent, [place]
+    found = trials(place)
+    if not found:
+        raise CannotAudit(f"{place} has no trial yet. Give the directory of a run that has begun.")
+    return place, found
+
+
+def _plan(trial: Location, experiment: ExperimentFile, start: int | None, end: int | None) -> Plan:
+    first, last = _pair(trial, start, end)
+    _refuse_inexact(trial, first, last)
+    config = _config_of(trial, experiment)
+    if signing_key() is not None and not has_digest(config, _manifest(first).config_digest):
+        # params.json is not signed; the manifest, which holds the digest of these values, is.
+        raise CannotAudit(
+            f"{trial / _PARAMS} is not trusted: its values are not those that {first.location} was "
+            "written with."
+        )
+    return trial, config, first, last
+
+
+def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, Entry]:
+    """The checkpoints to begin at and to reach, every byte of them checked."""
+    good: dict[int, Entry] = {}
+    for entry in Catalogue(trial).entries(verify=True):
+        # Kind `error` holds a diverged state; of several of one iteration the numbered one is used.
+        usable = entry.good and entry.kind != "error"
+        if usable and (entry.is_periodic_place or entry.iteration not in good):
+            good[entry.iteration] = entry
+    iterations = sorted(good)
+    listed = ", ".join(map(str, iterations)) or "none"
+    for asked in (start, end):
+        if asked is not None and asked not in good:
+            raise CannotAudit(
+                f"{trial} has no good checkpoint of iteration {asked}. There are good ones of the "
+                f"iterations {listed}; `raytrain checkpoints` lists all."
+            )
+    if start is not None and end is not None and start >= end:
+        raise CannotAudit(f"--from {start} must be less than --to {end}.")
+    if start is None and end is None and good:
+        end = iterations[-1]
+    if end is None and start is not None:
+        end = min((each for each in iterations if each > start), default=None)
+    if start is None and end is not None:
+        start = max((each for each in iterations if each < end), default=None)
+    if start is None or end is None:
+        raise CannotAudit(
+            f"{trial} does not have two good checkpoints to train between: there are good ones of "
+            f"the iterations {listed}. Wait for another one, or keep more (checkpoint.num_to_keep)."
+        )
+    return good[start], good[end]
+
+
+def _refuse_inexact(trial: Location, first: Entry, last: Entry) -> None:
+    lost = _manifest(last).exact_lost
+    if lost is None:
+        return
+    if lost.since_iteration == 0:
+        raise CannotAudit(
+            f"{trial} cannot be audited, as the run is not exact: {lost.why}. A difference would "
+            "prove nothing."
+        )
+    if lost.since_iteration >= first.iteration:
+        raise CannotAudit(
+            f"{trial} cannot be audited from iteration {first.iteration} to {last.iteration}: from "
+            f"iteration {lost.since_iteration} on the run went on otherwise ({lost.why}). Give other "
+            "checkpoints with --from and --to."
+        )
+
+
+def _config_of(trial: Location, experiment: ExperimentFile) -> ExperimentConfig:
+    """The config that the trial runs with: the experiment's, with the values Tune chose for it."""
+    config = config_from_dict(experiment.config)
+    place = trial / _PARAMS
+    with storage_errors("Reading the trial's values", place):
+        if not place.exists():
+            if has_search(config):
+                raise CannotAudit(
+                    f"{place} is missing, so the values that were chosen for this trial are not known."
+                )
+            return config
+        data = place.read_bytes()
+    try:
+        chosen = dict(parse_json(data))
+    except (ValueError, TypeError) as error:
+        raise CannotAudit(f"{place} is damaged: {error}") from None
+    return with_trial_values(config, chosen)
+
+
+def _audit_trial(
+    trial: Location, config: ExperimentConfig, first: Entry, last: Entry
+) -> TrialAudit:
+    from raytrain.ppo.staged import StateMismatch
+
+    written = _manifest(last)
+    now = versions()
+    difference, compared, digest = None, 0, ""
+    with (
+        scratch("audit") as directory,
+        _algorithm(config, _snapshot(trial, written), directory) as algorithm,
+    ):
+        source = fetch(first.location, directory / "fetched")
+        try:
+            restored = algorithm.load_exact(source)
+        except StateMismatch as error:
+            difference = Difference(
+                first.iteration,
+                {"weights_sha256": (first.weights_sha256, f"not what its files hold: {error}")},
+            )
+        else:
+            if restored.exact_lost is not None:
+                raise CannotAudit(
+                    f"{trial} cannot be audited from {first.path}: {restored.exact_lost}."
+                )
+            difference, compared = _train_and_compare(
+                algorithm, _records(trial, first.iteration, last.iteration), written
+            )
+            digest = algorithm.weights_digest
+    return TrialAudit(
+        trial=trial.name,
+        start=first.iteration,
+        end=last.iteration,
+        weights_sha256=digest,
+        compared=compared,
+        difference=difference,
+        versions={
+            name: (then, now.get(name, "none"))
+            for name, then in written.versions.items()
+            if now.get(name) != then
+        },
+    )
+
+
+def _snapshot(trial: Location, written: Manifest) -> dict[str, Any]:
+    """How the environments are snapshotted: as the checkpoint says, and in other stages as
+    experiment.json does."""
+    experiment = ExperimentFile.read(trial.parent)
+    known = dict(experiment.snapshot) if experiment is not None else {}
+    return {**known, "strategy": str(written.snapshot_strategy)}
+
+
+def _train_and_compare(
+    algorithm: ExactPPO, records: Mapping[int, Row], written: Manifest
+) -> tuple[Difference | None, int]:
+    """Train to the iteration of the manifest, or to the first difference; and the number of
+    iterations compared."""
+    from raytrain.records import differences
+    from raytrain.records.tabular import encode_row
+
+    compared = 0
+    while algorithm.iteration < written.iteration:
+        result = {key: value for key, value in algorithm.train().items() if key != "config"}
+        row = encode_row(result)
+        found: dict[str, tuple[Any, Any]] = {}
+        if row.iteration in records:
+            compared += 1
+            for key, then, now in differences(records[row.iteration].flat, row.flat):
+                found[key] = (then, now)
+        if (
+            row.iteration == written.iteration
+            and algorithm.weights_digest != written.weights_sha256
+        ):
+            found["weights_sha256"] = (written.weights_sha256, algorithm.weights_digest)
+        if found:
+            # The weights first: everything else may follow from them.
+            ordered = dict(sorted(found.items(), key=lambda item: item[0] != "weights_sha256"))
+            return Difference(row.iteration, ordered), compared
+    return None, compared
+
+
+def _records(trial: Location, after: int, upto: int) -> dict[int, Row]:
+    """The recorded rows of the iterations in (after, upto]."""
+    from raytrain.records.tabular import decode_row
+
+    place = trial / _RECORDS
+    with storage_errors("Reading the records", place):
+        if not place.exists():
+            return {}
+        lines = place.read_bytes().splitlines(keepends=True)
+    rows = [row for line in lines if (row := decode_row(line)) is not None]
+    return {row.iteration: row for row in rows if after < row.iteration <= upto}
+
+
+@contextmanager
+def _algorithm(
+    config: ExperimentConfig, snapshot: Mapping[str, Any], scratch: Path
+) -> Iterator[ExactPPO]:
+    import ray
+    from ray.rllib.algorithms.ppo import PPO
+
+    from raytrain.ppo.algorithm import ExactPPO
+    from raytrain.ppo.building import algorithm_arguments
+
+    logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    arguments = algorithm_arguments(config, snapshot)
+    started = not ray.is_initialized()
+    request = PPO.default_resource_request(arguments["config"].to_dict())
+    if started:
+        needed = int(-(-request.required_resources.get("CPU", 1.0) // 1))
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with _ray.local.lean_instance(), _ray.local.quiet_start():
+                ray.init(
+                    address="local",  # Never a cluster that somebody else has running here.
+                    num_cpus=max(os.cpu_count() or 1, needed),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _system_config=_ray.local.SYSTEM_CONFIG,
+                )
+        except SystemExit as error:  # Of the handler for SIGTERM that Ray sets in there.
+            ray.shutdown()
+            number = error.code if isinstance(error.code, int) else 1
+            raise SystemExit(128 + number if number == signal.SIGTERM else number) from None
+        except Exception as error:  # Ray raises bare Exceptions here.
+            ray.shutdown()
+            said = str(error).rstrip(".")
+            raise RaytrainError(f"Ray could not start on this machine: {said}.") from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray has set one of its own.
+    try:
+        with _ray.local.files_below(str(scratch)):
+            algorithm = ExactPPO(**arguments)
+        try:
+            with _threads(int(request.bundles[0].get("CPU", 1))):
+                yield algorithm
+        finally:
+            algorithm.stop()
+    finally:
+        if started:
+            with nothing_left():
+                ray.shutdown()
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Torch's sums depend on their number, and Ray gives an actor as many as it has CPUs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, number))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _manifest(entry: Entry) -> Manifest:
+    assert entry.manifest is not None, "a good checkpoint has one"
+    return entry.manifest

@@ -1,0 +1,118 @@
+"""`raytrain evaluate`: a checkpoint's policy in the environment it was trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from raytrain import load_policy
+from raytrain.checkpoint import ExperimentFile
+from raytrain.commands.progress_bar import busy
+from raytrain.config import ConfigError, EnvCreator, config_from_dict, env_creator
+from raytrain.config.user_code import EnvironmentFailed
+from raytrain.errors import BadInput
+from raytrain.extras import require
+from raytrain.policy.evaluate import Evaluation, evaluate
+from raytrain.storage import Location
+
+_LEVELS_UP = 4  # experiment / trial / stages / name, at most
+
+
+def evaluate_path(
+    path: str,
+    *,
+    episodes: int,
+    seed: int,
+    deterministic: bool,
+    video: str | None = None,
+    max_steps: int | None = None,
+    track: Callable[[range], Iterable[int]] = iter,
+    tell: Callable[[str], None] = lambda message: None,
+) -> Evaluation:
+    """Play `episodes` episodes with the policy at `path`, in the environment that the experiment
+    around it describes for evaluation. With `video`, each is recorded as an MP4 file in that directory. `max_steps`
+    ends an episode; by default `evaluation.max_episode_steps` of the config does.
+
+    Raises:
+        BadInput: there is no such policy, or its environment is not known or cannot be drawn.
+        MissingExtra: a video was asked for and its packages are not installed.
+    """
+    if video is not None:
+        require("video", "moviepy", what="Recording videos")
+    with busy("Loading"):
+        policy = load_policy(path)
+    base, _, fixed = path.rpartition(":")
+    place = Location.of(base if fixed in ("best", "final") else path)
+    for _ in range(_LEVELS_UP):
+        experiment = ExperimentFile.read(place)
+        if experiment is not None:
+            break
+        place = place.parent
+    else:
+        raise BadInput(
+            f"{path} does not lie in an experiment (no experiment.json above it), so its environment "
+            "is not known. Use raytrain.load_policy(...) with an environment of your own."
+        )
+    config = config_from_dict(experiment.config)
+    creator = env_creator(config)
+    env_config = laid_over(policy.env_config, config.evaluation.evaluation_config.env_config or {})
+
+    def make() -> gym.Env[Any, Any]:
+        if video is None:
+            return creator(env_config)
+        return _recorded(creator, env_config, Path(video), episodes)
+
+    return evaluate(
+        policy,
+        make,
+        episodes=episodes,
+        seed=seed,
+        deterministic=deterministic,
+        max_steps=max_steps or config.evaluation.max_episode_steps,
+        track=track,
+        tell=tell,
+    )
+
+
+def _recorded(
+    creator: EnvCreator, env_config: dict[str, Any], directory: Path, episodes: int
+) -> gym.Env[Any, Any]:
+    """The environment, drawn as images, in Gymnasium's RecordVideo."""
+    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
+        # pygame draws into memory here; it would look for a screen and a sound card, and complain.
+        os.environ.setdefault(driver, "dummy")
+    try:
+        env = creator({**env_config, "render_mode": "rgb_array"})
+    except (ConfigError, EnvironmentFailed) as error:
+        raise BadInput(
+            f"Recording videos: the environment cannot be made with render_mode='rgb_array' "
+            f"({error}). Let its factory take `render_mode` and pass it on."
+        ) from error
+    if env.render_mode != "rgb_array":
+        env.close()
+        raise BadInput(
+            f"Recording videos: the environment's render_mode is {env.render_mode!r}, though "
+            "'rgb_array' was asked for. Let its factory pass `render_mode` on."
+        )
+    taken = [directory / f"policy-episode-{i}.mp4" for i in range(episodes)]
+    there = [path for path in taken if path.exists()]
+    if there:
+        env.close()
+        raise BadInput(f"{there[0]} exists already. Give another directory for the videos.")
+    directory.mkdir(parents=True, exist_ok=True)
+    return gym.wrappers.RecordVideo(
+        env, str(directory), episode_trigger=lambda _: True, name_prefix="policy"
+    )
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """As RLlib lays `evaluation_config` over the config, mappings in it one by one."""
+    laid = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(laid.get(key), Mapping)
+        laid[key] = laid_over(laid[key], value) if both else value
+    return laid

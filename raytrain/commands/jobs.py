@@ -1,0 +1,269 @@
+"""`raytrain submit`: a run as a Ray job, through Ray's own client.
+
+Every job of a run carries the run's mark in its metadata, so that submitting twice is one run:
+
+    raytrain-cartpole      the first job of the run `cartpole`
+    raytrain-cartpole-2    the next one, after that failed or was stopped; it continues
+    raytrain-cartpole-3    ...
+
+    metadata: raytrain_run     SHA-256 of name and storage path, which are what makes a run the same
+              raytrain_config  SHA-256 of the resolved config
+
+What the newest job of the run is doing decides: it runs -> that is the one; it has finished the same
+config -> nothing is to be done; otherwise (failed, stopped, finished with another `stop`, or a new head
+that knows of none) -> another job, which continues from storage. A job's entrypoint and environment
+hold no value of the config: anybody who sees the dashboard reads those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import re
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from raytrain.cluster.package import CONFIG_FILE, config_text, pack
+from raytrain.config import ExperimentConfig
+from raytrain.errors import BadInput, RaytrainError
+
+ENTRYPOINT = f"exec raytrain train {CONFIG_FILE}"
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+STOP_WAIT_S = 330  # A stopped run may take 300 s to save. Ray's own default is 3 s, then SIGKILL.
+
+_PORT = 8265  # Ray's default for the dashboard, which is the job server
+_PATIENCE_S = 10.0
+_RUN, _CONFIG = "raytrain_run", "raytrain_config"
+_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
+_STOPPED = 143
+_PASSED_ON = (0, 1, 2, 130, 143)
+
+
+class ClusterLost(RaytrainError):
+    """The job server does not answer any more."""
+
+
+class JobRefused(RaytrainError):
+    """The job server would not do it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a run. `state`: what this submission came upon. `packed`: what was sent, if it was."""
+
+    submission_id: str
+    state: Literal["submitted", "running", "finished"]
+    packed: str = ""
+
+
+def submit(config: ExperimentConfig, server: JobServer) -> Job:
+    """Make sure that the run of `config` has a job on the cluster, unless it has finished there.
+
+    Raises:
+        BadInput: the run is under way there with another config; its files cannot be packed.
+        JobRefused: the cluster refused the job.
+    """
+    mark = {_RUN: _run_mark(config), _CONFIG: _sha256(config_text(config))}
+    jobs = server.jobs()
+    newest = _newest(jobs, mark[_RUN])
+    if newest is not None:
+        same = newest.metadata.get(_CONFIG) == mark[_CONFIG]
+        if not newest.status.is_terminal():
+            if same:
+                return Job(newest.submission_id, "running")
+            raise BadInput(
+                f"{config.name} is running there as the job {newest.submission_id}, with another config. "
+                f"Wait for its end, or stop it ({server.stop_command(newest.submission_id)}; it saves "
+                "first), then submit again; or give the config that it was submitted with, to follow it."
+            )
+        if same and newest.status == "SUCCEEDED":
+            return Job(newest.submission_id, "finished")
+    submission_id = _next_id(config.name, [each.submission_id or "" for each in jobs])
+    with TemporaryDirectory() as scratch:
+        package = pack(config, Path(scratch, "run.zip"))
+        server.submit(submission_id, package.archive, mark)
+    return Job(submission_id, "submitted", str(package))
+
+
+def exit_code(job: Any) -> int:
+    """What `raytrain submit --wait` ends with, for a job (`JobDetails`) that has ended: the code of its
+    `raytrain train`; 143 if it was stopped (Ray keeps no code then); 1 for any other end."""
+    if job.status == "STOPPED":
+        return _STOPPED
+    return job.driver_exit_code if job.driver_exit_code in _PASSED_ON else 1
+
+
+def why_it_failed(job: Any) -> str | None:
+    """A sentence on an end that the job's own log does not explain."""
+    code = job.driver_exit_code
+    if job.status != "FAILED" or code in _PASSED_ON:
+        return None
+    if code == 127:
+        return "raytrain is not on the PATH of the cluster's head: install it there, on every node."
+    if code is not None:
+        killed = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"The job's process {killed}."
+    return f"The job failed: {job.message or 'Ray does not say why'}"
+
+
+class JobServer:
+    """Ray's job server at an address: `http://HOST:PORT`, or `HOST`, or `HOST:PORT`.
+
+    Raises:
+        BadInput: nobody, or somebody else, answers at the address; the token is missing or wrong.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = _full_address(address)
+        _require_job_server(self.address)
+        from ray.job_submission import JobSubmissionClient
+
+        for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with self._refusals(), _own_address():
+            self.client = JobSubmissionClient(self.address)
+
+    def jobs(self) -> list[Any]:
+        with self._refusals():
+            return list(self.client.list_jobs())
+
+    def job(self, submission_id: str) -> Any:
+        """Its `JobDetails`."""
+        with self._refusals():
+            return self.client.get_job_info(submission_id)
+
+    def submit(self, submission_id: str, archive: Path, metadata: dict[str, str]) -> None:
+        wait = os.environ.get(STOP_WAIT, str(STOP_WAIT_S))
+        with self._refusals():
+            self.client.submit_job(
+                entrypoint=ENTRYPOINT,
+                submission_id=submission_id,
+                runtime_env={"working_dir": str(archive), "env_vars": {STOP_WAIT: wait}},
+                metadata=metadata,
+            )
+
+    def stop_command(self, submission_id: str) -> str:
+        return f"ray job stop {submission_id} --address {shlex.quote(self.address)}"
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError:
+            raise BadInput(_token_problem(self.address)) from None
+        except (requests.RequestException, ConnectionError) as error:
+            raise ClusterLost(
+                f"The job server at {self.address} does not answer any more ({_short(error)})."
+            ) from None
+        except RuntimeError as error:
+            raise JobRefused(
+                f"The job server at {self.address} refused: {_short(error)}. Give the same command again."
+            ) from None
+
+
+def _full_address(address: str) -> str:
+    if address.startswith("ray://") or address == "auto":
+        raise BadInput(
+            f"--address {address}: jobs go to the cluster's dashboard. Give its address, such as "
+            f"http://HOST:{_PORT} (`ray start --head` and `ray dashboard` print it)."
+        )
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    try:
+        port = parts.port
+    except ValueError:
+        port, parts = None, parts._replace(scheme="")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadInput(f"--address {address}: not an address such as http://HOST:{_PORT}.")
+    if port is None and parts.scheme == "http":
+        parts = parts._replace(netloc=f"{parts.netloc}:{_PORT}")
+    return parts.geturl().rstrip("/")
+
+
+def _require_job_server(address: str) -> None:
+    """Ray's client has no time limit of its own, and takes any answer for that of a job server."""
+    try:
+        with urllib.request.urlopen(f"{address}/api/version", timeout=_PATIENCE_S) as reply:
+            known = b"ray_version" in reply.read(10_000)
+    except urllib.error.HTTPError as error:
+        known = error.code in (401, 403)  # A token is wanted: Ray's client says which.
+        error.close()
+    except http.client.HTTPException:
+        known = False
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"--address {address}: nobody answers there ({_short(error)}). Check host and port, that the "
+            "cluster is up, and that this machine reaches it (an SSH tunnel or `ray dashboard`)."
+        ) from None
+    if not known:
+        raise BadInput(
+            f"--address {address}: what answers there is not Ray's job server. Jobs go to the dashboard's "
+            f"port, {_PORT} by default; 6379 is for drivers and nodes, 10001 for Ray Client."
+        )
+
+
+@contextmanager
+def _own_address() -> Iterator[None]:
+    """Within, Ray's client takes the address that it is given: these two variables would win."""
+    before = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _token_problem(address: str) -> str:
+    given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        found = "it asks for a token, and RAY_AUTH_MODE=token is not set here"
+    elif given:
+        found = f"it does not accept the token in {given[0]}"
+    else:
+        found = "it asks for a token; there is none here, or it is not the cluster's"
+    return (
+        f"The cluster at {address} refuses this client: {found}. Set RAY_AUTH_MODE=token and put the "
+        "token that the cluster was started with into RAY_AUTH_TOKEN, or into a file that "
+        "RAY_AUTH_TOKEN_PATH names (~/.ray/auth_token otherwise)."
+    )
+
+
+def _newest(jobs: list[Any], run_mark: str) -> Any | None:
+    ours = [each for each in jobs if (each.metadata or {}).get(_RUN) == run_mark]
+    return max(ours, key=lambda each: each.start_time or 0, default=None)
+
+
+def _next_id(name: str, taken: list[str]) -> str:
+    """The first id of a run, or one behind all that look like its own: another run may be called
+    `cartpole-2`, and one of the same name may have another storage path."""
+    first = f"raytrain-{name}"
+    matches = [re.fullmatch(re.escape(first) + r"(?:-(\d+))?", each) for each in taken]
+    numbers = [int(match[1] or 1) for match in matches if match]
+    return f"{first}-{max(numbers) + 1}" if numbers else first
+
+
+def _run_mark(config: ExperimentConfig) -> str:
+    return _sha256(f"{config.name}\0{config.storage_path}")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _short(error: BaseException) -> str:
+    """The reason in an error's text: Ray wraps a traceback into some, requests a chain of objects."""
+    reason = getattr(error, "reason", None)
+    lines = [line for line in str(reason or error).strip().splitlines() if line.strip()]
+    return (lines[-1].strip() if lines else type(error).__name__)[:300].rstrip(".")

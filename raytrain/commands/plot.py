@@ -1,0 +1,178 @@
+"""`raytrain plot`: the learning curves of an experiment as a PNG or SVG file.
+
+A line for each trial over environment steps, from result.json. A cross marks where a trial went on
+after a failure, a dashed line the end of a stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raytrain.checkpoint import Catalogue
+from raytrain.commands.status import ExperimentView, view
+from raytrain.config.metric_names import nearest_first
+from raytrain.errors import BadInput
+from raytrain.extras import require
+from raytrain.ppo.stopping import metric as metric_of
+from raytrain.ppo.stopping import reported_score
+from raytrain.records import EVENT_LOG, read_events
+from raytrain.records.downtime import RECOVERED
+from raytrain.records.tabular import read_row
+from raytrain.storage import Location
+from raytrain.storage.location import storage_errors
+from raytrain.storage.printable import printable
+from raytrain.trial.missing_metrics import metric_names
+
+_ENDINGS = (".png", ".svg")
+_STEPS = "num_env_steps_sampled_lifetime"
+_DEFAULT = "curves.png"
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One trial: a point for each iteration in which the metric is a number, the points at which it
+    went on after a failure, and the steps at which its stages ended, by name."""
+
+    trial: str
+    points: tuple[tuple[float, float], ...]
+    failures: tuple[tuple[float, float], ...]
+    stages: Mapping[str, int]
+
+
+def plot(experiment_dir: str, *, out: str | None = None, metric: str | None = None) -> Path:
+    """Draw the curves of `metric` (by default the score); the file that was written.
+
+    Raises:
+        BadInput: no experiment there, nothing to draw yet, or another ending than .png and .svg.
+        MissingExtra: matplotlib is not installed.
+    """
+    require("plot", "matplotlib", what="Plotting")
+    found = view(experiment_dir)
+    place = Location.of(found.path)
+    path = _target(place, out)
+    name = found.score if metric is None else metric
+    read, label = (_score_in, f"{name} (score)") if metric is None else (metric_of, name)
+    drawn = [_curve(place / trial.trial, partial(read, name=name)) for trial in found.trials]
+    if not any(curve.points for curve in drawn):
+        raise BadInput(
+            f"There is nothing to draw yet in {found.path}: no iteration has a number for {name!r}."
+            + _other_names(name, [place / trial.trial for trial in found.trials])
+        )
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # A dollar sign in a name is one.
+        _draw(found, label, drawn, path)
+    return path
+
+
+def _other_names(name: str, trials: list[Location]) -> str:
+    names: set[str] = set()
+    for trial in trials:
+        with storage_errors("Reading the trial's records", trial):
+            names.update(*(metric_names(row) for row in _rows(trial / "result.json")))
+    if not names:
+        return " Wait for the first iteration."
+    nearest = printable(", ".join(nearest_first(name, names)[:_SHOWN]))
+    return f" Name another metric with --metric. The nearest that there are: {nearest}."
+
+
+def _target(place: Location, out: str | None) -> Path:
+    if out is None and not place.is_local:
+        raise BadInput(
+            f"{place} is not on this machine: say where the picture goes with --out FILE."
+        )
+    path = Path(out) if out is not None else place.local_path / _DEFAULT
+    if path.suffix.lower() not in _ENDINGS:
+        raise BadInput(f"--out {path}: the name must end in {' or '.join(_ENDINGS)}.")
+    if not path.parent.is_dir():
+        raise BadInput(f"--out {path}: there is no directory {path.parent}.")
+    return path
+
+
+def _score_in(row: Mapping[str, Any], name: str) -> float | None:
+    """The score of an iteration. In the row of a former version it is only among the averages."""
+    found = reported_score(row)
+    if found is not None:
+        return found.value
+    averaged = metric_of(row, f"recent/{name}")
+    return metric_of(row, name) if averaged is None else averaged
+
+
+def _curve(trial: Location, value_of: Callable[[Mapping[str, Any]], float | None]) -> Curve:
+    with storage_errors("Reading the trial's records", trial):
+        rows = _rows(trial / "result.json")
+        events = [event for event in read_events(trial / EVENT_LOG) if event.kind == RECOVERED]
+    points, at = [], {}
+    for row in rows:
+        steps, value = metric_of(row, _STEPS), value_of(row)
+        if steps is not None and value is not None and math.isfinite(value):
+            points.append((steps, value))
+            at[int(row["training_iteration"])] = (steps, value)
+    # The iteration after which it went on, or the first one with a number.
+    failures = [at[min(at, key=lambda each: abs(each - event.iteration))] for event in events if at]
+    stages = {
+        printable(entry.path.removeprefix("stages/")): entry.manifest.timesteps
+        for entry in Catalogue(trial).entries()
+        if entry.path.startswith("stages/") and entry.manifest is not None
+    }
+    return Curve(printable(trial.name), tuple(points), tuple(failures), stages)
+
+
+def _rows(records: Location) -> list[dict[str, Any]]:
+    try:
+        lines = records.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    # The last one may be torn, while it is being written.
+    return [row for line in lines if (row := read_row(line)) is not None]
+
+
+def _draw(found: ExperimentView, label: str, drawn: list[Curve], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)  # No window, whatever the display.
+    axes = figure.add_subplot()
+    for curve in drawn:
+        (line,) = (
+            axes.plot(*zip(*curve.points, strict=True), label=curve.trial)
+            if curve.points
+            else [None]
+        )
+        if line is not None and curve.failures:
+            axes.scatter(
+                *zip(*curve.failures, strict=True),
+                marker="x",
+                color=line.get_color(),
+                zorder=3,
+                label=f"{curve.trial}: went on after a failure ({len(curve.failures)})",
+            )
+        for stage, steps in curve.stages.items():
+            axes.axvline(steps, linestyle="--", linewidth=0.8, color="grey")
+            axes.annotate(
+                stage,
+                (steps, 1.0),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                ha="right",
+                va="top",
+                fontsize="small",
+                color="grey",
+            )
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel(printable(label))
+    axes.set_title(printable(found.name))
+    axes.grid(alpha=0.3)
+    if len(drawn) <= 20:
+        axes.legend(fontsize="small")
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise BadInput(f"--out {path}: it cannot be written: {error}") from error

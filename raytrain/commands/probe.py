@@ -1,0 +1,59 @@
+"""`raytrain probe ENV`: how an environment can be snapshotted, shown before anything is trained."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from raytrain.config import ConfigError, Problem, resolve_env
+from raytrain.config.user_code import of_environment
+from raytrain.config.yaml_lines import parse_yaml
+from raytrain.rollout.env_snapshots import Proof, prove
+
+
+def probe(env: str, env_config: str | None = None) -> Proof:
+    """Prove the strategies on scratch copies of `env`, which is looked for as in a config beside the
+    current directory.
+
+    Raises:
+        BadInput: there is no such environment, or `env_config` is not a mapping.
+        EnvironmentFailed: the environment raises, or breaks Gymnasium's contract.
+    """
+    arguments: Any = {}
+    if env_config:
+        arguments = parse_yaml(env_config, f"--env-config {env_config!r}").value
+        if not isinstance(arguments, dict):
+            raise ConfigError(
+                f"--env-config {env_config!r}: must be a mapping, such as '{{size: 5}}'"
+            )
+    try:
+        creator = resolve_env(env, os.getcwd())
+        creator.check_arguments(arguments)
+    except ConfigError as error:
+        # There is no file here: what is wrong is an argument of the command.
+        raise ConfigError(*(_of_the_command(problem) for problem in error.problems)) from None
+    with of_environment(env):
+        return prove(lambda: creator(arguments))
+
+
+def _of_the_command(problem: Problem) -> Problem:
+    name = problem.field.replace("environment.env_config", "--env-config")
+    return replace(problem, field=name.replace("environment.env", "ENV"))
+
+
+def report(env: str, proof: Proof) -> str:
+    """The proof for a person."""
+    exact = "exact" if proof.exact else "NOT exact after an interruption"
+    lines = [f"{env}: {proof.strategy}, {exact}"]
+    for attempt in proof.attempts:
+        lines.append(f"  {attempt.strategy}: {'works' if attempt.ok else 'no'}: {attempt.detail}")
+    if not proof.exact:
+        lines.append(f"  why: {proof.reason}")
+    if proof.global_random:
+        lines.append(
+            f"  draws from the process's global generators: {', '.join(proof.global_random)} "
+            "(saved and restored with the environment)"
+        )
+    lines += [f"  warning: {each}" for each in proof.warnings]
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,128 @@
+"""`ExperimentConfig` -> RLlib's `PPOConfig`: each section through the method of the same name.
+
+The env runner and learner classes are not set here; what runs inside a trial chooses them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from raytrain.config.environment import EnvCreator, env_creator, is_atari
+from raytrain.config.errors import ConfigError
+from raytrain.config.schema import ExperimentConfig
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.rllib.connectors.connector_v2 import ConnectorV2
+
+
+def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
+    """PPO on the new API stack, with Torch. Also registers the environment's creator with Ray.
+
+    Registering reaches the whole Ray job if Ray runs, and otherwise once it starts; calling this
+    inside a trial makes its env runners find the environment whoever restored the trial.
+
+    Raises ConfigError if the environment does not exist, or if the config still has search spaces.
+    """
+    if config.search:
+        fields = ", ".join(".".join(space.path) for space in config.search)
+        raise ConfigError(
+            f"{fields}: a search space; build the algorithm from a trial's own values"
+        )
+
+    from ray.rllib.algorithms.ppo import PPOConfig
+
+    algorithm = PPOConfig()
+    algorithm.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+    algorithm.framework("torch")
+    algorithm.environment(**{**config.environment.model_dump(), "env": register_env(config)})
+    algorithm.env_runners(**_env_runners(config))
+    algorithm.training(**config.training.model_dump())
+    # RLlib hands this dictionary to the learner as it is.
+    for_the_learner = {
+        "deterministic": config.debugging.deterministic,
+        "cuda_graphs": config.learners.cuda_graphs,
+        "log_std_init": config.rl_module.model.log_std_init,
+    }
+    algorithm.learners(
+        **config.learners.model_dump(exclude={"cuda_graphs"}),
+        learner_config_dict=for_the_learner,
+    )
+    algorithm.rl_module(model_config=_model_config(config))
+    algorithm.evaluation(**_evaluation(config))
+    algorithm.fault_tolerance(
+        max_num_env_runner_restarts=config.fault_tolerance.max_num_env_runner_restarts,
+        # So long sleeps an evaluation runner whose environment raised, before it ends (RLlib: 60).
+        delay_between_env_runner_restarts_s=1.0,
+    )
+    algorithm.debugging(seed=config.seed, log_level=config.debugging.log_level)
+    algorithm.resources(**config.resources.model_dump())
+    return algorithm
+
+
+def _model_config(config: ExperimentConfig) -> dict[str, Any]:
+    """Keys of the network that are set. RLlib lays them over its defaults when it builds one, and looks up the
+    length of a recurrent one's sequences here, where it takes nothing for granted."""
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+    found = config.rl_module.model.model_dump(exclude={"log_std_init"})
+    if found.get("use_lstm"):
+        found.setdefault("max_seq_len", DefaultModelConfig().max_seq_len)
+    return found
+
+
+def register_env(config: ExperimentConfig) -> str:
+    """Register the environment's creator with Ray; the name that RLlib finds it by.
+
+    A Gymnasium id keeps its name. A factory's gets the import path's digest, as two experiments in
+    one Ray job may each have a module of that name.
+    """
+    return _register(env_creator(config))
+
+
+def _register(creator: EnvCreator) -> str:
+    from ray import tune
+
+    name = creator.spec
+    if ":" in name and creator.import_path is not None:
+        name = f"{name}@{hashlib.sha256(creator.import_path.encode()).hexdigest()[:8]}"
+    if creator.max_episode_steps is not None:
+        name = f"{name}@{creator.max_episode_steps}"
+    tune.register_env(name, creator)
+    return name
+
+
+def name_for_others(registered: str) -> str:
+    """What programs without raytrain call the environment that `register_env` gave this name: an id that
+    Gymnasium finds without help, or `module:factory`."""
+    plain = re.sub(r"(@[0-9a-f]{8})?(@\d+)?$", "", registered)
+    return f"ale_py:{plain}" if is_atari(plain) else plain
+
+
+def mean_std_filter(env: Any = None, spaces: Any = None, device: Any = None) -> ConnectorV2:
+    """The env-to-module connector of `observation_filter: MeanStdFilter`, as RLlib calls for it."""
+    from ray.rllib.connectors.env_to_module import MeanStdFilter
+
+    return MeanStdFilter()
+
+
+def _env_runners(config: ExperimentConfig) -> dict[str, Any]:
+    arguments = config.env_runners.model_dump(exclude={"min_actors", "max_actors"})
+    # On the new API stack RLlib ignores `observation_filter`; the filter is a connector.
+    if arguments.pop("observation_filter") == "MeanStdFilter":
+        arguments["env_to_module_connector"] = mean_std_filter
+    return arguments
+
+
+def _evaluation(config: ExperimentConfig) -> dict[str, Any]:
+    arguments = config.evaluation.model_dump(exclude={"max_episode_steps"})
+    # What is evaluated is the policy that would be used, not the one that explores.
+    arguments["evaluation_config"] = {"explore": False, **arguments["evaluation_config"]}
+    limit = config.evaluation.max_episode_steps
+    if limit is not None:
+        limited = replace(env_creator(config), max_episode_steps=limit)
+        arguments["evaluation_config"]["env"] = _register(limited)
+    return arguments

@@ -1,0 +1,1 @@
+"""The process that a person starts: one experiment from its config to its outcome."""

@@ -1,0 +1,285 @@
+"""A curriculum as the driver sees it: may this list of stages continue the run, how are the stages'
+environments snapshotted, and starting again after a stage (`--from-stage`).
+
+A continued run may change what has not begun: its stages up to the one that its newest checkpoint is in
+must stay as they were, those after it may be changed, added or left out. `--from-stage NAME` goes back
+to the end of NAME, so everything after NAME may be changed with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from raytrain.checkpoint import SET_ASIDE, BestPolicy, Catalogue, Entry, replace, trials
+from raytrain.config import ExperimentConfig, env_creator, eras, make_env, same_value, stage_config
+from raytrain.config.user_code import of_environment, users_code
+from raytrain.driver.observation_spaces import require_served
+from raytrain.errors import BadInput
+from raytrain.ppo.stopping import ranked
+from raytrain.storage import DirectoryLock, Location
+from raytrain.trial.fencing import Attempts
+
+Say = Callable[[str], None]
+
+SLOW_TRIAL_S = 30.0
+"""After so long it is told where the trial of an environment stands."""
+
+
+_TRIED_STEPS = 20
+
+
+class NoSuchStage(BadInput):
+    """The stage to start again after has not ended yet, or is none."""
+
+
+class StageDoesNotFit(BadInput):
+    """A stage's environment, or that of evaluation, has other spaces than that of training."""
+
+
+def require_same_spaces(config: ExperimentConfig) -> None:
+    """Make each stage's environment once, and that of evaluation if it gets other arguments, and compare.
+
+    Raises:
+        StageDoesNotFit: with both spaces; the network that is trained on can have one only.
+    """
+    known: dict[str, Any] | None = None
+    for index, stage in enumerate(config.curriculum):
+        found = _spaces(make_env(stage_config(config, index)))
+        for what, before, now in _differing(known, found):
+            raise StageDoesNotFit(
+                f"the stage {stage.name!r} changes the {what} from {before} to {now}. All "
+                "stages need the same spaces: scale observations and actions in the environment."
+            )
+        known = found
+    evaluation = config.evaluation
+    if not evaluation.evaluation_interval or not evaluation.evaluation_config.env_config:
+        return
+    from raytrain.commands.evaluate import laid_over
+
+    known = known or _spaces(make_env(config))
+    arguments = laid_over(config.environment.env_config, evaluation.evaluation_config.env_config)
+    with of_environment("of evaluation (evaluation.evaluation_config.env_config)"):
+        env = env_creator(config)(arguments)
+        _try(env)
+    found = _spaces(env)
+    for what, before, now in _differing(known, found):
+        raise StageDoesNotFit(
+            f"evaluation.evaluation_config.env_config changes the {what} from {before} to "
+            f"{now}. Evaluation needs the spaces of training."
+        )
+
+
+def _try(env: Any) -> None:
+    """Some steps, for what is wrong with them. Raises EnvironmentFailed."""
+    from raytrain.policy.env_contract import Contract
+
+    contract = Contract(env)
+    env.action_space.seed(0)
+    over = True
+    for _ in range(_TRIED_STEPS):
+        if over:
+            with users_code("reset()"):
+                returned = env.reset(seed=0)
+            contract.reset(returned)
+        with users_code("step()"):
+            returned = env.step(env.action_space.sample())
+        contract.step(returned)
+        over = bool(returned[2] or returned[3])
+
+
+def _spaces(env: Any) -> dict[str, Any]:
+    """The environment's spaces by name; it is closed."""
+    from raytrain.rollout.env_snapshots import close
+
+    close(env)
+    return {
+        name.replace("_", " "): getattr(env, name, None)
+        for name in ("observation_space", "action_space")
+    }
+
+
+def _differing(known: dict[str, Any] | None, found: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What differs, how it was, and how it is."""
+    before = known or found
+    return [(what, before[what], now) for what, now in found.items() if before[what] != now]
+
+
+def prove_stages(
+    config: ExperimentConfig, known: Mapping[str, Any] | None, say: Say
+) -> dict[str, Any]:
+    """How the environments are snapshotted (experiment.json's `snapshot`), proved for each environment
+    that differs from those before it. `known`: what was proved at an earlier start, which is kept."""
+    found: dict[str, Any] = dict(known or {})
+    proved: list[tuple[Any, dict[str, Any]]] = [
+        (each["env_config"], each) for each in found.get("stages", {}).values()
+    ]
+    if "strategy" in found:
+        proved.append((config.environment.env_config, found))
+    stages = {}
+    for index, stage in enumerate(config.curriculum):
+        of_stage = stage_config(config, index)
+        env_config = of_stage.environment.env_config
+        proof = next((each for given, each in proved if same_value(given, env_config)), None)
+        if proof is None:
+            proof = _proved(of_stage, say)
+            proved.append((env_config, proof))
+        stages[stage.name] = {
+            **{key: proof[key] for key in ("strategy", "exact", "reason", "global_random")},
+            "warnings": proof.get("warnings", []),
+            "env_config": env_config,
+        }
+    if "strategy" not in found:
+        if not stages:
+            return _proved(config, say)
+        found = dict(proved[0][1])
+    if not stages:
+        return found
+    inexact = [name for name, each in stages.items() if not each["exact"]]
+    if inexact:
+        found["exact"] = False
+        found["reason"] = f"stage {inexact[0]}: {stages[inexact[0]]['reason']}"
+    return {**found, "stages": stages}
+
+
+def warnings_of(snapshot: Mapping[str, Any]) -> list[str]:
+    """What was seen in the rehearsals and is probably not meant, each sentence once."""
+    of_stages = [each.get("warnings", ()) for each in snapshot.get("stages", {}).values()]
+    return list(dict.fromkeys(chain(snapshot.get("warnings", ()), *of_stages)))
+
+
+def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
+    """Raises ConfigError if no network can be built for the environment, and EnvironmentFailed if it
+    raises or breaks Gymnasium's contract."""
+    from raytrain.rollout.env_snapshots import close, prove
+    from raytrain.rollout.timeout import StuckReporter
+
+    def tell(standing: str) -> None:
+        say(
+            f"The environment has been tried for {SLOW_TRIAL_S:.0f} s, and is still {standing}. Training "
+            "begins when it has been made, reset and stepped a few hundred times."
+        )
+
+    with (
+        StuckReporter(tell).watching(SLOW_TRIAL_S),
+        of_environment(config.environment.env),
+    ):
+        env = make_env(config)
+        space = getattr(env, "observation_space", None)
+        close(env)
+        if space is not None:  # Without one it breaks the contract.
+            require_served(space, config)
+        return prove(partial(make_env, config), seed=config.seed).to_dict()
+
+
+def may_change(
+    place: Location,
+    old: Sequence[Any],
+    new: Sequence[Any],
+    from_stage: str | None,
+) -> str | None:
+    """Why the stages `new` cannot continue a run that was started with `old` (both as in the stored
+    config); None if they can."""
+    names = [stage["name"] for stage in old]
+    begun = -1
+    if from_stage is not None:
+        begun = names.index(from_stage) if from_stage in names else -1
+    else:
+        for trial in trials(place):
+            newest = Catalogue(trial).newest_good().entry
+            stage = newest.manifest.stage if newest is not None and newest.manifest else None
+            if stage in names:
+                begun = max(begun, names.index(stage))
+            elif newest is not None:
+                return "the run has begun without it"
+    for index in range(begun + 1):
+        if index >= len(new) or not same_value(new[index], old[index]):
+            return f"the stage {names[index]!r} has begun, so it and those before it must stay"
+    return None
+
+
+def start_again_after(stage: str, config: ExperimentConfig, place: Location, say: Say) -> None:
+    """Set aside every checkpoint that is newer than the end of `stage`, in each trial, so that the
+    run goes on from there. Nothing is deleted.
+
+    Raises:
+        NoSuchStage: the stage is not in the config, or has not ended in some trial.
+    """
+    names = [each.name for each in config.curriculum]
+    if stage not in names:
+        listed = ", ".join(names) or "there are none"
+        raise NoSuchStage(f"--from-stage {stage}: no stage of this name in `curriculum`: {listed}.")
+    found = [(trial, _end_of(stage, trial)) for trial in trials(place)]
+    if not found:
+        raise NoSuchStage(f"--from-stage {stage}: {place} holds no trial, so no stage has ended.")
+    for trial, end in found:
+        aside = trial / SET_ASIDE / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        number = _set_newer_aside(end, trial, aside, config, say)
+        what = f"; {number} newer checkpoint(s) are now in {aside}" if number else ""
+        say(f"{trial.name} starts again after the stage {stage} (iteration {end.iteration}){what}.")
+
+
+def _set_newer_aside(
+    end: Entry, trial: Location, aside: Location, config: ExperimentConfig, say: Say
+) -> int:
+    """How many checkpoints there were. An attempt of its own: what a writer that lives on somewhere still
+    commits is off the run's line."""
+    with DirectoryLock(trial, tell=say) as lock:
+        attempts = Attempts(trial, lock)
+        attempts.begin()
+        catalogue, number = Catalogue(trial), 0
+        catalogue.sweep(attempts.check)
+        while newer := [
+            entry
+            for entry in catalogue.entries()
+            if not entry.in_quarantine and entry.iteration > end.iteration
+        ]:
+            # The newest last: a start goes on from it if this is cut short.
+            for entry in sorted(newer, key=lambda each: each.iteration):
+                catalogue.set_aside(entry, f"{SET_ASIDE}/{aside.name}", fence=attempts.check)
+                number += 1
+        attempts.begin_after(end.iteration)
+        _choose_best_again(config, trial, attempts)
+        return number
+
+
+def _end_of(stage: str, trial: Location) -> Entry:
+    entry = Catalogue(trial).entry(f"stages/{stage}", verify=True)
+    if entry is None:
+        ended = [
+            each.path for each in Catalogue(trial).entries() if each.path.startswith("stages/")
+        ]
+        known = ", ".join(path.removeprefix("stages/") for path in ended) or "none"
+        raise NoSuchStage(
+            f"--from-stage {stage}: this stage has not ended yet in {trial}. Ended stages: {known}."
+        )
+    if not entry.good:
+        raise NoSuchStage(
+            f"--from-stage {stage}: its checkpoint {entry.location} is damaged ({entry.problem}). "
+            "Restore the files, or start again after another stage."
+        )
+    return entry
+
+
+def _choose_best_again(config: ExperimentConfig, trial: Location, attempts: Attempts) -> None:
+    """Make `best` the best of the checkpoints that are left, if it was set aside."""
+    catalogue = Catalogue(trial)
+    if catalogue.entry("best") is not None:
+        return
+    policy = BestPolicy(
+        config.checkpoint.score_order,
+        eras(config),
+        partial(ranked, settings=config.checkpoint),
+    )
+    best = policy.best_of(catalogue.entries(verify=True))
+    if best is not None:
+        replace(
+            best.location,
+            trial / "best",
+            kind="best",
+            fence=attempts.check,
+            attempt=attempts.number,
+        )

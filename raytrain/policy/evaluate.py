@@ -1,0 +1,201 @@
+"""Play whole episodes with a policy and summarize their returns and lengths.
+
+Episode i is reset with the seed `seed + i`, and the policy's own generator is seeded with the same
+number, so an episode does not depend on those before it: the first ten of a hundred are the ten of
+an evaluation with `episodes=10`. Neither this module nor the policy uses a global generator.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gymnasium as gym
+
+from raytrain.config.user_code import EnvironmentFailed, users_code
+from raytrain.errors import BadInput
+from raytrain.policy.env_contract import Contract
+
+if TYPE_CHECKING:  # it imports RLlib, which takes seconds
+    from raytrain.policy.policy import Policy
+
+
+_SLOW_S = 10.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns and lengths of the episodes in their order; stds are those of the population."""
+
+    seed: int
+    deterministic: bool
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    episode_return_mean: float
+    episode_return_std: float
+    episode_return_min: float
+    episode_return_max: float
+    episode_len_mean: float
+    episode_len_std: float
+    episode_len_min: int
+    episode_len_max: int
+    max_steps: int | None = None
+    episodes_cut: int = 0
+    """Episodes that `max_steps` ended."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for `json.dumps`; `episodes` is the number of episodes."""
+        plain = asdict(self)
+        return {
+            "episodes": len(self.returns),
+            **plain,
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+        }
+
+
+def evaluate(
+    policy: Policy,
+    make_env: Callable[[], gym.Env[Any, Any]],
+    *,
+    episodes: int,
+    seed: int,
+    deterministic: bool = True,
+    max_steps: int | None = None,
+    track: Callable[[range], Iterable[int]] = iter,
+    tell: Callable[[str], None] = lambda message: None,
+) -> Evaluation:
+    """Play `episodes` episodes in one environment, closed at the end. `track` passes the numbers of
+    the episodes on, and may show how many are done.
+
+    `max_steps` cuts an episode that neither terminates nor is truncated before. `tell` gets a sentence
+    when an episode takes long, and for what goes wrong without changing a number.
+
+    Raises:
+        BadInput: a number is below one, or the environment's spaces are not the policy's.
+        EnvironmentFailed: the environment raised, or broke Gymnasium's contract.
+    """
+    if episodes < 1:
+        raise BadInput(f"episodes is {episodes}: at least one is needed")
+    if max_steps is not None and max_steps < 1:
+        raise BadInput(f"max_steps is {max_steps}: at least one is needed, or none for no limit")
+    env = make_env()
+    try:
+        _require_same_spaces(policy, env)
+        played = []
+        for i in track(range(episodes)):
+            patience = _Patience(i, tell)
+            played.append(
+                _play(
+                    policy,
+                    env,
+                    seed=seed + i,
+                    deterministic=deterministic,
+                    max_steps=max_steps,
+                    patience=patience,
+                )
+            )
+    finally:
+        policy.reset()
+        try:
+            with users_code("close()"):
+                env.close()
+        except EnvironmentFailed as error:
+            tell(f"{error}. The results do not depend on it.")
+    returns = tuple(each.episode_return for each in played)
+    lengths = tuple(each.length for each in played)
+    return_mean, return_std = _mean_and_std(returns)
+    len_mean, len_std = _mean_and_std(lengths)
+    return Evaluation(
+        seed=seed,
+        deterministic=deterministic,
+        returns=returns,
+        lengths=lengths,
+        episode_return_mean=return_mean,
+        episode_return_std=return_std,
+        episode_return_min=min(returns),
+        episode_return_max=max(returns),
+        episode_len_mean=len_mean,
+        episode_len_std=len_std,
+        episode_len_min=min(lengths),
+        episode_len_max=max(lengths),
+        max_steps=max_steps,
+        episodes_cut=sum(each.cut for each in played),
+    )
+
+
+class _Played(NamedTuple):
+    episode_return: float
+    length: int
+    cut: bool
+
+
+class _Patience:
+    """Tells of an episode that does not end, after 10 seconds, and each time it took twice as long."""
+
+    def __init__(self, episode: int, tell: Callable[[str], None]) -> None:
+        self._episode, self._tell = episode, tell
+        self._began = time.monotonic()
+        self._told_after_s = _SLOW_S
+
+    def look(self, length: int) -> None:
+        took = time.monotonic() - self._began
+        if took < self._told_after_s:
+            return
+        self._told_after_s *= 2
+        self._tell(
+            f"Episode {self._episode} has not ended after {length:,} steps and {took:.0f} s. An environment "
+            "that neither terminates nor truncates plays for ever: limit its episodes by --max-steps "
+            "(Ctrl-C stops this evaluation), or by evaluation.max_episode_steps in the config."
+        )
+
+
+def _play(
+    policy: Policy,
+    env: gym.Env[Any, Any],
+    *,
+    seed: int,
+    deterministic: bool,
+    max_steps: int | None,
+    patience: _Patience,
+) -> _Played:
+    policy.reset()
+    policy.seed(seed)
+    contract = Contract(env)
+    with users_code("reset()"):
+        returned = env.reset(seed=seed)
+    contract.reset(returned)
+    observation = returned[0]
+    episode_return, length, ended = 0.0, 0, False
+    while not ended and length != max_steps:
+        action = policy.act(observation, deterministic=deterministic)
+        with users_code("step()"):
+            stepped = env.step(action)
+        contract.step(stepped)
+        observation, reward, terminated, truncated, _ = stepped
+        episode_return += float(reward)
+        length += 1
+        ended = bool(terminated or truncated)
+        patience.look(length)
+    return _Played(episode_return, length, not ended)
+
+
+def _mean_and_std(values: tuple[float, ...]) -> tuple[float, float]:
+    # fsum is exact, so the numbers do not depend on the order of the episodes.
+    mean = math.fsum(values) / len(values)
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+
+
+def _require_same_spaces(policy: Policy, env: gym.Env[Any, Any]) -> None:
+    for what, ours, theirs in (
+        ("observation space", policy.observation_space, env.observation_space),
+        ("action space", policy.action_space, env.action_space),
+    ):
+        if ours != theirs:
+            raise BadInput(
+                f"the environment has the {what} {theirs}, the policy was trained with {ours}. "
+                "Make the environment with the same wrappers and settings."
+            )

@@ -1,0 +1,209 @@
+"""The parts of a policy, taken from a live RLlib algorithm (PPO, new API stack, one agent).
+
+This runs in the trial between two iterations, so it copies and nothing more; encoding, digest and
+files come later, in another thread (`write_policy`). It refuses what `Policy` could not repeat bit
+for bit: connectors of the user's own, and modules whose class has no importable name.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import dataclasses
+import importlib
+import io
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts, Step
+from raytrain.policy.spaces import PolicyFormatError
+
+
+def policy_parts(
+    algo: Any,
+    *,
+    env_runner: Any = None,
+    module_state: Mapping[str, torch.Tensor | np.ndarray[Any, Any]] | None = None,
+) -> PolicyParts:
+    """Copies of all that makes the policy of `algo`; shares no memory with it.
+
+    `env_runner` (by default the local one) provides connectors, spaces and the module's
+    construction; it may be without environments. `module_state` is the state dict of the training
+    module where the caller has a copy already; by default it is fetched from the first learner.
+    Raises PolicyFormatError for a policy that cannot be exported exactly.
+    """
+    config = algo.config
+    if config.is_multi_agent:
+        raise PolicyFormatError("a policy can be exported from single-agent training only")
+    runner = env_runner if env_runner is not None else algo.env_runner
+    components = dict(runner.get_checkpointable_components())
+    module = runner.module.unwrapped()
+    observation_space, action_space = runner.get_spaces()["__env_single__"]
+    _require_default_actions(components["module_to_env_connector"])
+    return PolicyParts(
+        module_state=_learner_state(algo) if module_state is None else module_state,
+        observation_space=observation_space,
+        action_space=action_space,
+        module_observation_space=module.observation_space,
+        module_class=_importable_name(type(module), "the module class"),
+        catalog_class=(
+            None
+            if module.catalog is None
+            else _importable_name(type(module.catalog), "the catalog class")
+        ),
+        model_config=_plain_model_config(module.model_config),
+        normalize_actions=bool(config.normalize_actions),
+        clip_actions=bool(config.clip_actions),
+        preprocessing=_preprocessing(components["env_to_module_connector"]),
+        env=_env_name(config.env),
+        env_config=copy.deepcopy(dict(config.env_config)),
+    )
+
+
+def _learner_state(algo: Any) -> dict[str, torch.Tensor]:
+    # Not `get_weights`: it turns float64 into float32 and int64 into int32.
+    group = algo.learner_group
+    first_only = {} if group.is_local else {"remote_actor_ids": [0]}
+    state: dict[str, torch.Tensor]
+    (state,) = [result.get() for result in group.foreach_learner(_copied_state_dict, **first_only)]
+    return state
+
+
+def _copied_state_dict(learner: Any) -> dict[str, Any]:
+    state = learner.module["default_policy"].unwrapped().state_dict()
+    return {
+        name: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+        for name, value in state.items()
+    }
+
+
+def _plain_model_config(model_config: Any) -> dict[str, Any]:
+    """A copy as the dict that `RLModuleSpec.build` hands to the module.
+
+    Initializers that are functions are left out: they only set the weights that are loaded over.
+    """
+    if dataclasses.is_dataclass(model_config) and not isinstance(model_config, type):
+        settings = dataclasses.asdict(model_config)
+    else:
+        settings = copy.deepcopy(dict(model_config or {}))
+    for key in [key for key, value in settings.items() if callable(value)]:
+        if not key.endswith("_initializer"):
+            raise PolicyFormatError(f"model_config.{key} is {settings[key]!r}: not plain data")
+        settings[key] = settings[f"{key}_kwargs"] = None
+    return settings
+
+
+def _importable_name(cls: type, what: str) -> str:
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    found: Any = None
+    if cls.__module__ != "__main__" and "<locals>" not in cls.__qualname__:
+        found = importlib.import_module(cls.__module__)
+        for part in cls.__qualname__.split("."):
+            found = getattr(found, part, None)
+    if found is not cls:
+        raise PolicyFormatError(
+            f"{what} {name} cannot be imported by that name, so no other program could load the "
+            "policy. Define it at the top level of a module that is importable."
+        )
+    return name
+
+
+def _env_name(env: Any) -> str | None:
+    if env is None:
+        return None
+    if isinstance(env, str):
+        return env.partition("@")[0]  # Without the digest under which a factory is registered.
+    name = getattr(env, "__qualname__", None)
+    return None if name is None else f"{env.__module__}:{name}"
+
+
+def _preprocessing(pipeline: Any) -> tuple[Step, ...]:
+    from ray.rllib.connectors import common
+    from ray.rllib.connectors.common.flatten_observations import FlattenObservations
+    from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
+
+    defaults = (
+        common.AddObservationsFromEpisodesToBatch,
+        common.AddTimeDimToBatchAndZeroPad,
+        common.AddStatesFromEpisodesToBatch,
+        common.BatchIndividualItems,
+        common.NumpyToTensor,
+    )
+    steps: list[Step] = []
+    seen_default = set()
+    for piece in pipeline.connectors:
+        if type(piece) in defaults:
+            seen_default.add(type(piece))
+        elif type(piece) is FlattenObservations and not seen_default:
+            _, kwargs = piece.get_ctor_args_and_kwargs()
+            steps.append(FlattenStep(tuple(kwargs.get("keys_to_remove") or ())))
+        elif type(piece) is MeanStdFilter and not seen_default:
+            steps.extend(_mean_std_steps(piece))
+        else:
+            raise PolicyFormatError(
+                f"the env-to-module connector {type(piece).__name__} cannot be exported: a policy "
+                "repeats FlattenObservations and MeanStdFilter. Do this work in a wrapper of the "
+                "environment instead."
+            )
+    if seen_default != set(defaults):
+        raise PolicyFormatError(
+            "the env-to-module pipeline is without RLlib's default connectors: a policy cannot "
+            "repeat it. Set add_default_connectors_to_env_to_module_pipeline."
+        )
+    return tuple(steps)
+
+
+def _mean_std_steps(connector: Any) -> list[Step]:
+    """One step; none for observations that the filter passes through (Discrete, MultiDiscrete)."""
+    state = connector.get_state()[None]
+    if state["shape"] is None:
+        return []
+    (stats,) = state["running_stats"]
+    return [
+        MeanStdStep(
+            count=int(stats["num_pushes"]),
+            mean=_unpacked(stats["mean_array"]),
+            sum_sq_diff=_unpacked(stats["sum_sq_diff_array"]),
+            center=bool(state["de_mean_to_zero"]),
+            scale=bool(state["de_std_to_one"]),
+            clip=None if state["clip_by_value"] is None else float(state["clip_by_value"]),
+        )
+    ]
+
+
+def _unpacked(packed: str) -> np.ndarray[Any, Any]:
+    """An array of RLlib's filter state: base64 of zlib of .npy; pickled objects are refused."""
+    raw = zlib.decompress(base64.b64decode(packed))
+    array: np.ndarray[Any, Any] = np.load(io.BytesIO(raw), allow_pickle=False)
+    return array
+
+
+def _require_default_actions(pipeline: Any) -> None:
+    from ray.rllib.connectors import module_to_env
+
+    from raytrain.policy.rllib_env_actions import ActionsForEnvironment
+
+    names = [type(piece).__name__ for piece in pipeline.connectors]
+    expected = [
+        module_to_env.GetActions,
+        module_to_env.TensorToNumpy,
+        module_to_env.UnBatchToIndividualItems,
+        module_to_env.RemoveSingleTsTimeRankFromBatch,
+        module_to_env.NormalizeAndClipActions,
+        module_to_env.ListifyDataForVectorEnv,
+    ]
+    found = [
+        module_to_env.NormalizeAndClipActions
+        if type(piece) is ActionsForEnvironment
+        else type(piece)
+        for piece in pipeline.connectors
+    ]
+    if found != expected:
+        raise PolicyFormatError(
+            f"the module-to-env connectors are {', '.join(names)}: a policy can be exported with "
+            f"RLlib's default ones alone ({', '.join(cls.__name__ for cls in expected)})"
+        )

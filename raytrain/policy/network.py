@@ -1,0 +1,188 @@
+"""The network of an exported policy as a list of layers: plain Torch, without RLlib.
+
+    [{"layer": "linear", "tensors": "encoder.actor_encoder.net.mlp.0"}, {"layer": "tanh"}, ...]
+
+`tensors` is the name under which the layer's weights lie in `policy.safetensors`. The list leads from
+a batch of preprocessed observations to the inputs of the action distribution, in the very operations
+of RLlib's module. The layers:
+
+    linear, conv2d (stride), layer_norm (eps)          with tensors NAME.weight and NAME.bias
+    lstm (layers)                                      with tensors NAME.weight_ih_l0 and so on
+    tanh, relu, elu, silu, gelu, sigmoid, leaky_relu, softplus
+    zero_pad2d (padding), permute (axes), flatten
+    clip_log_std (bound)                               the second half of the columns
+    free_log_std (bound or null)                       columns to append, from the tensor NAME
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from raytrain.policy.spaces import PolicyFormatError
+
+Layer = Mapping[str, Any]
+Tensors = Mapping[str, torch.Tensor]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+    "leaky_relu": nn.LeakyReLU,
+    "softplus": nn.Softplus,
+}
+
+
+def build_network(layers: Sequence[Layer], tensors: Tensors) -> nn.Sequential:
+    """The layers with their weights, in eval mode; nothing is drawn from Torch's generator.
+
+    Raises PolicyFormatError for a layer that this version does not know, or whose weights are missing.
+    """
+    built = []
+    for layer in layers:
+        kind = layer["layer"]
+        if kind in ACTIVATIONS:
+            built.append(ACTIVATIONS[kind]())
+        elif kind in _BUILDERS:
+            built.append(_BUILDERS[kind](layer, tensors))
+        else:
+            known = ", ".join([*_BUILDERS, *ACTIVATIONS])
+            raise PolicyFormatError(
+                f"policy.json describes a layer {kind!r}; this version of raytrain knows {known}"
+            )
+    return nn.Sequential(*built).requires_grad_(False).eval()
+
+
+States = tuple[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], ...]
+"""For each LSTM its (h, c), float32: (layers, hidden), or (N, layers, hidden) for a batch."""
+
+
+def first_states(network: nn.Sequential) -> States:
+    """The states of an episode that begins; empty for a network that keeps none."""
+    lstms = [each for each in network if isinstance(each, nn.LSTM)]
+    zeros = [np.zeros((each.num_layers, each.hidden_size), np.float32) for each in lstms]
+    return tuple((each, each) for each in zeros)
+
+
+def run_recurrent(
+    network: nn.Sequential, inputs: torch.Tensor, states: States
+) -> tuple[torch.Tensor, States]:
+    """One step of a network with LSTMs: outputs (N, columns) for inputs (N, ...), and the states after
+    it."""
+    # With a time axis of length one, as RLlib runs a recurrent module.
+    x, left, after = inputs.unsqueeze(1), list(states), []
+    for layer in network:
+        if isinstance(layer, nn.LSTM):
+            h, c = (torch.from_numpy(each).transpose(0, 1) for each in left.pop(0))
+            x, (h, c) = layer(x, (h, c))
+            after.append((h.transpose(0, 1).numpy(), c.transpose(0, 1).numpy()))
+        else:
+            x = layer(x)
+    return x.squeeze(1), tuple(after)
+
+
+class _Permute(nn.Module):
+    def __init__(self, axes: Sequence[int]) -> None:
+        super().__init__()
+        self.axes = tuple(axes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(self.axes)
+
+
+class _ClipLogStd(nn.Module):
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        means, log_stds = torch.chunk(x, chunks=2, dim=-1)
+        return torch.cat((means, torch.clamp(log_stds, -self.bound, self.bound)), dim=-1)
+
+
+class _FreeLogStd(nn.Module):
+    def __init__(self, log_std: torch.Tensor, bound: float | None) -> None:
+        super().__init__()
+        clipped = log_std if bound is None else torch.clamp(log_std, -bound, bound)
+        self.register_buffer("log_std", clipped)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        columns = self.log_std.unsqueeze(0).expand(x.shape[0], -1)
+        return torch.cat((x, columns), dim=1)
+
+
+def _tensor(tensors: Tensors, name: str) -> torch.Tensor:
+    if name not in tensors:
+        raise PolicyFormatError(
+            f"policy.json names the weights {name!r}, which policy.safetensors does not hold: the "
+            "files do not belong together. Export the policy again."
+        )
+    return tensors[name]
+
+
+def _loaded(module: Any, layer: Layer, tensors: Tensors) -> nn.Module:
+    name = layer["tensors"]
+    for each in ("weight", "bias"):
+        if getattr(module, each) is not None:
+            value = _tensor(tensors, f"{name}.{each}")
+            setattr(module, each, nn.Parameter(value, requires_grad=False))
+    return nn.Module.eval(module)
+
+
+def _linear(layer: Layer, tensors: Tensors) -> nn.Module:
+    name = layer["tensors"]
+    out, size = _tensor(tensors, f"{name}.weight").shape
+    bias = f"{name}.bias" in tensors
+    return _loaded(nn.utils.skip_init(nn.Linear, size, out, bias=bias), layer, tensors)
+
+
+def _conv2d(layer: Layer, tensors: Tensors) -> nn.Module:
+    name = layer["tensors"]
+    out, channels, *kernel = _tensor(tensors, f"{name}.weight").shape
+    module = nn.utils.skip_init(
+        nn.Conv2d,
+        channels,
+        out,
+        tuple(kernel),
+        stride=tuple(layer["stride"]),
+        bias=f"{name}.bias" in tensors,
+    )
+    return _loaded(module, layer, tensors)
+
+
+def _layer_norm(layer: Layer, tensors: Tensors) -> nn.Module:
+    shape = list(_tensor(tensors, f"{layer['tensors']}.weight").shape)
+    return _loaded(nn.utils.skip_init(nn.LayerNorm, shape, eps=layer["eps"]), layer, tensors)
+
+
+def _lstm(layer: Layer, tensors: Tensors) -> nn.Module:
+    name, layers = layer["tensors"], int(layer["layers"])
+    gates, size = _tensor(tensors, f"{name}.weight_ih_l0").shape
+    bias = f"{name}.bias_ih_l0" in tensors
+    with torch.random.fork_rng(devices=[]):  # Its constructor draws weights.
+        module = nn.LSTM(size, gates // 4, layers, batch_first=True, bias=bias)
+    for each, _ in list(module.named_parameters()):
+        getattr(module, each).data.copy_(_tensor(tensors, f"{name}.{each}"))
+    return module
+
+
+_BUILDERS: dict[str, Callable[[Layer, Tensors], nn.Module]] = {
+    "linear": _linear,
+    "conv2d": _conv2d,
+    "layer_norm": _layer_norm,
+    "lstm": _lstm,
+    "zero_pad2d": lambda layer, _: nn.ZeroPad2d(tuple(layer["padding"])),
+    "permute": lambda layer, _: _Permute(layer["axes"]),
+    "flatten": lambda layer, _: nn.Flatten(),
+    "clip_log_std": lambda layer, _: _ClipLogStd(float(layer["bound"])),
+    "free_log_std": lambda layer, tensors: _FreeLogStd(
+        _tensor(tensors, layer["tensors"]), layer["bound"]
+    ),
+}

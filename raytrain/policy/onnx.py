@@ -1,0 +1,232 @@
+"""A policy as one Torch module from raw observations to actions, as TorchScript and as ONNX.
+
+    inputs    one for each leaf of the observation space: (N, ...) in the leaf's dtype
+    outputs   one for each leaf of the action space: (N, ...), ready for the environment
+
+The likeliest actions; the filter, one-hot encoding, unsquashing and clipping are inside. N may differ
+from call to call. Leaves are in the order of `tree.flatten` and are called `observation` and `action`,
+or, in nested spaces, `observation.KEY...` and `action.KEY...`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tree
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from torch import nn
+
+from raytrain.extras import require
+from raytrain.policy.arithmetic import base_struct, filter_terms
+from raytrain.policy.distributions import ActionDistribution
+from raytrain.policy.env_actions import LeafMapping
+from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts
+from raytrain.policy.network import build_network
+from raytrain.policy.spaces import PolicyFormatError
+
+TORCHSCRIPT_FILE = "policy.pt"
+ONNX_FILE = "policy.onnx"
+ONNX_TOLERANCE = 1e-5
+_OPSET = 18
+
+
+class ActingModule(nn.Module):
+    """See the module's docstring. `parts.network` must be given."""
+
+    def __init__(self, parts: PolicyParts) -> None:
+        super().__init__()
+        assert parts.network is not None
+        self.network = build_network(parts.network, parts.module_state)
+        self._distribution = ActionDistribution(base_struct(parts.action_space))
+        self._steps = nn.ModuleList(_steps(parts))
+        action_leaves = tree.flatten(base_struct(parts.action_space))
+        self._ends = nn.ModuleList([_End(leaf, parts) for leaf in action_leaves])
+
+    def forward(self, *observations: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x: Any = list(observations)
+        for step in self._steps:
+            x = step(x)
+        x = x[0] if isinstance(x, list) else x
+        outputs = self.network(x.float() if x.dtype == torch.float64 else x)
+        actions = self._distribution.leaves(outputs, deterministic=True)
+        return tuple(end(action) for end, action in zip(self._ends, actions, strict=True))
+
+
+def input_names(space: gym.Space[Any], stem: str) -> list[str]:
+    """`stem`, or a name for each leaf of a nested space."""
+    struct = base_struct(space)
+    paths = [path for path, _ in tree.flatten_with_path(struct)]
+    return [".".join([stem, *map(str, path)]) for path in paths]
+
+
+def write_torchscript(parts: PolicyParts, path: Path) -> None:
+    """Trace the policy; what is written is loaded with `torch.jit.load`, without raytrain."""
+    with _quiet(), torch.no_grad():
+        traced = torch.jit.trace(ActingModule(parts), tuple(observations(parts, 2)), strict=False)
+        traced.save(str(path))
+
+
+def write_onnx(parts: PolicyParts, path: Path) -> float:
+    """Write the policy for onnxruntime; the largest difference from Torch over 64 observations.
+
+    Raises MissingExtra; PolicyFormatError if the difference is beyond `ONNX_TOLERANCE`.
+    """
+    require("export", "onnx", "onnxscript", "onnxruntime", what="An ONNX export")
+    module = ActingModule(parts)
+    dynamic = torch.export.Dim("batch")
+    with _quiet(), torch.no_grad():
+        example = tuple(observations(parts, 3))
+        program = torch.onnx.export(
+            module,
+            example,
+            input_names=input_names(parts.observation_space, "observation"),
+            output_names=input_names(parts.action_space, "action"),
+            dynamic_shapes={"observations": tuple({0: dynamic} for _ in example)},
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        program.save(str(path), external_data=False)
+    difference = _onnx_difference(module, parts, path)
+    if not difference <= ONNX_TOLERANCE:
+        raise PolicyFormatError(
+            f"the ONNX policy differs from Torch by {difference:g}, more than {ONNX_TOLERANCE:g}: it "
+            "is not kept. Use TorchScript, or the policy itself."
+        )
+    return difference
+
+
+def observations(parts: PolicyParts, size: int) -> list[torch.Tensor]:
+    """Random observations, a batch for each leaf of the space; the same ones each time."""
+    leaves: list[gym.Space[Any]] = tree.flatten(base_struct(parts.observation_space))
+    batches = []
+    for i, leaf in enumerate(leaves):
+        leaf.seed(i)
+        batches.append(torch.from_numpy(np.stack([np.asarray(leaf.sample()) for _ in range(size)])))
+    return batches
+
+
+def _onnx_difference(module: ActingModule, parts: PolicyParts, path: Path) -> float:
+    import onnxruntime
+
+    given = observations(parts, 64)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = {
+        found.name: batch.numpy() for found, batch in zip(session.get_inputs(), given, strict=True)
+    }
+    with torch.no_grad():
+        expected = module(*given)
+    return max(
+        float(np.max(np.abs(ours.numpy().astype(np.float64) - theirs)))
+        for ours, theirs in zip(expected, session.run(None, feeds), strict=True)
+    )
+
+
+def _steps(parts: PolicyParts) -> list[nn.Module]:
+    steps: list[nn.Module] = []
+    space: gym.Space[Any] = parts.observation_space
+    for step in parts.preprocessing:
+        if isinstance(step, FlattenStep):
+            if step.keys_to_remove:
+                raise PolicyFormatError(
+                    "FlattenObservations leaves keys out here, which ONNX and TorchScript exports do "
+                    "not repeat. Leave them out in a wrapper of the environment instead."
+                )
+            steps.append(_Flatten(tree.flatten(base_struct(space))))
+            space = Box(-np.inf, np.inf, shape=(1,))
+        else:
+            steps.append(_MeanStd(step))
+    return steps
+
+
+class _Flatten(nn.Module):
+    def __init__(self, leaves: Sequence[gym.Space[Any]]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
+    def forward(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        columns: list[torch.Tensor] = []
+        for part, leaf in zip(parts, self._leaves, strict=True):
+            if isinstance(leaf, Discrete):
+                columns.append(_one_hot(part, int(leaf.n)))
+            elif isinstance(leaf, MultiDiscrete):
+                columns += [_one_hot(part[:, i], int(n)) for i, n in enumerate(leaf.nvec)]
+            else:
+                columns.append(part.reshape(part.shape[0], int(np.prod(leaf.shape))).float())
+        return torch.cat(columns, dim=-1)
+
+
+def _one_hot(index: torch.Tensor, size: int) -> torch.Tensor:
+    return (index.unsqueeze(-1) == torch.arange(size)).float()
+
+
+class _MeanStd(nn.Module):
+    def __init__(self, step: MeanStdStep) -> None:
+        super().__init__()
+        shift, divisor = filter_terms(step.count, step.mean, step.sum_sq_diff)
+        self.register_buffer("shift", torch.from_numpy(np.asarray(shift)))
+        self.register_buffer("divisor", torch.from_numpy(np.asarray(divisor)))
+        self._step = step
+
+    def forward(self, x: Any) -> torch.Tensor:
+        value: torch.Tensor = x[0] if isinstance(x, list) else x
+        dtype = value.dtype
+        if self._step.center:
+            value = value.double() - self.shift
+        if self._step.scale:
+            value = value / self.divisor
+        if self._step.clip:
+            value = torch.clamp(value, -self._step.clip, self._step.clip)
+        return value.to(dtype)
+
+
+class _End(nn.Module):
+    """From the distribution's mode to the environment's action: `LeafMapping` in Torch."""
+
+    def __init__(self, leaf: gym.Space[Any], parts: PolicyParts) -> None:
+        super().__init__()
+        mapping = LeafMapping.of(leaf, normalize=parts.normalize_actions, clip=parts.clip_actions)
+        self._shift, self._scale, self._clip = (
+            each is not None for each in (mapping.shift, mapping.scale, mapping.clip)
+        )
+        if mapping.shift is not None:
+            self.register_buffer("start", torch.from_numpy(np.asarray(mapping.shift)))
+        # Torch's name for it, which is NumPy's too.
+        self._narrow = None if mapping.narrow is None else getattr(torch, mapping.narrow.name)
+        bounds = mapping.scale or mapping.clip
+        if bounds is not None:
+            self.register_buffer("low", torch.from_numpy(bounds[0]))
+            self.register_buffer("high", torch.from_numpy(bounds[1]))
+
+    def forward(self, action: Any) -> Any:
+        if self._shift:
+            action = (action + self.start).to(self.start.dtype)
+        if self._scale:
+            action = self.low + (action + 1.0) * (self.high - self.low) / 2.0
+        if self._clip:
+            action = torch.minimum(torch.maximum(action, self.low), self.high)
+        return action if self._narrow is None else action.to(self._narrow)
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Torch's exporters warn and print of what is not the user's doing."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

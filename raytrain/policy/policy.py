@@ -1,0 +1,249 @@
+"""A trained policy without Ray: observations in, actions out, bit for bit as in training.
+
+    policy = load_policy("results/cartpole/ppo_0/best")
+    action = policy.act(observation)                  # one observation: one action for env.step
+    actions = policy.act(observations)                # a batch: what a vector environment takes
+
+Between the observation and the action it does what RLlib's connectors do around the module: cast
+to the space's dtype (as Gymnasium's vector environments do), FlattenObservations and MeanStdFilter
+with frozen statistics, batch, forward pass, mode or sample of the distribution, unsquash or clip.
+The same observations in a batch of the same size give the same bits as in training; in a batch of
+another size the matrix product may round differently.
+
+An exported policy describes its network layer by layer and is built of plain Torch (`network`): RLlib
+is not even imported. A checkpoint's, and one whose network has no such description, is RLlib's module
+(`rllib_policy`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tree
+
+from raytrain.policy import arithmetic
+from raytrain.policy.distributions import ActionDistribution
+from raytrain.policy.env_actions import for_environment, mappings
+from raytrain.policy.episode_states import EpisodeStates, ObservationError
+from raytrain.policy.format import FlattenStep, PolicyParts, Step, read_policy
+from raytrain.policy.network import build_network, first_states, run_recurrent
+
+
+def load_policy(path: str | os.PathLike[str], *, seed: int | None = None) -> Policy:
+    """Load the policy of a checkpoint directory or an exported one, verified, without unpickling.
+
+    Ray is neither started nor needed running. `seed` seeds the policy's own generator for sampled
+    actions (default 0). Raises PolicyNotFound, ManifestError, or PolicyFormatError naming the file
+    that is damaged or the class that cannot be imported.
+    """
+    parts, metadata = read_policy(Path(path))
+    return Policy(parts, metadata=metadata, seed=0 if seed is None else seed)
+
+
+class Network(Protocol):
+    """What chooses actions for preprocessed observations, and keeps the state of their episodes."""
+
+    module: Any
+
+    def actions(self, items: list[Any], *, deterministic: bool) -> Any:
+        """The nested actions of all `items`, as tensors or arrays with a batch axis in front."""
+
+    def reset(self, mask: np.ndarray[Any, Any] | None) -> None:
+        """Forget the state of all episodes, or of those where `mask` is true."""
+
+
+class Policy:
+    """Acts; keeps the recurrent state of the episodes it acts in, and its own random generator."""
+
+    def __init__(self, parts: PolicyParts, *, metadata: Mapping[str, Any], seed: int = 0) -> None:
+        self.observation_space = parts.observation_space
+        self.action_space = parts.action_space
+        self.env = parts.env
+        self.env_config = dict(parts.env_config)
+        self.metadata = dict(metadata)
+        self._network = _network(parts)
+        self.module = self._network.module
+        self._steps = _prepared(parts.preprocessing, parts.observation_space)
+        self._observation_struct = arithmetic.base_struct(parts.observation_space)
+        self._action_struct = arithmetic.base_struct(parts.action_space)
+        self._mappings = mappings(
+            self._action_struct, normalize=parts.normalize_actions, clip=parts.clip_actions
+        )
+        self._generator = torch.Generator()
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Seed the generator of sampled actions. Nothing else draws from it."""
+        self._generator.manual_seed(seed)
+
+    def reset(self, mask: Sequence[bool] | np.ndarray[Any, Any] | None = None) -> None:
+        """Forget the recurrent state: of all episodes, or of those where `mask` is true.
+
+        Call it when an episode starts. Without effect on modules that keep no state.
+        """
+        self._network.reset(None if mask is None else np.asarray(mask, dtype=bool))
+
+    def act(self, observation: Any, deterministic: bool = True) -> Any:
+        """The action for one observation, or the actions for a batch of them, ready for `env.step`.
+
+        Which of the two it is follows from the observation space. One Discrete action is an int,
+        any other an array (or a Tuple or Dict of these); a batch is what a vector environment
+        takes. A batch of Tuple or Dict observations is either the Tuple or Dict of batched arrays
+        or a list of observations. Sampling leaves torch's global generator alone.
+        """
+        items, is_batch = self._observations(observation)
+        with torch.no_grad(), self._own_randomness():
+            actions = self._network.actions(items, deterministic=deterministic)
+        actions = arithmetic.as_numpy(actions)
+        actions = for_environment(actions, self._mappings)
+        if is_batch:
+            return actions
+        return tree.map_structure(
+            lambda leaf: int(leaf) if isinstance(leaf, np.integer) else leaf,
+            arithmetic.unstack(actions)[0],
+        )
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        # torch.distributions draw from the global generator alone, so it is lent our state.
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._generator.get_state())
+            yield
+            self._generator.set_state(torch.get_rng_state())
+
+    def _observations(self, observation: Any) -> tuple[list[Any], bool]:
+        """Preprocessed single observations, and whether they came as a batch."""
+        raw, is_batch = _split(observation, self.observation_space, self._observation_struct)
+        for step in self._steps:
+            raw = [step(item) for item in raw]
+        return raw, is_batch
+
+
+def _split(observation: Any, space: gym.Space[Any], struct: Any) -> tuple[list[Any], bool]:
+    """Single observations in the dtype of the space."""
+    if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)) and isinstance(observation, list):
+        parts = [_leaves(item, space, struct) for item in observation]
+        if not parts or any(sizes != {None} for _, sizes in parts):
+            raise ObservationError(f"a list must hold observations of {space}, at least one")
+        return [item for item, _ in parts], True
+    arrays, sizes = _leaves(observation, space, struct)
+    if sizes == {None}:
+        return [arrays], False
+    if len(sizes) != 1 or 0 in sizes:
+        raise ObservationError(
+            f"the parts of the observation are batches of different sizes, or empty: {sizes}"
+        )
+    return arithmetic.unstack(arrays), True
+
+
+def _leaves(observation: Any, space: gym.Space[Any], struct: Any) -> tuple[Any, set[int | None]]:
+    """The observation as arrays, and the batch sizes of its parts (None: no batch axis)."""
+    sizes: set[int | None] = set()
+
+    def convert(path: tuple[Any, ...], leaf_space: gym.Space[Any]) -> Any:
+        value = observation
+        for key in path:
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError) as error:
+                raise ObservationError(
+                    f"the observation has no part {path!r}, expected is one of {space}"
+                ) from error
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ObservationError(f"the observation is not an array: {error}") from error
+        shape = leaf_space.shape
+        if array.shape == shape:
+            sizes.add(None)
+        elif array.ndim == len(shape) + 1 and array.shape[1:] == shape:
+            sizes.add(array.shape[0])
+        else:
+            raise ObservationError(
+                f"got an observation of shape {array.shape}{f' at {path!r}' if path else ''}: "
+                f"expected is {shape} for one observation or (N, {str(shape)[1:]} for a batch of N"
+            )
+        if not (isinstance(value, list) or np.can_cast(array.dtype, leaf_space.dtype, "same_kind")):
+            raise ObservationError(
+                f"got an observation of dtype {array.dtype}; the policy's space has "
+                f"{leaf_space.dtype}"
+            )
+        cast = array.astype(leaf_space.dtype)
+        # A scalar, not an array without axes: that is what an environment's step returns here.
+        return cast[()] if cast.ndim == 0 else cast
+
+    return tree.map_structure_with_path(convert, struct), sizes
+
+
+def _prepared(steps: Sequence[Step], space: gym.Space[Any]) -> list[Callable[[Any], Any]]:
+    prepared: list[Callable[[Any], Any]] = []
+    for step in steps:
+        if isinstance(step, FlattenStep):
+            prepared.append(_flattening(step, space))
+            # From here on it is a vector of floats, nothing to be one-hot.
+            space = gym.spaces.Box(-np.inf, np.inf, shape=(1,))
+        else:
+            prepared.append(
+                arithmetic.frozen_filter(
+                    count=step.count,
+                    mean=step.mean,
+                    sum_sq_diff=step.sum_sq_diff,
+                    center=step.center,
+                    scale=step.scale,
+                    clip=step.clip,
+                )
+            )
+    return prepared
+
+
+def _flattening(step: FlattenStep, space: gym.Space[Any]) -> Callable[[Any], Any]:
+    struct, removed = arithmetic.base_struct(space), set(step.keys_to_remove)
+    if removed:
+        struct = {key: each for key, each in struct.items() if key not in removed}
+
+    def apply(observation: Any) -> Any:
+        if removed:
+            observation = {key: each for key, each in observation.items() if key not in removed}
+        return arithmetic.flat_vector(observation, struct)
+
+    return apply
+
+
+def _network(parts: PolicyParts) -> Network:
+    if parts.network is not None:
+        return _PlainNetwork(parts)
+    from raytrain.policy.rllib_module import RLlibNetwork  # RLlib takes seconds to import.
+
+    return RLlibNetwork(parts)
+
+
+class _PlainNetwork:
+    """Layers and distributions of plain Torch."""
+
+    def __init__(self, parts: PolicyParts) -> None:
+        assert parts.network is not None
+        self.module = build_network(parts.network, parts.module_state)
+        self._distribution = ActionDistribution(arithmetic.base_struct(parts.action_space))
+        first = first_states(self.module)
+        self._states = EpisodeStates(first) if first else None
+
+    def actions(self, items: list[Any], *, deterministic: bool) -> Any:
+        given = arithmetic.as_tensor(arithmetic.stack(items))
+        if self._states is None:
+            outputs = self.module(given)
+        else:
+            states = arithmetic.stack(self._states.of(len(items)))
+            outputs, states = run_recurrent(self.module, given, states)
+            self._states.keep(arithmetic.unstack(states))
+        return self._distribution.actions(outputs, deterministic=deterministic)
+
+    def reset(self, mask: np.ndarray[Any, Any] | None) -> None:
+        if self._states is not None:
+            self._states.reset(mask)

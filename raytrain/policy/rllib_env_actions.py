@@ -1,0 +1,73 @@
+"""The policy's actions for the environment, where RLlib's connectors sample: `env_actions` in their place.
+
+RLlib's NormalizeAndClipActions knows no `start` of a discrete space, and clips nothing where a Box that
+is to be normalised has an infinite bound. Where it neither normalises nor clips, the environment gets the
+very arrays that the learner gets, and may write into them. Where any of this makes a difference,
+`ActionsForEnvironment` takes its place in the module-to-env pipeline.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import tree
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.module_to_env import NormalizeAndClipActions
+from ray.rllib.core.columns import Columns
+from ray.rllib.utils.annotations import override
+
+from raytrain.policy.arithmetic import base_struct
+from raytrain.policy.env_actions import LeafMapping, for_environment, mappings
+
+
+class ActionsForEnvironment(NormalizeAndClipActions):
+    """Adds the column of actions for the environment, by raytrain's rules."""
+
+    @override(ConnectorV2)
+    def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        of_leaves = mappings(
+            base_struct(self.input_action_space),
+            normalize=self.normalize_actions,
+            clip=self.clip_actions,
+        )
+        batch[Columns.ACTIONS_FOR_ENV] = copy.deepcopy(batch[Columns.ACTIONS])
+        self.foreach_batch_item_change_in_place(
+            batch=batch,
+            column=Columns.ACTIONS_FOR_ENV,
+            func=lambda action, *_: for_environment(action, of_leaves),
+        )
+        return batch
+
+
+def map_actions(pipeline: Any, space: gym.Space[Any], *, normalize: bool, clip: bool) -> None:
+    """Make a module-to-env pipeline turn actions into those of `space` with these settings."""
+    for index, piece in enumerate(pipeline.connectors):
+        if not isinstance(piece, NormalizeAndClipActions):
+            continue
+        kind = (
+            ActionsForEnvironment if _differs(space, normalize, clip) else NormalizeAndClipActions
+        )
+        pipeline.connectors[index] = kind(
+            piece.input_observation_space,
+            space,
+            normalize_actions=normalize,
+            clip_actions=clip,
+        )
+
+
+def _differs(space: gym.Space[Any], normalize: bool, clip: bool) -> bool:
+    """Whether RLlib's connector would do something else."""
+    return not (normalize or clip) or any(
+        _leaf_differs(leaf, LeafMapping.of(leaf, normalize=normalize, clip=clip), normalize)
+        for leaf in tree.flatten(base_struct(space))
+    )
+
+
+def _leaf_differs(leaf: gym.Space[Any], mapping: LeafMapping, normalize: bool) -> bool:
+    if not isinstance(leaf, gym.spaces.Box):
+        return mapping.changes
+    if mapping.narrow is not None:
+        return True
+    return normalize and mapping.scale is None and mapping.shift is None

@@ -1,0 +1,144 @@
+"""The minibatch loop of a PPO update on a GPU, where each minibatch is one launch.
+
+A minibatch of a small network is some 150 kernels of a few microseconds each, and a CPU needs longer to
+launch them than the GPU to run them. A CUDA graph holds them all, captured once and replayed for every
+minibatch. The kernels are the same as without, in the same order, so the weights are the same, bit for bit.
+
+What a graph reads lies where it lay when it was captured: the batch's columns are copied into buffers that
+stay, and what changes between updates (learning rate, coefficients of the entropy and of the KL) is in
+tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from raytrain.ppo.fast_update.flat_adam import FlatAdam
+from raytrain.ppo.fast_update.gradient_step import GradientStep
+from raytrain.ppo.fast_update.loss_gradients import LossSettings
+from raytrain.ppo.fast_update.minibatch_loop import AutogradSteps, TensorColumns
+from raytrain.ppo.fast_update.train_batch import Array
+
+_WARM_UPS = 3
+"""Steps before a capture: libraries prepare themselves in the first ones, which a graph must not hold."""
+
+_KNOWN = ("torch.nn.", "ray.rllib.")
+
+logger = logging.getLogger(__name__)
+
+
+def can_be_captured(module: torch.nn.Module) -> bool:
+    """Whether all parts of a module are RLlib's or PyTorch's. Somebody's own may decide in Python what it
+    computes, and a graph would hold the decision of the first time for good."""
+    return all(type(part).__module__.startswith(_KNOWN) for part in module.modules())
+
+
+class GraphedSteps(AutogradSteps):
+    """`AutogradSteps` for one learner on a CUDA device."""
+
+    def __init__(
+        self,
+        adam: FlatAdam,
+        gradient_step: GradientStep,
+        loss: Callable[[TensorColumns, LossSettings], torch.Tensor],
+        module: torch.nn.Module,
+    ) -> None:
+        super().__init__(adam, gradient_step, loss)
+        self._module, self._device = module, adam.weights.device
+        self._held: TensorColumns = {}
+        self._coefficients = torch.zeros(2, dtype=torch.float32, device=self._device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._captured: Any = None
+        """What the graph was captured for: it serves as long as this is the same."""
+        self._refused = False
+
+    def begin(self, columns: TensorColumns, settings: LossSettings) -> None:
+        super().begin(self._keep(columns), self._with_tensors(settings))
+
+    def run(self, rows: Array, loss: Callable[[TensorColumns], torch.Tensor] | None = None) -> None:
+        """With `loss` nothing is captured."""
+        if loss is not None or self._refused or not len(rows):
+            super().run(rows, loss)
+            return
+        wanted = (rows.shape[1], self._constants, self._gradient_step.clipping)
+        if self._graph is None or wanted != self._captured:
+            self._graph, self._captured = self._capture(rows.shape[1]), wanted
+        if self._graph is None:
+            super().run(rows)
+            return
+        for index in torch.from_numpy(rows).to(self._device):
+            self._index.copy_(index)
+            self._graph.replay()
+
+    def _keep(self, columns: TensorColumns) -> TensorColumns:
+        """The columns in buffers that stay where they are, and may be longer."""
+        rows = len(next(iter(columns.values())))
+        fit = columns.keys() == self._held.keys() and all(
+            _fits(column, self._held[name]) for name, column in columns.items()
+        )
+        if not fit:
+            self._graph = None
+            # The number of bootstrap rows is another one in each batch.
+            self._held = {
+                name: column.new_zeros((rows + rows // 8, *column.shape[1:]))
+                for name, column in columns.items()
+            }
+        for name, column in columns.items():
+            self._held[name][:rows].copy_(column)
+        return self._held
+
+    def _with_tensors(self, settings: LossSettings) -> LossSettings:
+        """A coefficient of 0 stays one: its term is not computed."""
+        changing = {"entropy_coeff": settings.entropy_coeff, "kl_coeff": settings.kl_coeff}
+        self._constants = replace(
+            settings, **{name: float(bool(value)) for name, value in changing.items()}
+        )
+        self._coefficients.copy_(torch.tensor(list(changing.values())))
+        tensors = {
+            name: self._coefficients[position] if value else 0.0
+            for position, (name, value) in enumerate(changing.items())
+        }
+        return replace(settings, **tensors)
+
+    def _capture(self, size: int) -> torch.cuda.CUDAGraph | None:
+        self._index = torch.zeros(size, dtype=torch.int64, device=self._device)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with self._unchanged():
+                stream = torch.cuda.Stream(self._device)
+                stream.wait_stream(torch.cuda.current_stream(self._device))
+                with torch.cuda.stream(stream):
+                    for _ in range(_WARM_UPS):
+                        self._step(self._index)
+                torch.cuda.current_stream(self._device).wait_stream(stream)
+            with torch.cuda.graph(graph):
+                self._step(self._index)
+        except RuntimeError as error:
+            logger.warning(
+                "Learner updates: no CUDA graph, and so slower, because this module cannot be captured: %s",
+                error,
+            )
+            self._refused = True
+            return None
+        return graph
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """What is computed within has no effect on what follows."""
+        changed = (*self._adam.tensors, *self._module.buffers())
+        saved = [each.clone() for each in changed]
+        with torch.random.fork_rng([self._device]):
+            yield
+        for each, value in zip(changed, saved, strict=True):
+            each.copy_(value)
+
+
+def _fits(column: torch.Tensor, held: torch.Tensor) -> bool:
+    same = column.dtype == held.dtype and column.shape[1:] == held.shape[1:]
+    return same and len(column) <= len(held)

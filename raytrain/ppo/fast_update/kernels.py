@@ -1,0 +1,259 @@
+"""Loops that NumPy and Torch take several passes over memory for, or many calls, compiled by Numba.
+
+At the sizes of a policy a hidden layer's activations just fit the cache, so that every pass over
+them costs as much as the arithmetic of a tenth of a matrix product: tanh with its bias takes NumPy
+and Torch five, and here one. What lies behind the heads is small, and there it is the calls: a PPO loss
+and its derivatives take NumPy some thirty of them a minibatch.
+
+Numba keeps what it has compiled on disk, beside this file or in the user's cache directory
+(`NUMBA_CACHE_DIR` names another place). Where neither can be written, each process compiles anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+
+from raytrain.ppo.fast_update.train_batch import Array
+
+_Kernel = TypeVar("_Kernel", bound=Callable[..., None])
+
+_F32 = np.float32
+_LAYER = numba.float32[:, :, ::1]
+_LINES = numba.float32[:, :]
+_MATRIX = numba.float32[:, ::1]
+_VECTOR = numba.float32[::1]
+_NUMBER = numba.float64
+
+# Not `fastmath=True`: that would take NaN for impossible, and a policy that has diverged would go on.
+_ARITHMETIC = {"contract", "arcp", "nsz"}
+
+
+def _compiled(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
+    """Compile for just these types, when the module is imported."""
+
+    def compile_(function: _Kernel) -> _Kernel:
+        def jit(keep: bool) -> _Kernel:
+            compiled: _Kernel = numba.njit(
+                numba.void(*arguments), fastmath=_ARITHMETIC, error_model="numpy", cache=keep
+            )(function)
+            return compiled
+
+        try:
+            return jit(keep=True)
+        except RuntimeError as error:
+            if "cannot cache function" not in str(error):
+                raise
+            return jit(keep=False)
+
+    return compile_
+
+
+def _compiled_once(*arguments: Any) -> Callable[[_Kernel], Callable[[], _Kernel]]:
+    """The same when it is asked for: a function without arguments that returns the compiled one. A policy
+    has one distribution, and compiling takes a second where nothing is kept on disk."""
+
+    def compile_(function: _Kernel) -> Callable[[], _Kernel]:
+        return cache(lambda: _compiled(*arguments)(function))
+
+    return compile_
+
+
+@_compiled(_LAYER, _LAYER)
+def add_bias_and_tanh(x: Array, bias: Array) -> None:
+    """x (S, n, h) becomes tanh(x + bias), with bias (S, 1, h), to within 3e-7.
+
+    A quotient of polynomials, the one of Eigen's `ptanh_float`; beyond +-7.9 float32 has no value
+    between it and 1.
+    """
+    for s in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            for j in range(x.shape[2]):
+                v = x[s, i, j] + bias[s, 0, j]
+                # Comparisons in which NaN stays NaN.
+                v = _F32(7.90531110763549805) if v > _F32(7.90531110763549805) else v
+                v = _F32(-7.90531110763549805) if v < _F32(-7.90531110763549805) else v
+                q = v * v
+                p = _F32(-2.76076847742355e-16) * q + _F32(2.00018790482477e-13)
+                p = p * q + _F32(-8.60467152213735e-11)
+                p = p * q + _F32(5.12229709037114e-08)
+                p = p * q + _F32(1.48572235717979e-05)
+                p = p * q + _F32(6.37261928875436e-04)
+                p = p * q + _F32(4.89352455891786e-03)
+                d = _F32(1.19825839466702e-06) * q + _F32(1.18534705686654e-04)
+                d = d * q + _F32(2.26843463243900e-03)
+                d = d * q + _F32(4.89352518554385e-03)
+                x[s, i, j] = v * p / d
+
+
+@_compiled(_LAYER, _LAYER, _LAYER)
+def back_through_tanh(d: Array, y: Array, d_bias: Array) -> None:
+    """d (S, n, h), the derivatives by y = tanh(x), become those by x; d_bias (S, 1, h), their sums."""
+    for s in range(d.shape[0]):
+        d_bias[s] = _F32(0.0)
+        for i in range(d.shape[1]):
+            for j in range(d.shape[2]):
+                a = y[s, i, j]
+                e = d[s, i, j] * (_F32(1.0) - a * a)
+                d[s, i, j] = e
+                d_bias[s, 0, j] += e
+
+
+@_compiled(_VECTOR, _VECTOR, _VECTOR, _VECTOR, *[_NUMBER] * 6)
+def adam(  # noqa: PLR0917 - compiled loops take arrays and numbers
+    weights: Array,
+    gradient: Array,
+    first: Array,
+    second: Array,
+    scale: float,
+    step_size: float,
+    root: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """A step of Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980) along scale * gradient, in
+    Torch's order. All arrays are (P,); `first` and `second` are the moments. `step_size`: lr / (1 - beta1^t),
+    `root`: sqrt(1 - beta2^t).
+    """
+    s, to_first, keep, to_second = _F32(scale), _F32(1 - beta1), _F32(beta2), _F32(1 - beta2)
+    along, r, e = _F32(step_size), _F32(root), _F32(eps)
+    for i in range(weights.shape[0]):
+        g = gradient[i] * s
+        m = first[i] + to_first * (g - first[i])
+        v = second[i] * keep + to_second * g * g
+        first[i] = m
+        second[i] = v
+        weights[i] -= along * m / (np.sqrt(v) / r + e)
+
+
+@numba.njit(error_model="numpy", fastmath=_ARITHMETIC, inline="always")
+def _by_logp(logp: Any, old: Any, advantage: Any, cap: Any, share: Any) -> Any:
+    """Derivative of the surrogate by logp; `cap`: where the advantage times the ratio is clipped."""
+    surrogate = np.exp(logp - old) * advantage
+    # A product, so that what is not a number stays so.
+    return surrogate * (_F32(1.0) if surrogate <= cap else _F32(0.0)) * -share
+
+
+@numba.njit(error_model="numpy", fastmath=_ARITHMETIC, inline="always")
+def _by_value(value: Any, target: Any, clip: Any, factor: Any) -> Any:
+    """Derivative of the value loss by the value."""
+    off = value - target
+    return off * (_F32(1.0) if off * off <= clip else _F32(0.0)) * factor
+
+
+@_compiled_once(_MATRIX, _VECTOR, _LINES, _MATRIX, _VECTOR, *[_NUMBER] * 4)
+def categorical(  # noqa: PLR0917 - compiled loops take arrays and numbers
+    logits: Array,
+    values: Array,
+    columns: Array,
+    d_logits: Array,
+    d_values: Array,
+    vf_clip: float,
+    vf_coeff: float,
+    entropy_coeff: float,
+    kl_coeff: float,
+) -> None:
+    """The derivatives of a minibatch's PPO loss with a categorical policy of A actions, n rows.
+
+    `logits`, `d_logits` are (A, n); `values`, `d_values` (n,). `columns` has 4 + 2 A lines of n: old logp,
+    advantages, their caps, value targets; one-hot actions; old probabilities.
+    """
+    actions, n = logits.shape
+    share = _F32(1.0) / _F32(n)
+    entropy_share, kl_share = _F32(entropy_coeff / n), _F32(kl_coeff / n)
+    clip, factor = _F32(vf_clip), _F32(2.0 * vf_coeff / n)
+    p = np.empty(actions, np.float32)
+    for j in range(n):
+        largest = logits[0, j]
+        for k in range(1, actions):
+            largest = logits[k, j] if logits[k, j] > largest else largest
+        total = chosen = _F32(0.0)
+        for k in range(actions):
+            above = logits[k, j] - largest
+            p[k] = np.exp(above)
+            total += p[k]
+            chosen += above * columns[4 + k, j]
+        log_total = np.log(total)
+        entropy = _F32(0.0)
+        for k in range(actions):
+            p[k] /= total
+            if entropy_share != 0:
+                entropy -= p[k] * (logits[k, j] - largest - log_total)
+        by_logp = _by_logp(chosen - log_total, columns[0, j], columns[1, j], columns[2, j], share)
+        for k in range(actions):
+            # d logp / d logit = one_hot - p, d KL / d logit = p - p_old, d H / d logit = -p (log p + H)
+            d = (columns[4 + k, j] - p[k]) * by_logp
+            if kl_share != 0:
+                d += (p[k] - columns[4 + actions + k, j]) * kl_share
+            if entropy_share != 0:
+                d += p[k] * (logits[k, j] - largest - log_total + entropy) * entropy_share
+            d_logits[k, j] = d
+        d_values[j] = _by_value(values[j], columns[3, j], clip, factor)
+
+
+@_compiled_once(_MATRIX, _VECTOR, _LINES, _MATRIX, _VECTOR, _MATRIX, _MATRIX, *[_NUMBER] * 5)
+def gaussian(  # noqa: PLR0917 - compiled loops take arrays and numbers
+    outputs: Array,
+    values: Array,
+    columns: Array,
+    d_outputs: Array,
+    d_values: Array,
+    free: Array,
+    d_free: Array,
+    std_clip: float,
+    vf_clip: float,
+    vf_coeff: float,
+    entropy_coeff: float,
+    kl_coeff: float,
+) -> None:
+    """The same with a diagonal Gaussian over A dimensions.
+
+    `outputs` are means and log-stds, (2 A, n); or the means alone, (A, n), where `free` holds a log-std
+    that depends on no observation, (A, 1), and `d_free` gets its derivative; otherwise both are (0, 1).
+    `columns` has 4 + 3 A lines: those above; actions; old means; old log-stds. `std_clip`: log-stds are clipped
+    to plus and minus this.
+    """
+    is_free = free.shape[0] > 0
+    a = outputs.shape[0] if is_free else outputs.shape[0] // 2
+    n = outputs.shape[1]
+    share = _F32(1.0) / _F32(n)
+    entropy_share, kl_share = _F32(entropy_coeff / n), _F32(kl_coeff / n)
+    clip, factor, bound = _F32(vf_clip), _F32(2.0 * vf_coeff / n), _F32(std_clip)
+    base = _F32(0.9189385332046727) * _F32(a)  # A log(2 pi) / 2
+    log_std, inverse, z = np.empty(a, np.float32), np.empty(a, np.float32), np.empty(a, np.float32)
+    if is_free:
+        d_free[:] = _F32(0.0)
+    for j in range(n):
+        logp = -base
+        for k in range(a):
+            if not is_free or j == 0:
+                raw = free[k, 0] if is_free else outputs[a + k, j]
+                raw = bound if raw > bound else raw
+                log_std[k] = -bound if raw < -bound else raw
+                inverse[k] = np.exp(-log_std[k])
+            z[k] = (columns[4 + k, j] - outputs[k, j]) * inverse[k]
+            logp -= _F32(0.5) * z[k] * z[k] + log_std[k]
+        by_logp = _by_logp(logp, columns[0, j], columns[1, j], columns[2, j], share)
+        for k in range(a):
+            d_mean = z[k] * inverse[k] * by_logp
+            d_log_std = (z[k] * z[k] - _F32(1.0)) * by_logp - entropy_share
+            if kl_share != 0:
+                # With s = old std / std and m = (old mean - mean) / std:
+                # d KL / d mean = -m / std, d KL / d log_std = 1 - s^2 - m^2
+                m = (columns[4 + a + k, j] - outputs[k, j]) * inverse[k]
+                s = np.exp(columns[4 + 2 * a + k, j] - log_std[k])
+                d_mean -= m * inverse[k] * kl_share
+                d_log_std += (_F32(1.0) - s * s - m * m) * kl_share
+            d_outputs[k, j] = d_mean
+            raw = free[k, 0] if is_free else outputs[a + k, j]
+            d_log_std *= _F32(1.0) if abs(raw) <= bound else _F32(0.0)
+            if is_free:
+                d_free[k, 0] += d_log_std
+            else:
+                d_outputs[a + k, j] = d_log_std
+        d_values[j] = _by_value(values[j], columns[3, j], clip, factor)

@@ -1,0 +1,137 @@
+"""PPO's loss as RLlib defines it, for autograd, with the usual distributions written out.
+
+The loss is that of `ppo_gradients`; rows that are not in the loss mask have no part in it, whatever
+they hold. Terms whose coefficient is 0 are not computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
+from ray.rllib.evaluation.postprocessing import Postprocessing
+
+from raytrain.ppo.fast_update.loss_gradients import LossSettings
+
+
+class PolicyTerms(NamedTuple):
+    """(n,) each; `entropy` and `kl` are None where they were not asked for."""
+
+    logp: torch.Tensor
+    entropy: torch.Tensor | None
+    kl: torch.Tensor | None
+    """KL(old | new)."""
+
+
+TermsOf = Callable[..., PolicyTerms]
+
+
+def ppo_loss(
+    module: Any, minibatch: dict[str, torch.Tensor], settings: LossSettings, *, use_critic: bool
+) -> torch.Tensor:
+    """The mean loss of a minibatch; keys are RLlib's column names."""
+    mask = minibatch[Columns.LOSS_MASK]
+    output = module.forward_train(minibatch)
+    terms = _terms_of(module)(
+        output[Columns.ACTION_DIST_INPUTS],
+        minibatch[Columns.ACTION_DIST_INPUTS],
+        minibatch[Columns.ACTIONS],
+        entropy=_counts(settings.entropy_coeff),
+        kl=_counts(settings.kl_coeff),
+    )
+    advantages = minibatch[Postprocessing.ADVANTAGES]
+    # Where a row has no part its ratio is 1: an overflow would be a NaN in the derivative.
+    difference = torch.where(mask, terms.logp - minibatch[Columns.ACTION_LOGP], 0.0)
+    ratio = torch.exp(difference)
+    clipped = torch.clamp(ratio, 1 - settings.clip_param, 1 + settings.clip_param)
+    loss = -torch.min(advantages * ratio, advantages * clipped)
+    if use_critic:
+        values = module.compute_values(minibatch, embeddings=output.get(Columns.EMBEDDINGS))
+        error = (values - minibatch[Postprocessing.VALUE_TARGETS]).square()
+        loss = loss + settings.vf_loss_coeff * torch.clamp(error, 0, settings.vf_clip_param)
+    if terms.entropy is not None:
+        loss = loss - settings.entropy_coeff * terms.entropy
+    if terms.kl is not None:
+        loss = loss + settings.kl_coeff * terms.kl
+    # A minibatch of bootstrap rows alone has a loss of 0.
+    return torch.where(mask, loss, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _counts(coefficient: float | torch.Tensor) -> bool:
+    """A tensor always does: to look at its value would be to wait for the GPU."""
+    return isinstance(coefficient, torch.Tensor) or bool(coefficient)
+
+
+def _terms_of(module: Any) -> TermsOf:
+    new, old = module.get_train_action_dist_cls(), module.get_exploration_action_dist_cls()
+    if new is old is TorchCategorical:
+        return _categorical
+    if new is old is TorchDiagGaussian:
+        return _gaussian
+
+    def other(
+        inputs: torch.Tensor, old_inputs: torch.Tensor, actions: torch.Tensor, **wanted: bool
+    ) -> PolicyTerms:
+        now = new.from_logits(inputs)
+        return PolicyTerms(
+            now.logp(actions),
+            now.entropy() if wanted["entropy"] else None,
+            old.from_logits(old_inputs).kl(now) if wanted["kl"] else None,
+        )
+
+    return other
+
+
+def _categorical(
+    logits: torch.Tensor,
+    old_logits: torch.Tensor,
+    actions: torch.Tensor,
+    *,
+    entropy: bool,
+    kl: bool,
+) -> PolicyTerms:
+    log_p = torch.log_softmax(logits, dim=-1)
+    # Not `gather`, whose derivative is a scatter: deterministic kernels sort for that.
+    chosen = torch.arange(log_p.shape[-1], device=log_p.device) == actions.long().unsqueeze(-1)
+    logp = torch.where(chosen, log_p, 0.0).sum(-1)
+    entropy_, kl_ = None, None
+    if entropy:
+        # An action that is ruled out has a log-probability of minus infinity.
+        finite = log_p.clamp(min=torch.finfo(log_p.dtype).min)
+        entropy_ = -(finite * log_p.exp()).sum(-1)
+    if kl:
+        old_log_p = torch.log_softmax(old_logits, dim=-1)
+        old_p = old_log_p.exp()
+        ratio = torch.where(log_p.exp() == 0, math.inf, old_p * (old_log_p - log_p))
+        kl_ = torch.where(old_p == 0, 0.0, ratio).sum(-1)
+    return PolicyTerms(logp, entropy_, kl_)
+
+
+def _gaussian(
+    inputs: torch.Tensor,
+    old_inputs: torch.Tensor,
+    actions: torch.Tensor,
+    *,
+    entropy: bool,
+    kl: bool,
+) -> PolicyTerms:
+    mean, log_std = inputs.chunk(2, dim=-1)
+    dimensions = mean.shape[-1]
+    inverse = torch.exp(-log_std)
+    z = (actions - mean) * inverse
+    total_log_std = log_std.sum(-1)
+    half_log_2pi = 0.5 * math.log(2 * math.pi)
+    logp = -0.5 * z.square().sum(-1) - total_log_std - dimensions * half_log_2pi
+    entropy_, kl_ = None, None
+    if entropy:
+        entropy_ = total_log_std + dimensions * (0.5 + half_log_2pi)
+    if kl:
+        old_mean, old_log_std = old_inputs.chunk(2, dim=-1)
+        log_ratio = old_log_std - log_std
+        m = (old_mean - mean) * inverse
+        kl_ = 0.5 * (torch.exp(2 * log_ratio) + m.square() - 1 - 2 * log_ratio).sum(-1)
+    return PolicyTerms(logp, entropy_, kl_)

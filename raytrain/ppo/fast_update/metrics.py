@@ -1,0 +1,69 @@
+"""The metrics of a learner's update that RLlib counts for each minibatch, once for all of them.
+
+Names, reduction and meaning are those of RLlib's `Learner.update`. The times of single connectors
+(`learner_connector/timers/connectors/...`) are not among them: no connector runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.rllib.utils.metrics import (
+    ALL_MODULES,
+    CONNECTOR_PIPELINE_TIMER,
+    LEARNER_CONNECTOR,
+    LEARNER_CONNECTOR_SUM_EPISODES_LENGTH_IN,
+    LEARNER_CONNECTOR_SUM_EPISODES_LENGTH_OUT,
+    MODULE_TRAIN_BATCH_SIZE_MEAN,
+    NUM_ENV_STEPS_TRAINED,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+    NUM_MODULE_STEPS_TRAINED,
+    NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    WEIGHTS_SEQ_NO,
+)
+
+from raytrain.ppo.fast_update.train_batch import TrainBatch
+
+
+@contextmanager
+def batch_building(metrics: Any) -> Iterator[None]:
+    """Time the body as the learner's connector pipeline, whose place it takes."""
+    with metrics.log_time((ALL_MODULES, LEARNER_CONNECTOR, CONNECTOR_PIPELINE_TIMER)):
+        yield
+
+
+def log_steps(
+    metrics: Any,
+    module_id: str,
+    *,
+    batch: TrainBatch,
+    minibatches: tuple[int, ...],
+    sequence_number: int,
+) -> None:
+    """`minibatches` is (how many, rows in each)."""
+    count, size = minibatches
+    metrics.log_value((ALL_MODULES, LEARNER_CONNECTOR_SUM_EPISODES_LENGTH_IN), batch.timesteps)
+    metrics.log_value((ALL_MODULES, LEARNER_CONNECTOR_SUM_EPISODES_LENGTH_OUT), len(batch))
+    metrics.log_value((module_id, WEIGHTS_SEQ_NO), sequence_number, window=1)
+    metrics.log_value((module_id, MODULE_TRAIN_BATCH_SIZE_MEAN), size, reduce="mean")
+    module_steps = count * size
+    # RLlib takes each minibatch for the whole batch when it counts environment steps.
+    env_steps = count * len(batch)
+    sums = {
+        (module_id, NUM_MODULE_STEPS_TRAINED): module_steps,
+        (ALL_MODULES, NUM_MODULE_STEPS_TRAINED): module_steps,
+        (ALL_MODULES, NUM_ENV_STEPS_TRAINED): env_steps,
+    }
+    for key, value in sums.items():
+        # RLlib keeps no throughput of a single module's steps.
+        throughput = key[0] == ALL_MODULES
+        metrics.log_value(key, value, reduce="sum", with_throughput=throughput)
+    lifetimes = {
+        (module_id, NUM_MODULE_STEPS_TRAINED_LIFETIME): module_steps,
+        (ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME): module_steps,
+        (ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME): env_steps,
+    }
+    for key, value in lifetimes.items():
+        metrics.log_value(key, value, reduce="lifetime_sum", with_throughput=True)

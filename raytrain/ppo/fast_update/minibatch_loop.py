@@ -1,0 +1,141 @@
+"""The minibatch loop of a PPO update, in two ways: by hand, and with autograd.
+
+    steps.begin(batch, advantages, targets, settings)
+    steps.run(rows)             rows of the batch, (M, minibatch_size); as often as wanted
+    steps.end()
+
+`HandWrittenSteps` is for RLlib's default network of dense layers on a CPU, `AutogradSteps` for every
+other module without a recurrent state, and for GPUs. Both change the module's own parameters and the
+state of RLlib's own optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from raytrain.ppo.fast_update.flat_adam import FlatAdam
+from raytrain.ppo.fast_update.gradient_step import GradientStep
+from raytrain.ppo.fast_update.loss_gradients import (
+    ActionHead,
+    CategoricalHead,
+    GaussianHead,
+    LossSettings,
+    advantage_columns,
+)
+from raytrain.ppo.fast_update.mlp_network import Buffers, Matrices, MlpPolicy, Pass
+from raytrain.ppo.fast_update.train_batch import Array, TrainBatch
+
+TensorColumns = dict[str, torch.Tensor]
+
+_ROWS_AT_ONCE = 4096
+"""Rows that are gathered in one go: minibatches are then slices, and the slices are in the cache."""
+
+
+class HandWrittenSteps:
+    """Forward and backward pass written out, on arrays that are made once."""
+
+    def __init__(self, network: MlpPolicy, adam: FlatAdam, gradient_step: GradientStep) -> None:
+        self._network, self._adam, self._gradient_step = network, adam, gradient_step
+        self._weights = Matrices(network, adam.weights)
+        self._gradient = Matrices(network, adam.gradient)
+        self._buffers = Buffers()
+        self._passes: dict[int, Pass] = {}
+        self._head = self._action_head()
+
+    def begin(
+        self, batch: TrainBatch, advantages: Array, targets: Array, settings: LossSettings
+    ) -> None:
+        self._adam.begin()
+        self._head.use(settings)
+        self._loss_mask, self._obs = batch.loss_mask, batch.obs
+        lines = advantage_columns(batch, advantages, targets, settings) + self._head.columns(batch)
+        self._columns = np.stack(lines).astype(np.float32, copy=False)
+
+    def run(self, rows: Array) -> None:
+        at_once = max(1, _ROWS_AT_ONCE // rows.shape[1])
+        # What is not finite is dealt with in `GradientStep`, and told in the metrics.
+        with np.errstate(all="ignore"):
+            for first in range(0, len(rows), at_once):
+                self._run_some(rows[first : first + at_once])
+
+    def end(self) -> None:
+        self._adam.end()
+        del self._obs, self._columns
+
+    def _run_some(self, rows: Array) -> None:
+        # Bootstrap rows count in a minibatch's size, and have no part in its loss.
+        kept = self._loss_mask[rows]
+        index = rows[kept]
+        obs, columns = self._obs.take(index, axis=0), self._columns.take(index, axis=1)
+        start = 0
+        for n in kept.sum(axis=1).tolist():
+            stop = start + n
+            if n:
+                self._differentiate(obs[start:stop], columns[:, start:stop])
+            else:
+                self._adam.gradient.zero_()
+            self._gradient_step.apply()
+            start = stop
+
+    def _differentiate(self, obs: Array, columns: Array) -> None:
+        """Write the gradient of a minibatch's loss."""
+        n = len(obs)
+        net = self._passes.get(n)
+        if net is None:
+            net = Pass(self._network, self._weights, self._gradient, n, self._buffers)
+            self._passes[n] = net
+        net.forward(obs)
+        self._head.differentiate(net.outputs, net.values, columns, net.d_outputs, net.d_values)
+        net.backward(obs)
+
+    def _action_head(self) -> ActionHead:
+        outputs = self._network.policy_head.out_features
+        clip = self._network.log_std_clip
+        if clip is None:
+            return CategoricalHead(outputs)
+        free = None
+        if self._weights.log_std is not None and self._gradient.log_std is not None:
+            free = self._weights.log_std, self._gradient.log_std
+        return GaussianHead(log_std_clip=clip, free=free)
+
+
+class AutogradSteps:
+    """Autograd through the module, without what RLlib does around it."""
+
+    def __init__(
+        self,
+        adam: FlatAdam,
+        gradient_step: GradientStep,
+        loss: Callable[[TensorColumns, LossSettings], torch.Tensor],
+    ) -> None:
+        self._adam, self._gradient_step, self._loss = adam, gradient_step, loss
+
+    def begin(self, columns: TensorColumns, settings: LossSettings) -> None:
+        self._adam.begin()
+        self._columns, self._settings = columns, settings
+
+    def run(self, rows: Array, loss: Callable[[TensorColumns], torch.Tensor] | None = None) -> None:
+        """With `loss` instead of the one given to the constructor, if there is one."""
+        for index in torch.from_numpy(rows).to(self._adam.weights.device):
+            self._step(index, loss)
+
+    def end(self) -> None:
+        self._adam.end()
+        del self._columns
+
+    def _step(
+        self, index: torch.Tensor, loss: Callable[[TensorColumns], torch.Tensor] | None = None
+    ) -> None:
+        minibatch = {name: column.index_select(0, index) for name, column in self._columns.items()}
+        total = self._loss(minibatch, self._settings) if loss is None else loss(minibatch)
+        # Not `backward`: it would go through the hooks of DistributedDataParallel.
+        found = torch.autograd.grad(total, self._adam.parameters, allow_unused=True)
+        flat = [
+            (torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1)
+            for parameter, gradient in zip(self._adam.parameters, found, strict=True)
+        ]
+        torch.cat(flat, out=self._adam.gradient)
+        self._gradient_step.apply()

@@ -1,0 +1,85 @@
+"""What a fork takes of the state that another run saved, and what its own config decides.
+
+    weights, optimizer, filters, counters      the parent's
+    learning rate, coefficients                this config's (the optimizer's state has the parent's)
+    KL coefficient                             the parent's, unless `training.kl_coeff` has changed
+    random generators                          the parent's, unless `seed` has changed
+    running episodes                           the parent's, unless what makes them has changed
+
+A saved state says which settings made it: `settings` in resume/state.json.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle
+
+from raytrain import _ray
+from raytrain.rng import RngStreams
+
+_MODULE_STATE = "learner_group/learner/rl_module/default_policy/module_state.pkl"
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Of an `AlgorithmConfig`, as JSON types: what the random generators, the episodes, their
+    evaluation and the KL coefficient began with."""
+    evaluation = config.evaluation_config
+    found = {
+        "seed": config.seed,
+        "episodes": {
+            "env": str(config.env),
+            "env_config": dict(config.env_config),
+            "envs": config.num_envs_per_env_runner,
+            "filtered": _ray.runners.filters_observations(config),
+            "batch_mode": config.batch_mode,
+        },
+        "evaluation": dict(evaluation) if isinstance(evaluation, dict) else None,
+        "kl_coeff": config.kl_coeff,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+@dataclass(frozen=True)
+class Apart:
+    """In what a fork differs from the run whose state it takes."""
+
+    seed: bool
+    episodes: bool
+    evaluation: bool
+    kl: bool
+
+    @classmethod
+    def of(cls, plain: dict[str, Any], config: Any, strategy: str) -> Apart:
+        then, now = plain.get("settings", {}), settings_of(config)
+        seed = then.get("seed") != now["seed"]
+        return cls(
+            seed=seed,
+            episodes=seed
+            or then.get("episodes") != now["episodes"]
+            or plain["strategy"] != strategy,
+            evaluation=then.get("evaluation") != now["evaluation"],
+            kl=then.get("kl_coeff") != now["kl_coeff"],
+        )
+
+
+SAME = Apart(seed=False, episodes=False, evaluation=False, kl=False)
+
+
+def reseed(plain: dict[str, Any], learners: list[dict[str, Any]]) -> None:
+    """Put this run's random generators in the place of the saved ones. `learners`: the states of this
+    run's, which have not learned yet."""
+    plain["rng"] = RngStreams.capture().to_state()
+    for index, saved in enumerate(plain["learners"]):
+        own = learners[index % len(learners)]
+        saved["rng"], saved["minibatch_order"] = own["rng"], own["minibatch_order"]
+
+
+def weights_in(directory: Path) -> dict[str, Any]:
+    """Parameters and buffers of the policy module, by name, of a checkpoint of RLlib's."""
+    found: dict[str, Any] = cloudpickle.loads((directory / _MODULE_STATE).read_bytes())
+    return found

@@ -1,0 +1,22 @@
+"""What a run leaves to look at: results, episodes, events, metrics. Knows no algorithm."""
+
+from raytrain.records.compare import comparable, differences
+from raytrain.records.episodes import EpisodeHistory, FinishedEpisode, read_episodes
+from raytrain.records.event_log import EVENT_LOG, EventLog, LoggedEvent, read_events
+from raytrain.records.remote_copy import RecordsMirror
+from raytrain.records.writer import RecordsError, TrialRecords
+
+__all__ = [
+    "EVENT_LOG",
+    "EpisodeHistory",
+    "EventLog",
+    "FinishedEpisode",
+    "LoggedEvent",
+    "RecordsError",
+    "RecordsMirror",
+    "TrialRecords",
+    "comparable",
+    "differences",
+    "read_episodes",
+    "read_events",
+]

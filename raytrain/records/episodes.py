@@ -1,0 +1,340 @@
+"""The history of finished episodes: `episodes/*.parquet`, each episode once, whatever happened.
+
+    <trial>/episodes/part-00000001-00000010.parquet      the episodes that ended in iterations 1..10
+
+    episode     int64   running number from 0: by iteration, then group, then order of finishing
+    iteration   int64   in which it ended
+    timestep    int64   env steps sampled over the lifetime at the end of that iteration
+    group       int64   env group; `runner` is the same number under RLlib's name for it
+    env_index   int64   environment within the group
+    return      double  undiscounted
+    length      int64   env steps
+    stage       string  curriculum stage, or null
+    custom/*    double  metrics of the user's, null where an episode has none
+
+A part appears under its name only when it is complete and on the disk. From the trial's second attempt on the
+name says by which it was written (part-00000001-00000010.2.parquet), so that no two write to one name, and what
+an attempt deletes is never its successor's. A part whose iterations all lie within another part's, which is not
+of an earlier attempt, is superseded: it is what a crash left of a merge (the small parts) or of a cut (the
+shortened copy). Readers pass it over; the next start deletes it. Of an iteration that lies in parts of two
+attempts, the later one's counts.
+
+`raytrain.records.read_episodes` is the reader that has all of this: each episode once, every
+custom column. `pyarrow.parquet.read_table(<trial>/episodes)` works too, but it takes the columns of
+the first part for all (a metric that came later is missing), reads superseded parts as well, and
+may meet a merge half way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raytrain.checkpoint.commit import Fence, nothing
+from raytrain.errors import RaytrainError
+from raytrain.records.append_file import sync_directory
+from raytrain.records.writer import RecordsError
+from raytrain.storage.printable import printable
+
+logger = logging.getLogger(__name__)
+
+_DIRECTORY = "episodes"
+_NAME = re.compile(r"part-(\d+)-(\d+)(?:\.(\d+))?\.parquet")
+_TEMPORARY = ".part.tmp"
+_COLUMNS = pa.schema(
+    [
+        ("episode", pa.int64()),
+        ("iteration", pa.int64()),
+        ("timestep", pa.int64()),
+        ("group", pa.int64()),
+        ("env_index", pa.int64()),
+        ("runner", pa.int64()),
+        ("return", pa.float64()),
+        ("length", pa.int64()),
+        ("stage", pa.string()),
+    ]
+)
+_MERGE_ABOVE = 64  # parts
+_LARGE = 1_000_000  # rows: a part of that size is not merged again
+
+
+@dataclass(frozen=True)
+class FinishedEpisode:
+    """One row, without its running number."""
+
+    iteration: int
+    timestep: int
+    group: int
+    env_index: int
+    episode_return: float
+    length: int
+    stage: str | None = None
+    custom: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, order=True)
+class _Part:
+    first: int
+    last: int
+    attempt: int
+    path: Path
+
+    def covers(self, other: _Part) -> bool:
+        within = self.first <= other.first and other.last <= self.last
+        return self != other and within and self.attempt >= other.attempt
+
+
+def _listed(directory: Path) -> list[_Part]:
+    parts = []
+    for path in directory.glob("part-*.parquet"):
+        if match := _NAME.fullmatch(path.name):
+            parts.append(_Part(int(match[1]), int(match[2]), int(match[3] or 1), path))
+    return sorted(parts)
+
+
+def _valid(parts: list[_Part]) -> list[_Part]:
+    """Without those that are superseded."""
+    return [part for part in parts if not any(other.covers(part) for other in parts)]
+
+
+def _table(numbered: list[tuple[int, FinishedEpisode]]) -> pa.Table:
+    rows = [row for _, row in numbered]
+    columns: dict[str, list[object]] = {
+        "episode": [number for number, _ in numbered],
+        "iteration": [row.iteration for row in rows],
+        "timestep": [row.timestep for row in rows],
+        "group": [row.group for row in rows],
+        "env_index": [row.env_index for row in rows],
+        "runner": [row.group for row in rows],
+        "return": [float(row.episode_return) for row in rows],
+        "length": [row.length for row in rows],
+        "stage": [row.stage for row in rows],
+    }
+    schema = _COLUMNS
+    for name in sorted({name for row in rows for name in row.custom}):
+        values = [row.custom.get(name) for row in rows]
+        columns[f"custom/{name}"] = [None if each is None else float(each) for each in values]
+        schema = schema.append(pa.field(f"custom/{name}", pa.float64()))
+    return pa.table(columns, schema=schema)
+
+
+def _read(parts: Iterable[_Part], among: Iterable[_Part]) -> pa.Table:
+    """The rows of these parts that count among all."""
+    # One file at a time: a dataset would take the columns of the first file for all of them.
+    tables = [_rows(part, among) for part in parts]
+    return pa.concat_tables([_COLUMNS.empty_table(), *tables], promote_options="default")
+
+
+def _rows(part: _Part, among: Iterable[_Part]) -> pa.Table:
+    table, iteration = pq.ParquetFile(part.path).read(), pc.field("iteration")
+    for other in among:
+        if other.attempt > part.attempt and other.first <= part.last and part.first <= other.last:
+            table = table.filter((iteration < other.first) | (iteration > other.last))
+    return table
+
+
+def read_episodes(trial_directory: Path) -> pa.Table:
+    """All episodes of a trial, sorted by number; may be called while the trial is running.
+
+    Raises OSError or pyarrow.ArrowInvalid for a damaged part.
+    """
+    directory = trial_directory / _DIRECTORY
+    while True:
+        parts = _valid(_listed(directory))
+        try:
+            table = _read(parts, among=parts).sort_by("episode")
+        except FileNotFoundError:
+            # Merged or cut between the listing and the reading: what replaced it is there already.
+            if _valid(_listed(directory)) == parts:
+                raise
+            continue
+        # A listing is not atomic: during a merge it may miss the new part and the old ones alike.
+        if _valid(_listed(directory)) == parts:
+            return table
+
+
+class EpisodeHistory:
+    """The writing side. `directory` is the trial's; parts are cut to iteration `resume_from`.
+
+    `next_episode` is what the checkpoint remembers of `EpisodeHistory.next_episode`; without it the
+    numbers go on behind those in the files. `starts_after` is the iteration that a fork began from:
+    earlier episodes belong to the parent and are not missed here. `attempt` is the writer's number, and `fence`
+    raises if another has taken over. `append` may run in one thread, `flush` in another.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        resume_from: int = 0,
+        next_episode: int | None = None,
+        *,
+        starts_after: int = 0,
+        attempt: int = 1,
+        fence: Fence = nothing,
+    ) -> None:
+        self.directory = directory / _DIRECTORY
+        self._attempt = attempt
+        self._fence = fence
+        # Of its own: a writer that was replaced may be writing another.
+        self._temporary = self.directory / f"{_TEMPORARY}.{uuid.uuid4().hex[:8]}"
+        self.warnings: list[str] = []
+        self._covered = resume_from  # by parts: the iterations up to here are in them
+        self._waiting: list[tuple[int, FinishedEpisode]] = []
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        try:
+            found = self._open()
+        except OSError as error:
+            raise RecordsError(
+                f"the episode history in {self.directory} cannot be opened: {error}. "
+                "Free space or make the place writable, and start again."
+            ) from error
+        self._next = found if next_episode is None else next_episode
+        if self._next != found and resume_from > starts_after:
+            self._warn(
+                f"the episode history in {self.directory} counts {found} episodes, but the "
+                f"checkpoint of iteration {resume_from} counts {self._next}. Some are missing; "
+                "numbers continue as in the checkpoint and training is not affected."
+            )
+
+    @property
+    def next_episode(self) -> int:
+        """The number of the next finished episode; belongs in the checkpoint."""
+        with self._lock:
+            return self._next
+
+    def append(self, rows: Iterable[FinishedEpisode]) -> None:
+        """Number the episodes of one iteration and keep them until `flush`.
+
+        One call an iteration, of all groups; within a group in the order of finishing.
+        """
+        ordered = sorted(rows, key=lambda row: (row.iteration, row.group))
+        with self._lock:
+            last = self._waiting[-1][1].iteration if self._waiting else self._covered
+            if ordered and ordered[0].iteration <= last:
+                raise ValueError(
+                    f"episodes of iteration {ordered[0].iteration} were reported after those of "
+                    f"iteration {last}; each iteration's episodes are appended once and in order"
+                )
+            self._waiting.extend(enumerate(ordered, self._next))
+            self._next += len(ordered)
+
+    def flush(self, iteration: int) -> None:
+        """Make the episodes up to `iteration` durable. Raises RecordsError; the rows are kept."""
+        with self._flushing:
+            with self._lock:
+                ready = [each for each in self._waiting if each[1].iteration <= iteration]
+            if not ready:
+                return
+            try:
+                self._commit(_table(ready), self._covered + 1, iteration)
+            except OSError as error:
+                raise RecordsError(
+                    f"finished episodes cannot be written to {self.directory}: {error}. They are "
+                    "kept in memory; free space or make the place writable again."
+                ) from error
+            with self._lock:
+                del self._waiting[: len(ready)]
+                self._covered = iteration
+            self._merge()
+
+    def _open(self) -> int:
+        """Bring the directory in order; returns the number behind the last episode."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        parts = _listed(self.directory)
+        valid = _valid(parts)
+        self._fence()
+        for left in self.directory.glob(f"{_TEMPORARY}*"):
+            left.unlink(missing_ok=True)
+        for part in set(parts) - set(valid):
+            part.path.unlink(missing_ok=True)
+        end = 0
+        # From the end, so that a reader never sees a gap.
+        for part in reversed(valid):
+            if part.first > self._covered:
+                self._fence()
+                part.path.unlink(missing_ok=True)
+                continue
+            try:
+                end = max(end, self._cut(part, valid))
+            except (OSError, pa.ArrowInvalid) as error:
+                # pyarrow reports some damage as an OSError, without a number.
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                self._set_aside(part, error)
+            if end and part.last <= self._covered:
+                break  # the parts before it need nothing
+        sync_directory(self.directory)
+        return end
+
+    def _cut(self, part: _Part, among: list[_Part]) -> int:
+        """Shorten a part that reaches beyond; returns the number behind its last episode."""
+        table = _read([part], among)
+        if part.last > self._covered:
+            table = table.filter(pc.field("iteration") <= self._covered)
+            if len(table):
+                self._commit(table, int(pc.min(table["iteration"]).as_py()), self._covered)
+            self._fence()
+            part.path.unlink(missing_ok=True)
+        return int(pc.max(table["episode"]).as_py()) + 1 if len(table) else 0
+
+    def _set_aside(self, part: _Part, error: Exception) -> None:
+        aside = part.path.with_name(f".damaged-{part.path.name}")
+        self._fence()
+        os.replace(part.path, aside)
+        self._warn(
+            f"the episodes of iterations {part.first} to {part.last} are unreadable ({error}); "
+            f"the file was set aside as {aside}. Training is not affected."
+        )
+
+    def _commit(self, table: pa.Table, first: int, last: int) -> None:
+        # Ray and others remove empty directories, and a person may remove this one.
+        self.directory.mkdir(parents=True, exist_ok=True)
+        temporary = self._temporary
+        try:
+            with open(temporary, "wb") as file:
+                pq.write_table(table, file)
+                file.flush()
+                os.fsync(file.fileno())
+            self._fence()
+            own = f".{self._attempt}" if self._attempt > 1 else ""
+            os.replace(temporary, self.directory / f"part-{first:08d}-{last:08d}{own}.parquet")
+        except (OSError, RaytrainError):
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(self.directory)
+
+    def _merge(self) -> None:
+        """Merge the small parts at the end into one, once there are many."""
+        try:
+            small: list[_Part] = []
+            valid = _valid(_listed(self.directory))
+            for part in reversed(valid):
+                if pq.read_metadata(part.path).num_rows >= _LARGE:
+                    break
+                small.insert(0, part)
+            if len(small) <= _MERGE_ABOVE:
+                return
+            merged = _read(small, valid)
+            self._commit(merged, small[0].first, small[-1].last)
+            self._fence()
+            for part in small:
+                part.path.unlink(missing_ok=True)
+        except (OSError, pa.ArrowInvalid) as error:
+            self._warn(f"parts of the episode history could not be merged: {error}")
+
+    def _warn(self, text: str) -> None:
+        if text in self.warnings:
+            return
+        self.warnings.append(text)
+        logger.warning(printable(text))

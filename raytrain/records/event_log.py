@@ -1,0 +1,115 @@
+"""What went wrong with a trial and how it went on: `<trial>/events.jsonl`.
+
+    {"time": 1700000000.0, "attempt": 2, "iteration": 41, "kind": "restored", "message": "..."}
+
+One JSON object a line, only ever appended: unlike the other records it is not cut on a resume, for
+it tells of the attempts themselves. The driver and the trial both write to it. An event of kind
+`recovered` also has `redone_s` and `away_s` (see `time_lost`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from raytrain.storage.json import is_amount, parse_json
+
+EVENT_LOG = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class LoggedEvent:
+    """`time` in seconds since 1970; `attempt` counts the trial's processes from 1."""
+
+    time: float
+    attempt: int
+    iteration: int
+    kind: str
+    message: str
+    redone_s: float | None = None
+    away_s: float | None = None
+
+
+class EventLog:
+    """Append events to `path`. A disk that refuses keeps them in memory until the next one."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+        self._waiting: list[bytes] = []
+
+    def write(
+        self,
+        kind: str,
+        message: str,
+        *,
+        attempt: int,
+        iteration: int,
+        redone_s: float | None = None,
+        away_s: float | None = None,
+    ) -> OSError | None:
+        """Returns why the event could not be written yet, if so; does not raise that."""
+        event = LoggedEvent(
+            self._clock(), attempt, iteration, kind, message, redone_s=redone_s, away_s=away_s
+        )
+        plain = {key: value for key, value in asdict(event).items() if value is not None}
+        self._waiting.append(json.dumps(plain).encode() + b"\n")
+        try:
+            self._append(b"".join(self._waiting))
+        except OSError as error:
+            return error
+        self._waiting.clear()
+        return None
+
+    def _append(self, data: bytes) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(self._path, flags, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                data = b"\n" + data  # leave a torn line to itself
+            written = os.write(descriptor, data)
+            if written < len(data):
+                raise OSError(f"only {written} of {len(data)} bytes could be written")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _Readable(Protocol):
+    def read_bytes(self) -> bytes: ...
+
+
+def read_events(path: _Readable) -> list[LoggedEvent]:
+    """All whole lines, oldest first; a torn or damaged line is passed over. Empty without a file.
+
+    An event that a full disk cut off is written again later, so a whole one may come twice when the
+    cut fell behind it: such a repeat is left out.
+    """
+    events: dict[LoggedEvent, None] = {}
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        event = _read(line)
+        if event is not None:
+            events[event] = None
+    return list(events)
+
+
+def _read(line: bytes) -> LoggedEvent | None:
+    try:
+        event = LoggedEvent(**parse_json(line))
+    except (ValueError, TypeError):
+        return None
+    lost = [each for each in (event.redone_s, event.away_s) if each is not None]
+    right = all(is_amount(each) for each in (event.time, event.attempt, event.iteration, *lost))
+    right = right and all(isinstance(each, str) for each in (event.kind, event.message))
+    return event if right else None

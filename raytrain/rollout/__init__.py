@@ -1,0 +1,1 @@
+"""Environments and the actors that host them. Knows no learner."""

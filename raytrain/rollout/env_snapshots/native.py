@@ -1,0 +1,62 @@
+"""Strategy "native": the environment hands out its state itself.
+
+Either `env.unwrapped` has `get_state()` and `set_state(state)`, or it is an ALE game, whose
+emulator state (with its own random generator) is `env.unwrapped.ale.cloneSystemState()` and what
+`emulator.py` adds to it. Wrappers, spaces' generators and `np_random` are saved beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raytrain.rng import preserved
+from raytrain.rollout.env_snapshots.ale import RecordedEmulator
+from raytrain.rollout.env_snapshots.protocol import SnapshotError, Strategy, check_strategy
+from raytrain.rollout.env_snapshots.wrapper_state import Layers
+
+
+class NativeSnapshots:
+    strategy: Strategy = "native"
+
+    def __init__(self) -> None:
+        # An environment's own state is all that it wants saved of itself; an ALE game's emulator
+        # state is not: the Python object around it has attributes too.
+        self._own = Layers("generators")
+        self._ale = Layers("all")
+
+    def wrap(self, env: Any) -> Any:
+        base = env.unwrapped
+        if not _has_own_state(base) and _is_emulator(getattr(base, "ale", None)):
+            base.ale = RecordedEmulator(base.ale)
+        return env
+
+    def take(self, env: Any) -> dict[str, Any]:
+        layers, get_state, _ = self._access(env)
+        return {"strategy": self.strategy, "state": layers.capture(env, extra=get_state())}
+
+    def restore(self, env: Any, snapshot: dict[str, Any]) -> Any:
+        check_strategy(snapshot, self.strategy)
+        layers, _, set_state = self._access(env)
+        with preserved():
+            layers.restore(env, snapshot["state"], use_extra=set_state)
+        return env
+
+    def _access(self, env: Any) -> tuple[Layers, Callable[[], Any], Callable[[Any], Any]]:
+        base = env.unwrapped
+        if _has_own_state(base):
+            return self._own, base.get_state, base.set_state
+        ale = getattr(base, "ale", None)
+        if isinstance(ale, RecordedEmulator):
+            return self._ale, ale.get_state, ale.set_state
+        raise SnapshotError(
+            f"{type(base).__name__} has no get_state() and set_state(), and is not an ALE game"
+        )
+
+
+def _has_own_state(base: Any) -> bool:
+    return callable(getattr(base, "get_state", None)) and callable(getattr(base, "set_state", None))
+
+
+def _is_emulator(ale: Any) -> bool:
+    return hasattr(ale, "cloneSystemState") and hasattr(ale, "restoreSystemState")

@@ -1,0 +1,155 @@
+"""Stepping the environments of a group into given arrays.
+
+`SyncVectorEnv` copies every observation batch, and packs the infos of its environments into arrays
+that RLlib's wrapper takes apart again. Here its environments are stepped one after another as it
+does (NEXT_STEP autoreset: the step after an episode's end resets, whatever the action), and their
+results go straight to where they are wanted. Any other vector environment is stepped as a whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import DictInfoToList
+
+from raytrain import _ray
+from raytrain.policy.env_contract import Contract
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Infos: TypeAlias = list[dict[str, Any]]
+
+_NOTHING: Any = object()
+
+
+class StepArrays(NamedTuple):
+    """Where the results of one step go."""
+
+    observations: Array
+    """[N, ...]"""
+    rewards: Array
+    """[N] float64"""
+    terminateds: Array
+    """[N] bool"""
+    truncateds: Array
+    """[N] bool"""
+
+
+class Stepper(Protocol):
+    """Steps N environments once."""
+
+    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
+        """Step with `actions` [N, ...] and write what came of it `into` the arrays. Returns the N
+        infos, and whether any episode ended."""
+
+    def leave(self) -> None:
+        """Make the vector environment's own memory that of its last step."""
+
+
+def stepper(env: Any) -> Stepper:
+    """A stepper for the vector environment of a runner, to be used for one fragment."""
+    if type(env) is DictInfoToList and type(env.env) is SyncVectorEnv:
+        return _OneByOne(env.env)
+    return _Whole(env)
+
+
+def resets_at_next_step(env: Any) -> bool:
+    """Whether `env` resets an environment in the step after its episode's end."""
+    mode = env.metadata.get("autoreset_mode")
+    return bool(mode == AutoresetMode.NEXT_STEP)
+
+
+class _Whole:
+    def __init__(self, env: Any) -> None:
+        self._env = env
+
+    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
+        observations, rewards, terminateds, truncateds = into
+        observations[...], rewards[:], terminateds[:], truncateds[:], infos = self._env.step(
+            actions
+        )
+        return list(infos), bool(terminateds.any() or truncateds.any())
+
+    def leave(self) -> None:
+        pass
+
+
+class _OneByOne:
+    def __init__(self, env: SyncVectorEnv) -> None:
+        self._env = env
+        memory = _ray.runners.vector_env_attributes(env)
+        self._last: list[Any] = list(memory["_env_obs"])
+        self._resetting: list[bool] = memory["_autoreset_envs"].tolist()
+        self._envs = list(env.envs)
+        self._steps = [_inner(each).step for each in self._envs]
+        self._results: StepArrays | None = None
+
+    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
+        observations, rewards, terminateds, truncateds = into
+        last, resetting, steps = self._last, self._resetting, self._steps
+        infos: Infos = []
+        ended = False
+        resets, returned = False, _NOTHING
+        try:
+            for index, action in enumerate(actions):
+                returned = _NOTHING
+                if resets := resetting[index]:
+                    returned = self._envs[index].reset()
+                    last[index], info = returned
+                    rewards[index] = 0.0
+                    terminateds[index] = truncateds[index] = resetting[index] = False
+                else:
+                    returned = steps[index](action)
+                    last[index], rewards[index], terminated, truncated, info = returned
+                    terminateds[index] = terminated
+                    truncateds[index] = truncated
+                    if terminated or truncated:
+                        ended = resetting[index] = True
+                infos.append(dict(info) if info else {})
+            # Not one by one: it checks shapes and casts as the vector environment does.
+            np.stack(last, axis=0, out=observations)
+        except (TypeError, ValueError):
+            self._look_for_a_breach(len(infos), returned, resets=resets)
+            raise
+        self._results = into
+        return infos, ended
+
+    def _look_for_a_breach(self, index: int, returned: Any, *, resets: bool) -> None:
+        """Raise ContractBroken if it is what an environment returned that a step failed of: the
+        environment `index`, or any one if all were stepped."""
+        if index < len(self._envs):
+            contract = Contract(self._envs[index])
+            if returned is not _NOTHING:
+                (contract.reset if resets else contract.step)(returned)
+            return
+        for env, observation in zip(self._envs, self._last, strict=True):
+            Contract(env).observation("step", observation)
+
+    def leave(self) -> None:
+        if self._results is None:
+            return
+        observations, rewards, terminateds, truncateds = (each.copy() for each in self._results)
+        memory = {
+            "_env_obs": list(self._last),
+            "_observations": observations,
+            "_rewards": rewards,
+            "_terminations": terminateds,
+            "_truncations": truncateds,
+            "_autoreset_envs": np.logical_or(terminateds, truncateds),
+        }
+        _ray.runners.set_vector_env_attributes(self._env, memory)
+
+
+def _inner(env: Any) -> Any:
+    """`env` without outer wrappers that have checked it and now only pass each step on."""
+    while _only_passes_on(env):
+        env = env.env
+    return env
+
+
+def _only_passes_on(env: Any) -> bool:
+    if type(env) is gym.wrappers.OrderEnforcing:
+        return bool(env.has_reset)
+    return type(env) is gym.wrappers.PassiveEnvChecker and bool(env.checked_step)

@@ -1,0 +1,563 @@
+"""A place on storage: a pyarrow file system and a path in it.
+
+Everything in this room reads and writes through `Location`, so a checkpoint directory on a laptop's
+disk, on S3 or behind any fsspec file system is the same thing to the code above. Two facts decide
+how:
+
+- On a local disk a rename is atomic and a file is safe only once it and its directory are synced,
+  so files are written by hand (temporary file, fsync, `os.replace`, fsync of the directory).
+- On an object store one put is atomic, a directory is only a common prefix, and there is no rename.
+
+A symbolic link on a local disk counts as what it leads to, so a checkpoint may be moved to another disk
+and linked. Deleting it deletes the link and nothing that it leads to. A link that leads nowhere, or to a
+directory around it, counts as an empty directory, and links inside a linked directory are not followed:
+a listing ends, whatever links there are.
+
+`OSError` of the file system travels inside this room; `storage_errors` turns it into a
+`StorageError`, with the place and the remedy, at the functions that other rooms call.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import os
+import posixpath
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from raytrain.errors import BadInput, RaytrainError
+from raytrain.storage.fsspec import LeanFSSpecHandler
+from raytrain.storage.parallel import in_parallel
+from raytrain.storage.printable import printable
+from raytrain.storage.retry import STORE, patient
+
+CHUNK = 1 << 20  # bytes per read while copying and hashing
+
+# File systems without real directories: making one would cost a request and leave an empty object
+# behind.
+_OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
+
+# What the system says of a path, or of a link's target, that is not there.
+_NOTHING_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
+_CREDENTIALS = re.compile(
+    r"^[^/]*://[^/@]*:[^/@]*@|[?&][^=]*(secret|password|token|key)[^=]*=", re.I
+)
+
+_REMEDY = {
+    errno.ENOSPC: "no space is left there: free some, or lower checkpoint.num_to_keep; "
+    "older checkpoints are untouched",
+    errno.EDQUOT: "the disk quota is used up: free some space, or lower checkpoint.num_to_keep; "
+    "older checkpoints are untouched",
+    errno.EROFS: "the file system is mounted read-only: mount it writable, "
+    "or set another storage_path",
+    errno.EACCES: "permission is denied: give this user the right to it, "
+    "or set another storage_path",
+    errno.EPERM: "the operation is not permitted: give this user the right to it, "
+    "or set another storage_path",
+    errno.ENOENT: "it does not exist: check the path, and that the storage is mounted",
+}
+
+_REMEDY_OF_A_STORE = {
+    "NO_SUCH_BUCKET|Bucket .* not found": "make the bucket, or check its name and the endpoint",
+    "ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN": "check the credentials, which come from the environment "
+    "(AWS_ACCESS_KEY_ID, ...) or from the machine's role, and what they are allowed to do",
+}
+
+
+class StorageError(RaytrainError):
+    """The storage refused an operation. `errno` is the system's number, or None."""
+
+    def __init__(self, message: str, *, path: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.errno = errno
+
+
+@contextmanager
+def storage_errors(doing: str, where: Location) -> Iterator[None]:
+    """Turn an `OSError` inside into a `StorageError` that says what was being done, where, and what
+    helps.
+    """
+    try:
+        yield
+    except OSError as error:
+        path = os.fspath(error.filename) if error.filename else str(where)
+        remedy = _remedy(error)
+        found = error.strerror or str(error)
+        message = printable(f"{doing} failed at {path}: {found}; {remedy}.")
+        missing = isinstance(error, FileNotFoundError)  # Some file systems leave the number out.
+        raise StorageError(
+            message, path=path, errno=errno.ENOENT if missing else error.errno
+        ) from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in _REMEDY:
+        return _REMEDY[error.errno]
+    for words, remedy in _REMEDY_OF_A_STORE.items():
+        if re.search(words, str(error)):
+            return remedy
+    return "check the storage, then give the same command again"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a listing says of a file or directory: its size in bytes (0 for a directory), and when
+    it changed last, in nanoseconds since 1970, if the store tells."""
+
+    is_dir: bool
+    size: int
+    mtime_ns: int | None
+
+
+@dataclass(frozen=True)
+class Location:
+    """A directory or file on storage. `path` is the path inside `fs`, with forward slashes."""
+
+    fs: Any = field(hash=False)
+    path: str
+
+    @classmethod
+    def of(cls, place: str | os.PathLike[str] | Location) -> Location:
+        """A local path, or a URI: file://, s3://, gs://, or any scheme that fsspec knows.
+
+        Raises `BadInput` for a scheme that neither pyarrow nor fsspec can open.
+        """
+        if isinstance(place, Location):
+            return place
+        text = os.fspath(place)
+        if "\0" in text:
+            raise BadInput(f"'{printable(text)}' is no path: it holds a NUL character.")
+        if "://" not in text:
+            return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        refuse_credentials(text)
+        try:
+            fs, path = pafs.FileSystem.from_uri(_with_options(text))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
+            return cls._through_fsspec(text, refusal)
+        except OSError as error:  # S3 is asked for the region of a bucket.
+            said = printable(f"Opening the storage {text} failed: {error}; {_remedy(error)}.")
+            raise StorageError(said, path=text, errno=error.errno) from error
+        if not path.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
+            raise BadInput(
+                f"{text!r} names no bucket. Write {text.partition('://')[0]}://BUCKET/DIRECTORY."
+            )
+        return cls(fs, path.rstrip("/") or "/")
+
+    @classmethod
+    def _through_fsspec(cls, uri: str, refusal: Exception) -> Location:
+        problem: Exception = refusal
+        try:
+            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+            # A cached listing would hide what another process wrote or deleted.
+            fs, path = url_to_fs(uri, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            problem = error
+        else:
+            handler = pafs.PyFileSystem(LeanFSSpecHandler(fs))
+            return cls(handler, str(path).rstrip("/") or "/")
+        raise BadInput(
+            f"Cannot open the storage {uri.partition('?')[0]!r}: pyarrow says '{refusal}', fsspec says '{problem}'. "
+            "Use a local path, s3://..., gs://..., or install the fsspec package for this scheme."
+        )
+
+    def __str__(self) -> str:
+        if self.is_local:
+            return self.path
+        scheme = str(self.fs.type_name).rpartition("+")[2].rpartition("::")[2]
+        return f"{scheme}://{self.path.lstrip('/')}"
+
+    def __format__(self, spec: str) -> str:
+        """In a message: the text of it, as it may be printed."""
+        return format(printable(str(self)), spec)
+
+    def __truediv__(self, name: str) -> Location:
+        """A place below this one; never above it or beside it."""
+        normal = posixpath.normpath(name)
+        if not name or name.startswith("/") or normal.split("/")[0] == "..":
+            raise ValueError(f"{name!r} does not lie below {self}")
+        return self if normal == "." else Location(self.fs, posixpath.join(self.path, normal))
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    @property
+    def parent(self) -> Location:
+        return Location(self.fs, posixpath.dirname(self.path) or "/")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    @property
+    def local_path(self) -> Path:
+        if not self.is_local:
+            raise ValueError(f"{self} is not on a local file system")
+        return Path(self.path)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def first_free(self, names: Iterable[str]) -> Location:
+        """The first of these names, below here, that nothing has."""
+        return next(place for name in names if not (place := self / name).exists())
+
+    def exists(self) -> bool:
+        return self._leads_to_directory() is not None
+
+    def is_dir(self) -> bool:
+        return bool(self._leads_to_directory())
+
+    @patient
+    def _leads_to_directory(self) -> bool | None:
+        """None if there is nothing here."""
+        if not self.is_local:
+            kind = self.fs.get_file_info(self.path).type
+            return None if kind == pafs.FileType.NotFound else bool(kind == pafs.FileType.Directory)
+        try:
+            return stat.S_ISDIR(os.stat(self.path).st_mode)
+        except OSError as error:
+            if error.errno not in _NOTHING_THERE:
+                raise
+            return True if os.path.islink(self.path) else None
+
+    def children(self) -> list[Location]:
+        """The files and directories directly in here, by name; none if this does not exist."""
+        return [self / name for name in self.listed()]
+
+    def subdirectories(self) -> list[str]:
+        """The names of the directories directly in here; none if this does not exist."""
+        return [name for name, each in self.listed().items() if each.is_dir]
+
+    def listed(self) -> dict[str, Listed]:
+        """The files and directories directly in here, by name; empty if this does not exist."""
+        return self._list(recursive=False)
+
+    def tree(self) -> dict[str, Listed]:
+        """Every file and directory below here, by its path relative to here; one request on an
+        object store. Empty if this does not exist.
+        """
+        return self._list(recursive=True)
+
+    @patient
+    def _list(self, *, recursive: bool) -> dict[str, Listed]:
+        if self.is_local:
+            return dict(sorted(_listed_on_disk(self.path, recursive=recursive)))
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        start = self.path.rstrip("/") + "/"
+        found = {}
+        try:
+            for info in self.fs.get_file_info(selector):
+                inside = info.path.startswith(start)
+                name = (
+                    info.path[len(start) :] if inside else posixpath.relpath(info.path, self.path)
+                )
+                is_dir = info.type == pafs.FileType.Directory
+                found[name.rstrip("/")] = Listed(is_dir, int(info.size or 0), info.mtime_ns)
+        except UnicodeError as error:
+            said = f"a file there has a name that is not UTF-8 ({error}); rename or delete it"
+            raise OSError(errno.EILSEQ, said, str(self)) from None
+        return dict(sorted(found.items()))
+
+    def files(self) -> dict[str, int]:
+        """Every file below here: its path relative to here, and its size in bytes."""
+        return {name: each.size for name, each in self.tree().items() if not each.is_dir}
+
+    # -- reading and writing ---------------------------------------------------------------------
+
+    @contextmanager
+    def reader(self) -> Iterator[Any]:
+        """Raises `FileNotFoundError` for what is no regular file on a local disk: a pipe or a device
+        might never end."""
+        if self.is_local:
+            with open(self.path, "rb", buffering=0, opener=_open_at_once) as stream:
+                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                    raise FileNotFoundError(errno.ENOENT, "it is not a regular file", self.path)
+                yield stream
+        else:
+            with self.fs.open_input_file(self.path) as stream:
+                yield stream
+
+    @contextmanager
+    def writer(self) -> Iterator[Any]:
+        """Writes a file whose directory exists; on a local disk it is synced at the end."""
+        if self.is_local:
+            with open(self.path, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+        else:
+            with self.fs.open_output_stream(self.path, compression=None) as stream:
+                yield stream
+
+    @patient
+    def read_bytes(self, most: int = -1) -> bytes:
+        """The file's bytes, the first `most` of them if that is not negative."""
+        with self.reader() as stream:
+            data = bytes(stream.read() if most < 0 else stream.read(most))
+            if not self.is_local and len(data) != most:
+                self._must_be_whole(len(data), stream.size())
+        return data
+
+    def _must_be_whole(self, found: int, expected: int) -> None:
+        """A connection that is cut off may look like the end of the file, and even like an empty one.
+        That is no damage, so the store is asked."""
+        if found == expected and found:
+            return
+        actual = self.fs.get_file_info(self.path).size
+        if found != actual:
+            raise ConnectionError(f"{self}: the answer ended after {found} of {actual} bytes")
+
+    @patient
+    def write_bytes(self, data: bytes) -> None:
+        self.write_now(data)
+
+    def write_now(self, data: bytes) -> None:
+        """`write_bytes` for what must not be written late: a store that does not answer is not asked
+        again.
+        """
+        with self.writer() as stream:
+            stream.write(data)
+
+    def write_atomic(self, name: str, data: bytes) -> None:
+        """Write the file `name` in this directory so that a reader sees the old or the new bytes,
+        nothing else.
+        """
+        if not self.is_local:
+            (self / name).write_bytes(data)
+            return
+        # One fixed temporary name: what a crash left is overwritten by the next attempt, so
+        # leftovers never add up.
+        temporary = self / f".{name}.tmp"
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary.path, (self / name).path)
+        except OSError:
+            temporary.local_path.unlink(missing_ok=True)
+            raise
+        self.sync()
+
+    @patient
+    def make(self) -> None:
+        """Make this directory and those above it, where the file system has directories."""
+        if self.is_local:
+            os.makedirs(self.path, exist_ok=True)
+        elif self.fs.type_name not in _OBJECT_STORES:
+            self.fs.create_dir(self.path, recursive=True)
+
+    def sync(self) -> None:
+        """Make the entries of this directory survive a power cut (local disks only)."""
+        if not self.is_local:
+            return
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @patient
+    def delete_file(self) -> None:
+        """Does nothing if the file is not there."""
+        self.delete_now()
+
+    def delete_now(self) -> None:
+        """`delete_file` for what must not be deleted late."""
+        try:
+            if self.is_local:
+                os.unlink(self.path)
+            else:
+                self.fs.delete_file(self.path)
+        except FileNotFoundError:
+            pass
+
+    @patient
+    def delete_tree(self) -> None:
+        """Delete the directory with all in it, or the link to it; does nothing if it is not there."""
+        try:
+            if self.is_local and os.path.islink(self.path):
+                os.unlink(self.path)
+            elif self.is_local:
+                shutil.rmtree(self.path)
+            else:
+                self.fs.delete_dir(self.path)
+        except FileNotFoundError:
+            if self.exists():
+                raise  # something in it went while it was being deleted
+
+    def copy_tree(self, target: Location, *, last: str | None = None) -> None:
+        """Copy all files below here to `target`, the file named `last` after all others."""
+        names = [n for n in self.files() if n != last]
+        make_directories(target, names)
+        in_parallel(lambda n: (self / n).copy_file(target / n), names, serial=target.is_local)
+        sync_directories(target, names)
+        if last is not None and (self / last).exists():
+            (self / last).copy_file(target / last)
+            target.sync()
+
+    def copy_file(self, target: Location) -> tuple[int, str]:
+        """Copy one file, reading it once; its size and SHA-256 as they were read."""
+
+        def copy() -> tuple[int, str]:
+            with target.writer() as sink:
+                return self._read_into(sink.write)
+
+        if self.is_local and target.is_local:
+            return copy()
+        found: tuple[int, str] = STORE.tried(copy, self if target.is_local else target)
+        return found
+
+    @patient
+    def download(self, path: Path) -> tuple[int, str]:
+        """Copy one file to a scratch place of this machine, unsynced; its size and SHA-256."""
+        with open(path, "wb") as sink:
+            return self._read_into(sink.write)
+
+    @patient
+    def duplicate(self, target: Location) -> None:
+        """Copy one file within this file system, by the store itself where it can."""
+        if self.is_local:
+            self.copy_file(target)
+            return
+        try:
+            self.fs.copy_file(self.path, target.path)
+        except NotImplementedError:  # HDFS
+            self.copy_file(target)
+
+    @patient
+    def digest(self) -> tuple[int, str]:
+        """Size and SHA-256 of the file's bytes."""
+        return self._read_into(None)
+
+    def _read_into(self, write: Callable[[bytes], Any] | None) -> tuple[int, str]:
+        digest, size = hashlib.sha256(), 0
+        with self.reader() as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                if write is not None:
+                    write(chunk)
+            if not self.is_local:
+                self._must_be_whole(size, stream.size())
+        return size, digest.hexdigest()
+
+    def move_tree(self, target: Location) -> None:
+        """A rename on a local disk; elsewhere copy, then delete. `target` must not exist."""
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target.path)
+        target.parent.make()
+        if self.is_local and target.is_local:
+            os.rename(self.path, target.path)
+            target.parent.sync()
+            self.parent.sync()
+        else:
+            self.copy_tree(target)
+            self.delete_tree()
+
+
+def with_numbers(name: str) -> Iterator[str]:
+    """`name`, `name.1`, `name.2`, ..., without end."""
+    yield name
+    yield from (f"{name}.{number}" for number in itertools.count(1))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """As `os.open`, but a pipe that nobody writes to is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _listed_on_disk(root: str, *, recursive: bool) -> Iterator[tuple[str, Listed]]:
+    """What is in the directory `root`, by path relative to it; links as the module's docstring says. A
+    byte of a name that is not UTF-8 is a surrogate, as everywhere in Python."""
+    waiting = [("", False)]
+    while waiting:
+        inside, linked = waiting.pop()
+        try:
+            with os.scandir(os.path.join(root, inside)) as found:
+                entries = list(found)
+        except OSError as error:
+            if error.errno not in _NOTHING_THERE:
+                raise
+            continue  # It has gone, or is a file.
+        for entry in entries:
+            listed = _listed_entry(entry)
+            if listed is None:
+                continue
+            path = posixpath.join(inside, entry.name)
+            yield path, listed
+            is_link = entry.is_symlink()
+            if recursive and listed.is_dir and not (is_link and (linked or _leads_up(entry))):
+                waiting.append((path, linked or is_link))
+
+
+def _listed_entry(entry: os.DirEntry[str]) -> Listed | None:
+    """None if it has gone since the directory was read."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        if error.errno not in _NOTHING_THERE:
+            raise
+        return Listed(True, 0, None) if entry.is_symlink() else None
+    is_dir = stat.S_ISDIR(status.st_mode)
+    return Listed(is_dir, 0 if is_dir else status.st_size, status.st_mtime_ns)
+
+
+def _leads_up(link: os.DirEntry[str]) -> bool:
+    target, holder = os.path.realpath(link.path), os.path.realpath(os.path.dirname(link.path))
+    return os.path.commonpath([target, holder]) == target
+
+
+def refuse_credentials(uri: str) -> None:
+    """Raise `BadInput` for a URI with a password in it: the path of the storage is written into the
+    experiment's files, and printed."""
+    if _CREDENTIALS.search(uri):
+        scheme = uri.partition("://")[0]
+        raise BadInput(
+            f"The storage path {scheme}://... holds credentials. It is written to storage and to logs, "
+            "so give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS, ...) or by the machine's role; see docs/security.md."
+        )
+
+
+def _with_options(uri: str) -> str:
+    """With it pyarrow writes a small file with one request instead of three."""
+    if not uri.startswith("s3://") or "allow_delayed_open" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
+
+
+def make_directories(root: Location, names: Iterable[str]) -> None:
+    """Make `root` and every directory that the relative file names below it need."""
+    needed = {"."} | {posixpath.dirname(name) or "." for name in names}
+    # A directory is made with those above it, so the innermost are enough.
+    inner = [
+        d for d in needed if not any(o != d and (d == "." or o.startswith(d + "/")) for o in needed)
+    ]
+    in_parallel(lambda directory: (root / directory).make(), inner, serial=root.is_local)
+
+
+def sync_directories(root: Location, names: Iterable[str]) -> None:
+    """Sync every directory between `root` and the files named, the deepest first, then `root`'s
+    parent.
+    """
+    if not root.is_local:
+        return
+    directories = {"."}
+    for name in names:
+        parts = name.split("/")[:-1]
+        directories |= {"/".join(parts[: i + 1]) for i in range(len(parts))}
+    for directory in sorted(directories, key=lambda d: -d.count("/") if d != "." else 1):
+        (root / directory).sync()
+    root.parent.sync()

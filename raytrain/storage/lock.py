@@ -1,0 +1,518 @@
+"""One writer of a directory at a time.
+
+On a local disk: an exclusive `flock` on `.raytrain.lock`, which the kernel releases when its holder
+dies, however it dies. The file's content only says who holds it; the file stays when the lock is
+released, since deleting it would let two processes lock two files of one name.
+
+Elsewhere (and where `flock` is not supported) a lease, since there is nothing that the death of a
+process releases:
+
+    {"pid", "host", "boot", "started", "token", "former", "renewed", "count", "released"}
+    in `.raytrain.lock`, written anew every 10 s by a thread; `former`: tokens of those before
+
+No machine's clock is compared with another's. Who wants a lease watches it, and may take one that has
+stood still for 60 s of the watcher's own clock, or whose process is known to be dead. An object store
+offers no compare-and-swap here, so a taker writes within a second of its look, lets another second
+pass, and reads back whether its own token stayed.
+
+The holder counts from the beginning of its last renewal, by its own clock. After 60 s the lease has run
+out, since another may have taken it: it is not renewed any more.
+
+    read: another's token, or no file    the lease is lost, whatever is read later
+    read: its own token                  nobody took it while the store was away or the machine slept;
+                                         the holder takes it again, as any other process would
+
+A renewal or a release of a former holder may reach the store after the lease was taken from it. Whoever
+took it knows the tokens of those before and writes its own again; who takes its own lease again waits for
+that. So a lease is not deleted when it is released: it says so. `check` raises when the lease is lost, and
+serves as the fence of a commit.
+
+A holder may be known to be out of the world: its node was cut off, and the run goes on elsewhere.
+Such a lock is seized: another file takes the name of the locked one (on a local disk), or another
+token is written (elsewhere). The old holder's `check` raises from then on, also when it comes back. A
+process that lives on this very machine is never out of the world.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from raytrain.errors import RaytrainError
+from raytrain.storage.clocks import seconds_passed
+from raytrain.storage.json import read_json
+from raytrain.storage.location import Location, storage_errors
+from raytrain.storage.printable import printable
+
+LOCK_NAME = ".raytrain.lock"
+_FORMER_HOLDERS = 8  # whose late requests are known for what they are
+RENEW_SECONDS = 10.0
+STALE_SECONDS = 60.0
+LEASE_PATIENCE_S = 75.0  # for a holder that is about to end
+SETTLE_SECONDS = 1.0  # as long as two takers' writes can overlap by
+_WRITE_WITHIN_S = 1.0  # of the look that found the lease free
+_WRITES = 10
+_POLL_SECONDS = 0.2
+_A_MOMENT_S = 2.0  # a wait that need not be told of
+# A store is asked for a file's size first and for its bytes then: one that was replaced in between by a
+# longer one is read cut short. So all records of a lease have one size, and an unreadable one is read again.
+_LEASE_BYTES = 1024
+_READ_AGAIN = 5
+_READ_AGAIN_S = 0.1
+_NO_FLOCK = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+class Locked(RaytrainError):
+    """Another process is writing there."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """A clock that nobody sets, pause and date, so that a test need not wait a minute."""
+
+    now: Callable[[], float] = seconds_passed
+    sleep: Callable[[float], None] = time.sleep
+    date: Callable[[], float] = time.time
+
+
+class DirectoryLock:
+    """`with DirectoryLock(place, wait=30): ...` Raises `Locked` if another holds it for `wait` more
+    seconds. Whether the holder of a lease lives is found out first, which takes up to 60 s. `tell` hears
+    of a wait once, if it is longer than a moment.
+
+    `note` is added to what the file says of the holder; `out_of_the_world` is asked about another
+    holder (the file's content) that does not live on this machine, and the lock is seized if it says so.
+    `seized` tells.
+    """
+
+    def __init__(
+        self,
+        place: Location,
+        *,
+        wait: float = 0.0,
+        times: Times | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+        note: Mapping[str, str] | None = None,
+        out_of_the_world: Callable[[Mapping[str, Any]], bool] = lambda holder: False,
+    ) -> None:
+        self._place = place
+        self._wait = wait
+        self._tell = tell
+        self._times = times or Times()
+        self._note = dict(note or {})
+        self._out_of_the_world = out_of_the_world
+        self._held: _Flock | _Lease | None = None
+        self.seized = False
+
+    def __enter__(self) -> DirectoryLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        deadline = self._times.now() + self._wait
+        watch = _Watch(self._place, self._times)
+        told = False
+        with storage_errors("Locking the directory", self._place):
+            self._place.make()
+            while True:
+                self._held = self._try(watch)
+                if self._held is None and self._is_out_of_the_world(_read(self._place)):
+                    self._held = self._try(watch, seize=True)
+                    self.seized = self._held is not None
+                if self._held is not None:
+                    return
+                left = max(deadline - self._times.now(), watch.undecided_s)
+                if left <= 0:
+                    raise Locked(self._who())
+                if not told and left > _A_MOMENT_S:
+                    told = True
+                    self._tell(f"{self._holder()}. Waiting {left:.0f} s at most for it to end.")
+                self._times.sleep(_POLL_SECONDS)
+
+    @property
+    def taken_over(self) -> bool:
+        """Whether there may be a former holder that does not know of it: it was seized, or is a lease that
+        was not renewed."""
+        return self.seized or (isinstance(self._held, _Lease) and self._held.taken_over)
+
+    def check(self) -> None:
+        """Raise `Locked` if the lock is not held, or was lost to another. Cheap; fit to be a
+        commit's fence.
+        """
+        if self._held is None:
+            raise Locked(f"The lock on {self._place} is not held; acquire it before writing.")
+        with storage_errors("Checking the lock", self._place):
+            if not self._held.still_held():
+                raise Locked(f"The lock on {self._place} was lost. {self._who()}")
+
+    def release(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            with storage_errors("Releasing the lock", self._place):
+                held.release()
+
+    def _is_out_of_the_world(self, holder: Mapping[str, Any]) -> bool:
+        lives_here = _is_here(holder) and _alive(holder.get("pid"))
+        return not lives_here and self._out_of_the_world(holder)
+
+    def _try(self, watch: _Watch, *, seize: bool = False) -> _Flock | _Lease | None:
+        record = {**_self(), **self._note}
+        if self._place.is_local:
+            try:
+                return _Flock.take(self._place, record, seize=seize)
+            except OSError as error:
+                if error.errno not in _NO_FLOCK:
+                    raise
+        return _Lease.take(watch, record, seize=seize)
+
+    def _who(self) -> str:
+        return (
+            f"{self._holder()}. Wait for it to end, or stop it, then give the same command again."
+        )
+
+    def _holder(self) -> str:
+        return f"{self._place} is being written by {_described(_read(self._place))}"
+
+
+def who_writes(place: Location) -> str | None:
+    """Who holds the lock on a directory at this moment, in words; None if nobody does.
+
+    A lease is not watched for that: it counts as held if it was renewed within the last 60 s by this
+    machine's date, and the words say when. That is good enough to be shown, and for nothing else.
+    """
+    with storage_errors("Looking at the lock", place):
+        holder = _read(place)
+        if not holder:
+            return None
+        free = not _renewed_lately(holder) if "token" in holder else _could_lock(place)
+    return None if free else _described(holder)
+
+
+def _renewed_lately(holder: Mapping[str, Any]) -> bool:
+    renewed = holder.get("renewed")
+    if not isinstance(renewed, int | float) or _is_released(holder) or _is_dead(holder):
+        return False
+    return abs(time.time() - renewed) <= STALE_SECONDS
+
+
+def _described(holder: Mapping[str, Any]) -> str:
+    since = holder.get("started", "an unknown time")
+    told = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
+    with suppress(TypeError, ValueError, OverflowError, OSError, KeyError):
+        renewed = datetime.fromtimestamp(holder["renewed"], UTC).isoformat(timespec="seconds")
+        told += f", last renewed at {renewed} by its own clock"
+    return printable(told)
+
+
+def _could_lock(place: Location) -> bool:
+    """Held for a moment and shared, so that those who look do not disturb each other."""
+    descriptor = os.open((place / LOCK_NAME).path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+class _Flock:
+    """An open file description with an exclusive lock, as long as its file has the lock's name."""
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        _held_here.add(self)
+
+    @classmethod
+    def take(
+        cls, place: Location, record: Mapping[str, Any], *, seize: bool = False
+    ) -> _Flock | None:
+        path = (place / LOCK_NAME).path
+        # Locked before it gets its name, so that nobody is between the two when it is seized.
+        opened = f"{path}.{uuid.uuid4().hex}" if seize else path
+        # Programs it starts do not inherit it (O_CLOEXEC is the default); forks: see below.
+        descriptor = os.open(opened, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(record).encode(), 0)
+            if seize:
+                os.replace(opened, path)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            os.close(descriptor)
+            raise
+        taken = cls(descriptor, path)
+        if not taken.still_held():  # Seized by another between the opening and the locking.
+            taken.release()
+            return None
+        return taken
+
+    def still_held(self) -> bool:
+        try:
+            named = os.stat(self._path)
+        except FileNotFoundError:
+            return False
+        own = os.fstat(self._descriptor)
+        return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+
+    def release(self) -> None:
+        _held_here.discard(self)
+        os.close(self._descriptor)
+
+
+_held_here: set[_Flock] = set()
+
+
+def _forget_in_child() -> None:
+    """After a fork: close the child's copies, or the lock would outlive its holder."""
+    for lock in list(_held_here):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+class _Watch:
+    """What a process that wants a lease sees of it, by its own clock."""
+
+    def __init__(self, place: Location, times: Times) -> None:
+        self.place = place
+        self.times = times
+        self.looked_at = 0.0
+        self._record: dict[str, Any] | None = None
+        self._since = 0.0
+        self._stood_still_s = 0.0
+        self._is_renewed = False
+
+    def look(self) -> dict[str, Any]:
+        """The record. How long it stands still is counted from the end of the first look at it to the
+        beginning of the last one."""
+        self.looked_at = self.times.now()
+        record = _read(self.place)
+        if record == self._record:
+            self._stood_still_s = self.looked_at - self._since
+        else:
+            self._is_renewed = self._record is not None
+            self._record, self._since, self._stood_still_s = record, self.times.now(), 0.0
+        return record
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the lease that was looked at may be taken."""
+        stale = self._stood_still_s >= STALE_SECONDS
+        return not self._record or _is_released(self._record) or stale or _is_dead(self._record)
+
+    @property
+    def undecided_s(self) -> float:
+        """After so many seconds it is known whether the holder lives; 0 if it is, or there is none."""
+        if not self._record or self._is_renewed or _is_released(self._record):
+            return 0.0
+        return STALE_SECONDS - self._stood_still_s
+
+
+class _Lease:
+    """A file renewed by a thread. `before`: what it said when the lease was taken."""
+
+    def __init__(
+        self, place: Location, times: Times, record: Mapping[str, Any], before: Mapping[str, Any]
+    ) -> None:
+        self._place = place
+        self._times = times
+        self._token = uuid.uuid4().hex
+        self._former = _former_tokens(before)
+        self.taken_over = bool(before) and not _is_released(before)
+        self._record = {**record, "token": self._token, "former": self._former}
+        self._count = 0
+        self._renewed = 0.0
+        self._lost = False
+        self._guard = threading.Lock()  # the thread that renews it, and those that ask
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="raytrain-lease", daemon=True)
+
+    @classmethod
+    def take(
+        cls, watch: _Watch, record: Mapping[str, Any], *, seize: bool = False
+    ) -> _Lease | None:
+        found = watch.look()
+        if not seize and not watch.is_free:
+            return None
+        lease = cls(watch.place, watch.times, record, found)
+        if not lease._take(watch.looked_at, SETTLE_SECONDS):
+            return None
+        lease._thread.start()
+        return lease
+
+    def still_held(self) -> bool:
+        with self._guard:
+            return self._hold(renew=False)
+
+    def release(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        # Where the store does not answer, or answers late, the lease goes stale by itself.
+        with suppress(OSError):
+            if not self._lost and self._reads() == self._token and self._is_in_time():
+                self._record["released"] = True
+                self.write(patient=False)
+
+    def write(self, *, patient: bool) -> None:
+        """Write the record, with another count: who watches it sees that it does not stand still."""
+        self._count += 1
+        record = {**self._record, "renewed": self._times.date(), "count": self._count}
+        data = json.dumps(record).ljust(_LEASE_BYTES).encode()
+        if patient or self._place.is_local:
+            self._place.write_atomic(LOCK_NAME, data)
+        else:
+            (self._place / LOCK_NAME).write_now(data)
+
+    def _hold(self, *, renew: bool) -> bool:
+        """Whether the lease is held; it is taken again, or renewed, where that is due."""
+        if self._lost:
+            return False
+        looked_at = self._times.now()
+        found = self._reads()
+        in_time = self._is_in_time()
+        if found == self._token and in_time:
+            if renew:
+                self._renew_once()
+        elif found == self._token:
+            # Longer than a taker needs to see, and to put right, what was written over its record.
+            self._lost = not self._take(looked_at, RENEW_SECONDS + SETTLE_SECONDS)
+        elif found in self._former and in_time:
+            self._lost = not self._take(looked_at, SETTLE_SECONDS)
+        else:
+            self._lost = True
+        return not self._lost
+
+    def _renew_once(self) -> None:
+        began = self._times.now()
+        self.write(patient=False)
+        if self._is_in_time():  # Otherwise it was written after another may have taken the lease.
+            self._renewed = began
+
+    def _take(self, looked_at: float, settle_s: float) -> bool:
+        """Write the record, and see whether it stays. Another taker may have looked before that, so a
+        record that was written late counts for nothing."""
+        for _ in range(_WRITES):
+            began = self._times.now()
+            self.write(patient=True)
+            in_time = self._times.now() - looked_at <= _WRITE_WITHIN_S
+            if in_time:
+                self._times.sleep(settle_s)
+            looked_at = self._times.now()
+            if self._reads() != self._token:
+                return False
+            if in_time and self._times.now() - began < STALE_SECONDS:
+                self._renewed = began
+                return True
+        raise TimeoutError(
+            errno.ETIMEDOUT,
+            f"a small file took longer than {_WRITE_WITHIN_S:.0f} s to be read and written, "
+            f"{_WRITES} times in a row",
+            str(self._place / LOCK_NAME),
+        )
+
+    def _is_in_time(self) -> bool:
+        return self._times.now() - self._renewed < STALE_SECONDS
+
+    def _reads(self) -> str | None:
+        return _read(self._place).get("token")
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_SECONDS):
+            with suppress(OSError), self._guard:  # tried again
+                if not self._hold(renew=True):
+                    return
+
+
+def _self() -> dict[str, Any]:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"pid": os.getpid(), **_identity(), "started": started}
+
+
+def _identity() -> dict[str, str | None]:
+    """In what a pid means something: host, process namespace, and boot. Host names repeat, and the first
+    namespace of each machine has the same number; `boot` is None where one of them is not known."""
+    host = socket.gethostname()
+    try:
+        namespace = os.readlink("/proc/self/ns/pid").removeprefix("pid:")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return {"host": host, "boot": None}
+    return {"host": f"{host} {namespace}", "boot": boot}
+
+
+def _is_here(holder: Mapping[str, Any]) -> bool:
+    """Whether the holder's pid is one of those that this process knows."""
+    own = _identity()
+    return own["boot"] is not None and all(holder.get(key) == own[key] for key in own)
+
+
+def _is_dead(holder: Mapping[str, Any]) -> bool:
+    """Whether it is known that the holder is dead."""
+    return _is_here(holder) and not _alive(holder.get("pid"))
+
+
+def _is_released(record: Mapping[str, Any]) -> bool:
+    return record.get("released") is True
+
+
+def _former_tokens(record: Mapping[str, Any]) -> list[str]:
+    """The tokens of the last holders, the last one at the end."""
+    before = record.get("former")
+    tokens = [*(before if isinstance(before, list) else ()), record.get("token")]
+    return [each for each in tokens if isinstance(each, str)][-_FORMER_HOLDERS:]
+
+
+def _read(place: Location) -> dict[str, Any]:
+    """What the file says; empty if there is none. If it stays unreadable, all that is known is that it
+    is there."""
+    for attempt in range(1 if place.is_local else _READ_AGAIN):
+        if attempt:
+            time.sleep(_READ_AGAIN_S)
+        try:
+            record = read_json(place / LOCK_NAME)
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            continue
+        return record if isinstance(record, dict) else {}
+    return {"token": None}
+
+
+def _alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, TypeError, ValueError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,184 @@
+"""The fence: of all processes that ever were a trial, only the last one started writes.
+
+A trial on a node that was cut off lives on, and knows nothing of the one that was started in its
+place. Each start is an attempt, counted on storage before anything else is looked at, by a file that no
+other attempt writes to:
+
+    attempts/000003.TOKEN.json     {"began_after": 10}, or null until it knows where it goes on from
+
+Of two processes that count at once at most one keeps the number: each writes its file first and lists the
+directory then, and goes on to the next number if it finds another's file of its own.
+
+A writer that finds a later attempt there, or has lost the directory's lock, writes nothing more: it
+asks before each row, each commit, once more before a manifest, and before each deletion. What it had begun
+by then is harmless too: the record files that it has open are replaced by copies, and a checkpoint that it
+still commits lies off the run's line (a later attempt began before it), so it is moved into `superseded/`
+and never used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from typing import Any
+
+from raytrain.checkpoint import ATTEMPTS, Catalogue, Entry
+from raytrain.errors import RaytrainError
+from raytrain.storage import DirectoryLock, Location, Locked, storage_errors
+from raytrain.storage.json import read_json
+
+_FORMER_FILE = "attempt.json"  # {"attempt": 3, "began_after": {"2": 4, "3": 10}}, of all attempts
+SUPERSEDED = "superseded"
+_FILE = re.compile(r"(\d+)\.([0-9a-f]+)\.json")
+
+
+class Superseded(RaytrainError):
+    """Another process has taken over this trial."""
+
+    may_retry = False
+
+
+class Attempts:
+    """The attempts of one trial, seen from one of them. `lock` is this process's."""
+
+    def __init__(self, trial: Location, lock: DirectoryLock) -> None:
+        self.number = 0
+        self._trial = trial
+        self._lock = lock
+        self._catalogue = Catalogue(trial)
+        self._token = uuid.uuid4().hex[:8]
+        self._began_after: dict[int, int] = {}
+
+    def begin(self) -> None:
+        """Become the present attempt; the lock is held."""
+        with storage_errors("Counting the attempt", self._trial):
+            self.number, self._began_after = self._before()
+            while True:
+                self.number += 1
+                self._check_lock()  # One that was stopped here must not count itself after its successor.
+                self._write(None)
+                same = [token for number, token in self._files() if number == self.number]
+                if same == [self._token]:
+                    return
+
+    def look(self) -> None:
+        """Learn where each attempt began, as somebody who only looks."""
+        with storage_errors("Reading the attempts", self._trial):
+            _, self._began_after = self._before()
+
+    @classmethod
+    def last_of(cls, trial: Location) -> int:
+        """The number of a trial's last attempt; 0 if there was none."""
+        with storage_errors("Reading the attempts", trial):
+            return cls(trial, DirectoryLock(trial))._before()[0]
+
+    @staticmethod
+    def count_on(trial: Location, last: int) -> None:
+        """A new trial takes the place of one that had `last` attempts: a process of that one which lives on
+        somewhere finds a later attempt there, and no name of its own is written anew."""
+        with storage_errors("Counting the attempt", trial):
+            _write_attempt(trial, last + 1, "0", None)
+
+    def begin_after(self, iteration: int) -> None:
+        """This attempt goes on from the checkpoint of `iteration` (0: from the beginning)."""
+        self._began_after[self.number] = iteration
+        with storage_errors("Counting the attempt", self._trial):
+            self._write(iteration)
+
+    def check(self) -> None:
+        """Raise `Superseded` if the run goes on elsewhere."""
+        self._check_lock()
+        with storage_errors("Reading the attempt", self._trial):
+            last = max(self._files(), default=(0, ""))[0]
+        if last != self.number:
+            raise Superseded(
+                f"Another process (attempt {last}) has taken over {self._trial}; this one "
+                f"(attempt {self.number}) writes nothing more."
+            )
+
+    def is_off_the_line(self, entry: Entry) -> bool:
+        """Was it written by an attempt after a later one had begun from before it?"""
+        if entry.manifest is None or entry.in_quarantine or entry.kind == "error":
+            return False
+        attempt, iteration = entry.manifest.attempt, entry.manifest.iteration
+        return any(each > attempt and at < iteration for each, at in self._began_after.items())
+
+    def clear_away(self) -> list[str]:
+        """Move checkpoints off the line out of the way; a sentence for each."""
+        off = [entry for entry in self._catalogue.entries() if self.is_off_the_line(entry)]
+        return [self._supersede(entry) for entry in off]
+
+    def make_room(self, name: str) -> list[str]:
+        """As `clear_away`, for the one name that is about to be written."""
+        entry = self._catalogue.entry(name)
+        return [self._supersede(entry)] if entry and self.is_off_the_line(entry) else []
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _check_lock(self) -> None:
+        try:
+            self._lock.check()
+        except Locked as error:
+            raise Superseded(str(error)) from None
+
+    def _files(self) -> dict[tuple[int, str], Location]:
+        """By number and token."""
+        place = self._trial / ATTEMPTS
+        matches = [_FILE.fullmatch(name) for name in place.listed()]
+        return {(int(m[1]), m[2]): place / m[0] for m in matches if m}
+
+    def _before(self) -> tuple[int, dict[int, int]]:
+        """The number of the last attempt, and where each began."""
+        last, began = self._formerly()
+        files = self._files()
+        for (number, _), place in files.items():
+            last = max(last, number)
+            after = _read(place).get("began_after")
+            if isinstance(after, int):
+                began[number] = after
+        if not last:  # The first attempt, or the files were lost: the checkpoints know better.
+            entries = self._catalogue.entries()
+            last = max((each.manifest.attempt for each in entries if each.manifest), default=0)
+        return last, began
+
+    def _formerly(self) -> tuple[int, dict[int, int]]:
+        found = _read(self._trial / _FORMER_FILE)
+        try:
+            began = {int(each): int(after) for each, after in found.get("began_after", {}).items()}
+            return int(found.get("attempt", 0)), began
+        except (ValueError, TypeError, AttributeError, OverflowError):
+            return 0, {}
+
+    def _write(self, began_after: int | None) -> None:
+        _write_attempt(self._trial, self.number, self._token, began_after)
+
+    def _supersede(self, entry: Entry) -> str:
+        assert entry.manifest is not None
+        attempt = entry.manifest.attempt
+        self._catalogue.set_aside(
+            entry,
+            SUPERSEDED,
+            f"{entry.path.replace('/', '_')}.attempt_{attempt}",
+            fence=self.check,
+        )
+        return (
+            f"Checkpoint {entry.path} was written by attempt {attempt} after the run had gone on "
+            f"elsewhere. It is not used, and kept in {SUPERSEDED}/."
+        )
+
+
+def _write_attempt(trial: Location, number: int, token: str, began_after: int | None) -> None:
+    place = trial / ATTEMPTS
+    place.make()
+    record = json.dumps({"began_after": began_after}).encode()
+    place.write_atomic(f"{number:06d}.{token}.json", record)
+
+
+def _read(place: Location) -> dict[str, Any]:
+    """Empty if there is no such file, or if it is damaged."""
+    try:
+        found = read_json(place)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

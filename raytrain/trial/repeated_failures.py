@@ -1,0 +1,115 @@
+"""Which failures are worth a retry.
+
+An exact run that fails in iteration k and starts again from a checkpoint computes iteration k from
+the same state. If the same error comes back at the same iteration, it will come back for ever, so a
+trial remembers its last failure in `<trial>/last_failure.json`:
+
+    {"iteration": 17, "error": "ValueError: negative speed", "time": "2026-01-01T00:00:00+00:00"}
+
+A process that was killed raises nothing and is not remembered: killing is not the run's own doing.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from raytrain.errors import RaytrainError
+from raytrain.storage.json import read_json
+
+if TYPE_CHECKING:
+    from raytrain.storage import Location
+
+LAST_FAILURE = "last_failure.json"
+# What differs between two occurrences of one error: addresses, ids, process numbers.
+_VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{16,}\b|\bpid[= ]\d+")
+
+
+_IN_CREATION = "error raised in its creation task"
+_DEATHS = (
+    ("OutOfMemory", "it was killed for lack of memory"),
+    ("memory monitor", "it was killed for lack of memory"),
+    ("node was terminated", "its node was terminated"),
+    ("node has died", "its node died"),
+    ("connection error code", "it was killed or crashed"),
+    ("RpcError", "it was killed or crashed"),
+    ("SIGKILL", "it was killed"),
+    ("SYSTEM_ERROR", "it was killed or crashed"),
+    ("INTENDED_SYSTEM_EXIT", "it ended"),
+    ("actor was restarted", "it was killed or crashed"),
+    ("actor is restarting", "it was killed or crashed"),
+)
+
+
+class RepeatedFailure(RaytrainError):
+    """The same error at the same iteration, twice in a row."""
+
+    may_retry = False
+
+
+class FailureMemory:
+    """The last failure of one trial, kept on storage."""
+
+    def __init__(self, trial: Location) -> None:
+        self._trial = trial
+
+    def note(self, iteration: int, error: BaseException) -> RepeatedFailure | None:
+        """Remember that `iteration` failed with `error`; a `RepeatedFailure` to be raised in its
+        place if the last failure was the same."""
+        text = _fingerprint(error)
+        before = self._read()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"iteration": iteration, "error": text, "time": now}
+        try:
+            self._trial.write_atomic(LAST_FAILURE, json.dumps(record).encode())
+        except OSError:
+            return None  # A full or read-only disk: the failure itself is what must be told.
+        if (before.get("iteration"), before.get("error")) != (iteration, text):
+            return None
+        return RepeatedFailure(
+            f"Iteration {iteration} failed again with the same error, so retrying cannot help: "
+            f"{type(error).__name__}: {str(error).rstrip('.')}.\nMend the cause and start the same "
+            "command again; it continues from the newest good checkpoint."
+        )
+
+    def _read(self) -> dict[str, object]:
+        try:
+            record = read_json(self._trial / LAST_FAILURE)
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+
+def may_retry(error: BaseException | None) -> bool:
+    """Whether Tune should start a trial again after `error` (as Ray delivers it)."""
+    cause = getattr(error, "cause", None) or error
+    return bool(getattr(cause, "may_retry", True))
+
+
+def able_to_travel(error: Exception) -> Exception:
+    """`error`, or its text if it cannot be pickled: an environment may raise what only exists there,
+    and Ray would then report the pickling instead."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # Whatever the class's own pickling raises.
+        return RaytrainError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def why_it_died(error: BaseException) -> str:
+    """Why a Ray process died, in a few words: Ray's own account is a paragraph of possibilities."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)
+    if _IN_CREATION in text:
+        return f"it could not start: {lines[-1]}"
+    for sign, words in _DEATHS:
+        if sign in text:
+            return words
+    return text[:200] or type(error).__name__
+
+
+def _fingerprint(error: BaseException) -> str:
+    return _VARYING.sub("?", f"{type(error).__name__}: {error}")

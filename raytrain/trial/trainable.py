@@ -1,0 +1,541 @@
+"""The trial: `ExactPPO` as Tune runs it, with its directory on storage.
+
+Tune calls `train()` again and again in this actor, and `save()` when a result asks for it. Here
+
+    start     find the newest good checkpoint on storage, whatever Tune remembers, and become it
+    train()   one iteration; its row and episodes are recorded; if a checkpoint is due it is staged
+              and committed behind the next iteration; a finished commit is reported to Tune
+    save()    tells Tune the newest committed checkpoint (Tune never copies anything)
+    interrupt()  called by the driver on Ctrl-C, SIGTERM: commit this very iteration
+
+A thread looks out for nodes that are taken away and for parts of the work that hang (`lookout`). When a
+node with a part of the trial is to end, the trial commits the iteration that it is in and says that
+it leaves; Tune then starts it again on the nodes that are left.
+
+An error of the start is kept and raised by the first `train()`, where Tune keeps its type.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.utils.annotations import override
+from ray.tune import PlacementGroupFactory
+
+from raytrain import _ray
+from raytrain._ray import actors as _ray_actors
+from raytrain._ray.spared import spare_this_actor
+from raytrain.checkpoint import (
+    FORKED_FROM,
+    BestPolicy,
+    Entry,
+    ExactLost,
+    ExperimentFile,
+    ExperimentFileError,
+    Manifest,
+    Parent,
+    RetentionPolicy,
+    is_of_run,
+    read_manifest,
+    require_key,
+)
+from raytrain.cluster.nodes import nodes_alive
+from raytrain.config import (
+    ALGORITHM_SECTIONS,
+    config_digest,
+    config_from_dict,
+    eras,
+    to_algorithm_config,
+    with_trial_values,
+)
+from raytrain.errors import RaytrainError
+from raytrain.ppo.algorithm import ExactPPO, NonFinite, prepare
+from raytrain.ppo.building import algorithm_arguments
+from raytrain.ppo.stopping import (
+    EVALUATION,
+    Averaged,
+    Cadence,
+    Progress,
+    StopRule,
+    averaged,
+    labelled,
+    ranked,
+    report_score,
+)
+from raytrain.rollout.runner_pool import RunnerRules
+from raytrain.storage import Location
+from raytrain.storage.clocks import MachineSleep
+from raytrain.trial.actors import remote_actors
+from raytrain.trial.directory import TrialDirectory
+from raytrain.trial.fencing import Superseded
+from raytrain.trial.last_state import LONG_ITERATION_S, Kept, State
+from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
+from raytrain.trial.repeated_failures import able_to_travel
+from raytrain.trial.tracebacks import TRACEBACK_FILE, write_traceback
+from raytrain.trial.watchdog import Limits, Lookout
+from raytrain.versions import versions
+
+REPORT = "raytrain"
+"""Key of a result under which the trial tells the driver what it has to say (not recorded)."""
+
+PARAMS_FILE = "params.json"
+"""The trial's own values of the algorithm's sections, as Tune resolved them (Tune's name for it)."""
+
+_INTERRUPT_PAUSE_S = 0.2
+
+_NEXT_TO_NOTHING = {"memory": 1}
+"""What is reserved for a process that asks for nothing: Ray reserves no place without resources."""
+
+
+def word_to_tell(trial_id: str) -> str:
+    """Under which name a trial leaves what the driver is to tell at once."""
+    return f"tell/{trial_id}"
+
+
+class TrialPPO(ExactPPO):
+    """See the module's docstring. `config` is one point of the param space: algorithm sections."""
+
+    def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        spare_this_actor()
+        given = dict(config or {})
+        storage = kwargs["storage"]
+        self._given = {key: value for key, value in given.items() if not key.startswith("__")}
+        self._tune_info = given.get(_ray.tune.TRIAL_INFO)
+        fs = storage.storage_filesystem
+        self._experiment = _experiment_file(Location(fs, storage.experiment_fs_path))
+        self._config = with_trial_values(config_from_dict(self._experiment.config), self._given)
+        self._place = Location(fs, storage.trial_fs_path)
+        self._failed_start: Exception | None = None
+        self._interrupted = False
+        self._broken: str | None = None
+        self._done_with: str | None = None
+        self._parting: dict[str, Any] = {}
+        super().__init__(
+            **algorithm_arguments(self._config, self._experiment.snapshot),
+            rules=RunnerRules.of(self._config),
+            **kwargs,
+        )
+
+    @classmethod
+    @override(PPO)
+    def default_resource_request(cls, config: Any) -> Any:
+        sections = {key: value for key, value in dict(config).items() if not key.startswith("__")}
+        frame = {"name": "resources", "stop": {"iterations": 1}}
+        given = config_from_dict({**frame, **sections})
+        algorithm = prepare(to_algorithm_config(given))
+        algorithm.copy(copy_frozen=False).validate()
+        # Reserved is what the trial cannot be without; further env runners take what is left over.
+        reserved, _ = RunnerRules.of(given).actors(algorithm.num_env_runners)
+        algorithm.env_runners(num_env_runners=reserved, rollout_fragment_length="auto")
+        main = given.resources
+        if not (main.num_cpus_for_main_process or main.custom_resources_for_main_process):
+            algorithm.resources(custom_resources_for_main_process=_NEXT_TO_NOTHING)
+        request = PPO.default_resource_request(algorithm.to_dict())
+        # Of an actor that asks for nothing there is a place all the same: RLlib counts them.
+        places = [each or _NEXT_TO_NOTHING for each in request.bundles]
+        return PlacementGroupFactory(places, request.strategy)
+
+    # -- start -----------------------------------------------------------------------------------
+
+    @override(ExactPPO)
+    def setup(self, config: AlgorithmConfig) -> None:
+        self._trial_info = self._tune_info
+        settings = self._config.checkpoint
+        self._directory = TrialDirectory(
+            self._place,
+            retention=RetentionPolicy(settings.num_to_keep),
+            best=BestPolicy(
+                settings.score_order, eras(self._config), partial(ranked, settings=settings)
+            ),
+            max_failed_saves=settings.max_failed_saves,
+            node=ray.get_runtime_context().get_node_id(),
+            node_is_gone=lambda node: node not in nodes_alive(),
+            is_own=lambda manifest: is_of_run(manifest, self._experiment.run_id, self._place),
+        )
+        tolerance = self._config.fault_tolerance
+        self._kept = Kept()
+        self._lookout = Lookout(
+            self._place,
+            Limits(tolerance.hang_factor, tolerance.hang_floor_s),
+            actors=partial(remote_actors, self),
+            save_kept=partial(self._kept.commit, self._directory),
+        )
+        self._cadence = Cadence(
+            settings.checkpoint_frequency,
+            settings.every_timesteps,
+            settings.every_episodes,
+            settings.every_seconds,
+        )
+        self._stop_rule = StopRule.of(self._config.stop)
+        self._missing_metrics = MissingMetrics()
+        self._exact_lost = self._inexact_from_the_start()
+        self._saved_at_s = 0.0
+        self._returned_at: float | None = None
+        self._machine_sleep = MachineSleep()
+        try:
+            found = self._directory.open()
+            self._lookout.attempt = self._directory.attempt
+            self._lookout.start()
+            values = self._config.to_dict()
+            own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
+            self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
+            with self.phase("start"):
+                super().setup(config)
+                self._continue_from(found.entry, found.messages)
+        except Exception as error:  # Of any kind: see the module's docstring.
+            self._failed_start = self._lookout.explain(error)
+
+    def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
+        if entry is None:
+            self._begin()
+            for message in messages:
+                self.tell(message)
+            return
+        manifest = entry.manifest
+        assert manifest is not None, "what is chosen for a resume was verified by its manifest"
+        restored = self.load_exact(self._directory.fetch(entry.location))
+        self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
+        self._saved_at_s = self._time_total
+        self._directory.last_saved = manifest
+        self._directory.last_saved_name = entry.path
+        self._directory.open_records(
+            resume_from=manifest.iteration,
+            next_episode=manifest.episodes,
+            starts_after=int((self._experiment.fork or {}).get("iteration", 0)),
+        )
+        if manifest.exact_lost is not None:
+            self._exact_lost = manifest.exact_lost
+        for message in messages:
+            self.tell(message)
+        if self._exact_lost is not None and manifest.exact_lost is None:
+            self.tell(f"This run is not exact: {self._exact_lost.why}.")
+        if restored.exact_lost is not None:
+            self._lose_exactness(restored.exact_lost, manifest.iteration)
+        self.tell(f"Continued from {entry.path} (iteration {manifest.iteration}, {entry.kind}).")
+        self._parting = dict(manifest.metrics)
+        self._done_with = self._reached(self._parting)
+        if self._done_with is None and manifest.kind == "final":
+            # Its own result says whether it had ended when the episodes were others'.
+            self._done_with = self._stop_rule.reached(self._progress(), self._parting)
+
+    def _begin(self) -> None:
+        """Begin at iteration 0, or where the parent of a fork was."""
+        fork = self._experiment.fork
+        if fork is None:
+            self._directory.open_records(resume_from=0, next_episode=0)
+            return
+        source = self._directory.fetch(self._place.parent / FORKED_FROM)
+        if fork["weights_only"]:
+            self.load_policy_state(source)
+        else:
+            self.load_exact(source, fork=True)
+            manifest = read_manifest(Location.of(source))
+            self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
+            self._saved_at_s = self._time_total
+        at, episodes = int(fork["iteration"]), int(fork["episodes"])
+        self._directory.open_records(resume_from=at, next_episode=episodes, starts_after=at)
+        parent = "{experiment}, {trial}, {checkpoint}".format(**(self._experiment.parent or {}))
+        what = "the weights and filters" if fork["weights_only"] else f"iteration {at}"
+        self.tell(f"Forked: begins with {what} of {parent}.")
+
+    def _inexact_from_the_start(self) -> ExactLost | None:
+        if not self._experiment.snapshot["exact"]:
+            return ExactLost(str(self._experiment.snapshot["reason"]), 0)
+        if torch.cuda.is_available() and not self._config.debugging.deterministic:
+            return ExactLost("debugging.deterministic is off on a CUDA machine", 0)
+        return None
+
+    def _lose_exactness(self, why: str, iteration: int) -> None:
+        if self._exact_lost is None:
+            self._exact_lost = ExactLost(why, iteration)
+            self.tell(f"From iteration {iteration} on this run is not exact any more: {why}.")
+
+    # -- an iteration ----------------------------------------------------------------------------
+
+    @override(PPO)
+    def train(self) -> dict[str, Any]:
+        if self._interrupted:
+            # The driver is about to end this process; whatever was trained now would be lost.
+            time.sleep(_INTERRUPT_PAUSE_S)
+            known = self._last_result or self._parting
+            return {**self.get_auto_filled_metrics(time_this_iter=0.0), **known}
+        iteration = self.iteration + 1
+        try:
+            if self._failed_start is not None:
+                raise self._failed_start
+            if self._done_with is not None:
+                return self._end_without_training()
+            return self._train_once()
+        except Exception as error:  # Of any kind: remembered, and always raised again.
+            raised = self._to_be_raised(iteration, error)
+            self._broken = str(raised)
+            raise raised from error.__cause__
+
+    def _to_be_raised(self, iteration: int, error: Exception) -> Exception:
+        raised = self._to_be_told(iteration, error)
+        of_this_process = not isinstance(raised, Superseded)
+        if of_this_process and write_traceback(self._place, iteration, error):
+            raised.traceback_in = TRACEBACK_FILE  # type: ignore[attr-defined]
+        return raised
+
+    def _to_be_told(self, iteration: int, error: Exception) -> Exception:
+        error = self._lookout.explain(error)
+        if not getattr(error, "may_retry", True) or hasattr(error, "loss"):
+            return error
+        instead = self._directory.note_failure(iteration, error)
+        return instead or able_to_travel(error)
+
+    def _train_once(self) -> dict[str, Any]:
+        if self._returned_at is not None:
+            self.stopwatch.add("tune", time.perf_counter() - self._returned_at)
+        before = self._progress()
+        result: dict[str, Any] = super().train()
+        result["config"] = self._given
+        try:
+            self.raise_if_not_finite(result)
+        except NonFinite as error:
+            raise NonFinite(f"{error} {self._keep_for_post_mortem(result)}") from None
+        slept = self._machine_sleep.lately()
+        if slept:
+            self.tell(
+                f"The machine slept for {slept:.0f} s. This time is not counted as training, nor by "
+                "stop.time_s and checkpoint.every_seconds."
+            )
+        now = self._progress()
+        self._stop_rule.report(result, self.recent)
+        report_score(result, self._averaged_score(result))
+        named = named_metrics(self._config, self.curriculum.stage)
+        for sentence in self._missing_metrics.look(named, result, self.recent):
+            self.tell(sentence)
+        row = {key: value for key, value in result.items() if key != "config"}
+        stage = self.curriculum.stage.name or None
+        self._directory.record(row, self.take_finished_episodes(), now.timesteps, stage)
+        ended = self._reached(result)
+        stage_ended = self.curriculum.ended
+        if stage_ended is not None:
+            self._save_surely("stage", result)
+            name = self.curriculum.stage.name
+            self.tell(f"Stage {name} ended ({stage_ended}); it is kept in stages/{name}.")
+        if ended is not None:
+            self._save_surely("final", result)
+            result["done"] = True
+        elif stage_ended is not None:
+            self._saved_at_s = now.time_s
+        elif self._cadence.due(now, before, self._saved_at_s) or self._evaluated_best(result):
+            self._saved_at_s = now.time_s
+            self._save("periodic", result)
+        report = self._report(result, ended)
+        if self._lookout.leaving is not None and ended is None:
+            report[REPORT]["leaving"] = {
+                "address": self._lookout.leaving.address,
+                "saved": self.interrupt()[1],
+            }
+        else:
+            self._keep(result)
+        self._returned_at = time.perf_counter()
+        return report
+
+    def _keep_for_post_mortem(self, result: Mapping[str, Any]) -> str:
+        """Save the broken state as kind `error`, which nothing is ever resumed from; a sentence of that."""
+        name = f"error_{self.iteration:06d}"
+        try:
+            if not self._directory.has(name):
+                self._save("error", result)
+                for outcome in self._directory.poll(wait=True):
+                    if outcome.error is not None:
+                        raise outcome.error
+        except (OSError, RaytrainError) as error:  # It must not hide what is wrong.
+            return f"The state could not be kept to look at: {error}"
+        return f"The state is kept in {name} to look at."
+
+    def _end_without_training(self) -> dict[str, Any]:
+        """The run restored is past its end: the trial is done, with the result it had."""
+        # Tune adds the times of iterations up, so each result needs one.
+        lasted = float(self._parting.get("time_this_iter_s") or 0.0)
+        filled = self.get_auto_filled_metrics(time_this_iter=lasted)
+        result = {**self._parting, **filled, "done": True}
+        result.update(config=self._given, training_iteration=self.iteration)
+        saved = self._directory.last_saved
+        if saved is None or saved.kind != "final":
+            self._save_surely("final", result)
+        return self._report(result, self._done_with)
+
+    def _save_surely(self, kind: str, result: Mapping[str, Any]) -> None:
+        """A stage and a run have only ended once their last checkpoint is committed."""
+        self._save(kind, result)
+        while True:
+            outcomes = self._directory.poll(wait=True)
+            saved = self._directory.last_saved
+            # An older end counts for nothing: a finished run may have been trained on.
+            if saved is not None and (saved.kind, saved.iteration) == (kind, self.iteration):
+                return
+            time.sleep(1.0 if outcomes else 0.0)
+            self._save(kind, self._parting)
+
+    def _report(self, result: dict[str, Any], ended: str | None) -> dict[str, Any]:
+        outcomes = self._directory.poll()
+        saved = self._directory.last_saved
+        result[REPORT] = {
+            "messages": self._directory.take_messages(),
+            "attempt": self._directory.attempt,
+            "checkpoint_iteration": saved.iteration if saved else None,
+            "exact": self._exact_lost is None,
+            "deleted": [name for outcome in outcomes for name in outcome.deleted],
+            "ended": ended,
+            "timesteps": self.env_steps_sampled,
+        }
+        if result.get("done") or any(outcome.ok for outcome in outcomes):
+            result[_ray.tune.SHOULD_CHECKPOINT] = True
+        return result
+
+    @override(PPO)
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """The newest committed checkpoint, as Tune wants to hear of it."""
+        saved = self._directory.last_saved
+        assert saved is not None, "Tune is told of a checkpoint only when there is one"
+        place = self._place / self._directory.last_saved_name
+        metrics = {**saved.metrics, "training_iteration": saved.iteration}
+        return _ray.tune.training_result(place.path, place.fs, metrics)
+
+    @override(PPO)
+    def restore(self, checkpoint_path: Any) -> None:
+        """Nothing to do: the start has found the newest good checkpoint itself."""
+
+    def interrupt(self) -> tuple[bool, str]:
+        """Commit this iteration's state and train no further. Returns whether nothing is lost, and what
+        was saved, or why it was not."""
+        self._interrupted = True
+        if self._failed_start is not None or self.iteration == 0:
+            return True, "nothing was trained yet"
+        if self._broken is not None:
+            # The state is that of no iteration: it must not be saved as one.
+            return False, f"its iteration failed: {self._broken}"
+        self._directory.poll(wait=True)
+        saved = self._directory.last_saved
+        if saved is None or saved.iteration != self.iteration:
+            self._save("interrupted", self._last_result or self._parting)
+            self._directory.poll(wait=True)
+        saved = self._directory.last_saved
+        if saved is None or saved.iteration != self.iteration:
+            return False, "; ".join(self._directory.take_messages()) or "the save failed"
+        self._directory.mark_interrupted()
+        return True, f"{self._directory.last_saved_name} (iteration {saved.iteration}) is saved"
+
+    @override(ExactPPO)
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        return self._lookout.phase(name)
+
+    @override(ExactPPO)
+    def tell(self, message: str) -> None:
+        self._directory.tell("trial", message, iteration=self.iteration)
+
+    @override(ExactPPO)
+    def tell_now(self, message: str) -> None:
+        self._directory.note("trial", message, iteration=self.iteration)
+        _ray_actors.leave_word(word_to_tell(str(self.trial_id)), message)
+
+    @override(ExactPPO)
+    def lost_exactness(self, why: str) -> None:
+        self._lose_exactness(why, self.iteration + 1)
+
+    @override(ExactPPO)
+    def cleanup(self) -> None:
+        self._lookout.close()
+        super().cleanup()
+        self._directory.close()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _progress(self) -> Progress:
+        return Progress(
+            self.iteration, self.env_steps_sampled, self.episodes_finished, self._time_total
+        )
+
+    def _reached(self, result: Mapping[str, Any]) -> str | None:
+        """What ends the run with this result, if anything does."""
+        if self.curriculum.over:
+            return f"the curriculum's last stage ({self.curriculum.ended})"
+        return self._stop_rule.reached(self._progress(), result, self.recent)
+
+    def _score(self, result: Mapping[str, Any]) -> float | None:
+        found = self._averaged_score(result)
+        return None if found is None else found.value
+
+    def _averaged_score(self, result: Mapping[str, Any]) -> Averaged | None:
+        settings = self._config.checkpoint
+        return averaged(result, settings.score, self.recent, settings.score_window)
+
+    def _evaluated_best(self, result: Mapping[str, Any]) -> bool:
+        """Whether this very iteration was evaluated, and better than what is kept as the best: other
+        checkpoints have no such score, and its weights are gone with the next iteration."""
+        if not self._config.checkpoint.score.startswith(EVALUATION):
+            return False
+        return self._directory.would_be_best(self._score(result), self.curriculum.stage.name)
+
+    def _keep(self, result: Mapping[str, Any]) -> None:
+        state = None
+        if float(result.get("time_this_iter_s", 0.0)) > LONG_ITERATION_S:
+            self._parting = _to_remember(result)
+            name = f"checkpoint_{self.iteration:06d}"
+            state = State(name, self._manifest("interrupted"), self.capture())
+        self._kept.put(state)
+
+    def _save(self, kind: str, result: Mapping[str, Any]) -> None:
+        with self.phase("save"), self._kept.saving, self.stopwatch.measure("checkpoint"):
+            self._parting = _to_remember(result)
+            names = {
+                "final": "final",
+                "stage": f"stages/{self.curriculum.stage.name}",
+                "error": f"error_{self.iteration:06d}",
+            }
+            name = names.get(kind, f"checkpoint_{self.iteration:06d}")
+            self._directory.save(name, self._manifest(kind), self.capture())
+
+    def _manifest(self, kind: str) -> Manifest:
+        parent = self._experiment.parent
+        return Manifest(
+            kind=kind,
+            experiment=self._experiment.name,
+            trial_id=str(self.trial_id),
+            run_id=self._experiment.run_id,
+            attempt=self._directory.attempt,
+            iteration=self.iteration,
+            timesteps=self.env_steps_sampled,
+            episodes=self.episodes_finished,
+            stage=self.curriculum.stage.name or None,
+            score=self._score(self._parting),
+            metrics=labelled(self._parting, self._config.checkpoint),
+            config_digest=config_digest(self._config),
+            weights_sha256=self.weights_digest,
+            parent=Parent(**parent) if parent else None,
+            exact=self._exact_lost is None,
+            exact_lost=self._exact_lost,
+            snapshot_strategy=self.strategy,
+            versions=versions(),
+            created_at=datetime.now(UTC).isoformat(),
+        )
+
+
+def _to_remember(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key not in ("config", REPORT, "done")}
+
+
+def _experiment_file(place: Location) -> ExperimentFile:
+    found = ExperimentFile.read(place)
+    if found is None:
+        raise ExperimentFileError(
+            f"experiment.json is missing from {place}. Run `raytrain train CONFIG` with the "
+            "experiment's config to write it again."
+        )
+    require_key(found, place)
+    return found

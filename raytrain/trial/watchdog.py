@@ -1,0 +1,310 @@
+"""A thread of the trial's process that looks out while the trial works.
+
+**For hangs.** The trial says in which phase of an iteration it is (`start`, `sample`, `update`,
+`weights`, `save`). A phase is overdue when it takes `hang_factor` times its running median, and not
+less than `hang_floor_s`; the first of its kind, which also imports and compiles, ten times the floor.
+Learners wait for each other in collectives, and a peer that is gone is waited for without end, so a
+learner that died is not waited for that long: every second of a long phase, each remote process is
+asked for a sign of life. The answer of a busy one comes after its work; that of a dead one at once.
+
+**For nodes that are taken away.** Ray tells which nodes are draining, and when they end. If a process
+of the trial is on one, the trial is to leave after its present iteration. If that may take longer
+than there is time, the state after the last iteration is committed from here, and the process ends.
+
+    overdue / peer died ─> verdict ─> remote processes are killed ─> the trial's own call fails, and it
+                                                                     raises the verdict
+                                      still stuck ─> the sentence goes to `last_words.json`, SIGKILL
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from raytrain import _ray
+from raytrain.cluster.nodes import (
+    Hung,
+    NodeLost,
+    NodePreempted,
+    PeerDied,
+    address_of,
+    loss_of_actor,
+    node_is_gone,
+)
+from raytrain.errors import RaytrainError
+from raytrain.storage import Location
+
+LAST_WORDS = "last_words.json"
+"""Why a trial ended its own process: {"attempt", "loss", "message"}. The driver reads and deletes it."""
+
+_LOOK_EVERY_S = 0.5
+_ASK_AFTER_S = 1.0
+_PEERS_PATIENCE_S = 2.0
+_STUCK_S = 10.0
+_REMEMBERED = 31
+_FIRST_FACTOR = 10.0
+_ANSWER_S = 5.0
+
+Actors = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds and factor of the module's docstring."""
+
+    factor: float
+    floor_s: float
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A node with a part of the trial on it ends at `deadline`, by the lookout's clock; it is infinite if
+    the end is not known."""
+
+    address: str
+    deadline: float
+
+
+@dataclass
+class _Phase:
+    name: str
+    began: float
+    asked: dict[Any, str] | None = None  # references of signs of life, and whose they are
+    dead_since: float | None = None
+
+
+class Lookout:
+    """`actors` gives the remote processes that the trial has at present, by what a person calls
+    them (`learner 1`). `save_kept` commits the state after the last iteration, if one is kept."""
+
+    def __init__(
+        self,
+        place: Location,
+        limits: Limits,
+        *,
+        actors: Callable[[], Actors],
+        save_kept: Callable[[], str | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.attempt = 0
+        self.verdict: RaytrainError | None = None
+        self.leaving: Leaving | None = None
+        self._place = place
+        self._limits = limits
+        self._actors = actors
+        self._save_kept = save_kept
+        self._clock = clock
+        self._phase: _Phase | None = None
+        self._took: dict[str, deque[float]] = {}
+        self._node = ray.get_runtime_context().get_node_id()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="raytrain-lookout", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """The body is a phase of that name, unless it is a part of another."""
+        if self._phase is not None:
+            yield
+            return
+        began = self._clock()
+        self._phase = _Phase(name, began)
+        try:
+            yield
+        finally:
+            self._phase = None
+        # Not one that failed: it was cut short.
+        self._took.setdefault(name, deque(maxlen=_REMEMBERED)).append(self._clock() - began)
+
+    def usual(self, name: str) -> float | None:
+        """The running median of a phase in seconds; None before its first end."""
+        took = self._took.get(name)
+        return statistics.median(took) if took else None
+
+    def explain(self, error: Exception) -> Exception:
+        """`error`, or what is behind it: a learner that lost its peer in the middle of a collective
+        reports a broken connection, and the peer's death is the cause."""
+        if self.verdict is not None:
+            return self.verdict
+        if not _may_be_of_a_peer(error):
+            return error
+        actors = dict(self._actors())
+        for who, actor in actors.items():
+            node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
+            if node is not None and node != self._node and node_is_gone(node):
+                return NodeLost(f"the node {address_of(node)} was lost, and {who} with it")
+        asked = {_sign_of_life(actor): who for who, actor in actors.items()}
+        deadline = self._clock() + _ANSWER_S
+        waiting = list(asked)
+        while waiting and self._clock() < deadline:
+            done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - self._clock()))
+            for reference in done:
+                died = _death(reference)
+                if died is not None:
+                    return _told(asked[reference], died)
+        return error
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        while not self._ended.wait(_LOOK_EVERY_S):
+            try:
+                self._look_at_nodes()
+                phase = self._phase
+                if phase is not None and self.verdict is None:
+                    verdict = self._dead_peer(phase) or self._overdue(phase)
+                    if verdict is not None and self._phase is phase:
+                        self._pass(verdict, phase)
+            except RayError:
+                continue  # The head does not answer just now: nothing is known, so nothing is done.
+
+    def _look_at_nodes(self) -> None:
+        draining = _ray.cluster.draining_nodes()
+        if not draining or self.leaving is not None:
+            self._leave_in_time()
+            return
+        hosts = {self._node}
+        for actor in self._actors().values():
+            node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
+            if node is not None:
+                hosts.add(node)
+        for node in sorted(hosts & draining.keys()):
+            ends = draining[node]  # By the wall clock, as Ray has it.
+            left = math.inf if ends is None else ends - time.time()
+            self.leaving = Leaving(address_of(node), self._clock() + left)
+
+    def _leave_in_time(self) -> None:
+        """End this process if the present iteration would end after the node."""
+        if self.leaving is None or self._phase is None:
+            return
+        if self.leaving.deadline - self._clock() > max(3.0, 3 * (self.usual("save") or 1.0)):
+            return
+        saved = self._save_kept()
+        if saved is not None:
+            self._end(
+                NodePreempted(
+                    f"its node {self.leaving.address} is taken away before the iteration ends; {saved}"
+                )
+            )
+
+    def _dead_peer(self, phase: _Phase) -> RaytrainError | None:
+        now = self._clock()
+        if now - phase.began < _ASK_AFTER_S:
+            return None
+        if phase.asked is None:
+            phase.asked = {_sign_of_life(actor): who for who, actor in self._actors().items()}
+        if not phase.asked:
+            return None
+        done, _ = ray.wait(list(phase.asked), num_returns=len(phase.asked), timeout=0)
+        dead = {phase.asked[each]: died for each in done if (died := _death(each)) is not None}
+        learners = {who: died for who, died in dead.items() if who.startswith("learner")}
+        if not learners:
+            return None  # A lost env runner is started again where it is called.
+        phase.dead_since = phase.dead_since or now
+        if now - phase.dead_since < _PEERS_PATIENCE_S:
+            return None  # Its peers may notice by themselves, and the call ends.
+        who, died = next(iter(learners.items()))
+        return _told(who, died)
+
+    def _overdue(self, phase: _Phase) -> RaytrainError | None:
+        usual = self.usual(phase.name)
+        limits = self._limits
+        limit = (
+            _FIRST_FACTOR * limits.floor_s
+            if usual is None
+            else max(limits.floor_s, limits.factor * usual)
+        )
+        took = self._clock() - phase.began
+        if took < limit:
+            return None
+        often = "it never ended before" if usual is None else f"usually {usual:.1f} s"
+        return Hung(
+            f"the {phase.name} has taken {took:.0f} s ({often}); no sign of life from {self._silent(phase)}"
+        )
+
+    def _silent(self, phase: _Phase) -> str:
+        """Who does not answer, and where: a process that works answers no sooner than one that
+        hangs, so of several each is named."""
+        waiting: list[str] = []
+        if phase.asked:
+            done, _ = ray.wait(list(phase.asked), num_returns=len(phase.asked), timeout=0)
+            by_name = dict(self._actors())
+            for reference, who in phase.asked.items():
+                if reference not in done and who in by_name:
+                    node = _ray.cluster.actor_node(_ray.cluster.actor_id(by_name[who]))
+                    waiting.append(f"{who} (node {address_of(node) if node else 'unknown'})")
+        own = f"the trial's process (pid {os.getpid()}, node {address_of(self._node)})"
+        return ", ".join(waiting) or own
+
+    def _pass(self, verdict: RaytrainError, phase: _Phase) -> None:
+        self.verdict = verdict
+        for actor in self._actors().values():
+            ray.kill(actor)
+        deadline = self._clock() + _STUCK_S
+        while self._clock() < deadline:
+            if self._phase is not phase:
+                return
+            time.sleep(0.05)
+        self._end(verdict)
+
+    def _end(self, why: RaytrainError) -> None:
+        words = {
+            "attempt": self.attempt,
+            "loss": getattr(why, "loss", "failure"),
+            "message": str(why),
+        }
+        try:
+            self._place.write_atomic(LAST_WORDS, json.dumps(words).encode())
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _sign_of_life(actor: Any) -> Any:
+    return actor.__ray_ready__.remote()
+
+
+def _death(reference: Any) -> RayActorError | None:
+    """The error of a reference that is ready, if its actor died."""
+    try:
+        ray.get(reference, timeout=1)
+    except RayActorError as error:
+        return error
+    except RayError:
+        return None
+    return None
+
+
+def _told(who: str, died: RayActorError) -> RaytrainError:
+    loss, address = ("failure", None)
+    if died.actor_id:
+        loss, address = loss_of_actor(died.actor_id, preempted=died.preempted)
+    if loss == "lost_node":
+        return NodeLost(f"the node {address} was lost, and {who} with it")
+    if loss == "preemption":
+        return NodePreempted(f"the node {address} was taken away, and {who} with it")
+    node = _ray.cluster.actor_node(died.actor_id) if died.actor_id else None
+    where = f" (node {address_of(node)})" if node else ""
+    return PeerDied(f"{who}{where} died: it was killed or crashed")
+
+
+def _may_be_of_a_peer(error: Exception) -> bool:
+    """A mistake in the user's code is none; what Ray and Torch report of others is."""
+    return isinstance(error, RayError | RuntimeError | ConnectionError)
