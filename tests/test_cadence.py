@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from raytrain.ppo.stopping import Cadence, Progress, StopRule, metric
+from raytrain.ppo.stopping import Progress, StopRule
+from raytrain.records.metrics import metric
+from raytrain.trial.checkpoint_schedule import Cadence
 
 
 def at(iteration: int, timesteps: int = 0, episodes: int = 0, time_s: float = 0.0) -> Progress:

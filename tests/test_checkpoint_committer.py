@@ -29,8 +29,8 @@ from raytrain.checkpoint import (
 from raytrain.checkpoint import background_commit as committing
 from raytrain.config.schema import Checkpoint
 from raytrain.errors import RaytrainError
-from raytrain.ppo.stopping import labelled, ranked, score_of
 from raytrain.storage import Location, Locked, StorageError
+from raytrain.trial.score import labelled, ranked, score_of
 
 
 @pytest.fixture(params=["local", "generic", "memory", pytest.param("s3", marks=pytest.mark.slow)])

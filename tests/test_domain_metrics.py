@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from raytrain.ppo.stopping import Averaged, Progress, StopRule, averaged, metric
+from raytrain.ppo.stopping import Progress, StopRule
+from raytrain.records.metrics import Averaged, averaged, metric
 from raytrain.records.recent_episodes import RecentEpisodes, summarised
 from raytrain.rollout.fast_sampling.episode_rows import finished_row, numbers_in
 

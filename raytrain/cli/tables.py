@@ -8,7 +8,8 @@ from datetime import datetime
 from raytrain.cli.text_table import table
 from raytrain.commands.prune import Plan
 from raytrain.commands.status import CheckpointView, ExperimentView, TrialView
-from raytrain.driver.console import duration, episodes_told
+from raytrain.driver.console import duration
+from raytrain.records.metrics import episodes_told
 from raytrain.storage.printable import printable
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from raytrain import load_policy
 from raytrain.checkpoint import ExperimentFile
 from raytrain.commands.progress_bar import busy
 from raytrain.config import ConfigError, EnvCreator, config_from_dict, env_creator
+from raytrain.config.environment import laid_over
 from raytrain.config.user_code import EnvironmentFailed
 from raytrain.errors import BadInput
 from raytrain.extras import require
@@ -107,12 +108,3 @@ def _recorded(
     return gym.wrappers.RecordVideo(
         env, str(directory), episode_trigger=lambda _: True, name_prefix="policy"
     )
-
-
-def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """As RLlib lays `evaluation_config` over the config, mappings in it one by one."""
-    laid = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(laid.get(key), Mapping)
-        laid[key] = laid_over(laid[key], value) if both else value
-    return laid

@@ -18,15 +18,15 @@ from raytrain.commands.status import ExperimentView, view
 from raytrain.config.metric_names import nearest_first
 from raytrain.errors import BadInput
 from raytrain.extras import require
-from raytrain.ppo.stopping import metric as metric_of
-from raytrain.ppo.stopping import reported_score
 from raytrain.records import EVENT_LOG, read_events
 from raytrain.records.downtime import RECOVERED
+from raytrain.records.metrics import metric as metric_of
 from raytrain.records.tabular import read_row
 from raytrain.storage import Location
 from raytrain.storage.location import storage_errors
 from raytrain.storage.printable import printable
 from raytrain.trial.missing_metrics import metric_names
+from raytrain.trial.score import reported_score
 
 _ENDINGS = (".png", ".svg")
 _STEPS = "num_env_steps_sampled_lifetime"

@@ -29,11 +29,12 @@ from raytrain.commands.next_commands import Commands
 from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps
 from raytrain.driver.experiment import has_ended
 from raytrain.errors import BadInput
-from raytrain.ppo.stopping import Averaged, metric, reported_score, score_of
 from raytrain.records import EVENT_LOG, read_events
 from raytrain.records.downtime import RECOVERED, last_row
+from raytrain.records.metrics import Averaged, metric
 from raytrain.storage import Location, in_parallel, who_writes
 from raytrain.storage.location import storage_errors
+from raytrain.trial.score import reported_score, score_of
 
 _T = TypeVar("_T")
 Track = Callable[[Iterable[_T]], Iterable[_T]]

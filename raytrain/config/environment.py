@@ -392,3 +392,12 @@ def _refuse_other_module(
 
 def _env_error(said: str, spec: str) -> ConfigError:
     return ConfigError(Problem(said, field="environment.env", value=spec))
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """As RLlib lays `evaluation_config` over the config, mappings in it one by one."""
+    laid = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(laid.get(key), Mapping)
+        laid[key] = laid_over(laid[key], value) if both else value
+    return laid

@@ -23,6 +23,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from raytrain.records.metrics import episodes_told
 from raytrain.storage.printable import printable
 
 _SMOOTHING = 0.3  # weight of the newest iteration in the rate
@@ -373,10 +374,6 @@ def _seconds_left(state: _Trial) -> float | None:
         if total is not None and rate > 0
     ]
     return min(left, default=None)
-
-
-def episodes_told(count: int) -> str:
-    return f"{count:,} episode{'s' * (count != 1)}"
 
 
 def duration(seconds: float) -> str:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from raytrain.checkpoint import Catalogue, Entry, trials
 from raytrain.config import ExperimentConfig, num_trials
 from raytrain.driver.signals import Interrupts
-from raytrain.ppo.stopping import score_of
 from raytrain.storage import Location, StorageError
+from raytrain.trial.score import score_of
 
 if TYPE_CHECKING:
     from raytrain.driver.tune_callback import Watch

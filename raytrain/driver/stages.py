@@ -19,9 +19,9 @@ from raytrain.config import ExperimentConfig, env_creator, eras, make_env, same_
 from raytrain.config.user_code import of_environment, users_code
 from raytrain.driver.observation_spaces import require_served
 from raytrain.errors import BadInput
-from raytrain.ppo.stopping import ranked
 from raytrain.storage import DirectoryLock, Location
 from raytrain.trial.fencing import Attempts
+from raytrain.trial.score import ranked
 
 Say = Callable[[str], None]
 
@@ -58,7 +58,7 @@ def require_same_spaces(config: ExperimentConfig) -> None:
     evaluation = config.evaluation
     if not evaluation.evaluation_interval or not evaluation.evaluation_config.env_config:
         return
-    from raytrain.commands.evaluate import laid_over
+    from raytrain.config.environment import laid_over
 
     known = known or _spaces(make_env(config))
     arguments = laid_over(config.environment.env_config, evaluation.evaluation_config.env_config)

@@ -21,6 +21,7 @@ from ray.tune import Callback
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint import Catalogue
+from raytrain.cluster.failures import may_retry, why_it_died
 from raytrain.cluster.nodes import loss_of
 from raytrain.cluster.preemption import Notice, Sentries
 from raytrain.cluster.restart_counts import Loss, Losses
@@ -33,7 +34,6 @@ from raytrain.driver.trial_watchdog import Overdue
 from raytrain.records import EVENT_LOG, EventLog
 from raytrain.storage import Location, StorageError
 from raytrain.storage.json import read_json
-from raytrain.trial.repeated_failures import may_retry, why_it_died
 from raytrain.trial.tracebacks import where_the_traceback_is
 from raytrain.trial.trainable import REPORT, word_to_tell
 from raytrain.trial.watchdog import LAST_WORDS

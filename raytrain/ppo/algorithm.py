@@ -48,6 +48,7 @@ from ray.rllib.utils.metrics import (
 
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
+from raytrain.cluster.failures import why_it_died
 from raytrain.errors import RaytrainError
 from raytrain.policy.format import PolicyParts, write_policy
 from raytrain.policy.from_algorithm import policy_parts
@@ -65,7 +66,6 @@ from raytrain.rollout.divergence import why_not_finite
 from raytrain.rollout.env_runner import GroupEnvRunner, without_episodes
 from raytrain.rollout.fast_sampling.episode_rows import EpisodeRecorder
 from raytrain.rollout.runner_pool import RunnerRules
-from raytrain.trial.repeated_failures import why_it_died
 
 STATE_FORMAT = 1
 RESUME_DIR = "resume"

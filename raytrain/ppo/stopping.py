@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raytrain.driver.console import episodes_told
-from raytrain.records.recent_episodes import CUSTOM, RecentEpisodes
+from raytrain.records.recent_episodes import RecentEpisodes
 
 if TYPE_CHECKING:
-    from raytrain.checkpoint import Entry, Manifest
-    from raytrain.config.schema import Checkpoint as CheckpointConfig
+    pass
+from raytrain.records.metrics import Averaged, averaged, is_over_episodes, metric
 
-EVALUATION = "evaluation/"
 STOP = "stop"
 """Key of a result under which averages over `stop.window` are (see `StopRule.report`)."""
-
-CHECKPOINT = "checkpoint"
-"""Key of a result under which its score is (see `report_score`)."""
-
-EPISODE_MEANS = {"episode_return_mean": "return", "episode_len_mean": "length"}
-"""Metrics that are means over finished episodes, and their columns in an episode's row."""
-
-
-@dataclass(frozen=True)
-class Averaged:
-    """The value of a metric. `episodes`: how many it is the mean of, if it is a mean over episodes and
-    their number is known."""
-
-    value: float
-    episodes: int | None = None
-
-    @property
-    def over(self) -> str:
-        """` over 100 episodes`, or nothing."""
-        return "" if self.episodes is None else f" over {episodes_told(self.episodes)}"
 
 
 @dataclass(frozen=True)
@@ -47,32 +24,6 @@ class Progress:
     timesteps: int
     episodes: int
     time_s: float
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """Periodic checkpoints. Each part that is set asks for a checkpoint on its own; a part that
-    counts (iterations, timesteps, episodes) asks whenever a multiple of it has been passed since the
-    last iteration, so that a resumed run saves at the same iterations as an undisturbed one."""
-
-    iterations: int = 0
-    timesteps: int | None = None
-    episodes: int | None = None
-    seconds: float | None = None
-
-    def due(self, now: Progress, previous: Progress, saved_at_s: float) -> bool:
-        """Whether to save after the iteration that led from `previous` to `now`. `saved_at_s`:
-        training seconds at the last save (or at the start)."""
-        if self.iterations and now.iteration % self.iterations == 0:
-            return True
-        if (
-            self.timesteps
-            and now.timesteps // self.timesteps > previous.timesteps // self.timesteps
-        ):
-            return True
-        if self.episodes and now.episodes // self.episodes > previous.episodes // self.episodes:
-            return True
-        return bool(self.seconds) and now.time_s - saved_at_s >= float(self.seconds or 0)
 
 
 @dataclass(frozen=True)
@@ -168,141 +119,3 @@ def _within(found: float, bound: Any) -> bool:
         return found >= float(bound)
     ((direction, limit),) = bound.items()
     return bool(found >= limit if direction == "at_least" else found <= limit)
-
-
-def metric(result: Mapping[str, Any], name: str) -> float | None:
-    """A number of a nested result by its name: a path with slashes, or the short name of a metric
-    of the env runners (`episode_return_mean`) or of the environment (`profit`, of which the mean is
-    meant); after `evaluation/` of evaluation's. None if it is absent or NaN."""
-    said = result.get(name)
-    if isinstance(said, (int, float)):
-        return None if math.isnan(said) else float(said)
-    found = _plain(result, name)
-    if found is not None:
-        return found
-    of: Any = result.get(EVALUATION.rstrip("/"), {}) if name.startswith(EVALUATION) else result
-    own: Any = of.get(CUSTOM.rstrip("/")) if isinstance(of, Mapping) else None
-    if not isinstance(own, Mapping):
-        return None
-    # A name of an environment's may have slashes in it.
-    key = name.removeprefix(EVALUATION).removeprefix(CUSTOM)
-    one, _, kind = key.rpartition("/")
-    return _number(own.get(key, {}), "mean") if key in own else _number(own.get(one, {}), kind)
-
-
-def averaged(
-    result: Mapping[str, Any], name: str, recent: RecentEpisodes, window: int | None
-) -> Averaged | None:
-    """The metric `name`, and if it is a mean over training episodes (a return, a length, a metric of
-    the environment) then over the last `window` of them, or as many as there are; with None as the
-    result has it, over those of the iteration."""
-    if window is None or not is_over_episodes(result, name):
-        found = metric(result, name)
-        return None if found is None else Averaged(found)
-    mean = recent.mean(_column(name, recent), window)
-    return None if mean is None else Averaged(mean, min(window, recent.count))
-
-
-def is_over_episodes(result: Mapping[str, Any], name: str) -> bool:
-    """Whether a metric is a mean over training episodes rather than a number of its own."""
-    if name.startswith(EVALUATION):
-        return False
-    if name.removeprefix("env_runners/") in EPISODE_MEANS:
-        return True
-    return _plain(result, name) is None or (name.startswith(CUSTOM) and name.endswith(_MEAN))
-
-
-_MEAN = "/mean"
-
-
-def _column(name: str, recent: RecentEpisodes) -> str:
-    """The column of an episode's row: `return` for `episode_return_mean`, `custom/profit` for `profit`,
-    `custom/profit` and `custom/profit/mean`."""
-    column = EPISODE_MEANS.get(name.removeprefix("env_runners/"))
-    if column is not None:
-        return column
-    own = CUSTOM + name.removeprefix(CUSTOM)
-    return own if recent.has(own) else own.removesuffix(_MEAN)
-
-
-def report_score(result: dict[str, Any], score: Averaged | None) -> None:
-    """Put the score into a result, if it has one: {"score": 21.6, "episodes": 43}."""
-    if score is not None:
-        episodes = {} if score.episodes is None else {"episodes": score.episodes}
-        result[CHECKPOINT] = {"score": score.value, **episodes}
-
-
-def reported_score(result: Mapping[str, Any]) -> Averaged | None:
-    """What `report_score` put there; None without one."""
-    said = result.get(CHECKPOINT)
-    found = _number(said, "score") if isinstance(said, Mapping) else None
-    if found is None or said is None:
-        return None
-    episodes = said.get("episodes")
-    return Averaged(found, episodes if isinstance(episodes, int) else None)
-
-
-def score_of(checkpoint: Entry, settings: CheckpointConfig) -> Averaged | None:
-    """The score of a checkpoint under the present settings (see `ranked`); one of a former version does not
-    say of how many episodes."""
-    if checkpoint.manifest is None:
-        return None
-    manifest = ranked(checkpoint.manifest, settings)
-    if manifest.score is None:
-        return None
-    return reported_score(manifest.metrics) or Averaged(manifest.score)
-
-
-def labelled(metrics: Mapping[str, Any], settings: CheckpointConfig) -> dict[str, Any]:
-    """What a manifest keeps of a result: with it stands what the score is a score of."""
-    return {**metrics, CHECKPOINT: {**metrics.get(CHECKPOINT, {}), **_label(settings)}}
-
-
-def ranked(manifest: Manifest, settings: CheckpointConfig) -> Manifest:
-    """The same with its score under the present `checkpoint.score`, `score_order` and `score_window`. If it
-    was saved under others, the score is what its metrics hold of the present one, or None. A checkpoint of a
-    former version does not say what its score is of; it counts as it stands."""
-    said = manifest.metrics.get(CHECKPOINT, {})
-    label = _label(settings)
-    if not isinstance(said, Mapping) or "metric" not in said:
-        return manifest
-    if {key: said.get(key) for key in label} == label:
-        return manifest
-    recent = manifest.metrics.get("recent", {})
-    short = settings.score.removeprefix("env_runners/")
-    over = recent.get("episodes") if short in recent else None
-    score = recent[short] if short in recent else metric(manifest.metrics, settings.score)
-    scored = (
-        {} if score is None else {"score": score} | ({} if over is None else {"episodes": over})
-    )
-    return replace(
-        manifest, score=score, metrics={**manifest.metrics, CHECKPOINT: {**scored, **label}}
-    )
-
-
-def _label(settings: CheckpointConfig) -> dict[str, Any]:
-    return {
-        "metric": settings.score,
-        "order": settings.score_order,
-        "window": settings.score_window,
-    }
-
-
-def _plain(result: Mapping[str, Any], name: str) -> float | None:
-    """A number by its path, or below `env_runners`."""
-    prefix = EVALUATION if name.startswith(EVALUATION) else ""
-    found = _number(result, name)
-    if found is not None:
-        return found
-    return _number(result, f"{prefix}env_runners/{name.removeprefix(prefix)}")
-
-
-def _number(result: Mapping[str, Any], path: str) -> float | None:
-    value: Any = result
-    for part in path.split("/"):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return None if math.isnan(number) else number

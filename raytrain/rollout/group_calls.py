@@ -29,10 +29,10 @@ from ray.exceptions import (
 )
 
 from raytrain._ray import actors as _ray_actors
+from raytrain.cluster.failures import why_it_died
 from raytrain.errors import RaytrainError
 from raytrain.rollout.runner_pool import Host, Hosts, Job
 from raytrain.rollout.timeout import Patience, word_of
-from raytrain.trial.repeated_failures import why_it_died
 
 _LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
 _MAX_LOSSES_IN_A_ROW = 5

@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
+from raytrain.cluster.failures import why_it_died
 from raytrain.cluster.placement import somebody_waits
 from raytrain.config import ExperimentConfig
-from raytrain.trial.repeated_failures import why_it_died
 
 _ASK_AGAIN_S = 0.1
 _ADAPT_EVERY_S = 2.0

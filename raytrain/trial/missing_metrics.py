@@ -14,8 +14,10 @@ from typing import Any
 from raytrain.config import ExperimentConfig
 from raytrain.config.metric_names import EVALUATION, nearest_first
 from raytrain.ppo.curriculum import StagePlan
-from raytrain.ppo.stopping import CHECKPOINT, EPISODE_MEANS, STOP, metric
+from raytrain.ppo.stopping import STOP
+from raytrain.records.metrics import EPISODE_MEANS, metric
 from raytrain.records.recent_episodes import CUSTOM, RecentEpisodes
+from raytrain.trial.score import CHECKPOINT
 
 _SHOWN = 8
 _RUNNERS = "env_runners/"

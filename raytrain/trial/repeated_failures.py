@@ -12,7 +12,6 @@ A process that was killed raises nothing and is not remembered: killing is not t
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -26,22 +25,6 @@ if TYPE_CHECKING:
 LAST_FAILURE = "last_failure.json"
 # What differs between two occurrences of one error: addresses, ids, process numbers.
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{16,}\b|\bpid[= ]\d+")
-
-
-_IN_CREATION = "error raised in its creation task"
-_DEATHS = (
-    ("OutOfMemory", "it was killed for lack of memory"),
-    ("memory monitor", "it was killed for lack of memory"),
-    ("node was terminated", "its node was terminated"),
-    ("node has died", "its node died"),
-    ("connection error code", "it was killed or crashed"),
-    ("RpcError", "it was killed or crashed"),
-    ("SIGKILL", "it was killed"),
-    ("SYSTEM_ERROR", "it was killed or crashed"),
-    ("INTENDED_SYSTEM_EXIT", "it ended"),
-    ("actor was restarted", "it was killed or crashed"),
-    ("actor is restarting", "it was killed or crashed"),
-)
 
 
 class RepeatedFailure(RaytrainError):
@@ -81,34 +64,6 @@ class FailureMemory:
         except (OSError, ValueError):
             return {}
         return record if isinstance(record, dict) else {}
-
-
-def may_retry(error: BaseException | None) -> bool:
-    """Whether Tune should start a trial again after `error` (as Ray delivers it)."""
-    cause = getattr(error, "cause", None) or error
-    return bool(getattr(cause, "may_retry", True))
-
-
-def able_to_travel(error: Exception) -> Exception:
-    """`error`, or its text if it cannot be pickled: an environment may raise what only exists there,
-    and Ray would then report the pickling instead."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # Whatever the class's own pickling raises.
-        return RaytrainError(f"{type(error).__name__}: {error}")
-    return error
-
-
-def why_it_died(error: BaseException) -> str:
-    """Why a Ray process died, in a few words: Ray's own account is a paragraph of possibilities."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines)
-    if _IN_CREATION in text:
-        return f"it could not start: {lines[-1]}"
-    for sign, words in _DEATHS:
-        if sign in text:
-            return words
-    return text[:200] or type(error).__name__
 
 
 def _fingerprint(error: BaseException) -> str:

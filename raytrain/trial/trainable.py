@@ -49,6 +49,7 @@ from raytrain.checkpoint import (
     read_manifest,
     require_key,
 )
+from raytrain.cluster.failures import able_to_travel
 from raytrain.cluster.nodes import nodes_alive
 from raytrain.config import (
     ALGORITHM_SECTIONS,
@@ -61,26 +62,18 @@ from raytrain.config import (
 from raytrain.errors import RaytrainError
 from raytrain.ppo.algorithm import ExactPPO, NonFinite, prepare
 from raytrain.ppo.building import algorithm_arguments
-from raytrain.ppo.stopping import (
-    EVALUATION,
-    Averaged,
-    Cadence,
-    Progress,
-    StopRule,
-    averaged,
-    labelled,
-    ranked,
-    report_score,
-)
+from raytrain.ppo.stopping import Progress, StopRule
+from raytrain.records.metrics import EVALUATION, Averaged, averaged
 from raytrain.rollout.runner_pool import RunnerRules
 from raytrain.storage import Location
 from raytrain.storage.clocks import MachineSleep
 from raytrain.trial.actors import remote_actors
+from raytrain.trial.checkpoint_schedule import Cadence
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
 from raytrain.trial.last_state import LONG_ITERATION_S, Kept, State
 from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
-from raytrain.trial.repeated_failures import able_to_travel
+from raytrain.trial.score import labelled, ranked, report_score
 from raytrain.trial.tracebacks import TRACEBACK_FILE, write_traceback
 from raytrain.trial.watchdog import Limits, Lookout
 from raytrain.versions import versions

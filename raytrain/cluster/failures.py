@@ -1,0 +1,57 @@
+"""Errors and deaths of processes, as Ray delivers them."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING
+
+from raytrain.errors import RaytrainError
+
+if TYPE_CHECKING:
+    pass
+
+
+_IN_CREATION = "error raised in its creation task"
+
+
+_DEATHS = (
+    ("OutOfMemory", "it was killed for lack of memory"),
+    ("memory monitor", "it was killed for lack of memory"),
+    ("node was terminated", "its node was terminated"),
+    ("node has died", "its node died"),
+    ("connection error code", "it was killed or crashed"),
+    ("RpcError", "it was killed or crashed"),
+    ("SIGKILL", "it was killed"),
+    ("SYSTEM_ERROR", "it was killed or crashed"),
+    ("INTENDED_SYSTEM_EXIT", "it ended"),
+    ("actor was restarted", "it was killed or crashed"),
+    ("actor is restarting", "it was killed or crashed"),
+)
+
+
+def may_retry(error: BaseException | None) -> bool:
+    """Whether Tune should start a trial again after `error` (as Ray delivers it)."""
+    cause = getattr(error, "cause", None) or error
+    return bool(getattr(cause, "may_retry", True))
+
+
+def able_to_travel(error: Exception) -> Exception:
+    """`error`, or its text if it cannot be pickled: an environment may raise what only exists there,
+    and Ray would then report the pickling instead."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # Whatever the class's own pickling raises.
+        return RaytrainError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def why_it_died(error: BaseException) -> str:
+    """Why a Ray process died, in a few words: Ray's own account is a paragraph of possibilities."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)
+    if _IN_CREATION in text:
+        return f"it could not start: {lines[-1]}"
+    for sign, words in _DEATHS:
+        if sign in text:
+            return words
+    return text[:200] or type(error).__name__
