@@ -109,7 +109,7 @@ def load_policy(path: str | PathLike[str], *, seed: int | None = None) -> Policy
         BadInput: there is no policy at `path`.
         RaytrainError: the checkpoint is damaged.
     """
-    from raytrain.checkpoint.locate import local_policy_directory
+    from raytrain.checkpoint.resolve import local_policy_directory
     from raytrain.policy.policy import load_policy as load
 
     with local_policy_directory(str(path)) as directory:
@@ -119,6 +119,6 @@ def load_policy(path: str | PathLike[str], *, seed: int | None = None) -> Policy
 def list_checkpoints(path: str | PathLike[str]) -> list[Entry]:
     """Every checkpoint of an experiment or a trial, verified, by trial and iteration. An entry has
     `path`, `kind`, `iteration`, `timesteps`, `score`, `weights_sha256`, `good` and `problem`."""
-    from raytrain.checkpoint.locate import entries_below
+    from raytrain.checkpoint.resolve import entries_below
 
     return [entry for _, entry in entries_below(str(path))]

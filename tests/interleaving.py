@@ -218,7 +218,7 @@ def an_empty_store() -> Location:
 def one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     machines = itertools.count()
     monkeypatch.setattr(lock, "_identity", lambda: {"host": f"m{next(machines)}", "boot": None})
-    monkeypatch.setattr("raytrain.storage.parallel.ThreadPoolExecutor", _AtOnce)
+    monkeypatch.setattr("raytrain.storage.location.ThreadPoolExecutor", _AtOnce)
     monkeypatch.setattr("raytrain.checkpoint.background_commit.ThreadPoolExecutor", _AtOnce)
     monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
     # What matters is the order; a thousand runs need not wait for the disk.

@@ -20,7 +20,7 @@ from raytrain.checkpoint import (
     replace,
     resolve,
 )
-from raytrain.checkpoint.locate import entries_at
+from raytrain.checkpoint.resolve import entries_at
 from raytrain.storage import Location, StorageError
 
 

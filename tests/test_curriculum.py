@@ -26,7 +26,7 @@ from raytrain.checkpoint import Catalogue, resolve
 from raytrain.checkpoint.lineage import trial_of as trial_of_entry
 from raytrain.cli import app
 from raytrain.config import ConfigError, config_from_dict, load_config
-from raytrain.ppo.building import algorithm_arguments
+from raytrain.ppo.algorithm import algorithm_arguments
 from raytrain.records import read_episodes
 from raytrain.rollout.env_runner import RunnerSettings
 from raytrain.rollout.runner_pool import RunnerRules

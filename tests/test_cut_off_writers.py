@@ -98,7 +98,7 @@ def test_a_manifest_without_files_is_damage(tmp_path: Path, on_store: bool) -> N
 
 def test_retention_waits_until_a_lost_best_is_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a store both are done at once: what is the best of all that is kept may be what has to go."""
-    monkeypatch.setattr("raytrain.storage.parallel.ThreadPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr("raytrain.storage.location.ThreadPoolExecutor", ThreadPoolExecutor)
     where = an_empty_store() / "trial"
     first, replace, pruning = trained(where, 5), background_commit.replace, threading.Event()
     for name in where.subdirectories():

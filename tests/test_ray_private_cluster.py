@@ -17,7 +17,7 @@ from tiny_ppo import built
 
 from raytrain import _ray
 from raytrain.driver.tuner import ExperimentScheduler
-from raytrain.trial.actors import remote_actors
+from raytrain.trial.trainable import remote_actors
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

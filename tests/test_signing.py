@@ -26,7 +26,7 @@ from raytrain.checkpoint import (
     fetch,
     require_key,
 )
-from raytrain.checkpoint.locate import local_policy_directory
+from raytrain.checkpoint.resolve import local_policy_directory
 from raytrain.driver.tuner import read_tune_files
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.storage import Location

@@ -12,7 +12,7 @@ import pytest
 from checkpoint_children import manifest, put
 
 from raytrain.checkpoint import Catalogue, Manifest, ManifestError, Parent, resolve
-from raytrain.checkpoint.locate import entries_at
+from raytrain.checkpoint.resolve import entries_at
 from raytrain.cli.documents import json_ready, manifest_document, manifest_text
 from raytrain.cli.tables import list_text, show_text
 from raytrain.commands import plot, prune, status

@@ -4,7 +4,15 @@ Nothing here knows Ray. Writing goes staging directory -> `Committer` (or `commi
 reading goes storage -> `Catalogue` -> `choose_for_resume` -> `fetch`.
 """
 
-from raytrain.checkpoint.background_commit import BestPolicy, CommitJob, CommitOutcome, Committer
+from raytrain.checkpoint.background_commit import (
+    BestPolicy,
+    CommitJob,
+    CommitOutcome,
+    Committer,
+    RetentionPolicy,
+    prune,
+    surplus,
+)
 from raytrain.checkpoint.catalogue import Catalogue, Choice, Entry, NoGoodCheckpoint
 from raytrain.checkpoint.commit import (
     CheckpointExists,
@@ -38,7 +46,6 @@ from raytrain.checkpoint.manifest import (
 )
 from raytrain.checkpoint.replacement import commit_replacing, replace, sweep
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
-from raytrain.checkpoint.retention import RetentionPolicy, prune, surplus
 from raytrain.checkpoint.verify import check, fetch
 
 __all__ = [

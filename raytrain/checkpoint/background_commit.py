@@ -25,7 +25,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
@@ -35,10 +35,8 @@ from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.commit import DamagedCheckpoint, Fence, commit, nothing
 from raytrain.checkpoint.manifest import Manifest
 from raytrain.checkpoint.replacement import bring_back, commit_replacing, repair, replace
-from raytrain.checkpoint.retention import RetentionPolicy, prune
 from raytrain.errors import RaytrainError
-from raytrain.storage.location import Location
-from raytrain.storage.parallel import together
+from raytrain.storage.location import Location, in_parallel, together
 from raytrain.storage.retry import STORE
 
 _LOOK_EVERY_S = 0.5
@@ -372,3 +370,54 @@ class Committer:
         except RaytrainError as problem:
             warnings.append(f"old checkpoints were not deleted: {problem}")
             return ()
+
+
+_DISPOSABLE = frozenset({"periodic", "interrupted"})
+
+
+@dataclass(frozen=True)
+class RetentionPolicy:
+    """Keep the good checkpoints of the newest `num_to_keep` iterations; all of them if it is None."""
+
+    num_to_keep: int | None
+
+    def __post_init__(self) -> None:
+        if self.num_to_keep is not None and self.num_to_keep < 1:
+            raise ValueError(
+                f"num_to_keep is {self.num_to_keep}; keep at least 1, or None to keep all"
+            )
+
+
+def surplus(entries: Sequence[Entry], policy: RetentionPolicy) -> list[Entry]:
+    """The entries to delete, the oldest first."""
+    if policy.num_to_keep is None:
+        return []
+    good = [
+        entry
+        for entry in entries
+        if entry.is_periodic_place and entry.kind in _DISPOSABLE and entry.good is not False
+    ]
+    kept = sorted({entry.iteration for entry in good})[-policy.num_to_keep :]
+    return sorted((e for e in good if e.iteration < kept[0]), key=lambda e: e.iteration)
+
+
+def prune(
+    catalogue: Catalogue,
+    policy: RetentionPolicy,
+    fence: Fence | None = None,
+    off_the_line: Callable[[Entry], bool] = lambda entry: False,
+    spared: Callable[[Entry], bool] = lambda entry: False,
+) -> list[Entry]:
+    """Delete the surplus of a trial; what was deleted. Raises `StorageError`, and what `fence` raises: it
+    is called between the look and the deletion. What is `off_the_line` of the run is left alone, and does
+    not count as kept; what is `spared` stays beside those that are kept.
+    """
+    if policy.num_to_keep is None:
+        return []
+    own = [entry for entry in catalogue.periodic() if not off_the_line(entry)]
+    deleted = [entry for entry in surplus(own, policy) if not spared(entry)]
+    fence = fence or nothing
+    if deleted:
+        fence()
+    in_parallel(lambda entry: entry.remove(fence), deleted, serial=catalogue.trial.is_local)
+    return deleted

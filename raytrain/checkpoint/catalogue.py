@@ -41,8 +41,7 @@ from raytrain.checkpoint.manifest import MANIFEST_NAME, Manifest
 from raytrain.checkpoint.replacement import set_aside, sweep, take_down
 from raytrain.checkpoint.verify import check
 from raytrain.errors import RaytrainError
-from raytrain.storage.location import Listed, Location, storage_errors
-from raytrain.storage.parallel import in_parallel
+from raytrain.storage.location import Listed, Location, in_parallel, storage_errors
 from raytrain.storage.printable import printable
 
 # Also `checkpoint_000012.1` in quarantine.

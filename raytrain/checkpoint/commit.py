@@ -55,11 +55,12 @@ from raytrain.errors import RaytrainError
 from raytrain.storage.location import (
     Location,
     StorageError,
+    in_parallel,
     make_directories,
     storage_errors,
     sync_directories,
+    together,
 )
-from raytrain.storage.parallel import in_parallel, together
 
 Fence = Callable[[], None]
 State = Literal["missing", "empty", "committed", "incomplete", "bare"]

@@ -76,9 +76,9 @@ from raytrain.storage.location import (
     Location,
     make_directories,
     storage_errors,
+    together,
     with_numbers,
 )
-from raytrain.storage.parallel import together
 
 _TRIED: dict[Location, int] = {}
 """The last number that this process took for a replacement, by its place."""

@@ -21,8 +21,7 @@ from raytrain.checkpoint.manifest import (
     ManifestError,
 )
 from raytrain.storage.json import LARGEST
-from raytrain.storage.location import Location, storage_errors
-from raytrain.storage.parallel import in_parallel
+from raytrain.storage.location import Location, in_parallel, storage_errors
 from raytrain.storage.printable import printable
 from raytrain.storage.signing import signing_key
 

@@ -28,7 +28,7 @@ def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
 
     Every byte is checked; a checkpoint that is damaged says which file is wrong.
     """
-    from raytrain.checkpoint.locate import entries_below
+    from raytrain.checkpoint.resolve import entries_below
     from raytrain.cli.documents import checkpoint_rows
     from raytrain.cli.text_table import table
 
@@ -79,7 +79,7 @@ def verify(
 
     Exit code 0 if all is good, 1 if anything is damaged; the files are named.
     """
-    from raytrain.checkpoint.locate import entries_at
+    from raytrain.checkpoint.resolve import entries_at
     from raytrain.cli.documents import checkpoint_rows
 
     rows = checkpoint_rows(entries_at(path, bar("Checking")), path)

@@ -57,9 +57,9 @@ def train(
     """
     from raytrain.cluster.package import submitted
     from raytrain.config import load_config
+    from raytrain.driver.command_text import command_for
     from raytrain.driver.experiment import train as run
     from raytrain.driver.fork import Fork
-    from raytrain.driver.outcome import command_for
 
     if weights_only and from_ is None:
         raise BadInput("--weights-only says what to take from a checkpoint; name it with --from.")
@@ -142,15 +142,15 @@ def resume(experiment_dir: Directory, address: Address = None) -> None:
 
     Its config is the one that it was last started with; to change a value, use `raytrain train`.
     """
+    from raytrain.driver.command_text import command_for
     from raytrain.driver.experiment import resume as run
-    from raytrain.driver.outcome import command_for
 
     again = ["--address", address] if address else []
     _end(run(experiment_dir, address=address, command=command_for("resume", experiment_dir, again)))
 
 
 def _end(outcome: Any) -> None:
-    from raytrain.driver.outcome import next_steps
+    from raytrain.driver.command_text import next_steps
 
     if outcome.exit_code == 0:
         say(next_steps(outcome))

@@ -357,8 +357,7 @@ def _algorithm(
     import ray
     from ray.rllib.algorithms.ppo import PPO
 
-    from raytrain.ppo.algorithm import ExactPPO
-    from raytrain.ppo.building import algorithm_arguments
+    from raytrain.ppo.algorithm import ExactPPO, algorithm_arguments
 
     logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

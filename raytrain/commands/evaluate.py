@@ -15,8 +15,7 @@ from raytrain.commands.progress_bar import busy
 from raytrain.config import ConfigError, EnvCreator, config_from_dict, env_creator
 from raytrain.config.environment import laid_over
 from raytrain.config.user_code import EnvironmentFailed
-from raytrain.errors import BadInput
-from raytrain.extras import require
+from raytrain.errors import BadInput, require
 from raytrain.policy.evaluate import Evaluation, evaluate
 from raytrain.storage import Location
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from raytrain.checkpoint import Entry, ExperimentFile
 from raytrain.config import ConfigError
 from raytrain.config.yaml_lines import parse_yaml
-from raytrain.driver.outcome import command_for
+from raytrain.driver.command_text import command_for
 from raytrain.storage import Location
 
 

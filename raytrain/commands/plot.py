@@ -16,8 +16,7 @@ from typing import Any
 from raytrain.checkpoint import Catalogue
 from raytrain.commands.status import ExperimentView, view
 from raytrain.config.metric_names import nearest_first
-from raytrain.errors import BadInput
-from raytrain.extras import require
+from raytrain.errors import BadInput, require
 from raytrain.records import EVENT_LOG, read_events
 from raytrain.records.downtime import RECOVERED
 from raytrain.records.metrics import metric as metric_of

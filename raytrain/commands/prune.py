@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, is_of_run
-from raytrain.checkpoint.locate import trials_at
+from raytrain.checkpoint.resolve import trials_at
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location, in_parallel
 from raytrain.trial.fencing import Attempts

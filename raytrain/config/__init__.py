@@ -12,20 +12,21 @@ from raytrain.config.compatibility import (
     has_digest,
     same_value,
 )
-from raytrain.config.curriculum import Stage, eras, stage_config, total_timesteps
+from raytrain.config.curriculum import eras, stage_config, total_timesteps
 from raytrain.config.environment import EnvCreator, env_creator, make_env, resolve_env
 from raytrain.config.errors import ConfigError, Problem
-from raytrain.config.loading import config_from_dict, load_config
+from raytrain.config.loading import config_from_dict, load_config, with_trial_values
 from raytrain.config.metric_names import require_metrics
-from raytrain.config.schema import ALGORITHM_SECTIONS, NOT_YAML_KEYS, ExperimentConfig
-from raytrain.config.search import (
-    SearchSpace,
-    has_search,
-    num_trials,
-    param_space,
-    with_trial_values,
+from raytrain.config.schema import (
+    ALGORITHM_SECTIONS,
+    NOT_YAML_KEYS,
+    ExperimentConfig,
+    cpus_at_most,
+    most_env_runners,
 )
-from raytrain.config.sizes import cpus_at_most, most_env_runners
+from raytrain.config.search import has_search, num_trials, param_space
+from raytrain.config.search_space import SearchSpace
+from raytrain.config.sections import Stage
 from raytrain.config.to_rllib import name_for_others, register_env, to_algorithm_config
 
 __all__ = [

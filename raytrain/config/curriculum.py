@@ -19,17 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
-
-from raytrain.config.fields import (
-    EPISODE_WINDOW,
-    Bounds,
-    DirectoryName,
-    FreeMapping,
-    Number,
-    Positive,
-    Section,
-)
 from raytrain.config.sections import Training
 
 if TYPE_CHECKING:
@@ -37,66 +26,6 @@ if TYPE_CHECKING:
 
 _FIXED = ("use_critic", "use_gae")
 """Keys of `training` that say how the learner is built."""
-
-
-class Until(Section):
-    """What ends a stage; whichever comes first."""
-
-    timesteps: Positive | None = Field(
-        default=None, description="Environment steps since the stage's beginning."
-    )
-    episode_return_mean: Number | None = Field(
-        default=None, description="Mean return of the stage's last `window` episodes."
-    )
-    metrics: Bounds = Field(
-        default={}, description="The same for metrics of the environment, as under `stop`."
-    )
-    window: Positive = Field(
-        default=EPISODE_WINDOW,
-        description="Episodes that returns and metrics are averaged over; a stage has to have as many.",
-    )
-
-    @model_serializer(mode="wrap")
-    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in serialize(self).items() if value not in (None, {})}
-
-    @property
-    def criteria(self) -> dict[str, Any]:
-        """Those that are set."""
-        return self.model_dump(exclude={"window"})
-
-
-class StageEnvironment(Section):
-    """What differs in the environment."""
-
-    env_config: FreeMapping = Field(
-        default={}, description="Keyword arguments that replace those of `environment.env_config`."
-    )
-
-
-class StageTraining(Training):
-    """Keys of `training`; those that are given replace the run's."""
-
-    @model_serializer(mode="wrap")
-    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {
-            key: value for key, value in serialize(self).items() if key in self.model_fields_set
-        }
-
-
-class Stage(Section):
-    """One stage of a curriculum."""
-
-    name: DirectoryName = Field(description="Its checkpoint is kept in `stages/<name>`.")
-    until: Until = Field(
-        default=Until(), description="What ends it; the last stage may have no end."
-    )
-    environment: StageEnvironment = Field(
-        default=StageEnvironment(), description="What differs in the environment."
-    )
-    training: StageTraining = Field(
-        default=StageTraining(), description="Keys of `training` that differ."
-    )
 
 
 def stage_config(config: ExperimentConfig, index: int) -> ExperimentConfig:

@@ -12,6 +12,7 @@ from raytrain.config.environment import resolve_env
 from raytrain.config.errors import ConfigError, Problem, nearest
 from raytrain.config.metric_names import metric_problems
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
+from raytrain.config.search_space import put_value
 from raytrain.config.secrets import PlainSecret
 from raytrain.config.validation import validated
 from raytrain.config.yaml_lines import Document, KeyPath, parse_yaml
@@ -225,3 +226,21 @@ def _argument_problems(
         prefix = "environment.env_config"
         return [(each.field.removeprefix(prefix).lstrip("."), each) for each in error.problems]
     return []
+
+
+def with_trial_values(config: ExperimentConfig, chosen: Mapping[str, Any]) -> ExperimentConfig:
+    """The config of one trial: `chosen` is what Tune made of `param_space(config)`. Only what is
+    searched is taken from it: the rest, which Tune stored with the trial, may have been changed since
+    by the person who continues the run.
+
+    Raises ConfigError if a value that was drawn is not valid.
+    """
+    from raytrain.config.loading import config_from_dict
+
+    values = config.to_dict()
+    for space in config.search:
+        found: Any = chosen
+        for key in space.path:
+            found = found[key]
+        put_value(values, space.path, found)
+    return config_from_dict(values)

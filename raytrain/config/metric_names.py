@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from raytrain.config.errors import ConfigError, Problem, dotted
 
 if TYPE_CHECKING:
-    from raytrain.config.curriculum import Until
     from raytrain.config.schema import ExperimentConfig, Stop
+    from raytrain.config.sections import Until
     from raytrain.config.validation import Where
 
 EVALUATION = "evaluation/"

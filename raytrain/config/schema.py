@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raytrain.config.curriculum import Stage
 from raytrain.config.fields import (
     EPISODE_WINDOW,
     AboveZero,
@@ -31,7 +30,7 @@ from raytrain.config.fields import (
     Storage,
     Whole,
 )
-from raytrain.config.search import SearchSpace, put_back
+from raytrain.config.search_space import SearchSpace, put_back
 from raytrain.config.sections import (
     Debugging,
     Environment,
@@ -41,6 +40,7 @@ from raytrain.config.sections import (
     Learners,
     ResourcesSection,
     RLModule,
+    Stage,
     Training,
 )
 
@@ -228,3 +228,24 @@ class ExperimentConfig(Section):
         for space in self.search:
             put_back(values, space)
         return values
+
+
+def most_env_runners(runners: EnvRunners) -> int:
+    """How many env runner actors a trial has if the cluster has room for all."""
+    groups = runners.num_env_runners
+    return groups if runners.max_actors is None else min(groups, runners.max_actors)
+
+
+def cpus_at_most(config: ExperimentConfig) -> float:
+    """An upper bound of the CPUs that one trial asks for."""
+    each = config.learners.num_cpus_per_learner
+    learner = 1.0 if isinstance(each, str) else float(each)
+    main = float(config.resources.num_cpus_for_main_process)
+    runners = most_env_runners(config.env_runners) + config.evaluation.evaluation_num_env_runners
+    if config.learners.num_learners == 0:
+        main = max(main, learner)
+    return (
+        main
+        + config.learners.num_learners * learner
+        + runners * config.env_runners.num_cpus_per_env_runner
+    )

@@ -14,17 +14,15 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config.errors import Problem
 
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig
+from raytrain.config.search_space import LISTS, RANGES, SearchSpace, put_value
 
-LISTS = ("grid_search", "choice")
-RANGES = ("uniform", "loguniform")
 _MAY_BE_SEARCHED: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("env_runners",),
@@ -34,30 +32,6 @@ _MAY_BE_SEARCHED: tuple[tuple[str, ...], ...] = (
     ("seed",),
 )
 _LARGEST_FULL_CHECK = 256
-_GOLDEN = 0.381966
-"""Where in a range a value is tried: at a fraction that a range of whole numbers does not hit."""
-
-
-@dataclass(frozen=True)
-class SearchSpace:
-    """`values` are the candidates of a list, or the two ends of a range."""
-
-    path: tuple[str, ...]
-    kind: str
-    values: tuple[Any, ...]
-
-    def candidates(self) -> list[tuple[tuple[str | int, ...], Any]]:
-        """Values to validate, each with the keys that lead to it in the YAML file."""
-        at = (*self.path, self.kind)
-        ends: list[tuple[tuple[str | int, ...], Any]]
-        ends = [((*at, index), value) for index, value in enumerate(self.values)]
-        if self.kind in LISTS:
-            return ends
-        low, high = self.values
-        return [*ends, (at, low + (high - low) * _GOLDEN)]
-
-    def written(self) -> dict[str, Any]:
-        return {self.kind: copy.deepcopy(list(self.values))}
 
 
 def take_out(
@@ -132,18 +106,6 @@ def combinations(spaces: list[SearchSpace]) -> Iterator[Chosen]:
             yield (candidate,)
 
 
-def put_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Set a value in nested dictionaries, in place."""
-    for key in path[:-1]:
-        values = values[key]
-    values[path[-1]] = copy.deepcopy(value)
-
-
-def put_back(values: dict[str, Any], space: SearchSpace) -> None:
-    """Write a search space into its place, in place: the inverse of `take_out`."""
-    put_value(values, space.path, space.written())
-
-
 def has_search(config: ExperimentConfig) -> bool:
     """Whether any value differs between trials."""
     return bool(config.search)
@@ -173,21 +135,3 @@ def param_space(config: ExperimentConfig) -> dict[str, Any]:
     for space in config.search:
         put_value(values, space.path, domains[space.kind](copy.deepcopy(list(space.values))))
     return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
-
-
-def with_trial_values(config: ExperimentConfig, chosen: Mapping[str, Any]) -> ExperimentConfig:
-    """The config of one trial: `chosen` is what Tune made of `param_space(config)`. Only what is
-    searched is taken from it: the rest, which Tune stored with the trial, may have been changed since
-    by the person who continues the run.
-
-    Raises ConfigError if a value that was drawn is not valid.
-    """
-    from raytrain.config.loading import config_from_dict
-
-    values = config.to_dict()
-    for space in config.search:
-        found: Any = chosen
-        for key in space.path:
-            found = found[key]
-        put_value(values, space.path, found)
-    return config_from_dict(values)

@@ -8,14 +8,17 @@ connectors), is left out.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from raytrain.config.fields import (
+    EPISODE_WINDOW,
     AboveZero,
     AutoCpus,
+    Bounds,
     Count,
+    DirectoryName,
     Fraction,
     FragmentLength,
     FreeMapping,
@@ -29,6 +32,9 @@ from raytrain.config.fields import (
     VectorizeMode,
 )
 from raytrain.config.model import ModelConfig
+
+if TYPE_CHECKING:
+    pass
 
 
 class Environment(Section):
@@ -278,4 +284,64 @@ class ResourcesSection(Section):
     )
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         default="PACK", description="How a trial's processes are spread over nodes."
+    )
+
+
+class Until(Section):
+    """What ends a stage; whichever comes first."""
+
+    timesteps: Positive | None = Field(
+        default=None, description="Environment steps since the stage's beginning."
+    )
+    episode_return_mean: Number | None = Field(
+        default=None, description="Mean return of the stage's last `window` episodes."
+    )
+    metrics: Bounds = Field(
+        default={}, description="The same for metrics of the environment, as under `stop`."
+    )
+    window: Positive = Field(
+        default=EPISODE_WINDOW,
+        description="Episodes that returns and metrics are averaged over; a stage has to have as many.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if value not in (None, {})}
+
+    @property
+    def criteria(self) -> dict[str, Any]:
+        """Those that are set."""
+        return self.model_dump(exclude={"window"})
+
+
+class StageEnvironment(Section):
+    """What differs in the environment."""
+
+    env_config: FreeMapping = Field(
+        default={}, description="Keyword arguments that replace those of `environment.env_config`."
+    )
+
+
+class StageTraining(Training):
+    """Keys of `training`; those that are given replace the run's."""
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {
+            key: value for key, value in serialize(self).items() if key in self.model_fields_set
+        }
+
+
+class Stage(Section):
+    """One stage of a curriculum."""
+
+    name: DirectoryName = Field(description="Its checkpoint is kept in `stages/<name>`.")
+    until: Until = Field(
+        default=Until(), description="What ends it; the last stage may have no end."
+    )
+    environment: StageEnvironment = Field(
+        default=StageEnvironment(), description="What differs in the environment."
+    )
+    training: StageTraining = Field(
+        default=StageTraining(), description="Keys of `training` that differ."
     )

@@ -24,7 +24,7 @@ import tree
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import nn
 
-from raytrain.extras import require
+from raytrain.errors import require
 from raytrain.policy.arithmetic import base_struct, filter_terms
 from raytrain.policy.distributions import ActionDistribution
 from raytrain.policy.env_actions import LeafMapping

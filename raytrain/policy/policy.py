@@ -31,9 +31,14 @@ import tree
 from raytrain.policy import arithmetic
 from raytrain.policy.distributions import ActionDistribution
 from raytrain.policy.env_actions import for_environment, mappings
-from raytrain.policy.episode_states import EpisodeStates, ObservationError
 from raytrain.policy.format import FlattenStep, PolicyParts, Step, read_policy
-from raytrain.policy.network import build_network, first_states, run_recurrent
+from raytrain.policy.network import (
+    EpisodeStates,
+    ObservationError,
+    build_network,
+    first_states,
+    run_recurrent,
+)
 
 
 def load_policy(path: str | os.PathLike[str], *, seed: int | None = None) -> Policy:

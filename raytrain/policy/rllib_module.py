@@ -22,8 +22,8 @@ from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
 from raytrain.policy.arithmetic import stack, unstack
-from raytrain.policy.episode_states import EpisodeStates
 from raytrain.policy.format import PolicyParts
+from raytrain.policy.network import EpisodeStates
 from raytrain.policy.spaces import PolicyFormatError
 
 

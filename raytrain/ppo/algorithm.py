@@ -49,16 +49,19 @@ from ray.rllib.utils.metrics import (
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain.cluster.failures import why_it_died
+from raytrain.config import ExperimentConfig, stage_config, to_algorithm_config
 from raytrain.errors import RaytrainError
 from raytrain.policy.format import PolicyParts, write_policy
 from raytrain.policy.from_algorithm import policy_parts
 from raytrain.policy.spaces import PolicyFormatError
+from raytrain.ppo.curriculum import StagePlan, recent_size
 from raytrain.ppo.fork_state import SAME, Apart, reseed, settings_of, weights_in
 from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 from raytrain.ppo.learner_group import Learners, LearnersDiffer
 from raytrain.ppo.rllib_checkpoint import RLlibFiles
 from raytrain.ppo.slow_evaluation import telling_if_slow
 from raytrain.ppo.staged import StagedPPO, StateMismatch
+from raytrain.ppo.stopping import StopRule
 from raytrain.ppo.stopwatch import Stopwatch
 from raytrain.rng import RngStreams
 from raytrain.rollout.collector import EnvGroups, NoNewEnvSteps
@@ -479,4 +482,25 @@ def _read_groups(directory: Path) -> dict[int, bytes]:
     return {
         int(path.stem.removeprefix("group_")): path.read_bytes()
         for path in sorted(directory.glob("group_*.pkl"))
+    }
+
+
+def algorithm_arguments(config: ExperimentConfig, snapshot: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `ExactPPO` for a trial's own config. `snapshot`: what experiment.json says of
+    how the environments are snapshotted."""
+    own = snapshot.get("stages", {})
+    stages = [
+        StagePlan(
+            name=stage.name,
+            rule=StopRule.of_stage(stage.until),
+            config=prepare(to_algorithm_config(stage_config(config, index))),
+            strategy=str(own.get(stage.name, snapshot)["strategy"]),
+        )
+        for index, stage in enumerate(config.curriculum)
+    ]
+    return {
+        "config": stages[0].config if stages else prepare(to_algorithm_config(config)),
+        "strategy": str(snapshot["strategy"]),
+        "stages": stages,
+        "recent": recent_size(config),
     }

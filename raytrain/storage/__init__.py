@@ -1,8 +1,14 @@
 """Files on a disk or an object store: places, retries, locks and signatures. Knows no checkpoint."""
 
-from raytrain.storage.location import Location, StorageError, make_directories, storage_errors
+from raytrain.storage.location import (
+    Location,
+    StorageError,
+    in_parallel,
+    make_directories,
+    storage_errors,
+    together,
+)
 from raytrain.storage.lock import LEASE_PATIENCE_S, DirectoryLock, Locked, who_writes
-from raytrain.storage.parallel import in_parallel, together
 from raytrain.storage.retry import STORE
 from raytrain.storage.signing import signing_key
 

@@ -28,17 +28,17 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.storage.fsspec import LeanFSSpecHandler
-from raytrain.storage.parallel import in_parallel
 from raytrain.storage.printable import printable
 from raytrain.storage.retry import STORE, patient
 
@@ -561,3 +561,27 @@ def sync_directories(root: Location, names: Iterable[str]) -> None:
     for directory in sorted(directories, key=lambda d: -d.count("/") if d != "." else 1):
         (root / directory).sync()
     root.parent.sync()
+
+
+# Requests in flight at once. A checkpoint of the usual 26 files is one wait, not two.
+REQUESTS = 32
+
+
+_T = TypeVar("_T")
+
+
+_R = TypeVar("_R")
+
+
+def in_parallel(work: Callable[[_T], _R], items: Iterable[_T], *, serial: bool = False) -> list[_R]:
+    """`work` on each item; the results in order. All are tried; the first failure is raised."""
+    listed = list(items)
+    if serial or len(listed) < 2:
+        return [work(item) for item in listed]
+    with ThreadPoolExecutor(min(REQUESTS, len(listed))) as pool:
+        return [future.result() for future in [pool.submit(work, item) for item in listed]]
+
+
+def together(*calls: Callable[[], object], serial: bool = False) -> None:
+    """Make all calls at once and wait for all; raise the first failure, in the order given."""
+    in_parallel(lambda call: call(), calls, serial=serial)

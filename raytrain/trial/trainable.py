@@ -60,14 +60,12 @@ from raytrain.config import (
     with_trial_values,
 )
 from raytrain.errors import RaytrainError
-from raytrain.ppo.algorithm import ExactPPO, NonFinite, prepare
-from raytrain.ppo.building import algorithm_arguments
+from raytrain.ppo.algorithm import ExactPPO, NonFinite, algorithm_arguments, prepare
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.records.metrics import EVALUATION, Averaged, averaged
 from raytrain.rollout.runner_pool import RunnerRules
 from raytrain.storage import Location
 from raytrain.storage.clocks import MachineSleep
-from raytrain.trial.actors import remote_actors
 from raytrain.trial.checkpoint_schedule import Cadence
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
@@ -531,4 +529,18 @@ def _experiment_file(place: Location) -> ExperimentFile:
             "experiment's config to write it again."
         )
     require_key(found, place)
+    return found
+
+
+def remote_actors(algorithm: Any) -> dict[str, Any]:
+    """Actors of an `ExactPPO`: `learner 0`, `env runner 0`, `evaluation runner 0`. May be asked in any
+    thread, and of one that is still being built."""
+    found = {}
+    learners = getattr(algorithm, "learner_group", None)
+    for rank, actor in enumerate(_ray.cluster.learner_actors(learners) if learners else []):
+        found[f"learner {rank}"] = actor
+    for what, name in (("env runner", "env_groups"), ("evaluation runner", "eval_env_groups")):
+        groups = getattr(algorithm, name, None)
+        for index, actor in groups.actors.items() if groups else ():
+            found[f"{what} {index}"] = actor
     return found

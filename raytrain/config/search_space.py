@@ -1,0 +1,54 @@
+"""One search space of a config: where it stands, its kind, and its values."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+
+LISTS = ("grid_search", "choice")
+
+
+RANGES = ("uniform", "loguniform")
+
+
+_GOLDEN = 0.381966
+"""Where in a range a value is tried: at a fraction that a range of whole numbers does not hit."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """`values` are the candidates of a list, or the two ends of a range."""
+
+    path: tuple[str, ...]
+    kind: str
+    values: tuple[Any, ...]
+
+    def candidates(self) -> list[tuple[tuple[str | int, ...], Any]]:
+        """Values to validate, each with the keys that lead to it in the YAML file."""
+        at = (*self.path, self.kind)
+        ends: list[tuple[tuple[str | int, ...], Any]]
+        ends = [((*at, index), value) for index, value in enumerate(self.values)]
+        if self.kind in LISTS:
+            return ends
+        low, high = self.values
+        return [*ends, (at, low + (high - low) * _GOLDEN)]
+
+    def written(self) -> dict[str, Any]:
+        return {self.kind: copy.deepcopy(list(self.values))}
+
+
+def put_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Set a value in nested dictionaries, in place."""
+    for key in path[:-1]:
+        values = values[key]
+    values[path[-1]] = copy.deepcopy(value)
+
+
+def put_back(values: dict[str, Any], space: SearchSpace) -> None:
+    """Write a search space into its place, in place: the inverse of `take_out`."""
+    put_value(values, space.path, space.written())
