@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raytrain.storage import Location
+    from raytrain.storage.location import Location
 
 LARGEST = 16 << 20
 """Bytes of a document; a manifest has some ten thousand."""
