@@ -28,7 +28,7 @@ _FILES = tuple(
         "records/episodes",
         "records/remote_copy",
         "records/writer",
-        "records/tabular",
+        "records/row_files",
         "trial/fencing",
         "trial/directory",
     )

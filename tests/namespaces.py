@@ -170,7 +170,7 @@ class Cluster:
         self.files = Path(tempfile.mkdtemp(prefix="rt"))
         (self.files / "ray").mkdir()
         names = "".join(f"10.77.0.{i} n{i}\n" for i in range(1, 100))
-        (self.files / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+        (self.files / "pool").write_text(f"127.0.0.1 localhost\n{names}")
         self.env = {
             **os.environ,
             "GLOO_SOCKET_IFNAME": "eth0",

@@ -17,7 +17,7 @@ from raytrain.checkpoint import BestPolicy, Catalogue, Manifest, RetentionPolicy
 from raytrain.storage import DirectoryLock, Location, Locked, StorageError, lock
 from raytrain.storage.lock import Times
 from raytrain.trial.directory import TrialDirectory
-from raytrain.trial.fencing import SUPERSEDED, Attempts, Superseded
+from raytrain.trial.fencing import SUPERSEDED, FencingToken, Superseded
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +140,7 @@ def test_what_it_was_about_to_append_goes_nowhere(tmp_path: Path, monkeypatch) -
     where = place(tmp_path, False)
     old = begun(where)
     new = taken_over(where)
-    monkeypatch.setattr(old._attempts, "check", lambda: None)
+    monkeypatch.setattr(old._fencing, "check", lambda: None)
     train(old, 4, 5)
     train(new, 3)
     new.close()
@@ -219,9 +219,9 @@ def test_a_start_that_wakes_up_while_it_counts_itself_ends_nobodys_run(
 ) -> None:
     monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
     where = place(tmp_path, generic)
-    old, before, later = directory(where, "a"), Attempts._before, []
+    old, before, later = directory(where, "a"), FencingToken._before, []
 
-    def overtaken(attempts: Attempts) -> Any:
+    def overtaken(attempts: FencingToken) -> Any:
         found = before(attempts)
         if not later:
             later.append(directory(where, "b", gone=lambda node: node == "a"))
@@ -229,7 +229,7 @@ def test_a_start_that_wakes_up_while_it_counts_itself_ends_nobodys_run(
             later[0].open_records(resume_from=0, next_episode=0)
         return found
 
-    monkeypatch.setattr(Attempts, "_before", overtaken)
+    monkeypatch.setattr(FencingToken, "_before", overtaken)
     with pytest.raises(Superseded, match="was lost"):
         old.open()
     train(later[0], 1, 2)

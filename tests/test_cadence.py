@@ -8,7 +8,7 @@ import pytest
 
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.records.metrics import metric
-from raytrain.trial.checkpoint_schedule import Cadence
+from raytrain.trial.checkpoint_schedule import CheckpointSchedule
 
 
 def at(iteration: int, timesteps: int = 0, episodes: int = 0, time_s: float = 0.0) -> Progress:
@@ -16,13 +16,13 @@ def at(iteration: int, timesteps: int = 0, episodes: int = 0, time_s: float = 0.
 
 
 def test_every_so_many_iterations():
-    cadence = Cadence(iterations=3)
+    cadence = CheckpointSchedule(iterations=3)
     due = [k for k in range(1, 10) if cadence.due(at(k), at(k - 1), 0.0)]
     assert due == [3, 6, 9]
 
 
 def test_a_multiple_that_was_passed_is_due_once():
-    cadence = Cadence(timesteps=1000, episodes=None)
+    cadence = CheckpointSchedule(timesteps=1000, episodes=None)
     steps = [0, 600, 1200, 1800, 2400, 3600]
     pairs = zip(enumerate(steps[1:], 1), steps, strict=False)
     due = [k for (k, now), before in pairs if cadence.due(at(k, now), at(k - 1, before), 0.0)]
@@ -30,14 +30,14 @@ def test_a_multiple_that_was_passed_is_due_once():
 
 
 def test_episodes_and_seconds():
-    assert Cadence(episodes=10).due(at(1, 0, 10), at(0, 0, 9), 0.0)
-    assert not Cadence(episodes=10).due(at(1, 0, 19), at(0, 0, 10), 0.0)
-    assert Cadence(seconds=5).due(at(1, 0, 0, 12.0), at(0), 7.0)
-    assert not Cadence(seconds=5).due(at(1, 0, 0, 11.9), at(0), 7.0)
+    assert CheckpointSchedule(episodes=10).due(at(1, 0, 10), at(0, 0, 9), 0.0)
+    assert not CheckpointSchedule(episodes=10).due(at(1, 0, 19), at(0, 0, 10), 0.0)
+    assert CheckpointSchedule(seconds=5).due(at(1, 0, 0, 12.0), at(0), 7.0)
+    assert not CheckpointSchedule(seconds=5).due(at(1, 0, 0, 11.9), at(0), 7.0)
 
 
 def test_nothing_set_is_never_due():
-    assert not Cadence().due(at(100, 10**6, 10**4, 1e5), at(99), 0.0)
+    assert not CheckpointSchedule().due(at(100, 10**6, 10**4, 1e5), at(99), 0.0)
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_a_group_that_is_set_up_as_before_a_stage_has_the_environment_of_before(
         assert limits(runner) == {40}
         assert limits(runner.hosted(1)) == {500}
         weights = {COMPONENT_RL_MODULE: runner.module.state_dict()}
-        runner.adopt("replay", weights, before, iteration=1)
+        runner.load_group("replay", weights, before, iteration=1)
         assert limits(runner) == {500}
         assert cart_states(runner) == states
     finally:
@@ -279,8 +279,8 @@ def test_one_actor_takes_a_stage_over_for_all_groups(local_ray):
 
 def wait_for_both(algorithm: Told) -> None:
     """Two env runner actors are there."""
-    hosts = algorithm.env_groups._hosts
-    until(lambda: hosts.look(0.1) or len(hosts.up) == 2, 600, lambda: str(algorithm.told))
+    pool = algorithm.env_groups._pool
+    until(lambda: pool.look(0.1) or len(pool.up) == 2, 600, lambda: str(algorithm.told))
 
 
 def pids_of(algorithm: Told) -> dict[int, int]:

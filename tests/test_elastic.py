@@ -17,7 +17,7 @@ from tiny_ppo import Iteration, Told, built, iterate, unlike
 
 from raytrain.cluster.placement import fits, unplaced
 from raytrain.rollout.runner_pool import RunnerRules, spread
-from raytrain.rollout.timeout import Patience, StuckReporter
+from raytrain.rollout.timeout import RolloutTimeout, StallReporter
 
 FOUR: dict[str, Any] = {
     "env_runners": {
@@ -41,9 +41,9 @@ def test_groups_are_at_their_own_actors_or_spread_over_those_that_are_there():
 def test_every_spread_is_even():
     for groups in range(1, 9):
         for pattern in range(1, 2**groups):
-            hosts = [index for index in range(groups) if pattern >> index & 1]
-            loads = list(spread(range(groups), hosts, dict.fromkeys(range(groups), 0)).values())
-            counts = [loads.count(host) for host in hosts]
+            pool = [index for index in range(groups) if pattern >> index & 1]
+            loads = list(spread(range(groups), pool, dict.fromkeys(range(groups), 0)).values())
+            counts = [loads.count(host) for host in pool]
             assert sum(counts) == groups and max(counts) - min(counts) <= 1
 
 
@@ -72,14 +72,14 @@ def test_room_is_what_no_placement_group_has_reserved():
 
 
 def test_patience_learns():
-    patience = Patience("auto")
+    patience = RolloutTimeout("auto")
     assert patience.limit_s() == 600
     patience.took(0.2)
     assert patience.limit_s() == 60
     patience.took(30.0)
     assert patience.limit_s() == 150
-    assert Patience(7.0).limit_s() == 7
-    assert Patience(None).limit_s() is None
+    assert RolloutTimeout(7.0).limit_s() == 7
+    assert RolloutTimeout(None).limit_s() is None
 
 
 class Slow(gym.Env[Any, Any]):
@@ -90,7 +90,7 @@ class Slow(gym.Env[Any, Any]):
 def test_a_thread_that_stands_is_found_where_it_stands():
     said: list[str] = []
     heard = threading.Event()
-    reporter = StuckReporter(lambda text: (said.append(text), heard.set()))
+    reporter = StallReporter(lambda text: (said.append(text), heard.set()))
     for _ in range(3):  # What ends in time is not reported, nor is a later deadline waited for.
         with reporter.watching(60):
             pass
@@ -118,12 +118,12 @@ def cluster() -> Iterator[Cluster]:
 
 def actors(algorithm: Told, count: int) -> list[Any]:
     """The runners that are there, once it is so many."""
-    hosts = algorithm._groups._hosts
+    pool = algorithm._groups._pool
     deadline = time.monotonic() + 600
-    while len(hosts.up) != count:
-        assert time.monotonic() < deadline, f"{len(hosts.up)} instead of {count}: {algorithm.told}"
-        hosts.look(0.1)
-    return hosts.up
+    while len(pool.up) != count:
+        assert time.monotonic() < deadline, f"{len(pool.up)} instead of {count}: {algorithm.told}"
+        pool.look(0.1)
+    return pool.up
 
 
 def hosted_by(trail: list[Iteration]) -> list[int]:
@@ -171,7 +171,7 @@ def test_room_is_made_for_a_placement_group_and_taken_again(cluster: Cluster):
             "are given up, since another trial waits for room" in each for each in algorithm.told
         )
         ray.util.remove_placement_group(wanted)
-        while len(algorithm._groups._hosts.up) < 2:
+        while len(algorithm._groups._pool.up) < 2:
             iterate(algorithm, 1)
             assert time.monotonic() < deadline
         done = algorithm.iteration

@@ -21,7 +21,7 @@ from tiny_ppo import Iteration, Told, built, iterate, unlike
 from raytrain.config.user_code import EnvironmentFailed
 from raytrain.rollout import group_calls
 from raytrain.rollout.collector import NoNewEnvSteps
-from raytrain.rollout.group_calls import Round, RunnerLost
+from raytrain.rollout.group_calls import RetryingCall, RunnerLost
 from raytrain.rollout.rollout import Rollout
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -47,12 +47,12 @@ def undisturbed(local_ray: None) -> list[Iteration]:
 
 def pids(algorithm: Told, count: int) -> list[int]:
     """Of the runners' processes, in group order, once so many are there."""
-    hosts = algorithm._groups._hosts
+    pool = algorithm._groups._pool
     deadline = time.monotonic() + 600
-    while len(hosts.up) < count:
-        assert time.monotonic() < deadline, f"{len(hosts.up)} of {count} came"
-        hosts.look(0.1)
-    return [host.where.pid for host in hosts.up]
+    while len(pool.up) < count:
+        assert time.monotonic() < deadline, f"{len(pool.up)} of {count} came"
+        pool.look(0.1)
+    return [host.where.pid for host in pool.up]
 
 
 def kill(*victims: int) -> None:
@@ -67,14 +67,14 @@ def kill_while_sampling(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None
     """Kills a process as soon as a rollout is under way: between the call of `rollout` on all
     runners and the wait for the first answer."""
     victims: list[int] = []
-    take_answers = Round._take_answers
+    take_answers = RetryingCall._take_answers
 
-    def take(round_: Round) -> None:
+    def take(round_: RetryingCall) -> None:
         if victims and round_._question.sampling:
             os.kill(victims.pop(), signal.SIGKILL)
         take_answers(round_)
 
-    monkeypatch.setattr(Round, "_take_answers", take)
+    monkeypatch.setattr(RetryingCall, "_take_answers", take)
     return victims.append
 
 
@@ -104,7 +104,7 @@ def test_a_runner_killed_at_any_moment_changes_nothing(undisturbed, kill_while_s
             algorithm, 2
         )  # The loss of one that had done nothing yet is told when the next one comes.
         assert sorted(losses(algorithm.told)) == [0, 1, 1]
-        assert algorithm._groups._hosts.losses == 3
+        assert algorithm._groups._pool.losses == 3
     assert unlike(undisturbed, trail) == []
 
 
@@ -205,7 +205,7 @@ def test_what_a_step_raises_in_a_runner_is_what_the_trial_raises():
 def test_a_runner_that_ray_does_not_start_again_ends_the_trial():
     with built(**{**TWO, "env_runners": {"num_env_runners": 1}}) as algorithm:
         iterate(algorithm, 1)
-        (host,) = algorithm._groups._hosts.up
+        (host,) = algorithm._groups._pool.up
         ray.kill(host.actor)
         with pytest.raises(RunnerLost, match="No env runner is left, and Ray starts none again"):
             iterate(algorithm, 1)

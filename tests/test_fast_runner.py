@@ -255,8 +255,8 @@ def test_episodes_and_what_is_sampled_later_leave_each_other_alone():
 # -- snapshots and groups --------------------------------------------------------------------------
 
 
-def rollouts(hosts: dict[int, Any], groups: range, times: int) -> list[list[Rollout]]:
-    return [[hosts[g].rollout(None, snapshot=True, group=g) for g in groups] for _ in range(times)]
+def rollouts(pool: dict[int, Any], groups: range, times: int) -> list[list[Rollout]]:
+    return [[pool[g].rollout(None, snapshot=True, group=g) for g in groups] for _ in range(times)]
 
 
 def test_a_snapshot_goes_on_as_its_group_does():
@@ -267,7 +267,7 @@ def test_a_snapshot_goes_on_as_its_group_does():
     other = runner(GroupEnvRunner, given)
     np.random.seed(11)
     other.rollout(None, snapshot=False)
-    other.adopt("pickle", weights, saved, iteration=1)
+    other.load_group("pickle", weights, saved, iteration=1)
     for _ in range(2):
         a, b = original.rollout(None, snapshot=True), other.rollout(None, snapshot=True)
         assert unlike(a.episodes, b.episodes) == []
@@ -296,14 +296,14 @@ def test_a_groups_data_are_the_same_whoever_hosts_it(kind: type[GroupEnvRunner])
     together = runner(kind, given, 1)  # whose own group is one of them
     weights = apart[0].get_state(components=["rl_module"])
     for group in groups:
-        apart[group].adopt("pickle", weights, None, iteration=0, group=group)
-        together.adopt("pickle", weights, None, iteration=0, group=group)
+        apart[group].load_group("pickle", weights, None, iteration=0, group=group)
+        together.load_group("pickle", weights, None, iteration=0, group=group)
     alone = rollouts(apart, groups, 3)
     hosted = rollouts(dict.fromkeys(groups, together), groups, 2)
     # The last iteration by an actor that gets all of it from snapshots, in another order.
     late = runner(kind, given, 2)
     for group in reversed(groups):
-        late.adopt("pickle", weights, hosted[-1][group].snapshot, iteration=2, group=group)
+        late.load_group("pickle", weights, hosted[-1][group].snapshot, iteration=2, group=group)
     hosted += rollouts(dict.fromkeys(groups, late), groups, 1)
     for one, other in zip(alone, hosted, strict=True):
         for group in groups:

@@ -18,7 +18,7 @@ from running import experiment_of, rows, trial_of
 
 from raytrain import checkpoint
 from raytrain.checkpoint import Catalogue, commit, read_manifest, remove_checkpoint
-from raytrain.cluster.restart_counts import Losses
+from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.records import read_events
 from raytrain.records.downtime import TimeLost, last_row, time_lost
 from raytrain.storage import DirectoryLock, Location, who_writes
@@ -142,7 +142,7 @@ def test_show_gives_the_command_for_each_checkpoint(survivor, copied):
 def test_show_tells_how_a_trial_ended_and_what_was_taken_from_it(copied):
     (trial,) = copied.glob("trial_*")
     remove_checkpoint(Location.of(trial / "final"))
-    losses = Losses(Location.of(trial))
+    losses = RestartCounts(Location.of(trial))
     for kind in ("failure", "lost_node", "preemption", "preemption"):
         losses.add(kind)
     losses.ended("ValueError: the simulator is out of fuel")
@@ -152,7 +152,7 @@ def test_show_tells_how_a_trial_ended_and_what_was_taken_from_it(copied):
     text = here("show", copied).out
     assert "\n  nodes lost: 1, preemptions: 2 (not counted against failure.max_failures)\n" in text
     assert "\n  ValueError: the simulator is out of fuel\n" in text
-    Losses(Location.of(trial)).started()
+    RestartCounts(Location.of(trial)).started()
     (found,) = here("show", copied, "--json").document["trials"]
     assert (found["state"], found["last_error"], found["lost_nodes"]) == ("stopped", None, 1)
 

@@ -20,12 +20,12 @@ from ray.exceptions import RayActorError
 from raytrain.cluster import nodes
 from raytrain.cluster.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
 from raytrain.cluster.preemption import Notice
-from raytrain.cluster.restart_counts import Losses
-from raytrain.driver.pending_trials import WaitingForNodes
-from raytrain.driver.trial_watchdog import Overdue
+from raytrain.cluster.restart_counts import RestartCounts
+from raytrain.driver.pending_trials import PendingTrials
+from raytrain.driver.trial_watchdog import TrialWatchdog
 from raytrain.storage import Location
 from raytrain.trial import watchdog
-from raytrain.trial.watchdog import LAST_WORDS, Limits, Lookout
+from raytrain.trial.watchdog import LAST_WORDS, Limits, Watchdog
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -48,7 +48,7 @@ class Stuck:
     def work(self, place: str) -> None:
         # Not by `looking`: a worker does not find this module.
         where, limits = Location.of(place), Limits(1.5, 0.2)
-        found = Lookout(where, limits, actors=dict, save_kept=lambda: None)
+        found = Watchdog(where, limits, actors=dict, save_kept=lambda: None)
         found.attempt = 7
         found.start()
         with found.phase("update"):
@@ -60,9 +60,9 @@ def looking(
     actors: dict[str, Any],
     limits: Limits,
     clock: Callable[[], float] = time.monotonic,
-) -> Lookout:
+) -> Watchdog:
     where = Location.of(place)
-    found = Lookout(where, limits, actors=lambda: actors, save_kept=lambda: None, clock=clock)
+    found = Watchdog(where, limits, actors=lambda: actors, save_kept=lambda: None, clock=clock)
     found.start()
     return found
 
@@ -130,7 +130,7 @@ def test_what_is_usual_sets_the_limit(tmp_path: Path) -> None:
     now = [0.0]
     where, limits = Location.of(tmp_path), Limits(10, 0.2)
     actors = {"learner 0": Learner.remote()}
-    found = Lookout(
+    found = Watchdog(
         where, limits, actors=lambda: actors, save_kept=lambda: None, clock=lambda: now[0]
     )
     with found.phase("update"):
@@ -163,15 +163,15 @@ def test_what_died_by_itself_is_a_failure_and_a_node_that_is_gone_is_not(
 
 
 def test_losses_are_counted_over_the_life_of_a_trial(tmp_path: Path) -> None:
-    losses = Losses(Location.of(tmp_path))
+    losses = RestartCounts(Location.of(tmp_path))
     assert losses.text() == ""
     for kind in ("failure", "lost_node", "lost_node"):
         losses.add(kind)
-    again = Losses(Location.of(tmp_path))
+    again = RestartCounts(Location.of(tmp_path))
     again.add("preemption")
     assert again.text() == "1 failure, 2 lost nodes, 1 preemption"
     (tmp_path / "losses.json").write_text('{"failure": 1, "lo')
-    assert Losses(Location.of(tmp_path)).text() == ""
+    assert RestartCounts(Location.of(tmp_path)).text() == ""
 
 
 def notice(**given: Any) -> Notice:
@@ -222,7 +222,7 @@ def test_a_url_gives_notice(cloud: Any) -> None:
 
 def test_a_trial_that_stands_still_is_killed_and_named() -> None:
     now = [0.0]
-    overdue = Overdue(3.0, 10.0, clock=lambda: now[0])
+    overdue = TrialWatchdog(3.0, 10.0, clock=lambda: now[0])
     actor = Learner.remote()
     ray.get(actor.pid.remote())
     trial = SimpleNamespace(status="RUNNING", temporary_state=SimpleNamespace(ray_actor=actor))
@@ -244,7 +244,7 @@ def test_a_trial_that_stands_still_is_killed_and_named() -> None:
 
 def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:
     now = [100.0]
-    waiting = WaitingForNodes(clock=lambda: now[0])
+    waiting = PendingTrials(clock=lambda: now[0])
 
     def trial(**needs: float) -> Any:
         factory = SimpleNamespace(bundles=[{"CPU": 1.0}, needs])
@@ -269,7 +269,7 @@ def test_a_wall_clock_that_is_set_ends_no_trial_before_its_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, ended = [0.0], []  # type: list[float], list[Exception]
-    found = Lookout(
+    found = Watchdog(
         Location.of(tmp_path),
         Limits(10, 60),
         actors=dict,

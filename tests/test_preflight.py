@@ -20,7 +20,7 @@ from running import Run, write_config
 
 from raytrain import _ray
 from raytrain.cluster import preflight as room
-from raytrain.cluster.join_check import Newcomers
+from raytrain.cluster.join_check import JoinCheck
 from raytrain.cluster.node_checks import Envoy
 from raytrain.cluster.preflight import ClusterNotReady, Envoys, alive_nodes, nodes_to_ask, preflight
 from raytrain.driver.signals import InterruptedEarly, Interrupts
@@ -249,7 +249,7 @@ def test_a_node_that_does_not_answer_is_named(nodes: Fixed, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_node_that_joins_is_asked_and_a_dead_one_is_not(nodes: Fixed, tmp_path: Path) -> None:
-    with Newcomers(str(tmp_path), alive_nodes()) as newcomers:
+    with JoinCheck(str(tmp_path), alive_nodes()) as newcomers:
         nodes.add("late", path=other_torch(nodes.places / "torch"))
         late = nodes.node("late")
         said = until(newcomers.told, 600, lambda: nodes.cluster.log("head"))

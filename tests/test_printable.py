@@ -24,15 +24,15 @@ from raytrain.checkpoint import Catalogue, Parent, commit, resolve
 from raytrain.checkpoint.experiment_file import ExperimentFile
 from raytrain.cli.app import say
 from raytrain.cli.text_table import table
-from raytrain.cluster.restart_counts import Losses
+from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.driver.console import ConsoleReporter, StopTotals
 from raytrain.errors import RaytrainError
 from raytrain.policy.model_card import model_card
 from raytrain.records.writer import TrialRecords
 from raytrain.storage import Location, who_writes
+from raytrain.storage.escapes import printable
 from raytrain.storage.lock import LOCK_NAME
-from raytrain.storage.printable import printable
-from raytrain.storage.retry import Patience, Times
+from raytrain.storage.retry import RolloutTimeout, Times
 
 CLEAR = "\x1b[2J"
 NASTY = f"{CLEAR}\x07\r\nall: good [/y] :warning: \\$\\foo$ $\\foo$ \u202e \x9b2J \udcff"
@@ -98,7 +98,7 @@ def experiment(tmp_path: Path) -> Path:
     (trial / "result.json").write_text(json.dumps(row) + "\n")
     event = {"time": 1.0, "attempt": 1, "iteration": 3, "kind": "recovered", "message": NASTY}
     (trial / "events.jsonl").write_text(json.dumps(event) + "\n")
-    Losses(place).ended(NASTY)
+    RestartCounts(place).ended(NASTY)
     parent = {"experiment": NASTY, "trial": NASTY, "checkpoint": NASTY, "weights_sha256": NASTY}
     ExperimentFile(
         name="exp",
@@ -253,7 +253,7 @@ def test_what_is_logged_is_one_line(
         raise ConnectionError(NASTY.partition("\r\n")[0])
 
     with caplog.at_level(logging.WARNING), pytest.raises(ConnectionError):
-        Patience(Times(lambda: now[0], sleep, lambda: 0.5)).tried(away, NASTY)
+        RolloutTimeout(Times(lambda: now[0], sleep, lambda: 0.5)).tried(away, NASTY)
     place = tmp_path / NASTY.replace("/", "")
     records = TrialRecords(place)
     records._warn(f"records cannot be written in {place}")

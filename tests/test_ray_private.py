@@ -116,7 +116,7 @@ def test_an_algorithm_is_set_up_with_our_group(algorithm):
 
 def test_a_word_is_taken_once(algorithm):
     assert _ray_actors.take_word("nobody") is None
-    thread = threading.Thread(target=_ray_actors.leave_word, args=("somebody", "in step"))
+    thread = threading.Thread(target=_ray_actors.publish_stall, args=("somebody", "in step"))
     thread.start()
     thread.join()
     assert _ray_actors.take_word("somebody") == "in step"

@@ -129,7 +129,7 @@ def test_every_runner_answers_with_the_same_digest_which_is_the_first_ones():
     sampler, learner = made(KINDS["lstm"][0])
     other = runner(GroupEnvRunner, config(**KINDS["lstm"][0]), 1)
     sync = sync_of(learner, sampler)
-    digests = {each.adopt("pickle", sync, None, iteration=0) for each in (sampler, other)}
+    digests = {each.load_group("pickle", sync, None, iteration=0) for each in (sampler, other)}
     state = learner.module[MODULE_ID].unwrapped().state_dict()
     assert digests == {weights_sha256(state)}
 

@@ -16,7 +16,7 @@ from running import TINY
 
 from raytrain import _ray
 from raytrain.config import config_from_dict, cpus_at_most, param_space
-from raytrain.driver.leftovers import own_services
+from raytrain.driver.process_cleanup import own_services
 from raytrain.trial.trainable import TrialPPO
 
 _AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py")

@@ -129,7 +129,7 @@ def test_a_closed_terminal_does_not_end_the_run(terminal: bool) -> None:
 _ACTOR = """
 import multiprocessing, os, signal, subprocess, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])  # As the raylet was started.
-from raytrain._ray.spared import spare_this_actor
+from raytrain._ray.actor_signals import spare_this_actor
 spare_this_actor()
 os.kill(os.getpid(), signal.SIGTERM)
 os.kill(os.getpid(), signal.SIGHUP)

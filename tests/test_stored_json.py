@@ -24,7 +24,7 @@ from raytrain.storage import Location, who_writes
 from raytrain.storage.json import DEEPEST, LARGEST, moment, parse_json
 from raytrain.storage.lock import LOCK_NAME, DirectoryLock
 from raytrain.storage.signing import KEY_VARIABLE
-from raytrain.trial.fencing import Attempts
+from raytrain.trial.fencing import FencingToken
 from raytrain.trial.repeated_failures import LAST_FAILURE, FailureMemory
 
 TRIAL, NEWEST = "trial_00000", "trial_00000/checkpoint_000002"
@@ -209,7 +209,7 @@ def readers(results: Path, file: str) -> Iterator[Callable[[], object]]:
         json.dumps(json_ready(manifest_document(entry)), allow_nan=False)
 
     yield show
-    yield lambda: Attempts(trial, DirectoryLock(trial))._before()
+    yield lambda: FencingToken(trial, DirectoryLock(trial))._before()
     yield lambda: (who_writes(experiment), who_writes(trial))
     yield lambda: FailureMemory(trial)._read()
     yield lambda: time_lost(last_row(trial / "result.json"), None, attempt=2, now=5.0)

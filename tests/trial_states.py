@@ -23,7 +23,7 @@ FIRST_STOP, LAST_STOP = 4, 6
 ROWS_EACH = 3
 
 TRIAL = "raytrain.trial.trainable:TrialPPO."
-WATCH = "raytrain.driver.tune_callback:Watch."
+WATCH = "raytrain.driver.tune_callback:RunCallback."
 COMMIT = "raytrain.checkpoint.commit:"
 MANIFEST = "raytrain.checkpoint.manifest:Manifest."
 SWAP = "raytrain.checkpoint.replacement:"

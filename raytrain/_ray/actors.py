@@ -107,7 +107,7 @@ def elastic_runners(*, reserved: int, most: int) -> Iterator[None]:
 _NAMESPACE = b"raytrain"
 
 
-def leave_word(name: str, text: str) -> None:
+def publish_stall(name: str, text: str) -> None:
     """Put a text where `take_word` finds it, from any thread and process of the cluster."""
     internal_kv._internal_kv_put(name.encode(), text.encode(), True, namespace=_NAMESPACE)
 

@@ -88,7 +88,7 @@ def lean_instance() -> Iterator[None]:
     On Linux its processes are in a session of their own, and `KEPT_FROM_RAY` is blocked in them and in
     all that they start. `timeout`, a terminal, systemd and Slurm send a signal to every process of a
     group, a session or a cgroup, and the driver needs a living instance to save. (Actors unblock the
-    signals for the sake of the user's own processes: see `raytrain._ray.spared`.) So Ray's own SIGTERM
+    signals for the sake of the user's own processes: see `raytrain._ray.actor_signals`.) So Ray's own SIGTERM
     has no effect either, and it is SIGKILL here; the driver's death ends the instance as before.
 
     A raylet of Ray's ends when its agents do not write their ports to files within 15 s, and Ray waits 30 s for

@@ -41,8 +41,8 @@ from raytrain.checkpoint.manifest import MANIFEST_NAME, Manifest
 from raytrain.checkpoint.replacement import set_aside, sweep, take_down
 from raytrain.checkpoint.verify import check
 from raytrain.errors import RaytrainError
+from raytrain.storage.escapes import printable
 from raytrain.storage.location import Listed, Location, in_parallel, storage_errors
-from raytrain.storage.printable import printable
 
 # Also `checkpoint_000012.1` in quarantine.
 _ONCE_NUMBERED = re.compile(r"(checkpoint|error)_(\d+)")
@@ -71,7 +71,7 @@ class Entry:
     """One checkpoint directory.
 
     `path` is its name, relative to the trial, and `location` where it lies: elsewhere than on a local disk
-    `best`, `final` and stages lie in an original of another name (see `swap`).
+    `best`, `final` and stages lie in an original of another name (see `replacement`).
 
     `good`: False is damaged or in quarantine (`problem` says why),
     True had every byte checked, None had only names and sizes checked. Without a readable manifest,

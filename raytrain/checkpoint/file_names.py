@@ -19,7 +19,7 @@ from raytrain.storage.location import Listed, Location
 
 QUARANTINE, STAGES = "quarantine", "stages"
 ATTEMPTS = (
-    "attempts"  # who wrote there, and their records (see `trainable.attempts`, `reporting.mirror`)
+    "attempts"  # who wrote there, and their records (see `trial.fencing`, `records.remote_copy`)
 )
 NEW, OLD = ".new", ".old"
 INCOMING, OUTGOING, ASIDE = ".incoming", ".outgoing", ".aside"

@@ -21,7 +21,7 @@ these keys:
     files              [{path, size, sha256}, ...]; paths relative to the checkpoint, "/" between
     parts
     replacement        only in best, final and stages: [attempt, number] of the replacement that put it
-                       there, each with a higher one than what it replaced (see `swap`)
+                       there, each with a higher one than what it replaced (see `replacement`)
     signature          only where a signing key is set, see `signing`
 
 JSON has no NaN and no infinity. Inside `metrics` they are written {"$float": "nan" | "inf" |

@@ -20,9 +20,9 @@ from raytrain.checkpoint.manifest import (
     Manifest,
     ManifestError,
 )
+from raytrain.storage.escapes import printable
 from raytrain.storage.json import LARGEST
 from raytrain.storage.location import Location, in_parallel, storage_errors
-from raytrain.storage.printable import printable
 from raytrain.storage.signing import signing_key
 
 # Anything else that a file system or a store says (too many open files, no right, an input/output error) tells

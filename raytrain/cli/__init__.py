@@ -1,12 +1,14 @@
-"""The command line: one short function a command, no logic of its own.
+"""The command line: one short function a command, no logic of its own. Nothing else prints.
 
 app           the program, and what its commands share
-runs          train, submit, resume
+train         train, submit, resume
 checkpoints   checkpoints, inspect, verify, evaluate, probe, audit, export
-looking       show, list, plot, prune
+experiments   show, list, plot, prune
+documents     what `--json` prints
+tables        what a person sees in its place
 """
 
-from raytrain.cli.starting import nothing_begun
+from raytrain.cli.early_signals import nothing_begun
 
 with nothing_begun():
     from raytrain.cli import train, checkpoints, experiments  # noqa: F401, I001  in the order of --help

@@ -28,7 +28,7 @@ from rich.console import Console
 from raytrain.cli.json_output import close_stdout, stdout_for_the_document, write_document
 from raytrain.driver.signals import Interrupts
 from raytrain.errors import RaytrainError
-from raytrain.storage.printable import printable
+from raytrain.storage.escapes import printable
 
 _THREADS_END_WITHIN_S = 10.0
 _HELP = """Train RLlib PPO so that the same command always continues the same run, bit for bit.

@@ -19,7 +19,7 @@ from raytrain.cli.app import (
     say,
     write,
 )
-from raytrain.storage.printable import printable
+from raytrain.storage.escapes import printable
 
 
 @command

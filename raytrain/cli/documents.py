@@ -9,8 +9,8 @@ from typing import Any
 from raytrain.checkpoint import MANIFEST_NAME, Entry, line_of_descent
 from raytrain.checkpoint.lineage import told
 from raytrain.storage import Location
+from raytrain.storage.escapes import printable
 from raytrain.storage.json import read_json
-from raytrain.storage.printable import printable
 
 
 def checkpoint_rows(found: Iterable[tuple[Location, Entry]], argument: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from raytrain.commands.prune import Plan
 from raytrain.commands.status import CheckpointView, ExperimentView, TrialView
 from raytrain.driver.console import duration
 from raytrain.records.metrics import episodes_told
-from raytrain.storage.printable import printable
+from raytrain.storage.escapes import printable
 
 
 def show_text(found: ExperimentView) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from raytrain.storage.printable import printable
+from raytrain.storage.escapes import printable
 
 _WIDTH_OF_A_PIPE = 240
 

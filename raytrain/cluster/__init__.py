@@ -1,8 +1,9 @@
-"""Work on a cluster: a run as a Ray job, and what is asked of every node before it trains there.
+"""The nodes that a run has: whether they are fit, what takes them away, and what died. Knows no training.
 
-packing      what a run takes along              submitting   `raytrain submit`
-jobs         a run's job on Ray's job server     following    its log
-preflight    whether the nodes are fit           newcomers    nodes that join later
+nodes           lost nodes, and those that leave      failures        errors and deaths, as Ray delivers them
+preflight       whether the nodes are fit             join_check      the same of nodes that join later
+preemption      notices that a node will be taken     restart_counts  how often a trial was started again
+placement       who waits for resources               package         what a run takes along as a job
 
-Nothing is imported here: `raytrain train` on one machine needs none of Ray's part of it.
+Nothing is imported here: `raytrain train` on one machine needs little of it.
 """

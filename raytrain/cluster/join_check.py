@@ -25,8 +25,8 @@ class _Over(Exception):
     """The run is at its end."""
 
 
-class Newcomers:
-    """`with Newcomers(storage_path, known) as newcomers: ... newcomers.told()`. `known`: nodes that were
+class JoinCheck:
+    """`with JoinCheck(storage_path, known) as newcomers: ... newcomers.told()`. `known`: nodes that were
     there before the run, and are not asked again."""
 
     def __init__(self, storage_path: str, known: Iterable[Node]) -> None:
@@ -36,7 +36,7 @@ class Newcomers:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="raytrain-newcomers", daemon=True)
 
-    def __enter__(self) -> Newcomers:
+    def __enter__(self) -> JoinCheck:
         self._thread.start()
         return self
 

@@ -25,7 +25,7 @@ _WORDS: Mapping[Loss, tuple[str, str]] = {
 }
 
 
-class Losses:
+class RestartCounts:
     """The counts of one trial."""
 
     def __init__(self, trial: Location) -> None:

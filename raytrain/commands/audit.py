@@ -34,7 +34,7 @@ from raytrain.config import (
     has_search,
     with_trial_values,
 )
-from raytrain.driver.leftovers import nothing_left
+from raytrain.driver.process_cleanup import nothing_left
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.storage import Location, signing_key
 from raytrain.storage.json import parse_json
@@ -44,7 +44,7 @@ from raytrain.versions import versions
 
 if TYPE_CHECKING:  # They import Ray, which takes seconds.
     from raytrain.ppo.algorithm import ExactPPO
-    from raytrain.records.tabular import Row
+    from raytrain.records.row_files import Row
 
 _SHOWN = 5
 _RECORDS, _PARAMS = "result.json", "params.json"
@@ -314,7 +314,7 @@ def _train_and_compare(
     """Train to the iteration of the manifest, or to the first difference; and the number of
     iterations compared."""
     from raytrain.records import differences
-    from raytrain.records.tabular import encode_row
+    from raytrain.records.row_files import encode_row
 
     compared = 0
     while algorithm.iteration < written.iteration:
@@ -339,7 +339,7 @@ def _train_and_compare(
 
 def _records(trial: Location, after: int, upto: int) -> dict[int, Row]:
     """The recorded rows of the iterations in (after, upto]."""
-    from raytrain.records.tabular import decode_row
+    from raytrain.records.row_files import decode_row
 
     place = trial / _RECORDS
     with storage_errors("Reading the records", place):

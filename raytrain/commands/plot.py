@@ -20,10 +20,10 @@ from raytrain.errors import BadInput, require
 from raytrain.records import EVENT_LOG, read_events
 from raytrain.records.downtime import RECOVERED
 from raytrain.records.metrics import metric as metric_of
-from raytrain.records.tabular import read_row
+from raytrain.records.row_files import read_row
 from raytrain.storage import Location
+from raytrain.storage.escapes import printable
 from raytrain.storage.location import storage_errors
-from raytrain.storage.printable import printable
 from raytrain.trial.missing_metrics import metric_names
 from raytrain.trial.score import reported_score
 

@@ -22,7 +22,7 @@ from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, is_of_run
 from raytrain.checkpoint.resolve import trials_at
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location, in_parallel
-from raytrain.trial.fencing import Attempts
+from raytrain.trial.fencing import FencingToken
 
 _LOOKERS_S = 1.0  # somebody who looks at a lock holds it for a moment
 _DISPOSABLE = frozenset({"periodic", "interrupted"})
@@ -126,7 +126,7 @@ def _sorted_out(trial: Location, rule: Rule) -> tuple[list[Entry], list[Entry]]:
 def _counts(trial: Location) -> Callable[[Entry], bool]:
     """Whether the next start would take a checkpoint for one of this run."""
     experiment = ExperimentFile.read(trial.parent)
-    attempts = Attempts(trial, DirectoryLock(trial))
+    attempts = FencingToken(trial, DirectoryLock(trial))
     attempts.look()
 
     def counts(entry: Entry) -> bool:

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, is_trial, trials
-from raytrain.cluster.restart_counts import Losses
+from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.commands.next_commands import Commands
 from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps
 from raytrain.driver.experiment import has_ended
@@ -63,7 +63,7 @@ class CheckpointView:
 class TrialView:
     """One trial. `progress` is the share of `stop` that is done, if that can be told; `..._score_episodes`:
     how many episodes a score is the mean of, where that is known; seconds lost:
-    trained again, and without training (see `time_lost`). `failures_survived`: starts of the trial after
+    trained again, and without training (see `downtime`). `failures_survived`: starts of the trial after
     one that ended without saving, whatever ended it; lost nodes and preemptions are not counted
     against `failure.max_failures`."""
 
@@ -236,7 +236,7 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
     iteration, timesteps, episodes = _reached(row, newest)
     manifest = None if newest is None else newest.manifest
     number = manifest.stage_number if manifest else None
-    losses = Losses(trial)
+    losses = RestartCounts(trial)
     state = _state(trial, config, entries, row, losses)
     last_score, best_score = _last_score(row, newest, config), _score_of(best, config)
     return TrialView(
@@ -342,7 +342,7 @@ def _state(
     config: ExperimentConfig,
     entries: list[Entry],
     row: Mapping[str, Any] | None,
-    losses: Losses,
+    losses: RestartCounts,
 ) -> str:
     if who_writes(trial) is not None:
         return "running"

@@ -24,7 +24,7 @@ from rich.live import Live
 from rich.text import Text
 
 from raytrain.records.metrics import episodes_told
-from raytrain.storage.printable import printable
+from raytrain.storage.escapes import printable
 
 _SMOOTHING = 0.3  # weight of the newest iteration in the rate
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-_])")

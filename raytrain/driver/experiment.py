@@ -75,11 +75,11 @@ from raytrain.storage import (
 )
 from raytrain.storage.location import storage_errors
 from raytrain.storage.lock import LOCK_NAME
-from raytrain.trial.fencing import Attempts
+from raytrain.trial.fencing import FencingToken
 from raytrain.versions import versions
 
 if TYPE_CHECKING:
-    from raytrain.driver.tune_callback import Watch
+    from raytrain.driver.tune_callback import RunCallback
 
 Say = Callable[[str], None]
 _LOOKERS_S = 1.0
@@ -277,16 +277,16 @@ def _run(
     *,
     address: str | None,
     finished: Mapping[str, Entry],
-) -> Watch:
+) -> RunCallback:
     """Train under a Ray of this program's or of `address`; if it is lost, under another one."""
     from raytrain.driver.ray_session import (  # Ray is imported when there is work for it.
         RayLost,
-        Session,
+        RaySession,
     )
 
     losses = 0
     while True:
-        session = Session(config, address=address, interrupts=interrupts)
+        session = RaySession(config, address=address, interrupts=interrupts)
         try:
             with session:
                 return session.run(
@@ -462,7 +462,7 @@ def _set_aside(place: Location, say: Say) -> None:
         with DirectoryLock(place, tell=say):
             moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             aside = place.parent / f"{place.name}.{moment}"
-            attempts = {trial: Attempts.last_of(trial) for trial in trials(place)}
+            attempts = {trial: FencingToken.last_of(trial) for trial in trials(place)}
             if place.is_local:
                 place.move_tree(aside)
                 _count_on(attempts)
@@ -481,7 +481,7 @@ def _set_aside(place: Location, say: Say) -> None:
 def _count_on(attempts: Mapping[Location, int]) -> None:
     """Let a process of the old run that lives on somewhere find that it was replaced."""
     for trial, last in attempts.items():
-        Attempts.count_on(trial, last)
+        FencingToken.count_on(trial, last)
 
 
 def _clear(place: Location, names: Iterable[str]) -> None:

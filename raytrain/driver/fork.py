@@ -49,7 +49,7 @@ class Fork:
 
 
 @dataclass(frozen=True)
-class Begun:
+class ForkOrigin:
     """What experiment.json says of where a fork began."""
 
     parent: Mapping[str, str]
@@ -86,7 +86,7 @@ def require_possible(
         _require_something_to_do(entry, config)
 
 
-def begin(asked: Fork, place: Location) -> Begun:
+def begin(asked: Fork, place: Location) -> ForkOrigin:
     """Make the checkpoint asked for the beginning of the run in `place`, which holds none yet.
 
     Raises:
@@ -97,7 +97,7 @@ def begin(asked: Fork, place: Location) -> Begun:
     assert manifest is not None, "a verified checkpoint has a manifest"
     replace(entry.location, place / FORKED_FROM, kind=manifest.kind)
     own = generation(entry, weights_only=asked.weights_only)
-    return Begun(
+    return ForkOrigin(
         parent={key: own[key] for key in _PARENT_KEYS},
         fork={
             "weights_only": asked.weights_only,

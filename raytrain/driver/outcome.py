@@ -15,7 +15,7 @@ from raytrain.storage import Location, StorageError
 from raytrain.trial.score import score_of
 
 if TYPE_CHECKING:
-    from raytrain.driver.tune_callback import Watch
+    from raytrain.driver.tune_callback import RunCallback
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def finished_before(
 
 
 def finished(
-    config: ExperimentConfig, place: Location, watch: Watch, done: Mapping[str, Entry]
+    config: ExperimentConfig, place: Location, watch: RunCallback, done: Mapping[str, Entry]
 ) -> Outcome:
     """Every trial has ended."""
     ranked = sorted(done, key=lambda name: _rank(done[name], config), reverse=True)
@@ -56,7 +56,7 @@ def finished(
 def interrupted(
     interrupts: Interrupts,
     place: Location,
-    watch: Watch,
+    watch: RunCallback,
     done: Mapping[str, Entry],
     command: str,
 ) -> Outcome:
@@ -72,7 +72,7 @@ def interrupted(
 def failed(
     config: ExperimentConfig,
     place: Location,
-    watch: Watch,
+    watch: RunCallback,
     done: Mapping[str, Entry],
     command: str,
 ) -> Outcome:
@@ -85,7 +85,7 @@ def failed(
 
 
 def unreadable(
-    config: ExperimentConfig, place: Location, watch: Watch, error: StorageError, command: str
+    config: ExperimentConfig, place: Location, watch: RunCallback, error: StorageError, command: str
 ) -> Outcome:
     """Storage does not say how the trials stand."""
     message = (
@@ -95,14 +95,14 @@ def unreadable(
     return Outcome(1, str(place), message)
 
 
-def _tune_error(watch: Watch) -> str:
+def _tune_error(watch: RunCallback) -> str:
     """A sentence for an error of Tune's own."""
     if watch.tune_error is None:
         return ""
     return f"\nTune ended with an error: {watch.tune_error.rstrip('.')}."
 
 
-def _saved(watch: Watch, place: Location) -> str:
+def _saved(watch: RunCallback, place: Location) -> str:
     """What became of the trials that ran when a signal came, as a sentence."""
     if not watch.unsaved:
         return f"saved in {place}." if _holds_something(place) else "there was nothing to save yet."
@@ -113,7 +113,7 @@ def _saved(watch: Watch, place: Location) -> str:
     )
 
 
-def _failures(watch: Watch) -> str:
+def _failures(watch: RunCallback) -> str:
     errors = dict(watch.errors)
     if watch.tune_error is not None:
         errors["Tune"] = watch.tune_error

@@ -19,7 +19,7 @@ _LOOK_EVERY_S = 1.0
 _AGAIN_S = 300.0
 
 
-class WaitingForNodes:
+class PendingTrials:
     """Asked now and then with the experiment's trials."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

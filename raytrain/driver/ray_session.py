@@ -28,24 +28,24 @@ from raytrain import _ray
 from raytrain._ray import forkserver
 from raytrain._ray.cluster import in_a_job, job_environment
 from raytrain.checkpoint import Entry
-from raytrain.cluster.join_check import Newcomers
+from raytrain.cluster.join_check import JoinCheck
 from raytrain.cluster.package import needs_files, pack
 from raytrain.cluster.preflight import Envoys, alive_nodes, nodes_to_ask, preflight
 from raytrain.config import ExperimentConfig, cpus_at_most, most_env_runners, param_space
 from raytrain.driver.console import ConsoleReporter
-from raytrain.driver.leftovers import lives, nothing_left, own_services
+from raytrain.driver.process_cleanup import lives, nothing_left, own_services
 from raytrain.driver.signals import InterruptedEarly, Interrupts
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.storage import Location
 
 if TYPE_CHECKING:
-    from raytrain.driver.tune_callback import Watch
+    from raytrain.driver.tune_callback import RunCallback
 
 _CONNECT_PATIENCE_S = 10.0
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # An interrupt first saves every trial; Tune is told afterwards (see `watch`).
+    # An interrupt first saves every trial; Tune is told afterwards (see `tune_callback`).
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Relative paths in an environment's config mean what they mean in the user's shell.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -61,8 +61,8 @@ class RayLost(RaytrainError):
     """The local Ray instance did not start, or died under the run."""
 
 
-class Session:
-    """`with Session(config, ...) as session: session.run(...)`"""
+class RaySession:
+    """`with RaySession(config, ...) as session: session.run(...)`"""
 
     def __init__(
         self, config: ExperimentConfig, *, address: str | None, interrupts: Interrupts
@@ -73,10 +73,10 @@ class Session:
         self._started = False
         self._stack = ExitStack()
         self._services: dict[psutil.Process, str] = {}
-        self.watch: Watch | None = None
+        self.watch: RunCallback | None = None
         self._lost: RayLost | None = None
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> RaySession:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         _keep_loggers_quiet()
@@ -106,7 +106,7 @@ class Session:
         *,
         finished: Mapping[str, Entry],
         find_finished: Callable[[Location], Entry | None],
-    ) -> Watch:
+    ) -> RunCallback:
         """Run all trials that are not done. Returns what was seen of them. `finished`: the last
         checkpoint of those that are, by directory name; `find_finished` looks at one directory.
 
@@ -120,7 +120,7 @@ class Session:
                 envoys = beside.enter_context(Envoys(nodes_to_ask(there)))
             # Seconds of imports, while the workers do theirs.
             with _without_collections():
-                from raytrain.driver.tune_callback import Watch, describe
+                from raytrain.driver.tune_callback import RunCallback, describe
                 from raytrain.driver.tuner import build_tuner
                 from raytrain.trial.trainable import TrialPPO
             if envoys is not None:
@@ -128,7 +128,7 @@ class Session:
                 with self._interrupts.deferred():
                     preflight(storage, envoys, check=self._interrupts.raise_early)
                 self._interrupts.raise_early()
-                newcomers = self._stack.enter_context(Newcomers(storage, there))
+                newcomers = self._stack.enter_context(JoinCheck(storage, there))
         _keep_loggers_quiet()
         TrialPPO.default_resource_request(self._space())  # Refuses what RLlib will not take.
 
@@ -137,7 +137,7 @@ class Session:
             for problem in newcomers.told() if newcomers is not None else ():
                 reporter.event("raytrain", "warning", problem)
 
-        self.watch = watch = Watch(self._config, reporter, self._interrupts, check=check)
+        self.watch = watch = RunCallback(self._config, reporter, self._interrupts, check=check)
         tuner, said = build_tuner(
             self._config, place, watch, finished=finished, find_finished=find_finished
         )
@@ -284,7 +284,7 @@ def _without_collections() -> Iterator[None]:
 
 
 def _keep_loggers_quiet() -> None:
-    """What they have to say of a failure is said in plain words by `watch`. Importing RLlib sets its
+    """What they have to say of a failure is said in plain words by `tune_callback`. Importing RLlib sets its
     logger's level."""
     for name in ("ray.tune", "ray.train", "ray.rllib", "ray._private.worker"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

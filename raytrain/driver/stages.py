@@ -20,7 +20,7 @@ from raytrain.config.user_code import of_environment, users_code
 from raytrain.driver.observation_spaces import require_served
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location
-from raytrain.trial.fencing import Attempts
+from raytrain.trial.fencing import FencingToken
 from raytrain.trial.score import ranked
 
 Say = Callable[[str], None]
@@ -155,7 +155,7 @@ def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
     """Raises ConfigError if no network can be built for the environment, and EnvironmentFailed if it
     raises or breaks Gymnasium's contract."""
     from raytrain.rollout.env_snapshots import close, prove
-    from raytrain.rollout.timeout import StuckReporter
+    from raytrain.rollout.timeout import StallReporter
 
     def tell(standing: str) -> None:
         say(
@@ -164,7 +164,7 @@ def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
         )
 
     with (
-        StuckReporter(tell).watching(SLOW_TRIAL_S),
+        StallReporter(tell).watching(SLOW_TRIAL_S),
         of_environment(config.environment.env),
     ):
         env = make_env(config)
@@ -228,7 +228,7 @@ def _set_newer_aside(
     """How many checkpoints there were. An attempt of its own: what a writer that lives on somewhere still
     commits is off the run's line."""
     with DirectoryLock(trial, tell=say) as lock:
-        attempts = Attempts(trial, lock)
+        attempts = FencingToken(trial, lock)
         attempts.begin()
         catalogue, number = Catalogue(trial), 0
         catalogue.sweep(attempts.check)
@@ -264,7 +264,7 @@ def _end_of(stage: str, trial: Location) -> Entry:
     return entry
 
 
-def _choose_best_again(config: ExperimentConfig, trial: Location, attempts: Attempts) -> None:
+def _choose_best_again(config: ExperimentConfig, trial: Location, attempts: FencingToken) -> None:
     """Make `best` the best of the checkpoints that are left, if it was set aside."""
     catalogue = Catalogue(trial)
     if catalogue.entry("best") is not None:

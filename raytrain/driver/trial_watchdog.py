@@ -1,6 +1,6 @@
 """Trials of which nothing is heard any more.
 
-A trial looks after the hangs of its own parts (`trainable.lookout`). When its process itself stands
+A trial looks after the hangs of its own parts (`trial.watchdog`). When its process itself stands
 still (stopped, or stuck in native code), only the driver can notice: no result for twice as long as
 the trial would have borne by itself. Its process is then killed, and Tune starts the trial again.
 """
@@ -23,7 +23,7 @@ _FIRST_FACTOR = 10.0
 _REMEMBERED = 31
 
 
-class Overdue:
+class TrialWatchdog:
     """`factor` and `floor_s`: see `fault_tolerance.hang_factor` and `hang_floor_s`."""
 
     def __init__(

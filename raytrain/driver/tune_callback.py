@@ -1,7 +1,7 @@
 """What the driver does while Tune runs: tells the person, carries an interrupt to the trials, and
 counts what they survive: failures of the run's own, lost nodes and preemptions, each apart.
 
-`Watch` is Tune's callback. Tune pickles its callbacks into `tuner.pkl`; an unpickled `Watch` is
+`RunCallback` is Tune's callback. Tune pickles its callbacks into `tuner.pkl`; an unpickled `RunCallback` is
 inert, and the live one of each start takes its place.
 """
 
@@ -24,13 +24,13 @@ from raytrain.checkpoint import Catalogue
 from raytrain.cluster.failures import may_retry, why_it_died
 from raytrain.cluster.nodes import loss_of
 from raytrain.cluster.preemption import Notice, Sentries
-from raytrain.cluster.restart_counts import Loss, Losses
+from raytrain.cluster.restart_counts import Loss, RestartCounts
 from raytrain.config import ExperimentConfig, total_timesteps
 from raytrain.config.sections import FaultTolerance
 from raytrain.driver.console import ConsoleReporter, StopTotals
-from raytrain.driver.pending_trials import WaitingForNodes
+from raytrain.driver.pending_trials import PendingTrials
 from raytrain.driver.signals import Interrupts
-from raytrain.driver.trial_watchdog import Overdue
+from raytrain.driver.trial_watchdog import TrialWatchdog
 from raytrain.records import EVENT_LOG, EventLog
 from raytrain.storage import Location, StorageError
 from raytrain.storage.json import read_json
@@ -43,7 +43,7 @@ _CHECK_EVERY_S = 0.5
 _SILENT_S = 5.0
 
 
-class Watch(Callback):
+class RunCallback(Callback):
     """See the module's docstring."""
 
     def __init__(
@@ -60,10 +60,10 @@ class Watch(Callback):
         self._check = check
         self._checked_at = 0.0
         self._begun = False
-        self._losses: dict[str, Losses] = {}
+        self._losses: dict[str, RestartCounts] = {}
         self._why: dict[str, _Why] = {}
         self._killed: dict[str, str] = {}
-        self._waiting = WaitingForNodes()
+        self._waiting = PendingTrials()
         self._sentries, self._overdue = _housekeeping(config)
         self._iterations: dict[str, int] = {}
         self._checkpoints: dict[str, int | None] = {}
@@ -81,7 +81,7 @@ class Watch(Callback):
         _ray.tune.keep_no_results()
 
     def __reduce__(self) -> Any:
-        return Watch, ()
+        return RunCallback, ()
 
     # -- what Tune calls -------------------------------------------------------------------------
 
@@ -193,10 +193,10 @@ class Watch(Callback):
         self._losses_of(trial).add(why.loss)
         return why.loss == "failure"
 
-    def _losses_of(self, trial: Any) -> Losses:
+    def _losses_of(self, trial: Any) -> RestartCounts:
         name = str(trial)
         if name not in self._losses:
-            self._losses[name] = Losses(trial_location(trial))
+            self._losses[name] = RestartCounts(trial_location(trial))
         return self._losses[name]
 
     def _failed(self, trial: Any, *, will_retry: bool) -> None:
@@ -320,7 +320,7 @@ class Watch(Callback):
         return answer
 
 
-def _housekeeping(config: ExperimentConfig | None) -> tuple[Sentries, Overdue]:
+def _housekeeping(config: ExperimentConfig | None) -> tuple[Sentries, TrialWatchdog]:
     tolerance = FaultTolerance() if config is None else config.fault_tolerance
     settings = None if config is None else config.preemption
     notice = None
@@ -333,7 +333,7 @@ def _housekeeping(config: ExperimentConfig | None) -> tuple[Sentries, Overdue]:
             poll_s=settings.notice_every_s,
             grace_s=settings.notice_grace_s,
         )
-    return Sentries(notice), Overdue(tolerance.hang_factor, tolerance.hang_floor_s)
+    return Sentries(notice), TrialWatchdog(tolerance.hang_factor, tolerance.hang_floor_s)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from raytrain.checkpoint.experiment_file import ExperimentFile
 from raytrain.checkpoint.lineage import line_of_descent, told
 from raytrain.policy.format import FlattenStep, PolicyParts
 from raytrain.policy.onnx import ONNX_FILE, TORCHSCRIPT_FILE, input_names
-from raytrain.storage.printable import printable
+from raytrain.storage.escapes import printable
 
 _LINE = 100
 

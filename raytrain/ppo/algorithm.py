@@ -1,13 +1,13 @@
 """RLlib's PPO with nothing lost: an iteration that is exact, and a state that is complete.
 
 `ExactPPO` is RLlib's `PPO` with its env runner, its learner and its way of moving data between them
-replaced (see `runner`, `learner`, `groups`); loss, connectors, metrics names and checkpoint files are
+replaced (see `env_runner`, `learner`, `collector`); loss, connectors, metrics names and checkpoint files are
 RLlib's. A saved state is a directory:
 
     algorithm_state.pkl, env_runner/, learner_group/, ...    RLlib's, as it writes them
     resume/state.json             counters, random generators, KL and schedules of every learner
     resume/algorithm.pkl          metric windows of the algorithm and of its learners
-    resume/groups/group_0000.pkl  one per env group (see `runner`)
+    resume/groups/group_0000.pkl  one per env group (see `env_runner`)
     resume/eval_groups/...        the same for evaluation
     policy.json, policy.safetensors    the policy, loadable without unpickling
 
@@ -55,7 +55,7 @@ from raytrain.policy.format import PolicyParts, write_policy
 from raytrain.policy.from_algorithm import policy_parts
 from raytrain.policy.spaces import PolicyFormatError
 from raytrain.ppo.curriculum import StagePlan, recent_size
-from raytrain.ppo.fork_state import SAME, Apart, reseed, settings_of, weights_in
+from raytrain.ppo.fork_state import IDENTICAL, ForkDifferences, reseed, settings_of, weights_in
 from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 from raytrain.ppo.learner_group import Learners, LearnersDiffer
 from raytrain.ppo.rllib_checkpoint import RLlibFiles
@@ -64,7 +64,7 @@ from raytrain.ppo.staged import StagedPPO, StateMismatch
 from raytrain.ppo.stopping import StopRule
 from raytrain.ppo.stopwatch import Stopwatch
 from raytrain.rng import RngStreams
-from raytrain.rollout.collector import EnvGroups, NoNewEnvSteps
+from raytrain.rollout.collector import NoNewEnvSteps, RolloutCollector
 from raytrain.rollout.divergence import why_not_finite
 from raytrain.rollout.env_runner import GroupEnvRunner, without_episodes
 from raytrain.rollout.fast_sampling.episode_rows import EpisodeRecorder
@@ -92,7 +92,7 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
     config.env_runners(env_runner_cls=GroupEnvRunner)
     config.learners(learner_class=ExactPPOTorchLearner)
     config.callbacks(callbacks_class=EpisodeRecorder)
-    # A dead runner is started again at once by Ray; what it does then is up to `groups`.
+    # A dead runner is started again at once by Ray; what it does then is up to `collector`.
     config.fault_tolerance(restart_failed_env_runners=True, ignore_env_runner_failures=False)
     _ray.runners.leave_syncing_to_us(config)
     config.algo_class = ExactPPO
@@ -253,12 +253,12 @@ class ExactPPO(StagedPPO):
             self._eval_groups.take_snapshots_again()
 
     @property
-    def env_groups(self) -> EnvGroups:
+    def env_groups(self) -> RolloutCollector:
         """The env groups of training."""
         return self._groups
 
     @property
-    def eval_env_groups(self) -> EnvGroups | None:
+    def eval_env_groups(self) -> RolloutCollector | None:
         """Those of evaluation, if there is any."""
         return self._eval_groups
 
@@ -340,7 +340,7 @@ class ExactPPO(StagedPPO):
 
     def load_exact(self, directory: Path, *, fork: bool = False) -> Restored:
         """Become what `save_exact` wrote, and wait until every runner holds it. With `fork` another
-        run wrote it, and this run's config holds where it says otherwise (see `forked`).
+        run wrote it, and this run's config holds where it says otherwise (see `fork_state`).
 
         Raises:
             StateMismatch: the directory holds no such state, or the weights are not the saved ones
@@ -355,7 +355,7 @@ class ExactPPO(StagedPPO):
             )
         opaque = pickle.loads((resume / "algorithm.pkl").read_bytes())
         self.take_up_stage(plain.get("curriculum"), fork=fork)
-        apart = Apart.of(plain, self.config, self.strategy) if fork else SAME
+        apart = ForkDifferences.of(plain, self.config, self.strategy) if fork else IDENTICAL
         if apart.seed:
             reseed(plain, self._learners.states())
         self._rllib_files.restore(directory, self._learners)
@@ -430,8 +430,8 @@ class ExactPPO(StagedPPO):
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _make_groups(self, runners: Any, *, elastic: bool) -> EnvGroups:
-        return EnvGroups(
+    def _make_groups(self, runners: Any, *, elastic: bool) -> RolloutCollector:
+        return RolloutCollector(
             runners,
             strategy=self.strategy,
             tell=self.tell,

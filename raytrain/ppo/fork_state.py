@@ -45,7 +45,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Apart:
+class ForkDifferences:
     """In what a fork differs from the run whose state it takes."""
 
     seed: bool
@@ -54,7 +54,7 @@ class Apart:
     kl: bool
 
     @classmethod
-    def of(cls, plain: dict[str, Any], config: Any, strategy: str) -> Apart:
+    def of(cls, plain: dict[str, Any], config: Any, strategy: str) -> ForkDifferences:
         then, now = plain.get("settings", {}), settings_of(config)
         seed = then.get("seed") != now["seed"]
         return cls(
@@ -67,7 +67,7 @@ class Apart:
         )
 
 
-SAME = Apart(seed=False, episodes=False, evaluation=False, kl=False)
+IDENTICAL = ForkDifferences(seed=False, episodes=False, evaluation=False, kl=False)
 
 
 def reseed(plain: dict[str, Any], learners: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ learner write its part to a disk of its own, from which it is fetched. Here
     restore(directory)        RLlib's `restore_from_path`, but that remote learners are handed the files
 
 so `Algorithm.from_checkpoint` and every other tool of RLlib's reads them as usual. The classes that
-they name are RLlib's own (see `stock`).
+they name are RLlib's own (see `rllib_classes`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ray.rllib.utils.checkpoints import (
 )
 
 from raytrain.ppo.learner_group import Learners
-from raytrain.ppo.stock import made_by, with_kl_coeff
+from raytrain.ppo.rllib_classes import made_by, with_kl_coeff
 
 
 @dataclass(frozen=True)

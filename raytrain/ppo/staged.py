@@ -27,7 +27,7 @@ from raytrain.ppo.learner_group import Learners
 from raytrain.ppo.rllib_checkpoint import RLlibFiles
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.records.recent_episodes import RecentEpisodes, summarised
-from raytrain.rollout.collector import EnvGroups
+from raytrain.rollout.collector import RolloutCollector
 from raytrain.rollout.env_runner import RunnerSettings
 from raytrain.rollout.env_snapshots import Strategy
 
@@ -41,8 +41,8 @@ class StagedPPO(PPO):
     and they say which config and strategy hold; `recent` is the number of finished episodes that are
     remembered for averages."""
 
-    _groups: EnvGroups
-    _eval_groups: EnvGroups | None
+    _groups: RolloutCollector
+    _eval_groups: RolloutCollector | None
     _learners: Learners
     _rllib_files: RLlibFiles
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.checkpoint import Manifest
-from raytrain.records.tabular import read_row
+from raytrain.records.row_files import read_row
 from raytrain.storage import Location
 
 RECOVERED = "recovered"

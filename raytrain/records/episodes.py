@@ -44,7 +44,7 @@ from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.errors import RaytrainError
 from raytrain.records.append_file import sync_directory
 from raytrain.records.writer import RecordsError
-from raytrain.storage.printable import printable
+from raytrain.storage.escapes import printable
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@
 
 One JSON object a line, only ever appended: unlike the other records it is not cut on a resume, for
 it tells of the attempts themselves. The driver and the trial both write to it. An event of kind
-`recovered` also has `redone_s` and `away_s` (see `time_lost`).
+`recovered` also has `redone_s` and `away_s` (see `downtime`).
 """
 
 from __future__ import annotations

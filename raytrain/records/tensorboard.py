@@ -37,7 +37,7 @@ from raytrain.records.append_file import (
     replace_file,
     sync_directory,
 )
-from raytrain.records.tabular import ResultJson, Row
+from raytrain.records.row_files import ResultJson, Row
 
 _PREFIX = "events.out.tfevents."
 # Not "tfevents": TensorBoard reads every file with that in its name.

@@ -32,9 +32,9 @@ from typing import Any, Protocol
 from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.errors import RaytrainError
 from raytrain.records.append_file import sync_and_close, sync_directory
-from raytrain.records.tabular import ProgressCsv, ResultJson, Row, decode_row, encode_row
+from raytrain.records.row_files import ProgressCsv, ResultJson, Row, decode_row, encode_row
 from raytrain.records.tensorboard import EventFiles
-from raytrain.storage.printable import printable
+from raytrain.storage.escapes import printable
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 RLlib's own way of talking to env runners is built to go on without some of them: a push of weights
 may be dropped, a late or dead runner's share is made up by the others, and nobody is told. Here
-every question is asked of every group until it is answered (see `rounds`), by whichever actor hosts
-the group (see `hosts`), from the state that the group had before the fragment; so the iteration's data do
+every question is asked of every group until it is answered (see `group_calls`), by whichever actor hosts
+the group (see `runner_pool`), from the state that the group had before the fragment; so the iteration's data do
 not depend on what dies.
 
     iteration k:   rollout(sync k-1) of all groups    -> episodes, metrics, snapshot k  (group order)
@@ -29,17 +29,17 @@ from raytrain.errors import RaytrainError
 from raytrain.rollout.env_runner import GroupEnvRunner, RunnerSettings
 from raytrain.rollout.env_snapshots import Strategy
 from raytrain.rollout.filters import merge_connector_states
-from raytrain.rollout.group_calls import Question, Round, RunnerLost
+from raytrain.rollout.group_calls import Question, RetryingCall, RunnerLost
 from raytrain.rollout.rollout import Collected, Rollout
-from raytrain.rollout.runner_pool import Hosts, RunnerRules
-from raytrain.rollout.timeout import Patience
+from raytrain.rollout.runner_pool import RunnerPool, RunnerRules
+from raytrain.rollout.timeout import RolloutTimeout
 
 
 class NoNewEnvSteps(RaytrainError):
     """An iteration brought no new environment steps."""
 
 
-class EnvGroups:
+class RolloutCollector:
     """The groups of one RLlib `EnvRunnerGroup` (training or evaluation), by group index.
 
     `tell` receives one plain sentence for each loss and recovery. `lost_exactness` is called with the
@@ -65,7 +65,7 @@ class EnvGroups:
         self._rules = rules or RunnerRules()
         self._elastic = elastic
         self._indices = list(range(runners.groups)) if reserved else []
-        self._hosts = Hosts(
+        self._pool = RunnerPool(
             reserved,
             runners.further,
             most=len(reserved) + len(runners.further),
@@ -77,7 +77,7 @@ class EnvGroups:
         self._tell = tell
         self._lost_exactness = lost_exactness
         self._tell_after_s = sample_timeout_s
-        self._patience = Patience(self._rules.timeout_s)
+        self._patience = RolloutTimeout(self._rules.timeout_s)
         self._sync: Any = None
         self._digest: str | None = None
         self._snapshots: dict[int, bytes | None] = dict.fromkeys(self.indices)
@@ -95,15 +95,15 @@ class EnvGroups:
     @property
     def actors(self) -> dict[int, Any]:
         """The actors that are there, by index. Safe to read in any thread."""
-        return {host.index: host.actor for host in self._hosts.up}
+        return {host.index: host.actor for host in self._pool.up}
 
     @property
     def counts(self) -> dict[str, int]:
         """Under RLlib's names: actors that are there, and, since this process began, how many were lost
         and how many fragments were given up."""
         return {
-            "num_healthy_workers": len(self._hosts.up),
-            "num_remote_worker_restarts": self._hosts.losses,
+            "num_healthy_workers": len(self._pool.up),
+            "num_remote_worker_restarts": self._pool.losses,
             "num_env_runners_dropped_lifetime": self._fragments_dropped,
         }
 
@@ -117,19 +117,19 @@ class EnvGroups:
         if self._local is not None:
             # Without remote runners this is the group's host; with them it keeps the connectors.
             snapshot = None if self._indices else self._snapshots[0]
-            self._local.adopt(self._strategy, sync, snapshot, iteration=iteration)
+            self._local.load_group(self._strategy, sync, snapshot, iteration=iteration)
         if not self._indices:
             return
         self._set_sync(sync)
-        self._hosts.gather(self._expected)
-        for host in self._hosts.up:
+        self._pool.gather(self._expected)
+        for host in self._pool.up:
             host.holds.clear()
         self._settle()
         self._ask_all(None)
 
     def stop(self) -> None:
         """End the actors that RLlib does not end by itself."""
-        self._hosts.end()
+        self._pool.end()
 
     def sample(self, min_env_steps: int) -> Collected:
         """Sample fragments from all groups in step until there are `min_env_steps` steps; or fewer, if
@@ -249,11 +249,11 @@ class EnvGroups:
         if not self._indices:
             return
         if not self._elastic:
-            self._hosts.stay(self._indices)
-            self._hosts.look()
+            self._pool.stay(self._indices)
+            self._pool.look()
             return
-        self._hosts.adapt()
-        for host, group in self._hosts.settle(self._indices):
+        self._pool.adapt()
+        for host, group in self._pool.assign(self._indices):
             host.actor.release.remote(group)
 
     def _rollouts(self, dropped: Collection[int]) -> tuple[list[Rollout], set[int]]:
@@ -264,8 +264,8 @@ class EnvGroups:
             return [self._local.rollout(None, snapshot=False)], set()
         round_ = self._round(
             Question(
-                adopt=self._adopt,
-                adopted=self._check_adopted,
+                load_group=self._adopt,
+                group_loaded=self._check_adopted,
                 ask=self._rollout,
                 about=f"iteration {self._iteration + 1}",
                 sampling=True,
@@ -285,7 +285,7 @@ class EnvGroups:
         return actor.rollout.remote(self._sync, snapshot=True, group=index, patience_s=limit_s)
 
     def _adopt(self, actor: Any, index: int) -> Any:
-        return actor.adopt.remote(
+        return actor.load_group.remote(
             self._strategy,
             self._sync,
             self._snapshots[index],
@@ -320,9 +320,9 @@ class EnvGroups:
         question: Question,
         indices: Collection[int],
         may_drop: Callable[[int], bool] = lambda lost: False,
-    ) -> Round:
-        return Round(
-            self._hosts,
+    ) -> RetryingCall:
+        return RetryingCall(
+            self._pool,
             indices,
             question,
             patience=self._patience,

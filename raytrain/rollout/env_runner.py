@@ -53,7 +53,7 @@ from ray.rllib.utils.metrics import (
 
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
-from raytrain._ray.spared import spare_this_actor
+from raytrain._ray.actor_signals import spare_this_actor
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.policy.rllib_env_actions import map_actions
@@ -69,7 +69,7 @@ from raytrain.rollout.fast_sampling.episode_rows import (
 from raytrain.rollout.fast_sampling.fragments import Progress
 from raytrain.rollout.fast_sampling.sampler import FragmentSampler, Sampled, Wanted
 from raytrain.rollout.rollout import Rollout
-from raytrain.rollout.timeout import StuckReporter, word_of
+from raytrain.rollout.timeout import StallReporter, word_of
 
 _TRAINING, _EVALUATION = 0, 1
 _WORD_BY = 0.9
@@ -109,7 +109,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._sampled_at: float | None = None
         self._seconds: dict[str, float] = {}
         self._not_into_arrays: str | None = None
-        self._stuck = StuckReporter(self._leave_word)
+        self._stuck = StallReporter(self._leave_word)
         self._busy_with = self.group
         self._id_prefix = f"{purpose:04x}{self.group:012x}"
         self._sampler = self._make_sampler(self._id_prefix)
@@ -151,7 +151,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         return self._others[group]
 
     def present_sampling(self) -> str:
-        """See `EnvGroups.present_sampling`."""
+        """See `RolloutCollector.present_sampling`."""
         return "" if self._sampler is None else self._sampler.present_sampling()
 
     def release(self, group: int) -> None:
@@ -165,7 +165,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         return _actor_id(), os.getpid(), socket.gethostname()
 
     def _leave_word(self, standing: str) -> None:
-        _ray_actors.leave_word(word_of(_actor_id(), self._busy_with), standing)
+        _ray_actors.publish_stall(word_of(_actor_id(), self._busy_with), standing)
 
     @override(SingleAgentEnvRunner)
     def stop(self) -> None:
@@ -353,7 +353,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             host.set_state(rest)
             _ray.runners.set_weights_version(host, sync.get(WEIGHTS_SEQ_NO, 0))
 
-    def adopt(
+    def load_group(
         self,
         strategy: Strategy,
         sync: dict[str, Any],
@@ -368,7 +368,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         digest of the weights now held, which the caller compares."""
         host = self.hosted(group)
         if host is not self:
-            return host.adopt(strategy, sync, snapshot, iteration=iteration, settings=settings)
+            return host.load_group(strategy, sync, snapshot, iteration=iteration, settings=settings)
         if settings is None:
             settings = RunnerSettings(None, self._made_with, strategy)
         if settings.name != self._settings_name:

@@ -3,7 +3,7 @@
     an actor lives     it is asked for all its groups at once and answers them one after the other
     an actor dies      its unanswered groups wait for whichever comes first: another actor that has
                        nothing left to do, or its own one, started again by Ray
-    an actor hangs     it is killed after a while (see `stuck`), and that is a death like any other
+    an actor hangs     it is killed after a while (see `timeout`), and that is a death like any other
     none is left       it is told at once, and waited for, and in the end it is an error
 
 A group that an actor does not hold yet is set up there first, from its last state, so the answer is the
@@ -31,8 +31,8 @@ from ray.exceptions import (
 from raytrain._ray import actors as _ray_actors
 from raytrain.cluster.failures import why_it_died
 from raytrain.errors import RaytrainError
-from raytrain.rollout.runner_pool import Host, Hosts, Job
-from raytrain.rollout.timeout import Patience, word_of
+from raytrain.rollout.runner_pool import Job, RunnerActor, RunnerPool
+from raytrain.rollout.timeout import RolloutTimeout, word_of
 
 _LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
 _MAX_LOSSES_IN_A_ROW = 5
@@ -47,12 +47,12 @@ class RunnerLost(RaytrainError):
 
 @dataclass(frozen=True)
 class Question:
-    """`adopt` sends an actor a group's state; `adopted` gets the group and the answer. `ask` sends the
+    """`load_group` sends an actor a group's state; `group_loaded` gets the group and the answer. `ask` sends the
     question itself, with the seconds that it may take; None if there is none beside setting up. `about`
     stands in sentences: "fragment of iteration 6"."""
 
-    adopt: Callable[[Any, int], Any]
-    adopted: Callable[[int, Any], None]
+    load_group: Callable[[Any, int], Any]
+    group_loaded: Callable[[int, Any], None]
     ask: Callable[[Any, int, float | None], Any] | None = None
     about: str = ""
     sampling: bool = False
@@ -73,23 +73,23 @@ class _Loss:
     by: set[int] = field(default_factory=set)
 
 
-class Round:
+class RetryingCall:
     """`may_drop(groups)`: whether the round may go on without the answers of these groups. `elastic`:
     whether a group may be hosted by another actor than its own."""
 
     def __init__(
         self,
-        hosts: Hosts,
+        pool: RunnerPool,
         groups: Collection[int],
         question: Question,
         *,
-        patience: Patience,
+        patience: RolloutTimeout,
         tell: Callable[[str], None],
         tell_after_s: float | None,
         elastic: bool,
         may_drop: Callable[[int], bool] = lambda lost: False,
     ) -> None:
-        self._hosts = hosts
+        self._pool = pool
         self._question = question
         self._patience = patience
         self._tell = tell
@@ -113,21 +113,21 @@ class Round:
             RunnerLost: actors die or hang again and again, or none comes back.
             Exception: whatever a call raised in an actor.
         """
-        for host in self._hosts.up:
+        for host in self._pool.up:
             host.jobs.clear()  # Of a round that was broken off.
         while self._open:
             self._send()
             self._take_answers()
-            self._hosts.look()
-            for host in self._hosts.up:
+            self._pool.look()
+            for host in self._pool.up:
                 if host.jobs:
-                    self._bear(host)
+                    self._check_deadline(host)
         return dict(sorted(self.answers.items()))
 
     # -- asking ----------------------------------------------------------------------------------
 
     def _send(self) -> None:
-        sent = {job.group for host in self._hosts.up for job in host.jobs}
+        sent = {job.group for host in self._pool.up for job in host.jobs}
         for group in sorted(self._open - sent):
             host = self._host_for(group)
             if host is None:
@@ -136,22 +136,22 @@ class Round:
                 host.since = time.monotonic()
             host.jobs.append(self._job(host, group))
 
-    def _host_for(self, group: int) -> Host | None:
-        host = self._hosts.host_of(group)
+    def _host_for(self, group: int) -> RunnerActor | None:
+        host = self._pool.host_of(group)
         if host is not None or not self._elastic:
             return host
-        idle = [each for each in self._hosts.up if not each.jobs]
+        idle = [each for each in self._pool.up if not each.jobs]
         if not idle:
             return None
         host = min(idle, key=lambda each: (len(each.holds), each.index))
-        self._hosts.assigned[group] = host.index
+        self._pool.assigned[group] = host.index
         return host
 
-    def _job(self, host: Host, group: int) -> Job:
+    def _job(self, host: RunnerActor, group: int) -> Job:
         question = self._question
         if group not in host.holds or question.ask is None:
             limit_s = self._patience.set_up_limit_s()
-            return Job(group, True, question.adopt(host.actor, group), limit_s)
+            return Job(group, True, question.load_group(host.actor, group), limit_s)
         limit_s = self._patience.set_up_limit_s()
         if question.sampling:
             limit_s = self._patience.limit_s()
@@ -160,7 +160,7 @@ class Round:
     # -- answers ---------------------------------------------------------------------------------
 
     def _take_answers(self) -> None:
-        asked = [(host, job) for host in self._hosts.up for job in host.jobs]
+        asked = [(host, job) for host in self._pool.up for job in host.jobs]
         if not asked:
             self._wait_for_anybody()
             return
@@ -173,7 +173,7 @@ class Round:
             if job.reference in arrived and job in host.jobs:
                 self._take(host, job)
 
-    def _take(self, host: Host, job: Job) -> None:
+    def _take(self, host: RunnerActor, job: Job) -> None:
         try:
             answer = ray.get(job.reference)
         except RayTaskError as error:
@@ -190,13 +190,13 @@ class Round:
         host.jobs.remove(job)
         host.since, host.proven = time.monotonic(), True
         if job.adopts:
-            self._question.adopted(job.group, answer)
+            self._question.group_loaded(job.group, answer)
             host.holds.add(job.group)
         if not job.adopts or self._question.ask is None:
             self._close(job.group, host)
             self.answers[job.group] = answer
 
-    def _close(self, group: int, host: Host) -> None:
+    def _close(self, group: int, host: RunnerActor) -> None:
         self._open.discard(group)
         for loss in [each for each in self._losses if group in each.waiting]:
             loss.waiting.discard(group)
@@ -207,12 +207,14 @@ class Round:
 
     # -- losses ----------------------------------------------------------------------------------
 
-    def _lose(self, host: Host, said: str, cause: str, bearable: int, *, news: bool = True) -> None:
+    def _lose(
+        self, host: RunnerActor, said: str, cause: str, bearable: int, *, news: bool = True
+    ) -> None:
         """`cause` is what `said` says without what differs from time to time, so that a failure that
         comes back is recognised."""
         first, groups = host.jobs[0].group, {job.group for job in host.jobs}
         self._in_a_row[first] += 1
-        self._hosts.lose(host, said, sure=news)
+        self._pool.lose(host, said, sure=news)
         if self._in_a_row[first] >= bearable:
             raise RunnerLost(
                 f"The env runner of group {first} was lost {self._in_a_row[first]} times in a row over "
@@ -233,7 +235,7 @@ class Round:
         now = time.monotonic()
         self._losses.append(_Loss(str(host), host.index, said, frozenset(groups), set(groups), now))
 
-    def _bear(self, host: Host) -> None:
+    def _check_deadline(self, host: RunnerActor) -> None:
         """Look whether an actor has had too long for the first of its calls."""
         job, waited = host.jobs[0], time.monotonic() - host.since
         if job.limit_s is not None and waited > job.limit_s:
@@ -247,11 +249,11 @@ class Round:
                 "step of its environment hanging?"
             )
 
-    def _end_hanging(self, host: Host, job: Job, waited: float) -> None:
+    def _end_hanging(self, host: RunnerActor, job: Job, waited: float) -> None:
         assert host.where is not None
         word = _ray_actors.take_word(word_of(host.where.actor_id, job.group))
         said = word or "nowhere that can be seen: it is stopped, cut off, or in native code"
-        self._hosts.kill(host)
+        self._pool.kill(host)
         self._lose(
             host,
             f"hung for {waited:.0f} s over group {job.group} ({said}) and was killed",
@@ -261,7 +263,7 @@ class Round:
 
     def _wait_for_anybody(self) -> None:
         """There is nobody to ask: loudly wait for an actor to come."""
-        gone = self._hosts.why_none_will_come
+        gone = self._pool.why_none_will_come
         if gone is not None:
             raise RunnerLost(f"No env runner is left, and Ray starts none again: {gone}.")
         now = time.monotonic()
@@ -279,7 +281,7 @@ class Round:
                 f"No env runner is alive for {_named(self._open)}: the last one {self._last_loss}. "
                 f"Training stands still until one comes, for at most {_NOBODY_DEADLINE_S:.0f} s."
             )
-        self._hosts.look(_TICK_S)
+        self._pool.look(_TICK_S)
 
     # -- sentences -------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ class Rollout:
     metrics: dict[str, Any]
     """Reduced RLlib stats, to be aggregated in group order."""
     finished: list[dict[str, Any]]
-    """A row for each episode that ended (see `finished`)."""
+    """A row for each episode that ended (see `episode_rows`)."""
     connectors: dict[str, Any]
     """State of the connector pipelines after the rollout, to be merged in group order."""
     snapshot: bytes | None

@@ -6,7 +6,7 @@
 
 There is an actor for each group at most, and actor i's own group is group i. An actor that dies is started
 again by Ray as soon as there is room for it. Until then its groups are hosted by the others. While a
-placement group of somebody else waits for the room of the further actors (see `room`), they are given up.
+placement group of somebody else waits for the room of the further actors (see `placement`), they are given up.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Job:
 
 
 @dataclass
-class Host:
+class RunnerActor:
     """An actor. `proven`: whether it has answered a call since it came; `holds`: the groups that are
     set up in its process; `jobs`: what it has not answered yet, in order; `since`: when it began with
     the first of them; `doubt`: the process that Ray said was gone, and how, though that may be late news
@@ -102,7 +102,7 @@ class Host:
         return f"The env runner of group {self.index}" + (f" ({self.where})" if self.where else "")
 
 
-class Hosts:
+class RunnerPool:
     """See the module's docstring. `make` asks for another further actor, by index; without it there
     are the reserved ones only."""
 
@@ -115,7 +115,9 @@ class Hosts:
         make: Callable[[int], Any] | None,
         tell: Callable[[str], None],
     ) -> None:
-        self._all = {index: Host(index, each) for index, each in {**reserved, **further}.items()}
+        self._all = {
+            index: RunnerActor(index, each) for index, each in {**reserved, **further}.items()
+        }
         self._wanted = range(len(reserved), most) if make is not None else range(0)
         self._make = make
         self._tell = tell
@@ -129,7 +131,7 @@ class Hosts:
         """Which actor hosts a group."""
 
     @property
-    def up(self) -> list[Host]:
+    def up(self) -> list[RunnerActor]:
         """The actors that are there, by index."""
         return [host for _, host in sorted(self._all.items()) if host.up]
 
@@ -138,7 +140,7 @@ class Hosts:
         """None as long as there is an actor that lives or that Ray will start again."""
         return None if self._all else self._why_gone
 
-    def host_of(self, group: int) -> Host | None:
+    def host_of(self, group: int) -> RunnerActor | None:
         """The actor that hosts a group, if it is there."""
         host = self._all.get(self.assigned.get(group, -1))
         return host if host is not None and host.up else None
@@ -162,7 +164,7 @@ class Hosts:
         if not answered and timeout_s > 0:
             answered, _ = ray.wait(list(questions), num_returns=1, timeout=timeout_s)
         for reference in answered:
-            self._hear(questions[reference])
+            self._on_reply(questions[reference])
 
     def gather(self, expected: int) -> None:
         """Wait a few seconds for as many actors as the cluster had room for when they were asked for:
@@ -171,7 +173,7 @@ class Hosts:
         while len(self.up) < expected and time.monotonic() - began < _JOIN_PATIENCE_S:
             self.look(_ASK_AGAIN_S)
 
-    def lose(self, host: Host, said: str, *, sure: bool) -> None:
+    def lose(self, host: RunnerActor, said: str, *, sure: bool) -> None:
         """An actor is not there any more; what it hosted is gone. If that is not `sure`, it is when
         another process comes in its place."""
         if sure:
@@ -182,11 +184,11 @@ class Hosts:
         host.holds.clear()
         host.jobs.clear()
 
-    def kill(self, host: Host) -> None:
+    def kill(self, host: RunnerActor) -> None:
         """End the actor's process, for Ray to start another one."""
         ray.kill(host.actor, no_restart=False)
 
-    def _hear(self, host: Host) -> None:
+    def _on_reply(self, host: RunnerActor) -> None:
         question, host.question = host.question, None
         try:
             host.where = Where(*ray.get(question))
@@ -209,7 +211,7 @@ class Hosts:
 
     # -- who hosts what --------------------------------------------------------------------------
 
-    def settle(self, groups: Collection[int]) -> list[tuple[Host, int]]:
+    def assign(self, groups: Collection[int]) -> list[tuple[RunnerActor, int]]:
         """Spread the groups over the actors that are there now. Returns what an actor need not host
         any more."""
         self.look()
@@ -246,7 +248,7 @@ class Hosts:
                 # One that Ray gave up may not be able to start at all.
                 failed_s = self._adapted_at - self._gone_at.get(index, -math.inf)
                 if index not in self._all and failed_s > _FAILED_PAUSE_S:
-                    self._all[index] = Host(index, self._make(index))
+                    self._all[index] = RunnerActor(index, self._make(index))
             return
         given_up = self.drop_further()
         if given_up:
@@ -271,19 +273,19 @@ class Hosts:
 
 
 def spread(
-    groups: Collection[int], hosts: Collection[int], before: Mapping[int, int]
+    groups: Collection[int], pool: Collection[int], before: Mapping[int, int]
 ) -> dict[int, int]:
     """Which actor hosts each group: its own if that is there; else the one that hosts it already, if
     that leaves none with more than its share; else the one with the fewest."""
-    share = math.ceil(len(groups) / len(hosts))
-    placed = {group: group for group in groups if group in hosts}
+    share = math.ceil(len(groups) / len(pool))
+    placed = {group: group for group in groups if group in pool}
     load = Counter(placed.values())
     for group in sorted(groups):
         if group in placed:
             continue
         host = before.get(group, -1)
-        if host not in hosts or load[host] >= share:
-            host = min(hosts, key=lambda each: (load[each], each))
+        if host not in pool or load[host] >= share:
+            host = min(pool, key=lambda each: (load[each], each))
         placed[group] = host
         load[host] += 1
     return placed

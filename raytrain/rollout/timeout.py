@@ -1,13 +1,13 @@
 """A step that never returns: how long a fragment is waited for, and where the process stands then.
 
-`Patience` is the trial's part. By itself it learns how long fragments take:
+`RolloutTimeout` is the trial's part. By itself it learns how long fragments take:
 
     auto    five times the longest of the last fragments, but at least a minute; ten minutes before there
             is one
     number  so many seconds
     None    for ever
 
-`StuckReporter` is the env runner's part: a background thread that leaves word of where the process
+`StallReporter` is the env runner's part: a background thread that leaves word of where the process
 stands, shortly before the trial's patience ends. It cannot where native code does not let Python run.
 """
 
@@ -31,7 +31,7 @@ _SET_UP_S = 300.0
 _METHODS = ("step", "reset", "__init__")
 
 
-class Patience:
+class RolloutTimeout:
     """`timeout_s`: "auto", seconds, or None."""
 
     def __init__(self, timeout_s: float | str | None) -> None:
@@ -55,7 +55,7 @@ class Patience:
         self._recent.append(seconds)
 
 
-class StuckReporter:
+class StallReporter:
     """`report` gets one sentence when the body of `watching` takes too long. It is called in the
     background thread."""
 

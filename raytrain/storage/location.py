@@ -38,8 +38,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raytrain.errors import BadInput, RaytrainError
+from raytrain.storage.escapes import printable
 from raytrain.storage.fsspec import LeanFSSpecHandler
-from raytrain.storage.printable import printable
 from raytrain.storage.retry import STORE, patient
 
 CHUNK = 1 << 20  # bytes per read while copying and hashing

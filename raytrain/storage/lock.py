@@ -53,9 +53,9 @@ from typing import Any
 
 from raytrain.errors import RaytrainError
 from raytrain.storage.clocks import seconds_passed
+from raytrain.storage.escapes import printable
 from raytrain.storage.json import read_json
 from raytrain.storage.location import Location, storage_errors
-from raytrain.storage.printable import printable
 
 LOCK_NAME = ".raytrain.lock"
 _FORMER_HOLDERS = 8  # whose late requests are known for what they are

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from raytrain.storage.printable import printable
+from raytrain.storage.escapes import printable
 
 PATIENCE_S = 180.0
 SHORT_PATIENCE_S = 10.0
@@ -80,7 +80,7 @@ class Times:
     chance: Callable[[], float] = random.Random().random  # its own: training's stays untouched
 
 
-class Patience:
+class RolloutTimeout:
     """How the stores of this process answer. One for the process: see `STORE`."""
 
     def __init__(self, times: Times | None = None) -> None:
@@ -162,7 +162,7 @@ def may_pass(error: OSError) -> bool:
     )
 
 
-STORE = Patience()
+STORE = RolloutTimeout()
 
 
 def patient(method: _Operation) -> _Operation:

@@ -11,7 +11,7 @@ from raytrain.ppo.stopping import Progress
 
 
 @dataclass(frozen=True)
-class Cadence:
+class CheckpointSchedule:
     """Periodic checkpoints. Each part that is set asks for a checkpoint on its own; a part that
     counts (iterations, timesteps, episodes) asks whenever a multiple of it has been passed since the
     last iteration, so that a resumed run saves at the same iterations as an undisturbed one."""

@@ -1,7 +1,7 @@
 """One trial's directory on storage, and its only writer.
 
     open:     lock the directory (another process of this run may still be dying, or live on on a node
-              that was cut off), count the attempt (see `attempts`: the fence), clear away what crashes
+              that was cut off), count the attempt (see `fencing`), clear away what crashes
               left, choose the newest good checkpoint, set damaged ones aside
     then, for each iteration:   record(row, episodes)
     when a checkpoint is due:   save(...): staged and committed behind the next iteration. Before the
@@ -44,7 +44,7 @@ from raytrain.records.append_file import leave_behind
 from raytrain.records.downtime import RECOVERED, last_row, time_lost
 from raytrain.storage import STORE, DirectoryLock, Location, StorageError, storage_errors
 from raytrain.storage.scratch import scratch
-from raytrain.trial.fencing import Attempts, Superseded
+from raytrain.trial.fencing import FencingToken, Superseded
 from raytrain.trial.repeated_failures import FailureMemory
 
 EVENT_LOG = "events.jsonl"
@@ -103,14 +103,14 @@ class TrialDirectory:
             out_of_the_world=lambda holder: "node" in holder and node_is_gone(str(holder["node"])),
         )
         self._is_own = is_own
-        self._attempts = Attempts(location, self._lock)
+        self._fencing = FencingToken(location, self._lock)
         self._committer = Committer(
             location,
             retention=retention,
             best=best,
-            fence=self._attempts.check,
-            off_the_line=self._attempts.is_off_the_line,
-            attempt=lambda: self._attempts.number,
+            fence=self._fencing.check,
+            off_the_line=self._fencing.is_off_the_line,
+            attempt=lambda: self._fencing.number,
         )
         self._max_failed_saves = max_failed_saves
         self._failed_saves = 0
@@ -134,7 +134,7 @@ class TrialDirectory:
             NoGoodCheckpoint: there are checkpoints, and all are damaged.
         """
         self._lock.acquire()
-        self._attempts.begin()
+        self._fencing.begin()
         messages: list[str] = []
         if self._lock.seized:
             messages.append(
@@ -146,16 +146,16 @@ class TrialDirectory:
 
     def _find(self, messages: list[str]) -> Entry | None:
         self._clear_staging()
-        swept = self._catalogue.sweep(self._attempts.check)
+        swept = self._catalogue.sweep(self._fencing.check)
         if swept:
             messages.append(f"Cleared away what a crash left: {', '.join(swept)}.")
-        messages += self._attempts.clear_away()
+        messages += self._fencing.clear_away()
         messages += self._set_foreign_ones_aside()
         choice = self._catalogue.choose_for_resume()
         chosen = choice.entry if choice is not None else None
-        self._attempts.begin_after(chosen.iteration if chosen is not None else 0)
+        self._fencing.begin_after(chosen.iteration if chosen is not None else 0)
         for entry in choice.damaged if choice is not None else ():
-            aside = self._catalogue.quarantine(entry, self._attempts.check)
+            aside = self._catalogue.quarantine(entry, self._fencing.check)
             messages.append(
                 f"Checkpoint {entry.path} is damaged ({entry.problem}). It was set aside in "
                 f"{aside.parent.name}/{aside.name}."
@@ -171,13 +171,13 @@ class TrialDirectory:
         name = own_name(self.location, f"checkpoint_{chosen.iteration:06d}", self.attempt)
         if name == chosen.path:
             return chosen
-        copy_checkpoint(chosen.location, self.location / name, self._attempts.check)
+        copy_checkpoint(chosen.location, self.location / name, self._fencing.check)
         return self._catalogue.entry(name) or chosen
 
     @property
     def attempt(self) -> int:
         """Which start of the trial this is, from 1; 0 before `open`."""
-        return self._attempts.number
+        return self._fencing.number
 
     def has(self, name: str) -> bool:
         """Whether there is anything under this name in the trial's directory."""
@@ -198,12 +198,12 @@ class TrialDirectory:
             directory = self._scratch_directory() / "records"
             directory.mkdir(exist_ok=True)
             self._mirror = RecordsMirror(
-                directory, self.location, self.attempt, self._attempts.check
+                directory, self.location, self.attempt, self._fencing.check
             )
             _looked(self._mirror.download)
         before = last_row(Location.of(directory / "result.json"))  # It may be cut off now.
         self._records = TrialRecords(
-            directory, resume_from, starts_after=starts_after, fence=self._attempts.check
+            directory, resume_from, starts_after=starts_after, fence=self._fencing.check
         )
         self._episodes = EpisodeHistory(
             directory,
@@ -211,7 +211,7 @@ class TrialDirectory:
             next_episode,
             starts_after=starts_after,
             attempt=self.attempt,
-            fence=self._attempts.check,
+            fence=self._fencing.check,
         )
         self._events = EventLog(directory / EVENT_LOG)
         self._note_failure(before, resume_from)
@@ -226,13 +226,13 @@ class TrialDirectory:
         timestep: int,
         stage: str | None = None,
     ) -> None:
-        """Write one iteration's row and its finished episodes (see `sampling.finished`).
+        """Write one iteration's row and its finished episodes (see `fast_sampling.episode_rows`).
 
         Raises:
             Superseded: the run goes on elsewhere.
         """
         if self.location.is_local:  # Elsewhere the records are copied there before a commit.
-            self._attempts.check()
+            self._fencing.check()
         assert self._records is not None
         assert self._episodes is not None
         warning = self._records.append(row)
@@ -271,8 +271,8 @@ class TrialDirectory:
         staging = self._staging_root() / str(self.attempt) / name
 
         def prepare() -> None:
-            self._attempts.check()
-            for sentence in self._attempts.make_room(name):
+            self._fencing.check()
+            for sentence in self._fencing.make_room(name):
                 self.tell("superseded", sentence, iteration=manifest.iteration)
             with storage_errors(f"Writing the files of {name}", Location.of(staging)):
                 staging.mkdir(parents=True)
@@ -330,13 +330,13 @@ class TrialDirectory:
         if self.last_saved.kind != "periodic":
             return
         manifest = self.last_saved.with_files(self.last_saved.files, kind="interrupted")
-        rewrite_manifest(self.location / self.last_saved_name, manifest, self._attempts.check)
+        rewrite_manifest(self.location / self.last_saved_name, manifest, self._fencing.check)
         self.last_saved = manifest
 
     def note_failure(self, iteration: int, error: Exception) -> Exception | None:
         """Remember that `iteration` failed; what is to be raised in its place, if anything."""
         try:
-            self._attempts.check()
+            self._fencing.check()
         except Superseded as superseded:
             return superseded
         except StorageError:
@@ -358,7 +358,7 @@ class TrialDirectory:
         for entry in self._catalogue.entries():
             if entry.manifest is None or entry.in_quarantine or self._is_own(entry.manifest):
                 continue
-            target = self._catalogue.set_aside(entry, SET_ASIDE, fence=self._attempts.check)
+            target = self._catalogue.set_aside(entry, SET_ASIDE, fence=self._fencing.check)
             sentences.append(
                 f"Checkpoint {entry.path} was written by another run or trial ({entry.manifest.experiment}, "
                 f"{entry.manifest.trial_id}, run {entry.manifest.run_id}). It is not used, and kept in "
@@ -406,7 +406,7 @@ class TrialDirectory:
         with storage_errors("Replacing the records", self.location):
             for path in sorted(directory.iterdir()):
                 if _APPENDED.fullmatch(path.name):
-                    leave_behind(path, self._attempts.check)
+                    leave_behind(path, self._fencing.check)
 
     def _clear_staging(self) -> None:
         """Of what former attempts have left. Who was replaced since its start leaves its successor's."""

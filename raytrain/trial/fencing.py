@@ -39,7 +39,7 @@ class Superseded(RaytrainError):
     may_retry = False
 
 
-class Attempts:
+class FencingToken:
     """The attempts of one trial, seen from one of them. `lock` is this process's."""
 
     def __init__(self, trial: Location, lock: DirectoryLock) -> None:

@@ -8,7 +8,7 @@ Tune calls `train()` again and again in this actor, and `save()` when a result a
     save()    tells Tune the newest committed checkpoint (Tune never copies anything)
     interrupt()  called by the driver on Ctrl-C, SIGTERM: commit this very iteration
 
-A thread looks out for nodes that are taken away and for parts of the work that hang (`lookout`). When a
+A thread looks out for nodes that are taken away and for parts of the work that hang (`watchdog`). When a
 node with a part of the trial is to end, the trial commits the iteration that it is in and says that
 it leaves; Tune then starts it again on the nodes that are left.
 
@@ -34,7 +34,7 @@ from ray.tune import PlacementGroupFactory
 
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
-from raytrain._ray.spared import spare_this_actor
+from raytrain._ray.actor_signals import spare_this_actor
 from raytrain.checkpoint import (
     FORKED_FROM,
     BestPolicy,
@@ -66,14 +66,14 @@ from raytrain.records.metrics import EVALUATION, Averaged, averaged
 from raytrain.rollout.runner_pool import RunnerRules
 from raytrain.storage import Location
 from raytrain.storage.clocks import MachineSleep
-from raytrain.trial.checkpoint_schedule import Cadence
+from raytrain.trial.checkpoint_schedule import CheckpointSchedule
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
 from raytrain.trial.last_state import LONG_ITERATION_S, Kept, State
 from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
 from raytrain.trial.score import labelled, ranked, report_score
 from raytrain.trial.tracebacks import TRACEBACK_FILE, write_traceback
-from raytrain.trial.watchdog import Limits, Lookout
+from raytrain.trial.watchdog import Limits, Watchdog
 from raytrain.versions import versions
 
 REPORT = "raytrain"
@@ -155,13 +155,13 @@ class TrialPPO(ExactPPO):
         )
         tolerance = self._config.fault_tolerance
         self._kept = Kept()
-        self._lookout = Lookout(
+        self._watchdog = Watchdog(
             self._place,
             Limits(tolerance.hang_factor, tolerance.hang_floor_s),
             actors=partial(remote_actors, self),
             save_kept=partial(self._kept.commit, self._directory),
         )
-        self._cadence = Cadence(
+        self._cadence = CheckpointSchedule(
             settings.checkpoint_frequency,
             settings.every_timesteps,
             settings.every_episodes,
@@ -175,8 +175,8 @@ class TrialPPO(ExactPPO):
         self._machine_sleep = MachineSleep()
         try:
             found = self._directory.open()
-            self._lookout.attempt = self._directory.attempt
-            self._lookout.start()
+            self._watchdog.attempt = self._directory.attempt
+            self._watchdog.start()
             values = self._config.to_dict()
             own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
             self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
@@ -184,7 +184,7 @@ class TrialPPO(ExactPPO):
                 super().setup(config)
                 self._continue_from(found.entry, found.messages)
         except Exception as error:  # Of any kind: see the module's docstring.
-            self._failed_start = self._lookout.explain(error)
+            self._failed_start = self._watchdog.explain(error)
 
     def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
         if entry is None:
@@ -280,7 +280,7 @@ class TrialPPO(ExactPPO):
         return raised
 
     def _to_be_told(self, iteration: int, error: Exception) -> Exception:
-        error = self._lookout.explain(error)
+        error = self._watchdog.explain(error)
         if not getattr(error, "may_retry", True) or hasattr(error, "loss"):
             return error
         instead = self._directory.note_failure(iteration, error)
@@ -326,9 +326,9 @@ class TrialPPO(ExactPPO):
             self._saved_at_s = now.time_s
             self._save("periodic", result)
         report = self._report(result, ended)
-        if self._lookout.leaving is not None and ended is None:
+        if self._watchdog.leaving is not None and ended is None:
             report[REPORT]["leaving"] = {
-                "address": self._lookout.leaving.address,
+                "address": self._watchdog.leaving.address,
                 "saved": self.interrupt()[1],
             }
         else:
@@ -424,7 +424,7 @@ class TrialPPO(ExactPPO):
 
     @override(ExactPPO)
     def phase(self, name: str) -> AbstractContextManager[None]:
-        return self._lookout.phase(name)
+        return self._watchdog.phase(name)
 
     @override(ExactPPO)
     def tell(self, message: str) -> None:
@@ -433,7 +433,7 @@ class TrialPPO(ExactPPO):
     @override(ExactPPO)
     def tell_now(self, message: str) -> None:
         self._directory.note("trial", message, iteration=self.iteration)
-        _ray_actors.leave_word(word_to_tell(str(self.trial_id)), message)
+        _ray_actors.publish_stall(word_to_tell(str(self.trial_id)), message)
 
     @override(ExactPPO)
     def lost_exactness(self, why: str) -> None:
@@ -441,7 +441,7 @@ class TrialPPO(ExactPPO):
 
     @override(ExactPPO)
     def cleanup(self) -> None:
-        self._lookout.close()
+        self._watchdog.close()
         super().cleanup()
         self._directory.close()
 

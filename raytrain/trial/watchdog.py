@@ -86,7 +86,7 @@ class _Phase:
     dead_since: float | None = None
 
 
-class Lookout:
+class Watchdog:
     """`actors` gives the remote processes that the trial has at present, by what a person calls
     them (`learner 1`). `save_kept` commits the state after the last iteration, if one is kept."""
 
@@ -172,7 +172,7 @@ class Lookout:
                 if phase is not None and self.verdict is None:
                     verdict = self._dead_peer(phase) or self._overdue(phase)
                     if verdict is not None and self._phase is phase:
-                        self._pass(verdict, phase)
+                        self._act_on(verdict, phase)
             except RayError:
                 continue  # The head does not answer just now: nothing is known, so nothing is done.
 
@@ -181,12 +181,12 @@ class Lookout:
         if not draining or self.leaving is not None:
             self._leave_in_time()
             return
-        hosts = {self._node}
+        pool = {self._node}
         for actor in self._actors().values():
             node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
             if node is not None:
-                hosts.add(node)
-        for node in sorted(hosts & draining.keys()):
+                pool.add(node)
+        for node in sorted(pool & draining.keys()):
             ends = draining[node]  # By the wall clock, as Ray has it.
             left = math.inf if ends is None else ends - time.time()
             self.leaving = Leaving(address_of(node), self._clock() + left)
@@ -254,7 +254,7 @@ class Lookout:
         own = f"the trial's process (pid {os.getpid()}, node {address_of(self._node)})"
         return ", ".join(waiting) or own
 
-    def _pass(self, verdict: RaytrainError, phase: _Phase) -> None:
+    def _act_on(self, verdict: RaytrainError, phase: _Phase) -> None:
         self.verdict = verdict
         for actor in self._actors().values():
             ray.kill(actor)

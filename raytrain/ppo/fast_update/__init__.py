@@ -1,6 +1,6 @@
-"""The lean PPO update of the learner: `tier` says which way, `steps` goes it.
+"""The lean PPO update of the learner: `eligibility` says which way, `minibatch_loop` goes it.
 
 episodes ─> `train_batch` ─> `advantages` ─> `minibatches` ─> for each: gradient
-    (`mlp_policy` and `ppo_gradients` by hand, or `ppo_loss` with autograd)
+    (`mlp_network` and `loss_gradients` by hand, or `loss` with autograd)
     ─> `gradient_step` ─> `flat_adam`;   `metrics` at the end
 """

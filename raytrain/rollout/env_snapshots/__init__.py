@@ -6,8 +6,8 @@
     snapshot = own.take(env)                 # between any two steps; picklable, isolated
     env = own.restore(own.wrap(make_env()), snapshot)
 
-Importing raytrain and raytrain.trial must stay light (no Ray, no Torch): the proof imports this
-package in a new process.
+Importing raytrain and raytrain.rollout must stay light (no Ray, no Torch): the proof imports this package in
+a new process.
 """
 
 from raytrain.rollout.env_snapshots.continuation import close

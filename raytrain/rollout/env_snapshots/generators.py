@@ -1,7 +1,7 @@
 """Random generators that an environment's objects hold, read and set in place.
 
 In place because other objects of the environment may hold the same generator: one that is replaced
-would leave them drawing from the old one. Global generators are the business of `trainable.rng`.
+would leave them drawing from the old one. Global generators are the business of `raytrain.rng`.
 """
 
 from __future__ import annotations

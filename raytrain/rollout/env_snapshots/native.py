@@ -2,7 +2,7 @@
 
 Either `env.unwrapped` has `get_state()` and `set_state(state)`, or it is an ALE game, whose
 emulator state (with its own random generator) is `env.unwrapped.ale.cloneSystemState()` and what
-`emulator.py` adds to it. Wrappers, spaces' generators and `np_random` are saved beside it.
+`ale.py` adds to it. Wrappers, spaces' generators and `np_random` are saved beside it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Sampling fragments into arrays: `eligibility` says whether, `sampler` does it.
 
-observations ─> `normalising` ─> `acting` (one forward pass for all) ─> `stepping` ─> ...
-                       `fragments` ([T, N] columns) ─> episodes, rows of `finished` ones
+observations ─> `mean_std_filter` ─> `forward` (one pass for all) ─> `vector_step` ─> ...
+                       `fragments` ([T, N] columns) ─> episodes, `episode_rows` of those that ended
 """
