@@ -24,10 +24,10 @@ import ray
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from tiny_ppo import Told, build, built, disturb, iterate, unlike
 
-from raytrain.ppo.algorithm import Restored, StateMismatch
 from raytrain.ppo.fast_update.eligibility import RLLIB, Tier
 from raytrain.ppo.fast_update.minibatches import minibatch_generator
 from raytrain.ppo.learner import ExactPPOTorchLearner
+from raytrain.ppo.state import Restored, StateMismatch
 from raytrain.rng import RngStreams
 from raytrain.rollout.collector import RunnerLost
 from raytrain.rollout.env_runner import GroupEnvRunner

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from raytrain.checkpoint import MANIFEST_NAME, Catalogue, read_manifest
 from raytrain.cli import app
-from raytrain.ppo.staged import StateMismatch
+from raytrain.ppo.state import StateMismatch
 from raytrain.storage import Location
 
 FILTERED = {"env_runners": {"observation_filter": "MeanStdFilter"}}

@@ -493,7 +493,7 @@ def test_a_search_says_whether_it_has_made_all_trials(tmp_path):
 
 
 def test_rllib_repeats_an_evaluation_in_later_results(algorithm, monkeypatch):
-    """Which `StagedPPO` takes out."""
+    """Which `ExactPPO` takes out."""
     monkeypatch.setattr(Told, "_report_evaluation", lambda self, result: None)
     made = build(evaluation={"evaluation_interval": 2, "evaluation_duration": 1})
     try:

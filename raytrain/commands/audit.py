@@ -259,7 +259,7 @@ def _config_of(trial: Location, experiment: ExperimentFile) -> ExperimentConfig:
 def _audit_trial(
     trial: Location, config: ExperimentConfig, first: Entry, last: Entry
 ) -> TrialAudit:
-    from raytrain.ppo.staged import StateMismatch
+    from raytrain.ppo.state import StateMismatch
 
     written = _manifest(last)
     now = versions()

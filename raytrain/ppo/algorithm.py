@@ -2,29 +2,24 @@
 
 `ExactPPO` is RLlib's `PPO` with its env runner, its learner and its way of moving data between them
 replaced (see `env_runner`, `learner`, `collector`); loss, connectors, metrics names and checkpoint files are
-RLlib's. A saved state is a directory:
+RLlib's. What a saved state is made of stands in `state`.
 
-    algorithm_state.pkl, env_runner/, learner_group/, ...    RLlib's, as it writes them
-    resume/state.json             counters, random generators, KL and schedules of every learner
-    resume/algorithm.pkl          metric windows of the algorithm and of its learners
-    resume/groups/group_0000.pkl  one per env group (see `env_runner`)
-    resume/eval_groups/...        the same for evaluation
-    policy.json, policy.safetensors    the policy, loadable without unpickling
+It goes through the stages of a curriculum (see `curriculum` for when). What a stage changes is changed in the
+processes that are there:
 
-RLlib's part is restored first, ours second; then every runner confirms the weights it holds.
+    algorithm       its config, and that of evaluation
+    learners        config, learning rate, entropy and KL coefficients, gradient clipping
+    env runners     config, environments (made anew, episodes begin anew), how they are snapshotted
 """
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -41,6 +36,7 @@ from ray.rllib.utils.metrics import (
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     NUM_EPISODES,
+    NUM_EPISODES_LIFETIME,
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
@@ -51,40 +47,30 @@ from raytrain._ray import actors as _ray_actors
 from raytrain.cluster.failures import why_it_died
 from raytrain.config import ExperimentConfig, stage_config, to_algorithm_config
 from raytrain.errors import RaytrainError
-from raytrain.policy.format import PolicyParts, write_policy
-from raytrain.policy.from_algorithm import policy_parts
-from raytrain.policy.spaces import PolicyFormatError
-from raytrain.ppo.curriculum import StagePlan, recent_size
-from raytrain.ppo.fork_state import IDENTICAL, ForkDifferences, reseed, settings_of, weights_in
+from raytrain.ppo import state
+from raytrain.ppo.curriculum import REPORTED, Curriculum, StagePlan, recent_size
+from raytrain.ppo.fork_state import weights_in
 from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 from raytrain.ppo.learner_group import Learners, LearnersDiffer
 from raytrain.ppo.rllib_checkpoint import RLlibFiles
 from raytrain.ppo.slow_evaluation import telling_if_slow
-from raytrain.ppo.staged import StagedPPO, StateMismatch
-from raytrain.ppo.stopping import StopRule
+from raytrain.ppo.state import Restored, StateMismatch
+from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.ppo.stopwatch import Stopwatch
+from raytrain.records.recent_episodes import RecentEpisodes, summarised
 from raytrain.rng import RngStreams
 from raytrain.rollout.collector import NoNewEnvSteps, RolloutCollector
 from raytrain.rollout.divergence import why_not_finite
-from raytrain.rollout.env_runner import GroupEnvRunner, without_episodes
+from raytrain.rollout.env_runner import GroupEnvRunner, RunnerSettings
+from raytrain.rollout.env_snapshots import Strategy
 from raytrain.rollout.fast_sampling.episode_rows import EpisodeRecorder
 from raytrain.rollout.runner_pool import RunnerRules
 
-STATE_FORMAT = 1
-RESUME_DIR = "resume"
 _LOSSES = ("total_loss", "policy_loss", "vf_loss", "entropy", "mean_kl_loss")
 
 
 class NonFinite(RaytrainError):
     """A loss or a weight became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What `load_exact` found that bears on exactness: `exact_lost` is None or the reason."""
-
-    iteration: int
-    exact_lost: str | None = None
 
 
 def prepare(config: AlgorithmConfig) -> PPOConfig:
@@ -99,19 +85,30 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
     return config
 
 
-class ExactPPO(StagedPPO):
-    """See the module's docstring. `rules` says how many env runner actors there are and what their loss
-    means; for the other arguments, `StagedPPO`."""
+class ExactPPO(PPO):
+    """See the module's docstring. `strategy` says how environments are snapshotted. With `stages` the algorithm
+    goes through them, and they say which config and strategy hold; `recent` is the number of finished episodes
+    that are remembered for averages. `rules` says how many env runner actors there are and what their loss
+    means."""
 
     def __init__(
         self,
         config: AlgorithmConfig | None = None,
         *,
+        strategy: str = "reset",
+        stages: Sequence[StagePlan] = (),
+        recent: int = REPORTED,
         rules: RunnerRules | None = None,
         **kwargs: Any,
     ) -> None:
+        # Without a curriculum there is one stage without an end.
+        first = StagePlan("", StopRule(), config, strategy)
+        self.curriculum = Curriculum(stages or [first])
+        self._has_stages = bool(stages)
+        self.strategy = self.curriculum.stage.strategy
+        self.recent = RecentEpisodes(recent)
         self.rules = rules or RunnerRules()
-        super().__init__(config, **kwargs)
+        super().__init__(self.curriculum.stage.config, **kwargs)
 
     @override(PPO)
     def setup(self, config: AlgorithmConfig) -> None:
@@ -127,19 +124,19 @@ class ExactPPO(StagedPPO):
         self.weights_digest = ""
         self._damaged_weights: list[str] = []
         self._batch: list[Any] = []
-        self._rllib_files = RLlibFiles(self)
-        self._learners = Learners(self.learner_group)
+        self.rllib_files = RLlibFiles(self)
+        self.learners = Learners(self.learner_group)
         self._groups = self._make_groups(self.env_runner_group, elastic=True)
         self._eval_groups = (
             self._make_groups(self.eval_env_runner_group, elastic=False)
             if self.eval_env_runner_group
             else None
         )
-        self._start_groups({}, {}, iteration=0)
-        self._check_weights()
+        self.start_groups({}, {}, iteration=0)
+        self.check_weights()
         for what, reason in (
             ("Environments are sampled", self._groups.why_not_into_arrays()),
-            ("The learner updates", self._learners.why_not_lean()),
+            ("The learner updates", self.learners.why_not_lean()),
         ):
             if reason:
                 self.tell(f"{what} in RLlib's own way, which is several times slower: {reason}.")
@@ -209,7 +206,7 @@ class ExactPPO(StagedPPO):
             self._groups.publish(
                 self._sampler_weights(), steps_sampled, iteration=self.iteration + 1
             )
-            self._check_weights()
+            self.check_weights()
 
     @override(PPO)
     def step(self) -> dict[str, Any]:
@@ -222,7 +219,7 @@ class ExactPPO(StagedPPO):
         result["weights_sha256"] = self.weights_digest
         result.setdefault(FAULT_TOLERANCE_STATS, {}).update(self._groups.counts)
         result.setdefault(TIMERS, {})["iteration"] = self.stopwatch.row()
-        self.report_episodes(result, self.finished_episodes[known:])
+        self._report_episodes(result, self.finished_episodes[known:])
         self._look_at_evaluation(result)
         # Tune's own is a difference of two wall clock times. It adds these up to `time_total_s`.
         result["time_this_iter_s"] = time.monotonic() - began
@@ -262,6 +259,25 @@ class ExactPPO(StagedPPO):
         """Those of evaluation, if there is any."""
         return self._eval_groups
 
+    @property
+    def env_steps_sampled(self) -> int:
+        """Environment steps sampled over the run's life."""
+        key = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
+        return int(self.metrics.peek(key, default=0))
+
+    @property
+    def episodes_finished(self) -> int:
+        """Episodes finished over the run's life."""
+        return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), default=0))
+
+    def progress(self, iteration: int) -> Progress:
+        """The counters at the end of `iteration`; the time is the trial's to know."""
+        return Progress(iteration, self.env_steps_sampled, self.episodes_finished, 0.0)
+
+    def count_from(self, iteration: int) -> None:
+        """The iteration after which the next one comes."""
+        self._iteration = iteration
+
     def take_finished_episodes(self) -> list[dict[str, Any]]:
         """Rows of the episodes that ended since the last call, in group order."""
         rows, self.finished_episodes = self.finished_episodes, []
@@ -284,130 +300,70 @@ class ExactPPO(StagedPPO):
                 f"{why_not_finite(episodes)}"
             )
 
+    # -- stages ----------------------------------------------------------------------------------
+
+    def enter_stage(self, plan: StagePlan) -> None:
+        """Take over a stage's settings in this process, the learners and the env runners, which are
+        not started again. Episodes begin anew; weights, optimizer, filters and counters stay."""
+        before: Any = self.config
+        self.config: Any = _frozen(plan.config)
+        self.strategy = plan.strategy
+        self.evaluation_config = self.config.get_evaluation_config_object()
+        self.evaluation_config.validate()
+        self.evaluation_config.freeze()
+        self.rllib_files = RLlibFiles(self)  # Which names the config that the state belongs to.
+        kl_coeff = self.config.kl_coeff
+        changed = kl_coeff if kl_coeff != before.kl_coeff else None
+        self.learners.use_settings(self.config, self.env_steps_sampled, changed)
+        for groups, config in (
+            (self._groups, self.config),
+            (self._eval_groups, self.evaluation_config),
+        ):
+            if groups is not None:
+                settings = RunnerSettings(plan.name, config, cast(Strategy, plan.strategy))
+                groups.use_settings(settings, iteration=self.iteration)
+        self.recent.clear()
+
+    def enter_next_stage(self) -> None:
+        """Begin the next stage if the present one has ended."""
+        plan = self.curriculum.next_stage(self.progress(self.iteration))
+        if plan is not None:
+            self.enter_stage(plan)
+
+    def curriculum_state(self) -> dict[str, Any] | None:
+        """As JSON types; None without stages."""
+        return self.curriculum.to_state() if self._has_stages else None
+
+    def take_up_stage(self, saved: dict[str, Any] | None, *, fork: bool) -> None:
+        """Be in the stage of a saved state, before the rest of it is loaded. Raises StateMismatch."""
+        if not self._has_stages:
+            return
+        # A fork from another curriculum, or from none, begins with its own first stage.
+        present = self.curriculum.stage.name
+        if self.curriculum.load(saved):
+            if self.curriculum.stage.name != present:
+                self.enter_stage(self.curriculum.stage)
+        elif not fork:
+            name = saved["stage"] if saved else "none"
+            raise StateMismatch(
+                f"the checkpoint was saved in the stage {name!r}, which is not in `curriculum`. Put "
+                "the stage back; or fork the run (--from CHECKPOINT --name NEW)."
+            )
+
     # -- state -----------------------------------------------------------------------------------
 
     def capture(self) -> Callable[[Path], None]:
         """Take the whole state now; the returned function writes it into a directory (created) and
         may run in another thread."""
-        learners = self._learners.states()
-        rllib = self._rllib_files.capture(float(learners[0]["kl_coeff"][MODULE_ID]))
-        groups = self._groups.snapshots()
-        eval_groups = self._eval_groups.snapshots() if self._eval_groups else {}
-        opaque = {
-            "metrics": self.metrics.stats,
-            "learners": [learner.pop("opaque") for learner in learners],
-            "connectors": self._groups.connector_state(),
-        }
-        blob = pickle.dumps(opaque, protocol=pickle.HIGHEST_PROTOCOL)
-        plain = {
-            "format": STATE_FORMAT,
-            "iteration": self.iteration,
-            "weights_sha256": self.weights_digest,
-            "strategy": self.strategy,
-            "rng": RngStreams.capture().to_state(),
-            "learners": learners,
-            "groups": sorted(groups),
-            "settings": settings_of(self.config),
-            "curriculum": self.curriculum_state(),
-            "recent": self.recent.to_state(),
-            "envs_per_group": self.config.num_envs_per_env_runner,
-        }
-        try:
-            policy: PolicyParts | PolicyFormatError = policy_parts(
-                self, module_state=rllib.module_state
-            )
-        except PolicyFormatError as error:
-            policy = error
-
-        def write(directory: Path) -> None:
-            resume = directory / RESUME_DIR
-            resume.mkdir(parents=True)
-            rllib.write(directory)
-            (resume / "state.json").write_text(json.dumps(plain))
-            (resume / "algorithm.pkl").write_bytes(blob)
-            _write_groups(resume / "groups", groups)
-            _write_groups(resume / "eval_groups", eval_groups)
-            if isinstance(policy, PolicyParts):
-                write_policy(directory, policy, metadata={"iteration": plain["iteration"]})
-
-        if isinstance(policy, PolicyFormatError):
-            self.tell(f"The policy cannot be loaded outside of training: {policy}")
-        return write
+        return state.capture(self)
 
     def save_exact(self, directory: Path) -> None:
         """Write the whole state into `directory` (created)."""
         self.capture()(directory)
 
     def load_exact(self, directory: Path, *, fork: bool = False) -> Restored:
-        """Become what `save_exact` wrote, and wait until every runner holds it. With `fork` another
-        run wrote it, and this run's config holds where it says otherwise (see `fork_state`).
-
-        Raises:
-            StateMismatch: the directory holds no such state, or the weights are not the saved ones
-                after the restore.
-        """
-        resume = directory / RESUME_DIR
-        plain = json.loads((resume / "state.json").read_text())
-        if plain.get("format") != STATE_FORMAT:
-            raise StateMismatch(
-                f"{directory}: resume state has format {plain.get('format')!r}, this raytrain reads "
-                f"{STATE_FORMAT}. Use the raytrain version named in its manifest.json."
-            )
-        opaque = pickle.loads((resume / "algorithm.pkl").read_bytes())
-        self.take_up_stage(plain.get("curriculum"), fork=fork)
-        apart = ForkDifferences.of(plain, self.config, self.strategy) if fork else IDENTICAL
-        if apart.seed:
-            reseed(plain, self._learners.states())
-        self._rllib_files.restore(directory, self._learners)
-        states = zip(plain["learners"], opaque["learners"], strict=True)
-        changed = self._learners.load([{**state, "opaque": rest} for state, rest in states])
-        reasons = [changed] if changed else []
-        self.metrics.stats = opaque["metrics"]
-        self._iteration = plain["iteration"]
-        if fork and not self.curriculum.knows(plain.get("curriculum")):
-            self.curriculum.begin(self.progress(self.iteration))
-        self.recent.load([] if apart.episodes else plain.get("recent", []))
-        saved = _read_groups(resume / "groups")
-        saved_eval = _read_groups(resume / "eval_groups")
-        if apart.episodes:
-            saved = {i: without_episodes(each, reseed=apart.seed) for i, each in saved.items()}
-        if apart.episodes or apart.evaluation:
-            saved_eval = {}
-        envs = self.config.num_envs_per_env_runner
-        if plain["envs_per_group"] != envs:
-            reasons.append(
-                f"the number of environments in a group changed from {plain['envs_per_group']} to {envs}, "
-                "so all groups start new episodes"
-            )
-            saved, saved_eval = dict.fromkeys(saved, b""), {}
-        if len(saved) != len(self._groups.indices):
-            reasons.append(
-                f"the number of env groups changed from {len(saved)} to {len(self._groups.indices)}"
-            )
-        self._start_groups(
-            {index: snapshot for index, snapshot in saved.items() if snapshot},
-            saved_eval,
-            iteration=self.iteration,
-            connectors=opaque["connectors"],
-        )
-        self._check_weights()
-        if self.weights_digest != plain["weights_sha256"]:
-            raise StateMismatch(
-                f"{directory}: after the restore the weights digest is {self.weights_digest}, the "
-                f"saved one is {plain['weights_sha256']}. The checkpoint does not fit the config."
-            )
-        if fork:
-            self._learners.use_settings(
-                self.config, self.env_steps_sampled, self.config.kl_coeff if apart.kl else None
-            )
-        if self.strategy == "reset":
-            reasons.append(
-                "the environments cannot be restored; running episodes were started anew"
-            )
-        # Last: everything above may have drawn random numbers.
-        RngStreams.from_state(plain["rng"]).install()
-        # What another run was is no loss to this one: it begins here, the same each time.
-        return Restored(self.iteration, None if fork else "; ".join(reasons) or None)
+        """Become what `save_exact` wrote (see `state.restore`)."""
+        return state.restore(self, directory, fork=fork)
 
     def load_policy_state(self, directory: Path) -> None:
         """Take the weights and the observation filters of what `save_exact` wrote, and nothing else.
@@ -417,18 +373,41 @@ class ExactPPO(StagedPPO):
         """
         before = RngStreams.capture()
         try:
-            self._learners.load_weights(weights_in(directory))
+            self.learners.load_weights(weights_in(directory))
         except RuntimeError as error:  # Torch's, which lists names and shapes.
             raise StateMismatch(
                 f"{directory} holds the weights of another network: {error}. Use the "
                 "rl_module.model_config that they were trained with."
             ) from None
-        opaque = pickle.loads((directory / RESUME_DIR / "algorithm.pkl").read_bytes())
-        self._start_groups({}, {}, iteration=0, connectors=opaque["connectors"])
-        self._check_weights()
+        connectors = state.read_opaque(directory)["connectors"]
+        self.start_groups({}, {}, iteration=0, connectors=connectors)
+        self.check_weights()
         before.install()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _report_episodes(self, result: dict[str, Any], ended: list[dict[str, Any]]) -> None:
+        """Add what finished episodes come to: the environment's own metrics, averages over the last
+        episodes, and the stage."""
+        result.update({"custom": own} if (own := summarised(ended)) else {})
+        result["recent"] = self.recent.means(REPORTED)
+        self._report_evaluation(result)
+        if self._has_stages:
+            now = self.progress(self.iteration + 1)
+            result["stage"] = self.curriculum.stage.name
+            result["curriculum"] = self.curriculum.observe(now, result, self.recent)
+
+    def _report_evaluation(self, result: dict[str, Any]) -> None:
+        evaluation, interval = result.get(EVALUATION_RESULTS), self.config.evaluation_interval
+        if self._eval_groups is None or not evaluation:
+            return
+        if not interval or (self.iteration + 1) % interval:
+            # RLlib (2.60) repeats the last evaluation in the results of later iterations. A score of
+            # other weights is none of this iteration's.
+            del result[EVALUATION_RESULTS]
+            return
+        own = summarised(self._eval_groups.take_finished())
+        evaluation.update({"custom": own} if own else {})
 
     def _make_groups(self, runners: Any, *, elastic: bool) -> RolloutCollector:
         return RolloutCollector(
@@ -441,7 +420,7 @@ class ExactPPO(StagedPPO):
             lost_exactness=self.lost_exactness,
         )
 
-    def _start_groups(
+    def start_groups(
         self,
         groups: dict[int, bytes],
         eval_groups: dict[int, bytes],
@@ -459,11 +438,11 @@ class ExactPPO(StagedPPO):
             self._eval_groups.start(sync, eval_groups, iteration=iteration)
 
     def _sampler_weights(self) -> dict[str, Any]:
-        return self._learners.sampler_weights(self._groups.weight_names())
+        return self.learners.sampler_weights(self._groups.weight_names())
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
         try:
-            self.weights_digest, self._damaged_weights = self._learners.weights_check()
+            self.weights_digest, self._damaged_weights = self.learners.weights_check()
         except LearnersDiffer as error:
             raise StateMismatch(
                 f"After iteration {self.iteration + 1} {error}. One of them computed something else; "
@@ -471,18 +450,12 @@ class ExactPPO(StagedPPO):
             ) from None
 
 
-def _write_groups(directory: Path, groups: dict[int, bytes]) -> None:
-    if groups:
-        directory.mkdir(parents=True)
-    for index, snapshot in groups.items():
-        (directory / f"group_{index:04d}.pkl").write_bytes(snapshot)
-
-
-def _read_groups(directory: Path) -> dict[int, bytes]:
-    return {
-        int(path.stem.removeprefix("group_")): path.read_bytes()
-        for path in sorted(directory.glob("group_*.pkl"))
-    }
+def _frozen(config: AlgorithmConfig) -> AlgorithmConfig:
+    """A copy as RLlib holds it: validated, and frozen."""
+    config = config.copy(copy_frozen=False)
+    config.validate()
+    config.freeze()
+    return config
 
 
 def algorithm_arguments(config: ExperimentConfig, snapshot: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from learner_pairs import BOX, DISCRETE, Settings, build, episodes, update, weig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from tiny_ppo import built, disturb, iterate, unlike
 
-from raytrain.ppo.algorithm import Restored
 from raytrain.ppo.learner import ExactPPOTorchLearner
+from raytrain.ppo.state import Restored
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
