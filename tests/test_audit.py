@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import running
 
-from raytrain.checkpoint import ExactLost, FileEntry, Manifest, file_sha256
+from raytrain.checkpoint import ExactLost, FileEntry, Manifest
 from raytrain.commands.audit import CannotAudit, audit
+from raytrain.storage import Location
 
 FIRST, LAST = 4, 6
 
@@ -51,8 +52,7 @@ def rewrite(checkpoint: Path, **changes: object) -> None:
     file = checkpoint / "manifest.json"
     manifest = Manifest.from_json(file.read_bytes(), "here")
     files = tuple(
-        FileEntry(f.path, (checkpoint / f.path).stat().st_size, file_sha256(checkpoint / f.path))
-        for f in manifest.files
+        FileEntry(f.path, *Location.of(checkpoint / f.path).digest()) for f in manifest.files
     )
     file.write_bytes(replace(manifest, files=files, **changes).to_json())
 

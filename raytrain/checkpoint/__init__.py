@@ -13,19 +13,18 @@ from raytrain.checkpoint.background_commit import (
     prune,
     surplus,
 )
-from raytrain.checkpoint.catalogue import Catalogue, Choice, Entry, NoGoodCheckpoint
+from raytrain.checkpoint.catalogue import Catalogue, Entry, NoGoodCheckpoint
 from raytrain.checkpoint.commit import (
     CheckpointExists,
     DamagedCheckpoint,
     Fence,
     commit,
     copy_checkpoint,
-    move_checkpoint,
     read_manifest,
     remove_checkpoint,
     rewrite_manifest,
 )
-from raytrain.checkpoint.digest import file_sha256, weights_sha256
+from raytrain.checkpoint.digest import weights_sha256
 from raytrain.checkpoint.experiment_file import (
     EXPERIMENT_FILE,
     ExperimentFile,
@@ -35,8 +34,6 @@ from raytrain.checkpoint.experiment_file import (
 from raytrain.checkpoint.file_names import ATTEMPTS, own_name
 from raytrain.checkpoint.lineage import FORKED_FROM, SET_ASIDE, is_of_run, line_of_descent
 from raytrain.checkpoint.manifest import (
-    FORMAT,
-    KINDS,
     MANIFEST_NAME,
     ExactLost,
     FileEntry,
@@ -44,7 +41,7 @@ from raytrain.checkpoint.manifest import (
     ManifestError,
     Parent,
 )
-from raytrain.checkpoint.replacement import commit_replacing, replace, sweep
+from raytrain.checkpoint.replacement import replace
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
 from raytrain.checkpoint.verify import check, fetch
 
@@ -52,14 +49,11 @@ __all__ = [
     "ATTEMPTS",
     "EXPERIMENT_FILE",
     "FORKED_FROM",
-    "FORMAT",
-    "KINDS",
     "MANIFEST_NAME",
     "SET_ASIDE",
     "BestPolicy",
     "Catalogue",
     "CheckpointExists",
-    "Choice",
     "CommitJob",
     "CommitOutcome",
     "Committer",
@@ -77,14 +71,11 @@ __all__ = [
     "RetentionPolicy",
     "check",
     "commit",
-    "commit_replacing",
     "copy_checkpoint",
     "fetch",
-    "file_sha256",
     "is_of_run",
     "is_trial",
     "line_of_descent",
-    "move_checkpoint",
     "own_name",
     "prune",
     "read_manifest",
@@ -94,7 +85,6 @@ __all__ = [
     "resolve",
     "rewrite_manifest",
     "surplus",
-    "sweep",
     "trials",
     "weights_sha256",
 ]

@@ -156,10 +156,6 @@ class Committer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="raytrain-commit")
         self._unseen: list[_InFlight] = []
 
-    @property
-    def busy(self) -> bool:
-        return any(not job.future.done() for job in self._unseen)
-
     def submit(self, job: CommitJob) -> None:
         """Commit `job` after those before it. Waits until each of them is committed, or failed."""
         while ahead := [other for other in self._unseen if not other.settled.is_set()]:

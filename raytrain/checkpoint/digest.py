@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from raytrain.storage.location import Location
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +35,6 @@ def weights_sha256(state: Mapping[str, torch.Tensor | np.ndarray[Any, Any]]) -> 
         little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
         digest.update(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def file_sha256(path: Path | Location) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    return Location.of(path).digest()[1]
 
 
 def _raw(name: str, value: Any) -> tuple[str, tuple[int, ...], np.ndarray[Any, Any]]:

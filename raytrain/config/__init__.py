@@ -4,7 +4,6 @@ Nothing here imports Ray until `to_algorithm_config`, `register_env` or `param_s
 """
 
 from raytrain.config.compatibility import (
-    Difference,
     allowed_on_continue,
     config_digest,
     differences,
@@ -25,20 +24,15 @@ from raytrain.config.schema import (
     most_env_runners,
 )
 from raytrain.config.search import has_search, num_trials, param_space
-from raytrain.config.search_space import SearchSpace
-from raytrain.config.sections import Stage
-from raytrain.config.to_rllib import name_for_others, register_env, to_algorithm_config
+from raytrain.config.to_rllib import name_for_others, to_algorithm_config
 
 __all__ = [
     "ALGORITHM_SECTIONS",
     "NOT_YAML_KEYS",
     "ConfigError",
-    "Difference",
     "EnvCreator",
     "ExperimentConfig",
     "Problem",
-    "SearchSpace",
-    "Stage",
     "allowed_on_continue",
     "config_digest",
     "config_from_dict",
@@ -55,7 +49,6 @@ __all__ = [
     "name_for_others",
     "num_trials",
     "param_space",
-    "register_env",
     "require_metrics",
     "resolve_env",
     "same_value",

@@ -62,7 +62,7 @@ from raytrain.driver.stages import (
     start_again_after,
     warnings_of,
 )
-from raytrain.errors import BadInput, RaytrainError
+from raytrain.errors import BadInput
 from raytrain.ppo.curriculum import is_over
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.storage import (
@@ -87,10 +87,6 @@ _LOOKERS_S = 1.0
 
 class ConfigChanged(BadInput):
     """The config is not that of the run in the directory."""
-
-
-class RunFailed(RaytrainError):
-    """Trials ended with an error."""
 
 
 @dataclass(frozen=True)

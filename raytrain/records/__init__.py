@@ -2,7 +2,7 @@
 
 from raytrain.records.compare import comparable, differences
 from raytrain.records.episodes import EpisodeHistory, FinishedEpisode, read_episodes
-from raytrain.records.event_log import EVENT_LOG, EventLog, LoggedEvent, read_events
+from raytrain.records.event_log import EVENT_LOG, EventLog, read_events
 from raytrain.records.remote_copy import RecordsMirror
 from raytrain.records.writer import RecordsError, TrialRecords
 
@@ -11,7 +11,6 @@ __all__ = [
     "EpisodeHistory",
     "EventLog",
     "FinishedEpisode",
-    "LoggedEvent",
     "RecordsError",
     "RecordsMirror",
     "TrialRecords",

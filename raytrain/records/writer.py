@@ -201,11 +201,6 @@ class TrialRecords:
             queue.start_again(self._durable, rows)
         return self._drain()
 
-    def waiting(self) -> int:
-        """How many rows are in memory only."""
-        with self._lock:
-            return max(len(queue.rows) for queue in self._queues)
-
     def close(self) -> None:
         """Write what can be written and close the files; rows that cannot be written are lost."""
         with self._lock:

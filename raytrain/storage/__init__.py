@@ -6,7 +6,6 @@ from raytrain.storage.location import (
     in_parallel,
     make_directories,
     storage_errors,
-    together,
 )
 from raytrain.storage.lock import LEASE_PATIENCE_S, DirectoryLock, Locked, who_writes
 from raytrain.storage.retry import STORE
@@ -23,6 +22,5 @@ __all__ = [
     "make_directories",
     "signing_key",
     "storage_errors",
-    "together",
     "who_writes",
 ]

@@ -11,12 +11,11 @@ a new process.
 """
 
 from raytrain.rollout.env_snapshots.continuation import close
-from raytrain.rollout.env_snapshots.proof import Attempt, Proof, prove
+from raytrain.rollout.env_snapshots.proof import Proof, prove
 from raytrain.rollout.env_snapshots.protocol import SnapshotError, Snapshotter, Strategy
 from raytrain.rollout.env_snapshots.strategies import snapshotter
 
 __all__ = [
-    "Attempt",
     "Proof",
     "SnapshotError",
     "Snapshotter",

@@ -61,17 +61,6 @@ class Proof:
         found["warnings"] = list(self.warnings)
         return found
 
-    @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> Proof:
-        return cls(
-            found["strategy"],
-            found["exact"],
-            found["reason"],
-            tuple(Attempt(**attempt) for attempt in found["attempts"]),
-            tuple(found["global_random"]),
-            tuple(found.get("warnings", ())),
-        )
-
 
 def prove(make_env: MakeEnv, *, seed: int = 0, steps: int = 200, budget_s: float = 20) -> Proof:
     """Try the strategies on scratch environments; the process's generators stay as they are.
