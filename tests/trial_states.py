@@ -23,6 +23,7 @@ FIRST_STOP, LAST_STOP = 4, 6
 ROWS_EACH = 3
 
 TRIAL = "raytrain.trial.trainable:TrialPPO."
+SAVER = "raytrain.trial.saving:CheckpointSaver."
 WATCH = "raytrain.driver.tune_callback:RunCallback."
 COMMIT = "raytrain.checkpoint.commit:"
 MANIFEST = "raytrain.checkpoint.manifest:Manifest."
@@ -92,17 +93,17 @@ def _states(random_calls: random.Random) -> Iterator[State]:
     for victim in ("driver", "all"):
         yield _killed(
             f"final committed, {victim} killed",
-            Strike("trial", TRIAL + "_save_surely", victim, after=True, argument="final"),
+            Strike("trial", SAVER + "save_surely", victim, after=True, argument="final"),
         )
     yield State(
         "final committed, trial killed",
-        ((Strike("trial", TRIAL + "_save_surely", "trial", after=True, argument="final"),),),
+        ((Strike("trial", SAVER + "save_surely", "trial", after=True, argument="final"),),),
         (0,),
         failures=1,
     )
     yield _killed(
         "stage ended",
-        Strike("trial", TRIAL + "_save_surely", "driver", after=True, argument="stage"),
+        Strike("trial", SAVER + "save_surely", "driver", after=True, argument="stage"),
     )
     yield _killed("known to Tune", Strike("driver", WATCH + "on_trial_complete", "driver"))
     failed = Strike("trial", TRIAL + "_train_once", "trial", call=3)

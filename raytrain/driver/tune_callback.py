@@ -34,8 +34,9 @@ from raytrain.driver.trial_watchdog import TrialWatchdog
 from raytrain.records import EVENT_LOG, EventLog
 from raytrain.storage import Location, StorageError
 from raytrain.storage.json import read_json
+from raytrain.trial.saving import REPORT
 from raytrain.trial.tracebacks import where_the_traceback_is
-from raytrain.trial.trainable import REPORT, word_to_tell
+from raytrain.trial.trainable import word_to_tell
 from raytrain.trial.watchdog import LAST_WORDS
 
 _SAVE_DEADLINE_S = 300.0

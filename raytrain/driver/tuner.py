@@ -29,7 +29,8 @@ from raytrain.storage import Location, StorageError
 from raytrain.storage.json import parse_json
 from raytrain.storage.location import storage_errors, with_numbers
 from raytrain.storage.signing import signing_key
-from raytrain.trial.trainable import REPORT, TrialPPO
+from raytrain.trial.saving import REPORT
+from raytrain.trial.trainable import TrialPPO
 
 _TUNER = "tuner.pkl"
 _STATE, _SEARCH = "experiment_state-", "basic-variant-state-"

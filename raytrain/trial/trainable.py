@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -59,7 +59,6 @@ from raytrain.config import (
     to_algorithm_config,
     with_trial_values,
 )
-from raytrain.errors import RaytrainError
 from raytrain.ppo.algorithm import ExactPPO, NonFinite, algorithm_arguments, prepare
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.records.metrics import EVALUATION, Averaged, averaged
@@ -69,14 +68,13 @@ from raytrain.storage.clocks import MachineSleep
 from raytrain.trial.checkpoint_schedule import CheckpointSchedule
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
-from raytrain.trial.last_state import LONG_ITERATION_S, Kept, State
 from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
+from raytrain.trial.saving import REPORT, CheckpointSaver
 from raytrain.trial.score import labelled, ranked, report_score
 from raytrain.trial.tracebacks import TRACEBACK_FILE, write_traceback
 from raytrain.trial.watchdog import Limits, Watchdog
 from raytrain.versions import versions
 
-REPORT = "raytrain"
 """Key of a result under which the trial tells the driver what it has to say (not recorded)."""
 
 PARAMS_FILE = "params.json"
@@ -110,7 +108,6 @@ class TrialPPO(ExactPPO):
         self._interrupted = False
         self._broken: str | None = None
         self._done_with: str | None = None
-        self._parting: dict[str, Any] = {}
         super().__init__(
             **algorithm_arguments(self._config, self._experiment.snapshot),
             rules=RunnerRules.of(self._config),
@@ -154,23 +151,27 @@ class TrialPPO(ExactPPO):
             is_own=lambda manifest: is_of_run(manifest, self._experiment.run_id, self._place),
         )
         tolerance = self._config.fault_tolerance
-        self._kept = Kept()
+        self._saver = CheckpointSaver(
+            self,
+            self._directory,
+            CheckpointSchedule(
+                settings.checkpoint_frequency,
+                settings.every_timesteps,
+                settings.every_episodes,
+                settings.every_seconds,
+            ),
+            describe=self._manifest,
+            measure=self._saving,
+        )
         self._watchdog = Watchdog(
             self._place,
             Limits(tolerance.hang_factor, tolerance.hang_floor_s),
             actors=partial(remote_actors, self),
-            save_kept=partial(self._kept.commit, self._directory),
-        )
-        self._cadence = CheckpointSchedule(
-            settings.checkpoint_frequency,
-            settings.every_timesteps,
-            settings.every_episodes,
-            settings.every_seconds,
+            save_kept=self._saver.commit_kept,
         )
         self._stop_rule = StopRule.of(self._config.stop)
         self._missing_metrics = MissingMetrics()
         self._exact_lost = self._inexact_from_the_start()
-        self._saved_at_s = 0.0
         self._returned_at: float | None = None
         self._machine_sleep = MachineSleep()
         try:
@@ -196,7 +197,7 @@ class TrialPPO(ExactPPO):
         assert manifest is not None, "what is chosen for a resume was verified by its manifest"
         restored = self.load_exact(self._directory.fetch(entry.location))
         self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
-        self._saved_at_s = self._time_total
+        self._saver.saved_at_s = self._time_total
         self._directory.last_saved = manifest
         self._directory.last_saved_name = entry.path
         self._directory.open_records(
@@ -213,11 +214,11 @@ class TrialPPO(ExactPPO):
         if restored.exact_lost is not None:
             self._lose_exactness(restored.exact_lost, manifest.iteration)
         self.tell(f"Continued from {entry.path} (iteration {manifest.iteration}, {entry.kind}).")
-        self._parting = dict(manifest.metrics)
-        self._done_with = self._reached(self._parting)
+        self._saver.metrics = dict(manifest.metrics)
+        self._done_with = self._reached(self._saver.metrics)
         if self._done_with is None and manifest.kind == "final":
             # Its own result says whether it had ended when the episodes were others'.
-            self._done_with = self._stop_rule.reached(self._progress(), self._parting)
+            self._done_with = self._stop_rule.reached(self._progress(), self._saver.metrics)
 
     def _begin(self) -> None:
         """Begin at iteration 0, or where the parent of a fork was."""
@@ -232,7 +233,7 @@ class TrialPPO(ExactPPO):
             self.load_exact(source, fork=True)
             manifest = read_manifest(Location.of(source))
             self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
-            self._saved_at_s = self._time_total
+            self._saver.saved_at_s = self._time_total
         at, episodes = int(fork["iteration"]), int(fork["episodes"])
         self._directory.open_records(resume_from=at, next_episode=episodes, starts_after=at)
         parent = "{experiment}, {trial}, {checkpoint}".format(**(self._experiment.parent or {}))
@@ -258,7 +259,7 @@ class TrialPPO(ExactPPO):
         if self._interrupted:
             # The driver is about to end this process; whatever was trained now would be lost.
             time.sleep(_INTERRUPT_PAUSE_S)
-            known = self._last_result or self._parting
+            known = self._last_result or self._saver.metrics
             return {**self.get_auto_filled_metrics(time_this_iter=0.0), **known}
         iteration = self.iteration + 1
         try:
@@ -295,7 +296,8 @@ class TrialPPO(ExactPPO):
         try:
             self.raise_if_not_finite(result)
         except NonFinite as error:
-            raise NonFinite(f"{error} {self._keep_for_post_mortem(result)}") from None
+            kept = self._saver.save_broken(f"error_{self.iteration:06d}", result)
+            raise NonFinite(f"{error} {kept}") from None
         slept = self._machine_sleep.lately()
         if slept:
             self.tell(
@@ -314,17 +316,17 @@ class TrialPPO(ExactPPO):
         ended = self._reached(result)
         stage_ended = self.curriculum.ended
         if stage_ended is not None:
-            self._save_surely("stage", result)
+            self._saver.save_surely("stage", result)
             name = self.curriculum.stage.name
             self.tell(f"Stage {name} ended ({stage_ended}); it is kept in stages/{name}.")
         if ended is not None:
-            self._save_surely("final", result)
+            self._saver.save_surely("final", result)
             result["done"] = True
         elif stage_ended is not None:
-            self._saved_at_s = now.time_s
-        elif self._cadence.due(now, before, self._saved_at_s) or self._evaluated_best(result):
-            self._saved_at_s = now.time_s
-            self._save("periodic", result)
+            self._saver.saved_at_s = now.time_s
+        elif self._saver.is_due(now, before) or self._evaluated_best(result):
+            self._saver.saved_at_s = now.time_s
+            self._saver.save("periodic", result)
         report = self._report(result, ended)
         if self._watchdog.leaving is not None and ended is None:
             report[REPORT]["leaving"] = {
@@ -332,46 +334,21 @@ class TrialPPO(ExactPPO):
                 "saved": self.interrupt()[1],
             }
         else:
-            self._keep(result)
+            self._saver.keep(result)
         self._returned_at = time.perf_counter()
         return report
-
-    def _keep_for_post_mortem(self, result: Mapping[str, Any]) -> str:
-        """Save the broken state as kind `error`, which nothing is ever resumed from; a sentence of that."""
-        name = f"error_{self.iteration:06d}"
-        try:
-            if not self._directory.has(name):
-                self._save("error", result)
-                for outcome in self._directory.poll(wait=True):
-                    if outcome.error is not None:
-                        raise outcome.error
-        except (OSError, RaytrainError) as error:  # It must not hide what is wrong.
-            return f"The state could not be kept to look at: {error}"
-        return f"The state is kept in {name} to look at."
 
     def _end_without_training(self) -> dict[str, Any]:
         """The run restored is past its end: the trial is done, with the result it had."""
         # Tune adds the times of iterations up, so each result needs one.
-        lasted = float(self._parting.get("time_this_iter_s") or 0.0)
+        lasted = float(self._saver.metrics.get("time_this_iter_s") or 0.0)
         filled = self.get_auto_filled_metrics(time_this_iter=lasted)
-        result = {**self._parting, **filled, "done": True}
+        result = {**self._saver.metrics, **filled, "done": True}
         result.update(config=self._given, training_iteration=self.iteration)
         saved = self._directory.last_saved
         if saved is None or saved.kind != "final":
-            self._save_surely("final", result)
+            self._saver.save_surely("final", result)
         return self._report(result, self._done_with)
-
-    def _save_surely(self, kind: str, result: Mapping[str, Any]) -> None:
-        """A stage and a run have only ended once their last checkpoint is committed."""
-        self._save(kind, result)
-        while True:
-            outcomes = self._directory.poll(wait=True)
-            saved = self._directory.last_saved
-            # An older end counts for nothing: a finished run may have been trained on.
-            if saved is not None and (saved.kind, saved.iteration) == (kind, self.iteration):
-                return
-            time.sleep(1.0 if outcomes else 0.0)
-            self._save(kind, self._parting)
 
     def _report(self, result: dict[str, Any], ended: str | None) -> dict[str, Any]:
         outcomes = self._directory.poll()
@@ -411,16 +388,9 @@ class TrialPPO(ExactPPO):
         if self._broken is not None:
             # The state is that of no iteration: it must not be saved as one.
             return False, f"its iteration failed: {self._broken}"
-        self._directory.poll(wait=True)
-        saved = self._directory.last_saved
-        if saved is None or saved.iteration != self.iteration:
-            self._save("interrupted", self._last_result or self._parting)
-            self._directory.poll(wait=True)
-        saved = self._directory.last_saved
-        if saved is None or saved.iteration != self.iteration:
-            return False, "; ".join(self._directory.take_messages()) or "the save failed"
-        self._directory.mark_interrupted()
-        return True, f"{self._directory.last_saved_name} (iteration {saved.iteration}) is saved"
+        return self._saver.save_interrupted(
+            self.iteration, self._last_result or self._saver.metrics
+        )
 
     @override(ExactPPO)
     def phase(self, name: str) -> AbstractContextManager[None]:
@@ -473,26 +443,12 @@ class TrialPPO(ExactPPO):
             return False
         return self._directory.would_be_best(self._score(result), self.curriculum.stage.name)
 
-    def _keep(self, result: Mapping[str, Any]) -> None:
-        state = None
-        if float(result.get("time_this_iter_s", 0.0)) > LONG_ITERATION_S:
-            self._parting = _to_remember(result)
-            name = f"checkpoint_{self.iteration:06d}"
-            state = State(name, self._manifest("interrupted"), self.capture())
-        self._kept.put(state)
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        with self.phase("save"), self.stopwatch.measure("checkpoint"):
+            yield
 
-    def _save(self, kind: str, result: Mapping[str, Any]) -> None:
-        with self.phase("save"), self._kept.saving, self.stopwatch.measure("checkpoint"):
-            self._parting = _to_remember(result)
-            names = {
-                "final": "final",
-                "stage": f"stages/{self.curriculum.stage.name}",
-                "error": f"error_{self.iteration:06d}",
-            }
-            name = names.get(kind, f"checkpoint_{self.iteration:06d}")
-            self._directory.save(name, self._manifest(kind), self.capture())
-
-    def _manifest(self, kind: str) -> Manifest:
+    def _manifest(self, kind: str, metrics: Mapping[str, Any]) -> Manifest:
         parent = self._experiment.parent
         return Manifest(
             kind=kind,
@@ -504,8 +460,8 @@ class TrialPPO(ExactPPO):
             timesteps=self.env_steps_sampled,
             episodes=self.episodes_finished,
             stage=self.curriculum.stage.name or None,
-            score=self._score(self._parting),
-            metrics=labelled(self._parting, self._config.checkpoint),
+            score=self._score(metrics),
+            metrics=labelled(metrics, self._config.checkpoint),
             config_digest=config_digest(self._config),
             weights_sha256=self.weights_digest,
             parent=Parent(**parent) if parent else None,
@@ -515,10 +471,6 @@ class TrialPPO(ExactPPO):
             versions=versions(),
             created_at=datetime.now(UTC).isoformat(),
         )
-
-
-def _to_remember(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key not in ("config", REPORT, "done")}
 
 
 def _experiment_file(place: Location) -> ExperimentFile:

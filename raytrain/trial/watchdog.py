@@ -71,7 +71,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Leaving:
-    """A node with a part of the trial on it ends at `deadline`, by the lookout's clock; it is infinite if
+    """A node with a part of the trial on it ends at `deadline`, by the watchdog's clock; it is infinite if
     the end is not known."""
 
     address: str

@@ -1,0 +1,149 @@
+"""Saving a trial's checkpoints: when one is due, until one is committed, and what a node leaves time for.
+
+A notice that a node ends may leave less time than an iteration takes. So where iterations are long, the state
+after the last one is kept in memory, which costs a copy of it; the watchdog's thread commits it while the training
+thread is busy with an iteration that will not be finished.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain.checkpoint import Manifest
+from raytrain.errors import RaytrainError
+from raytrain.ppo.algorithm import ExactPPO
+from raytrain.ppo.stopping import Progress
+from raytrain.trial.checkpoint_schedule import CheckpointSchedule
+from raytrain.trial.directory import TrialDirectory
+
+LONG_ITERATION_S = 5.0
+REPORT = "raytrain"
+"""Key of a result under which the trial tells the driver what it did."""
+
+
+_NOT_SAVED = ("config", REPORT, "done")
+
+
+@dataclass(frozen=True)
+class _State:
+    """A checkpoint to be: `write` fills a directory, in any thread."""
+
+    name: str
+    manifest: Manifest
+    write: Callable[[Path], None]
+
+
+class CheckpointSaver:
+    """Saves the state of `ppo`. `describe` makes the manifest of a state from its kind and its metrics. `measure`
+    is entered for each save.
+
+    `metrics` are those of the result that the present state belongs to."""
+
+    def __init__(
+        self,
+        ppo: ExactPPO,
+        directory: TrialDirectory,
+        schedule: CheckpointSchedule,
+        *,
+        describe: Callable[[str, Mapping[str, Any]], Manifest],
+        measure: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.metrics: dict[str, Any] = {}
+        self.saved_at_s = 0.0
+        """Seconds of training at the last periodic checkpoint, or at the end of the last stage."""
+        self._directory = directory
+        self._schedule = schedule
+        self._ppo = ppo
+        self._describe, self._measure = describe, measure
+        self._writing = threading.Lock()
+        """Held by whoever writes to the trial's directory."""
+        self._kept: _State | None = None
+
+    def is_due(self, now: Progress, before: Progress) -> bool:
+        """Whether a periodic checkpoint is, after the iteration that led from `before` to `now`."""
+        return self._schedule.due(now, before, self.saved_at_s)
+
+    def save(self, kind: str, result: Mapping[str, Any]) -> int:
+        """Begin to save the state after `result`; `TrialDirectory.poll` tells how that ends. Its iteration."""
+        with self._measure(), self._writing:
+            state = self._take(kind, result)
+            self._directory.save(state.name, state.manifest, state.write)
+        return state.manifest.iteration
+
+    def save_surely(self, kind: str, result: Mapping[str, Any]) -> None:
+        """Save until it is committed: a stage and a run have only ended once their last checkpoint is."""
+        iteration = self.save(kind, result)
+        while True:
+            outcomes = self._directory.poll(wait=True)
+            saved = self._directory.last_saved
+            # An older end counts for nothing: a finished run may have been trained on.
+            if saved is not None and (saved.kind, saved.iteration) == (kind, iteration):
+                return
+            time.sleep(1.0 if outcomes else 0.0)
+            self.save(kind, self.metrics)
+
+    def save_broken(self, name: str, result: Mapping[str, Any]) -> str:
+        """Save a state as kind `error`, which nothing is ever resumed from, unless it is there. A sentence of
+        that; nothing is raised, since that would hide what is wrong."""
+        try:
+            if not self._directory.has(name):
+                self.save("error", result)
+                for outcome in self._directory.poll(wait=True):
+                    if outcome.error is not None:
+                        raise outcome.error
+        except (OSError, RaytrainError) as error:
+            return f"The state could not be kept to look at: {error}"
+        return f"The state is kept in {name} to look at."
+
+    def save_interrupted(self, iteration: int, result: Mapping[str, Any]) -> tuple[bool, str]:
+        """Commit the state after `iteration`, unless it is. Whether nothing is lost, and what was saved, or why
+        it was not."""
+        self._directory.poll(wait=True)
+        saved = self._directory.last_saved
+        if saved is None or saved.iteration != iteration:
+            self.save("interrupted", result)
+            self._directory.poll(wait=True)
+        saved = self._directory.last_saved
+        if saved is None or saved.iteration != iteration:
+            return False, "; ".join(self._directory.take_messages()) or "the save failed"
+        self._directory.mark_interrupted()
+        return True, f"{self._directory.last_saved_name} (iteration {saved.iteration}) is saved"
+
+    def keep(self, result: Mapping[str, Any]) -> None:
+        """Keep the state after `result` in memory, in place of the one before, if iterations are long."""
+        with self._writing:
+            is_long = float(result.get("time_this_iter_s", 0.0)) > LONG_ITERATION_S
+            self._kept = self._take("interrupted", result) if is_long else None
+
+    def commit_kept(self) -> str | None:
+        """Commit the state that is kept; what there is then, or None if none is."""
+        with self._writing:
+            if self._kept is None:
+                return None
+            self._directory.poll(wait=True)
+            saved = self._directory.last_saved
+            if saved is None or saved.iteration != self._kept.manifest.iteration:
+                self._directory.save(self._kept.name, self._kept.manifest, self._kept.write)
+                self._directory.poll(wait=True)
+            self._directory.mark_interrupted()
+            return f"{self._directory.last_saved_name} is saved"
+
+    def _take(self, kind: str, result: Mapping[str, Any]) -> _State:
+        self.metrics = {key: value for key, value in result.items() if key not in _NOT_SAVED}
+        manifest = self._describe(kind, self.metrics)
+        return _State(_name(manifest), manifest, self._ppo.capture())
+
+
+def _name(manifest: Manifest) -> str:
+    names = {
+        "final": "final",
+        "stage": f"stages/{manifest.stage}",
+        "error": f"error_{manifest.iteration:06d}",
+    }
+    return names.get(manifest.kind, f"checkpoint_{manifest.iteration:06d}")
