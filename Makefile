@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two at a time, whatever the number of cores: each has a Ray of its own.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-all lint bench clean
+.PHONY: train test test-all lint format bench clean
 
 train: $(READY)  ## Train CartPole to its stop.
 	$(BIN)/raytrain train configs/cartpole.yaml
@@ -22,6 +22,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 bench: $(READY)  ## Benchmark tables, printed and written to build/benchmarks.json.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"

@@ -249,10 +249,10 @@ def test_a_node_that_does_not_answer_is_named(nodes: Fixed, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_node_that_joins_is_asked_and_a_dead_one_is_not(nodes: Fixed, tmp_path: Path) -> None:
-    with JoinCheck(str(tmp_path), alive_nodes()) as newcomers:
+    with JoinCheck(str(tmp_path), alive_nodes()) as join_check:
         nodes.add("late", path=other_torch(nodes.places / "torch"))
         late = nodes.node("late")
-        said = until(newcomers.told, 600, lambda: nodes.cluster.log("head"))
+        said = until(join_check.told, 600, lambda: nodes.cluster.log("head"))
     assert f"{late.name} has torch 9.9.9; this machine has" in said[0]
     assert "joined during the run" in said[0]
     nodes.processes["late"].kill()

@@ -26,7 +26,7 @@ class _Over(Exception):
 
 
 class JoinCheck:
-    """`with JoinCheck(storage_path, known) as newcomers: ... newcomers.told()`. `known`: nodes that were
+    """`with JoinCheck(storage_path, known) as join_check: ... join_check.told()`. `known`: nodes that were
     there before the run, and are not asked again."""
 
     def __init__(self, storage_path: str, known: Iterable[Node]) -> None:
@@ -34,7 +34,7 @@ class JoinCheck:
         self._known = {node.id for node in known}
         self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="raytrain-newcomers", daemon=True)
+        self._thread = threading.Thread(target=self._look, name="raytrain-join-check", daemon=True)
 
     def __enter__(self) -> JoinCheck:
         self._thread.start()

@@ -113,7 +113,7 @@ class RaySession:
         Raises:
             ClusterNotReady: a node of the cluster cannot take part.
         """
-        newcomers = None
+        join_check = None
         with ExitStack() as beside:
             envoys, there = None, [] if self._services else alive_nodes()
             if self._address is not None or len(there) > 1:
@@ -128,13 +128,13 @@ class RaySession:
                 with self._interrupts.deferred():
                     preflight(storage, envoys, check=self._interrupts.raise_early)
                 self._interrupts.raise_early()
-                newcomers = self._stack.enter_context(JoinCheck(storage, there))
+                join_check = self._stack.enter_context(JoinCheck(storage, there))
         _keep_loggers_quiet()
         TrialPPO.default_resource_request(self._space())  # Refuses what RLlib will not take.
 
         def check() -> None:
             self._check_ray()
-            for problem in newcomers.told() if newcomers is not None else ():
+            for problem in join_check.told() if join_check is not None else ():
                 reporter.event("raytrain", "warning", problem)
 
         self.watch = watch = RunCallback(self._config, reporter, self._interrupts, check=check)

@@ -109,7 +109,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._sampled_at: float | None = None
         self._seconds: dict[str, float] = {}
         self._not_into_arrays: str | None = None
-        self._stuck = StallReporter(self._leave_word)
+        self._stall_reporter = StallReporter(self._leave_word)
         self._busy_with = self.group
         self._id_prefix = f"{purpose:04x}{self.group:012x}"
         self._sampler = self._make_sampler(self._id_prefix)
@@ -320,7 +320,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         is left of where the process stands."""
         host = self.hosted(group)
         self._busy_with = host.group
-        with self._stuck.watching(None if patience_s is None else _WORD_BY * patience_s):
+        with self._stall_reporter.watching(None if patience_s is None else _WORD_BY * patience_s):
             return host._rollout(sync, snapshot=snapshot)
 
     def _rollout(self, sync: dict[str, Any] | None, *, snapshot: bool) -> Rollout:

@@ -81,7 +81,7 @@ class StallReporter:
 
     def _set(self, deadline: float | None) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="stuck", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="raytrain-stall", daemon=True)
             self._thread.start()
         with self._changed:
             self._deadline, self._thread_id = deadline, threading.get_ident()

@@ -111,7 +111,7 @@ class Watchdog:
         self._took: dict[str, deque[float]] = {}
         self._node = ray.get_runtime_context().get_node_id()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="raytrain-lookout", daemon=True)
+        self._thread = threading.Thread(target=self._look, name="raytrain-watchdog", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
