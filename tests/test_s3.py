@@ -17,14 +17,14 @@ from raytrain.checkpoint import BestPolicy, Catalogue, RetentionPolicy, check, r
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location, Locked, StorageError, retry
 from raytrain.storage.lock import Times as LockTimes
-from raytrain.storage.retry import RolloutTimeout, Times, may_pass
+from raytrain.storage.retry import Retries, Times, may_pass
 from raytrain.trial.directory import SavesFailing, Superseded, TrialDirectory
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[RolloutTimeout]:
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Retries]:
     """A process that has met no store yet, and waits less."""
-    fresh = RolloutTimeout()
+    fresh = Retries()
     monkeypatch.setattr(retry, "STORE", fresh)
     for module in ("checkpoint.background_commit", "storage.location", "trial.directory"):
         monkeypatch.setattr(f"raytrain.{module}.STORE", fresh)
@@ -95,7 +95,7 @@ DAMAGES = [flip, pytest.param(cut, marks=SLOW), pytest.param(Location.delete_fil
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_commit_keep_damage_and_continue(s3: int, store: RolloutTimeout, damage: object) -> None:
+def test_commit_keep_damage_and_continue(s3: int, store: Retries, damage: object) -> None:
     place = new_place()
     directory = opened(place)
     for iteration in (2, 4, 6):
@@ -131,7 +131,7 @@ def good_ones_outside_quarantine(place: Location) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["drop", "errors"])
 def test_requests_that_fail_now_and_then_are_nobodys_concern(
-    s3_proxy: Proxy, store: RolloutTimeout, mode: str
+    s3_proxy: Proxy, store: Retries, mode: str
 ) -> None:
     place = new_place()
     directory = opened(place)
@@ -147,9 +147,7 @@ def test_requests_that_fail_now_and_then_are_nobodys_concern(
 
 
 @pytest.mark.parametrize("mode", ["away", pytest.param("errors", marks=SLOW)])
-def test_a_store_that_goes_away_and_comes_back(
-    s3_proxy: Proxy, store: RolloutTimeout, mode: str
-) -> None:
+def test_a_store_that_goes_away_and_comes_back(s3_proxy: Proxy, store: Retries, mode: str) -> None:
     place = new_place()
     directory = opened(place)
     train(directory, range(1, 2))
@@ -175,7 +173,7 @@ def test_a_store_that_goes_away_and_comes_back(
 
 @pytest.mark.slow
 def test_a_store_that_stays_away_ends_the_trial_and_loses_nothing(
-    s3_proxy: Proxy, store: RolloutTimeout, monkeypatch: pytest.MonkeyPatch
+    s3_proxy: Proxy, store: Retries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "PATIENCE_S", 2.0)
     monkeypatch.setattr(retry, "SHORT_PATIENCE_S", 0.5)
@@ -199,7 +197,7 @@ def test_a_store_that_stays_away_ends_the_trial_and_loses_nothing(
     assert found.entry.path == "checkpoint_000002"
 
 
-def test_a_read_that_is_cut_off_is_not_damage(s3_proxy: Proxy, store: RolloutTimeout) -> None:
+def test_a_read_that_is_cut_off_is_not_damage(s3_proxy: Proxy, store: Retries) -> None:
     place = new_place()
     directory = opened(place)
     train(directory, range(1, 2))
@@ -213,7 +211,7 @@ def test_a_read_that_is_cut_off_is_not_damage(s3_proxy: Proxy, store: RolloutTim
 
 
 def test_a_store_that_goes_away_during_a_check_is_not_damage(
-    s3_proxy: Proxy, store: RolloutTimeout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_proxy: Proxy, store: Retries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "PATIENCE_S", 1.0)
     place = put(new_place(), tmp_path, 1)
@@ -225,7 +223,7 @@ def test_a_store_that_goes_away_during_a_check_is_not_damage(
             check(place, contents=True, present=present, known=manifest_too)
 
 
-def test_a_writer_that_was_replaced_writes_nothing_more(s3: int, store: RolloutTimeout) -> None:
+def test_a_writer_that_was_replaced_writes_nothing_more(s3: int, store: Retries) -> None:
     place = new_place()
     first = opened(place)
     train(first, range(1, 2))
@@ -242,9 +240,7 @@ def test_a_writer_that_was_replaced_writes_nothing_more(s3: int, store: RolloutT
     first.close()
 
 
-def test_a_lease_that_is_read_while_it_is_renewed_is_not_lost(
-    s3: int, store: RolloutTimeout
-) -> None:
+def test_a_lease_that_is_read_while_it_is_renewed_is_not_lost(s3: int, store: Retries) -> None:
     place = new_place()
     times = iter(range(10**6))
     # Dates are not always printed with the same number of digits.
@@ -273,7 +269,7 @@ def test_a_lease_that_is_read_while_it_is_renewed_is_not_lost(
 
 
 def test_what_trying_again_cannot_help_fails_at_once(
-    s3: int, store: RolloutTimeout, monkeypatch: pytest.MonkeyPatch
+    s3: int, store: Retries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
     store.listen(told.append)
@@ -292,7 +288,7 @@ def test_patience_pauses_longer_each_time_and_ends() -> None:
         now[0] += seconds
 
     told: list[str] = []
-    store = RolloutTimeout(Times(lambda: now[0], sleep, lambda: 0.5))
+    store = Retries(Times(lambda: now[0], sleep, lambda: 0.5))
     store.listen(told.append)
 
     def away() -> None:

@@ -12,7 +12,7 @@ import pytest
 import ray.tune
 from running import train_here, write_config
 
-from raytrain.driver.tune_callback import Watch
+from raytrain.driver.tune_callback import RunCallback
 from raytrain.driver.tuner import ExperimentScheduler, TuneFiles
 from raytrain.storage import Location, StorageError
 
@@ -137,7 +137,7 @@ def test_a_store_that_does_not_answer_after_a_save_is_asked_after_the_next_one(
     trial: Any = FakeTrial("trial", tmp_path)
     trial.storage.storage_filesystem = Store()
     trial.run_metadata = SimpleNamespace(checkpoint_manager=manager, invalidate_cache=lambda: None)
-    watch = Watch()
+    watch = RunCallback()
     watch.on_trial_save(1, [trial], trial)
     assert (asked, manager._checkpoint_results) == (["gone"], known)
     watch.on_trial_save(2, [trial], trial)

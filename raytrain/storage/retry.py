@@ -80,7 +80,7 @@ class Times:
     chance: Callable[[], float] = random.Random().random  # its own: training's stays untouched
 
 
-class RolloutTimeout:
+class Retries:
     """How the stores of this process answer. One for the process: see `STORE`."""
 
     def __init__(self, times: Times | None = None) -> None:
@@ -162,7 +162,7 @@ def may_pass(error: OSError) -> bool:
     )
 
 
-STORE = RolloutTimeout()
+STORE = Retries()
 
 
 def patient(method: _Operation) -> _Operation:
