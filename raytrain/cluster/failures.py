@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING
 
 from raytrain.errors import RaytrainError
 
-if TYPE_CHECKING:
-    pass
-
-
 _IN_CREATION = "error raised in its creation task"
-
-
 _DEATHS = (
     ("OutOfMemory", "it was killed for lack of memory"),
     ("memory monitor", "it was killed for lack of memory"),

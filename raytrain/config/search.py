@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config.errors import Problem
+from raytrain.config.search_space import LISTS, RANGES, SearchSpace, put_value
 
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig
-from raytrain.config.search_space import LISTS, RANGES, SearchSpace, put_value
 
 _MAY_BE_SEARCHED: tuple[tuple[str, ...], ...] = (
     ("training",),

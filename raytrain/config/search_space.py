@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any
 
 LISTS = ("grid_search", "choice")
-
-
 RANGES = ("uniform", "loguniform")
-
-
 _GOLDEN = 0.381966
 """Where in a range a value is tried: at a fraction that a range of whole numbers does not hit."""
 

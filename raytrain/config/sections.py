@@ -8,7 +8,7 @@ connectors), is left out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -32,9 +32,6 @@ from raytrain.config.fields import (
     VectorizeMode,
 )
 from raytrain.config.model import ModelConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 class Environment(Section):

@@ -7,14 +7,10 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raytrain.checkpoint import Catalogue
-from raytrain.storage import Location
-
-if TYPE_CHECKING:
-    pass
 from raytrain.driver.outcome import Outcome
+from raytrain.storage import Location
 
 
 def command_for(verb: str, target: str | os.PathLike[str], extra: list[str]) -> str:

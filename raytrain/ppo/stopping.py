@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from raytrain.records.recent_episodes import RecentEpisodes
-
-if TYPE_CHECKING:
-    pass
 from raytrain.records.metrics import Averaged, averaged, is_over_episodes, metric
+from raytrain.records.recent_episodes import RecentEpisodes
 
 STOP = "stop"
 """Key of a result under which averages over `stop.window` are (see `StopRule.report`)."""

@@ -23,8 +23,6 @@ from raytrain.storage import Location
 RECOVERED = "recovered"
 """The kind of the event that tells of a failure survived."""
 _SAVED_ALL = frozenset({"interrupted", "final"})
-
-
 _TAIL = 1 << 20  # bytes: a row has some thousand
 
 

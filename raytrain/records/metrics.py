@@ -5,17 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raytrain.records.recent_episodes import CUSTOM, RecentEpisodes
 
-if TYPE_CHECKING:
-    pass
-
-
 EVALUATION = "evaluation/"
-
-
 EPISODE_MEANS = {"episode_return_mean": "return", "episode_len_mean": "length"}
 """Metrics that are means over finished episodes, and their columns in an episode's row."""
 
@@ -51,7 +45,7 @@ def metric(result: Mapping[str, Any], name: str) -> float | None:
     # A name of an environment's may have slashes in it.
     key = name.removeprefix(EVALUATION).removeprefix(CUSTOM)
     one, _, kind = key.rpartition("/")
-    return _number(own.get(key, {}), "mean") if key in own else _number(own.get(one, {}), kind)
+    return number_at(own.get(key, {}), "mean") if key in own else number_at(own.get(one, {}), kind)
 
 
 def averaged(
@@ -92,13 +86,14 @@ def _column(name: str, recent: RecentEpisodes) -> str:
 def _plain(result: Mapping[str, Any], name: str) -> float | None:
     """A number by its path, or below `env_runners`."""
     prefix = EVALUATION if name.startswith(EVALUATION) else ""
-    found = _number(result, name)
+    found = number_at(result, name)
     if found is not None:
         return found
-    return _number(result, f"{prefix}env_runners/{name.removeprefix(prefix)}")
+    return number_at(result, f"{prefix}env_runners/{name.removeprefix(prefix)}")
 
 
-def _number(result: Mapping[str, Any], path: str) -> float | None:
+def number_at(result: Mapping[str, Any], path: str) -> float | None:
+    """The number at a path with slashes in nested mappings; None if it is absent or NaN."""
     value: Any = result
     for part in path.split("/"):
         value = value.get(part) if isinstance(value, Mapping) else None

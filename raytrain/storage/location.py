@@ -565,11 +565,7 @@ def sync_directories(root: Location, names: Iterable[str]) -> None:
 
 # Requests in flight at once. A checkpoint of the usual 26 files is one wait, not two.
 REQUESTS = 32
-
-
 _T = TypeVar("_T")
-
-
 _R = TypeVar("_R")
 
 

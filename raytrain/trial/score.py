@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from raytrain.records.metrics import Averaged, metric, number_at
+
 if TYPE_CHECKING:
     from raytrain.checkpoint import Entry, Manifest
     from raytrain.config.schema import Checkpoint as CheckpointConfig
-from raytrain.records.metrics import Averaged, _number, metric
 
 CHECKPOINT = "checkpoint"
 """Key of a result under which its score is (see `report_score`)."""
@@ -25,7 +26,7 @@ def report_score(result: dict[str, Any], score: Averaged | None) -> None:
 def reported_score(result: Mapping[str, Any]) -> Averaged | None:
     """What `report_score` put there; None without one."""
     said = result.get(CHECKPOINT)
-    found = _number(said, "score") if isinstance(said, Mapping) else None
+    found = number_at(said, "score") if isinstance(said, Mapping) else None
     if found is None or said is None:
         return None
     episodes = said.get("episodes")
