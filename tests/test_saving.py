@@ -1,4 +1,4 @@
-"""`CheckpointSaver` alone: names, what is told of a broken state, until when an end is saved, what is kept."""
+"""`CheckpointSaver` with a fake directory: names, retries of an end, broken states, states kept in memory."""
 
 from __future__ import annotations
 

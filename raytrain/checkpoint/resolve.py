@@ -126,6 +126,15 @@ Track = Callable[[list[tuple[Location, str]]], Iterable[tuple[Location, str]]]
 """Passes the checkpoints on, by trial and path, and may show how many are done."""
 
 
+def require_directory(place: Location) -> None:
+    """Raise `BadInput` unless there is a directory, where an experiment's is asked for."""
+    if not place.is_dir():
+        raise BadInput(
+            f"There is no directory {place}. Give an experiment's directory, as `raytrain train` "
+            "printed it."
+        )
+
+
 def trials_at(argument: str) -> tuple[Location, list[Location]]:
     """An experiment's or a trial's directory, and the trials of it.
 
@@ -134,11 +143,7 @@ def trials_at(argument: str) -> tuple[Location, list[Location]]:
     """
     place = Location.of(argument)
     with storage_errors("Looking for checkpoints", place):
-        if not place.is_dir():
-            raise BadInput(
-                f"There is no directory {place}. Give an experiment's directory, as `raytrain train` "
-                "printed it."
-            )
+        require_directory(place)
         found = [place] if is_trial(place) else trials(place)
     if not found:
         raise BadInput(

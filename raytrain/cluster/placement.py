@@ -1,4 +1,4 @@
-"""Whether somebody else in the cluster waits for room that a trial holds beyond what it reserved.
+"""Whether another placement group is waiting for resources that a trial holds beyond what it reserved.
 
 Tune reserves a trial's resources as a placement group, which Ray places as a whole. Env runners beyond
 `env_runners.min_actors` lie outside of it and take what is left over, which must not keep a placement group
@@ -22,8 +22,8 @@ Resources = Mapping[str, float]
 _GONE = ("REMOVED",)
 
 
-def somebody_waits() -> bool:
-    """Whether a placement group of somebody else waits that fits where nothing is reserved."""
+def another_group_waits() -> bool:
+    """Whether another placement group is waiting that would fit on what nobody has reserved."""
     own = get_current_placement_group()
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     groups = {

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, is_trial, trials
+from raytrain.checkpoint.resolve import require_directory
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.commands.next_commands import Commands
 from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps
@@ -149,11 +150,7 @@ def view(argument: str | Location) -> ExperimentView:
     """
     place = Location.of(argument)
     with storage_errors("Looking at the experiment", place):
-        if not place.is_dir():
-            raise BadInput(
-                f"There is no directory {place}. Give an experiment's directory, as `raytrain train` "
-                "printed it."
-            )
+        require_directory(place)
         if is_trial(place) and ExperimentFile.read(place) is None:
             place = place.parent
         found = trials(place)

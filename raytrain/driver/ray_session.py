@@ -45,7 +45,7 @@ _CONNECT_PATIENCE_S = 10.0
 _ENVIRONMENT = {
     # Records are written by the trials, where they can be tied to checkpoints.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # An interrupt first saves every trial; Tune is told afterwards (see `tune_callback`).
+    # An interrupt saves every trial before Tune is stopped (see `tune_callback`).
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Relative paths in an environment's config mean what they mean in the user's shell.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

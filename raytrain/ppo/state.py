@@ -44,7 +44,7 @@ class StateMismatch(RaytrainError):
 
 @dataclass(frozen=True)
 class Restored:
-    """What a restore found that bears on exactness: `exact_lost` is None or the reason."""
+    """The iteration that was restored. `exact_lost`: why the run is not exact from there on, or None."""
 
     iteration: int
     exact_lost: str | None = None

@@ -5,8 +5,8 @@
                Ray's queue (an autoscaler sees it there), and joins at the start of an iteration
 
 There is an actor for each group at most, and actor i's own group is group i. An actor that dies is started
-again by Ray as soon as there is room for it. Until then its groups are hosted by the others. While a
-placement group of somebody else waits for the room of the further actors (see `placement`), they are given up.
+again by Ray as soon as there is room for it. Until then its groups are hosted by the others. While another
+placement group is waiting for the resources of the further actors (see `placement`), they are given up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
 from raytrain.cluster.failures import why_it_died
-from raytrain.cluster.placement import somebody_waits
+from raytrain.cluster.placement import another_group_waits
 from raytrain.config import ExperimentConfig
 
 _ASK_AGAIN_S = 0.1
@@ -242,7 +242,7 @@ class RunnerPool:
         if not self._wanted or time.monotonic() - self._adapted_at < _ADAPT_EVERY_S:
             return
         self._adapted_at = time.monotonic()
-        if not somebody_waits():
+        if not another_group_waits():
             assert self._make is not None
             for index in self._wanted:
                 # One that Ray gave up may not be able to start at all.

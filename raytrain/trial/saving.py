@@ -62,7 +62,7 @@ class CheckpointSaver:
         self._ppo = ppo
         self._describe, self._measure = describe, measure
         self._writing = threading.Lock()
-        """Held by whoever writes to the trial's directory."""
+        """Only the thread that holds it writes to the trial's directory."""
         self._kept: _State | None = None
 
     def is_due(self, now: Progress, before: Progress) -> bool:
