@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import own_ray
 import pytest
 import ray
-import s3_store
-from running import Reference, Run, train, trial_of, write_config
-from small_disk import mounted
+from support import own_ray, s3_store
+from support.paths import ENVS
+from support.running import Reference, Run, train, trial_of, write_config
+from support.small_disk import mounted
 
 # Ray replaces a worker that needs more than 60 s to start, by one that begins its imports anew: on a machine
 # that is busy with other things, for ever.
@@ -28,10 +28,10 @@ _LONGEST = (
     "test_trial_states",
     "test_export",
     "test_jobs",
-    "test_exact",
+    "test_exact_state",
     "test_preflight",
     "test_audit",
-    "test_lookout",
+    "test_watchdogs",
     "test_stock_rllib",
     "test_snapshots",
     "test_forkserver",
@@ -71,7 +71,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 def _stumbling(place: Path) -> Path:
-    shutil.copy(Path(__file__).with_name("stumbling_cartpole.py"), place)
+    shutil.copy(ENVS / "stumbling_cartpole.py", place)
     return write_config(
         place / "run.yaml",
         environment={

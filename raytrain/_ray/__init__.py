@@ -1,8 +1,8 @@
 """The one place that touches private names of Ray. Knows nothing of a run.
 
 Written against Ray 2.60. Each entry names what is private, and why the public interface does not do.
-When Ray is upgraded, this package and its tests (`tests/test_ray_private.py`,
-`tests/test_ray_private_cluster.py`, `tests/test_packing.py`) are what to look at.
+When Ray is upgraded, this package and its tests (`tests/ray/test_ray_private.py`,
+`tests/ray/test_ray_private_cluster.py`, `tests/unit/cluster/test_package.py`) are what to look at.
 
     actors      env runner actors; imports RLlib
     cluster     nodes and jobs

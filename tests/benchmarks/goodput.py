@@ -17,8 +17,8 @@ so nothing is compared that is far apart. Only useful iterations count, those th
 how far all trials are at the end, less how far they were at the beginning, so one that is done again
 counts once.
 
-Both trainers meet the same schedule, which a seed has drawn (`tests/chaos/schedule.py`); in each further
-round it is another one. Needs root (see `tests/namespaces.py`).
+Both trainers meet the same schedule, which a seed has drawn (`tests/support/chaos/schedule.py`); in each further
+round it is another one. Needs root (see `tests/support/namespaces.py`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from runs import HERE, RunFailed, scratch, write_config
 
 sys.path.insert(0, str(HERE.parent))
 
-from chaos.campaign import PROCESSES, Campaign
-from chaos.nodes import Nodes
-from chaos.schedule import Schedule, regular
-from namespaces import Cluster, why_not
+from support.chaos.campaign import PROCESSES, Campaign
+from support.chaos.nodes import Nodes
+from support.chaos.schedule import Schedule, regular
+from support.namespaces import Cluster, why_not
 
 ROUNDS = 1
 TRIALS = 4

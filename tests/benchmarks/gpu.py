@@ -42,7 +42,7 @@ NETWORKS = (
 def measure(options: Options) -> list[Table]:
     import torch
 
-    sys.path.insert(0, str(TESTS))
+    sys.path[:0] = [str(TESTS), str(TESTS / "envs")]
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
         sys.exit("gpu: Torch sees no CUDA device on this machine")
@@ -72,7 +72,7 @@ def learners() -> dict[str, tuple[bool, str, dict[str, Any]]]:
 
 
 def update_rows(network: Network, rounds: int) -> list[dict[str, Any]]:
-    import learner_pairs
+    from support import learner_pairs
 
     rates: dict[str, list[float]] = {}
     sampler = made(network, own=False)
@@ -99,9 +99,9 @@ def update_rows(network: Network, rounds: int) -> list[dict[str, Any]]:
 def made(network: Network, own: bool, **arguments: Any) -> Any:
     """raytrain's own learner, or RLlib's."""
     import gymnasium as gym
-    import learner_pairs
     from chase import Chase
     from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+    from support import learner_pairs
 
     from raytrain.ppo.learner import ExactPPOTorchLearner
 
@@ -162,7 +162,7 @@ def run_rows(network: Network, options: Options) -> list[dict[str, Any]]:
     def run(stock: bool) -> float:
         with scratch() as place:
             values = {**config, "stop": {"iterations": 4}} if stock else config
-            (place / "chase.py").write_bytes((TESTS / "chase.py").read_bytes())
+            (place / "chase.py").write_bytes((TESTS / "envs" / "chase.py").read_bytes())
             path = write_config(place, values)
             command = program("stock", path) if stock else raytrain_command(path)
             return watch(command, place, gpu=True).steps_per_s()

@@ -14,7 +14,7 @@ has made it: a node without its network goes on for a while, and its files are s
 The second table: what a checkpoint costs with one remote learner and with two, each on a node of its
 own: seconds that training waits for it, and until it is committed.
 
-Needs root (see `tests/namespaces.py`).
+Needs root (see `tests/support/namespaces.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from runs import HERE, RunFailed, scratch, write_config
 
 sys.path.insert(0, str(HERE.parent))
 
-from namespaces import ADDRESS, NOTICED_IN_9_S, Cluster, Driver, Node, why_not
+from support.namespaces import ADDRESS, NOTICED_IN_9_S, Cluster, Driver, Node, why_not
 
 ROUNDS = 3
 FAULTS = ("node killed", "learner killed", "link cut")

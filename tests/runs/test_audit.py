@@ -1,0 +1,169 @@
+"""`raytrain audit` on a real run: equal to what is on storage, and not after a silent corruption."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import running
+
+from raytrain.checkpoint import ExactLost, FileEntry, Manifest
+from raytrain.commands.audit import CannotAudit, audit
+from raytrain.storage import Location
+
+FIRST, LAST = 4, 6
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """An experiment with checkpoints of the iterations 2, 4 and 6 (`final`), one searched value."""
+    config = running.write_config(
+        tmp_path_factory.mktemp("audit") / "run.yaml",
+        env_runners={"num_env_runners": 0},
+        training={"train_batch_size_per_learner": 128, "num_epochs": 1, "lr": {"choice": [2e-3]}},
+        # So large that its sums depend on the number of threads.
+        rl_module={"model_config": {"fcnet_hiddens": [256, 256]}},
+        stop={"iterations": LAST},
+    )
+    running.train(config)
+    return running.experiment_of(config)
+
+
+@pytest.fixture
+def experiment(finished, tmp_path) -> Path:
+    """A copy, to be damaged; experiments may be moved."""
+    return Path(shutil.copytree(finished, tmp_path / finished.name))
+
+
+def trial_in(experiment: Path) -> Path:
+    (trial,) = experiment.glob("trial_*")
+    return trial
+
+
+def rewrite(checkpoint: Path, **changes: object) -> None:
+    """A manifest that fits the files as they are now."""
+    file = checkpoint / "manifest.json"
+    manifest = Manifest.from_json(file.read_bytes(), "here")
+    files = tuple(
+        FileEntry(f.path, *Location.of(checkpoint / f.path).digest()) for f in manifest.files
+    )
+    file.write_bytes(replace(manifest, files=files, **changes).to_json())
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def test_a_sound_run_is_equal_and_not_touched(experiment, capfd):
+    before = contents(experiment)
+    found = audit(experiment)
+    (trial,) = found.trials
+    assert found.equal
+    assert trial.difference is None
+    assert (trial.start, trial.end, trial.compared) == (FIRST, LAST, LAST - FIRST)
+    manifest = json.loads((trial_in(experiment) / "final" / "manifest.json").read_bytes())
+    assert trial.weights_sha256 == manifest["weights_sha256"]
+    assert trial.versions == {}
+    assert f"iterations {FIRST + 1} to {LAST} trained again: equal" in found.text()
+    assert json.loads(json.dumps(found.to_dict()))["equal"] is True
+    assert contents(experiment) == before
+
+
+def test_a_silently_corrupted_optimizer_is_found_and_dated(local_ray, experiment):
+    checkpoint = trial_in(experiment) / f"checkpoint_{FIRST:06d}"
+    file = checkpoint / "learner_group" / "learner" / "state.pkl"
+    state = pickle.loads(file.read_bytes())
+    (optimizer,) = state["optimizer"].values()
+    moment = np.array(optimizer["state"]["state"][0]["exp_avg"])
+    moment.flat[0] += np.float32(0.01)
+    optimizer["state"]["state"][0]["exp_avg"] = moment
+    file.write_bytes(pickle.dumps(state))
+    rewrite(checkpoint)
+
+    found = audit(experiment)
+    (trial,) = found.trials
+    assert not found.equal
+    assert trial.difference is not None
+    assert trial.difference.iteration == FIRST + 1
+    assert "weights_sha256" in trial.difference.what
+    assert f"The first difference is in iteration {FIRST + 1}:" in found.text()
+    assert json.loads(json.dumps(found.to_dict()))["trials"][0]["equal"] is False
+
+
+def test_a_record_that_was_changed_is_found_and_dated(local_ray, experiment):
+    file = trial_in(experiment) / "result.json"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[LAST - 1]["env_runners"]["num_episodes_lifetime"] += 1
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (trial,) = audit(experiment, end=LAST).trials
+    assert trial.difference is not None
+    assert trial.difference.iteration == LAST
+    assert list(trial.difference.what) == ["env_runners/num_episodes_lifetime"]
+
+
+def test_other_versions_are_named_and_missing_records_borne(local_ray, experiment):
+    trial = trial_in(experiment)
+    (trial / "result.json").unlink()
+    manifest = json.loads((trial / "final" / "manifest.json").read_bytes())
+    rewrite(trial / "final", versions={**manifest["versions"], "torch": "1.0"})
+    (found,) = audit(trial, start=2).trials
+    assert found.equal
+    assert (found.start, found.end, found.compared) == (2, FIRST, 0)
+    (found,) = audit(trial).trials
+    assert found.versions == {"torch": ("1.0", manifest["versions"]["torch"])}
+    assert "torch 1.0 -> " in found.text()
+
+
+def test_what_cannot_be_compared_is_refused(experiment, tmp_path):
+    trial = trial_in(experiment)
+    with pytest.raises(CannotAudit, match=r"no good checkpoint of iteration 3\. .* 2, 4, 6"):
+        audit(experiment, start=3)
+    with pytest.raises(CannotAudit, match="--from 4 must be less than --to 2"):
+        audit(experiment, start=4, end=2)
+    with pytest.raises(CannotAudit, match="does not have two good checkpoints"):
+        audit(experiment, start=LAST)
+    with pytest.raises(CannotAudit, match="There is no directory"):
+        audit(tmp_path / "nothing")
+    with pytest.raises(CannotAudit, match="has no trial yet"):
+        audit(tmp_path)
+    lost = ExactLost("the number of env groups changed from 1 to 2", FIRST)
+    rewrite(trial / "final", exact=False, exact_lost=lost)
+    with pytest.raises(CannotAudit, match=r"from iteration 4 on the run went on otherwise"):
+        audit(experiment)
+    rewrite(trial / "final", exact=False, exact_lost=ExactLost("its clock is read", 0))
+    with pytest.raises(CannotAudit, match=r"not exact: its clock is read\. A difference would"):
+        audit(experiment)
+    (trial / "params.json").unlink()
+    with pytest.raises(CannotAudit, match=r"params\.json is missing"):
+        audit(experiment, end=FIRST)
+    (experiment / "experiment.json").unlink()
+    with pytest.raises(CannotAudit, match=r"holds no experiment\.json"):
+        audit(experiment)
+
+
+@pytest.mark.slow
+def test_the_command_says_nothing_but_its_result(tmp_path):
+    """Ray's C++ part has something to say of each env runner."""
+    config = running.write_config(
+        tmp_path / "run.yaml",
+        env_runners={"num_env_runners": 1},
+        training={"train_batch_size_per_learner": 128, "num_epochs": 1},
+        stop={"iterations": 2},
+        checkpoint={"checkpoint_frequency": 1},
+    )
+    running.train(config)
+    done = subprocess.run(
+        [sys.executable, "-m", "raytrain", "audit", str(running.experiment_of(config))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("trial_00000: iterations 2 to 2 trained again: equal (weights ")

@@ -1,0 +1,1 @@
+"""What tests share: programs that they start, stores, clusters, small algorithms. It holds no test."""
