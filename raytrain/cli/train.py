@@ -51,7 +51,7 @@ def train(
       raytrain train configs/cartpole.yaml --from results/cartpole:best --name slower \\
           --set training.lr=5e-5 --set stop.timesteps=4e5
 
-    A value is YAML. The keys are those of the file, with dots: see docs/config.md. A run that
+    A value is YAML. The keys are those of the file, with dots: see docs/guide/config.md. A run that
     continues must be the same run, but for `stop`, `checkpoint`, `failure` and `resources`. A fork
     (--from) may change anything but the spaces and the network; its counters run on.
     """
@@ -119,7 +119,7 @@ def submit(
 
     The same command again is the same run: it follows the job that runs, says that the run has
     finished, or starts it again where it stopped. Exit codes with --wait are those of `raytrain
-    train`; Ctrl-C stops only the following. See docs/jobs.md.
+    train`; Ctrl-C stops only the following. See docs/clusters/jobs.md.
     """
     from raytrain.commands.submit import submit_and_follow
     from raytrain.config import load_config

@@ -1,7 +1,6 @@
-"""The tables of docs/config.md, made from the schema.
+"""The tables of docs/guide/config.md, made from the schema.
 
-    python -m raytrain.config.reference docs/config.md        write the tables into the file, in
-    place
+    python -m raytrain.config.reference docs/guide/config.md    write the tables into the file
 
 In the file, a table lies between `<!-- table: SECTION -->` and `<!-- end -->`; what is around them
 is written by hand.

@@ -527,7 +527,7 @@ def refuse_credentials(uri: str) -> None:
         raise BadInput(
             f"The storage path {scheme}://... holds credentials. It is written to storage and to logs, "
             "so give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "GOOGLE_APPLICATION_CREDENTIALS, ...) or by the machine's role; see docs/security.md."
+            "GOOGLE_APPLICATION_CREDENTIALS, ...) or by the machine's role; see docs/concepts/security.md."
         )
 
 

@@ -9,7 +9,7 @@
     recovery      seconds from a fault on a cluster to the next new result; needs root, so only when named
     gpu           updates and whole runs with the learner on a GPU; needs one, so only when named
     learning      the same returns as stock RLlib; hours, and so only when named
-    docs          nothing is measured: the tables of the JSON file go into docs/benchmarks.md
+    docs          nothing is measured: the tables of the JSON file go into docs/develop/benchmarks.md
 
 Without a name, the first six. Tables are printed and written to build/benchmarks.json.
 """
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="shortest runs, to see that it works")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, for learning only")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks.json")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "develop" / "benchmarks.md")
     given = parser.parse_args()
     # So that a run's processes are ended with this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

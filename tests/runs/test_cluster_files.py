@@ -17,7 +17,7 @@ from support import fake_slurm
 from support.clusters import ROOT, environment, free_port, until
 from support.running import Holds, Reference, committed, rows, trial_of, write_config
 
-LAUNCHER = [ROOT / "cluster.yaml", ROOT / "docs" / "cluster-gcp.yaml"]
+LAUNCHER = [ROOT / "cluster.yaml", ROOT / "docs" / "clusters" / "cluster-gcp.yaml"]
 COMMANDS = (
     "setup_commands",
     "head_setup_commands",
@@ -139,7 +139,7 @@ _GROUP = {
 
 @pytest.fixture
 def rayjob() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "rayjob.yaml").read_text())
+    found: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "clusters" / "rayjob.yaml").read_text())
     return found
 
 
@@ -193,7 +193,7 @@ def test_the_rayjobs_workers_are_gpus_on_spot_that_have_time_to_drain(
 
 
 def test_the_slurm_script_is_bash() -> None:
-    subprocess.run(["bash", "-n", str(ROOT / "docs" / "slurm.sbatch")], check=True)
+    subprocess.run(["bash", "-n", str(ROOT / "docs" / "clusters" / "slurm.sbatch")], check=True)
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_the_slurm_script_trains_saves_at_its_time_limit_and_goes_on(
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            ["bash", str(ROOT / "docs" / "slurm.sbatch"), str(config)],
+            ["bash", str(ROOT / "docs" / "clusters" / "slurm.sbatch"), str(config)],
             stdout=log.open("ab"),
             stderr=subprocess.STDOUT,
             cwd=tmp_path,

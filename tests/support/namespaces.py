@@ -53,7 +53,7 @@ NOTICED_IN_9_S = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""The setting of docs/nodes.md by which a head notices a node that was cut off."""
+"""The setting of docs/clusters/nodes.md by which a head notices a node that was cut off."""
 
 _NOTICED = {**NOTICED_IN_9_S, "RAY_health_check_timeout_ms": "5000"}
 """The same for a machine that runs other tests as well: a slow node is not to be given up."""

@@ -190,7 +190,7 @@ def test_python_blocks_compile(block):
 
 
 def test_manifest_keys_are_those_documented():
-    assert _first_column("storage.md", "manifest.json") == [
+    assert _first_column("concepts/storage.md", "manifest.json") == [
         *(each.name for each in fields(Manifest)),
         SIGNATURE,
     ]
@@ -199,12 +199,12 @@ def test_manifest_keys_are_those_documented():
 def test_experiment_keys_are_those_documented():
     named = {each.name for each in fields(ExperimentFile)} - {"was_signed"}
     expected = {"format", SIGNATURE, *named}
-    assert set(_first_column("storage.md", "experiment.json")) == expected
+    assert set(_first_column("concepts/storage.md", "experiment.json")) == expected
 
 
 def test_episode_columns_are_those_documented(tmp_path):
     (tmp_path / "episodes").mkdir()
-    documented = _first_column("storage.md", "Episode history")
+    documented = _first_column("concepts/storage.md", "Episode history")
     assert documented == [*read_episodes(tmp_path).column_names, "custom/*"]
 
 

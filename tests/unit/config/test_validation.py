@@ -939,8 +939,8 @@ def test_grid_has_four_trials():
 
 
 def test_reference_matches_the_schema_both_ways():
-    text = (ROOT / "docs" / "config.md").read_text()
-    assert render(text) == text, "run: python -m raytrain.config.reference docs/config.md"
+    text = (ROOT / "docs" / "guide" / "config.md").read_text()
+    assert render(text) == text, "run: python -m raytrain.config.reference docs/guide/config.md"
     documented = re.findall(r"<!-- table: (\S+) -->", text)
     assert documented == list(all_sections())
     keys = set()
