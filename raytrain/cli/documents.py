@@ -39,7 +39,7 @@ def manifest_text(entry: Entry) -> str:
     descent = document.pop("line_of_descent", [])
     lines = [f"{key}: {_short(value)}" for key, value in document.items()]
     if entry.manifest is not None and entry.manifest.stage is not None:
-        stage = f"stage: {entry.manifest.stage_told}"
+        stage = f"stage: {entry.manifest.stage_text}"
         lines = [stage if line.startswith("stage: ") else line for line in lines]
     size = sum(each["size"] for each in files)
     lines.append(f"files: {len(files)}, {size / 1e6:.2f} MB")

@@ -64,7 +64,7 @@ def _run_rows(entry: Entry) -> list[tuple[str, str]]:
         ("iteration", f"{manifest.iteration:,}"),
         ("steps", f"{manifest.timesteps:,}"),
         ("episodes", f"{manifest.episodes:,}"),
-        ("stage", manifest.stage_told or "none"),
+        ("stage", manifest.stage_text or "none"),
         ("saved", manifest.created_at),
         ("exact", exact),
         ("weights SHA-256", manifest.weights_sha256),

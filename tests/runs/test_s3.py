@@ -295,17 +295,17 @@ def test_patience_pauses_longer_each_time_and_ends() -> None:
         raise ConnectionRefusedError(111, "nobody listens")
 
     with pytest.raises(ConnectionRefusedError):
-        store.tried(away, "s3://bucket/a")
+        store.call(away, "s3://bucket/a")
     assert now[0] <= retry.SHORT_PATIENCE_S  # a store that has never answered
-    assert store.tried(lambda: 3, "s3://bucket/a") == 3
+    assert store.call(lambda: 3, "s3://bucket/a") == 3
     began = now[0]
     with pytest.raises(ConnectionRefusedError):
-        store.tried(away, "s3://bucket/a")
+        store.call(away, "s3://bucket/a")
     assert retry.PATIENCE_S - 16 <= now[0] - began <= retry.PATIENCE_S
     longest = pauses[-8:]
     assert longest == sorted(longest) and max(pauses) == 15.0
     with pytest.raises(ConnectionRefusedError):
-        store.tried(away, "s3://bucket/a")  # it was given up: not for minutes again
+        store.call(away, "s3://bucket/a")  # it was given up: not for minutes again
     assert now[0] - began <= retry.PATIENCE_S + retry.SHORT_PATIENCE_S
     assert [text.split(" (")[0] for text in told] == [
         "The storage does not answer",

@@ -253,7 +253,7 @@ def test_what_is_logged_is_one_line(
         raise ConnectionError(NASTY.partition("\r\n")[0])
 
     with caplog.at_level(logging.WARNING), pytest.raises(ConnectionError):
-        Retries(Times(lambda: now[0], sleep, lambda: 0.5)).tried(away, NASTY)
+        Retries(Times(lambda: now[0], sleep, lambda: 0.5)).call(away, NASTY)
     place = tmp_path / NASTY.replace("/", "")
     records = TrialRecords(place)
     records._warn(f"records cannot be written in {place}")
