@@ -103,8 +103,8 @@ class StallReporter:
                     self._report(standing(frame))
 
 
-def word_of(actor_id: str, group: int) -> str:
-    """Under which name an env runner leaves word of where it stands."""
+def stall_key(actor_id: str, group: int) -> str:
+    """The key under which an env runner reports where it stalls."""
     return f"stuck/{actor_id}/{group}"
 
 
