@@ -52,7 +52,7 @@ def records(directory: Path, committed: Path, stop: int) -> None:
     for iteration in range(done + 1, stop + 1):
         written.append(row(iteration))
         if iteration % 5 == 0:
-            written.flush(durable=True)
+            written.flush()
             commit(committed, iteration)
 
 

@@ -95,6 +95,6 @@ def write(directory: Path, first: int, last: int, resume_from: int | None = None
     records = TrialRecords(directory, first - 1 if resume_from is None else resume_from)
     for iteration in range(first, last + 1):
         assert records.append(row(iteration)) is None
-    records.flush(durable=True)
+    records.flush()
     records.close()
     return records.warnings

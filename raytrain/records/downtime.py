@@ -12,18 +12,14 @@ after it is part of the time away.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from raytrain.checkpoint import Manifest
-from raytrain.records.row_files import read_row
-from raytrain.storage import Location
 
 RECOVERED = "recovered"
 """The kind of the event that tells of a failure survived."""
 _SAVED_ALL = frozenset({"interrupted", "final"})
-_TAIL = 1 << 20  # bytes: a row has some thousand
 
 
 @dataclass(frozen=True)
@@ -62,27 +58,3 @@ def time_lost(
         max(0.0, float(before.get("time_total_s", 0.0)) - kept_s),
         max(0.0, now - float(before.get("timestamp", now))),
     )
-
-
-def last_row(records: Location) -> dict[str, Any] | None:
-    """The last whole line of a result.json; None if there is none. Raises OSError."""
-    try:
-        lines = _tail(records).split(b"\n")
-    except FileNotFoundError:
-        return None
-    for line in reversed(lines):
-        row = read_row(line)
-        if row is not None:
-            return row
-    return None
-
-
-def _tail(file: Location) -> bytes:
-    with ExitStack() as stack:
-        if file.is_local:
-            stream: Any = stack.enter_context(open(file.path, "rb"))
-        else:
-            stream = stack.enter_context(file.fs.open_input_file(file.path))
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - _TAIL))
-        return bytes(stream.read())

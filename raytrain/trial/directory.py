@@ -14,7 +14,6 @@ cut to k, and the iterations after it are produced again.
 from __future__ import annotations
 
 import errno
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -39,17 +38,22 @@ from raytrain.checkpoint import (
     rewrite_manifest,
 )
 from raytrain.errors import RaytrainError
-from raytrain.records import EpisodeHistory, EventLog, FinishedEpisode, RecordsMirror, TrialRecords
-from raytrain.records.append_file import leave_behind
-from raytrain.records.downtime import RECOVERED, last_row, time_lost
+from raytrain.records import (
+    EVENT_LOG,
+    EpisodeHistory,
+    EventLog,
+    FinishedEpisode,
+    RecordsMirror,
+    TrialRecords,
+)
+from raytrain.records.downtime import RECOVERED, time_lost
+from raytrain.records.row_files import detach_row_files, last_row
 from raytrain.storage import STORE, DirectoryLock, Location, StorageError, storage_errors
 from raytrain.storage.scratch import scratch
 from raytrain.trial.fencing import FencingToken, Superseded
 from raytrain.trial.repeated_failures import FailureMemory
 
-EVENT_LOG = "events.jsonl"
 _STAGING = ".staging"
-_APPENDED = re.compile(r"result\.json|progress\.csv|events\.out\.tfevents\..*")
 _T = TypeVar("_T")
 _LOCK_PATIENCE_S = 120.0
 # How often a start looks at the storage while another writer changes something under it, and how that shows.
@@ -193,7 +197,8 @@ class TrialDirectory:
         if self.location.is_local:
             directory = self.location.local_path
             if self._lock.taken_over:
-                self._leave_records_behind(directory)
+                with storage_errors("Replacing the records", self.location):
+                    detach_row_files(directory, self._fencing.check)
         else:
             directory = self._scratch_directory() / "records"
             directory.mkdir(exist_ok=True)
@@ -381,7 +386,7 @@ class TrialDirectory:
     def _make_records_durable(self, manifest: Manifest) -> None:
         assert self._records is not None
         assert self._episodes is not None
-        self._records.flush(durable=True)
+        self._records.flush()
         self._episodes.flush(manifest.iteration)
         if self._mirror is not None:
             try:
@@ -401,12 +406,6 @@ class TrialDirectory:
             f"{self._max_failed_saves} failures in a row that the run bears).",
             iteration=iteration,
         )
-
-    def _leave_records_behind(self, directory: Path) -> None:
-        with storage_errors("Replacing the records", self.location):
-            for path in sorted(directory.iterdir()):
-                if _APPENDED.fullmatch(path.name):
-                    leave_behind(path, self._fencing.check)
 
     def _clear_staging(self) -> None:
         """Of what former attempts have left. Who was replaced since its start leaves its successor's."""
