@@ -57,7 +57,7 @@ def records(directory: Path, committed: Path, stop: int) -> None:
 
 
 def episodes(directory: Path, committed: Path, stop: int) -> None:
-    from test_episodes import finished
+    from test_episodes import append
 
     from raytrain.records import EpisodeHistory
 
@@ -65,7 +65,7 @@ def episodes(directory: Path, committed: Path, stop: int) -> None:
     history = EpisodeHistory(directory, done)
     assert history.warnings == []
     for iteration in range(done + 1, stop + 1):
-        history.append(finished(iteration))
+        append(history, iteration)
         history.flush(iteration)
         if iteration % 5 == 0:
             commit(committed, iteration)

@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +42,6 @@ from raytrain.records import (
     EVENT_LOG,
     EpisodeHistory,
     EventLog,
-    FinishedEpisode,
     RecordsMirror,
     TrialRecords,
 )
@@ -219,7 +218,9 @@ class TrialDirectory:
             fence=self._fencing.check,
         )
         self._events = EventLog(directory / EVENT_LOG)
-        self._note_failure(before, resume_from)
+        lost = time_lost(before, self.last_saved, attempt=self.attempt, now=time.time())
+        if lost is not None:
+            self.note(RECOVERED, lost.text(), iteration=resume_from, **asdict(lost))
         self._messages += [*self._records.warnings, *self._episodes.warnings]
 
     # -- an iteration ----------------------------------------------------------------------------
@@ -243,18 +244,18 @@ class TrialDirectory:
         warning = self._records.append(row)
         if warning:
             self._messages.append(warning)
-        iteration = self._iteration = int(row["training_iteration"])
-        self._episodes.append(_finished(iteration, timestep, stage, each) for each in episodes)
+        self._iteration = int(row["training_iteration"])
+        self._episodes.append(self._iteration, timestep, stage, episodes)
 
     def tell(self, kind: str, message: str, *, iteration: int) -> None:
         """Put one sentence into the event log, and on the console with the next result."""
         self._messages.append(message)
         self.note(kind, message, iteration=iteration)
 
-    def note(self, kind: str, message: str, *, iteration: int) -> None:
-        """Put one sentence into the event log alone."""
+    def note(self, kind: str, message: str, *, iteration: int, **seconds: float) -> None:
+        """Put one sentence into the event log alone (`seconds`: see `EventLog.write`)."""
         if self._events is not None:
-            self._events.write(kind, message, attempt=self.attempt, iteration=iteration)
+            self._events.write(kind, message, attempt=self.attempt, iteration=iteration, **seconds)
 
     def _tell_of_storage(self, message: str) -> None:
         iteration = self._iteration
@@ -371,18 +372,6 @@ class TrialDirectory:
             )
         return sentences
 
-    def _note_failure(self, before: Mapping[str, Any] | None, resume_from: int) -> None:
-        lost = time_lost(before, self.last_saved, attempt=self.attempt, now=time.time())
-        if lost is not None and self._events is not None:
-            self._events.write(
-                RECOVERED,
-                lost.text(),
-                attempt=self.attempt,
-                iteration=resume_from,
-                redone_s=lost.redone_s,
-                away_s=lost.away_s,
-            )
-
     def _make_records_durable(self, manifest: Manifest) -> None:
         assert self._records is not None
         assert self._episodes is not None
@@ -436,22 +425,3 @@ def _looked(look: Callable[[], _T]) -> _T:
             if error.errno not in _CHANGED:
                 raise
     return look()
-
-
-def _finished(
-    iteration: int, timestep: int, stage: str | None, row: Mapping[str, Any]
-) -> FinishedEpisode:
-    return FinishedEpisode(
-        iteration=iteration,
-        timestep=timestep,
-        group=row["group"],
-        env_index=row["env_index"],
-        episode_return=row["return"],
-        length=row["length"],
-        stage=stage,
-        custom={
-            name.removeprefix("custom/"): value
-            for name, value in row.items()
-            if name.startswith("custom/")
-        },
-    )
