@@ -9,7 +9,7 @@ from raytrain.cli.text_table import table
 from raytrain.commands.prune import Plan
 from raytrain.commands.status import CheckpointView, ExperimentView, TrialView
 from raytrain.driver.console import duration
-from raytrain.records.metrics import episodes_told
+from raytrain.records.metrics import over_episodes
 from raytrain.storage.escapes import printable
 
 
@@ -55,7 +55,7 @@ def _trial_lines(trial: TrialView, score: str) -> list[str]:
         if trial.stage_number is not None:
             first += f" ({trial.stage_number} of {trial.stages})"
     scores = [
-        f"{name} {value:.6g}" + ("" if episodes is None else f" over {episodes_told(episodes)}")
+        f"{name} {value:.6g}{over_episodes(episodes)}"
         for name, value, episodes in (
             ("best", trial.best_score, trial.best_score_episodes),
             ("last", trial.last_score, trial.last_score_episodes),

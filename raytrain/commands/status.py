@@ -31,8 +31,9 @@ from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps
 from raytrain.driver.experiment import has_ended
 from raytrain.errors import BadInput
 from raytrain.records import EVENT_LOG, read_events
-from raytrain.records.downtime import RECOVERED, last_row
+from raytrain.records.downtime import RECOVERED
 from raytrain.records.metrics import Averaged, metric
+from raytrain.records.row_files import last_row
 from raytrain.storage import Location, in_parallel, who_writes
 from raytrain.storage.location import storage_errors
 from raytrain.trial.score import reported_score, score_of

@@ -23,7 +23,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from raytrain.records.metrics import episodes_told
+from raytrain.records.metrics import over_episodes
 from raytrain.storage.escapes import printable
 
 _SMOOTHING = 0.3  # weight of the newest iteration in the rate
@@ -63,7 +63,7 @@ class _Return:
     def text(self, target: float | None) -> str:
         of = "" if target is None else f" of {target:,.10g}"
         full = self.window is None or self.episodes is None or self.episodes >= self.window
-        over = "" if self.episodes is None else f" over {episodes_told(self.episodes)}"
+        over = over_episodes(self.episodes)
         if target is not None and not full:
             over = f" over {self.episodes} of {self.window} episodes"
         return f"return {self.mean:,.1f}{of}{over}"

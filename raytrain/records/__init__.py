@@ -1,7 +1,7 @@
 """What a run leaves to look at: results, episodes, events, metrics. Knows no algorithm."""
 
 from raytrain.records.compare import comparable, differences
-from raytrain.records.episodes import EpisodeHistory, FinishedEpisode, read_episodes
+from raytrain.records.episodes import EpisodeHistory, read_episodes
 from raytrain.records.event_log import EVENT_LOG, EventLog, read_events
 from raytrain.records.remote_copy import RecordsMirror
 from raytrain.records.writer import RecordsError, TrialRecords
@@ -10,7 +10,6 @@ __all__ = [
     "EVENT_LOG",
     "EpisodeHistory",
     "EventLog",
-    "FinishedEpisode",
     "RecordsError",
     "RecordsMirror",
     "TrialRecords",

@@ -1,17 +1,19 @@
 """Files that only ever hold whole rows: append at the end, cut, replace, and make durable.
 
-A row is in the file completely or not at all as far as its writer can help it. A write that fails
-half way (a full disk) is cut off again; a process that is killed half way leaves a torn end, which
+A row is in the file completely or not at all, as far as its writer can ensure it. A write that fails
+half way (a full disk) is cut off again. A process that is killed half way leaves a torn end, which
 the next start recognises and cuts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.errors import RaytrainError
@@ -22,19 +24,19 @@ _BLOCK = 1 << 16
 class AppendOnlyFile:
     """A file open for appending, with the position up to which it is known to be whole.
 
-    Writing at that position (and not with O_APPEND) makes the remains of a failed write harmless:
-    they are cut at once if the disk allows it, and overwritten by the next row in any case.
+    Rows are written at that position and not with O_APPEND. So the remains of a failed write do no
+    harm: they are cut at once if the disk allows it, and otherwise overwritten by the next row.
     """
 
     def __init__(self, path: Path, size: int | None = None, fence: Fence = nothing) -> None:
-        """Open or create `path`, cut to `size` bytes if given. Raises OSError, and what `fence` raises.
+        """Open or create `path`, cut to `size` bytes if given.
 
-        `fence` is called when the file is open and before it is changed. A later writer replaces the file by
-        a copy, so this writer never changes the copy.
+        `fence` is called when the file is open and before it is changed. A later writer replaces
+        the file by a copy, so this writer never changes the copy. Raises OSError, and what `fence`
+        raises.
         """
         # The umask says who may write.
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self.path = path
         self.size = os.fstat(self._fd).st_size
         try:
             fence()
@@ -52,28 +54,25 @@ class AppendOnlyFile:
             while written < len(data):
                 written += os.pwrite(self._fd, data[written:], self.size + written)
         except OSError:
-            self._cut_remains()
+            # If the disk refuses this as well, the next append writes over the remains.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self.size)
             raise
         self.size += len(data)
-
-    def _cut_remains(self) -> None:
-        try:
-            os.ftruncate(self._fd, self.size)
-        except OSError:
-            # The disk takes no change at all just now. The next append writes over the remains.
-            return
 
     def duplicate(self) -> int:
         """A second descriptor, so that a slow fsync needs no lock on this object."""
         return os.dup(self._fd)
 
     def sync(self) -> None:
+        """Cut the remains of a failed write, and fsync. Raises OSError."""
+        os.ftruncate(self._fd, self.size)
         os.fsync(self._fd)
 
     def close(self) -> None:
         descriptor, self._fd = self._fd, -1
         if descriptor >= 0:
-            # NFS may report a late write here. Who needs the rows durable has synced them before.
+            # NFS may report a late write here. Rows that must be durable were synced before.
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
@@ -96,19 +95,16 @@ def sync_and_close(descriptors: Iterable[int]) -> None:
 def sync_directory(directory: Path) -> None:
     """Make created, renamed and deleted names in `directory` durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_and_close([descriptor])
 
 
 def replace_file(path: Path, chunks: Iterable[bytes], name: str, fence: Fence = nothing) -> None:
     """Write `chunks` to a temporary file beside `path`, sync it, and rename it over `path`.
 
-    After a crash at any point `path` is the old file or the new one; it is the new one for sure
-    after `sync_directory`. The temporary file is hidden, `name` is in its name, and no other writer has
-    the same; what killed ones left under `name` is deleted first. Raises OSError and what `fence` raises,
-    `path` untouched.
+    After a crash at any point `path` is the old file or the new one; after `sync_directory` it is
+    certainly the new one. The temporary file is hidden, has `name` in its name, and no other writer
+    uses the same; temporary files that killed writers left under `name` are deleted first. Raises
+    OSError and what `fence` raises; `path` is then untouched.
     """
     fence()
     for left in path.parent.glob(f".{name}.tmp*"):
@@ -116,8 +112,7 @@ def replace_file(path: Path, chunks: Iterable[bytes], name: str, fence: Fence = 
     temporary = path.parent / f".{name}.tmp.{uuid.uuid4().hex[:8]}"
     try:
         with open(temporary, "xb") as file:
-            for chunk in chunks:
-                file.write(chunk)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
         fence()
@@ -127,44 +122,31 @@ def replace_file(path: Path, chunks: Iterable[bytes], name: str, fence: Fence = 
         raise
 
 
-def leave_behind(path: Path, fence: Fence) -> None:
-    """Put a copy in the place of `path`. A process that still has the old file open, on a node that
-    was cut off, writes where nobody reads from now on. Raises OSError."""
-    size = path.stat().st_size
-    # TensorBoard reads every file with "tfevents" in its name.
-    name = path.name.replace("tfevents", "left_behind")
-    replace_file(path, read_in_blocks(path, 0, size), name, fence)
+def lines_from_end(file: Any, most: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """(offset, line with its newline) of a binary file, last line first.
 
-
-def lines_from_end(path: Path, size: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """(offset, line with its newline) of the first `size` bytes, last line first.
-
-    A torn last line comes without a newline. Only the blocks that the caller goes through are read.
+    A torn last line comes without a newline. Only the blocks that the caller goes through are read,
+    and no more than the last `most` bytes, of which the first may be the middle of a line.
     """
-    with open(path, "rb") as file:
-        position = file.seek(0, os.SEEK_END) if size is None else size
-        head = b""
-        while position > 0:
-            step = min(_BLOCK, position)
-            position -= step
-            file.seek(position)
-            pieces = (file.read(step) + head).split(b"\n")
-            lines = [piece + b"\n" for piece in pieces[:-1]] + [p for p in pieces[-1:] if p]
-            offset = position + sum(map(len, lines))
-            if position > 0:
-                head, *lines = lines
-            for line in reversed(lines):
-                offset -= len(line)
-                yield offset, line
+    position = file.seek(0, os.SEEK_END)
+    start = 0 if most is None else max(0, position - most)
+    head = b""
+    while position > start:
+        step = min(_BLOCK, position - start)
+        position -= step
+        file.seek(position)
+        lines = io.BytesIO(file.read(step) + head).readlines()
+        offset = position + sum(map(len, lines))
+        if position > start:
+            head, *lines = lines
+        for line in reversed(lines):
+            offset -= len(line)
+            yield offset, line
 
 
-def read_in_blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
-    """The bytes [start, end) of a file."""
+def read_in_blocks(path: Path, end: int) -> Iterator[bytes]:
+    """The first `end` bytes of a file."""
     with open(path, "rb") as file:
-        file.seek(start)
-        while start < end:
-            block = file.read(min(_BLOCK, end - start))
-            if not block:
-                return
-            start += len(block)
+        while end > 0 and (block := file.read(min(_BLOCK, end))):
+            end -= len(block)
             yield block

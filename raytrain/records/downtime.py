@@ -1,88 +1,58 @@
-"""What a failure cost: told by the attempt that follows it, from what the one before left behind.
+"""What a failure cost, computed by the attempt that follows it from the records that it left.
 
     attempt 1   ... checkpoint 6 ... row of iteration 8 |        died
     attempt 2                                                          continues from 6
                     <------- trained again ------------> <--- away --->
 
-The attempt before failed unless it had saved all that it trained, and said so (kind `interrupted` or
-`final`). On object storage its rows are only known up to its last checkpoint: there, what was trained
-after it is part of the time away.
+The previous attempt failed unless its last checkpoint has the state after all that it trained and
+is of kind `interrupted` or `final`. On object storage its rows are known up to its last checkpoint
+only, so training after that counts as time away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from raytrain.checkpoint import Manifest
-from raytrain.records.row_files import read_row
-from raytrain.storage import Location
 
 RECOVERED = "recovered"
-"""The kind of the event that tells of a failure survived."""
+"""Kind of the event that reports the recovery from a failure."""
 _SAVED_ALL = frozenset({"interrupted", "final"})
-_TAIL = 1 << 20  # bytes: a row has some thousand
 
 
 @dataclass(frozen=True)
 class TimeLost:
-    """Seconds of training that are done again, and seconds in which nothing was trained."""
+    """Seconds of training that are repeated, and seconds without training."""
 
     redone_s: float
     away_s: float
 
-    @property
-    def total_s(self) -> float:
-        return self.redone_s + self.away_s
-
     def text(self) -> str:
         return (
-            f"The attempt before ended without saving: {self.redone_s:.1f} s of training are done "
-            f"again, after {self.away_s:.1f} s away."
+            f"The previous attempt ended without saving: {self.redone_s:.1f} s of training are "
+            f"repeated, after {self.away_s:.1f} s without training."
         )
 
 
 def time_lost(
-    before: Mapping[str, Any] | None, kept: Manifest | None, *, attempt: int, now: float
+    row: Mapping[str, Any] | None, manifest: Manifest | None, *, attempt: int, now: float
 ) -> TimeLost | None:
-    """What is lost when attempt number `attempt` goes on from `kept` (the manifest of its checkpoint,
-    or None: from the beginning). `before` is the last row that was recorded, `now` seconds since
-    1970. None if nothing failed."""
+    """The time lost when attempt number `attempt` continues; None if nothing failed.
+
+    `row` is the last row recorded so far, `manifest` that of the checkpoint (None: the attempt
+    starts from the beginning), `now` in seconds since 1970.
+    """
     if attempt <= 1:
         return None
-    reached = 0 if before is None else int(before.get("training_iteration", 0))
-    if kept is not None and kept.kind in _SAVED_ALL and reached <= kept.iteration:
+    reached = 0 if row is None else int(row.get("training_iteration", 0))
+    if manifest is not None and manifest.kind in _SAVED_ALL and reached <= manifest.iteration:
         return None
-    if before is None:
+    if row is None:
         return TimeLost(0.0, 0.0)
-    kept_s = 0.0 if kept is None else float(kept.metrics.get("time_total_s", 0.0))
+    saved_s = 0.0 if manifest is None else float(manifest.metrics.get("time_total_s", 0.0))
     return TimeLost(
-        max(0.0, float(before.get("time_total_s", 0.0)) - kept_s),
-        max(0.0, now - float(before.get("timestamp", now))),
+        max(0.0, float(row.get("time_total_s", 0.0)) - saved_s),
+        max(0.0, now - float(row.get("timestamp", now))),
     )
-
-
-def last_row(records: Location) -> dict[str, Any] | None:
-    """The last whole line of a result.json; None if there is none. Raises OSError."""
-    try:
-        lines = _tail(records).split(b"\n")
-    except FileNotFoundError:
-        return None
-    for line in reversed(lines):
-        row = read_row(line)
-        if row is not None:
-            return row
-    return None
-
-
-def _tail(file: Location) -> bytes:
-    with ExitStack() as stack:
-        if file.is_local:
-            stream: Any = stack.enter_context(open(file.path, "rb"))
-        else:
-            stream = stack.enter_context(file.fs.open_input_file(file.path))
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - _TAIL))
-        return bytes(stream.read())

@@ -1,4 +1,4 @@
-"""The history of finished episodes: `episodes/*.parquet`, each episode once, whatever happened.
+"""The history of finished episodes: `episodes/*.parquet`, each episode once, also after a crash.
 
     <trial>/episodes/part-00000001-00000010.parquet      the episodes that ended in iterations 1..10
 
@@ -10,19 +10,21 @@
     return      double  undiscounted
     length      int64   env steps
     stage       string  curriculum stage, or null
-    custom/*    double  metrics of the user's, null where an episode has none
+    custom/*    double  metrics of the environment, null where an episode has none
 
-A part appears under its name only when it is complete and on the disk. From the trial's second attempt on the
-name says by which it was written (part-00000001-00000010.2.parquet), so that no two write to one name, and what
-an attempt deletes is never its successor's. A part whose iterations all lie within another part's, which is not
-of an earlier attempt, is superseded: it is what a crash left of a merge (the small parts) or of a cut (the
-shortened copy). Readers pass it over; the next start deletes it. Of an iteration that lies in parts of two
-attempts, the later one's counts.
+A part appears under its name only when it is complete and on the disk. From the trial's second
+attempt on the name has the number of the attempt that wrote it (part-00000001-00000010.2.parquet),
+so no two attempts write to one name, and an attempt never deletes a part of its successor.
 
-`raytrain.records.read_episodes` is the reader that has all of this: each episode once, every
-custom column. `pyarrow.parquet.read_table(<trial>/episodes)` works too, but it takes the columns of
-the first part for all (a metric that came later is missing), reads superseded parts as well, and
-may meet a merge half way.
+A part is superseded if all of its iterations are within another part that is not of an earlier
+attempt. A crash leaves such parts of a merge (the small parts) and of a cut (the shortened copy).
+Readers ignore them; the next start deletes them. If parts of two attempts have the same iteration,
+the later attempt's rows count.
+
+`raytrain.records.read_episodes` follows these rules: each episode once, every custom column.
+`pyarrow.parquet.read_table(<trial>/episodes)` works too, but it takes the columns of the first part
+for all (a metric that came later is missing), reads superseded parts as well, and may meet a merge
+half way.
 """
 
 from __future__ import annotations
@@ -31,18 +33,18 @@ import logging
 import os
 import re
 import threading
-import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raytrain.checkpoint.commit import Fence, nothing
-from raytrain.errors import RaytrainError
-from raytrain.records.append_file import sync_directory
+from raytrain.records.append_file import replace_file, sync_directory
+from raytrain.records.recent_episodes import CUSTOM
 from raytrain.records.writer import RecordsError
 from raytrain.storage.escapes import printable
 
@@ -50,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 _DIRECTORY = "episodes"
 _NAME = re.compile(r"part-(\d+)-(\d+)(?:\.(\d+))?\.parquet")
-_TEMPORARY = ".part.tmp"
 _COLUMNS = pa.schema(
     [
         ("episode", pa.int64()),
@@ -66,20 +67,6 @@ _COLUMNS = pa.schema(
 )
 _MERGE_ABOVE = 64  # parts
 _LARGE = 1_000_000  # rows: a part of that size is not merged again
-
-
-@dataclass(frozen=True)
-class FinishedEpisode:
-    """One row, without its running number."""
-
-    iteration: int
-    timestep: int
-    group: int
-    env_index: int
-    episode_return: float
-    length: int
-    stage: str | None = None
-    custom: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, order=True)
@@ -107,25 +94,10 @@ def _valid(parts: list[_Part]) -> list[_Part]:
     return [part for part in parts if not any(other.covers(part) for other in parts)]
 
 
-def _table(numbered: list[tuple[int, FinishedEpisode]]) -> pa.Table:
-    rows = [row for _, row in numbered]
-    columns: dict[str, list[object]] = {
-        "episode": [number for number, _ in numbered],
-        "iteration": [row.iteration for row in rows],
-        "timestep": [row.timestep for row in rows],
-        "group": [row.group for row in rows],
-        "env_index": [row.env_index for row in rows],
-        "runner": [row.group for row in rows],
-        "return": [float(row.episode_return) for row in rows],
-        "length": [row.length for row in rows],
-        "stage": [row.stage for row in rows],
-    }
-    schema = _COLUMNS
-    for name in sorted({name for row in rows for name in row.custom}):
-        values = [row.custom.get(name) for row in rows]
-        columns[f"custom/{name}"] = [None if each is None else float(each) for each in values]
-        schema = schema.append(pa.field(f"custom/{name}", pa.float64()))
-    return pa.table(columns, schema=schema)
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    custom = sorted({name for row in rows for name in row if name.startswith(CUSTOM)})
+    schema = pa.schema([*_COLUMNS, *((name, pa.float64()) for name in custom)])
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _read(parts: Iterable[_Part], among: Iterable[_Part]) -> pa.Table:
@@ -185,11 +157,9 @@ class EpisodeHistory:
         self.directory = directory / _DIRECTORY
         self._attempt = attempt
         self._fence = fence
-        # Of its own: a writer that was replaced may be writing another.
-        self._temporary = self.directory / f"{_TEMPORARY}.{uuid.uuid4().hex[:8]}"
         self.warnings: list[str] = []
         self._covered = resume_from  # by parts: the iterations up to here are in them
-        self._waiting: list[tuple[int, FinishedEpisode]] = []
+        self._waiting: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         try:
@@ -213,27 +183,32 @@ class EpisodeHistory:
         with self._lock:
             return self._next
 
-    def append(self, rows: Iterable[FinishedEpisode]) -> None:
+    def append(
+        self, iteration: int, timestep: int, stage: str | None, rows: Iterable[Mapping[str, Any]]
+    ) -> None:
         """Number the episodes of one iteration and keep them until `flush`.
 
-        One call an iteration, of all groups; within a group in the order of finishing.
+        One call per iteration, with the rows of all groups (see `fast_sampling.episode_rows`);
+        within a group in the order of finishing.
         """
-        ordered = sorted(rows, key=lambda row: (row.iteration, row.group))
+        ordered = sorted(rows, key=lambda row: int(row["group"]))
         with self._lock:
-            last = self._waiting[-1][1].iteration if self._waiting else self._covered
-            if ordered and ordered[0].iteration <= last:
+            last = self._waiting[-1]["iteration"] if self._waiting else self._covered
+            if ordered and iteration <= last:
                 raise ValueError(
-                    f"episodes of iteration {ordered[0].iteration} were reported after those of "
-                    f"iteration {last}; each iteration's episodes are appended once and in order"
+                    f"episodes of iteration {iteration} were reported after those of iteration "
+                    f"{last}; each iteration's episodes are appended once and in order"
                 )
-            self._waiting.extend(enumerate(ordered, self._next))
+            shared = {"iteration": iteration, "timestep": timestep, "stage": stage}
+            for number, row in enumerate(ordered, self._next):
+                self._waiting.append({"episode": number, "runner": row["group"], **shared, **row})
             self._next += len(ordered)
 
     def flush(self, iteration: int) -> None:
         """Make the episodes up to `iteration` durable. Raises RecordsError; the rows are kept."""
         with self._flushing:
             with self._lock:
-                ready = [each for each in self._waiting if each[1].iteration <= iteration]
+                ready = [row for row in self._waiting if row["iteration"] <= iteration]
             if not ready:
                 return
             try:
@@ -254,8 +229,6 @@ class EpisodeHistory:
         parts = _listed(self.directory)
         valid = _valid(parts)
         self._fence()
-        for left in self.directory.glob(f"{_TEMPORARY}*"):
-            left.unlink(missing_ok=True)
         for part in set(parts) - set(valid):
             part.path.unlink(missing_ok=True)
         end = 0
@@ -298,20 +271,13 @@ class EpisodeHistory:
         )
 
     def _commit(self, table: pa.Table, first: int, last: int) -> None:
-        # Ray and others remove empty directories, and a person may remove this one.
+        # Ray and others remove empty directories, and a user may remove this one.
         self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self._temporary
-        try:
-            with open(temporary, "wb") as file:
-                pq.write_table(table, file)
-                file.flush()
-                os.fsync(file.fileno())
-            self._fence()
-            own = f".{self._attempt}" if self._attempt > 1 else ""
-            os.replace(temporary, self.directory / f"part-{first:08d}-{last:08d}{own}.parquet")
-        except (OSError, RaytrainError):
-            temporary.unlink(missing_ok=True)
-            raise
+        data = pa.BufferOutputStream()
+        pq.write_table(table, data)
+        attempt = f".{self._attempt}" if self._attempt > 1 else ""
+        path = self.directory / f"part-{first:08d}-{last:08d}{attempt}.parquet"
+        replace_file(path, [data.getvalue()], "part", self._fence)
         sync_directory(self.directory)
 
     def _merge(self) -> None:

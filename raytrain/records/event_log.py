@@ -1,10 +1,10 @@
-"""What went wrong with a trial and how it went on: `<trial>/events.jsonl`.
+"""What went wrong with a trial and how it continued: `<trial>/events.jsonl`.
 
     {"time": 1700000000.0, "attempt": 2, "iteration": 41, "kind": "restored", "message": "..."}
 
-One JSON object a line, only ever appended: unlike the other records it is not cut on a resume, for
-it tells of the attempts themselves. The driver and the trial both write to it. An event of kind
-`recovered` also has `redone_s` and `away_s` (see `downtime`).
+One JSON object per line, only ever appended: a resume does not cut it as it cuts the other records,
+for it reports on the attempts themselves. The driver and the trial both write to it. An event of
+kind `recovered` also has `redone_s` and `away_s` (see `downtime`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LoggedEvent:
 
 
 class EventLog:
-    """Append events to `path`. A disk that refuses keeps them in memory until the next one."""
+    """Append events to `path`. Events that the disk refuses are written with the next one."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -44,19 +44,13 @@ class EventLog:
         self._waiting: list[bytes] = []
 
     def write(
-        self,
-        kind: str,
-        message: str,
-        *,
-        attempt: int,
-        iteration: int,
-        redone_s: float | None = None,
-        away_s: float | None = None,
+        self, kind: str, message: str, *, attempt: int, iteration: int, **seconds: float
     ) -> OSError | None:
-        """Returns why the event could not be written yet, if so; does not raise that."""
-        event = LoggedEvent(
-            self._clock(), attempt, iteration, kind, message, redone_s=redone_s, away_s=away_s
-        )
+        """`seconds`: `redone_s` and `away_s` of a `LoggedEvent`.
+
+        Returns the error if the event could not be written yet, and does not raise it.
+        """
+        event = LoggedEvent(self._clock(), attempt, iteration, kind, message, **seconds)
         plain = {key: value for key, value in asdict(event).items() if value is not None}
         self._waiting.append(json.dumps(plain).encode() + b"\n")
         try:
@@ -87,21 +81,17 @@ class _Readable(Protocol):
 
 
 def read_events(path: _Readable) -> list[LoggedEvent]:
-    """All whole lines, oldest first; a torn or damaged line is passed over. Empty without a file.
+    """All whole lines, oldest first; torn and damaged lines are ignored. Empty without a file.
 
-    An event that a full disk cut off is written again later, so a whole one may come twice when the
-    cut fell behind it: such a repeat is left out.
+    Events are written again if a full disk cut some of them off, so one may be in the file twice:
+    repeats are left out.
     """
-    events: dict[LoggedEvent, None] = {}
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    for line in lines:
-        event = _read(line)
-        if event is not None:
-            events[event] = None
-    return list(events)
+    events = dict.fromkeys(map(_read, lines))
+    return [event for event in events if event is not None]
 
 
 def _read(line: bytes) -> LoggedEvent | None:
@@ -109,7 +99,8 @@ def _read(line: bytes) -> LoggedEvent | None:
         event = LoggedEvent(**parse_json(line))
     except (ValueError, TypeError):
         return None
-    lost = [each for each in (event.redone_s, event.away_s) if each is not None]
-    right = all(is_amount(each) for each in (event.time, event.attempt, event.iteration, *lost))
-    right = right and all(isinstance(each, str) for each in (event.kind, event.message))
-    return event if right else None
+    lost = [seconds for seconds in (event.redone_s, event.away_s) if seconds is not None]
+    numbers = (event.time, event.attempt, event.iteration, *lost)
+    texts = (event.kind, event.message)
+    valid = all(map(is_amount, numbers)) and all(isinstance(text, str) for text in texts)
+    return event if valid else None

@@ -1,7 +1,7 @@
-"""The last finished episodes of a trial, and what is averaged over them.
+"""The last finished episodes of a trial, and means over them.
 
-A row is that of `sampling.finished`: `return`, `length`, and `custom/<name>` for each number that the
-environment put into its last `info`. Means leave out what is not a finite number.
+A row is one of `fast_sampling.episode_rows`: `return`, `length`, and `custom/<name>` for each number
+that the environment put into its last `info`. Means leave out values that are not finite.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 CUSTOM = "custom/"
-"""What the names of an environment's own metrics begin with in a row."""
+"""Prefix of the names of the environment's metrics in a row."""
 
 
 class RecentEpisodes:
-    """Keeps the last `size` rows."""
+    """The last `size` rows."""
 
     def __init__(self, size: int) -> None:
         self._rows: deque[dict[str, float]] = deque(maxlen=size)
@@ -35,27 +35,27 @@ class RecentEpisodes:
         self._rows.clear()
 
     def has(self, column: str) -> bool:
-        """Whether any of them has it."""
+        """Whether any row has the column."""
         return any(column in row for row in self._rows)
 
     def mean(self, column: str, last: int) -> float | None:
-        """Over the last `last` episodes, or as many as there are; None if none of them has it."""
+        """Over the last `last` episodes, or as many as there are; None if none has the column."""
         rows = list(self._rows)[-last:]
         return _mean([row[column] for row in rows if column in row])
 
     def means(self, last: int) -> dict[str, Any]:
-        """The means of every column, as they are reported: `custom` is a mapping of its own."""
-        own = {column for row in self._rows for column in row if column.startswith(CUSTOM)}
-        found = {
+        """The means of every column, as a result reports them: `custom` is a nested mapping."""
+        custom = {column for row in self._rows for column in row if column.startswith(CUSTOM)}
+        means = {
             "episodes": min(last, self.count),
             "episode_return_mean": self.mean("return", last),
             "episode_len_mean": self.mean("length", last),
-            "custom": {name.removeprefix(CUSTOM): self.mean(name, last) for name in sorted(own)},
+            "custom": {name.removeprefix(CUSTOM): self.mean(name, last) for name in sorted(custom)},
         }
-        return {key: value for key, value in found.items() if value not in (None, {})}
+        return {key: value for key, value in means.items() if value not in (None, {})}
 
     def to_state(self) -> list[dict[str, float]]:
-        """JSON types; Python's `json` writes NaN and infinities, and reads them back."""
+        """JSON types; Python's `json` writes and reads NaN and infinities."""
         return [dict(row) for row in self._rows]
 
     def load(self, rows: Sequence[Mapping[str, float]]) -> None:
@@ -64,17 +64,19 @@ class RecentEpisodes:
 
 
 def summarised(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean, least and greatest of each of the environment's own metrics over some episodes, those
-    that are not finite left out: {"profit": {"mean": ..., "min": ..., "max": ...}}."""
+    """Each of the environment's metrics over some episodes, values that are not finite left out.
+
+    Example: {"profit": {"mean": ..., "min": ..., "max": ...}}.
+    """
     names = sorted({key for row in rows for key in row if key.startswith(CUSTOM)})
-    found = {}
+    summary = {}
     for name in names:
         values = [row[name] for row in rows if name in row and math.isfinite(row[name])]
         mean = _mean(values)
         if mean is not None:
-            own = name.removeprefix(CUSTOM)
-            found[own] = {"mean": mean, "min": min(values), "max": max(values)}
-    return found
+            bounds = {"min": min(values), "max": max(values)}
+            summary[name.removeprefix(CUSTOM)] = {"mean": mean, **bounds}
+    return summary
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -1,19 +1,19 @@
-"""Records of a trial whose results lie on object storage: written locally and copied there.
+"""Records of a trial whose results are on object storage: written locally and copied there.
 
-An object store cannot append, so the changed files are copied whole, before each checkpoint is
-committed. What is mirrored: result.json, progress.csv, events.jsonl, events.out.tfevents.* and
-episodes/*.parquet.
+An object store cannot append, so changed files are copied whole, before each checkpoint is
+committed.
 
-    attempts/000002.records/       the records, as the second attempt has written them; they count once
-                                   its file `complete` is there
+    attempts/000002.records/       the records as the second attempt has written them; they count
+                                   once its file `complete` exists
     result.json, ...               copies of them, made by the store, for everybody who reads
 
-A writer that was replaced by another and goes on writes to its own directory and copies from there, and
-its successor has deleted that. So it changes nothing that counts.
+A writer that was replaced and is still running writes to its own directory and copies from there.
+Its successor has deleted that directory, so it changes nothing that counts.
 
-A request that was repeated since no answer came may still arrive, after later ones, and set a file in the
-attempt's directory back. Before it was copied: then the copy is too short, and made anew. Or after that: files
-that only grow are longer in the copy then, which goes on where they end.
+A request that was repeated because no answer came may still arrive after later ones, and set a file
+in the attempt's directory back. If it arrives before the file was copied for readers, the copy is
+too short and is made again. If it arrives after that, the copy of a file that only grows is longer
+than the file, and the next attempt takes the rest from the copy.
 """
 
 from __future__ import annotations
@@ -24,28 +24,22 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from raytrain.checkpoint import ATTEMPTS, Fence
+from raytrain.records.event_log import EVENT_LOG
+from raytrain.records.row_files import ROW_FILES
 from raytrain.storage import Location, in_parallel, make_directories, storage_errors
 
-_PATTERNS = (
-    "result.json",
-    "progress.csv",
-    "events.jsonl",
-    "events.out.tfevents.*",
-    "episodes/part-*.parquet",
-)
-
-
+_PATTERNS = (*ROW_FILES, EVENT_LOG, "episodes/part-*.parquet")
 _DIRECTORY = re.compile(r"(\d+)\.records")
 _COMPLETE = "complete"
 _TRIES = 5
 
 
 class RecordsMirror:
-    """Keep the record files of `directory` and those of a trial on storage the same. `attempt`: the number
-    of this one; `fence` raises if it has been replaced by another.
+    """Keep the record files of `directory` and those of a trial on storage the same.
 
-    On the way out new and changed files are copied before those that are gone are deleted, so that
-    a crash in between leaves too much and never too little; opening the records sorts that out.
+    `fence` raises if another attempt has replaced this one, number `attempt`. An upload copies new
+    and changed files before it deletes removed ones, so a crash in between leaves too much and never
+    too little; opening the records cuts the rest.
     """
 
     def __init__(self, directory: Path, trial: Location, attempt: int, fence: Fence) -> None:
@@ -53,37 +47,33 @@ class RecordsMirror:
         self._trial = trial
         self._fence = fence
         self._own = trial / ATTEMPTS / f"{attempt:06d}.records"
-        self._source = trial  # from where the records of former attempts were fetched
+        self._source = trial  # where the records of former attempts were downloaded from
         self._made: set[str] = set()
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._is_first = True
 
     def download(self) -> list[str]:
-        """Make the local files those on storage, before the records are opened. Returns the names.
+        """Replace the local files by those on storage, before the records are opened.
 
-        Local files that storage does not have are deleted: they belong to another attempt. Raises `StorageError`.
+        Local files that storage does not have are deleted: they belong to another attempt. Returns
+        the names of the files. Raises `StorageError`.
         """
         with storage_errors("Fetching the records", self._trial):
-            return self._download()
-
-    def _download(self) -> list[str]:
-        for place in sorted(self._former(), key=lambda each: each.name, reverse=True):
-            if (place / _COMPLETE).exists():
-                self._source = place
-                break
-        remote = _sizes(self._source)
-        for name in set(self._states()) - remote.keys():
-            (self._directory / name).unlink()
-        in_parallel(self._fetch, remote)
-        self._uploaded = self._states()
-        if self._source != self._trial:
-            copies = _sizes(self._trial)
-            longer = [name for name, size in remote.items() if copies.get(name, 0) > size]
-            in_parallel(self._fetch_rest, longer)
-        return list(remote)
+            complete = [place for place in self._former() if (place / _COMPLETE).exists()]
+            self._source = max(complete, key=lambda place: place.name, default=self._trial)
+            remote = _sizes(self._source)
+            for name in self._states().keys() - remote.keys():
+                (self._directory / name).unlink()
+            in_parallel(self._fetch, remote)
+            self._uploaded = self._states()
+            if complete:
+                copies = _sizes(self._trial)
+                longer = [name for name, size in remote.items() if copies.get(name, 0) > size]
+                in_parallel(self._fetch_rest, longer)
+            return list(remote)
 
     def upload(self) -> list[str]:
-        """Copy what has changed since the last call. Returns the names. Raises OSError."""
+        """Copy files that changed since the last call. Returns their names. Raises OSError."""
         states = self._states()
         changed = [name for name, state in states.items() if self._uploaded.get(name) != state]
         gone = self._uploaded.keys() - states.keys()
@@ -95,22 +85,22 @@ class RecordsMirror:
         in_parallel(lambda name: self._local(name).copy_file(self._own / name), changed)
         if self._is_first:
             self._supersede()
-        self._fence()  # Who takes over after this deletes what is copied from.
+        self._fence()  # An attempt that takes over after this deletes the source of the copies.
         self._copy_for_readers(changed, states)
         # The states from before the copy: a row appended meanwhile is copied the next time.
         self._uploaded.update({name: states[name] for name in changed})
         if gone:
             self._fence()
         in_parallel(
-            lambda place: place.delete_file(),
-            [p / n for p in (self._own, self._trial) for n in gone],
+            Location.delete_file,
+            [place / name for place in (self._own, self._trial) for name in gone],
         )
         for name in gone:
             del self._uploaded[name]
         return sorted(changed)
 
     def _copy_for_readers(self, names: list[str], states: Mapping[str, tuple[int, int]]) -> None:
-        """Copy these, and what else is not there in its full length."""
+        """Copy these files, and any other whose copy is missing or too short."""
         for _ in range(_TRIES):
             in_parallel(lambda name: (self._own / name).duplicate(self._trial / name), names)
             there = _sizes(self._trial)
@@ -121,18 +111,17 @@ class RecordsMirror:
         raise OSError(errno.EIO, f"copies are shorter than what was copied: {', '.join(names)}")
 
     def _supersede(self) -> None:
-        """From now on this attempt's records count, and no others."""
+        """Make this attempt's records the ones that count."""
         (self._own / _COMPLETE).write_bytes(b"")
         self._is_first = False
         self._fence()
-        in_parallel(lambda place: place.delete_tree(), self._former())
+        in_parallel(Location.delete_tree, self._former())
 
     def _former(self) -> list[Location]:
-        """Those of the attempts before this one. Who was replaced since the fence leaves its successor's."""
-        found = [
-            each for each in (self._trial / ATTEMPTS).subdirectories() if _DIRECTORY.fullmatch(each)
-        ]
-        return [self._trial / ATTEMPTS / each for each in found if each < self._own.name]
+        """The directories of earlier attempts, and none of a later one that may have taken over."""
+        attempts = self._trial / ATTEMPTS
+        names = [name for name in attempts.subdirectories() if _DIRECTORY.fullmatch(name)]
+        return [attempts / name for name in names if name < self._own.name]
 
     def _local(self, name: str) -> Location:
         return Location.of(self._directory / name)
@@ -143,7 +132,7 @@ class RecordsMirror:
         (self._source / name).download(local)
 
     def _fetch_rest(self, name: str) -> None:
-        """Take the copy of a file if that goes on where the file ends. It counts as changed then."""
+        """Replace a local file by its copy if that continues it; it then counts as changed."""
         local, copy = self._directory / name, (self._trial / name).read_bytes()
         if copy.startswith(local.read_bytes()):
             local.write_bytes(copy)
@@ -166,10 +155,10 @@ class RecordsMirror:
 
 def _sizes(place: Location) -> dict[str, int]:
     """The record files below `place`, by name, in order."""
-    folders = in_parallel(lambda each: (each, each.listed()), [place, place / "episodes"])
-    found: dict[str, int] = {}
-    for folder, listed in folders:
-        start = "" if folder == place else "episodes/"
-        found |= {start + name: each.size for name, each in listed.items() if not each.is_dir}
-    ours = [n for n in sorted(found) if any(PurePosixPath(n).match(p) for p in _PATTERNS)]
-    return {name: found[name] for name in ours}
+    top, episodes = in_parallel(Location.listed, [place, place / "episodes"])
+    entries = top | {f"episodes/{name}": entry for name, entry in episodes.items()}
+    return {
+        name: entries[name].size
+        for name in sorted(entries)
+        if not entries[name].is_dir and any(PurePosixPath(name).match(p) for p in _PATTERNS)
+    }

@@ -1,13 +1,16 @@
 """`result.json` and `progress.csv`, named and formatted as Tune's own loggers do.
 
-    result.json     one JSON object a line, in order (numpy as plain numbers, NaN as NaN)
-    progress.csv    a header, then one line a row, the row flattened with "/" and without "config";
-                    a row without a column leaves the cell empty
+    result.json     one JSON object per line, in order (NumPy numbers as plain numbers, NaN as NaN)
+    progress.csv    a header, then one line per row: the row flattened with "/" and without
+                    "config"; a row without a column leaves the cell empty
 
 The CSV is a function of result.json: its cells are written from the encoded JSON row. So it can be
-written again from result.json at any time and comes out the same, byte for byte. It holds every key
-that any row had: a new key rewrites the file with one more column at the end. (Tune's logger keeps
-the columns of the first result only.)
+rebuilt from result.json at any time, byte for byte. It has every key that any row has: a new key
+rewrites the file with one more column at the end. (Tune's logger keeps the columns of the first
+result only.)
+
+A resume cuts both files to the checkpoint's iteration; a rebuild is only for a damaged file. For
+100,000 rows of 100 numbers a cut takes under 1 ms and a rebuild 40 s.
 """
 
 from __future__ import annotations
@@ -15,19 +18,31 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from raytrain.checkpoint.commit import Fence, nothing
-from raytrain.errors import RaytrainError
-from raytrain.records.append_file import AppendOnlyFile, lines_from_end, replace_file
+from raytrain.checkpoint.commit import Fence
+from raytrain.records.append_file import (
+    AppendOnlyFile,
+    lines_from_end,
+    read_in_blocks,
+    replace_file,
+)
+from raytrain.storage import Location
 from raytrain.storage.json import is_amount, parse_json
 
+EVENT_FILE = "events.out.tfevents."
+"""What the name of a TensorBoard file begins with."""
+ROW_FILES = ("result.json", "progress.csv", f"{EVENT_FILE}*")
 ITERATION = "training_iteration"
-# Tune's names (`ray.air.constants`). Ray is not imported at the top of this module: commands that only
-# look at files need not wait for it.
+# Tune's names (`ray.air.constants`). This module imports Ray late: commands that only look at files
+# need not wait for it.
 _COUNTERS = (
     ITERATION,
     "num_env_steps_sampled_lifetime",
@@ -36,7 +51,7 @@ _COUNTERS = (
     "timestamp",
 )
 _END_OF_TIME = 1e11  # seconds since 1970; calendars end soon after
-_RESULT_FILE, _PROGRESS_FILE = "result.json", "progress.csv"
+_TAIL = 1 << 20  # bytes: a row has some thousand
 
 
 @dataclass(frozen=True)
@@ -71,40 +86,84 @@ def decode_row(line: bytes) -> Row | None:
 
 
 def read_row(line: bytes) -> dict[str, Any] | None:
-    """An iteration's result; None for a damaged line, and for one whose counters are no such numbers."""
+    """An iteration's result; None for a damaged line, and for counters that are not such numbers."""
     try:
         row = parse_json(line)
     except ValueError:
         return None
     if not isinstance(row, dict) or not isinstance(row.get(ITERATION), int):
         return None
-    right = all(is_amount(row.get(name, 0)) for name in _COUNTERS)
-    return row if right and row.get("timestamp", 0) < _END_OF_TIME else None
+    valid = all(is_amount(row.get(name, 0)) for name in _COUNTERS)
+    return row if valid and row.get("timestamp", 0) < _END_OF_TIME else None
 
 
-class ResultJson:
-    """The file that the other two can be rebuilt from."""
+def last_row(results: Location) -> dict[str, Any] | None:
+    """The last whole line of a result.json; None if there is none. Raises OSError."""
+    try:
+        with results.reader() as file:
+            rows = (read_row(line) for _, line in lines_from_end(file, _TAIL))
+            return next((row for row in rows if row is not None), None)
+    except FileNotFoundError:
+        return None
 
-    def __init__(self, directory: Path, fence: Fence = nothing) -> None:
-        self.path = directory / _RESULT_FILE
+
+class RowFile(ABC):
+    """One record file, and the rows that it has not taken yet."""
+
+    def __init__(self, fence: Fence) -> None:
+        self.waiting: deque[Row] = deque()
         self._fence = fence
+        self._resume_from = 0
+        self._is_open = False
         self._file: AppendOnlyFile | None = None
-        self.last = 0
 
-    def open(self, upto: int) -> None:
+    def start(self, resume_from: int, rows: Iterable[Row] = ()) -> None:
+        """Let the next `drain` cut the file to iteration `resume_from` and write `rows`."""
+        self.close()
+        self._resume_from = resume_from
+        self.waiting = deque(rows)
+
+    def drain(self) -> None:
+        """Write the waiting rows. Raises OSError; the rows not written stay, in order."""
+        if not self._is_open:
+            self.close()
+            self._open(self._resume_from)
+            self._is_open = True
+        while self.waiting:
+            self._write(self.waiting[0])
+            self.waiting.popleft()
+
+    def descriptor(self) -> int | None:
+        """A second descriptor of the open file, for an fsync."""
+        return None if self._file is None else self._file.duplicate()
+
+    def close(self) -> None:
+        self._is_open = False
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @abstractmethod
+    def _open(self, upto: int) -> None:
         """Cut everything after iteration `upto`, and a torn end. Raises OSError."""
-        end, self.last = self._end_of(upto)
-        self._file = AppendOnlyFile(self.path, end, self._fence)
 
-    def _end_of(self, upto: int) -> tuple[int, int]:
-        """Where the last row not after `upto` ends, and its iteration; (0, 0) without one."""
-        if upto <= 0 or not self.path.exists():
-            return 0, 0
-        for offset, line in lines_from_end(self.path):
-            row = decode_row(line)
-            if row is not None and row.iteration <= upto:
-                return offset + len(line), row.iteration
-        return 0, 0
+    @abstractmethod
+    def _write(self, row: Row) -> None:
+        """Raises OSError."""
+
+
+class ResultJson(RowFile):
+    """The file that the others can be rebuilt from."""
+
+    def __init__(self, directory: Path, fence: Fence) -> None:
+        super().__init__(fence)
+        self.path = directory / "result.json"
+        self.last = 0
+        """Iteration of the last row that the file had when it was opened."""
+
+    def _open(self, upto: int) -> None:
+        end, self.last = _end_of(self.path, upto, _json_iteration)
+        self._file = AppendOnlyFile(self.path, end, self._fence)
 
     def rows(self, upto: int) -> Iterator[Row]:
         """The rows up to iteration `upto`, in order."""
@@ -116,111 +175,80 @@ class ResultJson:
                 if row is not None and row.iteration <= upto:
                     yield row
 
-    def write(self, row: Row) -> None:
+    def _write(self, row: Row) -> None:
         assert self._file is not None
         self._file.append(row.line)
 
-    def descriptor(self) -> int | None:
-        return None if self._file is None else self._file.duplicate()
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-class ProgressCsv:
+class ProgressCsv(RowFile):
     """progress.csv with all columns."""
 
-    def __init__(self, directory: Path, source: ResultJson, fence: Fence = nothing) -> None:
-        self.path = directory / _PROGRESS_FILE
+    def __init__(self, directory: Path, source: ResultJson, fence: Fence) -> None:
+        super().__init__(fence)
+        self.path = directory / "progress.csv"
         self._source = source
-        self._fence = fence
-        self._file: AppendOnlyFile | None = None
-        self._columns: list[str] = []
-        self._known: set[str] = set()
+        self._columns: dict[str, None] = {}  # an ordered set
 
-    def open(self, upto: int) -> None:
-        """Cut to `upto`; rebuild from result.json if rows are missing. Raises OSError."""
-        self.close()
-        if upto <= 0:
-            self._set_columns([])
-            self._file = AppendOnlyFile(self.path, 0, self._fence)
-            return
+    def _open(self, upto: int) -> None:
+        """Cut to `upto`; rebuild from result.json if rows are missing."""
         columns = _read_columns(self.path)
-        end, last = self._end_of(columns, upto)
-        if columns and last >= self._source.last:
-            self._set_columns(columns)
-            self._file = AppendOnlyFile(self.path, end, self._fence)
-        else:
+        end, last = _end_of(self.path, upto, partial(_csv_iteration, columns=columns))
+        if upto > 0 and (not end or last < self._source.last):
             self._rebuild(upto)
-
-    def _end_of(self, columns: list[str], upto: int) -> tuple[int, int]:
-        if not columns:
-            return 0, 0
-        for offset, line in lines_from_end(self.path):
-            iteration = _csv_iteration(line, columns)
-            if iteration is not None and iteration <= upto:
-                return offset + len(line), iteration
-        # No row fits: the header stays, if the rows were only after `upto`.
-        return len(_csv_line(columns)), 0
+        else:
+            self._columns = dict.fromkeys(columns if end else ())
+            self._file = AppendOnlyFile(self.path, end, self._fence)
 
     def _rebuild(self, upto: int) -> None:
         columns: dict[str, None] = {}
         for row in self._source.rows(upto):
             columns.update(dict.fromkeys(row.flat))
-        self._set_columns(list(columns))
-        self._replace(self._line(row.flat) for row in self._source.rows(upto))
+        self._replace(columns, (_cells(row, columns) for row in self._source.rows(upto)))
 
-    def _set_columns(self, columns: list[str]) -> None:
-        self._columns, self._known = columns, set(columns)
-
-    def _line(self, flat: Mapping[str, Any]) -> bytes:
-        return _csv_line([flat.get(column, "") for column in self._columns])
-
-    def _replace(self, lines: Iterable[bytes]) -> None:
-        def chunks() -> Iterator[bytes]:
-            if self._columns:
-                yield _csv_line(self._columns)
-            yield from lines
-
-        replace_file(self.path, chunks(), self.path.name, self._fence)
+    def _replace(self, columns: dict[str, None], rows: Iterable[Iterable[Any]]) -> None:
+        lines = map(_csv_line, chain([columns] if columns else [], rows))
+        replace_file(self.path, lines, self.path.name, self._fence)
         if self._file is not None:
             self._file.close()
         self._file = AppendOnlyFile(self.path, fence=self._fence)
+        self._columns = columns
 
-    def write(self, row: Row) -> None:
-        new = [key for key in row.flat if key not in self._known]
+    def _write(self, row: Row) -> None:
+        assert self._file is not None
+        new = [key for key in row.flat if key not in self._columns]
         if new:
-            self._add_columns(new)
-        assert self._file is not None
-        self._file.append(self._line(row.flat))
-
-    def _add_columns(self, new: list[str]) -> None:
-        assert self._file is not None
-        # The last moment to learn that the rows to be copied never reached the disk.
-        self._file.sync()
-        old, size = self._columns, self._file.size
-        self._set_columns([*old, *new])
-        try:
-            self._replace(_widened(self.path, size, len(new)))
-        except (OSError, RaytrainError):
-            self._set_columns(old)
-            raise
-
-    def descriptor(self) -> int | None:
-        return None if self._file is None else self._file.duplicate()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+            # The last moment to learn that the rows to be copied never reached the disk.
+            self._file.sync()
+            columns = self._columns | dict.fromkeys(new)
+            self._replace(columns, _widened(self.path, len(new)))
+        self._file.append(_csv_line(_cells(row, self._columns)))
 
 
-def _csv_line(cells: Iterable[Any]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerow(cells)
-    return text.getvalue().encode()
+def _end_of(path: Path, upto: int, iteration_of: Callable[[bytes], int | None]) -> tuple[int, int]:
+    """Where the last row not after `upto` ends, and its iteration; (0, 0) without one."""
+    if upto > 0 and path.exists():
+        with open(path, "rb") as file:
+            for offset, line in lines_from_end(file):
+                iteration = iteration_of(line)
+                if iteration is not None and iteration <= upto:
+                    return offset + len(line), iteration
+    return 0, 0
+
+
+def _json_iteration(line: bytes) -> int | None:
+    row = decode_row(line)
+    return None if row is None else row.iteration
+
+
+def _csv_iteration(line: bytes, columns: list[str]) -> int | None:
+    """The iteration of a whole row; None for a torn or damaged one, and for the header."""
+    try:
+        cells = next(csv.reader([line.decode()], strict=True))
+        if line.endswith(b"\r\n") and len(cells) == len(columns):
+            return int(cells[columns.index(ITERATION)])
+    except (ValueError, csv.Error, StopIteration):
+        pass
+    return None
 
 
 def _read_columns(path: Path) -> list[str]:
@@ -234,30 +262,33 @@ def _read_columns(path: Path) -> list[str]:
     return columns if header.endswith(b"\r\n") and ITERATION in columns else []
 
 
-def _csv_iteration(line: bytes, columns: list[str]) -> int | None:
-    """The iteration of a whole row; None for a torn or damaged one, and for the header."""
-    if not line.endswith(b"\r\n"):
-        return None
-    try:
-        cells = next(csv.reader([line.decode()], strict=True))
-        if len(cells) != len(columns):
-            return None
-        return int(cells[columns.index(ITERATION)])
-    except (ValueError, csv.Error, StopIteration):
-        return None
+def _cells(row: Row, columns: Iterable[str]) -> list[Any]:
+    return [row.flat.get(column, "") for column in columns]
 
 
-def _widened(path: Path, size: int, extra: int) -> Iterator[bytes]:
-    """The rows in the first `size` bytes of a CSV file, without its header, with empty cells."""
-    if size == 0:
-        return
-    with open(path, "rb") as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
-        rows = csv.reader(text)
-        end = 0
-        for number, cells in enumerate(rows):
-            end += len(_csv_line(cells))
-            if end > size:
-                return  # the remains of a failed write
-            if number:
-                yield _csv_line(cells + [""] * extra)
+def _csv_line(cells: Iterable[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue().encode()
+
+
+def _widened(path: Path, extra: int) -> Iterator[list[str]]:
+    """The rows of a CSV file, without its header, each with `extra` empty cells at the end."""
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        rows = csv.reader(file)
+        next(rows, None)
+        for cells in rows:
+            yield cells + [""] * extra
+
+
+def detach_row_files(directory: Path, fence: Fence) -> None:
+    """Replace each row file by a copy of itself.
+
+    A process that still has the old file open, on a node that was cut off, then writes where nobody
+    reads. Raises OSError.
+    """
+    for pattern in ROW_FILES:
+        for path in sorted(directory.glob(pattern)):
+            # TensorBoard reads every file with "tfevents" in its name.
+            name = path.name.replace("tfevents", "left_behind")
+            replace_file(path, read_in_blocks(path, path.stat().st_size), name, fence)

@@ -14,12 +14,11 @@ cut to k, and the iterations after it are produced again.
 from __future__ import annotations
 
 import errno
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,17 +38,21 @@ from raytrain.checkpoint import (
     rewrite_manifest,
 )
 from raytrain.errors import RaytrainError
-from raytrain.records import EpisodeHistory, EventLog, FinishedEpisode, RecordsMirror, TrialRecords
-from raytrain.records.append_file import leave_behind
-from raytrain.records.downtime import RECOVERED, last_row, time_lost
+from raytrain.records import (
+    EVENT_LOG,
+    EpisodeHistory,
+    EventLog,
+    RecordsMirror,
+    TrialRecords,
+)
+from raytrain.records.downtime import RECOVERED, time_lost
+from raytrain.records.row_files import detach_row_files, last_row
 from raytrain.storage import STORE, DirectoryLock, Location, StorageError, storage_errors
 from raytrain.storage.scratch import scratch
 from raytrain.trial.fencing import FencingToken, Superseded
 from raytrain.trial.repeated_failures import FailureMemory
 
-EVENT_LOG = "events.jsonl"
 _STAGING = ".staging"
-_APPENDED = re.compile(r"result\.json|progress\.csv|events\.out\.tfevents\..*")
 _T = TypeVar("_T")
 _LOCK_PATIENCE_S = 120.0
 # How often a start looks at the storage while another writer changes something under it, and how that shows.
@@ -193,7 +196,8 @@ class TrialDirectory:
         if self.location.is_local:
             directory = self.location.local_path
             if self._lock.taken_over:
-                self._leave_records_behind(directory)
+                with storage_errors("Replacing the records", self.location):
+                    detach_row_files(directory, self._fencing.check)
         else:
             directory = self._scratch_directory() / "records"
             directory.mkdir(exist_ok=True)
@@ -214,7 +218,9 @@ class TrialDirectory:
             fence=self._fencing.check,
         )
         self._events = EventLog(directory / EVENT_LOG)
-        self._note_failure(before, resume_from)
+        lost = time_lost(before, self.last_saved, attempt=self.attempt, now=time.time())
+        if lost is not None:
+            self.note(RECOVERED, lost.text(), iteration=resume_from, **asdict(lost))
         self._messages += [*self._records.warnings, *self._episodes.warnings]
 
     # -- an iteration ----------------------------------------------------------------------------
@@ -238,18 +244,18 @@ class TrialDirectory:
         warning = self._records.append(row)
         if warning:
             self._messages.append(warning)
-        iteration = self._iteration = int(row["training_iteration"])
-        self._episodes.append(_finished(iteration, timestep, stage, each) for each in episodes)
+        self._iteration = int(row["training_iteration"])
+        self._episodes.append(self._iteration, timestep, stage, episodes)
 
     def tell(self, kind: str, message: str, *, iteration: int) -> None:
         """Put one sentence into the event log, and on the console with the next result."""
         self._messages.append(message)
         self.note(kind, message, iteration=iteration)
 
-    def note(self, kind: str, message: str, *, iteration: int) -> None:
-        """Put one sentence into the event log alone."""
+    def note(self, kind: str, message: str, *, iteration: int, **seconds: float) -> None:
+        """Put one sentence into the event log alone (`seconds`: see `EventLog.write`)."""
         if self._events is not None:
-            self._events.write(kind, message, attempt=self.attempt, iteration=iteration)
+            self._events.write(kind, message, attempt=self.attempt, iteration=iteration, **seconds)
 
     def _tell_of_storage(self, message: str) -> None:
         iteration = self._iteration
@@ -366,22 +372,10 @@ class TrialDirectory:
             )
         return sentences
 
-    def _note_failure(self, before: Mapping[str, Any] | None, resume_from: int) -> None:
-        lost = time_lost(before, self.last_saved, attempt=self.attempt, now=time.time())
-        if lost is not None and self._events is not None:
-            self._events.write(
-                RECOVERED,
-                lost.text(),
-                attempt=self.attempt,
-                iteration=resume_from,
-                redone_s=lost.redone_s,
-                away_s=lost.away_s,
-            )
-
     def _make_records_durable(self, manifest: Manifest) -> None:
         assert self._records is not None
         assert self._episodes is not None
-        self._records.flush(durable=True)
+        self._records.flush()
         self._episodes.flush(manifest.iteration)
         if self._mirror is not None:
             try:
@@ -401,12 +395,6 @@ class TrialDirectory:
             f"{self._max_failed_saves} failures in a row that the run bears).",
             iteration=iteration,
         )
-
-    def _leave_records_behind(self, directory: Path) -> None:
-        with storage_errors("Replacing the records", self.location):
-            for path in sorted(directory.iterdir()):
-                if _APPENDED.fullmatch(path.name):
-                    leave_behind(path, self._fencing.check)
 
     def _clear_staging(self) -> None:
         """Of what former attempts have left. Who was replaced since its start leaves its successor's."""
@@ -437,22 +425,3 @@ def _looked(look: Callable[[], _T]) -> _T:
             if error.errno not in _CHANGED:
                 raise
     return look()
-
-
-def _finished(
-    iteration: int, timestep: int, stage: str | None, row: Mapping[str, Any]
-) -> FinishedEpisode:
-    return FinishedEpisode(
-        iteration=iteration,
-        timestep=timestep,
-        group=row["group"],
-        env_index=row["env_index"],
-        episode_return=row["return"],
-        length=row["length"],
-        stage=stage,
-        custom={
-            name.removeprefix("custom/"): value
-            for name, value in row.items()
-            if name.startswith("custom/")
-        },
-    )

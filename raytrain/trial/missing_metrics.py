@@ -1,8 +1,8 @@
-"""The metrics that a config names and no result has: said once the results show it.
+"""Warnings about metrics that a config names and no result has.
 
-The names of an environment's metrics are known when its first episode has ended, those of evaluation
-with the first evaluation, all others with the first iteration. A name that is missing by then is told,
-with the names that there are; and once more if it turns up later.
+The names of the environment's metrics are known when its first episode has ended, those of
+evaluation after the first evaluation, all others after the first iteration. A name that is missing
+by then is reported once, with the nearest names that exist, and once more if it appears later.
 """
 
 from __future__ import annotations
@@ -15,60 +15,59 @@ from raytrain.config import ExperimentConfig
 from raytrain.config.metric_names import EVALUATION, nearest_first
 from raytrain.ppo.curriculum import StagePlan
 from raytrain.ppo.stopping import STOP
-from raytrain.records.metrics import EPISODE_MEANS, metric
+from raytrain.records.metrics import EPISODE_MEANS, RUNNERS, episode_column, metric
 from raytrain.records.recent_episodes import CUSTOM, RecentEpisodes
 from raytrain.trial.score import CHECKPOINT
 
 _SHOWN = 8
-_RUNNERS = "env_runners/"
-_ROOTS = ("learners/", "timers/", "perf/", "fault_tolerance/", "env_runner_group/", _RUNNERS)
-"""What only names of RLlib's own begin with."""
+_ROOTS = ("learners/", "timers/", "perf/", "fault_tolerance/", "env_runner_group/", RUNNERS)
+"""Prefixes that only RLlib's own names have."""
 
 _SETTINGS = frozenset({"config", STOP, CHECKPOINT, "recent", "curriculum"})
-"""Parts of a result in which nothing is measured, or nothing that is not elsewhere as well."""
+"""Parts of a result without measurements, or with copies of measurements."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A metric's name, the config key that gives it, and what follows if there is no such metric."""
+    """A metric's name, the config key that gives it, and the consequence if it does not exist."""
 
     key: str
     name: str
-    so: str
+    consequence: str
 
 
 def named_metrics(config: ExperimentConfig, stage: StagePlan) -> Iterator[Named]:
-    """Those that a config names and that matter during `stage`."""
+    """The metrics that a config names and that matter during `stage`."""
     yield Named("checkpoint.score", config.checkpoint.score, "no checkpoint can be the best")
     endless = not config.stop.has_an_end and not config.curriculum
-    so = "it cannot end the run" + (", and nothing else may" if endless else "")
+    consequence = "it cannot end the run" + (", and nothing else may" if endless else "")
     for name in config.stop.metrics:
-        yield Named("stop.metrics", name, so)
+        yield Named("stop.metrics", name, consequence)
     for name in stage.rule.metrics or {}:
         yield Named(f"until.metrics of the stage {stage.name}", name, "it cannot end the stage")
 
 
 class MissingMetrics:
-    """What has been told of one attempt of a trial."""
+    """Which metrics one attempt of a trial has reported as missing."""
 
     def __init__(self) -> None:
-        self._there: set[Named] = set()
-        self._told: set[Named] = set()
+        self._present: set[Named] = set()
+        self._reported: set[Named] = set()
 
-    def look(
+    def messages(
         self, named: Iterable[Named], result: Mapping[str, Any], recent: RecentEpisodes
     ) -> Iterator[str]:
-        """A sentence for each of `named` of which something new is known with this result."""
-        for each in named:
-            if each in self._there:
+        """A sentence for each metric that this result shows to be missing, or to exist after all."""
+        for entry in named:
+            if entry in self._present:
                 continue
-            if _is_there(each.name, result, recent):
-                self._there.add(each)
-                if each in self._told:
-                    yield f"{each.key}: {each.name!r} is there now."
-            elif each not in self._told and _is_decided(each.name, result, recent):
-                self._told.add(each)
-                yield _sentence(each, result)
+            if _exists(entry.name, result, recent):
+                self._present.add(entry)
+                if entry in self._reported:
+                    yield f"{entry.key}: the results have {entry.name!r} now."
+            elif entry not in self._reported and _is_decided(entry.name, result, recent):
+                self._reported.add(entry)
+                yield _sentence(entry, result)
 
 
 def metric_names(result: Mapping[str, Any]) -> set[str]:
@@ -80,7 +79,7 @@ def metric_names(result: Mapping[str, Any]) -> set[str]:
         if rest.startswith(CUSTOM):
             names.add(prefix + rest.removeprefix(CUSTOM).rpartition("/")[0])
         else:
-            names.add(prefix + rest.removeprefix(_RUNNERS))
+            names.add(prefix + rest.removeprefix(RUNNERS))
     return names
 
 
@@ -94,13 +93,12 @@ def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _is_there(name: str, result: Mapping[str, Any], recent: RecentEpisodes) -> bool:
-    own = CUSTOM + name.removeprefix(CUSTOM)
-    if metric(result, name) is not None or recent.has(own) or recent.has(own.removesuffix("/mean")):
+def _exists(name: str, result: Mapping[str, Any], recent: RecentEpisodes) -> bool:
+    if metric(result, name) is not None or recent.has(episode_column(name, recent)):
         return True
     prefix = EVALUATION if name.startswith(EVALUATION) else ""
-    bare = name.removeprefix(prefix).removeprefix(_RUNNERS)
-    # One that is NaN at the moment, or that waits for an episode to end, is there.
+    bare = name.removeprefix(prefix).removeprefix(RUNNERS)
+    # A metric that is NaN at the moment, or that waits for an episode to end, exists.
     return bare in EPISODE_MEANS or prefix + bare in metric_names(result)
 
 
@@ -115,7 +113,7 @@ def _sentence(named: Named, result: Mapping[str, Any]) -> str:
     more = len(names) - _SHOWN
     return (
         f"{named.key}: there is no metric {named.name!r} in the results up to iteration "
-        f"{result.get('training_iteration')}, so {named.so}. The nearest that there are: "
+        f"{result.get('training_iteration')}, so {named.consequence}. The nearest names are: "
         f"{', '.join(names[:_SHOWN])}"
         + (f" ({more} more in result.json)" if more > 0 else "")
         + "."

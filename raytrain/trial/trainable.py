@@ -308,7 +308,7 @@ class TrialPPO(ExactPPO):
         self._stop_rule.report(result, self.recent)
         report_score(result, self._averaged_score(result))
         named = named_metrics(self._config, self.curriculum.stage)
-        for sentence in self._missing_metrics.look(named, result, self.recent):
+        for sentence in self._missing_metrics.messages(named, result, self.recent):
             self.tell(sentence)
         row = {key: value for key, value in result.items() if key != "config"}
         stage = self.curriculum.stage.name or None

@@ -182,7 +182,7 @@ def looked(missing, recent, *, result=RESULT, stop=None, **checkpoint):
         {**MINIMAL, "stop": stop or {"iterations": 2}, "checkpoint": checkpoint}
     )
     stage = StagePlan("", StopRule(), None, "pickle")
-    return list(missing.look(named_metrics(config, stage), result, recent))
+    return list(missing.messages(named_metrics(config, stage), result, recent))
 
 
 def test_a_name_that_no_result_has_is_told_with_the_nearest_first_and_once():
@@ -190,7 +190,7 @@ def test_a_name_that_no_result_has_is_told_with_the_nearest_first_and_once():
     (said,) = looked(missing, episodes(1.0), score="profitt")
     assert said.startswith("checkpoint.score: there is no metric 'profitt' in the results")
     assert "so no checkpoint can be the best" in said
-    assert "The nearest that there are: profit, " in said
+    assert "The nearest names are: profit, " in said
     assert looked(missing, episodes(1.0), score="profitt") == []
 
 
@@ -227,7 +227,9 @@ def test_one_that_turns_up_later_is_told_too():
     recent = RecentEpisodes(100)
     recent.extend([{"return": 1.0, "length": 5}])
     assert len(looked(missing, recent, score="profit", result=without)) == 1
-    assert looked(missing, recent, score="profit") == ["checkpoint.score: 'profit' is there now."]
+    assert looked(missing, recent, score="profit") == [
+        "checkpoint.score: the results have 'profit' now."
+    ]
     assert looked(missing, recent, score="profit") == []
 
 

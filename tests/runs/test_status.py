@@ -20,7 +20,8 @@ from raytrain import checkpoint
 from raytrain.checkpoint import Catalogue, commit, read_manifest, remove_checkpoint
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.records import read_events
-from raytrain.records.downtime import TimeLost, last_row, time_lost
+from raytrain.records.downtime import TimeLost, time_lost
+from raytrain.records.row_files import last_row
 from raytrain.storage import DirectoryLock, Location, who_writes
 
 

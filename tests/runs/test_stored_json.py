@@ -19,7 +19,8 @@ from raytrain.commands import plot, prune, status
 from raytrain.driver.tuner import read_tune_files
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.policy.format import PolicyFormatError, _parse_json
-from raytrain.records.downtime import last_row, time_lost
+from raytrain.records.downtime import time_lost
+from raytrain.records.row_files import last_row
 from raytrain.storage import Location, who_writes
 from raytrain.storage.json import DEEPEST, LARGEST, moment, parse_json
 from raytrain.storage.lock import LOCK_NAME, DirectoryLock

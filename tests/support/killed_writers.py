@@ -55,19 +55,19 @@ def records(directory: Path, committed: Path, stop: int) -> None:
     for iteration in range(done + 1, stop + 1):
         written.append(row(iteration))
         if iteration % 5 == 0:
-            written.flush(durable=True)
+            written.flush()
             commit(committed, iteration)
 
 
 def episodes(directory: Path, committed: Path, stop: int) -> None:
     from raytrain.records import EpisodeHistory
-    from support.record_files import finished
+    from support.record_files import append_episodes
 
     done = int(committed.read_text())
     history = EpisodeHistory(directory, done)
     assert history.warnings == []
     for iteration in range(done + 1, stop + 1):
-        history.append(finished(iteration))
+        append_episodes(history, iteration)
         history.flush(iteration)
         if iteration % 5 == 0:
             commit(committed, iteration)

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from raytrain.records import FinishedEpisode, TrialRecords
+from raytrain.records import EpisodeHistory, TrialRecords
 
 
 def row(iteration: int) -> dict:
@@ -95,24 +95,26 @@ def write(directory: Path, first: int, last: int, resume_from: int | None = None
     records = TrialRecords(directory, first - 1 if resume_from is None else resume_from)
     for iteration in range(first, last + 1):
         assert records.append(row(iteration)) is None
-    records.flush(durable=True)
+    records.flush()
     records.close()
     return records.warnings
 
 
-def finished(iteration: int) -> list[FinishedEpisode]:
+def finished(iteration: int) -> list[dict]:
     """What ends in an iteration: nothing in every fourth, custom metrics from the sixth on."""
     count = iteration * 7 % 4
     return [
-        FinishedEpisode(
-            iteration=iteration,
-            timestep=iteration * 4000,
-            group=each % 2,
-            env_index=each,
-            episode_return=iteration + each / 10,
-            length=10 * each + 1,
-            stage=None if iteration < 3 else "hard",
-            custom={"goals": each / 3} if iteration >= 6 else {},
-        )
-        for each in range(count)
+        {
+            "group": number % 2,
+            "env_index": number,
+            "return": iteration + number / 10,
+            "length": 10 * number + 1,
+            **({"custom/goals": number / 3} if iteration >= 6 else {}),
+        }
+        for number in range(count)
     ]
+
+
+def append_episodes(history: EpisodeHistory, iteration: int) -> None:
+    stage = None if iteration < 3 else "hard"
+    history.append(iteration, iteration * 4000, stage, finished(iteration))

@@ -39,10 +39,10 @@ def test_a_full_disk_keeps_the_rows_until_there_is_space(small_disk, leave):
     steps = [event.step for event in raw_events(directory)]
     assert steps == list(range(1, len(steps) + 1)) and 3 <= len(steps) < 40
     with pytest.raises(RecordsError, match="kept in memory"):
-        records.flush(durable=True)
+        records.flush()
     ballast.unlink()
     assert records.append(row(41)) is None
-    records.flush(durable=True)
+    records.flush()
     records.close()
     assert_complete(directory, 41)
 
@@ -57,7 +57,7 @@ def test_a_disk_that_is_full_at_the_start_is_used_once_it_has_space(small_disk):
     for iteration in (5, 6, 7):
         records.append(row(iteration))
     ballast.unlink()
-    records.flush(durable=True)
+    records.flush()
     records.close()
     assert_complete(directory, 7)
 
@@ -71,9 +71,9 @@ def test_a_read_only_disk_keeps_the_rows(small_disk):
     records.append(row(4))
     assert len(records.warnings) == 1 and "Read-only" in records.warnings[0]
     with pytest.raises(RecordsError, match="Read-only"):
-        records.flush(durable=True)
+        records.flush()
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    records.flush(durable=True)
+    records.flush()
     records.close()
     assert_complete(directory, 4)
 
@@ -120,14 +120,14 @@ def test_a_failed_fsync_has_the_rows_written_again(tmp_path, failing_fsync, name
     records = TrialRecords(tmp_path)
     for iteration in range(1, durable + 1):
         records.append(row(iteration))
-    records.flush(durable=True)
+    records.flush()
     records.append(row(durable + 1))
     failing_fsync.append(name)
     with pytest.raises(RecordsError, match="Input/output error"):
-        records.flush(durable=True)
+        records.flush()
     assert failing_fsync == []
     records.append(row(durable + 2))
-    records.flush(durable=True)
+    records.flush()
     assert_complete(tmp_path, durable + 2)
     assert write(tmp_path, durable + 3, durable + 8) == []
     assert_complete(tmp_path, durable + 8)
@@ -141,7 +141,7 @@ def test_a_failed_fsync_that_a_new_column_meets(tmp_path, failing_fsync):
     failing_fsync.append("progress.csv")
     assert "Input/output error" in str(records.append(row(5)))
     records.append(row(6))
-    records.flush(durable=True)
+    records.flush()
     assert_complete(tmp_path, 6)
 
 
@@ -166,9 +166,9 @@ def test_a_failure_that_append_is_told_fails_the_flush_under_way(tmp_path, monke
 
     monkeypatch.setattr(os, "fsync", fake)
     with pytest.raises(RecordsError, match="Input/output error"):
-        records.flush(durable=True)
+        records.flush()
     assert len(appended) == 2
-    records.flush(durable=True)
+    records.flush()
     assert_complete(tmp_path, 5)
 
 
