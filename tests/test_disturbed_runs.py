@@ -215,7 +215,7 @@ def test_a_second_interrupt_leaves_at_once(
     run = start(config)
     run.until(lambda: committed(trial))
     run.signal(signal.SIGINT)
-    run.until(lambda: "once more leaves at once" in run.output())
+    run.until(lambda: "again to exit at once" in run.output())
     run.signal(signal.SIGINT)
     assert run.wait() == 130, run.output()  # The trial has saved nothing: it is held.
     holds.release()

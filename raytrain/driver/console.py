@@ -278,7 +278,9 @@ def _plain(message: str) -> str:
 
 
 def _smoothed(old: tuple[float, float], new: tuple[float, float]) -> tuple[float, float]:
-    steps, iterations = (before + _SMOOTHING * (now - before) for before, now in zip(old, new))
+    steps, iterations = (
+        before + _SMOOTHING * (now - before) for before, now in zip(old, new, strict=True)
+    )
     return steps, iterations
 
 

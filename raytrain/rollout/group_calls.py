@@ -251,7 +251,7 @@ class RetryingCall:
 
     def _end_hanging(self, host: RunnerActor, job: Job, waited: float) -> None:
         assert host.where is not None
-        word = _ray_actors.take_word(word_of(host.where.actor_id, job.group))
+        word = _ray_actors.take_stall(word_of(host.where.actor_id, job.group))
         said = word or "nowhere that can be seen: it is stopped, cut off, or in native code"
         self._pool.kill(host)
         self._lose(
