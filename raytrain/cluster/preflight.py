@@ -163,8 +163,8 @@ class NodeActors:
 
 
 def _has_died(node: Node, check: Callable[[], None]) -> bool:
-    """Whether the node is dead. Ray may need some seconds to notice that of a node whose raylet does
-    not answer any more; one whose raylet never could be reached from here is alive."""
+    """Whether the node is dead. Ray may need some seconds to notice that of a node whose raylet
+    does not answer any more; one whose raylet never could be reached from here is alive."""
     deadline = time.monotonic() + _DEATH_S
     while node.id in nodes_alive():
         if not node_is_gone(node.id) or time.monotonic() > deadline:

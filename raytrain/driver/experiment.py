@@ -165,7 +165,7 @@ def finished_trial(config: ExperimentConfig, trial: Location) -> Entry | None:
 
 
 def has_ended(config: ExperimentConfig, manifest: Manifest) -> bool:
-    """Whether the checkpoint of `manifest` is at the end of the run: `stop`, or the last stage's."""
+    """Whether the checkpoint of `manifest` is at the end of the run (`stop`, or the last stage)."""
     if is_over(config, manifest.metrics):
         return True
     rule = StopRule.of(config.stop)
@@ -260,7 +260,8 @@ def _run(
             if 0 <= config.failure.max_failures < losses:
                 raise
             reporter.note(
-                f"{lost}. Ray is started again; each trial continues from its newest good checkpoint."
+                f"{lost}. Ray is started again; each trial continues from its newest good "
+                "checkpoint."
             )
 
 
@@ -281,8 +282,8 @@ def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
 def _describe_run(
     config: ExperimentConfig, place: Location, stored: ExperimentFile | None, say: Say
 ) -> ExperimentFile:
-    """The experiment's file for this start. How the environments are snapshotted is proved once, and
-    again only when the version of a library has changed."""
+    """The experiment's file for this start. How the environments are snapshotted is proved once,
+    and again only when the version of a library has changed."""
     env_creator(config)  # `resume` has not looked for the environment yet.
     require_same_spaces(config)
     present = versions()
@@ -291,8 +292,8 @@ def _describe_run(
     if stored is not None and snapshot["strategy"] != stored.snapshot["strategy"]:
         # Snapshots on storage can only be read by the strategy that took them.
         say(
-            f"Libraries changed; environments would now be saved by {snapshot['strategy']}, but the "
-            f"run continues with {stored.snapshot['strategy']}."
+            f"Libraries changed; environments would now be saved by {snapshot['strategy']}, but "
+            f"the run continues with {stored.snapshot['strategy']}."
         )
         snapshot = dict(stored.snapshot)
     if proved is None:
@@ -317,8 +318,8 @@ def _describe_run(
             if stored.versions.get(name) != version
         )
         say(
-            f"Libraries differ from those of the run's start ({changed}); results are equal bit for "
-            "bit only with the same versions."
+            f"Libraries differ from those of the run's start ({changed}); results are equal bit "
+            "for bit only with the same versions."
         )
     values: dict[str, Any] = {
         "name": config.name,

@@ -5,8 +5,8 @@
 
 A fork takes weights, optimizer, filters, counters, random generators and, where the environment is
 the same, the running episodes: with nothing changed it continues exactly as its parent did. Changes
-in the new config apply from the first iteration on. With `weights_only` it takes weights and filters,
-and everything else starts from the beginning.
+in the new config apply from the first iteration on. With `weights_only` it takes weights and
+filters, and everything else starts from the beginning.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def require_possible(
     continued, and needs its parent no more.
 
     Raises:
-        BadInput: there is no such checkpoint, or the config does not fit it; the message names both.
+        BadInput: there is no such checkpoint, or the config does not fit it.
         RaytrainError: the checkpoint is damaged.
     """
     present = _present(fork)
@@ -117,8 +117,8 @@ def refuse_other_parent(
     remedy = "Leave --from out to continue it; give another --name; or set it aside with --fresh."
     if experiment.fork is None or experiment.parent is None:
         raise CannotFork(
-            f"{place} holds a run that is not a fork, so --from {fork.checkpoint} cannot apply to it. "
-            f"{remedy}"
+            f"{place} holds a run that is not a fork, so --from {fork.checkpoint} cannot apply to "
+            f"it. {remedy}"
         )
     origin = "{experiment}, {trial}, {checkpoint}".format(**experiment.parent)
     entry = _present(fork)
@@ -158,8 +158,9 @@ def _require_same_spaces(entry: Entry, config: ExperimentConfig) -> None:
             if before != now:
                 raise CannotFork(
                     f"the {name.replace('_', ' ')} has changed: {entry.location} was trained with "
-                    f"{before}, and environment.env {config.environment.env!r} has {now}. A fork needs "
-                    "the same spaces: wrap the environment, or train from the beginning (without --from)."
+                    f"{before}, and environment.env {config.environment.env!r} has {now}. A fork "
+                    "needs the same spaces: wrap the environment, or train from the beginning "
+                    "(without --from)."
                 )
     finally:
         env.close()
@@ -178,8 +179,8 @@ def _require_same_network(
             raise CannotFork(
                 f"the network has changed: {entry.location} was trained with "
                 f"rl_module.model_config.{key} {before.get(key)!r}, and this config says "
-                f"{now.get(key)!r}. A fork needs the same network: put the value back, or train from "
-                "the beginning (without --from)."
+                f"{now.get(key)!r}. A fork needs the same network: put the value back, or train "
+                "from the beginning (without --from)."
             )
 
 
@@ -188,15 +189,15 @@ def _require_something_to_do(entry: Entry, config: ExperimentConfig) -> None:
     assert manifest is not None
     if is_over(config, manifest.metrics):
         raise CannotFork(
-            f"{entry.location} is the end of the last stage of this `curriculum`. Add a stage, change "
-            "the last one's name, or use --weights-only, which begins with the first."
+            f"{entry.location} is the end of the last stage of this `curriculum`. Add a stage, "
+            "change the last one's name, or use --weights-only, which begins with the first."
         )
     reached = StopRule.of(config.stop).reached(Progress.of(manifest), {})
     if reached is not None:
         raise CannotFork(
-            f"counters continue in a fork, and {entry.location} is past `stop` already ({reached}). "
-            "Raise it, for example with --set stop.timesteps=..., or use --weights-only, which "
-            "counts from 0."
+            f"counters continue in a fork, and {entry.location} is past `stop` already "
+            f"({reached}). Raise it, for example with --set stop.timesteps=..., or use "
+            "--weights-only, which counts from 0."
         )
 
 

@@ -1,7 +1,7 @@
 """Ray and Tune for the time of one run.
 
-A local Ray instance is started unless an address is given, with at least as many logical CPUs as one
-trial asks for: a trial that can never be placed would wait for ever. It is started before this
+A local Ray instance is started unless an address is given, with at least as many logical CPUs as
+one trial asks for: a trial that can never be placed would wait for ever. It is started before this
 process imports RLlib and Torch, which Ray's fork server imports meanwhile (`_ray.forkserver`).
 """
 
@@ -49,8 +49,8 @@ _ENVIRONMENT = {
     # Relative paths in an environment's config mean what they mean in the user's shell.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Processes left by a failed trial are killed after so many seconds (Tune: 600): the next attempt
-    # may need their resources, and a process that waits for a lost node does not end by itself.
+    # Processes left by a failed trial are killed after so many seconds (Tune: 600): the next
+    # attempt may need their resources, and one that waits for a lost node does not end by itself.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "30",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -112,7 +112,7 @@ class RaySession:
             actors, nodes = None, [] if self._services else alive_nodes()
             if self._address is not None or len(nodes) > 1:
                 actors = beside.enter_context(NodeActors(nodes_to_ask(nodes)))
-            # Seconds of imports, while the workers do theirs; a tenth of it would be the collector's.
+            # Seconds of imports, while the workers do theirs; garbage collection would add a tenth.
             collects = gc.isenabled()
             gc.disable()
             try:
@@ -155,8 +155,8 @@ class RaySession:
         return watch
 
     def _check_ray(self) -> None:
-        """Raise `RayLost` if a process of the local Ray instance has died: without its raylet or GCS
-        a driver waits for ever, or is aborted a minute later."""
+        """Raise `RayLost` if a process of the local Ray instance has died: without its raylet or
+        GCS a driver waits for ever, or is aborted a minute later."""
         for service, name in self._services.items():
             if not lives(service):
                 # At once, before Tune cleans up by calling processes that are gone.
@@ -259,8 +259,8 @@ def cluster_address(address: str | None) -> str | None:
 
 def _can_be_forked(config: ExperimentConfig) -> bool:
     """Whether workers can be forked from a process that has imported Torch. Not if an actor has two
-    CPUs or more, as Torch reads its number of threads when it is imported. It looks for GPUs when it
-    first uses one, which does not happen before the fork (`forkserver` checks that)."""
+    CPUs or more, as Torch reads its number of threads when it is imported. It looks for GPUs when
+    it first uses one, which does not happen before the fork (`forkserver` checks that)."""
     cpus = (
         config.resources.num_cpus_for_main_process,
         config.env_runners.num_cpus_per_env_runner,

@@ -51,22 +51,23 @@ def require_same_run(
         lines = "".join(f"\n  {d.field}: was {d.old!r}, is now {d.new!r}" for d in wrong)
         lines += f"\n  (curriculum: {reason})" if reason else ""
         raise ConfigChanged(
-            f"{place} holds a run with another config:{lines}\nTo continue this run, put these values "
-            "back. To begin again, use --fresh, which sets the old directory aside. To start a new run "
-            f"from this one's newest checkpoint with any changes, use --from {place} --name NEW."
+            f"{place} holds a run with another config:{lines}\nTo continue this run, put these "
+            "values back. To begin again, use --fresh, which sets the old directory aside. To "
+            "start a new run from this one's newest checkpoint with any changes, use "
+            f"--from {place} --name NEW."
         )
     for change in changed:
         if gives_up_exactness(change.field):
             say(
-                f"{change.field} changes from {change.old!r} to {change.new!r}: the run continues, but "
-                "is not exact from here on; its manifests say so."
+                f"{change.field} changes from {change.old!r} to {change.new!r}: the run continues, "
+                "but is not exact from here on; its manifests say so."
             )
     return [change.field for change in changed]
 
 
 def _require_same_digest(config: ExperimentConfig, place: Location) -> None:
-    """Without experiment.json the newest checkpoint of each trial decides: allowed changes were made
-    after older ones were written. With a search each trial has its own values, which are unknown."""
+    """Without experiment.json the newest checkpoint of each trial decides: allowed changes may have
+    been made since the older ones. With a search each trial has values of its own."""
     if has_search(config):
         return
     for trial in trials(place):
@@ -75,7 +76,7 @@ def _require_same_digest(config: ExperimentConfig, place: Location) -> None:
         for entry in usable[-1:]:
             if entry.manifest is not None and not has_digest(config, entry.manifest.config_digest):
                 raise ConfigChanged(
-                    f"{place} has no experiment.json, and {entry.location} was written by a run with "
-                    "another config. Use the config that the run had last; or begin again with "
-                    "--fresh; or start another run with --name NEW."
+                    f"{place} has no experiment.json, and {entry.location} was written by a run "
+                    "with another config. Use the config that the run had last; or begin again "
+                    "with --fresh; or start another run with --name NEW."
                 )

@@ -100,8 +100,8 @@ def require_actions(config: ExperimentConfig, say: Say) -> None:
     env.close()
     if config.rl_module.model.free_log_std and not isinstance(space, Box):
         raise UnsupportedActions(
-            f"rl_module.model_config.free_log_std: the action space of {config.environment.env!r} is "
-            f"{space}, and only a Box has a log-std. Leave the key out."
+            f"rl_module.model_config.free_log_std: the action space of {config.environment.env!r} "
+            f"is {space}, and only a Box has a log-std. Leave the key out."
         )
     for where, leaf in _leaves_of(space, "the action space"):
         problem = _action_problem(leaf)
@@ -112,8 +112,8 @@ def require_actions(config: ExperimentConfig, say: Say) -> None:
         ignored = bounds_taken_for_none(leaf)
         if len(ignored) and config.environment.normalize_actions:
             say(
-                f"Bounds of {UNBOUNDED:g} and more count as no bounds: {where} has {ignored[0]:g}, so "
-                "its actions are not scaled to its bounds. Give finite bounds to scale them."
+                f"Bounds of {UNBOUNDED:g} and more count as no bounds: {where} has {ignored[0]:g}, "
+                "so its actions are not scaled to its bounds. Give finite bounds to scale them."
             )
 
 
@@ -158,12 +158,14 @@ def _action_problem(leaf: gym.Space[Any]) -> str | None:
         )
     if not np.issubdtype(leaf.dtype, np.floating):
         return (
-            f"of {leaf.dtype}. For whole numbers use MultiDiscrete(high - low + 1, start=low), or a "
-            "Box of float32 and let step() round."
+            f"of {leaf.dtype}. For whole numbers use MultiDiscrete(high - low + 1, start=low), or "
+            "a Box of float32 and let step() round."
         )
     size = int(np.prod(leaf.shape))
     if size == 0:
         return "which holds no number: there is nothing to learn. Give it at least one."
     if len(leaf.shape) != 1:
-        return f"of shape {leaf.shape}. Use a Box of shape ({size},), and let step() reshape the action."
+        return (
+            f"of shape {leaf.shape}. Use a Box of shape ({size},), and let step() reshape actions."
+        )
     return None

@@ -152,15 +152,15 @@ def warnings_of(snapshot: Mapping[str, Any]) -> list[str]:
 
 
 def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
-    """Raises ConfigError if no network can be built for the environment, and EnvironmentFailed if it
-    raises or breaks Gymnasium's contract."""
+    """Raises ConfigError if no network can be built for the environment, and EnvironmentFailed if
+    it raises or breaks Gymnasium's contract."""
     from raytrain.rollout.env_snapshots import close, prove
     from raytrain.rollout.timeout import StallReporter
 
     def report(standing: str) -> None:
         say(
-            f"Trying the environment has taken {SLOW_TRIAL_S:.0f} s; it is still {standing}. Training "
-            "begins when it has been made, reset and stepped a few hundred times."
+            f"Trying the environment has taken {SLOW_TRIAL_S:.0f} s; it is still {standing}. "
+            "Training begins when it has been made, reset and stepped a few hundred times."
         )
 
     with StallReporter(report).watching(SLOW_TRIAL_S), of_environment(config.environment.env):

@@ -1,8 +1,8 @@
-"""What the driver does while Tune runs: it shows the progress, passes an interrupt on to the trials,
-and counts failures of the run's own, lost nodes and preemptions, each separately.
+"""What the driver does while Tune runs: it shows the progress, passes an interrupt on to the
+trials, and counts failures of the run's own, lost nodes and preemptions, each separately.
 
-Tune pickles its callbacks into `tuner.pkl`: a `RunCallback` is pickled as Tune's own `Callback`, which
-does nothing, and each start installs a new one.
+Tune pickles its callbacks into `tuner.pkl`: a `RunCallback` is pickled as Tune's own `Callback`,
+which does nothing, and each start installs a new one.
 """
 
 from __future__ import annotations
@@ -220,8 +220,8 @@ class RunCallback(Callback):
         """A trial has saved, and ends because its node is taken away."""
         self._losses_of(trial).add("preemption")
         message = (
-            f"the node {leaving['address']} is taken away: {leaving['saved']}; the trial resumes on "
-            "another node; this is not counted as a failure"
+            f"the node {leaving['address']} is taken away: {leaving['saved']}; the trial resumes "
+            "on another node; this is not counted as a failure"
         )
         self._reporter.event(str(trial), "warning", message)
         self._log(trial, "preemption", message)
@@ -267,8 +267,8 @@ class RunCallback(Callback):
             if trial.status == "RUNNING" and (actor := _ray.tune.trial_actor(trial)) is not None
         }
         self._reporter.note(
-            f"{signal}: saving {len(running)} running trial(s) after the current iteration. Send it "
-            "again to exit at once."
+            f"{signal}: saving {len(running)} running trial(s) after the current iteration. Send "
+            "it again to exit at once."
         )
         references = {name: actor.interrupt.remote() for name, actor in running.items()}
         self.unsaved = dict.fromkeys(running, "Ray was lost before the trial had answered")

@@ -1,11 +1,12 @@
 """Tune's side of an experiment: a Tuner that is fresh, restored, or built anew.
 
-Tune keeps `tuner.pkl`, `experiment_state-*.json` and the search's state in the experiment's directory
-and writes them in place, one after the other. They list the trials and their states, and are used
-when they are whole and list every trial. When they are missing, damaged or incomplete, or have a
-trial as finished that is to continue (a raised `stop`, a damaged last checkpoint), they are set aside
-and the Tuner is built anew from the config: trials are generated from the config's seed, so they are
-the same trials with the same directories, and each finds its newest good checkpoint on storage.
+Tune keeps `tuner.pkl`, `experiment_state-*.json` and the search's state in the experiment's
+directory and writes them in place, one after the other. They list the trials and their states, and
+are used when they are whole and list every trial. When they are missing, damaged or incomplete, or
+have a trial as finished that is to continue (a raised `stop`, a damaged last checkpoint), they are
+set aside and the Tuner is built anew from the config: trials are generated from the config's seed,
+so they are the same trials with the same directories, and each continues from its newest good
+checkpoint on storage.
 
 Whether a trial is finished is read from storage alone. A finished trial is never started: the
 scheduler ends it before Tune asks for its resources.
@@ -89,8 +90,8 @@ class ExperimentScheduler(FIFOScheduler):
 
 @dataclass(frozen=True)
 class TuneFiles:
-    """What Tune's own files contain. `problem`: None if they are whole. `statuses`: of each trial, by
-    directory name. `complete`: every trial of the experiment has been generated."""
+    """What Tune's own files contain. `problem`: None if they are whole. `statuses`: of each trial,
+    by directory name. `complete`: every trial of the experiment has been generated."""
 
     names: tuple[str, ...]
     problem: str | None
@@ -181,8 +182,8 @@ def fresh_tuner(
             name=experiment.name,
             storage_path=experiment.parent.path,
             storage_filesystem=experiment.fs,
-            # The trial decides when to save and what to keep: it knows when a checkpoint's commit is
-            # complete. Tune only asks for the last one when a trial ends.
+            # The trial decides when to save and what to keep: it knows when a checkpoint's commit
+            # is complete. Tune only asks for the last one when a trial ends.
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=True),
             failure_config=FailureConfig(max_failures=config.failure.max_failures),
             callbacks=[watch],
@@ -197,7 +198,8 @@ def restored_tuner(
     watch: RunCallback,
     scheduler: ExperimentScheduler,
 ) -> Tuner:
-    """The Tuner of an experiment whose Tune files are whole; unfinished and failed trials continue."""
+    """The Tuner of an experiment whose Tune files are whole; unfinished and failed trials
+    continue."""
     tuner = Tuner.restore(
         experiment.path,
         TrialPPO,
@@ -239,7 +241,8 @@ def build_tuner(
 
 
 def trial_directory_name(trial: Any) -> str:
-    """`trial_00001_lr=0.0003`: stable, because trials are generated in the same order every time."""
+    """`trial_00001_lr=0.0003`: stable, because trials are generated in the same order every
+    time."""
     index = trial.trial_id.rsplit("_", 1)[-1]
     values = [
         f"{path.rsplit('/', 1)[-1]}={_short(value)}"
