@@ -108,11 +108,11 @@ _NAMESPACE = b"raytrain"
 
 
 def publish_stall(name: str, text: str) -> None:
-    """Put a text where `take_word` finds it, from any thread and process of the cluster."""
+    """Put a text where `take_stall` finds it, from any thread and process of the cluster."""
     internal_kv._internal_kv_put(name.encode(), text.encode(), True, namespace=_NAMESPACE)
 
 
-def take_word(name: str) -> str | None:
+def take_stall(name: str) -> str | None:
     """The text left under a name, which is then forgotten; or None."""
     found: bytes | None = internal_kv._internal_kv_get(name.encode(), namespace=_NAMESPACE)
     if found is None:

@@ -7,19 +7,21 @@ import pickle
 from raytrain.errors import RaytrainError
 
 _IN_CREATION = "error raised in its creation task"
-_DEATHS = (
-    ("OutOfMemory", "it was killed for lack of memory"),
-    ("memory monitor", "it was killed for lack of memory"),
-    ("node was terminated", "its node was terminated"),
-    ("node has died", "its node died"),
-    ("connection error code", "it was killed or crashed"),
-    ("RpcError", "it was killed or crashed"),
-    ("SIGKILL", "it was killed"),
-    ("SYSTEM_ERROR", "it was killed or crashed"),
-    ("INTENDED_SYSTEM_EXIT", "it ended"),
-    ("actor was restarted", "it was killed or crashed"),
-    ("actor is restarting", "it was killed or crashed"),
-)
+_CRASHED = "it was killed or crashed"
+_OUT_OF_MEMORY = "it was killed for lack of memory"
+_DEATHS = {
+    "OutOfMemory": _OUT_OF_MEMORY,
+    "memory monitor": _OUT_OF_MEMORY,
+    "node was terminated": "its node was terminated",
+    "node has died": "its node died",
+    "connection error code": _CRASHED,
+    "RpcError": _CRASHED,
+    "SIGKILL": "it was killed",
+    "SYSTEM_ERROR": _CRASHED,
+    "INTENDED_SYSTEM_EXIT": "it ended",
+    "actor was restarted": _CRASHED,
+    "actor is restarting": _CRASHED,
+}
 
 
 def may_retry(error: BaseException | None) -> bool:
@@ -29,7 +31,7 @@ def may_retry(error: BaseException | None) -> bool:
 
 
 def able_to_travel(error: Exception) -> Exception:
-    """`error`, or its text if it cannot be pickled: an environment may raise what only exists there,
+    """`error`, or its text if it cannot be pickled: an environment may raise a class of its own,
     and Ray would then report the pickling instead."""
     try:
         pickle.loads(pickle.dumps(error))
@@ -39,12 +41,12 @@ def able_to_travel(error: Exception) -> Exception:
 
 
 def why_it_died(error: BaseException) -> str:
-    """Why a Ray process died, in a few words: Ray's own account is a paragraph of possibilities."""
+    """Why a Ray process died, in a few words. Ray's own message is a paragraph."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines)
     if _IN_CREATION in text:
         return f"it could not start: {lines[-1]}"
-    for sign, words in _DEATHS:
+    for sign, reason in _DEATHS.items():
         if sign in text:
-            return words
+            return reason
     return text[:200] or type(error).__name__

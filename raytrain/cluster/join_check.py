@@ -1,8 +1,7 @@
-"""Nodes that join during a run (a spot node that was replaced, a cluster that grows).
+"""Checks nodes that join during a run (a replaced spot node, a cluster that grows).
 
-They are asked what the others were asked before the run, beside the training: a thread looks for new
-nodes and keeps what is wrong with them until the driver's loop tells it. Ray may already have placed
-an actor on a new node by then, so this warns and stops nothing.
+A thread looks for new nodes and runs the preflight on them beside the training; the driver's loop
+prints what is wrong. Ray may already have placed an actor there, so this warns and stops nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable
-from types import TracebackType
 
 from ray.exceptions import RayError
 
-from raytrain.cluster.preflight import ClusterNotReady, Envoys, Node, alive_nodes, preflight
+from raytrain.cluster.preflight import ClusterNotReady, Node, NodeActors, alive_nodes, preflight
 from raytrain.errors import RaytrainError
 
 _LOOK_S = 5.0
@@ -26,13 +24,13 @@ class _Over(Exception):
 
 
 class JoinCheck:
-    """`with JoinCheck(storage_path, known) as join_check: ... join_check.told()`. `known`: nodes that were
-    there before the run, and are not asked again."""
+    """`with JoinCheck(storage_path, known) as join_check: ... join_check.problems()`. `known`: the
+    nodes that were there before the run, which are not checked again."""
 
     def __init__(self, storage_path: str, known: Iterable[Node]) -> None:
         self._storage_path = storage_path
         self._known = {node.id for node in known}
-        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._problems: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="raytrain-join-check", daemon=True)
 
@@ -40,19 +38,14 @@ class JoinCheck:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._over.set()
-        # Before Ray is left: a question that is asked afterwards would start a Ray of its own.
+        # Before the driver leaves Ray: a later call would start a Ray of its own.
         self._thread.join(_LEAVE_S)
 
-    def told(self) -> list[str]:
-        """What has been found since the last call."""
-        return [self._said.get() for _ in range(self._said.qsize())]
+    def problems(self) -> list[str]:
+        """What was found since the last call."""
+        return [self._problems.get() for _ in range(self._problems.qsize())]
 
     def _look(self) -> None:
         while not self._over.wait(_LOOK_S):
@@ -60,17 +53,17 @@ class JoinCheck:
                 new = [node for node in alive_nodes() if node.id not in self._known]
                 self._known |= {node.id for node in new}
                 if new:
-                    with Envoys(new) as envoys:
-                        preflight(self._storage_path, envoys, check=self._check)
+                    with NodeActors(new) as actors:
+                        preflight(self._storage_path, actors, check=self._check)
             except _Over:
                 return
             except ClusterNotReady as problem:
-                self._said.put(
-                    f"{problem}\nThis is of a node that joined during the run, which goes on. What is placed "
-                    "there may fail, or not be exact: mend it, or take it away."
+                self._problems.put(
+                    f"{problem}\nThis node joined during the run, which continues. Work that Ray "
+                    "places there may fail or not be exact: repair the node, or remove it."
                 )
             except (RaytrainError, RayError, ConnectionError):
-                continue  # The storage or the cluster is away for a moment: that is told elsewhere.
+                continue  # The storage or the cluster is away for a moment; others report that.
 
     def _check(self) -> None:
         if self._over.is_set():

@@ -1,7 +1,7 @@
-"""What a node of a cluster says of itself. This runs on the nodes, and is sent to them by value.
+"""Checks that run on the nodes of a cluster, and are sent to them by value.
 
-`look` imports the standard library alone, so it also runs where raytrain is missing or is another one.
-The others import raytrain, once the versions are known to agree.
+`look` imports the standard library alone, so it also runs where raytrain is missing or another
+version. The others import raytrain, once the versions are known to be the same.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Envoy:
-    """The actor on a node. Ray would start a worker or two for each function that was sent as a task."""
+class NodeActor:
+    """The actor on a node. Ray would start a worker or two for each function sent as a task."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
@@ -27,27 +27,27 @@ def look(packages: tuple[str, ...]) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
     from pathlib import Path
 
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
+            installed[package] = None
     spec = importlib.util.find_spec("raytrain")
     source = None
     if spec is None or spec.origin is None:
-        found["raytrain"] = None
+        installed["raytrain"] = None
     else:
         digest = hashlib.sha256()
         root = Path(spec.origin).parent
         for path in sorted(root.rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\n" + path.read_bytes())
         source = digest.hexdigest()[:12]
-    return {"versions": found, "source": source, "clock": time.time()}
+    return {"versions": installed, "source": source, "clock": time.time()}
 
 
 def write(directory: str, name: str, text: str) -> str | None:
-    """Write a file; why it could not be written, or None."""
+    """Write a file. Returns why it could not be written, or None."""
     from raytrain.storage import Location
 
     place = Location.of(directory)
@@ -59,13 +59,13 @@ def write(directory: str, name: str, text: str) -> str | None:
     return None
 
 
-def read(directory: str, expected: dict[str, str], patience_s: float) -> dict[str, str]:
-    """Read the files that the nodes have written: what is wrong, by name. A network file system may
-    show a new file late, so each is waited for."""
+def read(directory: str, expected: dict[str, str], timeout_s: float) -> dict[str, str]:
+    """Read the files that the nodes have written. Returns what is wrong, by file name. A network
+    file system may show a new file late, so `timeout_s` seconds are waited for all of them."""
     from raytrain.storage import Location
 
     place = Location.of(directory)
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     wrong = {}
     for name, text in expected.items():
         while (problem := _read_one(place / name, text)) and time.monotonic() < deadline:
@@ -77,10 +77,10 @@ def read(directory: str, expected: dict[str, str], patience_s: float) -> dict[st
 
 def _read_one(place: Any, text: str) -> str | None:
     try:
-        found = place.read_bytes().decode(errors="replace")
+        content = place.read_bytes().decode(errors="replace")
     except OSError as error:
         return error.strerror or str(error)
-    return None if found == text else "it reads something else there"
+    return None if content == text else "the file has other content there"
 
 
 def remove(directory: str) -> None:

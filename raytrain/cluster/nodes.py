@@ -1,7 +1,7 @@
-"""Which part of the cluster failed: a process, or the node that it was on.
+"""The nodes of the cluster: which are alive, what runs on one, and whether a failure was a node's.
 
 A failure of the run's own (an exception, a crash, a hang) counts against `failure.max_failures`. A
-node that is lost or taken away is the cluster's doing: it is counted apart, and bears no limit.
+lost or preempted node is counted apart and without a limit.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain import _ray
+from raytrain.cluster.node_checks import NodeActor
 from raytrain.cluster.restart_counts import Loss
 from raytrain.errors import RaytrainError
 
-_KNOCK_S = 1.0
-_KNOCKS = 2
-_BETWEEN_KNOCKS_S = 0.3
+_CONNECT_S = 1.0
+_CONNECTIONS = 2
+_BETWEEN_CONNECTIONS_S = 0.3
 
 
 class NodeLost(RaytrainError):
@@ -30,13 +32,13 @@ class NodeLost(RaytrainError):
 
 
 class NodePreempted(RaytrainError):
-    """A node was taken away before the trial had left it."""
+    """A node was preempted before the trial had left it."""
 
     loss: Loss = "preemption"
 
 
 class PeerDied(RaytrainError):
-    """Another process of the trial was killed or crashed. Nothing that a second try would repeat."""
+    """Another process of the trial was killed or crashed; a retry may succeed."""
 
     loss: Loss = "failure"
 
@@ -48,14 +50,14 @@ class Hung(RaytrainError):
 
 
 def loss_of(error: BaseException | None) -> tuple[Loss, str | None]:
-    """What kind of loss `error` (as Ray delivers it to the driver) is, and the address of the node
-    if a node is its cause."""
-    for each in _chain(error):
-        loss: Loss | None = getattr(each, "loss", None)
+    """The kind of loss that `error` (as Ray delivers it to the driver) is, and the address of the
+    node if a node is its cause."""
+    for cause in _chain(error):
+        loss: Loss | None = getattr(cause, "loss", None)
         if loss is not None:
             return loss, None
-        if isinstance(each, RayActorError) and each.actor_id:
-            return loss_of_actor(each.actor_id, preempted=each.preempted)
+        if isinstance(cause, RayActorError) and cause.actor_id:
+            return loss_of_actor(cause.actor_id, preempted=cause.preempted)
     return "failure", None
 
 
@@ -72,26 +74,26 @@ def loss_of_actor(actor_id: str, *, preempted: bool = False) -> tuple[Loss, str 
 
 
 def node_is_gone(node_id: str) -> bool:
-    """Whether a node is dead. Ray knows it some seconds after the processes on it are missed, so its
-    raylet is knocked at: a machine that died, or was cut off, does not answer."""
-    for knock in range(_KNOCKS):
-        if knock:
-            time.sleep(_BETWEEN_KNOCKS_S)
-        found = _node(node_id)
-        if found is None or not found["Alive"]:
+    """Whether a node is dead. Ray takes some seconds to notice, so its raylet is connected to: a
+    machine that died or was cut off does not accept."""
+    for attempt in range(_CONNECTIONS):
+        if attempt:
+            time.sleep(_BETWEEN_CONNECTIONS_S)
+        node = _node(node_id)
+        if node is None or not node["Alive"]:
             return True
         try:
-            place = (found["NodeManagerAddress"], int(found["NodeManagerPort"]))
-            socket.create_connection(place, timeout=_KNOCK_S).close()
+            address = (node["NodeManagerAddress"], int(node["NodeManagerPort"]))
+            socket.create_connection(address, timeout=_CONNECT_S).close()
         except OSError:
             return True
     return False
 
 
 def address_of(node_id: str) -> str:
-    """The address of a node, dead or alive, as a person knows it."""
-    found = _node(node_id)
-    return str(found["NodeManagerAddress"]) if found else node_id[:12]
+    """The address of a node, dead or alive; the beginning of its id if Ray does not know it."""
+    node = _node(node_id)
+    return str(node["NodeManagerAddress"]) if node else node_id[:12]
 
 
 def nodes_alive() -> set[str]:
@@ -99,12 +101,18 @@ def nodes_alive() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
+def actor_on(node_id: str) -> Any:
+    """Start a `NodeActor`, which needs no CPU, on one node and nowhere else."""
+    affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=affinity)(NodeActor).remote()
+
+
 def _node(node_id: str) -> dict[str, Any] | None:
     return next((node for node in ray.nodes() if node["NodeID"] == node_id), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what Ray wraps in it."""
+    """The error, and the errors that Ray wraps in it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -1,12 +1,12 @@
-"""Whether another placement group is waiting for resources that a trial holds beyond what it reserved.
+"""Where bundles of resources fit, and whether another placement group waits for resources.
 
-Tune reserves a trial's resources as a placement group, which Ray places as a whole. Env runners beyond
-`env_runners.min_actors` lie outside of it and take what is left over, which must not keep a placement group
-(the next trial's, or one that lost a node) from being placed. Whether one could be is computed here
-from what Ray publishes:
+Tune reserves a trial's resources as a placement group, which Ray places as a whole. Env runners
+beyond `env_runners.min_actors` are outside of it and use what is left over, which must not keep
+another placement group (the next trial's, or one that lost a node) from being placed. Whether one
+could be placed is computed here from what Ray publishes:
 
-    nodes   {node: its resources}   less the bundles that lie there   = what nobody has reserved
-    a group that waits is wanted room for if its unplaced bundles fit there, first come, first served
+    nodes   {node: its resources}   less the bundles that are placed there   = the unreserved
+    a group waits for resources if its unplaced bundles fit into the unreserved ones, first fit
 """
 
 from __future__ import annotations
@@ -19,18 +19,13 @@ from ray.util import get_current_placement_group, placement_group_table
 
 Resources = Mapping[str, float]
 
-_GONE = ("REMOVED",)
-
 
 def another_group_waits() -> bool:
-    """Whether another placement group is waiting that would fit on what nobody has reserved."""
+    """Whether another placement group is waiting that would fit into the unreserved resources."""
     own = get_current_placement_group()
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    groups = {
-        name: group
-        for name, group in placement_group_table().items()
-        if group["state"] not in _GONE
-    }
+    table = placement_group_table()
+    groups = {name: group for name, group in table.items() if group["state"] != "REMOVED"}
     unreserved, waiting = unplaced(nodes, groups)
     if own is not None:
         waiting.pop(own.id.hex(), None)
@@ -40,7 +35,7 @@ def another_group_waits() -> bool:
 def unplaced(
     nodes: Mapping[str, Resources], groups: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[dict[str, float]], dict[str, list[Resources]]]:
-    """What is not reserved on each node, and the bundles that lie on no node, by placement group."""
+    """The unreserved resources of each node, and the bundles on no node by placement group."""
     left = {name: dict(resources) for name, resources in nodes.items()}
     waiting: dict[str, list[Resources]] = {}
     for name, group in groups.items():
@@ -54,13 +49,13 @@ def unplaced(
 
 
 def fits(bundles: Iterable[Resources], nodes: Iterable[Resources]) -> bool:
-    """Whether all bundles find a place, the largest first, each on the first node that has room."""
+    """Whether all bundles fit, the largest first, each on the first node that has the resources."""
     left = [dict(node) for node in nodes]
-    for bundle in sorted(bundles, key=lambda each: -sum(each.values())):
-        place = next((node for node in left if _has(node, bundle)), None)
-        if place is None:
+    for bundle in sorted(bundles, key=lambda bundle: -sum(bundle.values())):
+        node = next((node for node in left if _has(node, bundle)), None)
+        if node is None:
             return False
-        _take(place, bundle)
+        _take(node, bundle)
     return True
 
 

@@ -1,14 +1,14 @@
-"""Whether a cluster is fit to train on: asked of every node before training begins.
+"""The preflight: whether every node of a cluster is fit to train on, before training begins.
 
-    look    versions of raytrain (and its source files), ray, torch, gymnasium, numpy, python; the clock
+    look    versions of raytrain (and its source files), ray, torch, gymnasium, numpy, python; clock
     write   every node, and the driver, writes a file of its own below the storage path
     read    every node, and the driver, reads the files of all others
 
-An actor of no CPUs on each node does all three; only on the driver's own node, if nothing of the run can be
-placed there, the driver does so itself. A wrong answer, or none, ends
-the run before it begins (`ClusterNotReady`, exit code 2), with the node's name and what to do. A node
-that leaves meanwhile is left out: losing nodes is what a run is made for. The usual mistake is a
-storage path that every node has, but each on its own disk: then nodes do not see each other's files.
+An actor without CPUs on each node does all three; on the driver's own node the driver does them
+itself if no part of the run can be placed there. A wrong answer, or none, ends the run before it
+begins (`ClusterNotReady`, exit code 2) with the node's name and what to do. A node that leaves
+meanwhile is skipped: a run survives the loss of nodes. The usual mistake is a storage path that
+every node has on its own disk: then nodes do not see each other's files.
 """
 
 from __future__ import annotations
@@ -19,28 +19,25 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import ActorUnschedulableError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain.cluster import node_checks
-from raytrain.cluster.nodes import node_is_gone, nodes_alive
+from raytrain.cluster.nodes import actor_on, node_is_gone, nodes_alive
 from raytrain.errors import BadInput
 from raytrain.storage import Location, storage_errors
 from raytrain.versions import versions
 
-MAX_SKEW_S = 10.0  # A lease on an object store, and the signatures of its requests, compare clocks.
-TIMEOUT_S = (
-    120.0  # A worker is started on each node, which may first have to fetch the run's files.
-)
+MAX_SKEW_S = 10.0  # Leases on an object store, and the signatures of its requests, compare clocks.
+TIMEOUT_S = 120.0  # Each node starts a worker, and may first have to fetch the run's files.
 _LATE_FILE_S = 10.0  # caches of network file systems
 _TIDY_S = 5.0  # Nodes that do not remove their files in this time leave them.
-_DEATH_S = 30.0  # Ray's own health check takes half of it to miss a machine.
+_DEATH_S = 30.0  # Ray's own health check takes half of it to notice a dead machine.
 _SLICE_S = 0.5
-_PASSING = "/runtime_resources/working_dir_files/"  # where Ray unpacks a job's working directory
+_TEMPORARY = "/runtime_resources/working_dir_files/"  # where Ray unpacks a job's working directory
 _Ask = Callable[..., "dict[Node, Answer]"]
 _DRIVER = "driver"
 _HERE = "this machine"
@@ -52,7 +49,7 @@ class ClusterNotReady(BadInput):
 
 @dataclass(frozen=True)
 class Node:
-    """A node by Ray's id, and by the name that a person knows it by."""
+    """A node by Ray's id, and by its name in messages."""
 
     id: str
     name: str
@@ -60,23 +57,23 @@ class Node:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a node said, and when that came in (seconds since the epoch, by this machine's clock)."""
+    """What a node returned, and when (seconds since the epoch, by this machine's clock)."""
 
     value: Any
     received: float
 
 
 def alive_nodes() -> list[Node]:
-    found = [
-        Node(each["NodeID"], f"{each['NodeManagerAddress']} ({each['NodeManagerHostname']})")
-        for each in ray.nodes()
-        if each["Alive"]
+    """All living nodes by `ADDRESS (HOST)`; with their ids if several are on one machine."""
+    nodes = [
+        Node(node["NodeID"], f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})")
+        for node in ray.nodes()
+        if node["Alive"]
     ]
-    names = [node.name for node in found]
-    # Several nodes of one machine are told apart by Ray's ids.
+    names = [node.name for node in nodes]
     return [
         node if names.count(node.name) == 1 else Node(node.id, f"{node.name[:-1]}, {node.id[:8]})")
-        for node in found
+        for node in nodes
     ]
 
 
@@ -84,9 +81,9 @@ def nodes_to_ask(nodes: Iterable[Node]) -> list[Node]:
     """All of these but the driver's own, if it has neither CPUs nor GPUs."""
     here = ray.get_runtime_context().get_node_id()
     able = {
-        each["NodeID"]
-        for each in ray.nodes()
-        if each["Resources"].get("CPU") or each["Resources"].get("GPU")
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Resources"].get("CPU") or node["Resources"].get("GPU")
     }
     return [node for node in nodes if node.id != here or node.id in able]
 
@@ -95,27 +92,19 @@ def _nothing() -> None:
     pass
 
 
-class Envoys:
-    """`with Envoys(nodes) as envoys: preflight(storage_path, envoys)`. An actor on each of the nodes, which
-    start while the caller does something else."""
+class NodeActors:
+    """`with NodeActors(nodes) as actors: preflight(storage_path, actors)`. An actor on each node;
+    they start while the caller does something else."""
 
-    def __init__(self, asked: Iterable[Node]) -> None:
-        from ray import cloudpickle
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        cloudpickle.register_pickle_by_value(node_checks)
+        self._actors = {node: actor_on(node.id) for node in nodes}
 
-        self._pickle = cloudpickle
-        self._pickle.register_pickle_by_value(node_checks)
-        self._actors = {node: _actor(node) for node in asked}
-
-    def __enter__(self) -> Envoys:
+    def __enter__(self) -> NodeActors:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pickle.unregister_pickle_by_value(node_checks)
+    def __exit__(self, *exc_info: object) -> None:
+        cloudpickle.unregister_pickle_by_value(node_checks)
         for actor in self._actors.values():
             if ray.is_initialized():  # Otherwise this would start, or join, another Ray.
                 with suppress(RayError):
@@ -128,20 +117,20 @@ class Envoys:
 
     def ask(
         self,
-        asked: Iterable[Node],
+        nodes: Iterable[Node],
         function: Callable[..., Any],
         arguments: Callable[[Node], tuple[Any, ...]],
         timeout_s: float,
         check: Callable[[], None] = _nothing,
     ) -> dict[Node, Answer]:
-        """Run `function` on these nodes; the answers of those that are still there. `check` is called twice a
-        second, and ends it by raising.
+        """Run `function` on these nodes. Returns the answers of those that are still alive. `check`
+        is called twice a second, and ends the wait by raising.
 
         Raises:
-            ClusterNotReady: a node is there and does not answer, or the function failed on it.
+            ClusterNotReady: a living node does not answer, or the function failed on it.
         """
         pending = {
-            self._actors[node].call.remote(function, *arguments(node)): node for node in asked
+            self._actors[node].call.remote(function, *arguments(node)): node for node in nodes
         }
         answers: dict[Node, Answer] = {}
         problems: dict[Node, str] = {}
@@ -159,21 +148,23 @@ class Envoys:
             except ActorUnschedulableError:
                 pass  # It is being drained: it leaves, and takes no new work.
             except RayError as error:
-                problems[node] = f"could not start a worker: {_told(error)}"
+                problems[node] = f"could not start a worker: {_short(error)}"
         for node in pending.values():
             problems[node] = (
-                f"has not answered within {timeout_s:.0f} s. Look at its raylet (raylet.out in Ray's logs) and at "
-                "the network between, or take it out of the cluster"
+                f"has not answered within {timeout_s:.0f} s. Look at its raylet (raylet.out in "
+                "Ray's logs) and at the network between, or remove it from the cluster"
             )
         _refuse(
-            f"{node.name} {said}" for node, said in problems.items() if not _has_died(node, check)
+            f"{node.name} {problem}"
+            for node, problem in problems.items()
+            if not _has_died(node, check)
         )
         return answers
 
 
 def _has_died(node: Node, check: Callable[[], None]) -> bool:
-    """Whether the node is not there any more. Ray may need some seconds to know it of one whose raylet has
-    ceased to answer; a raylet that never could be reached from here is there."""
+    """Whether the node is dead. Ray may need some seconds to notice that of a node whose raylet
+    does not answer any more; one whose raylet never could be reached from here is alive."""
     deadline = time.monotonic() + _DEATH_S
     while node.id in nodes_alive():
         if not node_is_gone(node.id) or time.monotonic() > deadline:
@@ -183,32 +174,27 @@ def _has_died(node: Node, check: Callable[[], None]) -> bool:
     return True
 
 
-def _actor(node: Node) -> Any:
-    affinity = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=affinity)(node_checks.Envoy).remote()
-
-
 def preflight(
     storage_path: str,
-    envoys: Envoys,
+    actors: NodeActors,
     *,
     timeout_s: float = TIMEOUT_S,
     check: Callable[[], None] = _nothing,
 ) -> None:
-    """Ask the nodes of these envoys. Returns when all is well. `check` is called while they are waited for,
-    and may raise.
+    """Check the nodes of these actors. `check` is called during the waits, and may raise.
 
     Raises:
         ClusterNotReady: with every problem that was found.
         StorageError: this process cannot use the storage itself.
     """
-    if _PASSING in storage_path:
+    if _TEMPORARY in storage_path:
         raise ClusterNotReady(
-            f"The storage path {storage_path} lies in the job's working directory, which Ray deletes when the "
-            "job has ended. Name one that stays: --storage-path, with an absolute path or a URI."
+            f"The storage path {storage_path} lies in the job's working directory, which Ray "
+            "deletes when the job has ended. Choose a permanent one: --storage-path, with an "
+            "absolute path or a URI."
         )
-    ask = partial(envoys.ask, check=check)
-    _exchange(ask, _compare(ask, envoys.nodes, timeout_s), storage_path, timeout_s)
+    ask = partial(actors.ask, check=check)
+    _exchange(ask, _compare(ask, actors.nodes, timeout_s), storage_path, timeout_s)
 
 
 def _compare(ask: _Ask, nodes: list[Node], timeout_s: float) -> list[Node]:
@@ -219,14 +205,15 @@ def _compare(ask: _Ask, nodes: list[Node], timeout_s: float) -> list[Node]:
     answers = ask(nodes, node_checks.look, lambda node: (packages,), timeout_s)
     problems = []
     for node, answer in answers.items():
-        problems += [f"{node.name} {each}" for each in _version_problems(answer.value, mine)]
+        problems += [f"{node.name} {text}" for text in _version_problems(answer.value, mine)]
         # When in between the clock was read is not known; this much is certain.
-        skew = max(answer.value["clock"] - answer.received, sent - answer.value["clock"])
+        clock = answer.value["clock"]
+        skew = max(clock - answer.received, sent - clock)
         if skew > MAX_SKEW_S:
-            side = "ahead of" if answer.value["clock"] > answer.received else "behind"
+            side = "ahead of" if clock > answer.received else "behind"
             problems.append(
-                f"{node.name} has a clock at least {skew:.0f} s {side} this machine's. Switch time "
-                "synchronisation on, on both (chrony or systemd-timesyncd)"
+                f"{node.name} has a clock at least {skew:.0f} s {side} this machine's. Enable time "
+                "synchronisation on both (chrony or systemd-timesyncd)"
             )
     _refuse(problems)
     return list(answers)
@@ -235,56 +222,48 @@ def _compare(ask: _Ask, nodes: list[Node], timeout_s: float) -> list[Node]:
 def _version_problems(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, expected in mine["versions"].items():
-        found = theirs["versions"].get(name)
-        if found is None:
+        version = theirs["versions"].get(name)
+        if version is None:
             problems.append(f"has no {name}; this machine has {name} {expected}. Install it there")
-        elif _release(found) != _release(expected):
+        # A head without a GPU may well have the build torch 2.13.0+cpu.
+        elif version.partition("+")[0] != expected.partition("+")[0]:
             problems.append(
-                f"has {name} {found}; this machine has {expected}. Install one of them on both"
+                f"has {name} {version}; this machine has {expected}. Install one of them on both"
             )
     if not problems and theirs["source"] != mine["source"]:
         problems.append(
-            f"has raytrain {mine['versions']['raytrain']} with other source files ({theirs['source']}, here "
-            f"{mine['source']}). Install the same commit on both"
+            f"has raytrain {mine['versions']['raytrain']} with other source files "
+            f"({theirs['source']}, here {mine['source']}). Install the same commit on both"
         )
     return problems
 
 
-def _release(version: str) -> str:
-    """Without the build: a head without a GPU may well have torch 2.13.0+cpu."""
-    return version.partition("+")[0]
-
-
-def _exchange(ask: _Ask, asked: list[Node], storage_path: str, timeout_s: float) -> None:
-    """Everybody writes a file, and everybody reads all of them."""
+def _exchange(ask: _Ask, nodes: list[Node], storage_path: str, timeout_s: float) -> None:
+    """Each node and the driver write a file, and read all of them."""
     token = f".raytrain-preflight-{uuid.uuid4().hex[:12]}"
     directory = f"{storage_path.rstrip('/')}/{token}"
     place = Location.of(directory)
-    texts = {_DRIVER: f"{token} {_DRIVER}", **{node.id: f"{token} {node.id}" for node in asked}}
+    texts = {_DRIVER: f"{token} {_DRIVER}", **{node.id: f"{token} {node.id}" for node in nodes}}
     done = False
     try:
         with storage_errors("Writing a file, as every node of a cluster has to,", place):
             place.make()
             (place / _DRIVER).write_bytes(texts[_DRIVER].encode())
-        said = ask(
-            asked, node_checks.write, lambda node: (directory, node.id, texts[node.id]), timeout_s
+        written = ask(
+            nodes, node_checks.write, lambda node: (directory, node.id, texts[node.id]), timeout_s
         )
         _refuse(
-            f"{node.name} cannot write to {storage_path}: {answer.value}. Make it writable there for the "
-            "user that Ray runs as, or name another --storage-path"
-            for node, answer in said.items()
+            f"{node.name} cannot write to {storage_path}: {answer.value}. Make it writable there "
+            "for the user that Ray runs as, or choose another --storage-path"
+            for node, answer in written.items()
             if answer.value is not None
         )
-        writers = {_DRIVER: _HERE, **{node.id: node.name for node in said}}
+        writers = {_DRIVER: _HERE, **{node.id: node.name for node in written}}
         expected = {name: texts[name] for name in writers}
-        seen = ask(
-            said,
-            node_checks.read,
-            lambda node: (directory, expected, _LATE_FILE_S),
-            timeout_s + _LATE_FILE_S,
-        )
+        arguments = (directory, expected, _LATE_FILE_S)
+        seen = ask(written, node_checks.read, lambda node: arguments, timeout_s + _LATE_FILE_S)
         wrong = {node.name: answer.value for node, answer in seen.items()}
-        wrong[_HERE] = node_checks.read(directory, expected, _LATE_FILE_S)
+        wrong[_HERE] = node_checks.read(*arguments)
         _refuse(_unseen(storage_path, wrong, writers, is_local=place.is_local))
         done = True
     finally:
@@ -292,7 +271,7 @@ def _exchange(ask: _Ask, asked: list[Node], storage_path: str, timeout_s: float)
             place.delete_tree()
         if not done:  # Perhaps it is not one directory, but one on each node.
             with suppress(ClusterNotReady):
-                ask(asked, node_checks.remove, lambda node: (directory,), _TIDY_S, check=_nothing)
+                ask(nodes, node_checks.remove, lambda node: (directory,), _TIDY_S, check=_nothing)
 
 
 def _unseen(
@@ -302,27 +281,27 @@ def _unseen(
     *,
     is_local: bool,
 ) -> list[str]:
-    """What each reader could not read, in words."""
-    problems = []
-    for reader, files in wrong.items():
-        if files:
-            others = " and ".join(writers[name] for name in files)
-            problems.append(
-                f"{reader} does not see what {others} wrote: {next(iter(files.values()))}"
-            )
+    """The problem of all files that a reader could not read, if there is one."""
+    problems = [
+        f"{reader} does not see what {' and '.join(writers[name] for name in files)} wrote: "
+        f"{next(iter(files.values()))}"
+        for reader, files in wrong.items()
+        if files
+    ]
     if not problems:
         return []
     remedy = (
-        "It must be one directory that all nodes share: mount a network file system (NFS, EFS, Filestore, "
-        "Lustre) at this path on each of them, or use an object store (--storage-path s3://BUCKET/runs)"
+        "It must be one directory that all nodes share: mount a network file system (NFS, EFS, "
+        "Filestore, Lustre) at this path on each node, or use an object store "
+        "(--storage-path s3://BUCKET/runs)"
         if is_local
         else "Check that all nodes reach the same store, with the same rights to read and write"
     )
     return [f"The storage path {storage_path} is not shared: {'; '.join(problems)}. {remedy}"]
 
 
-def _told(error: BaseException) -> str:
-    """What Ray says, without the ids that it lists (lines that begin with a tab), and of a traceback the
+def _short(error: BaseException) -> str:
+    """Ray's message without the ids that it lists (lines that begin with a tab); of a traceback the
     last line."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip() and line[0] != "\t"]
@@ -330,7 +309,6 @@ def _told(error: BaseException) -> str:
 
 
 def _refuse(problems: Iterable[str]) -> None:
-    listed = [each.rstrip(".") for each in problems]
-    if listed:
-        text = "".join(f"\n  {each}." for each in listed)
+    text = "".join(f"\n  {problem.rstrip('.')}." for problem in problems)
+    if text:
         raise ClusterNotReady(f"The cluster is not ready to train:{text}")

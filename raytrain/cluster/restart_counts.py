@@ -1,8 +1,8 @@
-"""What a trial has survived so far, in `<trial>/losses.json`:
+"""The failures that a trial has survived so far, in `<trial>/losses.json`:
 
     {"failure": 1, "lost_node": 2, "preemption": 1, "ended_with": null}
 
-Counted over the life of the run by the driver; on a local disk each is also a line of `events.jsonl`.
+The driver counts over the life of the run; on a local disk each is also a line of `events.jsonl`.
 `ended_with`: the error that ended the trial for good, until it is started again.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 from raytrain.storage import Location
@@ -18,10 +19,10 @@ from raytrain.storage.json import is_amount, read_json
 Loss = Literal["failure", "lost_node", "preemption"]
 
 LOSSES = "losses.json"
-_WORDS: Mapping[Loss, tuple[str, str]] = {
-    "failure": ("failure", "failures"),
-    "lost_node": ("lost node", "lost nodes"),
-    "preemption": ("preemption", "preemptions"),
+_WORDS: Mapping[Loss, str] = {
+    "failure": "failure",
+    "lost_node": "lost node",
+    "preemption": "preemption",
 }
 
 
@@ -33,15 +34,15 @@ class RestartCounts:
         self.counts: dict[Loss, int] = dict.fromkeys(_WORDS, 0)
         self.ended_with: str | None = None
         try:
-            found = read_json(trial / LOSSES)
+            stored = read_json(trial / LOSSES)
         except (OSError, ValueError):
             return  # None yet; or damaged, and then only the count of the past is lost.
-        if isinstance(found, dict):
-            self.counts.update(
-                {kind: int(found[kind]) for kind in _WORDS if is_amount(found.get(kind))}
-            )
-            said = found.get("ended_with")
-            self.ended_with = said if isinstance(said, str) else None
+        if isinstance(stored, dict):
+            self.counts |= {
+                kind: int(stored[kind]) for kind in _WORDS if is_amount(stored.get(kind))
+            }
+            error = stored.get("ended_with")
+            self.ended_with = error if isinstance(error, str) else None
 
     def add(self, kind: Loss) -> None:
         """Count one."""
@@ -62,14 +63,14 @@ class RestartCounts:
     def text(self) -> str:
         """`1 failure, 2 lost nodes`; empty if there were none."""
         return ", ".join(
-            f"{count} {_WORDS[kind][count > 1]}" for kind, count in self.counts.items() if count
+            f"{count} {_WORDS[kind]}{'s' * (count > 1)}"
+            for kind, count in self.counts.items()
+            if count
         )
 
     def _write(self) -> None:
         """A storage that refuses the file does not stop the run."""
-        written: dict[str, Any] = {str(kind): count for kind, count in self.counts.items()}
-        written["ended_with"] = self.ended_with
-        try:
-            self._trial.write_atomic(LOSSES, json.dumps(written).encode())
-        except OSError:
-            return
+        record: dict[str, Any] = {str(kind): count for kind, count in self.counts.items()}
+        record["ended_with"] = self.ended_with
+        with suppress(OSError):
+            self._trial.write_atomic(LOSSES, json.dumps(record).encode())

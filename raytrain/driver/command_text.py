@@ -1,4 +1,4 @@
-"""The command that goes on from where a run stands, as a person would give it."""
+"""Commands for the user to copy: how to continue a run, and what to do with a finished one."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ def command_for(verb: str, target: str | os.PathLike[str], extra: list[str]) -> 
 
 
 def next_steps(outcome: Outcome) -> str:
-    """What a person may want to do with a finished run."""
+    """Commands for a finished run."""
     program = shlex.join(_program())
     trial = Location.of(outcome.path) / outcome.trials[0]
-    alone = len(outcome.trials) == 1
-    which = "final" if Catalogue(trial).entry("best") is None else "best"
-    chosen = f"{outcome.path if alone else trial}:{which}"
+    kind = "final" if Catalogue(trial).entry("best") is None else "best"
+    checkpoint = f"{outcome.path if len(outcome.trials) == 1 else trial}:{kind}"
     return (
         f"Results:      {outcome.path}\n"
         f"Curves:       tensorboard --logdir {shlex.quote(outcome.path)}\n"
         f"Checkpoints:  {program} checkpoints {shlex.quote(outcome.path)}\n"
-        f"Play:         {program} evaluate {shlex.quote(chosen)} --episodes 20\n"
-        f"In Python:    raytrain.load_policy({chosen!r}).act(observation)"
+        f"Play:         {program} evaluate {shlex.quote(checkpoint)} --episodes 20\n"
+        f"In Python:    raytrain.load_policy({checkpoint!r}).act(observation)"
     )
 
 
 def _program() -> list[str]:
-    """How this program was called, so that a command can be copied from the screen."""
+    """How this program was started."""
     called = Path(sys.argv[0])
     if called.name == "raytrain":
         return ["raytrain" if shutil.which("raytrain") == str(called) else str(called)]

@@ -1,11 +1,11 @@
-"""What a person sees while a run trains. Everything goes to stderr; stdout stays free for --json.
+"""Progress of a run on stderr; stdout stays free for --json.
 
-At a terminal, one live line a trial, and sentences for what happens above it:
+At a terminal: one live line per trial, and messages above it.
 
     cartpole_00000  84,000 of 200,000 steps (42%)  return 312.4 over 100 episodes  5,210 steps/s
                     22s left  checkpoint 20 (4s ago)  survived 1 failure
 
-Elsewhere (a log file, a CI job) the same line now and then, without control characters.
+Elsewhere (a log file, a CI job): the same line every 15 s, without control characters.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from raytrain.records.metrics import over_episodes
+from raytrain.records.metrics import number_at, over_episodes
 from raytrain.storage.escapes import printable
 
 _SMOOTHING = 0.3  # weight of the newest iteration in the rate
+_LOG_EVERY_S = 15.0
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-_])")
 _STYLES = {"info": "", "warning": "yellow", "error": "red"}
 
 
 @dataclass(frozen=True)
 class StopTotals:
-    """Where the run ends; the first that is reached counts. None: no such criterion."""
+    """Where the run ends; the first criterion that is reached counts. None: no such criterion."""
 
     timesteps: float | None = None
     iterations: float | None = None
@@ -51,14 +52,13 @@ class _Return:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> _Return | None:
-        """As the stop looks at it; that of the iteration in a row that does not say. None if no episode
+        """The mean over `stop.window`, or the iteration's if there is no window; None if no episode
         has ended."""
-        window, count = _value(row, "stop/window"), _value(row, "stop/episodes")
+        stop = row.get("stop", {})
+        window, count = stop.get("window"), stop.get("episodes")
         where = "env_runners" if window is None else "stop"
-        mean = _number(row, f"{where}/episode_return_mean", math.nan)
-        if math.isnan(mean):
-            return None
-        return cls(mean, None if count is None else int(count), window)
+        mean = number_at(row, f"{where}/episode_return_mean")
+        return None if mean is None else cls(mean, count, window)
 
     def text(self, target: float | None) -> str:
         of = "" if target is None else f" of {target:,.10g}"
@@ -71,12 +71,12 @@ class _Return:
 
 @dataclass(frozen=True)
 class _Point:
-    """How far a trial is, at a moment of the clock."""
+    """The counters of a trial at a moment of the clock."""
 
     moment: float
-    timesteps: float
-    iterations: float
-    seconds: float
+    timesteps: float = 0.0
+    iterations: float = 0.0
+    seconds: float = 0.0
 
     def per_second(self, earlier: _Point) -> tuple[float, float]:
         elapsed = max(self.moment - earlier.moment, 1e-9)
@@ -87,99 +87,60 @@ class _Point:
 @dataclass
 class _Trial:
     name: str
-    stop: StopTotals
     point: _Point
-    measured: (
-        bool  # whether `point` is where this attempt was, so that a rate can be counted from it
-    )
+    stop: StopTotals = field(default_factory=StopTotals)
+    measured: bool = False  # whether `point` is of this attempt, so that a rate can be computed
     rate: tuple[float, float] | None = None  # timesteps and iterations a second, this attempt
     episode_return: _Return | None = None
     stage: str | None = None
     checkpoint: int | None = None
     checkpoint_at: float = 0.0
-    failures: int = 0
     survived: str = ""
     printed_at: float = -math.inf
     unprinted: bool = False
-    said: set[str] = field(default_factory=set)
+    messages: set[str] = field(default_factory=set)
 
 
 class ConsoleReporter:
-    """Plain object; whoever knows of the trials' progress calls it, from one thread.
-
-    `clock` gives seconds. It can be pickled: the terminal is opened at the first message.
-    """
+    """Shows the progress of trials; called from one thread. `clock` gives seconds."""
 
     def __init__(
-        self,
-        console: Console | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        interval_s: float = 15.0,
+        self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._given = console
-        self._console: Console | None = None
+        self._console = console
         self._clock = clock
-        self._interval_s = interval_s
         self._trials: dict[str, _Trial] = {}
         self._live: Live | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_given": None, "_console": None, "_live": None}
-
-    def started(
-        self,
-        trial: str,
-        *,
-        stop: StopTotals,
-        iteration: int | None = None,
-        timesteps: float | None = None,
-        seconds: float | None = None,
-        checkpoint: int | None = None,
-        failures: int = 0,
-        survived: str = "",
-    ) -> None:
-        """A new attempt of a trial begins, and the rate is measured anew: from the counters given, or,
-        if `iteration` and `timesteps` are not, from the attempt's first result. `survived` tells the
-        losses so far in words, and is shown instead of `failures`."""
-        now = self._clock()
-        known = self._trials.get(trial)
-        point = _Point(now, timesteps or 0.0, iteration or 0, seconds or 0.0)
-        given = iteration is not None and timesteps is not None
-        state = _Trial(trial, stop, point, measured=given, failures=failures, survived=survived)
-        if known is not None:
-            if not given:
-                # The line stands still until the first result says where the attempt goes on.
-                state.point = known.point
-            state.failures = max(failures, known.failures)
-            state.survived = survived or known.survived
-            state.episode_return, state.stage = known.episode_return, known.stage
-            state.checkpoint, state.checkpoint_at = known.checkpoint, known.checkpoint_at
-        if checkpoint is not None and checkpoint != state.checkpoint:
-            state.checkpoint, state.checkpoint_at = checkpoint, now
-        self._trials[trial] = state
-        if known is None and iteration:
-            self.event(trial, "info", f"continues after iteration {iteration:,}")
+    def started(self, trial: str, *, stop: StopTotals, survived: str = "") -> None:
+        """An attempt of a trial begins; its first result is where the rate is measured from.
+        `survived`: the failures so far, in words."""
+        state = self._state(trial)
+        state.stop, state.measured, state.rate = stop, False, None
+        state.survived = survived or state.survived
+        state.printed_at, state.unprinted = -math.inf, False
+        state.messages.clear()
         self._draw()
 
     def result(self, trial: str, row: Mapping[str, Any]) -> None:
-        """An iteration's result, nested as RLlib reports it or flat."""
+        """An iteration's result, nested as RLlib reports it."""
         state = self._state(trial)
         now = _Point(
             self._clock(),
-            _number(row, "num_env_steps_sampled_lifetime", state.point.timesteps),
-            _number(row, "training_iteration", state.point.iterations),
-            _number(row, "time_total_s", state.point.seconds),
+            float(row.get("num_env_steps_sampled_lifetime", state.point.timesteps)),
+            float(row.get("training_iteration", state.point.iterations)),
+            float(row.get("time_total_s", state.point.seconds)),
         )
         if state.measured:
-            fresh = now.per_second(state.point)
-            state.rate = fresh if state.rate is None else _smoothed(state.rate, fresh)
+            rate = now.per_second(state.point)
+            state.rate = rate if state.rate is None else _smoothed(state.rate, rate)
         state.point, state.measured = now, True
         state.episode_return = _Return.of(row) or state.episode_return
-        stage = _value(row, "stage")
+        stage = row.get("stage")
         if isinstance(stage, str):
-            index, of = _value(row, "curriculum/stage"), _value(row, "curriculum/stages")
-            state.stage = f"{stage} ({index} of {of})" if index is not None else stage
+            curriculum = row.get("curriculum")
+            place = f" ({curriculum['stage']} of {curriculum['stages']})" if curriculum else ""
+            state.stage = stage + place
         self._progress(state)
 
     def checkpointed(self, trial: str, iteration: int) -> None:
@@ -189,39 +150,32 @@ class ConsoleReporter:
         self._draw()
 
     def event(self, trial: str, level: str, message: str) -> None:
-        """Say a sentence, the same one again only after a failure. Level: info, warning, error."""
+        """Print a message, the same one again only after a failure. Level: info, warning, error."""
         state = self._trials.get(trial)
         if state is not None:
-            if message in state.said:
+            if message in state.messages:
                 return
-            state.said.add(message)
-        message = _plain(message)
-        self._say(f"{trial}: {message}", _STYLES[level])
+            state.messages.add(message)
+        self._print(f"{trial}: {_plain(message)}", _STYLES[level])
 
-    def failed(
-        self, trial: str, message: str, *, failures: int, will_retry: bool, survived: str = ""
-    ) -> None:
-        """The present attempt of a trial ended; `failures` so far, this one included (`survived`: as for
-        `started`)."""
+    def note(self, message: str, level: str = "info") -> None:
+        """Print a message about the run as a whole."""
+        self.event("raytrain", level, message)
+
+    def failed(self, trial: str, message: str, *, will_retry: bool, survived: str = "") -> None:
+        """The attempt of a trial ended. `survived`: the failures so far, this one included."""
         state = self._state(trial)
-        state.failures, state.survived, state.rate = failures, survived, None
-        state.said.clear()
+        state.survived, state.rate = survived, None
+        state.messages.clear()
         message = _plain(message)
         if not will_retry:
-            self._say(f"{trial}: failed: {message}", "red")
+            self._print(f"{trial}: failed: {message}", "red")
         elif state.checkpoint is None:
-            self._say(f"{trial}: {message}; begins again", "yellow")
+            self._print(f"{trial}: {message}; begins again", "yellow")
         else:
             text = f"{trial}: {message}; continues from checkpoint {state.checkpoint:,}"
-            self._say(text, "yellow")
+            self._print(text, "yellow")
         self._draw()
-
-    def _state(self, trial: str) -> _Trial:
-        """A trial whose process could not be started has ended before it began, perhaps with checkpoints
-        of an earlier start."""
-        return self._trials.setdefault(
-            trial, _Trial(trial, StopTotals(), _Point(self._clock(), 0.0, 0, 0.0), measured=False)
-        )
 
     def finished(self, summary: str) -> None:
         """The run has ended: the last line of each trial, then `summary`."""
@@ -230,19 +184,23 @@ class ConsoleReporter:
             for state in self._trials.values():
                 if state.unprinted:
                     self._print_line(state)
-        self._say(summary, "")
+        self._print(summary, "")
 
     def close(self) -> None:
         """Leave the live line as it stands. May be called at any time, and again."""
         if self._live is not None:
             live, self._live = self._live, None
-            with self._if_anybody_reads():
+            with self._ignoring_closed_output():
                 live.update(self._lines(), refresh=True)
                 live.stop()
 
+    def _state(self, trial: str) -> _Trial:
+        """Also of a trial that was never started here: its process may have failed to start."""
+        return self._trials.setdefault(trial, _Trial(trial, _Point(self._clock())))
+
     def _output(self) -> Console:
         if self._console is None:
-            self._console = self._given or Console(stderr=True)
+            self._console = Console(stderr=True)
         return self._console
 
     def _progress(self, state: _Trial) -> None:
@@ -250,39 +208,39 @@ class ConsoleReporter:
             self._draw()
             return
         state.unprinted = True
-        if self._clock() - state.printed_at >= self._interval_s:
+        if self._clock() - state.printed_at >= _LOG_EVERY_S:
             self._print_line(state)
 
     def _print_line(self, state: _Trial) -> None:
         state.printed_at, state.unprinted = self._clock(), False
-        self._say(self._line(state), "")
+        self._print(self._line(state), "")
 
     @contextmanager
-    def _if_anybody_reads(self) -> Iterator[None]:
-        """The terminal may have been closed, or the reader of a pipe: the run goes on without them."""
+    def _ignoring_closed_output(self) -> Iterator[None]:
+        """If the terminal, or the reader of a pipe, is gone, the run continues without output."""
         try:
             yield
         except OSError:
-            # Rich keeps what it could not write, and would try it again with each line.
+            # Rich keeps what it could not write, and would try again with each line.
             self._console = Console(file=io.StringIO())
             self._live = None
 
-    def _say(self, text: str, style: str) -> None:
+    def _print(self, text: str, style: str) -> None:
         console = self._output()
-        # Text, for a message may hold what looks like markup; a log line is never folded.
+        # Text: a message may contain what looks like markup. A line in a log is never folded.
         line = Text(printable(text, lines=True), style=style)
-        with self._if_anybody_reads():
+        with self._ignoring_closed_output():
             console.print(line, soft_wrap=not console.is_terminal, highlight=False)
 
     def _draw(self) -> None:
         console = self._output()
         if not console.is_terminal:
             return
-        with self._if_anybody_reads():
+        with self._ignoring_closed_output():
             if self._live is not None:
                 self._live.refresh()
                 return
-            # Only stderr is taken over: what is printed on stdout has to arrive there.
+            # Only stderr is redirected: what is printed on stdout has to arrive there.
             self._live = Live(
                 get_renderable=self._lines,
                 console=console,
@@ -292,13 +250,8 @@ class ConsoleReporter:
             self._live.start()
 
     def _lines(self) -> Group:
-        states = list(self._trials.values())
-        return Group(
-            *(
-                Text(printable(self._line(each)), no_wrap=True, overflow="ellipsis")
-                for each in states
-            )
-        )
+        lines = [printable(self._line(state)) for state in list(self._trials.values())]
+        return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
     def _line(self, state: _Trial) -> str:
         parts = [state.name, _progress_text(state)]
@@ -316,8 +269,6 @@ class ConsoleReporter:
             parts.append(f"checkpoint {state.checkpoint:,} ({age} ago)")
         if state.survived:
             parts.append(f"survived {state.survived}")
-        elif state.failures:
-            parts.append(f"survived {state.failures} failure{'s' * (state.failures > 1)}")
         return "  ".join(parts)
 
 
@@ -326,25 +277,11 @@ def _plain(message: str) -> str:
     return " ".join(_ESCAPE.sub("", message).split())
 
 
-def _value(row: Mapping[str, Any], key: str) -> Any:
-    if key in row:
-        return row[key]
-    value: Any = row
-    for part in key.split("/"):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _number(row: Mapping[str, Any], key: str, otherwise: float) -> float:
-    value = _value(row, key)
-    return otherwise if value is None else float(value)
-
-
 def _smoothed(old: tuple[float, float], new: tuple[float, float]) -> tuple[float, float]:
-    return (
-        old[0] + _SMOOTHING * (new[0] - old[0]),
-        old[1] + _SMOOTHING * (new[1] - old[1]),
+    steps, iterations = (
+        before + _SMOOTHING * (now - before) for before, now in zip(old, new, strict=True)
     )
+    return steps, iterations
 
 
 def _progress_text(state: _Trial) -> str:
@@ -359,7 +296,7 @@ def _progress_text(state: _Trial) -> str:
 
 
 def _seconds_left(state: _Trial) -> float | None:
-    """Until the first criterion whose end can be foreseen; a return's cannot."""
+    """Until the first criterion whose end can be predicted; that of a return cannot."""
     if state.rate is None:
         return None
     stop, point, (steps, iterations) = state.stop, state.point, state.rate

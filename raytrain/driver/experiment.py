@@ -1,4 +1,4 @@
-"""One experiment from start to end: what is there already, what has to be done, and how it ended.
+"""One experiment from start to end: what exists already, what has to be done, and how it ended.
 
 train(config)   the directory is locked -> is it the same run? -> is it finished?
                 -> how can its environments be snapshotted? -> experiment.json
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
@@ -29,21 +29,14 @@ from raytrain.checkpoint import (
     require_key,
     trials,
 )
-from raytrain.checkpoint.manifest import INCOMPLETE_NAME
 from raytrain.config import (
     ALGORITHM_SECTIONS,
     ExperimentConfig,
-    allowed_on_continue,
     config_digest,
     config_from_dict,
-    differences,
     env_creator,
-    gives_up_exactness,
-    has_digest,
-    has_search,
     num_trials,
 )
-from raytrain.driver.action_spaces import require_served_actions
 from raytrain.driver.console import ConsoleReporter
 from raytrain.driver.fork import Fork, begin, refuse_other_parent, require_possible
 from raytrain.driver.outcome import (
@@ -54,15 +47,15 @@ from raytrain.driver.outcome import (
     interrupted,
     unreadable,
 )
+from raytrain.driver.same_run import require_same_run
 from raytrain.driver.signals import InterruptedEarly, Interrupts
+from raytrain.driver.spaces import require_actions
 from raytrain.driver.stages import (
-    may_change,
     prove_stages,
     require_same_spaces,
     start_again_after,
     warnings_of,
 )
-from raytrain.errors import BadInput
 from raytrain.ppo.curriculum import is_over
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.storage import (
@@ -71,30 +64,16 @@ from raytrain.storage import (
     DirectoryLock,
     Location,
     StorageError,
-    in_parallel,
+    storage_errors,
 )
-from raytrain.storage.location import storage_errors
-from raytrain.storage.lock import LOCK_NAME
-from raytrain.trial.fencing import FencingToken
+from raytrain.trial.fresh_directory import set_directory_aside
 from raytrain.versions import versions
 
 if TYPE_CHECKING:
     from raytrain.driver.tune_callback import RunCallback
 
 Say = Callable[[str], None]
-_LOOKERS_S = 1.0
-
-
-class ConfigChanged(BadInput):
-    """The config is not that of the run in the directory."""
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """Where a person wants a run to begin, if not where it is."""
-
-    fork: Fork | None = None
-    from_stage: str | None = None
+_READER_S = 1.0  # On a local disk a command that only reads may hold the lock for a moment.
 
 
 def train(
@@ -108,8 +87,8 @@ def train(
     command: str = "",
 ) -> Outcome:
     """Start the run, continue it, or find it finished. `fork`: a checkpoint of another run to begin
-    with. `from_stage`: go back to the end of this stage first. `command` is what a person would give
-    to continue it (shown when it stops early).
+    with. `from_stage`: go back to the end of this stage first. `command`: the command line that
+    continues the run, shown when it stops early.
 
     Raises:
         BadInput: the directory holds a run with another config; the environment cannot be made.
@@ -117,36 +96,34 @@ def train(
         StorageError: the storage cannot be read or written.
     """
     reporter = reporter or ConsoleReporter()
-
-    def say(text: str) -> None:
-        reporter.event("raytrain", "warning", text)
-
+    warn = partial(reporter.note, level="warning")
     with Interrupts() as interrupts:
         try:
             place = Location.of(config.storage_path) / config.name
             if fork is not None:
                 require_possible(fork, config, place, fresh=fresh)
             if fresh:
-                _set_aside(place, lambda text: reporter.event("raytrain", "info", text))
-            STORE.listen(say)
-            with _lock(place, say) as lock:
+                set_directory_aside(place, reporter.note)
+            STORE.listen(warn)
+            wait = _READER_S if place.is_local else LEASE_PATIENCE_S
+            with DirectoryLock(place, wait=wait, tell=warn) as lock:
                 outcome = _train(
                     config,
                     place,
                     reporter,
                     interrupts,
                     lock,
-                    beginning=Beginning(fork, from_stage),
+                    fork=fork,
+                    from_stage=from_stage,
                     address=address,
                     command=command,
                 )
         except BaseException:
             if not interrupts.early:
                 raise
-            said = f"Stopped before training began; nothing was lost. Continue with: {command}"
-            outcome = Outcome(
-                interrupts.exit_code, str(Location.of(config.storage_path) / config.name), said
-            )
+            message = f"Stopped before training began; nothing was lost. Continue with: {command}"
+            path = str(Location.of(config.storage_path) / config.name)
+            outcome = Outcome(interrupts.exit_code, path, message)
         finally:
             reporter.close()
     reporter.finished(outcome.message)
@@ -154,27 +131,23 @@ def train(
 
 
 def resume(path: str | Path, **options: Any) -> Outcome:
-    """Continue the experiment in the directory `path`, wherever that lies now."""
+    """Continue the experiment in the directory `path`, which may have been moved."""
     place = Location.of(path)
-    return train(stored_config(place), **options)
-
-
-def stored_config(place: Location) -> ExperimentConfig:
-    """The config in an experiment's directory, with the directory's present name and place."""
-    found = ExperimentFile.read(place)
-    if found is None:
+    experiment = ExperimentFile.read(place)
+    if experiment is None:
         raise ExperimentFileError(
             f"{place} holds no experiment.json, so it is not an experiment's directory. Give the "
             "directory that `raytrain train` printed, or run `raytrain train CONFIG`."
         )
-    return config_from_dict({**found.config, "name": place.name, "storage_path": str(place.parent)})
+    moved = {"name": place.name, "storage_path": str(place.parent)}
+    return train(config_from_dict({**experiment.config, **moved}), **options)
 
 
 def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entry]:
-    """The trials that have ended under the config's present `stop`, by directory name, with their
-    last checkpoint."""
-    found = {trial.name: finished_trial(config, trial) for trial in trials(place)}
-    return {name: entry for name, entry in found.items() if entry is not None}
+    """The last checkpoint of each trial that has ended under the config's present `stop`, by
+    directory name."""
+    entries = {trial.name: finished_trial(config, trial) for trial in trials(place)}
+    return {name: entry for name, entry in entries.items() if entry is not None}
 
 
 def finished_trial(config: ExperimentConfig, trial: Location) -> Entry | None:
@@ -183,26 +156,20 @@ def finished_trial(config: ExperimentConfig, trial: Location) -> Entry | None:
     if entry is None or not entry.good or entry.manifest is None:
         return None
     try:
-        found = ExperimentFile.read(trial.parent)
+        experiment = ExperimentFile.read(trial.parent)
     except ExperimentFileError:
-        found = None
-    if found is not None and not is_of_run(entry.manifest, found.run_id, trial):
+        experiment = None
+    if experiment is not None and not is_of_run(entry.manifest, experiment.run_id, trial):
         return None
     return entry if has_ended(config, entry.manifest) else None
 
 
 def has_ended(config: ExperimentConfig, manifest: Manifest) -> bool:
-    """Whether a run that is where `manifest` says has reached its end: `stop`, or that of its last
-    stage."""
+    """Whether the checkpoint of `manifest` is at the end of the run (`stop`, or the last stage)."""
     if is_over(config, manifest.metrics):
         return True
-    progress = Progress(
-        manifest.iteration,
-        manifest.timesteps,
-        manifest.episodes,
-        float(manifest.metrics.get("time_total_s", 0.0)),
-    )
-    return StopRule.of(config.stop).reached(progress, manifest.metrics) is not None
+    rule = StopRule.of(config.stop)
+    return rule.reached(Progress.of(manifest), manifest.metrics) is not None
 
 
 def _train(
@@ -212,39 +179,40 @@ def _train(
     interrupts: Interrupts,
     lock: DirectoryLock,
     *,
-    beginning: Beginning,
+    fork: Fork | None,
+    from_stage: str | None,
     address: str | None,
     command: str,
 ) -> Outcome:
-    def say(text: str) -> None:
-        reporter.event("raytrain", "info", text)
-
-    found = _read_experiment(place, say)
-    if found is not None:
-        require_key(found, place)
-    fork, from_stage = beginning.fork, beginning.from_stage
-    if fork is not None and found is not None:
-        refuse_other_parent(fork, found, place, say)
-    changed = _refuse_other_run(config, place, found, say, from_stage)
+    say = reporter.note
+    stored = _read_experiment(place, say)
+    if stored is not None:
+        require_key(stored, place)
+    if fork is not None and stored is not None:
+        refuse_other_parent(fork, stored, place, say)
+    changed = require_same_run(config, place, stored, say, from_stage)
     if from_stage is not None:
         start_again_after(from_stage, config, place, say)
     before = finished_trials(config, place)
-    if found is not None and len(before) == num_trials(config):
+    if stored is not None and len(before) == num_trials(config):
         return finished_before(config, place, before)
-    experiment = _describe_run(config, place, found, say)
-    lock.check()  # Nobody may have begun the run meanwhile.
-    if fork is not None and found is None and not trials(place):
-        experiment = _forked(experiment, fork, place, say)
-    # Tune's files hold each trial's values. A job's working directory is another one each time.
-    moved = (*ALGORITHM_SECTIONS, "import_path")
-    if from_stage or any(name.split(".")[0] in moved for name in changed):
+    experiment = _describe_run(config, place, stored, say)
+    lock.check()  # Another process may have started the run meanwhile.
+    if fork is not None and stored is None and not trials(place):
+        origin = begin(fork, place)
+        names = (origin.parent[key] for key in ("experiment", "trial", "checkpoint"))
+        say(f"A fork of {', '.join(names)}.")
+        experiment = replace(experiment, parent=origin.parent, fork=origin.fork)
+    # Tune's files hold each trial's values; a job's working directory is another one each time.
+    in_tune_files = (*ALGORITHM_SECTIONS, "import_path")
+    if from_stage or any(name.split(".")[0] in in_tune_files for name in changed):
         from raytrain.driver.tuner import forget_tune_files
 
         forget_tune_files(place)
     lock.check()
     experiment.write(place)
     watch = _run(config, place, reporter, interrupts, address=address, finished=before)
-    # The end is near, and what is said of it holds; a second signal leaves at once.
+    # From here the outcome is only reported; a second signal exits at once.
     interrupts.defer()
     try:
         after = finished_trials(config, place)
@@ -257,14 +225,6 @@ def _train(
     return failed(config, place, watch, after, command)
 
 
-def _forked(experiment: ExperimentFile, fork: Fork, place: Location, say: Say) -> ExperimentFile:
-    begun = begin(fork, place)
-    say(
-        f"A fork of {', '.join(begun.parent[key] for key in ('experiment', 'trial', 'checkpoint'))}."
-    )
-    return replace(experiment, parent=begun.parent, fork=begun.fork)
-
-
 def _run(
     config: ExperimentConfig,
     place: Location,
@@ -274,11 +234,9 @@ def _run(
     address: str | None,
     finished: Mapping[str, Entry],
 ) -> RunCallback:
-    """Train under a Ray of this program's or of `address`; if it is lost, under another one."""
-    from raytrain.driver.ray_session import (  # Ray is imported when there is work for it.
-        RayLost,
-        RaySession,
-    )
+    """Train with a Ray of this program's or of `address`; if it is lost, with a new one."""
+    # Ray is imported when there is work for it.
+    from raytrain.driver.ray_session import RayLost, RaySession
 
     losses = 0
     while True:
@@ -301,10 +259,9 @@ def _run(
             finished = finished_trials(config, place)
             if 0 <= config.failure.max_failures < losses:
                 raise
-            reporter.event(
-                "raytrain",
-                "info",
-                f"{lost}. Ray is started again; each trial goes on from its newest good checkpoint.",
+            reporter.note(
+                f"{lost}. Ray is started again; each trial continues from its newest good "
+                "checkpoint."
             )
 
 
@@ -312,180 +269,76 @@ def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
     try:
         return ExperimentFile.read(place)
     except ExperimentFileError as error:
-        if not error.is_damage and not any(
-            entry.good is not False
-            for trial in trials(place)
-            for entry in Catalogue(trial).entries()
-        ):  # No checkpoint is good for this process either: the process is wrong, and not the file.
-            raise
+        entries = (entry for trial in trials(place) for entry in Catalogue(trial).entries())
+        if not error.is_damage and all(entry.good is False for entry in entries):
+            raise  # No checkpoint is good for this process either: the file may well be whole.
         aside = place.first_free(f"experiment.damaged.{number}.json" for number in count(1))
         with storage_errors("Keeping the damaged experiment.json", place):
             (place / EXPERIMENT_FILE).duplicate(aside)
-        say(f"{error} It is written anew, and what was there is kept as {aside.name}.")
+        say(f"{error} A new one is written; the old one is kept as {aside.name}.")
         return None
 
 
-def _refuse_other_run(
-    config: ExperimentConfig,
-    place: Location,
-    found: ExperimentFile | None,
-    say: Say,
-    from_stage: str | None,
-) -> list[str]:
-    """Raise `ConfigChanged` unless `config` may continue what lies in the directory. Returns the
-    fields that differ from those of the last start."""
-    if found is None:
-        _refuse_other_digest(config, place)
-        return []
-    changed = differences(dict(found.config), config)
-    stages = next((each for each in changed if each.field == "curriculum"), None)
-    why = stages and may_change(place, stages.old or [], stages.new or [], from_stage)
-    wrong = [
-        each
-        for each in changed
-        if not _may_change(each.field) and not (each.field == "curriculum" and why is None)
-    ]
-    if wrong:
-        lines = "".join(f"\n  {d.field}: was {d.old!r}, is now {d.new!r}" for d in wrong)
-        lines += f"\n  (curriculum: {why})" if why else ""
-        raise ConfigChanged(
-            f"{place} holds a run with another config:{lines}\nA run that continues must be the same "
-            "run. Put these values back; or begin anew with --fresh, which sets the old directory "
-            f"aside; or fork it, with --from {place} --name NEW: a new run that goes on from there and "
-            "may change anything."
-        )
-    for each in changed:
-        if gives_up_exactness(each.field):
-            say(
-                f"{each.field} changes from {each.old!r} to {each.new!r}: the run continues, but is not "
-                "exact from here on; its manifests say so."
-            )
-    return [each.field for each in changed]
-
-
-def _may_change(name: str) -> bool:
-    return allowed_on_continue(name) or gives_up_exactness(name)
-
-
-def _refuse_other_digest(config: ExperimentConfig, place: Location) -> None:
-    """Of the checkpoints only the newest counts: what may change changed after others were written."""
-    if has_search(config):
-        return  # Each trial has its own values; which ones is not known without experiment.json.
-    for trial in trials(place):
-        entries = Catalogue(trial).entries()
-        usable = [e for e in entries if e.good is not False and e.kind != "error"]
-        for entry in usable[-1:]:
-            if entry.manifest is not None and not has_digest(config, entry.manifest.config_digest):
-                raise ConfigChanged(
-                    f"{place} has no experiment.json, and {entry.location} was written by a run with "
-                    "another config. Restore the config that the run had last; or begin anew with "
-                    "--fresh; or start another run with --name NEW."
-                )
-
-
 def _describe_run(
-    config: ExperimentConfig, place: Location, found: ExperimentFile | None, say: Say
+    config: ExperimentConfig, place: Location, stored: ExperimentFile | None, say: Say
 ) -> ExperimentFile:
-    """The experiment's file for this start. How the environments are snapshotted is proved once, and
-    again only when a library has changed."""
+    """The experiment's file for this start. How the environments are snapshotted is proved once,
+    and again only when the version of a library has changed."""
     env_creator(config)  # `resume` has not looked for the environment yet.
     require_same_spaces(config)
-    known = found is not None and dict(found.versions) == versions()
-    snapshot = prove_stages(config, found.snapshot if found is not None and known else None, say)
-    if not known:
-        require_served_actions(config, say)
-    if found is not None and snapshot["strategy"] != found.snapshot["strategy"]:
+    present = versions()
+    proved = stored if stored is not None and dict(stored.versions) == present else None
+    snapshot = prove_stages(config, proved.snapshot if proved is not None else None, say)
+    if stored is not None and snapshot["strategy"] != stored.snapshot["strategy"]:
         # Snapshots on storage can only be read by the strategy that took them.
         say(
-            f"Libraries changed; environments would now be saved by {snapshot['strategy']}, but the "
-            f"run goes on with {found.snapshot['strategy']}."
+            f"Libraries changed; environments would now be saved by {snapshot['strategy']}, but "
+            f"the run continues with {stored.snapshot['strategy']}."
         )
-        snapshot = dict(found.snapshot)
-    if not known and snapshot["global_random"]:
-        say(
-            f"The environment draws from the process's global random generators "
-            f"({', '.join(snapshot['global_random'])}); they are saved with it."
-        )
-    if not known:
+        snapshot = dict(stored.snapshot)
+    if proved is None:
+        require_actions(config, say)
+        if snapshot["global_random"]:
+            say(
+                "The environment draws from the process's global random generators "
+                f"({', '.join(snapshot['global_random'])}); they are saved with it."
+            )
         for warning in warnings_of(snapshot):
             say(f"The environment: {warning}")
     if not snapshot["exact"]:
         say(
             "This run will NOT be exact after an interruption: the environment cannot be restored "
-            f"({snapshot['reason']}). Training, checkpoints and retries work; running episodes start "
-            "anew on a resume."
+            f"({snapshot['reason']}). Training, checkpoints and retries work; running episodes are "
+            "started again on a resume."
         )
-    if found is not None and dict(found.versions) != versions():
-        changed = [
-            f"{name} {found.versions.get(name)} -> {version}"
-            for name, version in versions().items()
-            if found.versions.get(name) != version
-        ]
+    if stored is not None and proved is None:
+        changed = ", ".join(
+            f"{name} {stored.versions.get(name)} -> {version}"
+            for name, version in present.items()
+            if stored.versions.get(name) != version
+        )
         say(
-            f"Libraries differ from those of the run's start ({', '.join(changed)}); bit-for-bit "
-            "equality is promised only for the same versions."
+            f"Libraries differ from those of the run's start ({changed}); results are equal bit "
+            "for bit only with the same versions."
         )
+    values: dict[str, Any] = {
+        "name": config.name,
+        "config": config.to_dict(),
+        "config_digest": config_digest(config),
+        "snapshot": snapshot,
+    }
+    if stored is not None:
+        return replace(stored, **values)
     return ExperimentFile(
-        name=config.name,
-        run_id=found.run_id if found else _run_id_of_checkpoints(place) or uuid.uuid4().hex,
-        config=config.to_dict(),
-        config_digest=config_digest(config),
-        snapshot=snapshot,
-        versions=dict(found.versions) if found else versions(),
-        first_start=found.first_start if found else _now(),
-        parent=found.parent if found else None,
-        fork=found.fork if found else None,
+        **values,
+        run_id=_run_id_of_checkpoints(place) or uuid.uuid4().hex,
+        versions=present,
+        first_start=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
 def _run_id_of_checkpoints(place: Location) -> str | None:
-    """Which run most of the checkpoints are of, where experiment.json was lost."""
+    """The run of most checkpoints, where experiment.json was lost."""
     entries = [entry for trial in trials(place) for entry in Catalogue(trial).entries()]
     ids = Counter(entry.manifest.run_id for entry in entries if entry.manifest is not None)
     return ids.most_common(1)[0][0] if ids else None
-
-
-def _lock(place: Location, say: Say) -> DirectoryLock:
-    # On a local disk somebody who looks at the lock holds it for a moment.
-    wait = _LOOKERS_S if place.is_local else LEASE_PATIENCE_S
-    return DirectoryLock(place, wait=wait, tell=say)
-
-
-def _set_aside(place: Location, say: Say) -> None:
-    with storage_errors("Setting the old directory aside", place):
-        if not place.exists():
-            return
-        with DirectoryLock(place, tell=say):
-            moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-            aside = place.parent / f"{place.name}.{moment}"
-            attempts = {trial: FencingToken.last_of(trial) for trial in trials(place)}
-            if place.is_local:
-                place.move_tree(aside)
-                _count_on(attempts)
-            else:  # Whatever is left of it after a kill is whole.
-                checkpoints = [each for trial in attempts for each in Catalogue(trial).entries()]
-                names = place.files()
-                _count_on(attempts)
-                place.copy_tree(aside)
-                (aside / LOCK_NAME).delete_file()
-                for entry in checkpoints:
-                    entry.remove()
-                _clear(place, names)
-    say(f"--fresh: the old directory is now {aside}.")
-
-
-def _count_on(attempts: Mapping[Location, int]) -> None:
-    """Let a process of the old run that lives on somewhere find that it was replaced."""
-    for trial, last in attempts.items():
-        FencingToken.count_on(trial, last)
-
-
-def _clear(place: Location, names: Iterable[str]) -> None:
-    """Delete these files, which lie on a store, but for the markers of checkpoints that were never complete: a
-    file of one may still come. What has come since they were listed stays."""
-    doomed = [name for name in names if not name.endswith(f"/{INCOMPLETE_NAME}")]
-    in_parallel(lambda name: (place / name).delete_file(), doomed)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,11 +1,11 @@
-"""How a run ended, and what is said of it: one sentence of how its trials stand, errors, and the command
-that goes on from there."""
+"""How a run ended: its exit code, and a message with the state of its trials, errors, and the command
+that continues it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raytrain.checkpoint import Catalogue, Entry, trials
@@ -20,23 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `exit_code`: 0 finished, 1 failed, 128 and its number: stopped by a signal after
-    saving (130: SIGINT, 143: SIGTERM).
-    `trials`: directory names of those that are finished, the best first."""
+    """How a run ended. `exit_code`: 0 finished, 1 failed, 128 + N stopped by signal N after saving
+    (130: SIGINT, 143: SIGTERM). `trials`: directory names of the finished ones, the best first."""
 
     exit_code: int
     path: str
     message: str
-    trials: tuple[str, ...] = field(default=())
+    trials: tuple[str, ...] = ()
 
 
 def finished_before(
     config: ExperimentConfig, place: Location, done: Mapping[str, Entry]
 ) -> Outcome:
-    """Nothing was to be done."""
+    """There was nothing to do."""
     message = (
-        f"{config.name} is finished: {_summary(done, config)}. Raise a value in `stop` to train on, or "
-        f"use --fresh to begin again. Results: {place}"
+        f"{config.name} is finished: {_summary(done, config)}. Raise a value in `stop` to train on, "
+        f"or use --fresh to begin again. Results: {place}"
     )
     return Outcome(0, str(place), message, tuple(done))
 
@@ -46,10 +45,12 @@ def finished(
 ) -> Outcome:
     """Every trial has ended."""
     ranked = sorted(done, key=lambda name: _rank(done[name], config), reverse=True)
-    said = _without_best(done, config) + _tune_error(watch)
+    message = (
+        f"{config.name} finished: {_summary(done, config)}.{_without_best(done, config)}"
+        f"{_tune_error(watch)}"
+    )
     if watch.tune_error is not None:
-        said += " What was saved has been verified and is complete."
-    message = f"{config.name} finished: {_summary(done, config)}.{said}"
+        message += " What was saved has been verified and is complete."
     return Outcome(0, str(place), message, tuple(ranked))
 
 
@@ -62,8 +63,18 @@ def interrupted(
 ) -> Outcome:
     """A signal ended the run."""
     assert interrupts.received is not None
+    if watch.unsaved:
+        lines = "".join(f"\n  {name}: {why.rstrip('.')}" for name, why in watch.unsaved.items())
+        saved = (
+            f"not everything was saved:{lines}\nWhat is lost is trained again from the newest "
+            f"checkpoint in {place}, with the same result."
+        )
+    elif _has_checkpoint(place):
+        saved = f"saved in {place}."
+    else:
+        saved = "there was nothing to save yet."
     message = (
-        f"Stopped by {interrupts.received.name}; {_saved(watch, place)} Continue with: {command}"
+        f"Stopped by {interrupts.received.name}; {saved} Continue with: {command}"
         f"{_tune_error(watch)}"
     )
     return Outcome(interrupts.exit_code, str(place), message, tuple(done))
@@ -77,9 +88,12 @@ def failed(
     command: str,
 ) -> Outcome:
     """Some trials have not reached their end."""
+    kept = "No checkpoint was committed yet, so it will begin again."
+    if _has_checkpoint(place):
+        kept = f"What was committed is safe in {place}."
     message = (
         f"{num_trials(config) - len(done)} of {num_trials(config)} trial(s) of {config.name} did "
-        f"not finish:{_failures(watch)}\n{_kept(place)} When the cause is mended, continue with: {command}"
+        f"not finish:{_failures(watch)}\n{kept} When the cause is fixed, continue with: {command}"
     )
     return Outcome(1, str(place), message, tuple(done))
 
@@ -87,30 +101,19 @@ def failed(
 def unreadable(
     config: ExperimentConfig, place: Location, watch: RunCallback, error: StorageError, command: str
 ) -> Outcome:
-    """Storage does not say how the trials stand."""
+    """The state of the trials cannot be read."""
     message = (
-        f"{config.name} ended, and how cannot be read from storage: {error}{_failures(watch)}\nWhat was "
-        f"committed is safe in {place}. When the storage answers, continue with: {command}"
+        f"{config.name} ended, but the state of its trials cannot be read from storage: {error}"
+        f"{_failures(watch)}\nWhat was committed is safe in {place}. When the storage answers, "
+        f"continue with: {command}"
     )
     return Outcome(1, str(place), message)
 
 
 def _tune_error(watch: RunCallback) -> str:
-    """A sentence for an error of Tune's own."""
     if watch.tune_error is None:
         return ""
     return f"\nTune ended with an error: {watch.tune_error.rstrip('.')}."
-
-
-def _saved(watch: RunCallback, place: Location) -> str:
-    """What became of the trials that ran when a signal came, as a sentence."""
-    if not watch.unsaved:
-        return f"saved in {place}." if _holds_something(place) else "there was nothing to save yet."
-    lines = "".join(f"\n  {name}: {why.rstrip('.')}" for name, why in watch.unsaved.items())
-    return (
-        f"not everything was saved:{lines}\nWhat is lost is trained again from the newest checkpoint "
-        f"in {place}, with the same result."
-    )
 
 
 def _failures(watch: RunCallback) -> str:
@@ -120,14 +123,8 @@ def _failures(watch: RunCallback) -> str:
     return "".join(f"\n  {name}: {why}" for name, why in errors.items())
 
 
-def _kept(place: Location) -> str:
-    if _holds_something(place):
-        return f"What was committed is safe in {place}."
-    return "No checkpoint was committed yet, so it will begin again."
-
-
-def _holds_something(place: Location) -> bool:
-    """Whether any trial has a checkpoint to go on from."""
+def _has_checkpoint(place: Location) -> bool:
+    """Whether any trial has a checkpoint to continue from."""
     entries = (entry for trial in trials(place) for entry in Catalogue(trial).entries())
     return any(entry.good is not False and entry.kind != "error" for entry in entries)
 
@@ -135,26 +132,25 @@ def _holds_something(place: Location) -> bool:
 def _rank(entry: Entry, config: ExperimentConfig) -> float:
     """The score of a trial's best checkpoint, so that higher is better."""
     best = Catalogue(entry.location.parent).entry("best")
-    found = score_of(entry if best is None else best, config.checkpoint)
-    if found is None:
+    score = score_of(best or entry, config.checkpoint)
+    if score is None:
         return -math.inf
-    score = found.value
-    return score if config.checkpoint.score_order == "max" else -score
+    return score.value if config.checkpoint.score_order == "max" else -score.value
 
 
 def _summary(done: Mapping[str, Entry], config: ExperimentConfig) -> str:
-    metric = config.checkpoint.score
-
     def one(name: str, entry: Entry) -> str:
-        found = score_of(entry, config.checkpoint)
-        score = "" if found is None else f", score {found.value:g} ({metric}{found.over})"
-        return f"{name} at iteration {entry.iteration}, {entry.timesteps:,} steps{score}"
+        score = score_of(entry, config.checkpoint)
+        text = f"{name} at iteration {entry.iteration}, {entry.timesteps:,} steps"
+        if score is not None:
+            text += f", score {score.value:g} ({config.checkpoint.score}{score.over})"
+        return text
 
     return "; ".join(one(name, entry) for name, entry in sorted(done.items()))
 
 
 def _without_best(done: Mapping[str, Entry], config: ExperimentConfig) -> str:
-    """What is to be said of finished trials of which no checkpoint had a score."""
+    """A sentence if no checkpoint of some finished trials had a score."""
     names = [
         name
         for name, entry in sorted(done.items())
@@ -162,6 +158,6 @@ def _without_best(done: Mapping[str, Entry], config: ExperimentConfig) -> str:
     ]
     if not names:
         return ""
-    which = "" if len(names) == len(done) else f" in {', '.join(names)}"
+    where = "" if len(names) == len(done) else f" in {', '.join(names)}"
     score = config.checkpoint.score
-    return f"\nThere is no best checkpoint{which}: checkpoint.score, {score!r}, never had a value."
+    return f"\nThere is no best checkpoint{where}: checkpoint.score, {score!r}, never had a value."

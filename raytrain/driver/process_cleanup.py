@@ -1,7 +1,7 @@
 """Processes of a local Ray instance that would outlive the program.
 
-Ray ends its raylet and its GCS; their workers and agents end by themselves once they miss the raylet, but
-some of them seconds later, and who has stopped a run wants its memory and its GPU back.
+Ray ends its raylet and its GCS. Their workers and agents end once they miss the raylet, some of them
+seconds later; until then they hold memory and the GPU.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ _ENDING_S = 1.0
 
 
 def own_services() -> dict[psutil.Process, str]:
-    """Name of each process of the instance that this process has started. One that has died, of an instance
-    that did not come up, is nobody's: Ray does not wait for it."""
-    children = {each: each.name() for each in psutil.Process().children() if lives(each)}
-    return {each: name for each, name in children.items() if name in _SERVICES}
+    """The living services that this process has started, with their names."""
+    children = [child for child in psutil.Process().children() if lives(child)]
+    return {child: child.name() for child in children if child.name() in _SERVICES}
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether a process lives. One that nobody has waited for (an init that reaps nothing) does not."""
+    """Whether a process lives. A zombie, which nothing has waited for, does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
@@ -33,8 +32,8 @@ def lives(process: psutil.Process) -> bool:
 
 @contextmanager
 def nothing_left(services: dict[psutil.Process, str] | None = None) -> Iterator[None]:
-    """Around `ray.shutdown`: the processes of the local instance (that of this process, if none is given) are
-    given a second to end by themselves afterwards, and are killed then."""
+    """Around `ray.shutdown`: the processes of the local instance (of this process's, if none is
+    given) have a second to end afterwards, and are then killed."""
     services = own_services() if services is None else services
     processes = list(services)
     for service in services:
@@ -42,10 +41,8 @@ def nothing_left(services: dict[psutil.Process, str] | None = None) -> Iterator[
             processes += service.children(recursive=True)
     yield
     deadline = time.monotonic() + _ENDING_S
-    while any(lives(each) for each in processes):
-        if time.monotonic() > deadline:
-            for each in processes:
-                with suppress(psutil.Error):
-                    each.kill()
-            return
+    while time.monotonic() < deadline and any(lives(process) for process in processes):
         time.sleep(_ENDING_S / 50)
+    for process in filter(lives, processes):
+        with suppress(psutil.Error):
+            process.kill()

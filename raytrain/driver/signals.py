@@ -1,12 +1,13 @@
 """Signals to the driver.
 
-    SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2   before training: it ends; in training: the driver's loop
-                                                sees it, has every trial saved and leaves
-    the same within a second                    is the same request: `timeout`, systemd, Slurm and a
-                                                terminal that closes send it to the process and to its group
-    another one later; SIGQUIT at any time      leaves at once; what was committed is on storage already
+    SIGINT, SIGTERM, SIGHUP,    before training: it ends; in training: the driver's loop notices, has
+    SIGUSR1, SIGUSR2            every trial saved and leaves
+    the same within a second    counts as the same request: `timeout`, systemd, Slurm and a terminal
+                                that closes send it to the process and to its group
+    another one later;          leaves at once; what was committed is on storage already
+    SIGQUIT at any time
 
-A SIGHUP that is ignored (`nohup`) stays so.
+A SIGHUP that is ignored (`nohup`) stays ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
 # While a user's code is tried, `os._exit` is another function (see `user_code.no_exit`).
@@ -32,9 +33,7 @@ SAVE_AND_LEAVE = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-LEAVE = (signal.SIGQUIT,)
-_UNLESS_IGNORED = (signal.SIGHUP,)
-
+LEAVE = signal.SIGQUIT
 SAME_REQUEST_S = 1.0
 _SHOW_CURSOR = "\x1b[?25h"
 
@@ -44,14 +43,15 @@ class InterruptedEarly(BaseException):
 
 
 class Interrupts:
-    """While active, the signals of `SAVE_AND_LEAVE` are noted in `received` instead of ending the process."""
+    """While active, the signals of `SAVE_AND_LEAVE` are stored in `received` and do not end the
+    process."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, *, insist_after_s: float | None = None
     ) -> None:
-        """`insist_after_s`: if the program has not ended so long after a signal that came before there was
-        anything to save, leave at once. An import, or a library's callback, swallows what a handler raises.
-        """
+        """`insist_after_s`: exit if the program has not ended so long after a signal that came
+        before there was anything to save: an import, or a library's callback, may swallow the
+        exception that a handler raises."""
         self._insist_after_s = insist_after_s
         self.received: signal.Signals | None = None
         self._received_at = 0.0
@@ -66,8 +66,8 @@ class Interrupts:
 
     @property
     def early(self) -> bool:
-        """Whether a signal has come and there was nothing to save: whatever is raised from then on follows
-        from it. (Ray makes a KeyboardInterrupt, or an error of its own, of what a handler raises in it.)"""
+        """Whether a signal has come while there was nothing to save: any exception follows from it.
+        (Ray turns what a handler raises in it into a KeyboardInterrupt, or an error of its own.)"""
         return self.received is not None and not self._deferred
 
     def __enter__(self) -> Interrupts:
@@ -75,33 +75,28 @@ class Interrupts:
         return self
 
     def install(self) -> None:
-        """Take the signals. Again after `ray.init`, which sets a SIGTERM handler of its own. Only the
-        main thread may; a run in another thread is not interrupted by signals."""
+        """Install the handlers; again after `ray.init`, which sets a SIGTERM handler of its own.
+        Only the main thread may; a run in another thread is not interrupted by signals."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (*SAVE_AND_LEAVE, *LEAVE):
-            if number in _UNLESS_IGNORED and signal.getsignal(number) is signal.SIG_IGN:
+        for number in (*SAVE_AND_LEAVE, LEAVE):
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             before = signal.signal(number, self._note)
             self._before.setdefault(number, before)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def ignore(self) -> None:
-        """From now on the signals do nothing: the exit code is known, and the process ends."""
+        """Ignore the signals from now on: the exit code is known, and the process ends."""
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, the first signal is only noted; somebody asks for `received` and saves."""
+        """Within, the first signal is only stored; the caller checks `received` and saves."""
         before, self._deferred = self._deferred, True
         try:
             yield
@@ -109,23 +104,23 @@ class Interrupts:
             self._deferred = before
 
     def defer(self) -> None:
-        """From now on the first signal is only noted: there is something to save, or to say of it."""
+        """From now on the first signal is only stored: there is something to save, or to report."""
         self._deferred = True
 
     def raise_early(self) -> None:
-        """Raise `InterruptedEarly` if a signal was noted. For waits in Ray, which makes another error of what a
-        handler raises within it: they are done in pieces within `deferred`, with this between."""
+        """Raise `InterruptedEarly` if a signal was stored. Ray turns what a handler raises within
+        its waits into another error, so they are split up within `deferred`, with this between."""
         if self.received is not None:
             raise InterruptedEarly
 
     def note_early(self, number: signal.Signals) -> NoReturn:
-        """A signal that somebody else's handler took before there was anything to save."""
+        """Store a signal that another handler took before there was anything to save."""
         self.received = number
         raise InterruptedEarly
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = self._clock()
-        if number in LEAVE:
+        if number == LEAVE:
             _leave(number)
         if self.received is not None:
             if now - self._received_at < SAME_REQUEST_S:
@@ -141,18 +136,17 @@ class Interrupts:
 
 
 def _leave(number: int) -> NoReturn:
-    """End this process and all that it has started, now. Nothing may wait for a trial or a lock here, so it
-    is not `sys.exit`."""
+    """End this process and its children now. Not by `sys.exit`, which could wait for a lock."""
     cursor = _SHOW_CURSOR if sys.stderr is not None and sys.stderr.isatty() else ""
-    said = f"{cursor}\nLeaving at once: nothing more is saved. The checkpoints on storage are complete.\n"
+    message = f"{cursor}\nLeaving at once: nothing more is saved. The checkpoints on storage are complete.\n"
     with contextlib.suppress(OSError):  # The terminal may be gone.
-        os.write(2, said.encode())
+        os.write(2, message.encode())
     try:
         import psutil
 
-        # The kernel ends Ray's raylet with this process; its agents would look for the GCS for a minute.
-        for each in psutil.Process().children(recursive=True):
+        # The kernel ends Ray's raylet with this process; its agents would wait for the GCS a minute.
+        for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                each.kill()
+                child.kill()
     finally:
         _exit(128 + number)

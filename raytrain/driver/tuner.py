@@ -1,13 +1,14 @@
 """Tune's side of an experiment: a Tuner that is fresh, restored, or built anew.
 
-Tune keeps `tuner.pkl`, `experiment_state-*.json` and the search's state in the experiment's directory
-and writes them in place, one after the other. They say which trials there are and how each stands, and
-are used when they are whole and name every trial. When they are missing, damaged or incomplete, or hold a
-trial for finished that is to go on (a raised `stop`, a damaged last checkpoint), they are set aside
-and the Tuner is built anew from the config: trials are generated from the config's seed, so they are the
-same trials with the same directories, and each of them finds its newest good checkpoint on storage.
+Tune keeps `tuner.pkl`, `experiment_state-*.json` and the search's state in the experiment's
+directory and writes them in place, one after the other. They list the trials and their states, and
+are used when they are whole and list every trial. When they are missing, damaged or incomplete, or
+have a trial as finished that is to continue (a raised `stop`, a damaged last checkpoint), they are
+set aside and the Tuner is built anew from the config: trials are generated from the config's seed,
+so they are the same trials with the same directories, and each continues from its newest good
+checkpoint on storage.
 
-Whether a trial is finished is known from storage alone. One that is finished is never started: the
+Whether a trial is finished is read from storage alone. A finished trial is never started: the
 scheduler ends it before Tune asks for its resources.
 """
 
@@ -24,7 +25,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from raytrain import _ray
 from raytrain.checkpoint import Entry
 from raytrain.config import ExperimentConfig, num_trials, param_space
-from raytrain.driver.tune_callback import trial_location
+from raytrain.driver.tune_callback import RunCallback, trial_location
 from raytrain.storage import Location, StorageError
 from raytrain.storage.json import parse_json
 from raytrain.storage.location import storage_errors, with_numbers
@@ -40,28 +41,23 @@ _LARGEST_STATE = 1 << 30  # bytes: it grows with the number of trials
 
 
 FindFinished = Callable[[Location], Entry | None]
-"""Looks at a trial's directory: its last checkpoint if the trial has ended under the present `stop`."""
+"""The last checkpoint in a trial's directory if the trial has ended under the present `stop`."""
 
 
 class ExperimentScheduler(FIFOScheduler):
-    """First come, first served. A trial that is finished on storage is ended without being started; a
-    trial that leaves a node is ended there and started on another."""
+    """First come, first served. A trial that is finished on storage is ended without being started;
+    a trial that leaves a node is ended there and started on another."""
 
-    def __init__(
-        self,
-        finished: Mapping[str, Entry] | None = None,
-        find_finished: FindFinished = lambda trial: None,
-    ) -> None:
-        """`finished`: trials known to be finished, by directory name, with their last checkpoint.
-        `find_finished` is asked for a trial that failed: it may have died after its last save."""
+    def __init__(self, finished: Mapping[str, Entry], find_finished: FindFinished) -> None:
+        """`finished`: the last checkpoint of each finished trial, by directory name.
+        `find_finished` is called for a trial that failed: it may have died after its last save."""
         super().__init__()
-        self._finished = dict(finished or {})
+        self._finished = dict(finished)
         self._find_finished = find_finished
         self._failed: set[str] = set()
-        self._seen: set[str] = set()
 
     def __reduce__(self) -> Any:
-        return ExperimentScheduler, ()  # Tune pickles it into tuner.pkl; each start brings its own.
+        return FIFOScheduler, ()  # Tune pickles it into tuner.pkl; each start has its own.
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         self._failed.add(str(trial))
@@ -71,7 +67,7 @@ class ExperimentScheduler(FIFOScheduler):
         return str(TrialScheduler.PAUSE if leaves else TrialScheduler.CONTINUE)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        # Tune asks this after it has added trials and before it starts any.
+        # Tune calls this after it has added trials and before it starts any.
         for trial in tune_controller.get_trials():
             if trial.status == "PENDING" and (entry := self._finished_entry(trial)) is not None:
                 assert entry.manifest is not None, "a finished trial was found by its manifest"
@@ -88,17 +84,14 @@ class ExperimentScheduler(FIFOScheduler):
             try:
                 return self._find_finished(trial_location(trial))
             except StorageError:
-                return None  # It looks for itself, and says what it could not read.
-        if name in self._seen:
-            return None
-        self._seen.add(name)
-        return self._finished.get(name)
+                return None  # The trial reads storage itself, and reports what it could not read.
+        return self._finished.pop(name, None)
 
 
 @dataclass(frozen=True)
 class TuneFiles:
-    """What Tune's own files say: `problem` is None if they are whole. `statuses`: of each trial, by
-    directory name. `complete`: every trial of the experiment has been made."""
+    """What Tune's own files contain. `problem`: None if they are whole. `statuses`: of each trial,
+    by directory name. `complete`: every trial of the experiment has been generated."""
 
     names: tuple[str, ...]
     problem: str | None
@@ -106,7 +99,7 @@ class TuneFiles:
     complete: bool = False
 
     def fit(self, trials: int, finished: Iterable[str]) -> bool:
-        """Whether they can be restored from, if the experiment has so many trials of which those named
+        """Whether they can be restored from, if the experiment has that many trials and those named
         are finished on storage."""
         ended = {name for name, status in self.statuses.items() if status == _FINISHED}
         everything = self.complete and len(self.statuses) == trials
@@ -114,49 +107,49 @@ class TuneFiles:
 
 
 def read_tune_files(experiment: Location) -> TuneFiles:
-    """Look at Tune's files without trusting them.
+    """Read Tune's files without trusting them.
 
     They hold pickles, and Tune signs nothing. So where signatures are checked they are not read at
-    all: the Tuner is built from the config each time, and the files of earlier starts stay as they are.
+    all: the Tuner is built from the config each time, and the files of earlier starts stay there.
     """
     if signing_key() is not None:
         return TuneFiles((), "they are not signed")
     with storage_errors("Reading Tune's state", experiment):
-        names = sorted(
-            child.name
-            for child in experiment.children()
-            if child.name == _TUNER or child.name.startswith((_STATE, _SEARCH))
+        names = tuple(
+            name
+            for name in sorted(child.name for child in experiment.children())
+            if name == _TUNER or name.startswith((_STATE, _SEARCH))
         )
         if _TUNER not in names:
-            return TuneFiles(tuple(names), f"{_TUNER} is missing")
+            return TuneFiles(names, f"{_TUNER} is missing")
         states = [name for name in names if name.startswith(_STATE)]
         searches = [name for name in names if name.startswith(_SEARCH)]
         for name in (_TUNER, *searches[-1:]):
             if not _ray.tune.can_unpickle((experiment / name).read_bytes()):
-                return TuneFiles(tuple(names), f"{name} is damaged")
+                return TuneFiles(names, f"{name} is damaged")
         if not states:
-            return TuneFiles(tuple(names), "experiment_state-*.json is missing")
+            return TuneFiles(names, f"{_STATE}*.json is missing")
         try:
             data = (experiment / states[-1]).read_bytes(_LARGEST_STATE + 1)
             state = parse_json(data, largest=_LARGEST_STATE)
             trials = [parse_json(trial.encode()) for trial, _ in state["trial_data"]]
             statuses = {str(trial["custom_dirname"]): str(trial["status"]) for trial in trials}
         except (ValueError, KeyError, TypeError, AttributeError):
-            return TuneFiles(tuple(names), f"{states[-1]} is damaged")
+            return TuneFiles(names, f"{states[-1]} is damaged")
         complete = bool(searches) and _ray.tune.has_named_all_trials(
             (experiment / searches[-1]).read_bytes()
         )
     problem = None if statuses else f"{states[-1]} lists no trial"
-    return TuneFiles(tuple(names), problem, statuses, complete)
+    return TuneFiles(names, problem, statuses, complete)
 
 
 def forget_tune_files(experiment: Location) -> None:
-    """Set Tune's files aside: what they say of the trials' resources may not hold any more."""
+    """Set Tune's files aside: the trials' resources in them may be outdated."""
     set_aside(experiment, read_tune_files(experiment).names)
 
 
-def set_aside(experiment: Location, names: tuple[str, ...]) -> None:
-    """Move Tune's files out of Tune's sight. Nothing is deleted."""
+def set_aside(experiment: Location, names: Iterable[str]) -> None:
+    """Move Tune's files to where Tune does not look. Nothing is deleted."""
     with storage_errors("Setting Tune's state aside", experiment):
         place = experiment / _ASIDE
         place.make()
@@ -166,7 +159,10 @@ def set_aside(experiment: Location, names: tuple[str, ...]) -> None:
 
 
 def fresh_tuner(
-    config: ExperimentConfig, experiment: Location, watch: Any, scheduler: ExperimentScheduler
+    config: ExperimentConfig,
+    experiment: Location,
+    watch: RunCallback,
+    scheduler: ExperimentScheduler,
 ) -> Tuner:
     """A Tuner whose trials continue from whatever lies in their directories."""
     return Tuner(
@@ -186,10 +182,10 @@ def fresh_tuner(
             name=experiment.name,
             storage_path=experiment.parent.path,
             storage_filesystem=experiment.fs,
-            # When to save and what to keep is decided in the trial, where a checkpoint's commit is
-            # known to be complete; Tune only asks for the last one when a trial ends.
+            # The trial decides when to save and what to keep: it knows when a checkpoint's commit
+            # is complete. Tune only asks for the last one when a trial ends.
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=True),
-            failure_config=_failure_config(config),
+            failure_config=FailureConfig(max_failures=config.failure.max_failures),
             callbacks=[watch],
             verbose=0,
         ),
@@ -197,9 +193,13 @@ def fresh_tuner(
 
 
 def restored_tuner(
-    config: ExperimentConfig, experiment: Location, watch: Any, scheduler: ExperimentScheduler
+    config: ExperimentConfig,
+    experiment: Location,
+    watch: RunCallback,
+    scheduler: ExperimentScheduler,
 ) -> Tuner:
-    """The Tuner of an experiment whose Tune files are whole; unfinished and failed trials go on."""
+    """The Tuner of an experiment whose Tune files are whole; unfinished and failed trials
+    continue."""
     tuner = Tuner.restore(
         experiment.path,
         TrialPPO,
@@ -208,7 +208,10 @@ def restored_tuner(
         storage_filesystem=experiment.fs,
     )
     _ray.tune.set_run_config(
-        tuner, callbacks=[watch], failure_config=_failure_config(config), scheduler=scheduler
+        tuner,
+        callbacks=[watch],
+        failure_config=FailureConfig(max_failures=config.failure.max_failures),
+        scheduler=scheduler,
     )
     return tuner
 
@@ -216,43 +219,38 @@ def restored_tuner(
 def build_tuner(
     config: ExperimentConfig,
     experiment: Location,
-    watch: Any,
+    watch: RunCallback,
     *,
     finished: Mapping[str, Entry],
     find_finished: FindFinished,
 ) -> tuple[Tuner, str | None]:
-    """The Tuner to run, and a sentence if Tune's own files could not be used. `finished`,
+    """The Tuner to run, and a message if Tune's own files could not be used. `finished`,
     `find_finished`: see `ExperimentScheduler`."""
     scheduler = ExperimentScheduler(finished, find_finished)
-    found = read_tune_files(experiment)
-    if found.fit(num_trials(config), finished):
+    files = read_tune_files(experiment)
+    if files.fit(num_trials(config), finished):
         return restored_tuner(config, experiment, watch, scheduler), None
-    if not found.names:
-        return fresh_tuner(config, experiment, watch, scheduler), None
-    set_aside(experiment, found.names)
-    tuner = fresh_tuner(config, experiment, watch, scheduler)
-    if found.problem is None:
-        return tuner, None
-    return tuner, (
-        f"Tune's own state cannot be used ({found.problem}); it was set aside in {_ASIDE}/ and the "
-        "experiment goes on from its config and the trials' checkpoints."
+    if files.names:
+        set_aside(experiment, files.names)
+    message = (
+        f"Tune's own state cannot be used ({files.problem}); it was set aside in {_ASIDE}/. The "
+        "experiment continues from its config and the trials' checkpoints."
     )
+    tuner = fresh_tuner(config, experiment, watch, scheduler)
+    return tuner, message if files.names and files.problem is not None else None
 
 
 def trial_directory_name(trial: Any) -> str:
-    """`trial_00001_lr=0.0003`: stable, because trials are generated in the same order every time."""
+    """`trial_00001_lr=0.0003`: stable, because trials are generated in the same order every
+    time."""
     index = trial.trial_id.rsplit("_", 1)[-1]
-    chosen = [
+    values = [
         f"{path.rsplit('/', 1)[-1]}={_short(value)}"
         for path, value in sorted((trial.evaluated_params or {}).items())
     ]
-    return "_".join([f"trial_{index}", *chosen])[:120]
+    return "_".join([f"trial_{index}", *values])[:120]
 
 
 def _short(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return "".join(char if char.isalnum() or char in "+-.," else "-" for char in text)[:40]
-
-
-def _failure_config(config: ExperimentConfig) -> FailureConfig:
-    return FailureConfig(max_failures=config.failure.max_failures)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain.records.metrics import Averaged, averaged, is_over_episodes, metric
 from raytrain.records.recent_episodes import RecentEpisodes
+
+if TYPE_CHECKING:
+    from raytrain.checkpoint import Manifest
 
 STOP = "stop"
 """Key of a result under which averages over `stop.window` are (see `StopRule.report`)."""
@@ -21,6 +24,12 @@ class Progress:
     timesteps: int
     episodes: int
     time_s: float
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Progress:
+        """Where the trial stood at a checkpoint."""
+        time_s = float(manifest.metrics.get("time_total_s", 0.0))
+        return cls(manifest.iteration, manifest.timesteps, manifest.episodes, time_s)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ SERVED: dict[str, gym.Space[Any]] = {
 }  # fmt: skip
 
 REFUSED: dict[str, tuple[gym.Space[Any], str]] = {
-    "many": (Discrete(2**40), "1,099,511,627,776 outputs; 16,777,216 are the most"),
+    "many": (Discrete(2**40), "1,099,511,627,776 outputs; the limit is 16,777,216"),
     "many-multi": (MultiDiscrete([2**40, 2]), "1,099,511,627,778 outputs"),
     "whole-numbers": (Box(0, 5, (2,), np.int32), "MultiDiscrete(high - low + 1, start=low)"),
     "two-axes": (Box(-1.0, 1.0, (2, 3), np.float32), "Use a Box of shape (6,)"),

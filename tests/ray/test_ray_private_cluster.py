@@ -65,7 +65,7 @@ def test_a_trial_says_what_it_asks_for():
 
 
 def test_a_trial_that_leaves_is_paused_and_no_other():
-    scheduler = ExperimentScheduler()
+    scheduler = ExperimentScheduler({}, lambda trial: None)
     assert isinstance(scheduler, FIFOScheduler)
     leaves = {"raytrain/leaving/address": "10.0.0.1", "training_iteration": 3}
     assert scheduler.on_trial_result(None, None, leaves) == TrialScheduler.PAUSE

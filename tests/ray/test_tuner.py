@@ -12,6 +12,9 @@ import pytest
 import ray.tune
 from support.running import train_here, write_config
 
+from raytrain.config import config_from_dict
+from raytrain.driver.console import ConsoleReporter
+from raytrain.driver.signals import Interrupts
 from raytrain.driver.tune_callback import RunCallback
 from raytrain.driver.tuner import ExperimentScheduler, TuneFiles
 from raytrain.storage import Location, StorageError
@@ -73,6 +76,10 @@ class FakeController:
         trial.status = "TERMINATED"
 
 
+def find_none(trial: Location) -> None:
+    return None
+
+
 def entry(trial: Location) -> Any:
     manifest = SimpleNamespace(metrics={"time_this_iter_s": 0.5, "score": 7.0})
     return SimpleNamespace(manifest=manifest, iteration=6, location=trial / "final")
@@ -81,7 +88,7 @@ def entry(trial: Location) -> Any:
 def test_a_finished_trial_is_ended_without_being_started(tmp_path: Path) -> None:
     done, open_ = FakeTrial("done", tmp_path), FakeTrial("open", tmp_path)
     controller = FakeController(done, open_)
-    scheduler = ExperimentScheduler({"done": entry(Location.of(tmp_path / "done"))})
+    scheduler = ExperimentScheduler({"done": entry(Location.of(tmp_path / "done"))}, find_none)
     assert scheduler.choose_trial_to_run(controller) is open_
     assert controller.stopped == ["done"]
     assert done.last_result["training_iteration"] == 6
@@ -137,7 +144,10 @@ def test_a_store_that_does_not_answer_after_a_save_is_asked_after_the_next_one(
     trial: Any = FakeTrial("trial", tmp_path)
     trial.storage.storage_filesystem = Store()
     trial.run_metadata = SimpleNamespace(checkpoint_manager=manager, invalidate_cache=lambda: None)
-    watch = RunCallback()
+    config = config_from_dict(
+        {"name": "run", "environment": {"env": "CartPole-v1"}, "stop": {"iterations": 1}}
+    )
+    watch = RunCallback(config, ConsoleReporter(), Interrupts(), lambda: None)
     watch.on_trial_save(1, [trial], trial)
     assert (asked, manager._checkpoint_results) == (["gone"], known)
     watch.on_trial_save(2, [trial], trial)
@@ -148,7 +158,7 @@ def test_a_store_that_does_not_answer_after_a_save_is_asked_after_the_next_one(
 
 
 def test_a_pickled_scheduler_knows_no_trial(tmp_path: Path) -> None:
-    scheduler = ExperimentScheduler({"done": entry(Location.of(tmp_path / "done"))})
+    scheduler = ExperimentScheduler({"done": entry(Location.of(tmp_path / "done"))}, find_none)
     trial = FakeTrial("done", tmp_path)
     again = pickle.loads(pickle.dumps(scheduler))
     assert again.choose_trial_to_run(FakeController(trial)) is trial

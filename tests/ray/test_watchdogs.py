@@ -258,10 +258,12 @@ def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:
     big = trial(GPU=1.0)
     assert [look(big), look(big)] == [[], []]
     (sentence,) = look(big)
-    assert "needs 1 CPU, 1 GPU" in sentence
+    assert "needs: 1 CPU, 1 GPU" in sentence
     assert "waits for a node to join" in sentence
     assert look(big) == [], "not again at once"
-    assert look(trial(CPU=1.0)) == ["There is a node again; the run goes on."]
+    assert look(trial(CPU=1.0)) == [
+        "A node with the resources is available again; the run continues."
+    ]
     assert look(trial(CPU=1.0)) == []
 
 

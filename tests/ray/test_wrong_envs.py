@@ -20,7 +20,7 @@ import yaml
 from support.commands import Ended, here
 
 from raytrain.config.user_code import by_the_code_itself
-from raytrain.driver.observation_spaces import why_not_served
+from raytrain.driver.spaces import observation_problem
 from raytrain.policy.env_contract import Contract
 from raytrain.rollout import timeout
 from raytrain.rollout.env_snapshots import prove
@@ -316,7 +316,7 @@ def test_a_space_without_a_network_is_refused_with_a_remedy(tmp_path: Path, kind
     for code in remedy.split(" or, as an image, ") if remedy else ():
         names = {"env": wrong_envs.Sampled(kind), "gymnasium": gymnasium, "np": np}
         env = eval(code, names)
-        assert why_not_served(env.observation_space, conv_filters=True) is None
+        assert observation_problem(env.observation_space, conv_filters=True) is None
         observation, _ = env.reset(seed=0)
         assert env.observation_space.contains(observation)
     assert bool(remedy) is (kind not in ("empty", "odd image", "sequence", "graph"))
@@ -324,7 +324,7 @@ def test_a_space_without_a_network_is_refused_with_a_remedy(tmp_path: Path, kind
 
 @pytest.mark.parametrize("kind", SERVED)
 def test_a_space_with_a_network_is_not(kind: str) -> None:
-    assert why_not_served(wrong_envs.SPACES[kind]) is None
+    assert observation_problem(wrong_envs.SPACES[kind]) is None
 
 
 def with_config(tmp_path: Path, **sections: Any) -> Ended:

@@ -74,7 +74,7 @@ def test_killed_interrupted_damaged_and_moved(tmp_path: Path, undisturbed: Refer
     run.kill_everything()
     holds.release()
     assert "experiment.json is damaged" in run.output()
-    assert "It is written anew" in run.output()
+    assert "A new one is written" in run.output()
     assert f"Continued from {newest.name}" in run.output()
 
     flip_a_bit(trial / "checkpoint_000008" / STATE)
@@ -172,7 +172,7 @@ def test_interrupted_saves_first(
     described.write_bytes(described.read_bytes()[:100])
     output = train(config)
     assert "experiment.json is damaged" in output
-    assert "It is written anew" in output
+    assert "A new one is written" in output
     assert f"Continued from checkpoint_{last:06d}" in output
     assert_same_run(trial, undisturbed)
 
@@ -185,7 +185,7 @@ def test_a_second_interrupt_leaves_at_once(
     run = start(config)
     run.until(lambda: committed(trial))
     run.signal(signal.SIGINT)
-    run.until(lambda: "once more leaves at once" in run.output())
+    run.until(lambda: "again to exit at once" in run.output())
     run.signal(signal.SIGINT)
     assert run.wait() == 130, run.output()  # The trial has saved nothing: it is held.
     holds.release()

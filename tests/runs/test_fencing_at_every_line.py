@@ -37,10 +37,10 @@ from raytrain.checkpoint import (
 )
 from raytrain.config import config_from_dict
 from raytrain.driver import stages
-from raytrain.driver.experiment import _set_aside
 from raytrain.records import RecordsMirror
 from raytrain.storage import Location
 from raytrain.trial.fencing import Superseded
+from raytrain.trial.fresh_directory import set_directory_aside
 
 committing = sys.modules[commit.__module__]
 pytestmark = pytest.mark.usefixtures("one_after_another")
@@ -460,7 +460,7 @@ def test_a_process_of_a_run_that_was_set_aside_changes_nothing_of_the_new_one(
         old = Writer(partial(first.train, 3, 8), step)
         if old.has_ended:
             break
-        _set_aside(experiment, lambda said: None)
+        set_directory_aside(experiment, lambda said: None)
         new = Attempt(where)
         assert new.open() == 0
         new.train(0, 8)

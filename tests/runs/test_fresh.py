@@ -8,8 +8,8 @@ import pytest
 from support.checkpoint_children import put
 
 from raytrain.checkpoint import Catalogue, replace
-from raytrain.driver.experiment import _set_aside
 from raytrain.storage import Location
+from raytrain.trial.fresh_directory import set_directory_aside
 
 
 class Killed(BaseException):
@@ -62,7 +62,7 @@ def test_what_a_kill_leaves_in_the_old_place_on_a_store_is_whole(
         with monkeypatch.context() as patch:
             die_at(patch, request)
             try:
-                _set_aside(root / "run", lambda text: None)
+                set_directory_aside(root / "run", lambda text: None)
                 finished = True
             except Killed:
                 pass
@@ -83,7 +83,7 @@ def test_of_a_checkpoint_that_was_being_written_to_a_store_the_marker_stays(tmp_
     for name in ("state", ".incomplete"):
         (trial / "checkpoint_000006").make()
         (trial / "checkpoint_000006" / name).write_bytes(b"")
-    _set_aside(root / "run", lambda text: None)
+    set_directory_aside(root / "run", lambda text: None)
     left = {name for name in trial.files() if not name.startswith("attempts/")}
     assert left == {"checkpoint_000006/.incomplete"}
     (trial / "checkpoint_000006" / "manifest.json").write_bytes(b"{}")

@@ -186,7 +186,7 @@ def test_drained_nodes_and_none_left(two: Cluster, tmp_path: Path, undisturbed: 
     two.add(next(_names), cpus=3, resources={"worker": 1})
     holds.release_all()
     output = ended(driver, trial, undisturbed)
-    assert "There is a node again" in output
+    assert "A node with the resources is available again" in output
     assert "done again" not in output
     assert losses(trial) == (0, 0, 2)
     assert began_after(trial)[3] == saved

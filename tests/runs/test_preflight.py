@@ -21,8 +21,14 @@ from support.running import Run, write_config
 from raytrain import _ray
 from raytrain.cluster import preflight as room
 from raytrain.cluster.join_check import JoinCheck
-from raytrain.cluster.node_checks import Envoy
-from raytrain.cluster.preflight import ClusterNotReady, Envoys, alive_nodes, nodes_to_ask, preflight
+from raytrain.cluster.node_checks import NodeActor
+from raytrain.cluster.preflight import (
+    ClusterNotReady,
+    NodeActors,
+    alive_nodes,
+    nodes_to_ask,
+    preflight,
+)
 from raytrain.driver.signals import InterruptedEarly, Interrupts
 
 HOUR = 3600
@@ -105,8 +111,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixed]:
 
 
 def refused(storage: Path | str, *asked: room.Node, **options: float) -> str:
-    with Envoys(asked) as envoys, pytest.raises(ClusterNotReady) as error:
-        preflight(str(storage), envoys, **options)
+    with NodeActors(asked) as actors, pytest.raises(ClusterNotReady) as error:
+        preflight(str(storage), actors, **options)
     assert error.value.exit_code == 2
     return str(error.value)
 
@@ -124,18 +130,18 @@ def silenced(nodes: Fixed) -> Iterator[room.Node]:
 
 
 def asks_in_another_job() -> bool:
-    """Whether an envoy of another job is at its node, so that only the silent one is waited for."""
+    """Whether an actor of another job is at its node, so that only the silent one is waited for."""
     own = ray.get_runtime_context().get_job_id()
     actors = ray._private.state.actors().values()
     return any(
-        (each["ActorClassName"], each["State"]) == ("Envoy", "ALIVE") and each["JobID"] != own
+        (each["ActorClassName"], each["State"]) == ("NodeActor", "ALIVE") and each["JobID"] != own
         for each in actors
     )
 
 
 def test_good_nodes_pass_and_nothing_stays(nodes: Fixed, tmp_path: Path) -> None:
-    with Envoys([nodes.node("good")]) as envoys:
-        preflight(str(tmp_path), envoys)
+    with NodeActors([nodes.node("good")]) as actors:
+        preflight(str(tmp_path), actors)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,28 +203,28 @@ def test_storage_that_a_node_cannot_write_is_found(nodes: Fixed, tmp_path: Path)
 
 def test_what_ray_says_is_told_without_ids_and_tracebacks() -> None:
     died = "The actor died.\n\tactor_id: 12\nIts owner has ended.\n"
-    assert room._told(RuntimeError(died)) == "The actor died. Its owner has ended."
+    assert room._short(RuntimeError(died)) == "The actor died. Its owner has ended."
     told = 'Traceback (most recent call last):\n  File "x.py", line 6\nOSError: no such archive\n'
-    assert room._told(RuntimeError(told)) == "OSError: no such archive"
-    assert room._told(RuntimeError()) == "RuntimeError"
+    assert room._short(RuntimeError(told)) == "OSError: no such archive"
+    assert room._short(RuntimeError()) == "RuntimeError"
 
 
-def test_envoys_that_outlive_ray_start_no_other(
+def test_actors_that_outlive_ray_start_no_other(
     nodes: Fixed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, Envoys([nodes.node("good")]) as envoys:
+    with monkeypatch.context() as patch, NodeActors([nodes.node("good")]) as actors:
         patch.setattr(ray, "is_initialized", lambda: False)
         patch.setattr(ray, "kill", lambda actor: pytest.fail("it starts a Ray"))
-    assert envoys.nodes == []
+    assert actors.nodes == []
 
 
 @pytest.mark.slow
 def test_a_signal_ends_the_wait_for_a_node(nodes: Fixed, tmp_path: Path) -> None:
     with silenced(nodes) as silent:
-        with Envoys([silent]) as envoys, Interrupts() as interrupts, interrupts.deferred():
+        with NodeActors([silent]) as actors, Interrupts() as interrupts, interrupts.deferred():
             threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
             with pytest.raises(InterruptedEarly):
-                preflight(str(tmp_path), envoys, check=interrupts.raise_early, timeout_s=10_000)
+                preflight(str(tmp_path), actors, check=interrupts.raise_early, timeout_s=10_000)
         config = write_config(tmp_path / "run.yaml")
         arguments = ("train", str(config), "--address", nodes.cluster.address)
         command = Run(*arguments, log=tmp_path / "log.txt", env=environment())
@@ -234,10 +240,10 @@ def test_a_node_that_has_just_died_is_left_out(nodes: Fixed, tmp_path: Path) -> 
     """Ray takes it for alive for some more seconds."""
     nodes.add("dying")
     dying = nodes.node("dying")
-    with Envoys([dying, nodes.node("good")]) as envoys:
-        preflight(str(tmp_path), envoys)
+    with NodeActors([dying, nodes.node("good")]) as actors:
+        preflight(str(tmp_path), actors)
         nodes.processes["dying"].kill()
-        preflight(str(tmp_path), envoys)
+        preflight(str(tmp_path), actors)
 
 
 @pytest.mark.slow
@@ -252,24 +258,24 @@ def test_a_node_that_joins_is_asked_and_a_dead_one_is_not(nodes: Fixed, tmp_path
     with JoinCheck(str(tmp_path), alive_nodes()) as join_check:
         nodes.add("late", path=other_torch(nodes.places / "torch"))
         late = nodes.node("late")
-        said = until(join_check.told, 600, lambda: nodes.cluster.log("head"))
+        said = until(join_check.problems, 600, lambda: nodes.cluster.log("head"))
     assert f"{late.name} has torch 9.9.9; this machine has" in said[0]
     assert "joined during the run" in said[0]
     nodes.processes["late"].kill()
     until(lambda: late not in alive_nodes(), 600, lambda: str(ray.nodes()))
-    with Envoys([late, nodes.node("good")]) as envoys:
-        preflight(str(tmp_path), envoys)
+    with NodeActors([late, nodes.node("good")]) as actors:
+        preflight(str(tmp_path), actors)
 
 
 @pytest.mark.slow
 def test_a_node_that_is_being_drained_is_left_out(nodes: Fixed, tmp_path: Path) -> None:
     nodes.add("leaving")
     leaving = nodes.node("leaving")
-    keeper = ray.remote(num_cpus=0, resources={"leaving": 0.1})(Envoy).remote()
+    keeper = ray.remote(num_cpus=0, resources={"leaving": 0.1})(NodeActor).remote()
     ray.get(keeper.call.remote(int))  # Without work the node would end at once.
     assert _ray.cluster.drain_node(leaving.id, "It is taken away.", HOUR) is None
-    with Envoys([leaving, nodes.node("good")]) as envoys:
-        preflight(str(tmp_path), envoys)
+    with NodeActors([leaving, nodes.node("good")]) as actors:
+        preflight(str(tmp_path), actors)
     assert leaving in alive_nodes()
     nodes.processes["leaving"].kill()
 

@@ -194,11 +194,11 @@ def test_a_run_that_waits_for_nodes_is_killed_and_goes_on_when_one_joins(
     with Cluster(tmp_path, dashboard=False, env={"PYTHONPATH": str(ROOT)}) as cluster:
         arguments = ("train", str(config), "--address", cluster.address)
         run = Run(*arguments, log=tmp_path / "first.txt", env=env)
-        run.until(lambda: "No node can carry" in run.output(), 300)
+        run.until(lambda: "No node has the resources" in run.output(), 300)
         run.signal(signal.SIGKILL)
         run.wait()
         run = Run(*arguments, log=tmp_path / "second.txt", env=env)
-        run.until(lambda: "No node can carry" in run.output(), 300)
+        run.until(lambda: "No node has the resources" in run.output(), 300)
         cluster.add('--resources={"slot": 3}', cpus=3)
         assert run.wait(600) == 0, run.output()
     assert "Traceback" not in run.output()

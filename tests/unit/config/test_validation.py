@@ -40,7 +40,7 @@ from raytrain.config.reference import all_sections, render
 from raytrain.config.schema import ALGORITHM_SECTIONS
 from raytrain.config.validation import yaml_fields
 from raytrain.config.yaml_lines import dump_yaml, parse_yaml
-from raytrain.driver.experiment import ConfigChanged, _refuse_other_run
+from raytrain.driver.same_run import ConfigChanged, require_same_run
 from raytrain.driver.stages import may_change, prove_stages
 from raytrain.errors import BadInput
 from raytrain.storage import Location
@@ -884,9 +884,9 @@ def test_without_experiment_json_what_may_change_may_have_changed(tmp_path):
     place = Location.of(tmp_path)
     runners = longer.env_runners.model_copy(update={"num_env_runners": 7})
     for config in (longer, longer.model_copy(update={"env_runners": runners})):
-        assert _refuse_other_run(config, place, None, print, None) == []
+        assert require_same_run(config, place, None, print, None) == []
     with pytest.raises(ConfigChanged, match="checkpoint_000004 was written by a run with another"):
-        _refuse_other_run(begun, place, None, print, None)
+        require_same_run(begun, place, None, print, None)
 
 
 def test_stages_that_have_begun_are_compared_as_the_config_is(tmp_path):

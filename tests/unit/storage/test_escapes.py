@@ -199,7 +199,7 @@ def test_the_console_of_a_run_obeys_nobody(terminal: bool) -> None:
     reporter.started(f"t{NASTY}", stop=StopTotals(timesteps=100.0), survived=NASTY)
     reporter.result(f"t{NASTY}", {"training_iteration": 1, "stage": NASTY})
     reporter.event(f"t{NASTY}", "info", f"Cleared away: {NASTY}")
-    reporter.failed(f"t{NASTY}", NASTY, failures=1, will_retry=True)
+    reporter.failed(f"t{NASTY}", NASTY, will_retry=True)
     reporter.finished(NASTY)
     assert CLEAR not in file.getvalue() and "\x9b" not in file.getvalue()
     assert "\x07" not in file.getvalue() and "\u202e" not in file.getvalue()

@@ -29,10 +29,11 @@ from raytrain.checkpoint import (
     prune,
 )
 from raytrain.config import config_from_dict
-from raytrain.driver import experiment
-from raytrain.driver.experiment import _read_experiment, _set_aside
+from raytrain.driver.experiment import _read_experiment
 from raytrain.records import episodes as episode_history
 from raytrain.storage import Location
+from raytrain.trial import fresh_directory
+from raytrain.trial.fresh_directory import set_directory_aside
 
 pytestmark = pytest.mark.usefixtures("one_after_another")
 
@@ -338,7 +339,7 @@ def test_a_process_of_a_run_that_is_being_set_aside_commits_nothing_behind_the_c
         writers.append(Writer(partial(first.train, 5, 6), 10**9))
 
     monkeypatch.setattr(Location, "copy_tree", overtaken)
-    _set_aside(root / "exp", lambda said: None)
+    set_directory_aside(root / "exp", lambda said: None)
     assert "has taken over" in str(writers[0].error)
     assert first.saved == [2, 4]
 
@@ -351,15 +352,15 @@ def test_a_new_run_has_names_of_its_own_although_fresh_was_killed(
     first = trained(where, 5)
     saving = stopped(partial(first.train, 5, 6), "_place", "source.place.copy_file(target)")
 
-    clear = experiment._clear
+    clear = fresh_directory._clear
 
     def killed(place: Location, *rest: Iterable[str]) -> None:
         clear(place, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("raytrain.driver.experiment._clear", killed)
-        _set_aside(root / "exp", lambda said: None)
+        patch.setattr("raytrain.trial.fresh_directory._clear", killed)
+        set_directory_aside(root / "exp", lambda said: None)
     second = Attempt(where)
     second.train(second.open(), 6)
     saving.go_on()
