@@ -1,8 +1,8 @@
-"""The types of the config's fields, and what each says when it refuses a value.
+"""The types of the config's fields, and their messages when they refuse a value.
 
-Values are taken as they are written: text is never made into a number, and true is not 1. The two
-liberties: a float without a fraction is a whole number where one is wanted (`timesteps: 1e6`), and
-a NumPy scalar, which Tune's samplers give, becomes a Python one.
+Values are taken as they are written: text is never converted to a number, and true is not 1. There
+are two exceptions: a float without a fraction is accepted as a whole number (`timesteps: 1e6`), and
+a NumPy scalar, which Tune's samplers return, becomes a Python number.
 """
 
 from __future__ import annotations
@@ -12,16 +12,37 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 
 class Section(BaseModel):
     """A section of the config: immutable, no unknown keys, no conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class PartialSection(Section):
+    """A section that holds only the keys that are given: keys that are None are not dumped."""
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if value is not None}
 
 
 def _plain_number(value: Any) -> Any:
@@ -37,10 +58,19 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-EPISODE_WINDOW = 100
-"""Finished episodes that returns are averaged over where the config does not say otherwise: Gymnasium's
-convention (CartPole-v1 is solved at 475 over 100 consecutive episodes)."""
+def _auto_or_cpus(value: Any) -> int | float | str:
+    value = _plain_number(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value != "auto" and not (is_number and value >= 0):
+        raise ValueError("must be 'auto' or a number, at least 0")
+    return value  # type: ignore[no-any-return]
 
+
+EPISODE_WINDOW = 100
+"""Default number of finished episodes that returns are averaged over: Gymnasium's convention
+(CartPole-v1 is solved at 475 over 100 consecutive episodes)."""
+
+Text = Annotated[str, Field(min_length=1)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_plain_number)]
 
@@ -52,6 +82,10 @@ NonNegative = Annotated[Number, Field(ge=0)]
 AboveZero = Annotated[Number, Field(gt=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Resources = dict[str, AboveZero]
+FragmentLength = Literal["auto"] | Positive
+# An int stays an int: the config's digest tells 1 from 1.0.
+AutoCpus = Annotated[int | float | str, PlainValidator(_auto_or_cpus)]
+TimeoutSeconds = Literal["auto"] | AboveZero | None
 
 
 def _number(value: Any, *, what: str) -> float:
@@ -97,48 +131,12 @@ RateOrSchedule = Annotated[float | list[list[int | float]], PlainValidator(_rate
 """A number, or [[0, value], [timestep, value], ...], between which RLlib interpolates."""
 
 
-def _auto_or(check: Callable[[Any], Any], least: int, what: str) -> PlainValidator:
-    def validate(value: Any) -> Any:
-        if value == "auto":
-            return value
-        number = check(value)
-        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not is_number or not number >= least:
-            raise ValueError(f"must be 'auto' or {what}")
-        return number
-
-    return PlainValidator(validate)
-
-
-def _only_whole(value: Any) -> Any:
-    value = _whole(value)
-    return value if isinstance(value, int) else None
-
-
-FragmentLength = Annotated[int | str, _auto_or(_only_whole, 1, "a whole number, at least 1")]
-AutoCpus = Annotated[int | float | str, _auto_or(_plain_number, 0, "a number, at least 0")]
-
-
-def _patience(value: Any) -> float | str | None:
-    if value is None:
-        return None
-    if value == "auto":
-        return "auto"
-    seconds = _plain_number(value)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-        raise ValueError("must be 'auto', a number of seconds above 0, or null")
-    return float(seconds)
-
-
-PatienceSeconds = Annotated[float | str | None, PlainValidator(_patience)]
-
-
 def _vectorize_mode(value: Any) -> str:
     if isinstance(value, str) and value.lower() == "sync":
         return "sync"
     raise ValueError(
-        "only 'sync' can be used: an exact resume snapshots every environment between two steps, "
-        "and environments in other processes or of a vector kind cannot be reached"
+        "only 'sync' can be used: an exact resume needs a snapshot of every environment between two "
+        "steps, and none can be taken of environments in other processes or of a vector kind"
     )
 
 
@@ -179,19 +177,16 @@ def _plain_value(value: Any, path: str) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [_plain_value(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    place = f" at {path.lstrip('.')}" if path else ""
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                raise ValueError(f"the key {key!r}{_at(path)} must be text")
+                raise ValueError(f"the key {key!r}{place} must be text")
         return {key: _plain_value(item, f"{path}.{key}") for key, item in value.items()}
     raise ValueError(
-        f"{value!r}{_at(path)} is a {type(value).__name__}; only text, numbers, true/false, null, "
+        f"{value!r}{place} is a {type(value).__name__}; only text, numbers, true/false, null, "
         "lists and mappings can be stored with the run (put a date in quotes)"
     )
-
-
-def _at(path: str) -> str:
-    return f" at {path.lstrip('.')}" if path else ""
 
 
 def _free_mapping(value: Any) -> dict[str, Any]:
@@ -202,16 +197,16 @@ def _free_mapping(value: Any) -> dict[str, Any]:
 
 
 FreeMapping = Annotated[dict[str, Any], PlainValidator(_free_mapping)]
-"""Any keys, JSON-able values. A copy: what the caller gave is not shared."""
+"""Any keys, JSON-able values. A copy: the caller's mapping is not shared."""
 
 
 def _bound(value: Any) -> Any:
-    what = "must be a number to reach, or {at_least: number} or {at_most: number}"
-    if isinstance(value, dict):
-        if len(value) != 1 or next(iter(value)) not in ("at_least", "at_most"):
-            raise ValueError(f"{what}; found the keys {sorted(map(str, value))}")
-        return {key: _number(each, what="a number") for key, each in value.items()}
-    return _number(value, what=what.removeprefix("must be "))
+    what = "a number to reach, or {at_least: number} or {at_most: number}"
+    if not isinstance(value, dict):
+        return _number(value, what=what)
+    if len(value) != 1 or next(iter(value)) not in ("at_least", "at_most"):
+        raise ValueError(f"must be {what}; found the keys {sorted(map(str, value))}")
+    return {key: _number(limit, what="a number") for key, limit in value.items()}
 
 
 def _bounds(value: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m raytrain.config.reference docs/guide/config.md    write the tables into the file
 
-In the file, a table lies between `<!-- table: SECTION -->` and `<!-- end -->`; what is around them
+In the file, a table lies between `<!-- table: SECTION -->` and `<!-- end -->`; the text around them
 is written by hand.
 """
 
@@ -28,9 +28,7 @@ _TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def render(text: str) -> str:
-    """The document with every table made anew. Raises KeyError for a section that does not
-    exist.
-    """
+    """The document with new tables. Raises KeyError for a section that does not exist."""
     sections = all_sections()
     return _TABLE.sub(lambda m: f"{m[1]}{table(sections[m[2]], m[2])}{m[3]}", text)
 
@@ -49,11 +47,12 @@ def table(section: type[BaseModel], name: str) -> str:
         is_section = section_type(field.annotation) is not None
         if name == TOP and (key in NOT_YAML_KEYS or is_section):
             continue
-        kind = "mapping" if is_section else _type_name(field)
+        kind = "mapping" if is_section else _type_name(field.annotation)
         shown = "required" if field.is_required() else f"`{_default(field)}`"
         if (name, key) == (TOP, "name"):
             shown = "the file's name"
-        lines.append(f"| `{field.alias or key}` | {kind} | {shown} | {field.description} |")
+        text = " ".join((field.description or "").split())
+        lines.append(f"| `{field.alias or key}` | {kind} | {shown} | {text} |")
     return "\n".join(lines) + "\n"
 
 
@@ -61,7 +60,7 @@ def _collect(section: type[BaseModel], prefix: str, into: dict[str, type[BaseMod
     for name, field in section.model_fields.items():
         inner = section_type(field.annotation)
         # One that only overrides another (a stage's `training`) has that one's keys.
-        again = inner is not None and any(issubclass(inner, each) for each in into.values())
+        again = inner is not None and any(issubclass(inner, known) for known in into.values())
         if inner is not None and not again:
             dotted = f"{prefix}{field.alias or name}"
             into[dotted] = inner
@@ -73,20 +72,16 @@ def _default(field: FieldInfo) -> str:
     return show_value(value.model_dump() if isinstance(value, BaseModel) else value)
 
 
-def _type_name(field: FieldInfo) -> str:
-    return _name(field.annotation)
-
-
-def _name(annotation: Any) -> str:
+def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin in (Union, types.UnionType):
         # Wherever a float may stand, a whole number may.
         wider = [part for part in arguments if part is not int or float not in arguments]
-        return " or ".join(_name(part) for part in wider)
+        return " or ".join(_type_name(part) for part in wider)
     if hasattr(annotation, "__metadata__"):
-        return _name(arguments[0])
+        return _type_name(arguments[0])
     plain = {int: "int", float: "float", bool: "bool", str: "text", type(None): "null"}
     return plain.get(annotation) or ("list" if origin is list else "mapping")
 

@@ -7,7 +7,9 @@
 
 Two fields are not keys of the YAML file: `import_path`, the directory of the file, where an
 environment's module is looked for; and `search`, the search spaces. A value that is searched holds
-its first candidate in its place, so every field has its plain type; `to_dict` puts the space back.
+the first candidate, so every field has its plain type; `to_dict` puts the search space back.
+
+The docstring of a field is its text in docs/config.md.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from raytrain.config.fields import (
     Section,
     Seed,
     Storage,
+    Text,
     Whole,
 )
-from raytrain.config.search_space import SearchSpace, put_back
+from raytrain.config.search_space import SearchSpace, put_value
 from raytrain.config.sections import (
     Debugging,
     Environment,
@@ -63,28 +66,24 @@ NOT_YAML_KEYS = ("import_path", "search")
 
 
 class Stop(Section):
-    """When the run is finished: at least one, and whichever comes first."""
+    """What ends the run: at least one criterion; the one that is met first ends it."""
 
-    timesteps: Positive | None = Field(default=None, description="Environment steps in all.")
-    episode_return_mean: Number | None = Field(
-        default=None, description="Mean return of the last `window` finished episodes."
-    )
-    iterations: Positive | None = Field(default=None, description="Training iterations.")
-    time_s: AboveZero | None = Field(
-        default=None,
-        description="Seconds of training; interruptions and the machine's sleep are left out.",
-    )
-    episodes: Positive | None = Field(default=None, description="Finished episodes in all.")
-    metrics: Bounds = Field(
-        default={},
-        description="Any metric to reach, such as one of the environment's: `{profit: 100}`, or "
-        "`{drift: {at_most: 0.01}}`.",
-    )
-    window: Positive | None = Field(
-        default=EPISODE_WINDOW,
-        description="Finished episodes that returns and the environment's metrics are averaged over; a run "
-        "has to have as many before it ends by them. Null: those of the iteration.",
-    )
+    timesteps: Positive | None = None
+    """Environment steps in total."""
+    episode_return_mean: Number | None = None
+    """Mean return of the last `window` finished episodes."""
+    iterations: Positive | None = None
+    """Training iterations."""
+    time_s: AboveZero | None = None
+    """Seconds of training, without interruptions and the time in which the machine sleeps."""
+    episodes: Positive | None = None
+    """Finished episodes in total."""
+    metrics: Bounds = Field(default={})
+    """Values that metrics have to reach, also metrics of the environment: `{profit: 100}`, or
+    `{drift: {at_most: 0.01}}`."""
+    window: Positive | None = EPISODE_WINDOW
+    """Finished episodes that returns and the environment's metrics are averaged over; they end a
+    run that has so many. Null: the episodes of the iteration."""
 
     @property
     def has_an_end(self) -> bool:
@@ -93,98 +92,78 @@ class Stop(Section):
 
     @property
     def criteria(self) -> dict[str, Any]:
-        """Those that are set."""
-        return {
-            key: value
-            for key, value in self.model_dump(exclude={"window"}).items()
-            if value not in (None, {})
-        }
+        """The criteria that are set."""
+        values = self.model_dump(exclude={"window"})
+        return {key: value for key, value in values.items() if value not in (None, {})}
 
 
 class Checkpoint(Section):
-    """When checkpoints are written, beside the final one, and how many are kept."""
+    """When checkpoints are written, besides the final one, and how many are kept."""
 
-    checkpoint_frequency: Count = Field(
-        default=5, description="Iterations between checkpoints; 0 turns this cadence off."
-    )
-    every_timesteps: Positive | None = Field(
-        default=None, description="And/or environment steps between checkpoints."
-    )
-    every_episodes: Positive | None = Field(
-        default=None, description="And/or finished episodes between checkpoints."
-    )
-    every_seconds: AboveZero | None = Field(
-        default=None, description="And/or seconds of training between checkpoints."
-    )
-    num_to_keep: Positive | None = Field(
-        default=3, description="Newest periodic checkpoints to keep; null keeps all."
-    )
-    score: Annotated[str, Field(min_length=1)] = Field(
-        default="episode_return_mean",
-        description="The metric that chooses `best/`: one of the results, or of the environment's. Where "
-        "evaluation is on, the default is `evaluation/episode_return_mean`.",
-    )
-    score_window: Positive | None = Field(
-        default=EPISODE_WINDOW,
-        description="Finished episodes that a training score is averaged over, or as many as there are; "
-        "null for those of the iteration.",
-    )
-    score_order: Literal["max", "min"] = Field(default="max", description="Which score is best.")
-    max_failed_saves: Count = Field(
-        default=3, description="Failed saves in a row that a run survives."
-    )
+    checkpoint_frequency: Count = 5
+    """Iterations between checkpoints; 0: no checkpoints by iterations."""
+    every_timesteps: Positive | None = None
+    """And/or environment steps between checkpoints."""
+    every_episodes: Positive | None = None
+    """And/or finished episodes between checkpoints."""
+    every_seconds: AboveZero | None = None
+    """And/or seconds of training between checkpoints."""
+    num_to_keep: Positive | None = 3
+    """Newest periodic checkpoints to keep; null keeps all."""
+    score: Text = "episode_return_mean"
+    """The metric that chooses `best/`: one of the results, or of the environment. With evaluation,
+    the default is `evaluation/episode_return_mean`."""
+    score_window: Positive | None = EPISODE_WINDOW
+    """Finished episodes that a training score is averaged over (fewer if there are not so many);
+    null: the episodes of the iteration."""
+    score_order: Literal["max", "min"] = "max"
+    """Which score is best."""
+    max_failed_saves: Count = 3
+    """Consecutive failed saves that a run survives."""
 
 
 class Failure(Section):
     """What a trial survives."""
 
-    max_failures: Annotated[Whole, Field(ge=-1)] = Field(
-        default=3, description="Restarts of a trial after failures; -1 for no limit."
-    )
+    max_failures: Annotated[Whole, Field(ge=-1)] = 3
+    """Restarts of a trial after failures; -1: no limit."""
 
 
 class Preemption(Section):
-    """How a node learns that it will be taken away, where nothing tells Ray: asked on every node."""
+    """How every node asks whether it will be taken away, where Ray is not notified."""
 
-    notice_command: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="A shell command; exit code 0 means that the node will go."
-    )
-    notice_url: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="A URL; an answer 200 that matches means that the node will go."
-    )
-    notice_headers: dict[str, str] = Field(
-        default={}, description="HTTP headers of the question to `notice_url`."
-    )
-    notice_match: Annotated[str, Field(min_length=1)] = Field(
-        default=".", description="A regular expression to be found in the answer of `notice_url`."
-    )
-    notice_every_s: AboveZero = Field(default=2.0, description="Seconds between two questions.")
-    notice_grace_s: AboveZero = Field(
-        default=30.0, description="Seconds that a node has left after the notice."
-    )
+    notice_command: Text | None = None
+    """A shell command; exit code 0 means that the node will be taken away."""
+    notice_url: Text | None = None
+    """A URL; a reply with status 200 that matches means that the node will be taken away."""
+    notice_headers: dict[str, str] = Field(default={})
+    """HTTP headers of the requests to `notice_url`."""
+    notice_match: Text = "."
+    """A regular expression to search for in the reply of `notice_url`."""
+    notice_every_s: AboveZero = 2.0
+    """Seconds between two requests."""
+    notice_grace_s: AboveZero = 30.0
+    """Seconds between the notice and the end of the node."""
 
 
 class Tune(Section):
     """Several trials in one experiment."""
 
-    num_samples: Positive = Field(
-        default=1, description="Draws of the random search spaces, for each point of the grid."
-    )
-    max_concurrent_trials: Positive | None = Field(
-        default=None, description="Trials at a time; null for as many as fit."
-    )
+    num_samples: Positive = 1
+    """Draws of the random search spaces, for each point of the grid."""
+    max_concurrent_trials: Positive | None = None
+    """Trials at a time; null: as many as fit."""
 
 
 class ExperimentConfig(Section):
     """One experiment. Build it with `load_config` or `config_from_dict`."""
 
-    name: DirectoryName = Field(
-        description="The experiment's directory; the same name is the same run."
-    )
-    storage_path: Storage = Field(
-        default="results", description="A path, or a URI such as `s3://bucket/runs`."
-    )
-    seed: Seed = Field(default=0, description="Seed of every random number in the run.")
+    name: DirectoryName
+    """The experiment's directory; the same name is the same run."""
+    storage_path: Storage = "results"
+    """A path, or a URI such as `s3://bucket/runs`."""
+    seed: Seed = 0
+    """Seed of every random number in the run."""
     environment: Environment
     env_runners: EnvRunners = EnvRunners()
     training: Training = Training()
@@ -199,16 +178,15 @@ class ExperimentConfig(Section):
     failure: Failure = Failure()
     preemption: Preemption = Preemption()
     tune: Tune = Tune()
-    curriculum: list[Stage] = Field(
-        default=[], description="Stages, one after the other; the keys of each are below."
-    )
+    curriculum: list[Stage] = Field(default=[])
+    """Stages, one after the other; the keys of each are below."""
     import_path: str | None = None
     search: tuple[SearchSpace, ...] = Field(default=(), exclude=True)
 
     @model_validator(mode="before")
     @classmethod
     def _evaluation_is_the_score(cls, values: Any) -> Any:
-        """Where there is evaluation, `best` follows it, unless `checkpoint.score` says otherwise."""
+        """With evaluation, its return chooses `best`, unless `checkpoint.score` is given."""
         if not isinstance(values, Mapping):
             return values
         evaluation, checkpoint = values.get("evaluation"), values.get("checkpoint", {})
@@ -226,7 +204,7 @@ class ExperimentConfig(Section):
         """
         values = self.model_dump(by_alias=True)
         for space in self.search:
-            put_back(values, space)
+            put_value(values, space.path, {space.kind: list(space.values)})
         return values
 
 
@@ -238,8 +216,8 @@ def most_env_runners(runners: EnvRunners) -> int:
 
 def cpus_at_most(config: ExperimentConfig) -> float:
     """An upper bound of the CPUs that one trial asks for."""
-    each = config.learners.num_cpus_per_learner
-    learner = 1.0 if isinstance(each, str) else float(each)
+    cpus = config.learners.num_cpus_per_learner
+    learner = 1.0 if isinstance(cpus, str) else float(cpus)
     main = float(config.resources.num_cpus_for_main_process)
     runners = most_env_runners(config.env_runners) + config.evaluation.evaluation_num_env_runners
     if config.learners.num_learners == 0:

@@ -30,17 +30,9 @@ class SearchSpace:
         low, high = self.values
         return [*ends, (at, low + (high - low) * _GOLDEN)]
 
-    def written(self) -> dict[str, Any]:
-        return {self.kind: copy.deepcopy(list(self.values))}
-
 
 def put_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     """Set a value in nested dictionaries, in place."""
     for key in path[:-1]:
         values = values[key]
     values[path[-1]] = copy.deepcopy(value)
-
-
-def put_back(values: dict[str, Any], space: SearchSpace) -> None:
-    """Write a search space into its place, in place: the inverse of `take_out`."""
-    put_value(values, space.path, space.written())

@@ -1,14 +1,15 @@
 """Plain nested values -> `ExperimentConfig`, or every problem that is in them.
 
-With search spaces, the values are validated once for each combination of candidates. What is
-impossible together is looked for even when single values are wrong: those are left out, and only
-conflicts that do not involve them are reported.
+With search spaces, the values are validated once for each combination of candidates. Conflicts
+between values are reported even when single values are wrong: the wrong values are left out, and
+only conflicts that do not involve them are reported.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -19,20 +20,22 @@ from raytrain.config.former_names import NOTES, RENAMED
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.search import combinations, take_out
 from raytrain.config.search_space import SearchSpace, put_value
-from raytrain.config.secrets import PlainSecret, secrets_in
+from raytrain.config.secrets import Keys, PlainSecret, secrets_in
 from raytrain.config.secrets import problem as secret_problem
 
-Where = Callable[[tuple[str | int, ...]], str]
-"""Keys -> `file:line`, `--set KEY=VALUE`, or nothing."""
+Where = Callable[[Keys], str]
+"""Keys -> `file:line`, `--set KEY=VALUE`, or an empty text."""
 
 _REASONS = {
     "environment.clip_rewards": "RLlib's new API stack ignores it; wrap the environment instead",
     "resources.num_gpus": "RLlib's new API stack ignores it; use learners.num_gpus_per_learner",
     "debugging.seed": "the seed is a key of its own at the top: `seed: 0`",
     "training.model": "the network is described under rl_module.model_config",
-    "env_runners.env_runner_cls": "raytrain brings its own env runner, which can be resumed",
-    "learners.learner_class": "raytrain brings its own learner, which can be resumed",
-    "learners.learner_config_dict": "raytrain fills it; for deterministic kernels there is debugging.deterministic",
+    "env_runners.env_runner_cls": "raytrain has its own env runner, which can be resumed",
+    "learners.learner_class": "raytrain has its own learner, which can be resumed",
+    "learners.learner_config_dict": (
+        "raytrain sets it; for deterministic kernels there is debugging.deterministic"
+    ),
     "evaluation.evaluation_parallel_to_training": (
         "evaluation would read the weights while they are being updated, so its numbers could not "
         "be reproduced; leave the key out"
@@ -45,13 +48,13 @@ _REASONS = {
             "fault_tolerance.env_runner_health_probe_timeout_s",
             "fault_tolerance.env_runner_restore_timeout_s",
         ),
-        "raytrain starts a lost env runner again at once, with its group's state; leave the key "
+        "raytrain restarts a lost env runner at once, with the state of its env group; leave the key "
         "out (fault_tolerance.max_num_env_runner_restarts limits how often)",
     ),
 }
 
 
-def nowhere(path: tuple[str | int, ...]) -> str:
+def nowhere(path: Keys) -> str:
     return ""
 
 
@@ -69,15 +72,15 @@ def validated(values: Mapping[str, Any], where: Where = nowhere) -> ExperimentCo
     plain, spaces, refused = take_out(copy.deepcopy(given))
     problems = [_located(path, problem, where) for path, problem in refused]
     config: ExperimentConfig | None = None
-    for chosen in combinations(spaces):
+    for candidates in combinations(spaces):
         variant = copy.deepcopy(plain)
-        for space, _, value in chosen:
+        for space, _, value in candidates:
             put_value(variant, space.path, value)
-        searched = {space.path: (space, at) for space, at, _ in chosen}
-        config, found = _validate(variant, searched, where)
-        problems += found
+        searched = {space.path: (space, at) for space, at, _ in candidates}
+        config, problems_of_variant = _validate(variant, searched, where)
+        problems += problems_of_variant
     if problems or config is None:
-        # A problem that has nothing to do with the search was found once for every combination.
+        # A problem that has nothing to do with the search occurs once for every combination.
         raise ConfigError(*{str(problem): problem for problem in problems}.values())
     if not spaces:
         return config
@@ -93,8 +96,8 @@ def _without_value(place: str) -> str:
     return place.partition(" ")[0] if place.startswith("--") else place
 
 
-Searched = dict[tuple[str, ...], tuple[SearchSpace, tuple[str | int, ...]]]
-"""Which candidate stands at which place in the values under validation."""
+Searched = dict[tuple[str, ...], tuple[SearchSpace, Keys]]
+"""Path of a searched value -> its search space, and the path of the candidate under validation."""
 
 
 def _validate(
@@ -103,43 +106,39 @@ def _validate(
     try:
         config = ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        problems = [_problem(detail, values, searched, where) for detail in details]
-        wrong = [_keys(detail["loc"], values) for detail in details]
-        rest = _without(values, wrong)
+        details: dict[Keys, list[Any]] = {}
+        for detail in error.errors(include_url=False):
+            details.setdefault(_place(detail, values)[0], []).append(detail)
+        problems = [_problem(errors, values, searched, where) for errors in details.values()]
         try:
-            partial = ExperimentConfig.model_validate(rest)
+            partial = ExperimentConfig.model_validate(_without(values, details))
         except ValidationError:
             return None, problems
-        found = [c for c in conflicts(partial) if not _involves(c, wrong)]
+        found = [c for c in conflicts(partial) if not _involves(c, details)]
         return None, problems + [_conflict_problem(c, searched, where) for c in found]
-    found = list(conflicts(config))
-    return config, [_conflict_problem(conflict, searched, where) for conflict in found]
+    return config, [_conflict_problem(c, searched, where) for c in conflicts(config)]
 
 
-def _problem(detail: Any, values: Any, searched: Searched, where: Where) -> Problem:
-    path = _keys(detail["loc"], values)
-    kind = detail["type"]
-    value = NOTHING if kind == "missing" else _value_at(values, path)
+def _problem(errors: list[Any], values: Any, searched: Searched, where: Where) -> Problem:
+    """`errors` are pydantic's for one path: a single one, or one for each type of a union."""
+    path, value = _place(errors[0], values)
     suggestion = None
-    message = _sentence(detail)
-    if kind == "extra_forbidden":
+    if errors[0]["type"] == "extra_forbidden":
         message, suggestion = _unknown(path)
+    else:
+        first, *others = map(_sentence, errors)
+        message = " or ".join([first, *(other.removeprefix("must be ") for other in others)])
     return _located(path, Problem(message, value=value, suggestion=suggestion), where, searched)
 
 
 def _located(
-    path: tuple[str | int, ...], problem: Problem, where: Where, searched: Searched | None = None
+    path: Keys, problem: Problem, where: Where, searched: Searched | None = None
 ) -> Problem:
-    space_and_at = next(
-        (found for key, found in (searched or {}).items() if path[: len(key)] == key), None
-    )
-    message = problem.message
-    at = path
-    if space_and_at is not None:
-        space, at = space_and_at
-        message = f"{message} (from {space.kind})"
-    return Problem(message, where(at), dotted(path), problem.value, problem.suggestion)
+    message, at = problem.message, path
+    for searched_path, (space, candidate) in (searched or {}).items():
+        if path[: len(searched_path)] == searched_path:
+            message, at = f"{message} (from {space.kind})", candidate
+    return replace(problem, message=message, where=where(at), field=dotted(path))
 
 
 def _conflict_problem(conflict: Conflict, searched: Searched, where: Where) -> Problem:
@@ -153,34 +152,35 @@ def _conflict_problem(conflict: Conflict, searched: Searched, where: Where) -> P
     return Problem(conflict.message, where(at), dotted(field), conflict.value)
 
 
+_SENTENCES = {
+    "missing": "must be given",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping of keys to values",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+}
+"""pydantic's type of an error -> the message of raytrain."""
+
+
 def _sentence(detail: Any) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])
-    sentences = {
-        "missing": "must be given",
-        "int_type": "must be a whole number",
-        "int_from_float": "must be a whole number",
-        "float_type": "must be a number",
-        "finite_number": "must be a finite number",
-        "bool_type": "must be true or false",
-        "string_type": "must be text",
-        "string_too_short": "must not be empty",
-        "list_type": "must be a list",
-        "dict_type": "must be a mapping",
-        "model_type": "must be a mapping of keys to values",
-        "greater_than_equal": "must be at least {ge}",
-        "greater_than": "must be above {gt}",
-        "less_than_equal": "must be at most {le}",
-        "literal_error": "must be {expected}",
-    }
-    if kind in sentences:
-        return sentences[kind].format(**context)
-    return str(detail["msg"])
+    return _SENTENCES[kind].format(**context) if kind in _SENTENCES else str(detail["msg"])
 
 
-def _unknown(path: tuple[str | int, ...]) -> tuple[str, str | None]:
-    """What to say of a key that does not exist: the nearest one, or where it belongs."""
+def _unknown(path: Keys) -> tuple[str, str | None]:
+    """The message for a key that does not exist, and the nearest key or the place of the key."""
     # Positions in a list are no names: the keys of every stage are the same.
     key, section = str(path[-1]), tuple(part for part in path[:-1] if isinstance(part, str))
     reason = _REASONS.get(dotted((*section, key)))
@@ -189,9 +189,9 @@ def _unknown(path: tuple[str | int, ...]) -> tuple[str, str | None]:
     fields = yaml_fields()
     valid = [field[-1] for field in fields if field[:-1] == section]
     if section and section[-1] in _WITH_METRICS:
-        said = _metric_as_key(key, valid)
-        if said is not None:
-            return said
+        answer = _metric_as_key(key, valid)
+        if answer is not None:
+            return answer
     note = f": {NOTES[key]}" if key in NOTES else ""
     if key in RENAMED:
         place, _, name = RENAMED[key].rpartition(".")
@@ -200,15 +200,12 @@ def _unknown(path: tuple[str | int, ...]) -> tuple[str, str | None]:
         return f"unknown key here{note}", RENAMED[key]
     if note:
         return f"unknown key{note}", None
-    elsewhere = [field for field in fields if field[-1] == key]
-    if elsewhere:
-        return "unknown key here", dotted(elsewhere[0])
-    near = nearest(key, valid)
+    near = None if key in (field[-1] for field in fields) else nearest(key, valid)
     if near is not None:
         return "unknown key", near
-    far = nearest(key, [field[-1] for field in fields])
-    if far is not None:
-        return "unknown key here", dotted(next(f for f in fields if f[-1] == far))
+    elsewhere = nearest(key, [field[-1] for field in fields])
+    if elsewhere is not None:
+        return "unknown key here", dotted(next(f for f in fields if f[-1] == elsewhere))
     place = f"under {dotted(section)}" if section else "at the top"
     return f"unknown key; the keys {place} are {', '.join(valid)}", None
 
@@ -217,12 +214,12 @@ _WITH_METRICS = ("stop", "until")
 
 
 def _metric_as_key(key: str, valid: list[str]) -> tuple[str, str | None] | None:
-    """What to say of a metric's name among the keys of `stop`, where Tune has it; None: it is none."""
+    """The answer for a metric's name among the keys of `stop`, where Tune has it; None: no metric."""
     short = key.removeprefix("env_runners/")
     if short != key and (short in valid or short in RENAMED):
         return "unknown key", short if short in valid else RENAMED[short].rpartition(".")[2]
     if "/" in key or (key not in RENAMED and nearest(key, valid) is None):
-        return f"unknown key; what a metric is to reach stands under metrics: {{{key}: ...}}", None
+        return f"unknown key; give the value of a metric under metrics: {{{key}: ...}}", None
     return None
 
 
@@ -255,30 +252,19 @@ def _is_section(key: Any) -> bool:
     return field is not None and section_type(field.annotation) is not None
 
 
-def _keys(loc: tuple[str | int, ...], values: Any) -> tuple[str | int, ...]:
-    """pydantic's location cut to what is in the values, plus the key that is missing or wrong."""
-    path: list[str | int] = []
-    for part in loc:
-        path.append(part)
-        inside = (isinstance(values, dict) and part in values) or (
-            isinstance(values, list) and isinstance(part, int) and part < len(values)
-        )
-        if not inside:
-            break
-        values = values[part]
-    return tuple(path)
-
-
-def _value_at(values: Any, path: Iterable[str | int]) -> Any:
-    for part in path:
+def _place(detail: Any, values: Any) -> tuple[Keys, Any]:
+    """The path of what is wrong, and its value. In pydantic's location, the name of a type may
+    follow, for a union."""
+    loc = detail["loc"]
+    for depth, part in enumerate(loc):
         try:
             values = values[part]
         except (KeyError, IndexError, TypeError):
-            return NOTHING
-    return values
+            return (loc, NOTHING) if detail["type"] == "missing" else (loc[:depth], values)
+    return loc, values
 
 
-def _without(values: dict[str, Any], wrong: list[tuple[str | int, ...]]) -> dict[str, Any]:
+def _without(values: dict[str, Any], wrong: Iterable[Keys]) -> dict[str, Any]:
     rest = copy.deepcopy(values)
     for path in wrong:
         node: Any = rest
@@ -291,7 +277,7 @@ def _without(values: dict[str, Any], wrong: list[tuple[str | int, ...]]) -> dict
     return rest
 
 
-def _involves(conflict: Conflict, wrong: list[tuple[str | int, ...]]) -> bool:
+def _involves(conflict: Conflict, wrong: Iterable[Keys]) -> bool:
     return any(
         path[: len(field)] == field or field[: len(path)] == path
         for path in wrong
