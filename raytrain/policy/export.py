@@ -106,13 +106,13 @@ def export_policy(
 
 def _described(parts: PolicyParts) -> tuple[PolicyParts, str | None]:
     """The parts with their network described, or why that cannot be."""
-    from raytrain.policy.rllib_layers import NoPlainForm, layers_of
     from raytrain.policy.rllib_module import build_module
+    from raytrain.policy.rllib_network import NotDefaultNetwork, describe_network
 
     try:
-        described = replace(parts, network=layers_of(build_module(parts)))
+        described = replace(parts, network=describe_network(build_module(parts)))
         differs = _difference(parts, described)
-    except (NoPlainForm, PolicyFormatError) as reason:
+    except (NotDefaultNetwork, PolicyFormatError) as reason:
         return parts, str(reason)
     if differs:
         return parts, f"described layer by layer it gives other {differs} than RLlib's module"

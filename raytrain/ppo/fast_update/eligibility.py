@@ -21,8 +21,9 @@ from ray.rllib.core.rl_module.apis import SelfSupervisedLossAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from raytrain import _ray
+from raytrain.policy.rllib_network import NotDefaultNetwork
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
-from raytrain.ppo.fast_update.mlp_network import MlpPolicy, NotThisNetwork
+from raytrain.ppo.fast_update.mlp_network import MlpPolicy
 
 HAND_WRITTEN, AUTOGRAD, RLLIB = "hand-written", "autograd", "rllib"
 
@@ -48,7 +49,7 @@ def choose_tier(learner: Any, module_id: str) -> Tier:
         return Tier(AUTOGRAD, reason)
     try:
         return Tier(HAND_WRITTEN, network=MlpPolicy.of(module))
-    except NotThisNetwork as error:
+    except NotDefaultNetwork as error:
         return Tier(AUTOGRAD, str(error))
 
 
