@@ -136,7 +136,7 @@ class ExactPPO(PPO):
         self.check_weights()
         for what, reason in (
             ("Environments are sampled", self._groups.why_not_into_arrays()),
-            ("The learner updates", self.learners.why_not_lean()),
+            ("The learner updates", self.learners.why_not_fast()),
         ):
             if reason:
                 self.tell(f"{what} in RLlib's own way, which is several times slower: {reason}.")

@@ -19,8 +19,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from ray.rllib.core.columns import Columns
+from ray.rllib.evaluation.postprocessing import Postprocessing
 
-from raytrain.ppo.fast_update.train_batch import Array, TrainBatch
+from raytrain.ppo.fast_update.train_batch import Array
+
+ArrayColumns = dict[str, Array]
+"""The columns of a train batch, advantages included, by RLlib's names."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class LossSettings:
 class ActionHead(Protocol):
     """An action distribution: which columns of the batch it needs, and the loss's derivatives."""
 
-    def columns(self, batch: TrainBatch) -> list[Array]:
+    def columns(self, batch: ArrayColumns) -> list[Array]:
         """Lines (N,) that stand behind `advantage_columns` in a minibatch."""
 
     def differentiate(
@@ -55,13 +60,12 @@ class ActionHead(Protocol):
         """The coefficients from now on."""
 
 
-def advantage_columns(
-    batch: TrainBatch, advantages: Array, targets: Array, settings: LossSettings
-) -> list[Array]:
+def advantage_columns(batch: ArrayColumns, settings: LossSettings) -> list[Array]:
     """The first lines of a minibatch, (N,) each: old logp, advantages, their caps, value targets."""
+    advantages, targets = batch[Postprocessing.ADVANTAGES], batch[Postprocessing.VALUE_TARGETS]
     # A r is clipped where it exceeds A times the bound on A's side.
     bound = np.where(advantages > 0, 1 + settings.clip_param, 1 - settings.clip_param)
-    return [batch.logp, advantages, advantages * bound.astype(np.float32), targets]
+    return [batch[Columns.ACTION_LOGP], advantages, advantages * bound.astype(np.float32), targets]
 
 
 class CategoricalHead:
@@ -74,9 +78,9 @@ class CategoricalHead:
         self._kernel: Callable[..., None] = kernels.categorical()
         self._actions = actions
 
-    def columns(self, batch: TrainBatch) -> list[Array]:
-        one_hot = (np.arange(self._actions)[:, None] == batch.actions[None]).astype(np.float32)
-        logits = batch.dist_inputs.T
+    def columns(self, batch: ArrayColumns) -> list[Array]:
+        actions, logits = batch[Columns.ACTIONS], batch[Columns.ACTION_DIST_INPUTS].T
+        one_hot = (np.arange(self._actions)[:, None] == actions[None]).astype(np.float32)
         old = np.exp(logits - logits.max(axis=0))
         return [*one_hot, *(old / old.sum(axis=0))]
 
@@ -104,8 +108,8 @@ class GaussianHead:
         self._free = (none, none) if free is None else free
         self._clip = float("inf") if log_std_clip is None else log_std_clip
 
-    def columns(self, batch: TrainBatch) -> list[Array]:
-        return [*batch.actions.T, *batch.dist_inputs.T]
+    def columns(self, batch: ArrayColumns) -> list[Array]:
+        return [*batch[Columns.ACTIONS].T, *batch[Columns.ACTION_DIST_INPUTS].T]
 
     def use(self, settings: LossSettings) -> None:
         self._coefficients = self._clip, *settings.coefficients
