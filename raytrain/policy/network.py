@@ -159,7 +159,7 @@ def _tensor(tensors: Tensors, name: str) -> torch.Tensor:
 
 def _loaded(kind: type[nn.Module], layer: Layer, tensors: Tensors, *args: Any, **kw: Any) -> Any:
     """A layer of this kind, made with these arguments, on the tensors that `layer` names."""
-    module = nn.utils.skip_init(kind, *args, **kw)
+    module = kind(*args, device="meta", **kw)  # No weights are drawn.
     for name, _ in list(module.named_parameters()):
         value = _tensor(tensors, f"{layer['tensors']}.{name}")
         setattr(module, name, nn.Parameter(value, requires_grad=False))

@@ -21,11 +21,10 @@ from ray.rllib.core.columns import Columns
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.gradient_step import GradientStep
 from raytrain.ppo.fast_update.loss_gradients import (
-    ActionHead,
-    CategoricalHead,
-    GaussianHead,
     LossSettings,
     advantage_columns,
+    categorical_head,
+    gaussian_head,
 )
 from raytrain.ppo.fast_update.mlp_network import Buffers, Matrices, MlpPolicy, Pass
 from raytrain.ppo.fast_update.train_batch import Array
@@ -46,15 +45,22 @@ class HandWrittenSteps:
         self._gradient = Matrices(network, adam.gradient)
         self._buffers = Buffers()
         self._passes: dict[int, Pass] = {}
-        self._head = self._action_head()
+        clip, free = network.log_std_clip, None
+        if self._weights.log_std is not None and self._gradient.log_std is not None:
+            free = self._weights.log_std, self._gradient.log_std
+        self._head = (
+            categorical_head(network.policy_head.out_features)
+            if clip is None
+            else gaussian_head(clip, free)
+        )
 
     def begin(self, columns: TensorColumns, settings: LossSettings) -> None:
         self._adam.begin()
-        self._head.use(settings)
+        self._arguments = (*self._head.arguments, *settings.coefficients)
         self._tensors = columns
         arrays = {name: column.numpy() for name, column in columns.items()}
         self._loss_mask, self._obs = arrays[Columns.LOSS_MASK], arrays[Columns.OBS]
-        lines = advantage_columns(arrays, settings) + self._head.columns(arrays)
+        lines = advantage_columns(arrays, settings) + self._head.lines(arrays)
         self._columns = np.stack(lines).astype(np.float32, copy=False)
 
     def run(self, rows: Array, loss: Loss | None = None) -> None:
@@ -95,18 +101,10 @@ class HandWrittenSteps:
             net = Pass(self._network, self._weights, self._gradient, n, self._buffers)
             self._passes[n] = net
         net.forward(obs)
-        self._head.differentiate(net.outputs, net.values, columns, net.d_outputs, net.d_values)
+        self._head.kernel(
+            net.outputs, net.values, columns, net.d_outputs, net.d_values, *self._arguments
+        )
         net.backward(obs)
-
-    def _action_head(self) -> ActionHead:
-        outputs = self._network.policy_head.out_features
-        clip = self._network.log_std_clip
-        if clip is None:
-            return CategoricalHead(outputs)
-        free = None
-        if self._weights.log_std is not None and self._gradient.log_std is not None:
-            free = self._weights.log_std, self._gradient.log_std
-        return GaussianHead(log_std_clip=clip, free=free)
 
 
 class AutogradSteps:
