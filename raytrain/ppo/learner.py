@@ -1,10 +1,9 @@
 """RLlib's PPO learner with a fast update, and with the part of its state that RLlib does not save.
 
-RLlib's checkpoint of a learner holds weights, optimizer and the learner's metrics. The next update also
-depends on the KL coefficient, on the current values of the entropy and learning rate schedules, on loss
-scalers, on connector state, on the generator of the minibatch order and on the random generators of the
-process. `ExactPPOTorchLearner.exact_state()` returns these; every rank of a distributed learner has its
-own.
+RLlib's checkpoint of a learner holds weights, optimizer and the learner's metrics. The next update
+also depends on the KL coefficient, the current values of the entropy and learning rate schedules, loss
+scalers, connector state, the generator of the minibatch order and the random generators of the process.
+`ExactPPOTorchLearner.exact_state()` returns these; each rank of a distributed learner has its own.
 """
 
 from __future__ import annotations
@@ -102,9 +101,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         return None if _no_metrics_reduce else self.metrics.reduce()
 
     def use_settings(self, config: Any, *, timesteps: int, kl_coeff: float | None) -> None:
-        """Go on with the training values of `config`; weights and the optimizer's moments stay.
-        `timesteps`: sampled so far, where a schedule stands. `kl_coeff`: the KL coefficient to go on
-        with; None keeps the present one."""
+        """Use the training values of `config` from now on; weights and the optimizer's moments stay.
+        `timesteps` sampled so far give the values of schedules. `kl_coeff` None keeps the present one.
+        """
         self.config = config.copy(copy_frozen=False)
         _ray.learners.use_training_values(self, timesteps)
         if kl_coeff is not None:
@@ -114,8 +113,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> torch.Tensor:
-        """RLlib's loss, which logs its parts. For a minibatch without a step (bootstrap rows and padding
-        alone), where RLlib divides by 0, it is 0 and nothing is logged."""
+        """RLlib's loss, which logs its parts. For a minibatch of bootstrap rows and padding alone, where
+        RLlib divides by 0, it is 0 and nothing is logged."""
         mask = batch.get(Columns.LOSS_MASK)
         if mask is None or bool(mask.any()):
             loss: torch.Tensor = super().compute_loss_for_module(
@@ -134,7 +133,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         return sum(torch.where(mask, output, 0.0).sum() for output in outputs)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """As RLlib's, which has logged the loss of the last minibatch, if it had one or not."""
+        """As RLlib's; but the total loss in the metrics is that of the last minibatch with a step."""
         if self._hidden_loss is not None:
             self.metrics.log_value((MODULE_ID, self.TOTAL_LOSS_KEY), self._hidden_loss, window=1)
         self._hidden_loss = self._last_loss = None
@@ -143,7 +142,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     # -- the state -------------------------------------------------------------------------------
 
     def exact_state(self) -> dict[str, Any]:
-        """What RLlib leaves out: plain numbers as JSON types, the rest (`opaque`) pickled."""
+        """What RLlib does not save: plain numbers as JSON types, the rest (`opaque`) pickled."""
+        connector = _ray.learners.learner_connector(self)
         opaque = {
             "metrics": self.metrics.stats,
             # RLlib's copies of these are float32 and int32.
@@ -152,7 +152,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
                 for name, value in self._policy_module().state_dict().items()
                 if value.dtype != torch.float32
             },
-            "connector": _connector_state(_ray.learners.learner_connector(self)),
+            "connector": {} if connector is None else dict(connector.get_state() or {}),
             "torch_schedulers": {
                 name: [scheduler.state_dict() for scheduler in group]
                 for name, group in _ray.learners.torch_schedulers(self).items()
@@ -178,14 +178,14 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         }
 
     def load_exact_state(self, state: dict[str, Any]) -> None:
-        """Put back what `exact_state` returned. To be called after RLlib's own restore.
+        """Restore what `exact_state` returned, after RLlib's own restore.
 
         Raises:
             RaytrainError: the state holds no minibatch order, or a damaged one.
         """
         if "minibatch_order" not in state:
             raise RaytrainError(
-                "the saved state of the learner has no minibatch order: another version of raytrain "
+                "The saved state of the learner has no minibatch order: another version of raytrain "
                 "wrote it. Use the version named in the checkpoint's manifest.json."
             )
         set_generator_state(self.minibatch_generator, state["minibatch_order"])
@@ -208,31 +208,28 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         RngStreams.from_state(state["rng"]).install()
 
     def weights_for_sampling(self, names: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-        """Those of all parameters and buffers that env runners hold, and their sequence number. Arrays,
-        which may share memory with the module; tensors of the types that NumPy has not.
+        """The parameters and buffers `names`, which env runners hold, and their sequence number. They
+        are arrays, which may share memory with the module, or tensors of a type that NumPy lacks.
 
         Raises:
-            RaytrainError: the module has none of such a name.
+            RaytrainError: the module lacks one of the names.
         """
         state = self._policy_module().state_dict()
         missing = [name for name in names if name not in state]
         if missing:
             raise RaytrainError(
-                f"The module on the env runners has {', '.join(missing[:3])}, which the learner's module "
-                "has not. What a module builds with inference_only must be a part of what it builds "
-                "without."
+                f"The module on the env runners has {', '.join(missing[:3])}, which the learner's "
+                "module lacks. A module must build with inference_only a part of what it builds without."
             )
         return {name: _plain(state[name]) for name in names}, _ray.learners.weights_version(self)
 
     def load_weights(self, weights: dict[str, np.ndarray]) -> None:
-        """Set all parameters and buffers, which must be exactly those of the module."""
-        self._policy_module().load_state_dict(
-            {name: torch.from_numpy(np.array(value)) for name, value in weights.items()},
-            strict=True,
-        )
+        """Set all parameters and buffers. Raises RuntimeError if names or shapes are not the module's."""
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
+        self._policy_module().load_state_dict(tensors, strict=True)
 
     def weights_check(self) -> tuple[str, list[str]]:
-        """The weights digest (64 hex digits), and the names of tensors that hold a NaN or an infinity."""
+        """The weights digest (64 hex digits), and the names of tensors with a NaN or an infinity."""
         state = self._policy_module().state_dict()
         damaged = [
             name
@@ -252,9 +249,5 @@ def torch_rank() -> int:
 
 
 def _plain(tensor: torch.Tensor) -> Any:
-    found = tensor.detach().cpu()
-    return found if found.dtype in _NOT_IN_NUMPY else found.numpy()
-
-
-def _connector_state(connector: Any) -> dict[str, Any]:
-    return {} if connector is None else dict(connector.get_state() or {})
+    tensor = tensor.detach().cpu()
+    return tensor if tensor.dtype in _NOT_IN_NUMPY else tensor.numpy()

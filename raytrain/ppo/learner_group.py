@@ -1,7 +1,7 @@
-"""All learners of a trial: asked in rank order, and none left out.
+"""All learners of a trial, called in rank order.
 
-RLlib's `foreach_learner` hands back what the healthy ones answered, errors among the answers. Here an
-error is raised and a missing answer is one.
+RLlib's `foreach_learner` returns what the healthy learners answered, errors among the answers. Here an
+error is raised, and a missing answer is an error.
 """
 
 from __future__ import annotations
@@ -33,27 +33,25 @@ class Learners:
 
     def sampler_weights(self, names: Collection[str]) -> dict[str, Any]:
         """The parameters and buffers `names` of the policy module, with their sequence number, as
-        `GroupEnvRunner.take_over` wants them. `names` are those that the env runners' module has: a
-        feed-forward one acts without the critic; a recurrent one computes the critic's states too.
+        `GroupEnvRunner.take_over` takes them. `names` are those of the env runners' module: a
+        feed-forward one acts without the critic, a recurrent one computes the critic's states too.
 
         Raises:
-            RaytrainError: the learners' module has no tensor of such a name.
+            RaytrainError: the learners' module lacks one of the names.
         """
-        asked = self._group.foreach_learner(
-            methodcaller("weights_for_sampling", tuple(names)), **self._first_only()
+        first_only = {} if self._group.is_local else {"remote_actor_ids": [0]}
+        answers = self._group.foreach_learner(
+            methodcaller("weights_for_sampling", tuple(names)), **first_only
         )
-        (answer,) = [each.get() for each in asked]
+        (answer,) = [result.get() for result in answers]
         if isinstance(answer, Exception):
             raise answer
         weights, version = answer
         return {COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: version}
 
-    def _first_only(self) -> dict[str, Any]:
-        return {} if self._group.is_local else {"remote_actor_ids": [0]}
-
     def weights_check(self) -> tuple[str, list[str]]:
-        """The weights digest, which is the same on all learners, and the names of tensors that hold a
-        NaN or an infinity.
+        """The weights digest, the same on all learners, and the names of tensors with a NaN or an
+        infinity.
 
         Raises:
             LearnersDiffer: the digests differ.
@@ -74,8 +72,8 @@ class Learners:
         return sorted(self._each(methodcaller("exact_state")), key=lambda state: int(state["rank"]))
 
     def load(self, states: list[dict[str, Any]]) -> str | None:
-        """Give every learner the state of its rank. If there were more or fewer when they were saved,
-        they are dealt out again, and that is what is returned: a reason why this is not exact."""
+        """Load into every learner the state of its rank. If another number of learners saved them, they
+        are dealt out again, and a reason is returned why the run is not exact."""
         present = max(1, len(self._group))
         dealt = [states[rank % len(states)] for rank in range(present)]
         self._each(partial(_load, states=dealt))
@@ -84,8 +82,8 @@ class Learners:
         return None
 
     def read_files(self, directory: Path) -> None:
-        """Have every learner, wherever it is, become what a directory of RLlib's files holds, which only
-        this process need be able to read."""
+        """Restore every learner from a directory of RLlib's files, which only this process has to be
+        able to read."""
         files = {
             path.relative_to(directory).as_posix(): path.read_bytes()
             for path in directory.rglob("*")
@@ -94,25 +92,25 @@ class Learners:
         self._each(partial(_read_files, files=ray.put(files)))
 
     def load_weights(self, weights: dict[str, Any]) -> None:
-        """Give every learner the same weights (see `ExactPPOTorchLearner.load_weights`)."""
+        """Load the same weights into every learner (see `ExactPPOTorchLearner.load_weights`)."""
         self._each(methodcaller("load_weights", weights))
 
     def use_settings(self, config: Any, timesteps: int, kl_coeff: float | None) -> None:
-        """Go on with the training values of `config` (see `ExactPPOTorchLearner.use_settings`)."""
-        # RLlib deals a batch out to several learners by the group's own copy.
+        """Use the training values of `config` (see `ExactPPOTorchLearner.use_settings`)."""
+        # By its own copy of the config the group splits a batch among learners.
         self._group.config = config.copy(copy_frozen=False)
         call = methodcaller("use_settings", config, timesteps=timesteps, kl_coeff=kl_coeff)
         self._each(call)
 
     def _each(self, function: Callable[[ExactPPOTorchLearner], Any]) -> list[Any]:
-        results = [answer.get() for answer in self._group.foreach_learner(function)]
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        answers = [result.get() for result in self._group.foreach_learner(function)]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
         expected = max(1, len(self._group))
-        if len(results) != expected:
-            raise RaytrainError(f"{expected - len(results)} of {expected} learners did not answer.")
-        return results
+        if len(answers) != expected:
+            raise RaytrainError(f"{expected - len(answers)} of {expected} learners did not answer.")
+        return answers
 
 
 def _load(learner: ExactPPOTorchLearner, states: list[dict[str, Any]]) -> None:
