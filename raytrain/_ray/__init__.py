@@ -6,6 +6,7 @@ When Ray is upgraded, this package and its tests (`tests/ray/test_ray_private.py
 
     actors      env runner actors; imports RLlib
     cluster     nodes and jobs
+    connectors  RLlib's default connector pipelines
     forkserver  workers as forks of a process that has imported what they need
     learners    learners
     local       an instance, or an algorithm, on this machine alone
@@ -20,9 +21,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from raytrain._ray import cluster, learners, local, runners, tune
+    from raytrain._ray import cluster, connectors, learners, local, runners, tune
 
-__all__ = ["cluster", "learners", "local", "runners", "tune"]
+__all__ = ["cluster", "connectors", "learners", "local", "runners", "tune"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from raytrain._ray.connectors import LEARNER, why_not_default
+
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.core.learner.learner import Learner
@@ -88,28 +90,11 @@ def learner_connector(learner: Learner) -> Any:
 WEIGHTS_SEQ_NO = "weights_seq_no"
 """Column of a train batch: version of the weights that sampled a row (`ray.rllib.utils.metrics`)."""
 
-_DEFAULT_LEARNER_CONNECTORS = (
-    "AddOneTsToEpisodesAndTruncate",
-    "AddObservationsFromEpisodesToBatch",
-    "AddColumnsFromEpisodesToTrainBatch",
-    "AddTimeDimToBatchAndZeroPad",
-    "AddStatesFromEpisodesToBatch",
-    "BatchIndividualItems",
-    "NumpyToTensor",
-    "GeneralAdvantageEstimation",
-)
-
 
 def has_default_connectors(learner: Learner) -> bool:
     """Whether the learner's connectors are the ones that RLlib's PPO puts there, and no others."""
-    connector = learner._learner_connector
-    if connector is None:
-        return False
-    return all(
-        type(piece).__module__.startswith("ray.rllib.") for piece in connector.connectors
-    ) and (
-        tuple(type(piece).__name__ for piece in connector.connectors) == _DEFAULT_LEARNER_CONNECTORS
-    )
+    pipeline = learner._learner_connector
+    return pipeline is not None and not why_not_default(map(type, pipeline.connectors), LEARNER)
 
 
 def optimizers(learner: Learner) -> list[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
     base_struct, stack, unstack      spaces and batches of nested observations and actions
     flat_vector                      FlattenObservations: float32, Discrete and MultiDiscrete one-hot
-    frozen_filter                    MeanStdFilter without an update
+    normalise, filter_divisor        MeanStdFilter
     as_numpy                         TensorToNumpy: no 64 bits
 
 Struct: nested dicts and tuples, as `tree` (dm-tree) knows them.
@@ -10,7 +10,6 @@ Struct: nested dicts and tuples, as `tree` (dm-tree) knows them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -67,47 +66,37 @@ def _one_hot(index: Any, size: int) -> Array:
     return vector
 
 
-def frozen_filter(
-    *, count: int, mean: Array, sum_sq_diff: Array, center: bool, scale: bool, clip: float | None
-) -> Callable[[Any], Array]:
-    """(x - mean) / std, clipped, in the dtype of x; `std` is that of the sample, in float32."""
-    shift, divisor = filter_terms(count, mean, sum_sq_diff)
-
-    def apply(observation: Any) -> Array:
-        value = np.asarray(observation)
-        dtype = value.dtype
-        if center:
-            value = value - shift
-        if scale:
-            value = value / divisor
-        if clip:
-            value = np.clip(value, -clip, clip)
-        return value.astype(dtype)
-
-    return apply
+def normalise(
+    x: Any, mean: Any, divisor: Any, *, center: bool, scale: bool, clip: float | None
+) -> Any:
+    """(x - mean) / divisor, clipped to plus and minus `clip`, as MeanStdFilter: for arrays and tensors."""
+    if center:
+        x = x - mean
+    if scale:
+        x = x / divisor
+    return x.clip(-clip, clip) if clip else x
 
 
-def filter_terms(count: int, mean: Array, sum_sq_diff: Array) -> tuple[Array, Array]:
-    """What is subtracted (float64), and what is divided by (float32)."""
-    if count <= 1:
-        variance = np.zeros_like(mean).astype(np.float32)
-    else:
-        variance = (sum_sq_diff / (float(count) - 1)).astype(np.float32)
-    return mean, np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER
+def filter_divisor(sum_sq_diff: Array, count: Any) -> Array:
+    """What MeanStdFilter divides by, float32: the standard deviation of the `count` observations whose
+    squared differences from their mean sum up to `sum_sq_diff`, and a small number."""
+    variance = np.where(count > 1, sum_sq_diff / np.maximum(count - 1, 1), 0.0).astype(np.float32)
+    return np.asarray(np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER)
 
 
 def as_numpy(struct: Any) -> Any:
-    """Tensors as arrays; float64 becomes float32 and int64 becomes int32."""
+    """Tensors as arrays; floats become float32 and int64 becomes int32."""
+    return tree.map_structure(as_array, struct)
 
-    def one(leaf: Any) -> Any:
-        array = leaf.detach().cpu().numpy() if isinstance(leaf, torch.Tensor) else leaf
-        if not isinstance(array, np.ndarray):
-            return array
-        if np.issubdtype(array.dtype, np.floating):
-            return array.astype(np.float32)
-        return array.astype(np.int32) if array.dtype == np.int64 else array
 
-    return tree.map_structure(one, struct)
+def as_array(leaf: Any) -> Any:
+    """`as_numpy` for one leaf."""
+    array = leaf.detach().cpu().numpy() if isinstance(leaf, torch.Tensor) else leaf
+    if not isinstance(array, np.ndarray):
+        return array
+    if array.dtype.kind == "f":
+        return array.astype(np.float32, copy=False)
+    return array.astype(np.int32) if array.dtype == np.int64 else array
 
 
 def as_tensor(array: Array) -> torch.Tensor:

@@ -72,11 +72,15 @@ class LeafMapping:
         if self.shift is not None:
             return np.asarray(actions + self.shift, self.shift.dtype)[()]
         if self.scale is not None:
-            low, high = self.scale
-            actions = low + (actions + 1.0) * (high - low) / 2.0
+            actions = scaled(actions, *self.scale)
         if self.clip is not None:
             actions = np.clip(actions, *self.clip)
         return actions if self.narrow is None else np.asarray(actions, self.narrow)
+
+
+def scaled(actions: Any, low: Any, high: Any) -> Any:
+    """Actions from [-1, 1] to [low, high]: for arrays and tensors."""
+    return low + (actions + 1.0) * (high - low) / 2.0
 
 
 def mappings(struct: Any, *, normalize: bool, clip: bool) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,13 +48,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for `json.dumps`; `episodes` is the number of episodes."""
-        plain = asdict(self)
-        return {
-            "episodes": len(self.returns),
-            **plain,
-            "returns": list(self.returns),
-            "lengths": list(self.lengths),
-        }
+        return {"episodes": len(self.returns), **asdict(self)}
 
 
 def evaluate(
@@ -68,11 +62,11 @@ def evaluate(
     track: Callable[[range], Iterable[int]] = iter,
     tell: Callable[[str], None] = lambda message: None,
 ) -> Evaluation:
-    """Play `episodes` episodes in one environment, closed at the end. `track` passes the numbers of
-    the episodes on, and may show how many are done.
+    """Play `episodes` episodes in one environment, closed at the end. `track` yields the numbers of
+    the episodes, and may show how many are done.
 
-    `max_steps` cuts an episode that neither terminates nor is truncated before. `tell` gets a sentence
-    when an episode takes long, and for what goes wrong without changing a number.
+    `max_steps` cuts an episode that neither terminates nor is truncated before. `tell` is called with
+    a sentence when an episode takes long, and about errors that change no number.
 
     Raises:
         BadInput: a number is below one, or the environment's spaces are not the policy's.
@@ -85,19 +79,17 @@ def evaluate(
     env = make_env()
     try:
         _require_same_spaces(policy, env)
-        played = []
-        for i in track(range(episodes)):
-            patience = _Patience(i, tell)
-            played.append(
-                _play(
-                    policy,
-                    env,
-                    seed=seed + i,
-                    deterministic=deterministic,
-                    max_steps=max_steps,
-                    patience=patience,
-                )
+        played = [
+            _play(
+                policy,
+                env,
+                seed=seed + episode,
+                deterministic=deterministic,
+                max_steps=max_steps,
+                on_step=_SlowEpisode(episode, tell).check,
             )
+            for episode in track(range(episodes))
+        ]
     finally:
         policy.reset()
         try:
@@ -105,25 +97,17 @@ def evaluate(
                 env.close()
         except EnvironmentFailed as error:
             tell(f"{error}. The results do not depend on it.")
-    returns = tuple(each.episode_return for each in played)
-    lengths = tuple(each.length for each in played)
-    return_mean, return_std = _mean_and_std(returns)
-    len_mean, len_std = _mean_and_std(lengths)
+    returns = tuple(episode.episode_return for episode in played)
+    lengths = tuple(episode.length for episode in played)
     return Evaluation(
         seed=seed,
         deterministic=deterministic,
         returns=returns,
         lengths=lengths,
-        episode_return_mean=return_mean,
-        episode_return_std=return_std,
-        episode_return_min=min(returns),
-        episode_return_max=max(returns),
-        episode_len_mean=len_mean,
-        episode_len_std=len_std,
-        episode_len_min=min(lengths),
-        episode_len_max=max(lengths),
+        **_statistics("episode_return", returns),
+        **_statistics("episode_len", lengths),
         max_steps=max_steps,
-        episodes_cut=sum(each.cut for each in played),
+        episodes_cut=sum(episode.cut for episode in played),
     )
 
 
@@ -133,23 +117,24 @@ class _Played(NamedTuple):
     cut: bool
 
 
-class _Patience:
-    """Tells of an episode that does not end, after 10 seconds, and each time it took twice as long."""
+class _SlowEpisode:
+    """Reports an episode that does not end: after 10 seconds, and whenever it took twice as long."""
 
     def __init__(self, episode: int, tell: Callable[[str], None]) -> None:
         self._episode, self._tell = episode, tell
         self._began = time.monotonic()
-        self._told_after_s = _SLOW_S
+        self._report_after_s = _SLOW_S
 
-    def look(self, length: int) -> None:
+    def check(self, length: int) -> None:
         took = time.monotonic() - self._began
-        if took < self._told_after_s:
+        if took < self._report_after_s:
             return
-        self._told_after_s *= 2
+        self._report_after_s *= 2
         self._tell(
-            f"Episode {self._episode} has not ended after {length:,} steps and {took:.0f} s. An environment "
-            "that neither terminates nor truncates plays for ever: limit its episodes by --max-steps "
-            "(Ctrl-C stops this evaluation), or by evaluation.max_episode_steps in the config."
+            f"Episode {self._episode} has not ended after {length:,} steps and {took:.0f} s. An "
+            "environment that neither terminates nor truncates never ends: limit its episodes with "
+            "--max-steps (Ctrl-C stops this evaluation), or with evaluation.max_episode_steps in the "
+            "config."
         )
 
 
@@ -160,7 +145,7 @@ def _play(
     seed: int,
     deterministic: bool,
     max_steps: int | None,
-    patience: _Patience,
+    on_step: Callable[[int], None],
 ) -> _Played:
     policy.reset()
     policy.seed(seed)
@@ -179,14 +164,20 @@ def _play(
         episode_return += float(reward)
         length += 1
         ended = bool(terminated or truncated)
-        patience.look(length)
+        on_step(length)
     return _Played(episode_return, length, not ended)
 
 
-def _mean_and_std(values: tuple[float, ...]) -> tuple[float, float]:
+def _statistics(name: str, values: Sequence[float]) -> dict[str, Any]:
     # fsum is exact, so the numbers do not depend on the order of the episodes.
     mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    variance = math.fsum((value - mean) ** 2 for value in values) / len(values)
+    return {
+        f"{name}_mean": mean,
+        f"{name}_std": math.sqrt(variance),
+        f"{name}_min": min(values),
+        f"{name}_max": max(values),
+    }
 
 
 def _require_same_spaces(policy: Policy, env: gym.Env[Any, Any]) -> None:

@@ -25,7 +25,7 @@ import torch
 import tree
 
 from raytrain.checkpoint.catalogue import Entry
-from raytrain.checkpoint.experiment_file import ExperimentFile
+from raytrain.checkpoint.lineage import experiment_around
 from raytrain.checkpoint.resolve import resolve
 from raytrain.checkpoint.verify import fetch
 from raytrain.errors import BadInput
@@ -62,7 +62,8 @@ class Exported:
     onnx_difference: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "files": list(self.files)}
+        """Ready for `json.dumps`."""
+        return asdict(self)
 
 
 def export_policy(
@@ -96,7 +97,7 @@ def export_policy(
             write_torchscript(parts, ready / TORCHSCRIPT_FILE)
             _try_torchscript(parts, ready / TORCHSCRIPT_FILE)
         difference = write_onnx(parts, ready / ONNX_FILE) if onnx else None
-        card = model_card(entry, parts, _experiment_around(entry), needs_ray, ready)
+        card = model_card(entry, parts, experiment_around(entry), needs_ray, ready)
         (ready / CARD).write_text(card, encoding="utf-8")
         with storage_errors("Exporting the policy", target):
             Location.of(ready).copy_tree(target, last=POLICY_JSON)
@@ -106,13 +107,13 @@ def export_policy(
 
 def _described(parts: PolicyParts) -> tuple[PolicyParts, str | None]:
     """The parts with their network described, or why that cannot be."""
-    from raytrain.policy.rllib_layers import NoPlainForm, layers_of
     from raytrain.policy.rllib_module import build_module
+    from raytrain.policy.rllib_network import NotDefaultNetwork, describe_network
 
     try:
-        described = replace(parts, network=layers_of(build_module(parts)))
+        described = replace(parts, network=describe_network(build_module(parts)))
         differs = _difference(parts, described)
-    except (NoPlainForm, PolicyFormatError) as reason:
+    except (NotDefaultNetwork, PolicyFormatError) as reason:
         return parts, str(reason)
     if differs:
         return parts, f"described layer by layer it gives other {differs} than RLlib's module"
@@ -160,16 +161,6 @@ def _origin(entry: Entry) -> dict[str, Any]:
     """Where the policy comes from, for `Policy.metadata`."""
     manifest = entry.manifest
     assert manifest is not None, "what is resolved was verified by its manifest"
-    keys = "experiment trial_id run_id kind iteration timesteps episodes stage score created_at"
-    found = {key: getattr(manifest, key) for key in keys.split()}
-    return {**found, "config_digest": manifest.config_digest, "versions": dict(manifest.versions)}
-
-
-def _experiment_around(entry: Entry) -> ExperimentFile | None:
-    place = entry.location
-    for _ in range(4):  # experiment / trial / stages / name, at most
-        place = place.parent
-        found = ExperimentFile.read(place)
-        if found is not None:
-            return found
-    return None
+    names = "experiment trial_id run_id kind iteration timesteps episodes stage score created_at"
+    origin = {name: getattr(manifest, name) for name in names.split()}
+    return {**origin, "config_digest": manifest.config_digest, "versions": dict(manifest.versions)}

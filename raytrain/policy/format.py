@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,8 @@ class PolicyParts:
 def write_policy(directory: Path, parts: PolicyParts, *, metadata: Mapping[str, Any]) -> str:
     """Write both files into `directory`, which exists, and return the weights digest.
 
-    Nothing is synced: that is the business of whoever commits the checkpoint. Raises
-    PolicyFormatError, before any file is written, for a policy that has no exact plain form.
+    Nothing is synced: the commit of the checkpoint does that. Raises PolicyFormatError, before any
+    file is written, for a policy that has no exact plain form.
     """
     tensors = _own_tensors(parts.module_state)
     digest = weights_sha256(tensors)
@@ -169,33 +169,29 @@ def _own_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+_STEPS: dict[str, type[Step]] = {"flatten": FlattenStep, "mean_std": MeanStdStep}
+
+
 def _encode_step(step: Step) -> dict[str, Any]:
-    if isinstance(step, FlattenStep):
-        return {"step": "flatten", "keys_to_remove": list(step.keys_to_remove)}
-    return {
-        "step": "mean_std",
-        "count": step.count,
-        "mean": encode_array(step.mean),
-        "sum_sq_diff": encode_array(step.sum_sq_diff),
-        "center": step.center,
-        "scale": step.scale,
-        "clip": step.clip,
+    (name,) = (name for name, kind in _STEPS.items() if kind is type(step))
+    values = {
+        key: encode_array(value) if isinstance(value, np.ndarray) else value
+        for key, value in vars(step).items()
     }
+    return {"step": name, **values}
 
 
 def _decode_step(encoded: Mapping[str, Any]) -> Step:
-    if encoded["step"] == "flatten":
-        return FlattenStep(tuple(encoded["keys_to_remove"]))
-    if encoded["step"] == "mean_std":
-        return MeanStdStep(
-            count=encoded["count"],
-            mean=decode_array(encoded["mean"]),
-            sum_sq_diff=decode_array(encoded["sum_sq_diff"]),
-            center=encoded["center"],
-            scale=encoded["scale"],
-            clip=encoded["clip"],
-        )
-    raise PolicyFormatError(f"unknown preprocessing step {encoded['step']!r}")
+    kind = _STEPS.get(encoded["step"])
+    if kind is None:
+        raise PolicyFormatError(f"unknown preprocessing step {encoded['step']!r}")
+    values = {entry.name: encoded[entry.name] for entry in fields(kind)}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            values[name] = decode_array(value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+    return kind(**values)
 
 
 def read_policy(directory: Path) -> tuple[PolicyParts, dict[str, Any]]:
@@ -210,7 +206,8 @@ def read_policy(directory: Path) -> tuple[PolicyParts, dict[str, Any]]:
                 f"no policy in {directory}: it has no {name}. Name a checkpoint directory or one "
                 "that `raytrain export` wrote."
             )
-    manifest = _read_manifest(directory)
+    path = directory / MANIFEST_NAME
+    manifest = Manifest.from_json(path.read_bytes(), str(path)) if path.is_file() else None
     # What is hashed is what is used: each file is read once.
     raw_document = _verified_bytes(directory / POLICY_JSON, manifest)
     raw_weights = _verified_bytes(directory / POLICY_WEIGHTS, manifest)
@@ -262,23 +259,18 @@ def _verified_tensors(
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(raw)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise PolicyFormatError(f"{path} is damaged ({error}). Use another checkpoint.") from error
-    found = weights_sha256(tensors)
+    actual = weights_sha256(tensors)
     weights = document.get("weights")
     expected = {POLICY_JSON: weights.get("weights_sha256") if isinstance(weights, dict) else None}
     if manifest is not None:
         expected[MANIFEST_NAME] = manifest.weights_sha256
     for source, digest in expected.items():
-        if digest != found:
+        if digest != actual:
             raise PolicyFormatError(
-                f"{path} holds the weights {found}, but {source} beside it says {digest}: the "
+                f"{path} holds the weights {actual}, but {source} beside it says {digest}: the "
                 "files do not belong together. Use another checkpoint, or export it again."
             )
     return tensors
-
-
-def _read_manifest(directory: Path) -> Manifest | None:
-    path = directory / MANIFEST_NAME
-    return Manifest.from_json(path.read_bytes(), str(path)) if path.is_file() else None
 
 
 def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
@@ -299,15 +291,12 @@ def _verified_bytes(path: Path, manifest: Manifest | None) -> bytes:
     entry = next((entry for entry in manifest.files if entry.path == path.name), None)
     if entry is None:
         raise PolicyFormatError(f"{path} is not listed in the {MANIFEST_NAME} beside it")
-    if len(raw) != entry.size:
-        raise PolicyFormatError(
-            f"{path} is damaged: {len(raw)} bytes, its manifest says {entry.size}. Use another "
-            "checkpoint."
-        )
-    found = hashlib.sha256(raw).hexdigest()
-    if found != entry.sha256:
-        raise PolicyFormatError(
-            f"{path} is damaged: SHA-256 {found}, its manifest says {entry.sha256}. Use another "
-            "checkpoint."
-        )
+    for actual, listed in (
+        (f"{len(raw)} bytes", f"{entry.size} bytes"),
+        (f"SHA-256 {hashlib.sha256(raw).hexdigest()}", f"SHA-256 {entry.sha256}"),
+    ):
+        if actual != listed:
+            raise PolicyFormatError(
+                f"{path} is damaged: {actual}, its manifest says {listed}. Use another checkpoint."
+            )
     return raw

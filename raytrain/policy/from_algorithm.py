@@ -19,6 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from raytrain._ray.connectors import (
+    ENV_TO_MODULE,
+    MODULE_TO_ENV,
+    is_default,
+    why_not_default,
+)
 from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts, Step
 from raytrain.policy.spaces import PolicyFormatError
 
@@ -122,36 +128,26 @@ def _env_name(env: Any) -> str | None:
 
 
 def _preprocessing(pipeline: Any) -> tuple[Step, ...]:
-    from ray.rllib.connectors import common
     from ray.rllib.connectors.common.flatten_observations import FlattenObservations
     from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
 
-    defaults = (
-        common.AddObservationsFromEpisodesToBatch,
-        common.AddTimeDimToBatchAndZeroPad,
-        common.AddStatesFromEpisodesToBatch,
-        common.BatchIndividualItems,
-        common.NumpyToTensor,
-    )
     steps: list[Step] = []
-    seen_default = set()
-    for piece in pipeline.connectors:
-        if type(piece) in defaults:
-            seen_default.add(type(piece))
-        elif type(piece) is FlattenObservations and not seen_default:
-            _, kwargs = piece.get_ctor_args_and_kwargs()
+    own = [each for each in pipeline.connectors if not is_default(type(each), ENV_TO_MODULE)]
+    for connector in own:
+        if type(connector) is FlattenObservations:
+            _, kwargs = connector.get_ctor_args_and_kwargs()
             steps.append(FlattenStep(tuple(kwargs.get("keys_to_remove") or ())))
-        elif type(piece) is MeanStdFilter and not seen_default:
-            steps.extend(_mean_std_steps(piece))
+        elif type(connector) is MeanStdFilter:
+            steps.extend(_mean_std_steps(connector))
         else:
             raise PolicyFormatError(
-                f"the env-to-module connector {type(piece).__name__} cannot be exported: a policy "
-                "repeats FlattenObservations and MeanStdFilter. Do this work in a wrapper of the "
-                "environment instead."
+                f"the env-to-module connector {type(connector).__name__} cannot be exported: a "
+                "policy repeats FlattenObservations and MeanStdFilter. Do this work in a wrapper "
+                "of the environment instead."
             )
-    if seen_default != set(defaults):
+    if why_not_default(map(type, pipeline.connectors[len(own) :]), ENV_TO_MODULE):
         raise PolicyFormatError(
-            "the env-to-module pipeline is without RLlib's default connectors: a policy cannot "
+            "the env-to-module pipeline lacks RLlib's default connectors, so a policy cannot "
             "repeat it. Set add_default_connectors_to_env_to_module_pipeline."
         )
     return tuple(steps)
@@ -183,27 +179,14 @@ def _unpacked(packed: str) -> np.ndarray[Any, Any]:
 
 
 def _require_default_actions(pipeline: Any) -> None:
-    from ray.rllib.connectors import module_to_env
+    from ray.rllib.connectors.module_to_env import NormalizeAndClipActions
 
     from raytrain.policy.rllib_env_actions import ActionsForEnvironment
 
-    names = [type(piece).__name__ for piece in pipeline.connectors]
-    expected = [
-        module_to_env.GetActions,
-        module_to_env.TensorToNumpy,
-        module_to_env.UnBatchToIndividualItems,
-        module_to_env.RemoveSingleTsTimeRankFromBatch,
-        module_to_env.NormalizeAndClipActions,
-        module_to_env.ListifyDataForVectorEnv,
-    ]
-    found = [
-        module_to_env.NormalizeAndClipActions
-        if type(piece) is ActionsForEnvironment
-        else type(piece)
-        for piece in pipeline.connectors
-    ]
-    if found != expected:
+    stands_for = {ActionsForEnvironment: NormalizeAndClipActions}
+    kinds = [type(connector) for connector in pipeline.connectors]
+    if why_not_default([stands_for.get(kind, kind) for kind in kinds], MODULE_TO_ENV):
         raise PolicyFormatError(
-            f"the module-to-env connectors are {', '.join(names)}: a policy can be exported with "
-            f"RLlib's default ones alone ({', '.join(cls.__name__ for cls in expected)})"
+            f"the module-to-env connectors are {', '.join(kind.__name__ for kind in kinds)}: a "
+            f"policy can be exported with RLlib's default ones alone ({', '.join(MODULE_TO_ENV)})"
         )

@@ -29,7 +29,7 @@ from raytrain.policy.spaces import PolicyFormatError
 Layer = Mapping[str, Any]
 Tensors = Mapping[str, torch.Tensor]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
     "elu": nn.ELU,
@@ -41,6 +41,33 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+def describe_layer(module: Any, name: str) -> Layer:
+    """A layer as `build_network` reads it; `name` is where its tensors are in the state dict.
+
+    Raises PolicyFormatError for a layer that this format cannot describe.
+    """
+    kind = type(module)
+    if kind is nn.Linear:
+        return {"layer": "linear", "tensors": name}
+    if kind is nn.LayerNorm:
+        return {"layer": "layer_norm", "tensors": name, "eps": module.eps}
+    if kind is nn.LSTM and module.batch_first:
+        return {"layer": "lstm", "tensors": name, "layers": module.num_layers}
+    plain = kind is nn.Conv2d and (module.dilation, module.groups) == ((1, 1), 1)
+    if plain and tuple(module.padding) == (0, 0):
+        return {"layer": "conv2d", "tensors": name, "stride": list(module.stride)}
+    if kind is nn.ZeroPad2d:
+        return {"layer": "zero_pad2d", "padding": list(module.padding)}
+    if kind is Permute:
+        return {"layer": "permute", "axes": list(module.axes)}
+    if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        return {"layer": "flatten"}
+    for activation, activation_type in _ACTIVATIONS.items():
+        if kind is activation_type and repr(module) == repr(kind()):
+            return {"layer": activation}
+    raise PolicyFormatError(f"{name} is {module!r}, which policy.json cannot describe")
+
+
 def build_network(layers: Sequence[Layer], tensors: Tensors) -> nn.Sequential:
     """The layers with their weights, in eval mode; nothing is drawn from Torch's generator.
 
@@ -49,12 +76,12 @@ def build_network(layers: Sequence[Layer], tensors: Tensors) -> nn.Sequential:
     built = []
     for layer in layers:
         kind = layer["layer"]
-        if kind in ACTIVATIONS:
-            built.append(ACTIVATIONS[kind]())
+        if kind in _ACTIVATIONS:
+            built.append(_ACTIVATIONS[kind]())
         elif kind in _BUILDERS:
             built.append(_BUILDERS[kind](layer, tensors))
         else:
-            known = ", ".join([*_BUILDERS, *ACTIVATIONS])
+            known = ", ".join([*_BUILDERS, *_ACTIVATIONS])
             raise PolicyFormatError(
                 f"policy.json describes a layer {kind!r}; this version of raytrain knows {known}"
             )
@@ -89,7 +116,9 @@ def run_recurrent(
     return x.squeeze(1), tuple(after)
 
 
-class _Permute(nn.Module):
+class Permute(nn.Module):
+    """The axes of a batch in another order."""
+
     def __init__(self, axes: Sequence[int]) -> None:
         super().__init__()
         self.axes = tuple(axes)
@@ -128,50 +157,40 @@ def _tensor(tensors: Tensors, name: str) -> torch.Tensor:
     return tensors[name]
 
 
-def _loaded(module: Any, layer: Layer, tensors: Tensors) -> nn.Module:
-    name = layer["tensors"]
-    for each in ("weight", "bias"):
-        if getattr(module, each) is not None:
-            value = _tensor(tensors, f"{name}.{each}")
-            setattr(module, each, nn.Parameter(value, requires_grad=False))
-    return nn.Module.eval(module)
+def _loaded(kind: type[nn.Module], layer: Layer, tensors: Tensors, *args: Any, **kw: Any) -> Any:
+    """A layer of this kind, made with these arguments, on the tensors that `layer` names."""
+    module = kind(*args, device="meta", **kw)  # No weights are drawn.
+    for name, _ in list(module.named_parameters()):
+        value = _tensor(tensors, f"{layer['tensors']}.{name}")
+        setattr(module, name, nn.Parameter(value, requires_grad=False))
+    return module
 
 
 def _linear(layer: Layer, tensors: Tensors) -> nn.Module:
     name = layer["tensors"]
     out, size = _tensor(tensors, f"{name}.weight").shape
-    bias = f"{name}.bias" in tensors
-    return _loaded(nn.utils.skip_init(nn.Linear, size, out, bias=bias), layer, tensors)
+    return _loaded(nn.Linear, layer, tensors, size, out, bias=f"{name}.bias" in tensors)
 
 
 def _conv2d(layer: Layer, tensors: Tensors) -> nn.Module:
     name = layer["tensors"]
     out, channels, *kernel = _tensor(tensors, f"{name}.weight").shape
-    module = nn.utils.skip_init(
-        nn.Conv2d,
-        channels,
-        out,
-        tuple(kernel),
-        stride=tuple(layer["stride"]),
-        bias=f"{name}.bias" in tensors,
+    stride, bias = tuple(layer["stride"]), f"{name}.bias" in tensors
+    return _loaded(
+        nn.Conv2d, layer, tensors, channels, out, tuple(kernel), stride=stride, bias=bias
     )
-    return _loaded(module, layer, tensors)
 
 
 def _layer_norm(layer: Layer, tensors: Tensors) -> nn.Module:
     shape = list(_tensor(tensors, f"{layer['tensors']}.weight").shape)
-    return _loaded(nn.utils.skip_init(nn.LayerNorm, shape, eps=layer["eps"]), layer, tensors)
+    return _loaded(nn.LayerNorm, layer, tensors, shape, eps=layer["eps"])
 
 
 def _lstm(layer: Layer, tensors: Tensors) -> nn.Module:
-    name, layers = layer["tensors"], int(layer["layers"])
+    name, count = layer["tensors"], int(layer["layers"])
     gates, size = _tensor(tensors, f"{name}.weight_ih_l0").shape
     bias = f"{name}.bias_ih_l0" in tensors
-    with torch.random.fork_rng(devices=[]):  # Its constructor draws weights.
-        module = nn.LSTM(size, gates // 4, layers, batch_first=True, bias=bias)
-    for each, _ in list(module.named_parameters()):
-        getattr(module, each).data.copy_(_tensor(tensors, f"{name}.{each}"))
-    return module
+    return _loaded(nn.LSTM, layer, tensors, size, gates // 4, count, batch_first=True, bias=bias)
 
 
 _BUILDERS: dict[str, Callable[[Layer, Tensors], nn.Module]] = {
@@ -180,7 +199,7 @@ _BUILDERS: dict[str, Callable[[Layer, Tensors], nn.Module]] = {
     "layer_norm": _layer_norm,
     "lstm": _lstm,
     "zero_pad2d": lambda layer, _: nn.ZeroPad2d(tuple(layer["padding"])),
-    "permute": lambda layer, _: _Permute(layer["axes"]),
+    "permute": lambda layer, _: Permute(layer["axes"]),
     "flatten": lambda layer, _: nn.Flatten(),
     "clip_log_std": lambda layer, _: _ClipLogStd(float(layer["bound"])),
     "free_log_std": lambda layer, tensors: _FreeLogStd(

@@ -25,9 +25,9 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import nn
 
 from raytrain.errors import require
-from raytrain.policy.arithmetic import base_struct, filter_terms
+from raytrain.policy.arithmetic import base_struct, filter_divisor, normalise
 from raytrain.policy.distributions import ActionDistribution
-from raytrain.policy.env_actions import LeafMapping
+from raytrain.policy.env_actions import LeafMapping, scaled
 from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts
 from raytrain.policy.network import build_network
 from raytrain.policy.spaces import PolicyFormatError
@@ -171,21 +171,22 @@ def _one_hot(index: torch.Tensor, size: int) -> torch.Tensor:
 class _MeanStd(nn.Module):
     def __init__(self, step: MeanStdStep) -> None:
         super().__init__()
-        shift, divisor = filter_terms(step.count, step.mean, step.sum_sq_diff)
-        self.register_buffer("shift", torch.from_numpy(np.asarray(shift)))
-        self.register_buffer("divisor", torch.from_numpy(np.asarray(divisor)))
-        self._step = step
+        self.register_buffer("mean", torch.from_numpy(step.mean))
+        self.register_buffer(
+            "divisor", torch.from_numpy(filter_divisor(step.sum_sq_diff, step.count))
+        )
+        self._settings: dict[str, Any] = {
+            "center": step.center,
+            "scale": step.scale,
+            "clip": step.clip,
+        }
 
     def forward(self, x: Any) -> torch.Tensor:
         value: torch.Tensor = x[0] if isinstance(x, list) else x
-        dtype = value.dtype
-        if self._step.center:
-            value = value.double() - self.shift
-        if self._step.scale:
-            value = value / self.divisor
-        if self._step.clip:
-            value = torch.clamp(value, -self._step.clip, self._step.clip)
-        return value.to(dtype)
+        # In float64 as NumPy, which takes that of a mean without axes too.
+        wide = value.double() if self._settings["center"] else value
+        normalised: torch.Tensor = normalise(wide, self.mean, self.divisor, **self._settings)
+        return normalised.to(value.dtype)
 
 
 class _End(nn.Module):
@@ -210,7 +211,7 @@ class _End(nn.Module):
         if self._shift:
             action = (action + self.start).to(self.start.dtype)
         if self._scale:
-            action = self.low + (action + 1.0) * (self.high - self.low) / 2.0
+            action = scaled(action, self.low, self.high)
         if self._clip:
             action = torch.minimum(torch.maximum(action, self.low), self.high)
         return action if self._narrow is None else action.to(self._narrow)

@@ -31,7 +31,7 @@ import tree
 from raytrain.policy import arithmetic
 from raytrain.policy.distributions import ActionDistribution
 from raytrain.policy.env_actions import for_environment, mappings
-from raytrain.policy.format import FlattenStep, PolicyParts, Step, read_policy
+from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts, Step, read_policy
 from raytrain.policy.network import (
     EpisodeStates,
     ObservationError,
@@ -195,17 +195,19 @@ def _prepared(steps: Sequence[Step], space: gym.Space[Any]) -> list[Callable[[An
             # From here on it is a vector of floats, nothing to be one-hot.
             space = gym.spaces.Box(-np.inf, np.inf, shape=(1,))
         else:
-            prepared.append(
-                arithmetic.frozen_filter(
-                    count=step.count,
-                    mean=step.mean,
-                    sum_sq_diff=step.sum_sq_diff,
-                    center=step.center,
-                    scale=step.scale,
-                    clip=step.clip,
-                )
-            )
+            prepared.append(_normalising(step))
     return prepared
+
+
+def _normalising(step: MeanStdStep) -> Callable[[Any], Any]:
+    divisor = arithmetic.filter_divisor(step.sum_sq_diff, step.count)
+
+    def apply(observation: Any) -> Any:
+        value = np.asarray(observation)
+        settings: dict[str, Any] = {"center": step.center, "scale": step.scale, "clip": step.clip}
+        return arithmetic.normalise(value, step.mean, divisor, **settings).astype(value.dtype)
+
+    return apply
 
 
 def _flattening(step: FlattenStep, space: gym.Space[Any]) -> Callable[[Any], Any]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -70,9 +70,9 @@ def _number(value: Any) -> float | int | bool:
 
 def encode_space(space: gym.Space[Any], where: str = "the space") -> Json:
     """Raises PolicyFormatError, naming `where` the space is, for a kind that has no encoding."""
-    for kind, (space_type, encode, _) in _CODECS.items():
-        if isinstance(space, space_type):
-            return {"space": kind, **encode(space, where)}
+    for kind, codec in _CODECS.items():
+        if isinstance(space, codec.type):
+            return {"space": kind, **codec.encode(space, where)}
     raise PolicyFormatError(
         f"{where} is {space!r}: a policy can be exported for Box, Discrete, MultiDiscrete, "
         "MultiBinary, Dict and Tuple spaces. Wrap the environment so that it uses these."
@@ -86,60 +86,7 @@ def decode_space(encoded: Mapping[str, Any]) -> gym.Space[Any]:
         raise PolicyFormatError(
             f"policy.json describes a space of kind {kind!r}; known are {', '.join(_CODECS)}"
         )
-    space: gym.Space[Any] = _CODECS[kind][2](encoded)
-    return space
-
-
-def _encode_box(space: gym.spaces.Box, where: str) -> Json:
-    return {"low": encode_array(space.low), "high": encode_array(space.high)}
-
-
-def _decode_box(encoded: Mapping[str, Any]) -> gym.Space[Any]:
-    low, high = decode_array(encoded["low"]), decode_array(encoded["high"])
-    return gym.spaces.Box(low, high, shape=low.shape, dtype=low.dtype.type)
-
-
-def _encode_discrete(space: gym.spaces.Discrete, where: str) -> Json:
-    return {"n": int(space.n), "start": int(space.start), "dtype": np.dtype(space.dtype).name}
-
-
-def _decode_discrete(encoded: Mapping[str, Any]) -> gym.Space[Any]:
-    return gym.spaces.Discrete(
-        encoded["n"], start=encoded["start"], dtype=np.dtype(encoded["dtype"]).type
-    )
-
-
-def _encode_multi_discrete(space: gym.spaces.MultiDiscrete, where: str) -> Json:
-    return {
-        "nvec": encode_array(space.nvec),
-        "start": encode_array(space.start),
-        "dtype": np.dtype(space.dtype).name,
-    }
-
-
-def _decode_multi_discrete(encoded: Mapping[str, Any]) -> gym.Space[Any]:
-    return gym.spaces.MultiDiscrete(
-        decode_array(encoded["nvec"]),
-        dtype=np.dtype(encoded["dtype"]).type,
-        start=decode_array(encoded["start"]),
-    )
-
-
-def _encode_multi_binary(space: gym.spaces.MultiBinary, where: str) -> Json:
-    shape = [int(size) for size in space.shape]
-    return {"n": shape if len(shape) != 1 else shape[0]}
-
-
-def _decode_multi_binary(encoded: Mapping[str, Any]) -> gym.Space[Any]:
-    return gym.spaces.MultiBinary(encoded["n"])
-
-
-def _encode_tuple(space: gym.spaces.Tuple, where: str) -> Json:
-    return {"spaces": [encode_space(sub, f"{where}[{i}]") for i, sub in enumerate(space.spaces)]}
-
-
-def _decode_tuple(encoded: Mapping[str, Any]) -> gym.Space[Any]:
-    return gym.spaces.Tuple([decode_space(sub) for sub in encoded["spaces"]])
+    return _CODECS[kind].decode(encoded)
 
 
 def _encode_dict(space: gym.spaces.Dict, where: str) -> Json:
@@ -153,19 +100,70 @@ def _encode_dict(space: gym.spaces.Dict, where: str) -> Json:
     return {"spaces": [[key, encode_space(sub, f"{where}[{key!r}]")] for key, sub in space.items()]}
 
 
-def _decode_dict(encoded: Mapping[str, Any]) -> gym.Space[Any]:
-    # A list of pairs keeps the order; a plain dict would be sorted by Gymnasium.
-    return gym.spaces.Dict([(key, decode_space(sub)) for key, sub in encoded["spaces"]])
+def _dtype(encoded: Mapping[str, Any]) -> Any:
+    return np.dtype(encoded["dtype"]).type
 
 
-_Codec = tuple[type, Callable[[Any, str], Json], Callable[[Mapping[str, Any]], gym.Space[Any]]]
-_CODECS: dict[str, _Codec] = {
-    "box": (gym.spaces.Box, _encode_box, _decode_box),
-    "discrete": (gym.spaces.Discrete, _encode_discrete, _decode_discrete),
-    "multi_discrete": (gym.spaces.MultiDiscrete, _encode_multi_discrete, _decode_multi_discrete),
-    "multi_binary": (gym.spaces.MultiBinary, _encode_multi_binary, _decode_multi_binary),
-    "tuple": (gym.spaces.Tuple, _encode_tuple, _decode_tuple),
-    "dict": (gym.spaces.Dict, _encode_dict, _decode_dict),
+class _Codec(NamedTuple):
+    type: type
+    encode: Callable[[Any, str], Json]
+    decode: Callable[[Mapping[str, Any]], gym.Space[Any]]
+
+
+_CODECS = {
+    "box": _Codec(
+        gym.spaces.Box,
+        lambda space, where: {"low": encode_array(space.low), "high": encode_array(space.high)},
+        lambda encoded: gym.spaces.Box(
+            decode_array(encoded["low"]),
+            decode_array(encoded["high"]),
+            dtype=_dtype(encoded["low"]),
+        ),
+    ),
+    "discrete": _Codec(
+        gym.spaces.Discrete,
+        lambda space, where: {
+            "n": int(space.n),
+            "start": int(space.start),
+            "dtype": np.dtype(space.dtype).name,
+        },
+        lambda encoded: gym.spaces.Discrete(
+            encoded["n"], start=encoded["start"], dtype=_dtype(encoded)
+        ),
+    ),
+    "multi_discrete": _Codec(
+        gym.spaces.MultiDiscrete,
+        lambda space, where: {
+            "nvec": encode_array(space.nvec),
+            "start": encode_array(space.start),
+            "dtype": np.dtype(space.dtype).name,
+        },
+        lambda encoded: gym.spaces.MultiDiscrete(
+            decode_array(encoded["nvec"]),
+            dtype=_dtype(encoded),
+            start=decode_array(encoded["start"]),
+        ),
+    ),
+    "multi_binary": _Codec(
+        gym.spaces.MultiBinary,
+        lambda space, where: {"n": space.shape[0] if len(space.shape) == 1 else list(space.shape)},
+        lambda encoded: gym.spaces.MultiBinary(encoded["n"]),
+    ),
+    "tuple": _Codec(
+        gym.spaces.Tuple,
+        lambda space, where: {
+            "spaces": [encode_space(sub, f"{where}[{i}]") for i, sub in enumerate(space.spaces)]
+        },
+        lambda encoded: gym.spaces.Tuple([decode_space(sub) for sub in encoded["spaces"]]),
+    ),
+    "dict": _Codec(
+        gym.spaces.Dict,
+        _encode_dict,
+        # A list of pairs keeps the order; a plain dict would be sorted by Gymnasium.
+        lambda encoded: gym.spaces.Dict(
+            [(key, decode_space(sub)) for key, sub in encoded["spaces"]]
+        ),
+    ),
 }
 
 

@@ -1,15 +1,14 @@
-"""RLlib's PPO with nothing lost: an iteration that is exact, and a state that is complete.
+"""RLlib's PPO with exact iterations and a complete state.
 
-`ExactPPO` is RLlib's `PPO` with its env runner, its learner and its way of moving data between them
-replaced (see `env_runner`, `learner`, `collector`); loss, connectors, metrics names and checkpoint files are
-RLlib's. What a saved state is made of stands in `state`.
+`ExactPPO` is RLlib's `PPO` with another env runner, another learner and another way of moving data
+between them (see `env_runner`, `learner`, `collector`); loss, connectors, metric names and checkpoint
+files are RLlib's. `state` lists what a saved state consists of.
 
-It goes through the stages of a curriculum (see `curriculum` for when). What a stage changes is changed in the
-processes that are there:
+A new stage of the curriculum (see `curriculum`) changes the running processes:
 
     algorithm       its config, and that of evaluation
     learners        config, learning rate, entropy and KL coefficients, gradient clipping
-    env runners     config, environments (made anew, episodes begin anew), how they are snapshotted
+    env runners     config, environments (made anew, episodes begin anew), snapshot strategy
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ from raytrain.ppo.fork_state import weights_in
 from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 from raytrain.ppo.learner_group import Learners, LearnersDiffer
 from raytrain.ppo.rllib_checkpoint import RLlibFiles
-from raytrain.ppo.slow_evaluation import telling_if_slow
+from raytrain.ppo.slow_evaluation import reporting_if_slow
 from raytrain.ppo.state import Restored, StateMismatch
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.ppo.stopwatch import Stopwatch
@@ -78,7 +77,7 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
     config.env_runners(env_runner_cls=GroupEnvRunner)
     config.learners(learner_class=ExactPPOTorchLearner)
     config.callbacks(callbacks_class=EpisodeRecorder)
-    # A dead runner is started again at once by Ray; what it does then is up to `collector`.
+    # Ray restarts a dead runner at once; `collector` decides what it does then.
     config.fault_tolerance(restart_failed_env_runners=True, ignore_env_runner_failures=False)
     _ray.runners.leave_syncing_to_us(config)
     config.algo_class = ExactPPO
@@ -86,10 +85,12 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
 
 
 class ExactPPO(PPO):
-    """See the module's docstring. `strategy` says how environments are snapshotted. With `stages` the algorithm
-    goes through them, and they say which config and strategy hold; `recent` is the number of finished episodes
-    that are remembered for averages. `rules` says how many env runner actors there are and what their loss
-    means."""
+    """See the module's docstring.
+
+    `strategy` says how environments are snapshotted. With `stages` the algorithm goes through them,
+    and their configs and strategies hold. `recent` is the number of finished episodes that averages
+    are taken over. `rules` says how many env runner actors there are and what the loss of one means.
+    """
 
     def __init__(
         self,
@@ -126,39 +127,38 @@ class ExactPPO(PPO):
         self._batch: list[Any] = []
         self.rllib_files = RLlibFiles(self)
         self.learners = Learners(self.learner_group)
-        self._groups = self._make_groups(self.env_runner_group, elastic=True)
-        self._eval_groups = (
-            self._make_groups(self.eval_env_runner_group, elastic=False)
-            if self.eval_env_runner_group
-            else None
-        )
+        self.env_groups = self._make_groups(self.env_runner_group, elastic=True)
+        self.eval_env_groups: RolloutCollector | None = None
+        if self.eval_env_runner_group:
+            self.eval_env_groups = self._make_groups(self.eval_env_runner_group, elastic=False)
         self.start_groups({}, {}, iteration=0)
         self.check_weights()
         for what, reason in (
-            ("Environments are sampled", self._groups.why_not_into_arrays()),
-            ("The learner updates", self.learners.why_not_lean()),
+            ("sampling", self.env_groups.why_not_into_arrays()),
+            ("update", self.learners.why_not_fast()),
         ):
             if reason:
-                self.tell(f"{what} in RLlib's own way, which is several times slower: {reason}.")
+                self.tell(f"RLlib's own {what} is used, which is several times slower: {reason}.")
 
     def tell(self, message: str) -> None:
-        """Called with one plain sentence for each loss and recovery inside the algorithm."""
+        """Called with a sentence about each failure and recovery inside the algorithm."""
 
     def tell_now(self, message: str) -> None:
-        """As `tell`, of what goes on at this moment; called in any thread."""
+        """As `tell`, about work that is still in progress; called in any thread."""
 
     def lost_exactness(self, why: str) -> None:
-        """Called in the iteration from which on the run is not exact any more, with the reason."""
+        """Called with the reason in the iteration that ends the run's exactness."""
 
     @override(PPO)
     def cleanup(self) -> None:
-        for groups in (getattr(self, "_groups", None), getattr(self, "_eval_groups", None)):
+        for name in ("env_groups", "eval_env_groups"):
+            groups = getattr(self, name, None)  # Neither is there if `setup` has failed.
             if groups is not None:
                 groups.stop()
         super().cleanup()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Entered for each part of an iteration that waits for other processes: `sample`, `update`,
+        """A context for each part of an iteration that waits for other processes: `sample`, `update`,
         `weights`, `save`."""
         return nullcontext()
 
@@ -171,7 +171,7 @@ class ExactPPO(PPO):
             self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)),
         ):
             began = time.perf_counter()
-            collected = self._groups.sample(self.config.total_train_batch_size)
+            collected = self.env_groups.sample(self.config.total_train_batch_size)
             self.stopwatch.split_sampling(time.perf_counter() - began, collected.seconds)
             self.metrics.aggregate(collected.metrics, key=ENV_RUNNER_RESULTS)
         self._batch = collected.episodes  # Until the losses are known to be finite.
@@ -203,7 +203,7 @@ class ExactPPO(PPO):
             self.stopwatch.measure("weights"),
             self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)),
         ):
-            self._groups.publish(
+            self.env_groups.publish(
                 self._sampler_weights(), steps_sampled, iteration=self.iteration + 1
             )
             self.check_weights()
@@ -217,65 +217,57 @@ class ExactPPO(PPO):
         if self.env_steps_sampled <= before:
             raise NoNewEnvSteps(f"Iteration {self.iteration + 1} brought no new environment steps.")
         result["weights_sha256"] = self.weights_digest
-        result.setdefault(FAULT_TOLERANCE_STATS, {}).update(self._groups.counts)
+        result.setdefault(FAULT_TOLERANCE_STATS, {}).update(self.env_groups.counts)
         result.setdefault(TIMERS, {})["iteration"] = self.stopwatch.row()
         self._report_episodes(result, self.finished_episodes[known:])
-        self._look_at_evaluation(result)
+        self._warn_of_evaluation(result)
         # Tune's own is a difference of two wall clock times. It adds these up to `time_total_s`.
         result["time_this_iter_s"] = time.monotonic() - began
         return result
 
-    def _look_at_evaluation(self, result: Mapping[str, Any]) -> None:
-        """Tell of returns that are no numbers: they change no weight, so nothing else shows them."""
-        found = result.get(EVALUATION_RESULTS, {}).get(ENV_RUNNER_RESULTS, {})
-        mean = float(found.get(EPISODE_RETURN_MEAN, 0.0))
-        if not math.isfinite(mean) and found.get(NUM_EPISODES):
+    def _warn_of_evaluation(self, result: Mapping[str, Any]) -> None:
+        """Report returns that are not finite: they change no weight, so nothing else shows them."""
+        metrics = result.get(EVALUATION_RESULTS, {}).get(ENV_RUNNER_RESULTS, {})
+        mean = float(metrics.get(EPISODE_RETURN_MEAN, 0.0))
+        if not math.isfinite(mean) and metrics.get(NUM_EPISODES):
             self.tell(
-                f"The mean return of this evaluation is {mean}: the environment returned a reward that is "
-                "NaN or infinite. It is no score."
+                f"The mean return of this evaluation is {mean}: the environment returned a reward that "
+                "is NaN or infinite. It is not used as a score."
             )
 
     @override(PPO)
     def evaluate(self, parallel_train_future: Any = None) -> Any:
-        seen = self._eval_groups.present_sampling if self._eval_groups is not None else str
-        with telling_if_slow(self.tell_now, seen):
+        episodes = self.eval_env_groups.present_sampling if self.eval_env_groups else str
+        with reporting_if_slow(self.tell_now, episodes):
             return super().evaluate(parallel_train_future)
 
     @override(PPO)
     def _before_evaluate(self) -> None:
         # RLlib's own push does not wait, and leaves a local evaluation runner without the filters.
-        if self._eval_groups is not None:
-            sync = {**self._sampler_weights(), **self._groups.connector_state()}
-            self._eval_groups.take_over(sync)
-            self._eval_groups.take_snapshots_again()
-
-    @property
-    def env_groups(self) -> RolloutCollector:
-        """The env groups of training."""
-        return self._groups
-
-    @property
-    def eval_env_groups(self) -> RolloutCollector | None:
-        """Those of evaluation, if there is any."""
-        return self._eval_groups
+        if self.eval_env_groups is not None:
+            sync = {**self._sampler_weights(), **self.env_groups.connector_state()}
+            self.eval_env_groups.take_over(sync)
+            self.eval_env_groups.take_snapshots_again()
 
     @property
     def env_steps_sampled(self) -> int:
-        """Environment steps sampled over the run's life."""
-        key = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
-        return int(self.metrics.peek(key, default=0))
+        """Environment steps sampled since the run began."""
+        return self._lifetime(NUM_ENV_STEPS_SAMPLED_LIFETIME)
 
     @property
     def episodes_finished(self) -> int:
-        """Episodes finished over the run's life."""
-        return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), default=0))
+        """Episodes finished since the run began."""
+        return self._lifetime(NUM_EPISODES_LIFETIME)
+
+    def _lifetime(self, counter: str) -> int:
+        return int(self.metrics.peek((ENV_RUNNER_RESULTS, counter), default=0))
 
     def progress(self, iteration: int) -> Progress:
-        """The counters at the end of `iteration`; the time is the trial's to know."""
+        """The counters at the end of `iteration`; its time is 0, which only the trial knows."""
         return Progress(iteration, self.env_steps_sampled, self.episodes_finished, 0.0)
 
     def count_from(self, iteration: int) -> None:
-        """The iteration after which the next one comes."""
+        """Set the last iteration; the next one has the number after it."""
         self._iteration = iteration
 
     def take_finished_episodes(self) -> list[dict[str, Any]]:
@@ -303,21 +295,20 @@ class ExactPPO(PPO):
     # -- stages ----------------------------------------------------------------------------------
 
     def enter_stage(self, plan: StagePlan) -> None:
-        """Take over a stage's settings in this process, the learners and the env runners, which are
-        not started again. Episodes begin anew; weights, optimizer, filters and counters stay."""
+        """Apply a stage's settings in this process, the learners and the env runners, without a
+        restart. Episodes begin anew; weights, optimizer, filters and counters stay."""
         before: Any = self.config
         self.config: Any = _frozen(plan.config)
         self.strategy = plan.strategy
         self.evaluation_config = self.config.get_evaluation_config_object()
         self.evaluation_config.validate()
         self.evaluation_config.freeze()
-        self.rllib_files = RLlibFiles(self)  # Which names the config that the state belongs to.
-        kl_coeff = self.config.kl_coeff
-        changed = kl_coeff if kl_coeff != before.kl_coeff else None
-        self.learners.use_settings(self.config, self.env_steps_sampled, changed)
+        self.rllib_files = RLlibFiles(self)  # They hold the config.
+        kl_coeff = self.config.kl_coeff if self.config.kl_coeff != before.kl_coeff else None
+        self.learners.use_settings(self.config, self.env_steps_sampled, kl_coeff)
         for groups, config in (
-            (self._groups, self.config),
-            (self._eval_groups, self.evaluation_config),
+            (self.env_groups, self.config),
+            (self.eval_env_groups, self.evaluation_config),
         ):
             if groups is not None:
                 settings = RunnerSettings(plan.name, config, cast(Strategy, plan.strategy))
@@ -334,11 +325,11 @@ class ExactPPO(PPO):
         """As JSON types; None without stages."""
         return self.curriculum.to_state() if self._has_stages else None
 
-    def take_up_stage(self, saved: dict[str, Any] | None, *, fork: bool) -> None:
-        """Be in the stage of a saved state, before the rest of it is loaded. Raises StateMismatch."""
+    def enter_saved_stage(self, saved: dict[str, Any] | None, *, fork: bool) -> None:
+        """Enter the stage of a saved state before the rest is loaded. Raises StateMismatch."""
         if not self._has_stages:
             return
-        # A fork from another curriculum, or from none, begins with its own first stage.
+        # A fork of a run without this stage begins with its own first stage.
         present = self.curriculum.stage.name
         if self.curriculum.load(saved):
             if self.curriculum.stage.name != present:
@@ -347,14 +338,13 @@ class ExactPPO(PPO):
             name = saved["stage"] if saved else "none"
             raise StateMismatch(
                 f"the checkpoint was saved in the stage {name!r}, which is not in `curriculum`. Put "
-                "the stage back; or fork the run (--from CHECKPOINT --name NEW)."
+                "the stage back, or fork the run (--from CHECKPOINT --name NEW)."
             )
 
     # -- state -----------------------------------------------------------------------------------
 
     def capture(self) -> Callable[[Path], None]:
-        """Take the whole state now; the returned function writes it into a directory (created) and
-        may run in another thread."""
+        """See `state.capture`."""
         return state.capture(self)
 
     def save_exact(self, directory: Path) -> None:
@@ -362,11 +352,11 @@ class ExactPPO(PPO):
         self.capture()(directory)
 
     def load_exact(self, directory: Path, *, fork: bool = False) -> Restored:
-        """Become what `save_exact` wrote (see `state.restore`)."""
+        """Restore what `save_exact` wrote (see `state.restore`)."""
         return state.restore(self, directory, fork=fork)
 
     def load_policy_state(self, directory: Path) -> None:
-        """Take the weights and the observation filters of what `save_exact` wrote, and nothing else.
+        """Load only the weights and the observation filters of what `save_exact` wrote.
 
         Raises:
             StateMismatch: the weights are not those of this network.
@@ -387,8 +377,7 @@ class ExactPPO(PPO):
     # -- inside ----------------------------------------------------------------------------------
 
     def _report_episodes(self, result: dict[str, Any], ended: list[dict[str, Any]]) -> None:
-        """Add what finished episodes come to: the environment's own metrics, averages over the last
-        episodes, and the stage."""
+        """Add the environment's own metrics, averages over the last episodes, and the stage."""
         result.update({"custom": own} if (own := summarised(ended)) else {})
         result["recent"] = self.recent.means(REPORTED)
         self._report_evaluation(result)
@@ -399,14 +388,13 @@ class ExactPPO(PPO):
 
     def _report_evaluation(self, result: dict[str, Any]) -> None:
         evaluation, interval = result.get(EVALUATION_RESULTS), self.config.evaluation_interval
-        if self._eval_groups is None or not evaluation:
+        if self.eval_env_groups is None or not evaluation:
             return
         if not interval or (self.iteration + 1) % interval:
-            # RLlib (2.60) repeats the last evaluation in the results of later iterations. A score of
-            # other weights is none of this iteration's.
+            # RLlib 2.60 repeats the last evaluation, of other weights, in later results.
             del result[EVALUATION_RESULTS]
             return
-        own = summarised(self._eval_groups.take_finished())
+        own = summarised(self.eval_env_groups.take_finished())
         evaluation.update({"custom": own} if own else {})
 
     def _make_groups(self, runners: Any, *, elastic: bool) -> RolloutCollector:
@@ -428,30 +416,29 @@ class ExactPPO(PPO):
         iteration: int,
         connectors: dict[str, Any] | None = None,
     ) -> None:
-        sync = {
-            **self._sampler_weights(),
-            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps_sampled,
-        }
-        sync.update(connectors or {})
-        self._groups.start(sync, groups, iteration=iteration)
-        if self._eval_groups is not None:
-            self._eval_groups.start(sync, eval_groups, iteration=iteration)
+        """Start all groups with these snapshots, the present weights and `connectors`."""
+        steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps_sampled}
+        sync = {**self._sampler_weights(), **steps, **(connectors or {})}
+        self.env_groups.start(sync, groups, iteration=iteration)
+        if self.eval_env_groups is not None:
+            self.eval_env_groups.start(sync, eval_groups, iteration=iteration)
 
     def _sampler_weights(self) -> dict[str, Any]:
-        return self.learners.sampler_weights(self._groups.weight_names())
+        return self.learners.sampler_weights(self.env_groups.weight_names())
 
     def check_weights(self) -> None:
+        """Set the weights digest. Raises StateMismatch if the learners do not agree on it."""
         try:
             self.weights_digest, self._damaged_weights = self.learners.weights_check()
         except LearnersDiffer as error:
             raise StateMismatch(
-                f"After iteration {self.iteration + 1} {error}. One of them computed something else; "
-                "the last checkpoint is good."
+                f"After iteration {self.iteration + 1} {error}. One of them computed other numbers; "
+                "resume from the last checkpoint, which is good."
             ) from None
 
 
 def _frozen(config: AlgorithmConfig) -> AlgorithmConfig:
-    """A copy as RLlib holds it: validated, and frozen."""
+    """A validated and frozen copy, as RLlib holds it."""
     config = config.copy(copy_frozen=False)
     config.validate()
     config.freeze()
@@ -459,8 +446,8 @@ def _frozen(config: AlgorithmConfig) -> AlgorithmConfig:
 
 
 def algorithm_arguments(config: ExperimentConfig, snapshot: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `ExactPPO` for a trial's own config. `snapshot`: what experiment.json says of
-    how the environments are snapshotted."""
+    """The arguments of `ExactPPO` for a trial's own config. `snapshot`: the entry of experiment.json
+    on how the environments are snapshotted."""
     own = snapshot.get("stages", {})
     stages = [
         StagePlan(

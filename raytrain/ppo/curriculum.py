@@ -1,18 +1,18 @@
-"""Where a trial stands in its curriculum.
+"""The stages of a trial's curriculum, and the present one.
 
-    iteration k ends    observe(k) ─> does the stage end here?  ─>  ended, said in result and state
+    iteration k ends    observe(k): does the stage end here?  `ended` goes into result and state
     state k is saved    with the stage that ended, before anything of the next one
-    iteration k + 1     next_stage() ─> the algorithm takes over the stage's settings (see
+    iteration k + 1     next_stage(): the algorithm applies the stage's settings (see
                         `ExactPPO.enter_stage`), and episodes begin anew
 
-A resume from state k finds `ended` in it and goes on in the same way, so a kill at a boundary changes
-nothing.
+A resume from state k finds `ended` in it and enters the next stage in the same way, so a kill at a
+boundary changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from raytrain.config import ExperimentConfig
@@ -47,7 +47,7 @@ class Curriculum:
 
     @property
     def ended(self) -> str | None:
-        """What ended the present stage, as `name value`; None if it goes on."""
+        """What ended the present stage, as `name value`; None if it has not ended."""
         return self._ended
 
     @property
@@ -63,14 +63,9 @@ class Curriculum:
     def observe(
         self, now: Progress, result: Mapping[str, Any], recent: RecentEpisodes
     ) -> dict[str, Any]:
-        """Decide whether the stage ends with the iteration that led to `now`. Returns what its result
-        says of the curriculum; `ended` is 0 or 1."""
-        since = Progress(
-            now.iteration - self._begun.iteration,
-            now.timesteps - self._begun.timesteps,
-            now.episodes - self._begun.episodes,
-            now.time_s - self._begun.time_s,
-        )
+        """Decide whether the stage ends with the iteration that led to `now`. Returns the entry
+        `curriculum` of the iteration's result; `ended` is 0 or 1."""
+        since = Progress(*(a - b for a, b in zip(astuple(now), astuple(self._begun), strict=True)))
         self._ended = self.stage.rule.reached(since, result, recent)
         return {
             "stage": self._index + 1,
@@ -91,11 +86,11 @@ class Curriculum:
         return {"stage": self.stage.name, "begun": asdict(self._begun), "ended": self._ended}
 
     def knows(self, state: Mapping[str, Any] | None) -> bool:
-        """Whether there is a stage of the name that `to_state` gave."""
+        """Whether the stage of a saved state is one of these, by its name."""
         return state is not None and any(plan.name == state["stage"] for plan in self._plans)
 
     def load(self, state: Mapping[str, Any] | None) -> bool:
-        """Take up what `to_state` returned. False: there is no stage of that name here."""
+        """Restore what `to_state` returned. False: no stage here has that name."""
         if state is None or not self.knows(state):
             return False
         names = [plan.name for plan in self._plans]
@@ -106,15 +101,15 @@ class Curriculum:
 
 
 def is_over(config: ExperimentConfig, metrics: Mapping[str, Any]) -> bool:
-    """Whether a result is that of the end of the last stage of `config`."""
-    said = metrics.get("curriculum")
-    if not config.curriculum or not isinstance(said, Mapping):
+    """Whether a result is the last one of the last stage of `config`."""
+    entry = metrics.get("curriculum")
+    if not config.curriculum or not isinstance(entry, Mapping):
         return False
-    return bool(said.get("ended")) and metrics.get("stage") == config.curriculum[-1].name
+    return bool(entry.get("ended")) and metrics.get("stage") == config.curriculum[-1].name
 
 
 def recent_size(config: ExperimentConfig) -> int:
-    """How many finished episodes have to be kept for every window in a config."""
+    """The number of finished episodes that the windows of a config need."""
     windows = [stage.until.window for stage in config.curriculum]
     return max(REPORTED, config.stop.window or 0, config.checkpoint.score_window or 0, *windows, 0)
 

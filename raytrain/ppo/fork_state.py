@@ -1,12 +1,12 @@
-"""What a fork takes of the state that another run saved, and what its own config decides.
+"""What a fork takes from the state that another run saved, and what its own config decides.
 
     weights, optimizer, filters, counters      the parent's
     learning rate, coefficients                this config's (the optimizer's state has the parent's)
     KL coefficient                             the parent's, unless `training.kl_coeff` has changed
     random generators                          the parent's, unless `seed` has changed
-    running episodes                           the parent's, unless what makes them has changed
+    running episodes                           the parent's, unless the settings of episodes have changed
 
-A saved state says which settings made it: `settings` in resume/state.json.
+The settings of the parent are in the saved state: `settings` in resume/state.json.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _MODULE_STATE = "learner_group/learner/rl_module/default_policy/module_state.pkl
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """Of an `AlgorithmConfig`, as JSON types: what the random generators, the episodes, their
-    evaluation and the KL coefficient began with."""
+    """The settings of an `AlgorithmConfig`, as JSON types, that the random generators, the episodes,
+    their evaluation and the KL coefficient begin with."""
     evaluation = config.evaluation_config
-    found = {
+    settings = {
         "seed": config.seed,
         "episodes": {
             "env": str(config.env),
@@ -40,13 +40,13 @@ def settings_of(config: Any) -> dict[str, Any]:
         "evaluation": dict(evaluation) if isinstance(evaluation, dict) else None,
         "kl_coeff": config.kl_coeff,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return plain
 
 
 @dataclass(frozen=True)
 class ForkDifferences:
-    """In what a fork differs from the run whose state it takes."""
+    """Which settings of a fork differ from those of the run whose state it takes."""
 
     seed: bool
     episodes: bool
@@ -59,9 +59,9 @@ class ForkDifferences:
         seed = then.get("seed") != now["seed"]
         return cls(
             seed=seed,
-            episodes=seed
-            or then.get("episodes") != now["episodes"]
-            or plain["strategy"] != strategy,
+            episodes=(
+                seed or then.get("episodes") != now["episodes"] or plain["strategy"] != strategy
+            ),
             evaluation=then.get("evaluation") != now["evaluation"],
             kl=then.get("kl_coeff") != now["kl_coeff"],
         )
@@ -71,15 +71,15 @@ IDENTICAL = ForkDifferences(seed=False, episodes=False, evaluation=False, kl=Fal
 
 
 def reseed(plain: dict[str, Any], learners: list[dict[str, Any]]) -> None:
-    """Put this run's random generators in the place of the saved ones. `learners`: the states of this
-    run's, which have not learned yet."""
+    """Replace the saved random generators by this run's. `learners`: the states of this run's learners,
+    before their first update."""
     plain["rng"] = RngStreams.capture().to_state()
     for index, saved in enumerate(plain["learners"]):
-        own = learners[index % len(learners)]
-        saved["rng"], saved["minibatch_order"] = own["rng"], own["minibatch_order"]
+        fresh = learners[index % len(learners)]
+        saved["rng"], saved["minibatch_order"] = fresh["rng"], fresh["minibatch_order"]
 
 
 def weights_in(directory: Path) -> dict[str, Any]:
-    """Parameters and buffers of the policy module, by name, of a checkpoint of RLlib's."""
-    found: dict[str, Any] = cloudpickle.loads((directory / _MODULE_STATE).read_bytes())
-    return found
+    """Parameters and buffers of the policy module, by name, in a checkpoint of RLlib's."""
+    weights: dict[str, Any] = cloudpickle.loads((directory / _MODULE_STATE).read_bytes())
+    return weights

@@ -1,13 +1,14 @@
-"""All learners of a trial: asked in rank order, and none left out.
+"""All learners of a trial, called in rank order.
 
-RLlib's `foreach_learner` hands back what the healthy ones answered, errors among the answers. Here an
-error is raised and a missing answer is one.
+RLlib's `foreach_learner` returns what the healthy learners answered, errors among the answers. Here an
+error is raised, and a missing answer is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,6 @@ from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from raytrain.errors import RaytrainError
-from raytrain.ppo.fast_update.eligibility import RLLIB
 from raytrain.ppo.learner import ExactPPOTorchLearner, torch_rank
 
 
@@ -33,59 +33,57 @@ class Learners:
 
     def sampler_weights(self, names: Collection[str]) -> dict[str, Any]:
         """The parameters and buffers `names` of the policy module, with their sequence number, as
-        `GroupEnvRunner.take_over` wants them. `names` are those that the env runners' module has: a
-        feed-forward one acts without the critic; a recurrent one computes the critic's states too.
+        `GroupEnvRunner.take_over` takes them. `names` are those of the env runners' module: a
+        feed-forward one acts without the critic, a recurrent one computes the critic's states too.
 
         Raises:
-            RaytrainError: the learners' module has no tensor of such a name.
+            RaytrainError: the learners' module lacks one of the names.
         """
-        asked = self._group.foreach_learner(
-            partial(_weights_for_sampling, names=tuple(names)), **self._first_only()
+        first_only = {} if self._group.is_local else {"remote_actor_ids": [0]}
+        answers = self._group.foreach_learner(
+            methodcaller("weights_for_sampling", tuple(names)), **first_only
         )
-        (answer,) = [each.get() for each in asked]
+        (answer,) = [result.get() for result in answers]
         if isinstance(answer, Exception):
             raise answer
         weights, version = answer
         return {COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: version}
 
-    def _first_only(self) -> dict[str, Any]:
-        return {} if self._group.is_local else {"remote_actor_ids": [0]}
-
     def weights_check(self) -> tuple[str, list[str]]:
-        """The weights digest, which is the same on all learners, and the names of tensors that hold a
-        NaN or an infinity.
+        """The weights digest, the same on all learners, and the names of tensors with a NaN or an
+        infinity.
 
         Raises:
             LearnersDiffer: the digests differ.
         """
-        checks: list[tuple[str, list[str]]] = self._each(_weights_check)
+        checks: list[tuple[str, list[str]]] = self._each(methodcaller("weights_check"))
         digests = sorted({digest for digest, _ in checks})
         if len(digests) != 1:
             raise LearnersDiffer(f"{len(checks)} learners hold different weights: {digests}")
         return checks[0]
 
-    def why_not_lean(self) -> str | None:
-        """Why the learners update in RLlib's own, slower way; None if they do not."""
-        reason: str | None = self._each(_why_not_lean)[0]
+    def why_not_fast(self) -> str | None:
+        """Why the learners use RLlib's own, slower update; None if they do not."""
+        reason: str | None = self._each(_why_not_fast)[0]
         return reason
 
     def states(self) -> list[dict[str, Any]]:
         """`exact_state()` of every learner, in rank order."""
-        return sorted(self._each(_exact_state), key=lambda state: int(state["rank"]))
+        return sorted(self._each(methodcaller("exact_state")), key=lambda state: int(state["rank"]))
 
     def load(self, states: list[dict[str, Any]]) -> str | None:
-        """Give every learner the state of its rank. If there were more or fewer when they were saved,
-        they are dealt out again, and that is what is returned: a reason why this is not exact."""
+        """Load into every learner the state of its rank. If another number of learners saved them, they
+        are dealt out again, and a reason is returned why the run is not exact."""
         present = max(1, len(self._group))
         dealt = [states[rank % len(states)] for rank in range(present)]
-        self._each(_Load(dealt))
+        self._each(partial(_load, states=dealt))
         if len(states) != present:
             return f"the number of learners changed from {len(states)} to {present}"
         return None
 
     def read_files(self, directory: Path) -> None:
-        """Have every learner, wherever it is, become what a directory of RLlib's files holds, which only
-        this process need be able to read."""
+        """Restore every learner from a directory of RLlib's files, which only this process has to be
+        able to read."""
         files = {
             path.relative_to(directory).as_posix(): path.read_bytes()
             for path in directory.rglob("*")
@@ -94,46 +92,33 @@ class Learners:
         self._each(partial(_read_files, files=ray.put(files)))
 
     def load_weights(self, weights: dict[str, Any]) -> None:
-        """Give every learner the same weights (see `ExactPPOTorchLearner.load_weights`)."""
-        self._each(partial(_load_weights, weights=weights))
+        """Load the same weights into every learner (see `ExactPPOTorchLearner.load_weights`)."""
+        self._each(methodcaller("load_weights", weights))
 
     def use_settings(self, config: Any, timesteps: int, kl_coeff: float | None) -> None:
-        """Go on with the training values of `config` (see `ExactPPOTorchLearner.use_settings`)."""
-        # RLlib deals a batch out to several learners by the group's own copy.
+        """Use the training values of `config` (see `ExactPPOTorchLearner.use_settings`)."""
+        # By its own copy of the config the group splits a batch among learners.
         self._group.config = config.copy(copy_frozen=False)
-        self._each(partial(_use_settings, config=config, timesteps=timesteps, kl_coeff=kl_coeff))
+        call = methodcaller("use_settings", config, timesteps=timesteps, kl_coeff=kl_coeff)
+        self._each(call)
 
     def _each(self, function: Callable[[ExactPPOTorchLearner], Any]) -> list[Any]:
-        results = [answer.get() for answer in self._group.foreach_learner(function)]
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        answers = [result.get() for result in self._group.foreach_learner(function)]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
         expected = max(1, len(self._group))
-        if len(results) != expected:
-            raise RaytrainError(f"{expected - len(results)} of {expected} learners did not answer.")
-        return results
+        if len(answers) != expected:
+            raise RaytrainError(f"{expected - len(answers)} of {expected} learners did not answer.")
+        return answers
 
 
-class _Load:
-    def __init__(self, states: list[dict[str, Any]]) -> None:
-        self._states = states
-
-    def __call__(self, learner: ExactPPOTorchLearner) -> None:
-        learner.load_exact_state(self._states[torch_rank() if len(self._states) > 1 else 0])
+def _load(learner: ExactPPOTorchLearner, states: list[dict[str, Any]]) -> None:
+    learner.load_exact_state(states[torch_rank() if len(states) > 1 else 0])
 
 
-def _weights_for_sampling(
-    learner: ExactPPOTorchLearner, names: tuple[str, ...]
-) -> tuple[dict[str, Any], int]:
-    return learner.weights_for_sampling(names)
-
-
-def _weights_check(learner: ExactPPOTorchLearner) -> tuple[str, list[str]]:
-    return learner.weights_check()
-
-
-def _why_not_lean(learner: ExactPPOTorchLearner) -> str | None:
-    return learner.tier.reason if learner.tier.name == RLLIB else None
+def _why_not_fast(learner: ExactPPOTorchLearner) -> str | None:
+    return learner.why_not_fast
 
 
 def _read_files(learner: ExactPPOTorchLearner, files: Any) -> None:
@@ -143,17 +128,3 @@ def _read_files(learner: ExactPPOTorchLearner, files: Any) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         learner.restore_from_path(place)
-
-
-def _load_weights(learner: ExactPPOTorchLearner, weights: dict[str, Any]) -> None:
-    learner.load_weights(weights)
-
-
-def _use_settings(
-    learner: ExactPPOTorchLearner, config: Any, timesteps: int, kl_coeff: float | None
-) -> None:
-    learner.use_settings(config, timesteps=timesteps, kl_coeff=kl_coeff)
-
-
-def _exact_state(learner: ExactPPOTorchLearner) -> dict[str, Any]:
-    return {**learner.exact_state(), "rank": torch_rank()}

@@ -1,15 +1,15 @@
-"""RLlib's own classes and settings in the place of raytrain's, as a checkpoint names them.
+"""RLlib's own classes and settings, which a checkpoint names instead of raytrain's.
 
-RLlib writes into a checkpoint what each of its parts is made of: a class and the arguments of its
-constructor. With raytrain's classes in there, nobody without raytrain could load it, and nobody at
-all could make a trial of it, which needs a directory on storage. So what is named are the classes of
-RLlib that raytrain's stand for, with a config by which they train on in the same way:
+RLlib writes the class and the constructor's arguments of each of its components into a checkpoint. With
+raytrain's classes there, no program without raytrain could load it, and no program at all could build a
+trial, which needs a directory on storage. So the classes are those of RLlib that raytrain's derive from,
+with a config by which they train in the same way:
 
     PPO.from_checkpoint(".../final")      is a PPO with its PPOConfig, and imports nothing of raytrain
 
-Two things of it are not the run's config as it stands. `kl_coeff` is the KL coefficient that PPO has
-adapted so far, which RLlib does not save. A factory's environment is named `module:factory`; a program
-that loads the checkpoint registers its environment under this name.
+Two settings differ from the run's config. `kl_coeff` is the KL coefficient that PPO has adapted so far,
+which RLlib does not save. The environment of a factory is named `module:factory`; a program that loads
+the checkpoint registers its environment under this name.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ray.rllib.env.env_runner import EnvRunner
 from raytrain import _ray
 from raytrain.config import name_for_others
 
-# As text and not as a function: those are pickled by module, which is raytrain's here, or as byte code,
-# which is of one Python version.
+# As text: a function is pickled by its module, which is raytrain's here, or as byte code, which only one
+# Python version reads.
 _MEAN_STD_FILTER = (
     "lambda env=None, spaces=None, device=None: __import__("
     "'ray.rllib.connectors.env_to_module', fromlist=['MeanStdFilter']).MeanStdFilter()"
@@ -36,7 +36,7 @@ _MEAN_STD_FILTER = (
 
 
 class _FromSource:
-    """Unpickled, the value of a Python expression."""
+    """Unpickles to the value of a Python expression."""
 
     def __init__(self, expression: str) -> None:
         self.expression = expression
@@ -45,32 +45,32 @@ class _FromSource:
         return eval, (self.expression, {})
 
     def __call__(self, *_: Any) -> Any:
-        raise NotImplementedError("this stands for what it is unpickled to")
+        raise NotImplementedError("only what this unpickles to can be called")
 
 
 def made_by(component: Any) -> dict[str, Any]:
-    """What `Checkpointable.from_checkpoint` makes a component of an algorithm of."""
-    made_of = type(component)
+    """What `Checkpointable.from_checkpoint` builds a component of an algorithm from."""
+    kind = type(component)
     args, kwargs = component.get_ctor_args_and_kwargs()
     if isinstance(component, Algorithm | EnvRunner | Learner):
-        # A learner in a process of its own is of a class that Ray Train has derived from its class.
-        made_of = next(base for base in made_of.__mro__ if base.__module__.startswith("ray.rllib."))
+        # For a remote learner Ray Train derives another class.
+        kind = next(base for base in kind.__mro__ if base.__module__.startswith("ray.rllib."))
     if isinstance(component, Algorithm):
         args = (stock_config(component.config).get_state(),)
     elif isinstance(kwargs.get("config"), AlgorithmConfig):
         kwargs = {**kwargs, "config": stock_config(kwargs["config"])}
-    return {"class": made_of, "ctor_args_and_kwargs": (args, kwargs)}
+    return {"class": kind, "ctor_args_and_kwargs": (args, kwargs)}
 
 
 def with_kl_coeff(algorithm: dict[str, Any], kl_coeff: float) -> dict[str, Any]:
-    """What `made_by` returned for an algorithm, to begin with this KL coefficient."""
+    """What `made_by` returned for an algorithm, with another KL coefficient to begin with."""
     (config,), kwargs = algorithm["ctor_args_and_kwargs"]
     return {**algorithm, "ctor_args_and_kwargs": (({**config, "kl_coeff": kl_coeff},), kwargs)}
 
 
 def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
-    """A copy, not frozen, with nothing of raytrain in it: what `algorithm.prepare` and
-    `to_algorithm_config` plug in is as RLlib has it by default."""
+    """A copy, not frozen, without raytrain: the settings of `algorithm.prepare` and of
+    `to_algorithm_config` have RLlib's defaults."""
     stock = config.copy(copy_frozen=False)
     stock.algo_class = PPO
     stock.env_runners(env_runner_cls=None)

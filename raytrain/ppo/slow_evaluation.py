@@ -1,7 +1,4 @@
-"""An evaluation that takes long is told of while it goes on: nothing else is heard of a trial meanwhile.
-
-after 30 s, and then each time when it has taken twice as long
-"""
+"""Reports an evaluation that takes long: after 30 s, and then whenever it has taken twice as long."""
 
 from __future__ import annotations
 
@@ -14,17 +11,18 @@ _FIRST_S = 30.0
 
 
 @contextmanager
-def telling_if_slow(tell: Callable[[str], None], seen: Callable[[], str]) -> Iterator[None]:
-    """Call `tell` from another thread while the body, an evaluation, goes on. `seen` says what is known
-    of its episodes, as the end of a sentence."""
+def reporting_if_slow(tell: Callable[[str], None], episodes: Callable[[], str]) -> Iterator[None]:
+    """Call `tell` from another thread while the body, an evaluation, runs. `episodes` returns what is
+    known of its episodes, as the end of a sentence."""
     ended = threading.Event()
 
     def watch() -> None:
         began, after_s = time.monotonic(), _FIRST_S
         while not ended.wait(began + after_s - time.monotonic()):
             tell(
-                f"The evaluation has taken {after_s:.0f} s so far, and training waits for it{seen()}. If "
-                "the environment does not end its episodes, evaluation.max_episode_steps does."
+                f"The evaluation has taken {after_s:.0f} s so far, and training waits for it"
+                f"{episodes()}. If the environment does not end its episodes, set "
+                "evaluation.max_episode_steps."
             )
             after_s *= 2
 

@@ -1,4 +1,4 @@
-"""The whole state of the algorithm: its parts, each of which captures and restores itself, in one order.
+"""The whole state of the algorithm: a list of parts, each of which captures and restores itself.
 
     algorithm_state.pkl, env_runner/, learner_group/, ...    RLlib's, as it writes them
     resume/state.json             counters, random generators, KL and schedules of every learner
@@ -7,9 +7,9 @@
     resume/eval_groups/...        the same for evaluation
     policy.json, policy.safetensors    the policy, loadable without unpickling
 
-A new part is a class with `capture` and `restore` in `PARTS`. Restoring goes from the top down: the stage decides
-the config, RLlib's own state comes before ours, and the random generators come last, since everything before them
-may have drawn.
+A new part is a class with `capture` and `restore` in `PARTS`. Parts are restored in their order: the
+stage decides the config, RLlib's own state comes before ours, and the random generators come last,
+since every part before them may have drawn numbers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class StateMismatch(RaytrainError):
 
 @dataclass(frozen=True)
 class Restored:
-    """The iteration that was restored. `exact_lost`: why the run is not exact from there on, or None."""
+    """The iteration that was restored, and why the run is not exact from there on, or None."""
 
     iteration: int
     exact_lost: str | None = None
@@ -52,8 +52,8 @@ class Restored:
 
 @dataclass
 class SavedState:
-    """`plain`: resume/state.json, JSON types. `opaque`: resume/algorithm.pkl. `groups`, `eval_groups`: snapshots
-    by the group's index. `rllib`: RLlib's own state, where it was captured."""
+    """`plain`: resume/state.json, JSON types. `opaque`: resume/algorithm.pkl. `groups`, `eval_groups`:
+    snapshots by the group's index. `rllib`: RLlib's own state, where it was captured."""
 
     plain: dict[str, Any] = field(default_factory=dict)
     opaque: dict[str, Any] = field(default_factory=dict)
@@ -81,8 +81,8 @@ class SavedState:
 
 @dataclass
 class Restoring:
-    """One restore under way. `fork`: another run wrote the state, and this run's config holds where it says
-    otherwise. `reasons`: why the run is not exact from here on."""
+    """One restore. `fork`: another run wrote the state, and this run's config takes precedence.
+    `reasons`: why the run is not exact from here on."""
 
     directory: Path
     saved: SavedState
@@ -93,14 +93,14 @@ class Restoring:
 
 class _Part(Protocol):
     def capture(self, ppo: ExactPPO, state: SavedState) -> None:
-        """Put the part into `state`, sharing no memory with what goes on."""
+        """Copy the part into `state`, sharing no memory with the running algorithm."""
 
     def restore(self, ppo: ExactPPO, restoring: Restoring) -> None:
-        """Become what was saved. Raises `StateMismatch`."""
+        """Restore what was saved. Raises `StateMismatch`."""
 
 
 class _Stage:
-    """The stage of the curriculum, and the settings that hold in it."""
+    """The stage of the curriculum, and its settings."""
 
     def capture(self, ppo: ExactPPO, state: SavedState) -> None:
         state.plain["curriculum"] = ppo.curriculum_state()
@@ -109,7 +109,7 @@ class _Stage:
 
     def restore(self, ppo: ExactPPO, restoring: Restoring) -> None:
         plain = restoring.saved.plain
-        ppo.take_up_stage(plain.get("curriculum"), fork=restoring.fork)
+        ppo.enter_saved_stage(plain.get("curriculum"), fork=restoring.fork)
         if restoring.fork:
             restoring.differences = ForkDifferences.of(plain, ppo.config, ppo.strategy)
 
@@ -155,8 +155,8 @@ class _RecentEpisodes:
         state.plain["recent"] = ppo.recent.to_state()
 
     def restore(self, ppo: ExactPPO, restoring: Restoring) -> None:
-        anew = restoring.differences.episodes
-        ppo.recent.load([] if anew else restoring.saved.plain.get("recent", []))
+        begin_anew = restoring.differences.episodes
+        ppo.recent.load([] if begin_anew else restoring.saved.plain.get("recent", []))
 
 
 class _EnvGroups:
@@ -170,11 +170,14 @@ class _EnvGroups:
         state.opaque["connectors"] = ppo.env_groups.connector_state()
 
     def restore(self, ppo: ExactPPO, restoring: Restoring) -> None:
-        state, apart = restoring.saved, restoring.differences
+        state, differences = restoring.saved, restoring.differences
         groups, eval_groups = state.groups, state.eval_groups
-        if apart.episodes:
-            groups = {i: without_episodes(each, reseed=apart.seed) for i, each in groups.items()}
-        if apart.episodes or apart.evaluation:
+        if differences.episodes:
+            groups = {
+                index: without_episodes(snapshot, reseed=differences.seed)
+                for index, snapshot in groups.items()
+            }
+        if differences.episodes or differences.evaluation:
             eval_groups = {}
         before, envs = state.plain["envs_per_group"], ppo.config.num_envs_per_env_runner
         if before != envs:
@@ -183,10 +186,10 @@ class _EnvGroups:
                 "so all groups start new episodes"
             )
             groups, eval_groups = dict.fromkeys(groups, b""), {}
-        indices = ppo.env_groups.indices
-        if len(groups) != len(indices):
+        saved_groups, present = len(groups), len(ppo.env_groups.indices)
+        if saved_groups != present:
             restoring.reasons.append(
-                f"the number of env groups changed from {len(groups)} to {len(indices)}"
+                f"the number of env groups changed from {saved_groups} to {present}"
             )
         ppo.start_groups(
             {index: snapshot for index, snapshot in groups.items() if snapshot},
@@ -196,12 +199,12 @@ class _EnvGroups:
         )
         if ppo.strategy == "reset":
             restoring.reasons.append(
-                "the environments cannot be restored; running episodes were started anew"
+                "the environments cannot be restored, so running episodes were started anew"
             )
 
 
 class _Weights:
-    """The digest that every learner and runner confirms."""
+    """The weights digest, which every learner and runner confirms."""
 
     def capture(self, ppo: ExactPPO, state: SavedState) -> None:
         state.plain["weights_sha256"] = ppo.weights_digest
@@ -211,8 +214,8 @@ class _Weights:
         saved = restoring.saved.plain["weights_sha256"]
         if ppo.weights_digest != saved:
             raise StateMismatch(
-                f"{restoring.directory}: after the restore the weights digest is {ppo.weights_digest}, the "
-                f"saved one is {saved}. The checkpoint does not fit the config."
+                f"{restoring.directory}: after the restore the weights digest is "
+                f"{ppo.weights_digest}, the saved one is {saved}. The checkpoint does not fit the config."
             )
         if restoring.fork:
             kl_coeff = ppo.config.kl_coeff if restoring.differences.kl else None
@@ -241,12 +244,13 @@ PARTS: tuple[_Part, ...] = (
 
 
 def capture(ppo: ExactPPO) -> Callable[[Path], None]:
-    """Take the whole state now; the returned function writes it into a directory (created) and may run
-    in another thread."""
+    """Copy the whole state now. The returned function writes it into a directory (created), and may
+    run in another thread."""
     state = SavedState(plain={"format": STATE_FORMAT})
     for part in PARTS:
         part.capture(ppo, state)
     blob = pickle.dumps(state.opaque, protocol=pickle.HIGHEST_PROTOCOL)
+    state.opaque = {}  # `write` would keep it in memory, beside `blob`.
     rllib = state.rllib
     assert rllib is not None
     policy: PolicyParts | None = None
@@ -270,24 +274,24 @@ def capture(ppo: ExactPPO) -> Callable[[Path], None]:
 
 
 def restore(ppo: ExactPPO, directory: Path, *, fork: bool) -> Restored:
-    """Become what `capture` took, and wait until every runner holds it. With `fork` another run wrote it, and
-    this run's config holds where it says otherwise (see `fork_state`).
+    """Restore what `capture` copied, and wait until every runner holds it. With `fork` another run wrote
+    it, and this run's config takes precedence (see `fork_state`).
 
     Raises:
-        StateMismatch: the directory holds no such state, or the weights are not the saved ones after the
-            restore.
+        StateMismatch: the directory holds no such state, or the weights after the restore are not the
+            saved ones.
     """
     restoring = Restoring(directory, SavedState.read(directory), fork)
     for part in PARTS:
         part.restore(ppo, restoring)
-    # What another run was is no loss to this one: it begins here, the same each time.
+    # A fork begins here, the same each time, whatever changed since the run that it comes from.
     return Restored(ppo.iteration, None if fork else "; ".join(restoring.reasons) or None)
 
 
 def read_opaque(directory: Path) -> dict[str, Any]:
     """The part of a saved state that is pickled: `metrics`, `learners`, `connectors`."""
-    found: dict[str, Any] = pickle.loads((directory / RESUME_DIR / "algorithm.pkl").read_bytes())
-    return found
+    opaque: dict[str, Any] = pickle.loads((directory / RESUME_DIR / "algorithm.pkl").read_bytes())
+    return opaque
 
 
 def _write_groups(directory: Path, groups: dict[int, bytes]) -> None:

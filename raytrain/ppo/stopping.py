@@ -1,4 +1,4 @@
-"""When a checkpoint is due, and when a run has reached its end."""
+"""When a run or a stage has reached its end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from raytrain.checkpoint import Manifest
 
 STOP = "stop"
-"""Key of a result under which averages over `stop.window` are (see `StopRule.report`)."""
+"""Key of a result that holds averages over `stop.window` (see `StopRule.report`)."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a trial stands: counts over the run's life, and seconds of training."""
+    """Counts since the run began, and seconds of training."""
 
     iteration: int
     timesteps: int
@@ -34,9 +34,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class StopRule:
-    """The end of a run or of a stage: whichever criterion is met first. `metrics` maps names of
-    metrics to what is to be reached (see `fields.Bounds`); `window`: the finished episodes that those
-    of episodes are averaged over, and there must be as many (None: those of the iteration)."""
+    """The end of a run or of a stage: whichever criterion is met first.
+
+    `metrics` maps names of metrics to the values to reach (see `fields.Bounds`). Metrics of episodes
+    are averaged over the last `window` finished episodes, and there must be as many (None: over those
+    of the iteration).
+    """
 
     timesteps: int | None = None
     iterations: int | None = None
@@ -48,14 +51,8 @@ class StopRule:
     @classmethod
     def of(cls, stop: Any) -> StopRule:
         """The rule of a config's `stop` section."""
-        return cls(
-            timesteps=stop.timesteps,
-            iterations=stop.iterations,
-            episodes=stop.episodes,
-            time_s=stop.time_s,
-            metrics=_metrics(stop),
-            window=stop.window,
-        )
+        names = ("timesteps", "iterations", "episodes", "time_s", "window")
+        return cls(**{name: getattr(stop, name) for name in names}, metrics=_metrics(stop))
 
     @classmethod
     def of_stage(cls, until: Any) -> StopRule:
@@ -65,8 +62,8 @@ class StopRule:
     def reached(
         self, now: Progress, result: Mapping[str, Any], recent: RecentEpisodes | None = None
     ) -> str | None:
-        """The criterion that ended the run, as `name value`, or None. `recent`: the episodes that a
-        window is filled from; without them it is what the result says of it."""
+        """The criterion that ended the run, as `name value`, or None. `recent`: the episodes that fill
+        a window; without them it is read from the result."""
         counts = (
             ("timesteps", now.timesteps, self.timesteps),
             ("iterations", now.iteration, self.iterations),
@@ -77,41 +74,41 @@ class StopRule:
             if limit is not None and value >= limit:
                 return f"{name} {value:g}"
         for name, bound in (self.metrics or {}).items():
-            found = self._value(name, result, recent)
-            if found is not None and self._counts(found) and _within(found.value, bound):
-                return f"{name} {found.value:g}{found.over}"
+            average = self._average(name, result, recent)
+            if average is not None and self._is_full(average) and _within(average.value, bound):
+                return f"{name} {average.value:g}{average.over}"
         return None
 
     def report(self, result: dict[str, Any], recent: RecentEpisodes) -> None:
-        """Put the averages that the rule looks at into a result, from which `reached` reads them once
-        the episodes are gone; and the return, which is shown: {"window": 100, "episodes": 43,
+        """Add the averages that the rule needs to a result, from which `reached` reads them once the
+        episodes are gone, and the return, for display: {"window": 100, "episodes": 43,
         "episode_return_mean": 21.6, ...}. They are means of as many episodes as there are."""
-        said: dict[str, Any] = {"window": self.window}
+        averages: dict[str, Any] = {"window": self.window}
         if self.window is not None:
-            said["episodes"] = min(recent.count, self.window)
+            averages["episodes"] = min(recent.count, self.window)
             for name in ("episode_return_mean", *(self.metrics or {})):
-                found = averaged(result, name, recent, self.window)
-                said.update({} if found is None else {name: found.value})
-        result[STOP] = said
+                average = averaged(result, name, recent, self.window)
+                averages.update({} if average is None else {name: average.value})
+        result[STOP] = averages
 
-    def _value(
+    def _average(
         self, name: str, result: Mapping[str, Any], recent: RecentEpisodes | None
     ) -> Averaged | None:
         if recent is not None:
             return averaged(result, name, recent, self.window)
-        said = result.get(STOP, {})
-        # A result that says nothing is of a version whose stop took the averages of the iteration.
-        if self.window is None or not said or not is_over_episodes(result, name):
-            found, episodes = metric(result, name), None
-        elif said["window"] == self.window:
-            found, episodes = metric(said, name), said.get("episodes", self.window)
+        averages = result.get(STOP, {})
+        # Results of versions that stopped by the averages of the iteration have none.
+        if self.window is None or not averages or not is_over_episodes(result, name):
+            value, episodes = metric(result, name), None
+        elif averages["window"] == self.window:
+            value, episodes = metric(averages, name), averages.get("episodes", self.window)
         else:
-            found, episodes = None, None
-        return None if found is None else Averaged(found, episodes)
+            return None
+        return None if value is None else Averaged(value, episodes)
 
-    def _counts(self, found: Averaged) -> bool:
+    def _is_full(self, average: Averaged) -> bool:
         """Whether it is the mean of a full window."""
-        return self.window is None or found.episodes is None or found.episodes >= self.window
+        return self.window is None or average.episodes is None or average.episodes >= self.window
 
 
 def _metrics(section: Any) -> dict[str, Any]:
@@ -120,8 +117,8 @@ def _metrics(section: Any) -> dict[str, Any]:
     return {**own, **section.metrics}
 
 
-def _within(found: float, bound: Any) -> bool:
+def _within(value: float, bound: Any) -> bool:
     if not isinstance(bound, Mapping):
-        return found >= float(bound)
+        return value >= float(bound)
     ((direction, limit),) = bound.items()
-    return bool(found >= limit if direction == "at_least" else found <= limit)
+    return bool(value >= limit if direction == "at_least" else value <= limit)

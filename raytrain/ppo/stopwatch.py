@@ -6,14 +6,14 @@
     waiting_s      waiting for env runners that are slower than their mean, and for data on its way
     update_s       the learner, from episodes to new weights
     weights_s      handing weights to the env runners, and checking them
-    checkpoint_s   what training waited for the checkpoint after the iteration before: the copy of the
-                   state, and the commit before if that had not ended
+    checkpoint_s   waiting for the checkpoint after the iteration before: the copy of the state, and
+                   the commit of an earlier one that had not ended
     tune_s         between this iteration and the one before: Tune, and the driver
-    other_s        all else
+    other_s        everything else
     total_s        the sum, from the end of the iteration before to the end of this one
 
-With remote env runners the first three are means over the env groups. Where RLlib's own sampling is
-used they are not told apart, and are all `sampling_s`.
+With remote env runners the first three are means over the env groups. RLlib's own sampling does not
+measure them separately: all its time is `sampling_s`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PARTS = (
 
 
 class Stopwatch:
-    """Seconds since the last `row()`, by what they went to."""
+    """Seconds since the last `row()`, by part."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -49,8 +49,8 @@ class Stopwatch:
         self._spent[part] += seconds
 
     def split_sampling(self, whole: float, groups: Mapping[str, float]) -> None:
-        """Add the time of sampling, of which `groups` has the means over the env groups: `env_step`
-        and `inference` where they are known, and `rollout` (a group's whole time)."""
+        """Add the time of sampling. `groups` holds means over the env groups: `env_step` and `inference`
+        where they are known, and `rollout` (a group's whole time)."""
         known = {part: groups.get(part, 0.0) for part in ("env_step", "inference")}
         rollout = min(groups.get("rollout", whole), whole)
         self.add("waiting", whole - rollout)
@@ -59,7 +59,7 @@ class Stopwatch:
             self.add(part, seconds)
 
     def row(self) -> dict[str, float]:
-        """The metrics, and begin anew."""
+        """The metrics; measuring begins anew."""
         now = self._clock()
         total, spent = now - self._began, self._spent
         self._began, self._spent = now, dict.fromkeys(PARTS, 0.0)

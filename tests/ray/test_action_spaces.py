@@ -27,8 +27,8 @@ from raytrain.policy.format import read_policy, write_policy
 from raytrain.policy.from_algorithm import policy_parts
 from raytrain.policy.onnx import ActingModule, write_onnx, write_torchscript
 from raytrain.policy.policy import Policy
-from raytrain.policy.rllib_layers import layers_of
 from raytrain.policy.rllib_module import build_module
+from raytrain.policy.rllib_network import describe_network
 from raytrain.ppo.learner import MODULE_ID
 from raytrain.rollout.env_runner import GroupEnvRunner
 
@@ -89,7 +89,7 @@ def test_training_and_every_form_of_the_policy_send_the_same_members_of_the_spac
     )  # fmt: skip
     write_policy(tmp_path, parts, metadata={})
     loaded, _ = read_policy(tmp_path)
-    described = replace(loaded, network=layers_of(build_module(loaded)))
+    described = replace(loaded, network=describe_network(build_module(loaded)))
     for policy in (Policy(loaded, metadata={}), Policy(described, metadata={})):
         acted = [policy.act(each) for each in observations]
         assert [bits(each) for each in acted] == [bits(each) for each in sent(theirs)]
@@ -122,7 +122,7 @@ def test_onnx_sends_the_same(name: str, tmp_path):
         env_runner=made,
         module_state=learner.module[MODULE_ID].state_dict(),
     )
-    parts = replace(parts, network=layers_of(build_module(parts)))
+    parts = replace(parts, network=describe_network(build_module(parts)))
     assert write_onnx(parts, tmp_path / "policy.onnx") <= 1e-5
     observations = np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32)
     session = onnxruntime.InferenceSession(str(tmp_path / "policy.onnx"))

@@ -118,7 +118,7 @@ def cluster() -> Iterator[Cluster]:
 
 def actors(algorithm: Told, count: int) -> list[Any]:
     """The runners that are there, once it is so many."""
-    pool = algorithm._groups._pool
+    pool = algorithm.env_groups._pool
     deadline = time.monotonic() + 600
     while len(pool.up) != count:
         assert time.monotonic() < deadline, f"{len(pool.up)} instead of {count}: {algorithm.told}"
@@ -171,7 +171,7 @@ def test_room_is_made_for_a_placement_group_and_taken_again(cluster: Cluster):
             "another trial is waiting for resources" in message for message in algorithm.told
         )
         ray.util.remove_placement_group(wanted)
-        while len(algorithm._groups._pool.up) < 2:
+        while len(algorithm.env_groups._pool.up) < 2:
             iterate(algorithm, 1)
             assert time.monotonic() < deadline
         done = algorithm.iteration

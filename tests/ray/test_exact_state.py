@@ -24,9 +24,8 @@ import ray
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from support.tiny_ppo import Told, build, built, disturb, iterate, unlike
 
-from raytrain.ppo.fast_update.eligibility import RLLIB, Tier
 from raytrain.ppo.fast_update.minibatches import minibatch_generator
-from raytrain.ppo.learner import ExactPPOTorchLearner
+from raytrain.ppo.fast_update.update import FastUpdate
 from raytrain.ppo.state import Restored, StateMismatch
 from raytrain.rng import RngStreams
 from raytrain.rollout.collector import RunnerLost
@@ -319,7 +318,7 @@ PIECES_OF_RLLIBS_SAMPLING = {
 def saved_by_rllibs_sampling(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GroupEnvRunner, "sampling", "rllib")
-        patch.setattr(ExactPPOTorchLearner, "_tier", lambda self: Tier(RLLIB))
+        patch.setattr(FastUpdate, "of", lambda learner: "the test says so")
         saved = _saved(tmp_path_factory.mktemp("rllib") / "state")
     yield saved
     saved.again.stop()

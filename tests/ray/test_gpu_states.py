@@ -84,7 +84,7 @@ def test_a_graph_computes_the_same_bits(case: str, device: str):
         with built(**on(device, case, cuda_graphs=wanted)) as algorithm:
             trails.append(iterate(algorithm, 4))
             if algorithm.learner_group._learner is not None:
-                steps = algorithm.learner_group._learner._steps
+                steps = algorithm.learner_group._learner.fast._steps
                 assert (getattr(steps, "_graph", None) is not None) == wanted
     assert unlike(*trails) == []
 

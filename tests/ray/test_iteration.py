@@ -61,8 +61,8 @@ def test_a_slower_way_is_told_with_its_reason(recurrent: bool):
     model = {"use_lstm": recurrent, "max_seq_len": 8}
     with built(rl_module={"model_config": model}) as algorithm:
         said = algorithm.told
-    assert [line.split(" in RLlib's own way")[0] for line in said] == (
-        ["Environments are sampled", "The learner updates"] if recurrent else []
+    assert [line.split(" is used")[0] for line in said] == (
+        ["RLlib's own sampling", "RLlib's own update"] if recurrent else []
     )
     assert all("stateful" in line or "recurrent" in line for line in said)
 

@@ -102,10 +102,10 @@ def agree(one: Any, other: Any) -> None:
     np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6)
 
 
-def same_update(arguments: dict[str, Any], tier: str) -> None:
+def same_update(arguments: dict[str, Any], gradients: str) -> None:
     """A single step along the whole batch's gradient, and then an update of many."""
     stock, lean = pair(**arguments)
-    assert lean.tier.name == tier, lean.tier
+    assert lean.fast.gradients == gradients, lean.fast.reason
     for settings in (ONE_MINIBATCH, Settings()):
         before, chunks = weights(lean), episodes(lean)
         theirs, ours = update(stock, chunks, settings), update(lean, chunks, settings)
@@ -160,8 +160,7 @@ def test_advantages_are_those_of_rllibs_connector(scale):
         rl_module=stock.module, batch={}, episodes=copy.deepcopy(chunks), shared_data={}
     )[MODULE_ID]
     columns = train_batch(chunks)
-    ours = lean._tensors(columns)
-    lean._add_advantages(columns, ours)
+    ours = lean.fast._columns(columns)
     assert set(ours) <= set(theirs)
     for name, column in ours.items():
         # Without tolerance: the same sums in the same order.
@@ -229,11 +228,10 @@ def test_a_ratio_that_overflows_on_a_bootstrap_row_does_not_spoil_the_others(own
     lean = build(ExactPPOTorchLearner, BOX, **own)
     columns = train_batch(episodes(lean))
     columns.logp[~columns.loss_mask] = -1e3
-    tensors = lean._tensors(columns)
-    lean._add_advantages(columns, tensors)
+    tensors = lean.fast._columns(columns)
     before = weights(lean)
     # Two minibatches: autograd's last one goes through RLlib's own loss, which is spoilt.
-    lean._run(columns, tensors, np.tile(np.arange(len(columns)), (2, 1)))
+    lean.fast._run(tensors, np.tile(np.arange(len(columns)), (2, 1)))
     after = weights(lean)
     assert all(np.isfinite(weight).all() for weight in after.values())
     # A gradient that is not finite would have been taken for 0, and moved nothing.
@@ -345,14 +343,15 @@ class Passing(ConnectorV2):
 def test_what_the_lean_update_does_not_know_is_left_to_rllib(arguments, reason):
     if "observations" in arguments:
         arguments = {**arguments, "rl_module_spec": RLModuleSpec(module_class=_DictModule)}
-    tier = build(ExactPPOTorchLearner, DISCRETE, **arguments).tier
-    assert tier.name == "rllib"
-    assert reason in tier.reason
+    learner = build(ExactPPOTorchLearner, DISCRETE, **arguments)
+    assert learner.fast is None
+    assert reason in learner.why_not_fast
 
 
 def test_a_hook_is_seen():
     learner = build(_Hooked, DISCRETE)
-    assert (learner.tier.name, learner.tier.reason) == ("autograd", "the module has hooks")
+    fast = learner.fast
+    assert (fast.gradients, fast.reason) == ("autograd", "the module has hooks")
 
 
 class _Hooked(ExactPPOTorchLearner):
@@ -383,16 +382,16 @@ def _rank(rank: int, directory: str) -> None:
         "gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2
     )
     found: dict[str, Any] = {}
-    for tier, arguments in SEVERAL.items():
+    for gradients, arguments in SEVERAL.items():
         for cls in (PPOTorchLearner, ExactPPOTorchLearner):
             learner = build(cls, learner={"num_learners": 2}, **arguments)
             for seed in (0, 1):
                 chunks = episodes(learner, seed=2 * seed + rank)[rank:]
                 update(learner, chunks, Settings(minibatches=6), seed=seed)
-            found[f"{tier} {cls.__name__}"] = weights(learner)
-        assert learner.tier.name == tier
+            found[f"{gradients} {cls.__name__}"] = weights(learner)
+        assert learner.fast.gradients == gradients
         again = build(ExactPPOTorchLearner, learner={"num_learners": 2}, **arguments)
-        found[f"{tier} order"] = again.exact_state()["minibatch_order"]
+        found[f"{gradients} order"] = again.exact_state()["minibatch_order"]
     Path(directory, f"{rank}.pkl").write_bytes(pickle.dumps(found))
     torch.distributed.destroy_process_group()
 
@@ -401,8 +400,8 @@ def _rank(rank: int, directory: str) -> None:
 def test_two_learners_hold_the_same_weights_and_rllibs(tmp_path):
     torch.multiprocessing.spawn(_rank, (tmp_path.as_posix(),), nprocs=2)
     one, other = (pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in (0, 1))
-    for tier in SEVERAL:
-        assert one[f"{tier} order"] != other[f"{tier} order"]
-        for name, weight in one[f"{tier} ExactPPOTorchLearner"].items():
-            np.testing.assert_array_equal(weight, other[f"{tier} ExactPPOTorchLearner"][name])
-            agree(weight, one[f"{tier} PPOTorchLearner"][name])
+    for gradients in SEVERAL:
+        assert one[f"{gradients} order"] != other[f"{gradients} order"]
+        for name, weight in one[f"{gradients} ExactPPOTorchLearner"].items():
+            np.testing.assert_array_equal(weight, other[f"{gradients} ExactPPOTorchLearner"][name])
+            agree(weight, one[f"{gradients} PPOTorchLearner"][name])

@@ -47,7 +47,7 @@ def undisturbed(local_ray: None) -> list[Iteration]:
 
 def pids(algorithm: Told, count: int) -> list[int]:
     """Of the runners' processes, in group order, once so many are there."""
-    pool = algorithm._groups._pool
+    pool = algorithm.env_groups._pool
     deadline = time.monotonic() + 600
     while len(pool.up) < count:
         assert time.monotonic() < deadline, f"{len(pool.up)} of {count} came"
@@ -104,7 +104,7 @@ def test_a_runner_killed_at_any_moment_changes_nothing(undisturbed, kill_while_s
             algorithm, 2
         )  # The loss of one that had done nothing yet is told when the next one comes.
         assert sorted(losses(algorithm.told)) == [0, 1, 1]
-        assert algorithm._groups._pool.failures == 3
+        assert algorithm.env_groups._pool.failures == 3
     assert unlike(undisturbed, trail) == []
 
 
@@ -205,7 +205,7 @@ def test_what_a_step_raises_in_a_runner_is_what_the_trial_raises():
 def test_a_runner_that_ray_does_not_start_again_ends_the_trial():
     with built(**{**TWO, "env_runners": {"num_env_runners": 1}}) as algorithm:
         iterate(algorithm, 1)
-        (host,) = algorithm._groups._pool.up
+        (host,) = algorithm.env_groups._pool.up
         ray.kill(host.actor)
         with pytest.raises(RunnerLost, match="No env runner is left, and Ray restarts none"):
             iterate(algorithm, 1)

@@ -168,7 +168,7 @@ def test_a_part_of_the_weights_is_refused():
 
 def test_a_module_with_more_on_runners_than_on_the_learner_is_refused():
     sampler, learner = made(own(MoreOnRunners))
-    with pytest.raises(RaytrainError, match="has own, which the learner's module has not"):
+    with pytest.raises(RaytrainError, match="has own, which the learner's module lacks"):
         sync_of(learner, sampler)
 
 

@@ -55,8 +55,9 @@ def saved(place: Path, **sections: Any) -> tuple[Path, dict[str, Any]]:
 def facts(algorithm: Told) -> dict[str, Any]:
     def of_learner(learner: Any) -> dict[str, Any]:
         ((_, optimizer),) = learner.get_optimizers_for_module(MODULE_ID)
+        state = learner.module[MODULE_ID].unwrapped().state_dict()
         return {
-            "weights": learner.weights(),
+            "weights": {name: value.cpu().numpy().copy() for name, value in state.items()},
             "kl_coeff": float(learner.curr_kl_coeffs_per_module[MODULE_ID]),
             "lr": float(optimizer.param_groups[0]["lr"]),
             "adam_steps": sorted({int(state["step"]) for state in optimizer.state.values()}),

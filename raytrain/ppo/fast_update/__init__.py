@@ -1,6 +1,5 @@
-"""The lean PPO update of the learner: `eligibility` says which way, `minibatch_loop` goes it.
+"""The fast PPO update of the learner: `FastUpdate.of(learner)` in `update` is the one way in.
 
-episodes ─> `train_batch` ─> `advantages` ─> `minibatches` ─> for each: gradient
-    (`mlp_network` and `loss_gradients` by hand, or `loss` with autograd)
-    ─> `gradient_step` ─> `flat_adam`;   `metrics` at the end
+`eligibility` says which learners it serves. For each minibatch the gradient comes from `mlp_network` and
+`loss_gradients` (by hand) or from `loss` (autograd), and `gradient_step` and `flat_adam` apply it.
 """

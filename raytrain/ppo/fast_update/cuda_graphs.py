@@ -22,7 +22,7 @@ import torch
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.gradient_step import GradientStep
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
-from raytrain.ppo.fast_update.minibatch_loop import AutogradSteps, TensorColumns
+from raytrain.ppo.fast_update.minibatch_loop import AutogradSteps, Loss, TensorColumns
 from raytrain.ppo.fast_update.train_batch import Array
 
 _WARM_UPS = 3
@@ -61,7 +61,7 @@ class GraphedSteps(AutogradSteps):
     def begin(self, columns: TensorColumns, settings: LossSettings) -> None:
         super().begin(self._keep(columns), self._with_tensors(settings))
 
-    def run(self, rows: Array, loss: Callable[[TensorColumns], torch.Tensor] | None = None) -> None:
+    def run(self, rows: Array, loss: Loss | None = None) -> None:
         """With `loss` nothing is captured."""
         if loss is not None or self._refused or not len(rows):
             super().run(rows, loss)

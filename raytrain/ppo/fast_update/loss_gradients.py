@@ -8,19 +8,24 @@ with r = exp(logp - logp_old) (Schulman et al. 2017, https://arxiv.org/abs/1707.
 The first term's derivative by logp is -A r where r is not clipped and 0 where it is; each action head
 turns it into derivatives by its outputs, together with those of H and KL.
 
-Everything is a column a row: an array (n,), or (K, n) with one line for each output. The arithmetic is in
-`kernels`, a loop for each distribution.
+An array has a column for each row of the minibatch: (n,), or (K, n) with a line for each output. The
+arithmetic is in `kernels`, a loop for each distribution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
+from ray.rllib.core.columns import Columns
+from ray.rllib.evaluation.postprocessing import Postprocessing
 
-from raytrain.ppo.fast_update.train_batch import Array, TrainBatch
+from raytrain.ppo.fast_update.train_batch import Array
+
+ArrayColumns = dict[str, Array]
+"""The columns of a train batch, advantages included, by RLlib's names."""
 
 
 @dataclass(frozen=True)
@@ -40,79 +45,49 @@ class LossSettings:
         return self.vf_clip_param, self.vf_loss_coeff, self.entropy_coeff, self.kl_coeff
 
 
-class ActionHead(Protocol):
-    """An action distribution: which columns of the batch it needs, and the loss's derivatives."""
+@dataclass(frozen=True)
+class ActionHead:
+    """An action distribution: the loop that writes the loss's derivatives, and what it needs."""
 
-    def columns(self, batch: TrainBatch) -> list[Array]:
-        """Lines (N,) that stand behind `advantage_columns` in a minibatch."""
-
-    def differentiate(
-        self, outputs: Array, values: Array, columns: Array, d_outputs: Array, d_values: Array
-    ) -> None:
-        """Write the loss's derivatives by the network's outputs, (K, n), and values, (n,)."""
-
-    def use(self, settings: LossSettings) -> None:
-        """The coefficients from now on."""
+    kernel: Callable[..., None]
+    lines: Callable[[ArrayColumns], list[Array]]
+    """Of a batch: lines (N,) that stand behind `advantage_columns` in a minibatch."""
+    arguments: tuple[Any, ...] = ()
+    """What the loop takes before the coefficients."""
 
 
-def advantage_columns(
-    batch: TrainBatch, advantages: Array, targets: Array, settings: LossSettings
-) -> list[Array]:
+def advantage_columns(batch: ArrayColumns, settings: LossSettings) -> list[Array]:
     """The first lines of a minibatch, (N,) each: old logp, advantages, their caps, value targets."""
+    advantages, targets = batch[Postprocessing.ADVANTAGES], batch[Postprocessing.VALUE_TARGETS]
     # A r is clipped where it exceeds A times the bound on A's side.
     bound = np.where(advantages > 0, 1 + settings.clip_param, 1 - settings.clip_param)
-    return [batch.logp, advantages, advantages * bound.astype(np.float32), targets]
+    return [batch[Columns.ACTION_LOGP], advantages, advantages * bound.astype(np.float32), targets]
 
 
-class CategoricalHead:
-    """A categorical distribution over A actions; the outputs are logits."""
+def categorical_head(actions: int) -> ActionHead:
+    """A categorical distribution over `actions` actions; the outputs are logits."""
+    # Importing Numba takes half a second, and only an update needs it.
+    from raytrain.ppo.fast_update import kernels
 
-    def __init__(self, actions: int) -> None:
-        # Importing Numba takes half a second, and only who updates needs it.
-        from raytrain.ppo.fast_update import kernels
-
-        self._kernel: Callable[..., None] = kernels.categorical()
-        self._actions = actions
-
-    def columns(self, batch: TrainBatch) -> list[Array]:
-        one_hot = (np.arange(self._actions)[:, None] == batch.actions[None]).astype(np.float32)
-        logits = batch.dist_inputs.T
+    def lines(batch: ArrayColumns) -> list[Array]:
+        chosen, logits = batch[Columns.ACTIONS], batch[Columns.ACTION_DIST_INPUTS].T
+        one_hot = (np.arange(actions)[:, None] == chosen[None]).astype(np.float32)
         old = np.exp(logits - logits.max(axis=0))
         return [*one_hot, *(old / old.sum(axis=0))]
 
-    def use(self, settings: LossSettings) -> None:
-        self._coefficients = settings.coefficients
-
-    def differentiate(
-        self, outputs: Array, values: Array, columns: Array, d_outputs: Array, d_values: Array
-    ) -> None:
-        self._kernel(outputs, values, columns, d_outputs, d_values, *self._coefficients)
+    return ActionHead(kernels.categorical(), lines)
 
 
-class GaussianHead:
+def gaussian_head(log_std_clip: float, free: tuple[Array, Array] | None) -> ActionHead:
     """A diagonal Gaussian over A action dimensions; the outputs are means and log-stds, (2A, n).
 
     With a free log-std the outputs are the means alone, and `free` holds the parameter and its
     gradient, (A, 1) each.
     """
+    from raytrain.ppo.fast_update import kernels
 
-    def __init__(self, *, log_std_clip: float | None, free: tuple[Array, Array] | None) -> None:
-        from raytrain.ppo.fast_update import kernels
+    def lines(batch: ArrayColumns) -> list[Array]:
+        return [*batch[Columns.ACTIONS].T, *batch[Columns.ACTION_DIST_INPUTS].T]
 
-        self._kernel: Callable[..., None] = kernels.gaussian()
-        none = np.empty((0, 1), np.float32)
-        self._free = (none, none) if free is None else free
-        self._clip = float("inf") if log_std_clip is None else log_std_clip
-
-    def columns(self, batch: TrainBatch) -> list[Array]:
-        return [*batch.actions.T, *batch.dist_inputs.T]
-
-    def use(self, settings: LossSettings) -> None:
-        self._coefficients = self._clip, *settings.coefficients
-
-    def differentiate(
-        self, outputs: Array, values: Array, columns: Array, d_outputs: Array, d_values: Array
-    ) -> None:
-        self._kernel(
-            outputs, values, columns, d_outputs, d_values, *self._free, *self._coefficients
-        )
+    none = np.empty((0, 1), np.float32)
+    return ActionHead(kernels.gaussian(), lines, (*(free or (none, none)), log_std_clip))

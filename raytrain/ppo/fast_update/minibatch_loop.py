@@ -1,7 +1,8 @@
 """The minibatch loop of a PPO update, in two ways: by hand, and with autograd.
 
-    steps.begin(batch, advantages, targets, settings)
-    steps.run(rows)             rows of the batch, (M, minibatch_size); as often as wanted
+    steps.begin(columns, settings)
+    steps.run(rows)              rows of the batch, (M, minibatch_size); as often as wanted
+    steps.run(rows, loss)        the same, and `loss` computes each minibatch's loss, and may log it
     steps.end()
 
 `HandWrittenSteps` is for RLlib's default network of dense layers on a CPU, `AutogradSteps` for every
@@ -15,20 +16,21 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from ray.rllib.core.columns import Columns
 
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.gradient_step import GradientStep
 from raytrain.ppo.fast_update.loss_gradients import (
-    ActionHead,
-    CategoricalHead,
-    GaussianHead,
     LossSettings,
     advantage_columns,
+    categorical_head,
+    gaussian_head,
 )
 from raytrain.ppo.fast_update.mlp_network import Buffers, Matrices, MlpPolicy, Pass
-from raytrain.ppo.fast_update.train_batch import Array, TrainBatch
+from raytrain.ppo.fast_update.train_batch import Array
 
 TensorColumns = dict[str, torch.Tensor]
+Loss = Callable[[TensorColumns], torch.Tensor]
 
 _ROWS_AT_ONCE = 4096
 """Rows that are gathered in one go: minibatches are then slices, and the slices are in the cache."""
@@ -43,27 +45,38 @@ class HandWrittenSteps:
         self._gradient = Matrices(network, adam.gradient)
         self._buffers = Buffers()
         self._passes: dict[int, Pass] = {}
-        self._head = self._action_head()
+        clip, free = network.log_std_clip, None
+        if self._weights.log_std is not None and self._gradient.log_std is not None:
+            free = self._weights.log_std, self._gradient.log_std
+        self._head = (
+            categorical_head(network.policy_head.out_features)
+            if clip is None
+            else gaussian_head(clip, free)
+        )
 
-    def begin(
-        self, batch: TrainBatch, advantages: Array, targets: Array, settings: LossSettings
-    ) -> None:
+    def begin(self, columns: TensorColumns, settings: LossSettings) -> None:
         self._adam.begin()
-        self._head.use(settings)
-        self._loss_mask, self._obs = batch.loss_mask, batch.obs
-        lines = advantage_columns(batch, advantages, targets, settings) + self._head.columns(batch)
+        self._arguments = (*self._head.arguments, *settings.coefficients)
+        self._tensors = columns
+        arrays = {name: column.numpy() for name, column in columns.items()}
+        self._loss_mask, self._obs = arrays[Columns.LOSS_MASK], arrays[Columns.OBS]
+        lines = advantage_columns(arrays, settings) + self._head.lines(arrays)
         self._columns = np.stack(lines).astype(np.float32, copy=False)
 
-    def run(self, rows: Array) -> None:
+    def run(self, rows: Array, loss: Loss | None = None) -> None:
+        if loss is not None:
+            with torch.no_grad():
+                for index in torch.from_numpy(rows):
+                    loss({name: column[index] for name, column in self._tensors.items()})
         at_once = max(1, _ROWS_AT_ONCE // rows.shape[1])
-        # What is not finite is dealt with in `GradientStep`, and told in the metrics.
+        # What is not finite is dealt with in `GradientStep`, and shows in the metrics.
         with np.errstate(all="ignore"):
             for first in range(0, len(rows), at_once):
                 self._run_some(rows[first : first + at_once])
 
     def end(self) -> None:
         self._adam.end()
-        del self._obs, self._columns
+        del self._obs, self._tensors, self._columns
 
     def _run_some(self, rows: Array) -> None:
         # Bootstrap rows count in a minibatch's size, and have no part in its loss.
@@ -88,18 +101,10 @@ class HandWrittenSteps:
             net = Pass(self._network, self._weights, self._gradient, n, self._buffers)
             self._passes[n] = net
         net.forward(obs)
-        self._head.differentiate(net.outputs, net.values, columns, net.d_outputs, net.d_values)
+        self._head.kernel(
+            net.outputs, net.values, columns, net.d_outputs, net.d_values, *self._arguments
+        )
         net.backward(obs)
-
-    def _action_head(self) -> ActionHead:
-        outputs = self._network.policy_head.out_features
-        clip = self._network.log_std_clip
-        if clip is None:
-            return CategoricalHead(outputs)
-        free = None
-        if self._weights.log_std is not None and self._gradient.log_std is not None:
-            free = self._weights.log_std, self._gradient.log_std
-        return GaussianHead(log_std_clip=clip, free=free)
 
 
 class AutogradSteps:
@@ -117,8 +122,7 @@ class AutogradSteps:
         self._adam.begin()
         self._columns, self._settings = columns, settings
 
-    def run(self, rows: Array, loss: Callable[[TensorColumns], torch.Tensor] | None = None) -> None:
-        """With `loss` instead of the one given to the constructor, if there is one."""
+    def run(self, rows: Array, loss: Loss | None = None) -> None:
         for index in torch.from_numpy(rows).to(self._adam.weights.device):
             self._step(index, loss)
 
@@ -126,16 +130,14 @@ class AutogradSteps:
         self._adam.end()
         del self._columns
 
-    def _step(
-        self, index: torch.Tensor, loss: Callable[[TensorColumns], torch.Tensor] | None = None
-    ) -> None:
+    def _step(self, index: torch.Tensor, loss: Loss | None = None) -> None:
         minibatch = {name: column.index_select(0, index) for name, column in self._columns.items()}
         total = self._loss(minibatch, self._settings) if loss is None else loss(minibatch)
         # Not `backward`: it would go through the hooks of DistributedDataParallel.
-        found = torch.autograd.grad(total, self._adam.parameters, allow_unused=True)
+        gradients = torch.autograd.grad(total, self._adam.parameters, allow_unused=True)
         flat = [
             (torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1)
-            for parameter, gradient in zip(self._adam.parameters, found, strict=True)
+            for parameter, gradient in zip(self._adam.parameters, gradients, strict=True)
         ]
         torch.cat(flat, out=self._adam.gradient)
         self._gradient_step.apply()

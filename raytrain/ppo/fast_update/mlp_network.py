@@ -19,16 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
-from ray.rllib.core.models.torch.encoder import TorchActorCriticEncoder, TorchMLPEncoder
-from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
 from torch import nn
 
+from raytrain.policy.rllib_network import NotDefaultNetwork, PolicyLayers, value_layers
 from raytrain.ppo.fast_update.train_batch import Array
-
-
-class NotThisNetwork(Exception):
-    """The module is something else than dense layers in RLlib's default arrangement."""
 
 
 @dataclass(frozen=True)
@@ -46,32 +40,19 @@ class MlpPolicy:
 
     @classmethod
     def of(cls, module: Any) -> MlpPolicy:
-        """Raises NotThisNetwork, saying what is in the way."""
-        if type(module) is not DefaultPPOTorchRLModule:
-            raise NotThisNetwork(f"the module is a {type(module).__name__}")
-        if type(module.encoder) is not TorchActorCriticEncoder:
-            raise NotThisNetwork(f"the encoder is a {type(module.encoder).__name__}")
-        if _has_hooks(module):
-            raise NotThisNetwork("the module has hooks")
-        if module.encoder.config.shared:
-            encoders = [module.encoder.encoder]
-        else:
-            encoders = [module.encoder.actor_encoder, module.encoder.critic_encoder]
+        """Raises NotDefaultNetwork, also for a default network of other layers."""
+        policy, (critic, value_head) = PolicyLayers.of(module), value_layers(module)
+        encoders = [policy.encoder] if critic is None else [policy.encoder, critic]
         stacks = [_dense_layers(encoder) for encoder in encoders]
-        free = type(module.pi) is TorchFreeLogStdMLPHead
-        if not free and type(module.pi) is not TorchMLPHead:
-            raise NotThisNetwork(f"the policy head is a {type(module.pi).__name__}")
-        if type(module.vf) is not TorchMLPHead:
-            raise NotThisNetwork(f"the value head is a {type(module.vf).__name__}")
         return cls(
             hidden=tuple(
                 (tuple(linear for linear, _ in layers), layers[0][1])
                 for layers in zip(*stacks, strict=True)
             ),
-            policy_head=_only_layer(module.pi),
-            value_head=_only_layer(module.vf),
-            log_std=module.pi.log_std if free else None,
-            log_std_clip=float(module.pi.log_std_clip_param) if module.pi.clip_log_std else None,
+            policy_head=_only_layer(policy.head),
+            value_head=_only_layer(value_head),
+            log_std=policy.log_std,
+            log_std_clip=policy.log_std_bound,
         )
 
     def parameters(self) -> list[nn.Parameter]:
@@ -241,33 +222,26 @@ class Pass:
         np.matmul(self._ones_row, d_here, out=bias_grad)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(part, name) for part in module.modules() for name in names)
-
-
 _ACTIVATIONS = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 
 
-def _dense_layers(encoder: Any) -> list[tuple[nn.Linear, str]]:
-    """The encoder's layers, each with the activation behind it."""
-    if type(encoder) is not TorchMLPEncoder:
-        raise NotThisNetwork(f"an encoder is a {type(encoder).__name__}")
+def _dense_layers(encoder: list[nn.Module]) -> list[tuple[nn.Linear, str]]:
+    """The encoder's dense layers, each with the activation behind it."""
     layers: list[tuple[nn.Linear, str]] = []
-    for part in encoder.net.mlp:
+    for part in encoder:
         if type(part) is nn.Linear and part.bias is not None:
             layers.append((part, "linear"))
         elif type(part) in _ACTIVATIONS and layers and layers[-1][1] == "linear":
             layers[-1] = (layers[-1][0], _ACTIVATIONS[type(part)])
         else:
-            raise NotThisNetwork(f"the encoder has a layer {part}")
+            raise NotDefaultNetwork(f"the encoder has a layer {part}")
     if not layers:
-        raise NotThisNetwork("the encoder has no layer")
+        raise NotDefaultNetwork("the encoder has no layer")
     return layers
 
 
-def _only_layer(head: Any) -> nn.Linear:
-    layers = list(head.net.mlp)
-    if len(layers) != 1 or type(layers[0]) is not nn.Linear or layers[0].bias is None:
-        raise NotThisNetwork("the heads have hidden layers")
-    return layers[0]
+def _only_layer(head: list[nn.Module]) -> nn.Linear:
+    layer: Any = head[0] if len(head) == 1 else None
+    if type(layer) is not nn.Linear or layer.bias is None:
+        raise NotDefaultNetwork("the heads have hidden layers")
+    return layer

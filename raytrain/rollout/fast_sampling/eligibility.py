@@ -24,22 +24,6 @@ from raytrain.rng import preserved
 from raytrain.rollout.fast_sampling.forward import Acting
 from raytrain.rollout.fast_sampling.vector_step import resets_at_next_step
 
-_TO_MODULE = [
-    "AddObservationsFromEpisodesToBatch",
-    "AddTimeDimToBatchAndZeroPad",
-    "AddStatesFromEpisodesToBatch",
-    "BatchIndividualItems",
-    "NumpyToTensor",
-]
-_TO_ENV = [
-    "GetActions",
-    "TensorToNumpy",
-    "UnBatchToIndividualItems",
-    "RemoveSingleTsTimeRankFromBatch",
-    "NormalizeAndClipActions",
-    "ListifyDataForVectorEnv",
-]
-
 
 def observation_filter(runner: Any) -> Any | None:
     """The MeanStdFilter connector of a runner's env-to-module pipeline, or None."""
@@ -97,14 +81,12 @@ def _about_the_connectors(runner: Any) -> str | None:
         if list(normalising.get_state()) != [None]:
             return "its MeanStdFilter is a multi-agent one"
         pieces = pieces[1:]
-    for pipeline, found, expected in (
-        ("env-to-module", pieces, _TO_MODULE),
-        ("module-to-env", to_env.connectors, _TO_ENV),
+    for pipeline, own, defaults in (
+        ("env-to-module", pieces, _ray.connectors.ENV_TO_MODULE),
+        ("module-to-env", to_env.connectors, _ray.connectors.MODULE_TO_ENV),
     ):
-        names = [type(each).__name__ for each in found]
-        if names != expected:
-            others = [name for name in names if name not in expected]
-            what = f"has {', '.join(others)}" if others else "is not RLlib's default"
+        what = _ray.connectors.why_not_default(map(type, own), defaults)
+        if what:
             return f"its {pipeline} connector pipeline {what}"
     if _ray.runners.state_server(runner) is not None:
         return "it pulls its weights from a state server"

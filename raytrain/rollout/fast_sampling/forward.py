@@ -1,13 +1,8 @@
-"""One batched forward pass a step: from observations to actions, and what the learner needs of them.
+"""One batched forward pass for each step: from observations to actions, and what the learner needs of them.
 
-RLlib's way there is its module, an action distribution object and six connectors. Here the same
-operations run on the same tensors in the same order, without what is around them, so that actions,
-`action_logp` and `action_dist_inputs` are RLlib's to the last bit and draw the same random numbers:
-
-    Discrete        softmax of the normalised logits, one draw by the exponential trick of
-                    `torch.multinomial` (the largest p / q of q ~ Exp(1))
-    MultiDiscrete   the same for each component, in order
-    Box             `torch.normal(mean, exp(log_std))`, the log density as `torch.distributions.Normal`
+RLlib runs its module, an action distribution object and six connectors. Here the same operations run on
+the same tensors in the same order without these, so that actions, `action_logp` and `action_dist_inputs`
+are RLlib's to the last bit and draw the same random numbers (see `policy.distributions`).
 
 Everything else that RLlib can sample from (no exploration, distributions of one's own, modules of one's
 own) goes through its own objects, still as one batch and without connectors.
@@ -26,20 +21,20 @@ import torch
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
-from ray.rllib.core.models.torch.encoder import (
-    TorchActorCriticEncoder,
-    TorchCNNEncoder,
-    TorchMLPEncoder,
+
+from raytrain.policy.arithmetic import as_array
+from raytrain.policy.distributions import (
+    sample_categorical,
+    sample_categoricals,
+    sample_gaussian,
 )
-from ray.rllib.core.models.torch.heads import TorchMLPHead
+from raytrain.policy.rllib_network import NotDefaultNetwork, PolicyLayers
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Layer: TypeAlias = Callable[[Any], Any]
 Outputs: TypeAlias = dict[str, Any]
 Sampling: TypeAlias = Callable[[Any], tuple[Any, Any]]
 """From distribution inputs [N, D] to actions [N, ...] and their log probabilities [N]."""
-
-_LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 
 
 class Acting:
@@ -111,61 +106,34 @@ class Acting:
         return actions, distribution.logp(actions)
 
 
-def as_array(value: Any) -> Any:
-    """As RLlib's TensorToNumpy does: on the CPU, no 64 bits."""
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-    if not isinstance(array, np.ndarray):
-        return array
-    if array.dtype == np.float64:
-        return array.astype(np.float32)
-    if array.dtype == np.int64:
-        return array.astype(np.int32)
-    return array
-
-
 def _layers(module: Any) -> list[Layer] | None:
     """The default PPO module from observations to distribution inputs, as a list of functions; None
     for any other module."""
-    if type(module) is not DefaultPPOTorchRLModule or module.is_stateful():
+    try:
+        network = PolicyLayers.of(module)
+    except NotDefaultNetwork:
         return None
-    encoder = module.encoder
-    if type(encoder) is not TorchActorCriticEncoder or _hooked(module):
-        return None
-    actor = encoder.encoder if encoder.config.shared else encoder.actor_encoder
-    if type(actor) not in (TorchMLPEncoder, TorchCNNEncoder):
+    if module.is_stateful():
         return None
     # Dropout and the like would act otherwise; RLlib's exploration pass does the same.
     module.eval()
-    layers = _flat(actor.net)
-    if type(module.pi) is not TorchMLPHead:
-        return [*layers, module.pi.forward]
-    layers += _flat(module.pi.net)
-    if module.pi.clip_log_std:
-        bound = module.pi.log_std_clip_param_const
-        layers.append(partial(_clip_log_std, low=-bound, high=bound))
-    return layers
-
-
-def _flat(net: torch.nn.Module) -> list[Layer]:
-    """`net` as functions, without the modules that only call others."""
-    inner: Any = getattr(net, "mlp", net)
-    if type(inner) is not torch.nn.Sequential:
-        return [inner.forward]
     layers: list[Layer] = []
-    dense = False  # what came before: a new tensor that nobody else holds
-    for each in inner:
-        if type(each) is torch.nn.Linear and each.bias is not None:
-            layers.append(_Dense(each))
-            dense = True
-            continue
-        if type(each) is torch.nn.Tanh and dense:
-            layers.append(torch.tanh_)
-        elif type(each) is torch.nn.ReLU and dense:
-            layers.append(torch.relu_)
+    for layer in (*network.encoder, *network.head):
+        # Into what the dense layer before has made, which nobody else holds.
+        in_place = _IN_PLACE.get(type(layer)) if layers and type(layers[-1]) is _Dense else None
+        if type(layer) is torch.nn.Linear and layer.bias is not None:
+            layers.append(_Dense(layer))
         else:
-            layers.append(each.forward)
-        dense = False
+            layers.append(in_place or layer.forward)
+    bound = math.inf if network.log_std_bound is None else network.log_std_bound
+    if network.log_std is not None:
+        layers.append(partial(_append, columns=network.log_std.detach().clamp(-bound, bound)))
+    elif network.log_std_bound is not None:
+        layers.append(partial(_clip_log_std, bound=bound))
     return layers
+
+
+_IN_PLACE: dict[type, Layer] = {torch.nn.Tanh: torch.tanh_, torch.nn.ReLU: torch.relu_}
 
 
 class _Dense:
@@ -182,48 +150,23 @@ class _Dense:
         return torch.addmm(self._bias, x, self._weight, out=self._out)
 
 
-def _hooked(module: torch.nn.Module) -> bool:
-    return any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
-
-
-def _clip_log_std(outputs: Any, low: Any, high: Any) -> Any:
-    outputs.chunk(2, dim=-1)[1].clamp_(low, high)
+def _clip_log_std(outputs: Any, bound: float) -> Any:
+    outputs.chunk(2, dim=-1)[1].clamp_(-bound, bound)
     return outputs
+
+
+def _append(outputs: Any, columns: Any) -> Any:
+    return torch.cat([outputs, columns.expand(len(outputs), -1)], dim=-1)
 
 
 def _sampling(module: Any, space: gym.Space[Any]) -> Sampling | None:
     """How to sample from the module's distribution; None if it is none of RLlib's usual ones."""
     kind = module.get_exploration_action_dist_cls()
     if kind is TorchCategorical:
-        return _categorical
+        return sample_categorical
     if kind is TorchDiagGaussian:
-        return _gaussian
+        return sample_gaussian
     # The one of a MultiDiscrete space is a class that RLlib makes for it.
     if isinstance(space, gym.spaces.MultiDiscrete) and type(module) is DefaultPPOTorchRLModule:
-        return partial(_categoricals, sizes=[int(n) for n in space.nvec])
+        return partial(sample_categoricals, sizes=[int(n) for n in space.nvec])
     return None
-
-
-def _categorical(logits: Any) -> tuple[Any, Any]:
-    # logsumexp in the operations it consists of, without its detours: about a third of the time. (It
-    # takes infinite maxima for 0; here they become NaN, which the sampler reports.)
-    largest = logits.amax(-1, True)
-    normalised = logits - (logits - largest).exp_().sum(-1, True).log_().add_(largest)
-    race = torch.softmax(normalised, -1)
-    race.div_(torch.empty_like(race).exponential_())
-    actions = race.argmax(-1, True)
-    return actions.squeeze(-1), normalised.gather(-1, actions).squeeze(-1)
-
-
-def _categoricals(logits: Any, sizes: list[int]) -> tuple[Any, Any]:
-    drawn = [_categorical(each) for each in torch.split(logits, sizes, dim=-1)]
-    actions = torch.stack([each for each, _ in drawn], dim=-1)
-    return actions, torch.sum(torch.stack([logp for _, logp in drawn]), dim=0)
-
-
-def _gaussian(inputs: Any) -> tuple[Any, Any]:
-    mean, log_std = inputs.chunk(2, dim=-1)
-    std = log_std.exp()
-    actions = torch.normal(mean, std)
-    logp = (actions - mean).pow_(2).neg_().div_(std.pow(2).mul_(2))
-    return actions, logp.sub_(std.log_()).sub_(_LOG_SQRT_2PI).sum(-1)

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from ray.rllib.utils.numpy import SMALL_NUMBER
 
 from raytrain import _ray
+from raytrain.policy.arithmetic import filter_divisor, normalise
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -40,14 +40,15 @@ class BatchFilter:
             means[index] = stats.mean_array
             squares[index] = stats.sum_sq_diff_array
             counts[index] = stats.num_pushes
-        result: Array = observations
-        if self._filter.demean:
-            result = result - means
-        if self._filter.destd:
-            result = result / (_std(squares, counts) + SMALL_NUMBER)
-        if self._filter.clip:
-            result = np.clip(result, -self._filter.clip, self._filter.clip)
-        observations[...] = result
+        normalised = normalise(
+            observations,
+            means,
+            filter_divisor(squares, counts.reshape(-1, *[1] * (squares.ndim - 1))),
+            center=self._filter.demean,
+            scale=self._filter.destd,
+            clip=self._filter.clip,
+        )
+        observations[...] = normalised
 
 
 def _push(stats: Any, observation: Array) -> None:
@@ -66,13 +67,3 @@ def _push(stats: Any, observation: Array) -> None:
     delta *= observation - mean
     stats.sum_sq_diff_array += delta
     stats.sum_sq_diff_delta_array += delta
-
-
-def _std(squares: Array, counts: Array) -> Array:
-    """`RunningStat.std` for a batch: float32."""
-    counts = counts.reshape(-1, *[1] * (squares.ndim - 1))
-    variance = np.zeros(squares.shape, np.float32)
-    np.divide(squares, counts - 1, out=squares, where=counts > 1)
-    np.copyto(variance, squares, where=counts > 1, casting="same_kind")
-    result: Array = np.sqrt(np.maximum(0, variance))
-    return result

@@ -16,7 +16,6 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from support.learner_pairs import BOX, DISCRETE, OBSERVATIONS, Settings, build, update, weights
 
-from raytrain.ppo.fast_update.eligibility import RLLIB, Tier
 from raytrain.ppo.fast_update.loss import ppo_loss
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
 from raytrain.ppo.fast_update.minibatches import last_with_a_step
@@ -31,8 +30,9 @@ class NotRllibsOwn(DefaultPPOTorchRLModule):
 
 
 class InRllibsWay(ExactPPOTorchLearner):
-    def _tier(self) -> Tier:
-        return Tier(RLLIB)
+    def build(self) -> None:
+        super().build()
+        self.fast = None
 
 
 OWN = {"rl_module_spec": RLModuleSpec(module_class=NotRllibsOwn)}
@@ -82,7 +82,7 @@ def test_every_way_goes_on_and_tells_the_losses_of_the_last_step(actions: Any, c
         learner = build(
             actions=actions, training={"grad_clip": clip}, minibatch_size=1, **arguments
         )
-        assert learner.tier.name == way
+        assert (learner.fast.gradients if learner.fast else "rllib") == way
         chunks = one_step_episodes(learner.module[MODULE_ID].unwrapped(), 5)
         results = update(learner, chunks, ROW_BY_ROW)
         told[way] = {name: float(results[f"{MODULE_ID}/{name}"]) for name in LOSSES}
