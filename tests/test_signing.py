@@ -77,7 +77,7 @@ def _other(value: Any) -> Any:
 def test_a_signature_of_one_kind_of_file_is_none_of_another(key: str) -> None:
     document = signed("manifest", {"iteration": 3})
     assert unsigned("manifest", document) == {"iteration": 3}
-    with pytest.raises(ValueError, match="its signature is not that"):
+    with pytest.raises(ValueError, match="its signature does not match"):
         unsigned("experiment", document)
 
 

@@ -49,8 +49,8 @@ def read_json(file: Location) -> Any:
 
 
 def validated(schema: TypeAdapter[_T], document: Mapping[str, Any]) -> _T:
-    """`document` as what `schema` describes. Raises `ValueError`, naming the first key that is wrong
-    and what was found there.
+    """`document` as what `schema` describes. Raises `ValueError`, naming the first key that is
+    wrong and what was found there.
     """
     try:
         return schema.validate_python(document)

@@ -509,8 +509,8 @@ def refuse_credentials(uri: str) -> None:
     if _CREDENTIALS.search(uri):
         scheme = uri.partition("://")[0]
         raise BadInput(
-            f"The storage path {scheme}://... holds credentials. It is written to storage and logs, "
-            "so pass them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"The storage path {scheme}://... holds credentials. It is written to storage and "
+            "logs, so pass them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "GOOGLE_APPLICATION_CREDENTIALS, ...) or the machine's role; see docs/security.md."
         )
 

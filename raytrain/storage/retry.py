@@ -9,8 +9,8 @@ only: a mistyped endpoint should not take minutes, nor should the end of a run o
 gone.
 
 Requests that fail now and then are not reported. A request that has failed for `TELL_AFTER_S` is an
-outage: one message when it begins and one when it is over go to whoever has called `listen`, however
-many requests and threads fail.
+outage: one message when it begins and one when it is over go to whoever has called `listen`,
+however many requests and threads fail.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class TrialDirectory:
             location,
             wait=_LOCK_PATIENCE_S,
             note={"node": node},
-            out_of_the_world=lambda holder: "node" in holder and node_is_gone(str(holder["node"])),
+            holder_is_gone=lambda holder: "node" in holder and node_is_gone(str(holder["node"])),
         )
         self._is_own = is_own
         self._fencing = FencingToken(location, self._lock)
