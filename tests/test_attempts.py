@@ -114,7 +114,7 @@ def test_a_failure_is_told_although_storage_does_not_say_who_writes(
     trial = begun(place(tmp_path, True))
 
     def away(*_: object) -> None:
-        raise StorageError("Checking the lock failed", path="trial", errno=errno.EIO)
+        raise StorageError("Checking the lock failed", errno=errno.EIO)
 
     with monkeypatch.context() as patch:
         patch.setattr(DirectoryLock, "check", away)

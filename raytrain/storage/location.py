@@ -74,9 +74,8 @@ _REMEDIES_OF_A_STORE = {
 class StorageError(RaytrainError):
     """The storage refused an operation. `errno` is the system's number, or None."""
 
-    def __init__(self, message: str, *, path: str, errno: int | None = None) -> None:
+    def __init__(self, message: str, *, errno: int | None = None) -> None:
         super().__init__(message)
-        self.path = path
         self.errno = errno
 
 
@@ -91,7 +90,7 @@ def storage_errors(doing: str, where: Location) -> Iterator[None]:
         message = printable(f"{doing} failed at {path}: {reason.rstrip('.')}. {_remedy(error)}")
         missing = isinstance(error, FileNotFoundError)  # Some file systems leave the number out.
         number = errno.ENOENT if missing else error.errno
-        raise StorageError(message, path=path, errno=number) from error
+        raise StorageError(message, errno=number) from error
 
 
 def _remedy(error: OSError) -> str:
@@ -141,7 +140,7 @@ class Location:
             return cls._through_fsspec(text, refusal)
         except OSError as error:  # S3 is asked for the region of a bucket.
             message = printable(f"Opening the storage {text} failed: {error}. {_remedy(error)}")
-            raise StorageError(message, path=text, errno=error.errno) from error
+            raise StorageError(message, errno=error.errno) from error
         if not path.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
             raise BadInput(
                 f"{text!r} names no bucket. Write {text.partition('://')[0]}://BUCKET/DIRECTORY."

@@ -388,8 +388,7 @@ class TrialDirectory:
                 self._mirror.upload()
             except OSError as error:
                 raise StorageError(
-                    f"The records could not be copied to {self.location}: {error}",
-                    path=str(self.location),
+                    f"The records could not be copied to {self.location}: {error}"
                 ) from error
 
     def _note_failed_save(self, name: str, iteration: int, error: Exception) -> None:
