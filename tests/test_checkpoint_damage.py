@@ -324,7 +324,7 @@ def test_resolve(tmp_path: Path) -> None:
         (f"{experiment}:final", "no complete checkpoint"),
         (f"{tmp_path}/nothing", "no directory"),
         (f"{tmp_path}/nothing:best", "no directory"),
-        (f"{experiment}:bst", "no name 'bst'.* After the colon stands best or final"),
+        (f"{experiment}:bst", "no name 'bst'.* After the colon write best or final"),
         (f"{trial}/checkpoint_000001/resume", "neither a checkpoint"),
         ("warp://x/y", "Cannot open"),
     ]:
