@@ -45,8 +45,7 @@ _LOOK_EVERY_S = 0.5
 class CommitJob:
     """`name`: where the checkpoint goes, relative to the trial. `final` and `stages/...` are
     replaced if they exist; any other must be new. `prepare` and `before_manifest` are called in the
-    background (see the module's docstring).
-    """
+    background (see the module's docstring)."""
 
     staging: Path
     name: str
@@ -79,8 +78,7 @@ class CommitOutcome:
 class BestPolicy:
     """Higher is better for `max`, lower for `min`. NaN and a missing score are never best, and a
     tie changes nothing. Scores of stages with different numbers in `eras` are not compared: the
-    later stage is better. `ranked` gives a checkpoint its score under the current metric.
-    """
+    later stage is better. `ranked` gives a checkpoint its score under the current metric."""
 
     mode: str = "max"
     eras: Mapping[str, int] = field(default_factory=dict)

@@ -136,16 +136,14 @@ Remembered = MutableMapping[str, tuple[Listed, Manifest]]
 class Catalogue:
     """The checkpoints in one trial directory. Methods raise `StorageError` if the storage cannot be
     read. With `remembered`, a manifest whose listing has not changed is not read again, except for
-    `verify`, which reads every byte.
-    """
+    `verify`, which reads every byte."""
 
     trial: Location
     remembered: Remembered | None = field(default=None, compare=False)
 
     def entries(self, verify: bool = False) -> list[Entry]:
         """All checkpoints by iteration, the quarantine last. With `verify` every byte is read,
-        except in the quarantine.
-        """
+        except in the quarantine."""
         return self._entries(_is_checkpoint_path, verify)
 
     def periodic(self) -> list[Entry]:
@@ -184,8 +182,7 @@ class Catalogue:
 
     def choose_for_resume(self) -> Choice | None:
         """The newest good checkpoint and the damaged ones skipped; None if there never was one.
-        Raises `NoGoodCheckpoint` if there are only damaged ones, including the quarantine.
-        """
+        Raises `NoGoodCheckpoint` if there are only damaged ones, including the quarantine."""
         choice = self.newest_good()
         if choice.entry:
             return choice
@@ -209,8 +206,7 @@ class Catalogue:
         self, entry: Entry, directory: str, name: str = "", fence: Fence = nothing
     ) -> Location:
         """Move a checkpoint, good or damaged, into a directory of the trial, under `name` or its
-        own; its new place.
-        """
+        own; its new place."""
 
         def is_the_same(place: Location) -> bool:
             return check(place, contents=False).manifest == entry.manifest

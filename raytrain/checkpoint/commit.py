@@ -92,8 +92,7 @@ class DamagedCheckpoint(RaytrainError):
 @dataclass(frozen=True)
 class Source:
     """A file to put into a checkpoint. `expected`: its entry in a manifest; `take`: it
-    may be moved.
-    """
+    may be moved."""
 
     name: str
     place: Location
@@ -122,8 +121,7 @@ def state_by_names(names: Collection[str], *, local: bool) -> State:
 
 def is_complete(names: Collection[str]) -> bool:
     """Whether there is a manifest, and any file that it could list: on an object store the manifest
-    of a deleted checkpoint may arrive late.
-    """
+    of a deleted checkpoint may arrive late."""
     return MANIFEST_NAME in names and not set(names) <= {MANIFEST_NAME, INCOMPLETE_NAME}
 
 
@@ -153,9 +151,8 @@ def commit(
 
 
 def copy_checkpoint(source: Location, target: Location, fence: Fence) -> Manifest:
-    """Copy a checkpoint and its manifest to `target`, where there must be none. Raises as `commit`,
-    and `DamagedCheckpoint`.
-    """
+    """Copy a checkpoint and its manifest to `target`, where there must be none. Raises as
+    `commit`, and `DamagedCheckpoint`."""
     with storage_errors(f"Copying {source.name} to {target.name}", target):
         manifest = read_manifest(source)
         return write_checkpoint(
@@ -194,8 +191,7 @@ def write_checkpoint(
 ) -> Manifest:
     """The protocol of the module's docstring. Raises `OSError`. Without `marked` there is no marker
     elsewhere than on a local disk, and nothing may be at `target`: for a name that counts as a
-    checkpoint only once its manifest is there.
-    """
+    checkpoint only once its manifest is there."""
     manifest.with_files(()).to_json()  # Fails before anything is written if it cannot be written.
     local = target.is_local
     has_marker = marked and not local
@@ -245,8 +241,7 @@ def write_checkpoint(
 
 def remove_checkpoint(place: Location, fence: Fence = nothing) -> None:
     """Delete a checkpoint, or garbage, so that a kill in between leaves nothing that looks good or
-    damaged. Raises what `fence` raises; on a local disk the checkpoint is in its place then.
-    """
+    damaged. Raises what `fence` raises; on a local disk the checkpoint is in its place then."""
     if place.is_local:
         if not place.exists():
             return
@@ -312,8 +307,7 @@ def _write_manifest(directory: int, manifest: Manifest) -> None:
 
 def move_checkpoint(source: Location, target: Location) -> None:
     """Move a checkpoint, good or damaged, to a free place; elsewhere than on a local disk by
-    copying and deleting it.
-    """
+    copying and deleting it."""
     if source.is_local:
         source.move_tree(target)
         return

@@ -31,9 +31,8 @@ FORMAT = 1
 
 
 class ExperimentFileError(BadInput):
-    """`experiment.json` is missing or damaged; with `is_damage` False it is signed with another key,
-    or has another format.
-    """
+    """`experiment.json` is missing or damaged; with `is_damage` False it is signed with another
+    key, or has another format."""
 
     def __init__(self, message: str, *, is_damage: bool = True) -> None:
         super().__init__(message)
@@ -131,8 +130,7 @@ def _trusted(plain: Mapping[str, Any], place: Location) -> dict[str, Any]:
 
 def require_key(experiment: ExperimentFile, place: Location) -> None:
     """Raise `BadInput` in a process without a key that is about to write into a signed run: all
-    others would refuse its checkpoints.
-    """
+    others would refuse its checkpoints."""
     if experiment.was_signed and signing_key() is None:
         raise BadInput(
             f"{place} is signed, but {KEY_VARIABLE} is not set on this machine "

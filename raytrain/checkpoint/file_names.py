@@ -63,9 +63,9 @@ def numbered(name: str) -> tuple[str, int] | None:
 
 
 def own_name(trial: Location, name: str, attempt: int) -> str:
-    """The name under which a checkpoint is written. A numbered one includes the attempt, so that no
-    other attempt writes there. On a local disk a rename ensures that; attempt 1 has none before it.
-    """
+    """The name under which a checkpoint is written. A numbered one includes the attempt, so
+    that no other attempt writes there. On a local disk a rename ensures that; attempt 1 has
+    none before it."""
     if trial.is_local or attempt <= 1 or not numbered(name):
         return name
     return f"{name}.{attempt}"

@@ -46,8 +46,7 @@ def experiment_around(entry: Entry) -> ExperimentFile | None:
 
 def is_of_run(manifest: Manifest, run_id: str, trial: Location) -> bool:
     """Whether a checkpoint was written by this run, in the trial of this directory. A signature
-    does not show that: all runs with one key have it.
-    """
+    does not show that: all runs with one key have it."""
     here, there = _DIRECTORY.match(trial.name), _TRIAL_ID.search(manifest.trial_id)
     same_trial = here is None or there is None or here[1] == there[1]
     return manifest.run_id == run_id and same_trial
@@ -89,8 +88,7 @@ def ancestors(experiment: ExperimentFile | None) -> list[Mapping[str, Any]]:
 
 def line_of_descent(entry: Entry) -> list[Mapping[str, Any]]:
     """The generations of a checkpoint's run, its parent first. Of a checkpoint outside of its
-    experiment only the parent is known.
-    """
+    experiment only the parent is known."""
     parent = entry.manifest.parent if entry.manifest else None
     if parent is None:
         return []

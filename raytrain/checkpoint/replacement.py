@@ -126,8 +126,7 @@ def commit_replacing(
     take: bool = True,
 ) -> Manifest:
     """As `commit`, but replace what is at `target` once the new checkpoint is complete. With `take`
-    False the staged files stay.
-    """
+    False the staged files stay."""
     with storage_errors(f"Writing the checkpoint {target.name}", target):
         sources = staged(staging, take=take)
         return _write_and_swap(sources, target, manifest, fence, before_manifest=before_manifest)
@@ -183,8 +182,7 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
 
 def _put_back(trial: Location, path: str, names: dict[str, Listed]) -> bool:
     """On a local disk: give a checkpoint its name back if a kill left it on its way out before any
-    of it was deleted: all newer ones may be damaged. Whether it was one, and its name was free.
-    """
+    of it was deleted: all newer ones may be damaged. Whether it was one, and its name was free."""
     name = path.removeprefix(".").removesuffix(OUTGOING)
     if not (path.endswith(OUTGOING) and numbered(name) and _is_whole(trial / path, names)):
         return False
@@ -196,8 +194,7 @@ def _put_back(trial: Location, path: str, names: dict[str, Listed]) -> bool:
 
 def _delete_whole(place: Location) -> None:
     """Delete a directory on its way in or out. On a local disk its writer may be about to rename
-    it, and gets all of it or nothing.
-    """
+    it, and gets all of it or nothing."""
     if not place.is_local:
         place.delete_tree()
         return
@@ -256,8 +253,7 @@ def set_aside(
 
 def bring_back(trial: Location, found: Iterable[str]) -> bool:
     """On a local disk: put back the directories that a kill left on their way aside, or into the
-    quarantine if another has the name. Whether there were any.
-    """
+    quarantine if another has the name. Whether there were any."""
     lost = {path: name for path in found if (name := taken_from(path))}
     for path, name in lost.items():
         with suppress(FileNotFoundError):  # The process that moves it is alive, and moved it on.
@@ -403,8 +399,7 @@ def _lacks_files(place: Location, files: dict[str, int]) -> bool:
 
 def _order(place: Location) -> tuple[int, int]:
     """Attempt and number of the replacement that is in `place` (of former versions: attempt and
-    iteration); (-1, -1) if its manifest cannot be read.
-    """
+    iteration); (-1, -1) if its manifest cannot be read."""
     try:
         manifest = read_manifest(place)
     except (FileNotFoundError, NotADirectoryError, ManifestError):

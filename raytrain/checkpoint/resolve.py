@@ -137,8 +137,7 @@ def require_directory(place: Location) -> None:
 
 def trials_at(argument: str) -> tuple[Location, list[Location]]:
     """The directory of an experiment or a trial, and its trials. Raises `BadInput` if
-    it is neither.
-    """
+    it is neither."""
     place = Location.of(argument)
     with storage_errors("Looking for checkpoints", place):
         require_directory(place)
@@ -150,8 +149,7 @@ def trials_at(argument: str) -> tuple[Location, list[Location]]:
 
 def entries_below(argument: str, track: Track = iter) -> list[Entry]:
     """Every checkpoint of an experiment or a trial, with every byte checked. Raises `BadInput` if
-    `argument` is neither.
-    """
+    `argument` is neither."""
     _, below = trials_at(argument)
     listed = [entry for trial in below for entry in Catalogue(trial).entries()]
     checked = [Catalogue(entry.trial).entry(entry.path, verify=True) for entry in track(listed)]
@@ -172,8 +170,7 @@ def entries_at(argument: str, track: Track = iter) -> list[Entry]:
 def local_policy_directory(argument: str) -> Iterator[Path]:
     """A local directory with the verified policy that `argument` means: an exported policy, or the
     checkpoint that `resolve` finds. Where signatures are checked, only a checkpoint, since an
-    exported policy has no signature.
-    """
+    exported policy has no signature."""
     place = Location.of(argument)
     with_key = signing_key() is not None
     if place.is_local and place.is_dir() and (place / _POLICY_FILE).exists() and not with_key:

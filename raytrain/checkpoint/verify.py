@@ -47,9 +47,9 @@ def check(
     known: Manifest | None = None,
 ) -> Checked:
     """Check the checkpoint at `place`; with `contents`, read and hash every file. Damage is
-    reported, not raised; raised is whatever kept a file from being read. `present`: its files and their
-    sizes, if they have just been listed; `known`: its manifest, if it has been read before and has not changed.
-    """
+    reported, not raised; raised is whatever kept a file from being read. `present`: its files and
+    their sizes, if they have just been listed; `known`: its manifest, if it has been read before
+    and has not changed."""
     if present is None:
         present = place.files()
     size = sum(present.values())

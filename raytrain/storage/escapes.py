@@ -11,8 +11,7 @@ from __future__ import annotations
 
 def printable(text: str, *, lines: bool = False) -> str:
     """`text` with each character that cannot be printed (`str.isprintable`) escaped as in a Python
-    string: `\\x1b`, `\\n`, `\\udcff`. With `lines`, line breaks and tabs are kept.
-    """
+    string: `\\x1b`, `\\n`, `\\udcff`. With `lines`, line breaks and tabs are kept."""
     if text.isprintable():
         return text
     kept = "\n\t" if lines else ""

@@ -105,8 +105,7 @@ def _remedy(error: OSError) -> str:
 @dataclass(frozen=True)
 class Listed:
     """A file or directory in a listing: its size in bytes (0 for a directory), and its last change
-    in nanoseconds since 1970, if the store tells.
-    """
+    in nanoseconds since 1970, if the store tells."""
 
     is_dir: bool
     size: int
@@ -236,8 +235,7 @@ class Location:
 
     def tree(self) -> dict[str, Listed]:
         """Every file and directory below here, by its relative path; empty if this does not exist.
-        One request on an object store.
-        """
+        One request on an object store."""
         return self._list(recursive=True)
 
     @patient
@@ -300,8 +298,7 @@ class Location:
 
     def _must_be_whole(self, found: int, expected: int) -> None:
         """Ask the store for the size: a connection that is cut off may look like the end of the
-        file, even of an empty one, and that is no damage.
-        """
+        file, even of an empty one, and that is no damage."""
         if found == expected and found:
             return
         actual = self.fs.get_file_info(self.path).size
@@ -461,8 +458,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def _listed_on_disk(root: str, *, recursive: bool) -> Iterator[tuple[str, Listed]]:
     """The entries below `root`, by relative path; for links see the module's docstring. Bytes of a
-    name that are not UTF-8 are surrogates, as everywhere in Python.
-    """
+    name that are not UTF-8 are surrogates, as everywhere in Python."""
     waiting = [("", False)]
     while waiting:
         inside, linked = waiting.pop()
@@ -503,8 +499,7 @@ def _leads_up(link: os.DirEntry[str]) -> bool:
 
 def refuse_credentials(uri: str) -> None:
     """Raise `BadInput` for a URI with a password: the path of the storage is written into the
-    experiment's files, and printed.
-    """
+    experiment's files, and printed."""
     if _CREDENTIALS.search(uri):
         scheme = uri.partition("://")[0]
         raise BadInput(

@@ -150,8 +150,7 @@ class DirectoryLock:
     @property
     def taken_over(self) -> bool:
         """Whether a former holder may not know that it lost the lock: the lock was seized, or it is
-        a lease that was not renewed.
-        """
+        a lease that was not renewed."""
         return self.seized or (isinstance(self._held, _Lease) and self._held.taken_over)
 
     def check(self) -> None:
@@ -309,8 +308,7 @@ class _Watch:
 
     def look(self) -> dict[str, Any]:
         """The record. How long it stays the same is counted from the end of the first look at it to
-        the start of the last one.
-        """
+        the start of the last one."""
         self.looked_at = self.times.now()
         record = _read(self.place)
         if record == self._record:
@@ -416,8 +414,7 @@ class _Lease:
 
     def _take(self, looked_at: float, settle_s: float) -> bool:
         """Write the record, and check that it stays. Another taker may have looked before the
-        write, so a late one does not count.
-        """
+        write, so a late one does not count."""
         for _ in range(_WRITES):
             began = self._times.now()
             self.write(patient=True)
@@ -457,8 +454,7 @@ def _self() -> dict[str, Any]:
 
 def _identity() -> dict[str, str | None]:
     """The scope of a pid: host, process namespace, and boot. Host names repeat, and the first
-    namespace of every machine has the same number. `boot` is None if one of them is unknown.
-    """
+    namespace of every machine has the same number. `boot` is None if one of them is unknown."""
     host = socket.gethostname()
     try:
         namespace = os.readlink("/proc/self/ns/pid").removeprefix("pid:")
@@ -492,8 +488,7 @@ def _former_tokens(record: Mapping[str, Any]) -> list[str]:
 
 def _read(place: Location) -> dict[str, Any]:
     """The file's content; empty if there is no file. Of a file that stays unreadable it is only
-    known that it exists.
-    """
+    known that it exists."""
     for attempt in range(1 if place.is_local else _READ_AGAIN):
         if attempt:
             time.sleep(_READ_AGAIN_S)

@@ -169,8 +169,7 @@ STORE = Retries()
 
 def patient(method: _Operation) -> _Operation:
     """Retry a method of `Location` while the store does not answer. Nothing is retried on a local
-    disk: its errors are final. The method must be fit to be run twice.
-    """
+    disk: its errors are final. The method must be fit to be run twice."""
 
     @wraps(method)
     def call(self: Any, *arguments: Any, **options: Any) -> Any:

@@ -60,8 +60,7 @@ def signed(what: str, document: Mapping[str, Any]) -> dict[str, Any]:
 
 def unsigned(what: str, document: Mapping[str, Any]) -> dict[str, Any]:
     """The document without its signature. Raises `ValueError`, saying why, if this process has a
-    key and did not sign the document as it is.
-    """
+    key and did not sign the document as it is."""
     key, plain = signing_key(), _plain(document)
     if key is None:
         return plain
