@@ -13,7 +13,8 @@ import pytest
 from checkpoint_children import manifest, place, put
 from running import began_after, rows
 
-from raytrain.checkpoint import BestPolicy, Catalogue, Manifest, RetentionPolicy, commit, replace
+from raytrain.checkpoint import BestPolicy, Catalogue, Manifest, RetentionPolicy, replace
+from raytrain.checkpoint.commit import commit
 from raytrain.storage import DirectoryLock, Location, Locked, StorageError, lock
 from raytrain.storage.lock import Times
 from raytrain.trial.directory import TrialDirectory

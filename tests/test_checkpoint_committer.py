@@ -23,10 +23,10 @@ from raytrain.checkpoint import (
     Committer,
     Manifest,
     RetentionPolicy,
-    commit,
     replace,
 )
 from raytrain.checkpoint import background_commit as committing
+from raytrain.checkpoint.commit import commit
 from raytrain.config.schema import Checkpoint
 from raytrain.errors import RaytrainError
 from raytrain.storage import Location, Locked, StorageError

@@ -11,21 +11,11 @@ from pathlib import Path
 import pytest
 from checkpoint_children import FILES, manifest, place, put, stage
 
-from raytrain.checkpoint import (
-    Catalogue,
-    CheckpointExists,
-    DamagedCheckpoint,
-    Manifest,
-    NoGoodCheckpoint,
-    RetentionPolicy,
-    commit,
-    fetch,
-    prune,
-    replace,
-    resolve,
-    surplus,
-)
+from raytrain.checkpoint import Catalogue, Manifest, RetentionPolicy, fetch, replace, resolve
 from raytrain.checkpoint import verify as verifying
+from raytrain.checkpoint.background_commit import prune, surplus
+from raytrain.checkpoint.catalogue import NoGoodCheckpoint
+from raytrain.checkpoint.commit import CheckpointExists, DamagedCheckpoint, commit
 from raytrain.errors import BadInput
 from raytrain.storage import Location
 

@@ -10,16 +10,9 @@ from pathlib import Path
 import pytest
 from checkpoint_children import FILES, manifest, place, put, stage
 
-from raytrain.checkpoint import (
-    Catalogue,
-    CheckpointExists,
-    RetentionPolicy,
-    commit,
-    fetch,
-    prune,
-    replace,
-    resolve,
-)
+from raytrain.checkpoint import Catalogue, RetentionPolicy, fetch, replace, resolve
+from raytrain.checkpoint.background_commit import prune
+from raytrain.checkpoint.commit import CheckpointExists, commit
 from raytrain.checkpoint.resolve import entries_at
 from raytrain.storage import Location, StorageError
 

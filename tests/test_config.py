@@ -17,7 +17,7 @@ import gymnasium
 import pytest
 from checkpoint_children import manifest, stage
 
-from raytrain.checkpoint import commit
+from raytrain.checkpoint.commit import commit
 from raytrain.config import (
     ConfigError,
     allowed_on_continue,

@@ -27,10 +27,10 @@ from raytrain.checkpoint import (
     Entry,
     RetentionPolicy,
     catalogue,
-    check,
-    commit,
     replacement,
 )
+from raytrain.checkpoint.commit import commit
+from raytrain.checkpoint.verify import check
 from raytrain.config import config_from_dict
 from raytrain.driver import stages
 from raytrain.driver.experiment import _set_aside

@@ -20,7 +20,8 @@ from checkpoint_children import manifest, put, stage
 from commands import here
 from rich.console import Console
 
-from raytrain.checkpoint import Catalogue, Parent, commit, resolve
+from raytrain.checkpoint import Catalogue, Parent, resolve
+from raytrain.checkpoint.commit import commit
 from raytrain.checkpoint.experiment_file import ExperimentFile
 from raytrain.cli.app import say
 from raytrain.cli.text_table import table

@@ -13,7 +13,8 @@ import pytest
 from checkpoint_children import FILES, manifest, put
 from s3_store import SECRET, Proxy
 
-from raytrain.checkpoint import BestPolicy, Catalogue, RetentionPolicy, check, read_manifest
+from raytrain.checkpoint import BestPolicy, Catalogue, RetentionPolicy, read_manifest
+from raytrain.checkpoint.verify import check
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location, Locked, StorageError, retry
 from raytrain.storage.lock import Times as LockTimes

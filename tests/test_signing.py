@@ -17,15 +17,15 @@ from running import Run, trial_of, write_config
 
 from raytrain.checkpoint import (
     Catalogue,
-    DamagedCheckpoint,
     ExperimentFile,
     ExperimentFileError,
     Manifest,
-    ManifestError,
-    NoGoodCheckpoint,
     fetch,
     require_key,
 )
+from raytrain.checkpoint.catalogue import NoGoodCheckpoint
+from raytrain.checkpoint.commit import DamagedCheckpoint
+from raytrain.checkpoint.manifest import ManifestError
 from raytrain.checkpoint.resolve import local_policy_directory
 from raytrain.driver.tuner import read_tune_files
 from raytrain.errors import BadInput, RaytrainError
