@@ -138,46 +138,45 @@ def sweep(trial: Location, fence: Fence = nothing) -> list[str]:
     To be called before the first commit of a process, never during a commit. Deletes only what
     never was a checkpoint, or was given up already. `fence` is called after the storage was listed.
     """
-    swept = []
     with storage_errors("Deleting what a crash left", trial):
-        found = by_directory(trial)
+        listing = by_directory(trial)
         fence()
-        if bring_back(trial, found):
-            found = by_directory(trial)
-        for path, names in found.items():
-            files = file_sizes(names)
-            state = state_by_names(names if trial.is_local else files, local=trial.is_local)
-            in_quarantine = path.startswith(f"{QUARANTINE}/")
-            if is_passing_name(path.rpartition("/")[2]):
-                if _put_back(trial, path, names):
-                    continue
-                _delete_whole(trial / path)
-            elif state == "incomplete" and in_quarantine and not trial.is_local:
-                # The marker arrived late; the other files are evidence.
-                (trial / path / INCOMPLETE_NAME).delete_file()
-                continue
-            elif state == "incomplete" and not target_of(path):
-                if not trial.is_local and files.keys() == {INCOMPLETE_NAME}:
-                    continue  # It stays, see `remove_checkpoint`.
-                remove_checkpoint(trial / path)
-            else:
-                if state == "committed" and INCOMPLETE_NAME in names:
-                    evidence = trial.is_local or in_quarantine
-                    if not evidence and _lacks_files(trial / path, files):
-                        # The manifest arrived after a start, which was killed, had
-                        # deleted some files.
-                        remove_checkpoint(trial / path)
-                        swept.append(path)
-                        continue
-                    # A kill between the manifest and the removal of the marker leaves both.
-                    (trial / path / INCOMPLETE_NAME).delete_file()
-                if state == "committed" and HALF_WRITTEN_NAME in names:
-                    (trial / path / HALF_WRITTEN_NAME).delete_file()
-                continue
-            swept.append(path)
-        for name in sorted({name for path in found if (name := target_of(path))}):
-            _repair(trial, name, found, fence)
+        if bring_back(trial, listing):
+            listing = by_directory(trial)
+        swept = [path for path, names in listing.items() if _sweep(trial, path, names)]
+        for name in sorted({name for path in listing if (name := target_of(path))}):
+            _repair(trial, name, listing, fence)
     return swept
+
+
+def _sweep(trial: Location, path: str, names: dict[str, Listed]) -> bool:
+    """Repair or delete one directory, if it needs that; whether it was deleted."""
+    place, local, files = trial / path, trial.is_local, file_sizes(names)
+    state = state_by_names(names if local else files, local=local)
+    is_evidence = local or path.startswith(f"{QUARANTINE}/")
+    if is_passing_name(path.rpartition("/")[2]):
+        if _put_back(trial, path, names):
+            return False
+        _delete_whole(place)
+        return True
+    if state == "incomplete":
+        if is_evidence and not local:  # The marker arrived late.
+            (place / INCOMPLETE_NAME).delete_file()
+            return False
+        if target_of(path) or (not local and files.keys() == {INCOMPLETE_NAME}):
+            return False  # `_repair` decides; or the marker stays, see `remove_checkpoint`.
+        remove_checkpoint(place)
+        return True
+    if state == "committed" and INCOMPLETE_NAME in names:
+        if not is_evidence and _lacks_files(place, files):
+            # The manifest arrived after a start, which was killed, had deleted some files.
+            remove_checkpoint(place)
+            return True
+        # A kill between the manifest and the removal of the marker leaves both.
+        (place / INCOMPLETE_NAME).delete_file()
+    if state == "committed" and HALF_WRITTEN_NAME in names:
+        (place / HALF_WRITTEN_NAME).delete_file()
+    return False
 
 
 def _put_back(trial: Location, path: str, names: dict[str, Listed]) -> bool:
@@ -207,9 +206,9 @@ def _delete_whole(place: Location) -> None:
 def repair(trial: Location, name: str, fence: Fence = nothing) -> None:
     """Finish or undo an interrupted replacement of the checkpoint `name`."""
     with storage_errors(f"Repairing an interrupted replacement of {name}", trial):
-        found = by_directory(trial)
+        listing = by_directory(trial)
         fence()
-        _repair(trial, name, found, fence)
+        _repair(trial, name, listing, fence)
 
 
 def take_down(place: Location) -> None:
@@ -251,10 +250,10 @@ def set_aside(
     return target
 
 
-def bring_back(trial: Location, found: Iterable[str]) -> bool:
+def bring_back(trial: Location, directories: Iterable[str]) -> bool:
     """On a local disk: put back the directories that a kill left on their way aside, or into the
     quarantine if another has the name. Whether there were any."""
-    lost = {path: name for path in found if (name := taken_from(path))}
+    lost = {path: name for path in directories if (name := taken_from(path))}
     for path, name in lost.items():
         with suppress(FileNotFoundError):  # The process that moves it is alive, and moved it on.
             try:
@@ -274,16 +273,16 @@ def _write_and_swap(
     attempt: int | None = None,
 ) -> Manifest:
     trial, name = split(target)
-    found = by_directory(trial)
+    listing = by_directory(trial)
     fence()
     if trial.is_local:
-        _repair(trial, name, found, fence)
-    there = [_order(target), *(order_of(path)[:2] for path in versions_of(name, found))]
+        _repair(trial, name, listing, fence)
+    there = [_order(target), *(order_of(path)[:2] for path in versions_of(name, listing))]
     # A number is not used again after a failure: a file of that try may still arrive.
     number = 1 + max(0, _TRIED.get(target, 0), *(n for _, n in there))
     _TRIED[target] = number
     order = (manifest.attempt if attempt is None else attempt, number)
-    new = _free(name, order, NEW, found)
+    new = _free(name, order, NEW, listing)
     manifest = dataclasses.replace(manifest, replacement=order)
     complete = write_checkpoint(
         sources, trial / new, manifest, fence, before_manifest, marked=False
@@ -292,24 +291,26 @@ def _write_and_swap(
     if trial.is_local:
         _rename_into_place(trial, new, name, fence)
     else:
-        together(*(partial(_discard, trial, old, found) for old in versions_of(name, found)))
+        together(*(partial(_discard, trial, old, listing) for old in versions_of(name, listing)))
         _copy_into_place(trial / new, target, [each.path for each in complete.files])
         if not has_fixed_name(name):  # No reader looks for its original.
             (trial / new).delete_tree()
     return complete
 
 
-def _repair(trial: Location, name: str, found: Listing, fence: Fence) -> None:
+def _repair(trial: Location, name: str, listing: Listing, fence: Fence) -> None:
     complete = []
-    for path in versions_of(name, found):
-        if is_complete(file_sizes(found[path])):
+    for path in versions_of(name, listing):
+        if is_complete(file_sizes(listing[path])):
             complete.append(path)
         else:
-            _discard(trial, path, found)
+            _discard(trial, path, listing)
     if not complete:
         return
     # Files of the newest may have been deleted before its manifest arrived.
-    newest = max(complete, key=lambda path: (_is_whole(trial / path, found[path]), order_of(path)))
+    newest = max(
+        complete, key=lambda path: (_is_whole(trial / path, listing[path]), order_of(path))
+    )
     in_place = _order(trial / name) >= order_of(newest)[:2]
     if trial.is_local:
         # Read again: it may have been replaced since the listing.
@@ -327,11 +328,11 @@ def _repair(trial: Location, name: str, found: Listing, fence: Fence) -> None:
             _rename_into_place(trial, newest, name, fence)
         gone = complete
     else:
-        if not in_place or not _is_whole(trial / name, found.get(name, {})):
+        if not in_place or not _is_whole(trial / name, listing.get(name, {})):
             _copy_into_place(trial / newest, trial / name)
         gone = [path for path in complete if path != newest]
     for path in gone:
-        _discard(trial, path, found)
+        _discard(trial, path, listing)
 
 
 def _rename_into_place(trial: Location, new: str, name: str, fence: Fence) -> None:
@@ -368,9 +369,9 @@ def _copy_into_place(new: Location, target: Location, files: Collection[str] | N
     (new / MANIFEST_NAME).duplicate(target / MANIFEST_NAME)
 
 
-def _discard(trial: Location, path: str, found: Listing) -> None:
+def _discard(trial: Location, path: str, listing: Listing) -> None:
     """Delete what was replaced, or was never complete; move what is damaged into the quarantine."""
-    place, name, names = trial / path, target_of(path) or path, found.pop(path)
+    place, name, names = trial / path, target_of(path) or path, listing.pop(path)
     if trial.is_local and not place.exists():
         return  # It was moved into its place.
     worthless = not is_complete(file_sizes(names)) and path.endswith(NEW)

@@ -229,17 +229,14 @@ class Location:
         """The names of the directories directly in here; none if this does not exist."""
         return [name for name, entry in self.listed().items() if entry.is_dir]
 
-    def listed(self) -> dict[str, Listed]:
-        """The files and directories directly in here, by name; empty if this does not exist."""
-        return self._list(recursive=False)
-
     def tree(self) -> dict[str, Listed]:
         """Every file and directory below here, by its relative path; empty if this does not exist.
         One request on an object store."""
-        return self._list(recursive=True)
+        return self.listed(recursive=True)
 
     @patient
-    def _list(self, *, recursive: bool) -> dict[str, Listed]:
+    def listed(self, *, recursive: bool = False) -> dict[str, Listed]:
+        """The files and directories directly in here, by name; empty if this does not exist."""
         if self.is_local:
             return dict(sorted(_listed_on_disk(self.path, recursive=recursive)))
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
