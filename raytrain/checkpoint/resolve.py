@@ -43,12 +43,12 @@ def trials(experiment: Location) -> list[Location]:
 
 def is_trial(place: Location) -> bool:
     """Whether there are checkpoints in it, or the results that Tune writes for a trial."""
-    for child in place.children():
-        if child.name in _TRIAL_FILES or _is_checkpoint(child.name):
-            return True
-        if child.name in (STAGES, QUARANTINE) and child.is_dir():
-            return True
-    return False
+    return any(
+        name in _TRIAL_FILES
+        or _is_checkpoint(name)
+        or (name in (STAGES, QUARANTINE) and entry.is_dir)
+        for name, entry in place.listed().items()
+    )
 
 
 def resolve(argument: str, *, damaged_too: bool = False) -> Entry:

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -293,14 +293,14 @@ class Location:
                 self._must_be_whole(len(data), stream.size())
         return data
 
-    def _must_be_whole(self, found: int, expected: int) -> None:
+    def _must_be_whole(self, size: int, expected: int) -> None:
         """Ask the store for the size: a connection that is cut off may look like the end of the
         file, even of an empty one, and that is no damage."""
-        if found == expected and found:
+        if size == expected and size:
             return
         actual = self.fs.get_file_info(self.path).size
-        if found != actual:
-            raise ConnectionError(f"{self}: the answer ended after {found} of {actual} bytes")
+        if size != actual:
+            raise ConnectionError(f"{self}: the answer ended after {size} of {actual} bytes")
 
     @patient
     def write_bytes(self, data: bytes) -> None:
@@ -527,12 +527,9 @@ def sync_directories(root: Location, names: Iterable[str]) -> None:
     """Sync the directories between `root` and the files, the deepest first, and `root`'s parent."""
     if not root.is_local:
         return
-    directories = {"."}
-    for name in names:
-        parts = name.split("/")[:-1]
-        directories |= {"/".join(parts[: i + 1]) for i in range(len(parts))}
-    for directory in sorted(directories, key=lambda d: -d.count("/") if d != "." else 1):
-        (root / directory).sync()
+    directories = {parent for name in names for parent in PurePosixPath(name).parents}
+    for directory in sorted(directories, key=lambda path: -len(path.parts)):
+        (root / str(directory)).sync()
     root.parent.sync()
 
 
