@@ -101,15 +101,15 @@ class RngStreams:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Run the body on these streams and keep their new state; restore the process's own streams.
+        """Run the body on these streams, keep their new state, and restore the process's own.
 
         Also after an exception. The generators are global, so no two threads of a process may be
         inside `active()` at once, and one object may not be entered twice.
         """
         if self._active:
             raise RuntimeError(
-                "These RNG streams are already active: the inner body would repeat the outer body's "
-                "numbers."
+                "These RNG streams are already active: the inner body would repeat the numbers of "
+                "the outer one."
             )
         own = RngStreams.capture()
         self._active = True
@@ -214,8 +214,8 @@ def _legacy_state(source: Any) -> NumpyState:
     state = source.get_state()
     if not isinstance(state, tuple) or state[0] != "MT19937":
         raise RaytrainError(
-            "NumPy's global generator was replaced with np.random.set_bit_generator. raytrain saves "
-            "and restores only the standard one (MT19937); use your own Generator instead."
+            "NumPy's global generator was replaced with np.random.set_bit_generator. raytrain "
+            "saves and restores only the standard one (MT19937); use your own Generator instead."
         )
     return state
 

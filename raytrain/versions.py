@@ -11,7 +11,7 @@ _PACKAGES = ("raytrain", "ray", "torch", "gymnasium", "numpy", "numba")
 
 @cache
 def versions() -> dict[str, str]:
-    """The version of Python, raytrain and each such library, by name; "unknown" if not installed."""
+    """Version of Python, raytrain and each such library, by name; "unknown" if not installed."""
     by_name = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -268,8 +268,7 @@ def remove_checkpoint(place: Location, fence: Fence = nothing) -> None:
 
 
 def rewrite_manifest(place: Location, manifest: Manifest, fence: Fence) -> None:
-    """Replace the manifest of a checkpoint of this writer. Raises `StorageError`, and what `fence`
-    raises.
+    """Replace the manifest of this writer's checkpoint. Raises what `fence` raises, `StorageError`.
 
     If another writer takes over after the fence, its checkpoints stay as they are: on a local disk
     the manifest goes into the directory that had the name before the fence.

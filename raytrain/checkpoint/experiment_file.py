@@ -84,8 +84,7 @@ class ExperimentFile:
         """The file of an experiment's directory, or None if there is none.
 
         Raises:
-            ExperimentFileError: it is damaged, of another format, or not signed with this process's
-                key.
+            ExperimentFileError: it is damaged, of another format, or not signed with this key.
         """
         place = experiment / EXPERIMENT_FILE
         try:

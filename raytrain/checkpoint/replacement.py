@@ -292,7 +292,7 @@ def _write_and_swap(
         _rename_into_place(trial, new, name, fence)
     else:
         together(*(partial(_discard, trial, old, listing) for old in versions_of(name, listing)))
-        _copy_into_place(trial / new, target, [each.path for each in complete.files])
+        _copy_into_place(trial / new, target, [file.path for file in complete.files])
         if not has_fixed_name(name):  # No reader looks for its original.
             (trial / new).delete_tree()
     return complete

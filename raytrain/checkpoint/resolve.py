@@ -69,8 +69,8 @@ def resolve(argument: str, *, damaged_too: bool = False) -> Entry:
             before, colon, name = argument.rpartition(":")
             if colon and not fixed and Location.of(before).is_dir():
                 raise BadInput(
-                    f"There is no name {name!r} for a checkpoint of {before}. After the colon write "
-                    f"{' or '.join(FIXED_NAMES)}; give others by their directory, such as "
+                    f"There is no name {name!r} for a checkpoint of {before}. After the colon "
+                    f"write {' or '.join(FIXED_NAMES)}; give others by their directory, such as "
                     f"{before}/{STAGES}/NAME."
                 )
             raise BadInput(

@@ -1,5 +1,4 @@
-"""Comparing a checkpoint with its manifest: by names and sizes (cheap), or by the SHA-256 of each
-file.
+"""The check of a checkpoint against its manifest: by names and sizes (cheap), or by SHA-256.
 
 A problem is a text that names files, several joined by "; ". A file that the manifest does not list
 is a problem too, since RLlib would load it.
@@ -47,10 +46,9 @@ def check(
     present: Mapping[str, int] | None = None,
     known: Manifest | None = None,
 ) -> Checked:
-    """Check the checkpoint at `place`; with `contents`, read and hash every file. Damage is returned,
-    not raised; an error that kept a file from being read is raised. `present`: its files with their
-    sizes, if they have just been listed; `known`: its manifest, if that was read before and has not
-    changed."""
+    """Check the checkpoint at `place`; with `contents`, read and hash every file. Damage is
+    returned, not raised; an error that kept a file from being read is raised. `present`: its files
+    with their sizes, if just listed; `known`: its manifest, if it was read and has not changed."""
     if present is None:
         present = place.files()
     size = sum(present.values())
@@ -78,9 +76,11 @@ def fetch(place: Location, local_dir: Path) -> Path:
     """A local directory with the checkpoint's files, each checked by SHA-256 as it is read.
 
     A checkpoint on a local disk is checked in place, and its own path is returned. Any other is
-    copied into `local_dir`, which must be new or empty. With signatures every checkpoint is copied,
-    since a file might be altered between the check and the use. Raises `DamagedCheckpoint`,
-    `ManifestError`, `StorageError`.
+    copied into `local_dir`, which must be new or empty. With signatures every checkpoint is copied:
+    a file might be altered between the check and the use.
+
+    Raises:
+        DamagedCheckpoint, ManifestError, StorageError: it is damaged, or cannot be read.
     """
     with storage_errors(f"Reading the checkpoint {place.name}", place):
         if place.is_local and signing_key() is None:

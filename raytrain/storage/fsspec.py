@@ -2,8 +2,7 @@
 
 `pyarrow.fs.FSSpecHandler` checks that a file exists before it opens or deletes it, and that a
 directory is one before it lists it. On a store where a request takes 50 ms this doubles the time of
-nearly everything, and the answer may be outdated by the next request. Here the operation itself
-fails.
+nearly everything, and the answer may be outdated by the next request.
 """
 
 from __future__ import annotations

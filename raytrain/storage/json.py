@@ -1,8 +1,7 @@
 """JSON that is read back from storage, where others may have written it.
 
-Its size and its depth are checked before it is parsed: deep nesting is too much not only for the
-parser, but for everything that walks through the document afterwards, such as the check of a
-signature.
+Its size and its depth are checked before it is parsed: deep nesting is too much for the parser, and
+for everything that walks through the document afterwards, such as the check of a signature.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from raytrain.storage.escapes import printable
 from raytrain.storage.fsspec import LeanFSSpecHandler
 from raytrain.storage.retry import STORE, patient
 
-CHUNK = 1 << 20  # bytes per read while copying and hashing
+_CHUNK = 1 << 20  # bytes per read while copying and hashing
 
 # They have no real directories: making one would cost a request and leave an empty object behind.
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
@@ -132,7 +132,7 @@ class Location:
             raise BadInput(f"'{printable(text)}' is not a path: it holds a NUL character.")
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
-        refuse_credentials(text)
+        _refuse_credentials(text)
         try:
             fs, path = pafs.FileSystem.from_uri(_with_options(text))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
@@ -410,7 +410,7 @@ class Location:
     def _read_into(self, write: Callable[[bytes], Any] | None) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
         with self.reader() as stream:
-            while chunk := stream.read(CHUNK):
+            while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
                 if write is not None:
@@ -494,7 +494,7 @@ def _leads_up(link: os.DirEntry[str]) -> bool:
     return os.path.commonpath([target, holder]) == target
 
 
-def refuse_credentials(uri: str) -> None:
+def _refuse_credentials(uri: str) -> None:
     """Raise `BadInput` for a URI with a password: the path of the storage is written into the
     experiment's files, and printed."""
     if _CREDENTIALS.search(uri):

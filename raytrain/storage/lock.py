@@ -4,8 +4,7 @@ On a local disk: an exclusive `flock` on `.raytrain.lock`, which the kernel rele
 dies, however it dies. The file's content only says who holds it. The file stays when the lock is
 released: if it were deleted, two processes could lock two files of one name.
 
-Elsewhere, and where `flock` is not supported, a lease, since the death of a process releases
-nothing:
+Elsewhere, and without support for `flock`: a lease, which the death of a process does not release:
 
     {"pid", "host", "boot", "started", "token", "former", "renewed", "count", "released"}
     in `.raytrain.lock`, rewritten every 10 s by a thread; `former`: the tokens of former holders

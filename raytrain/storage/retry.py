@@ -5,8 +5,7 @@
                  or at once, if a retry cannot help (no such bucket, access denied)
 
 A store that has never answered this process, or was given up, is retried for `SHORT_PATIENCE_S`
-only: a mistyped endpoint should not take minutes, nor should the end of a run on a store that is
-gone.
+only: neither a mistyped endpoint nor the end of a run without its store should take minutes.
 
 Requests that fail now and then are not reported. A request that has failed for `TELL_AFTER_S` is an
 outage: one message when it begins and one when it is over go to whoever has called `listen`,
