@@ -63,7 +63,6 @@ class NoGoodCheckpoint(RaytrainError):
             "Restore these files (from a backup or a snapshot of the storage), or start again with "
             "--fresh, which sets this directory aside."
         )
-        self.damaged = damaged
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,6 @@ class DamagedCheckpoint(RaytrainError):
             f"The checkpoint {place} is damaged: {problem}. Restore these files, or use another "
             "checkpoint (`raytrain checkpoints EXPERIMENT_DIR` lists them)."
         )
-        self.problem = problem
 
 
 @dataclass(frozen=True)

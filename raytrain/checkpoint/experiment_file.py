@@ -97,7 +97,8 @@ class ExperimentFile:
                 raise ValueError(f"it is a JSON {type(plain).__name__}, not an object")
             if plain.get("format") != FORMAT:
                 raise ExperimentFileError(
-                    f"{place} has format {plain.get('format')!r}; this raytrain reads {FORMAT}.",
+                    f"{place} has format {plain.get('format')!r}; this raytrain reads format "
+                    f"{FORMAT}. Use the version of raytrain that wrote it.",
                     is_damage=False,
                 )
             content = {**_trusted(plain, place), "was_signed": SIGNATURE in plain}

@@ -221,10 +221,6 @@ class Location:
                 raise
             return True if os.path.islink(self.path) else None
 
-    def children(self) -> list[Location]:
-        """The files and directories directly in here, by name; none if this does not exist."""
-        return [self / name for name in self.listed()]
-
     def subdirectories(self) -> list[str]:
         """The names of the directories directly in here; none if this does not exist."""
         return [name for name, entry in self.listed().items() if entry.is_dir]
