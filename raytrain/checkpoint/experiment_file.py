@@ -31,9 +31,8 @@ FORMAT = 1
 
 
 class ExperimentFileError(BadInput):
-    """`experiment.json` is missing or damaged; with `is_damage` False it is signed with another key,
-    or has another format.
-    """
+    """`experiment.json` is missing or damaged; with `is_damage` False it is signed with another
+    key, or has another format."""
 
     def __init__(self, message: str, *, is_damage: bool = True) -> None:
         super().__init__(message)
@@ -85,8 +84,7 @@ class ExperimentFile:
         """The file of an experiment's directory, or None if there is none.
 
         Raises:
-            ExperimentFileError: it is damaged, of another format, or not signed with this process's
-                key.
+            ExperimentFileError: it is damaged, of another format, or not signed with this key.
         """
         place = experiment / EXPERIMENT_FILE
         try:
@@ -99,7 +97,8 @@ class ExperimentFile:
                 raise ValueError(f"it is a JSON {type(plain).__name__}, not an object")
             if plain.get("format") != FORMAT:
                 raise ExperimentFileError(
-                    f"{place} has format {plain.get('format')!r}; this raytrain reads {FORMAT}.",
+                    f"{place} has format {plain.get('format')!r}; this raytrain reads format "
+                    f"{FORMAT}. Use the version of raytrain that wrote it.",
                     is_damage=False,
                 )
             content = {**_trusted(plain, place), "was_signed": SIGNATURE in plain}
@@ -131,8 +130,7 @@ def _trusted(plain: Mapping[str, Any], place: Location) -> dict[str, Any]:
 
 def require_key(experiment: ExperimentFile, place: Location) -> None:
     """Raise `BadInput` in a process without a key that is about to write into a signed run: all
-    others would refuse its checkpoints.
-    """
+    others would refuse its checkpoints."""
     if experiment.was_signed and signing_key() is None:
         raise BadInput(
             f"{place} is signed, but {KEY_VARIABLE} is not set on this machine "

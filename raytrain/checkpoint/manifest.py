@@ -1,7 +1,6 @@
 """`manifest.json`: what a checkpoint is, and the mark that it is complete.
 
-The manifest is written after every other file of its checkpoint. It is strict JSON with exactly
-these keys:
+The manifest is written after every other file of its checkpoint. It is strict JSON. Its keys are:
 
     format             1
     kind               periodic | stage | best | final | interrupted | error

@@ -117,7 +117,7 @@ def read_tune_files(experiment: Location) -> TuneFiles:
     with storage_errors("Reading Tune's state", experiment):
         names = tuple(
             name
-            for name in sorted(child.name for child in experiment.children())
+            for name in experiment.listed()
             if name == _TUNER or name.startswith((_STATE, _SEARCH))
         )
         if _TUNER not in names:

@@ -79,7 +79,7 @@ def export_policy(
     """
     target = Location.of(directory)
     with storage_errors("Looking at the directory to export to", target):
-        if target.exists() and (not target.is_dir() or target.children()):
+        if target.exists() and (not target.is_dir() or target.listed()):
             raise BadInput(
                 f"{target} exists and is not an empty directory. Give another one, or delete it first."
             )

@@ -1,8 +1,7 @@
 """JSON that is read back from storage, where others may have written it.
 
-Its size and its depth are checked before it is parsed: deep nesting is too much not only for the
-parser, but for everything that walks through the document afterwards, such as the check of a
-signature.
+Its size and its depth are checked before it is parsed: deep nesting is too much for the parser, and
+for everything that walks through the document afterwards, such as the check of a signature.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ _T = TypeVar("_T")
 def parse_json(data: bytes, *, largest: int = LARGEST, **options: Any) -> Any:
     """What `json.loads` makes of `data` and `options`. Raises `ValueError` if it is not JSON in
     UTF-8, is larger than `largest` bytes, is nested deeper than `DEEPEST`, or has an integer that
-    no float can hold.
-    """
+    no float can hold."""
     require_bounds(data, largest=largest)
     return json.loads(data.decode("utf-8-sig"), parse_int=_integer, **options)
 
@@ -49,9 +47,8 @@ def read_json(file: Location) -> Any:
 
 
 def validated(schema: TypeAdapter[_T], document: Mapping[str, Any]) -> _T:
-    """`document` as what `schema` describes. Raises `ValueError`, naming the first key that is wrong
-    and what was found there.
-    """
+    """`document` as what `schema` describes. Raises `ValueError`, naming the first key that is
+    wrong and what was found there."""
     try:
         return schema.validate_python(document)
     except ValidationError as error:
@@ -74,8 +71,7 @@ def is_amount(value: Any) -> bool:
 
 def moment(text: str) -> datetime:
     """The moment of an ISO 8601 text with an offset from UTC, as it is written into files. Raises
-    `ValueError` for another text, and for a year that some time zone's calendar does not reach.
-    """
+    `ValueError` for another text, and for a year that some time zone's calendar does not reach."""
     parsed = datetime.fromisoformat(text)
     if parsed.tzinfo is None:
         raise ValueError(f"{text!r} has no offset from UTC")

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -42,7 +42,7 @@ from raytrain.storage.escapes import printable
 from raytrain.storage.fsspec import LeanFSSpecHandler
 from raytrain.storage.retry import STORE, patient
 
-CHUNK = 1 << 20  # bytes per read while copying and hashing
+_CHUNK = 1 << 20  # bytes per read while copying and hashing
 
 # They have no real directories: making one would cost a request and leave an empty object behind.
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
@@ -74,9 +74,8 @@ _REMEDIES_OF_A_STORE = {
 class StorageError(RaytrainError):
     """The storage refused an operation. `errno` is the system's number, or None."""
 
-    def __init__(self, message: str, *, path: str, errno: int | None = None) -> None:
+    def __init__(self, message: str, *, errno: int | None = None) -> None:
         super().__init__(message)
-        self.path = path
         self.errno = errno
 
 
@@ -91,7 +90,7 @@ def storage_errors(doing: str, where: Location) -> Iterator[None]:
         message = printable(f"{doing} failed at {path}: {reason.rstrip('.')}. {_remedy(error)}")
         missing = isinstance(error, FileNotFoundError)  # Some file systems leave the number out.
         number = errno.ENOENT if missing else error.errno
-        raise StorageError(message, path=path, errno=number) from error
+        raise StorageError(message, errno=number) from error
 
 
 def _remedy(error: OSError) -> str:
@@ -106,8 +105,7 @@ def _remedy(error: OSError) -> str:
 @dataclass(frozen=True)
 class Listed:
     """A file or directory in a listing: its size in bytes (0 for a directory), and its last change
-    in nanoseconds since 1970, if the store tells.
-    """
+    in nanoseconds since 1970, if the store tells."""
 
     is_dir: bool
     size: int
@@ -134,14 +132,14 @@ class Location:
             raise BadInput(f"'{printable(text)}' is not a path: it holds a NUL character.")
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
-        refuse_credentials(text)
+        _refuse_credentials(text)
         try:
             fs, path = pafs.FileSystem.from_uri(_with_options(text))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
             return cls._through_fsspec(text, refusal)
         except OSError as error:  # S3 is asked for the region of a bucket.
             message = printable(f"Opening the storage {text} failed: {error}. {_remedy(error)}")
-            raise StorageError(message, path=text, errno=error.errno) from error
+            raise StorageError(message, errno=error.errno) from error
         if not path.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
             raise BadInput(
                 f"{text!r} names no bucket. Write {text.partition('://')[0]}://BUCKET/DIRECTORY."
@@ -223,26 +221,18 @@ class Location:
                 raise
             return True if os.path.islink(self.path) else None
 
-    def children(self) -> list[Location]:
-        """The files and directories directly in here, by name; none if this does not exist."""
-        return [self / name for name in self.listed()]
-
     def subdirectories(self) -> list[str]:
         """The names of the directories directly in here; none if this does not exist."""
         return [name for name, entry in self.listed().items() if entry.is_dir]
 
-    def listed(self) -> dict[str, Listed]:
-        """The files and directories directly in here, by name; empty if this does not exist."""
-        return self._list(recursive=False)
-
     def tree(self) -> dict[str, Listed]:
         """Every file and directory below here, by its relative path; empty if this does not exist.
-        One request on an object store.
-        """
-        return self._list(recursive=True)
+        One request on an object store."""
+        return self.listed(recursive=True)
 
     @patient
-    def _list(self, *, recursive: bool) -> dict[str, Listed]:
+    def listed(self, *, recursive: bool = False) -> dict[str, Listed]:
+        """The files and directories directly in here, by name; empty if this does not exist."""
         if self.is_local:
             return dict(sorted(_listed_on_disk(self.path, recursive=recursive)))
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
@@ -299,15 +289,14 @@ class Location:
                 self._must_be_whole(len(data), stream.size())
         return data
 
-    def _must_be_whole(self, found: int, expected: int) -> None:
+    def _must_be_whole(self, size: int, expected: int) -> None:
         """Ask the store for the size: a connection that is cut off may look like the end of the
-        file, even of an empty one, and that is no damage.
-        """
-        if found == expected and found:
+        file, even of an empty one, and that is no damage."""
+        if size == expected and size:
             return
         actual = self.fs.get_file_info(self.path).size
-        if found != actual:
-            raise ConnectionError(f"{self}: the answer ended after {found} of {actual} bytes")
+        if size != actual:
+            raise ConnectionError(f"{self}: the answer ended after {size} of {actual} bytes")
 
     @patient
     def write_bytes(self, data: bytes) -> None:
@@ -417,7 +406,7 @@ class Location:
     def _read_into(self, write: Callable[[bytes], Any] | None) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
         with self.reader() as stream:
-            while chunk := stream.read(CHUNK):
+            while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
                 if write is not None:
@@ -462,8 +451,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def _listed_on_disk(root: str, *, recursive: bool) -> Iterator[tuple[str, Listed]]:
     """The entries below `root`, by relative path; for links see the module's docstring. Bytes of a
-    name that are not UTF-8 are surrogates, as everywhere in Python.
-    """
+    name that are not UTF-8 are surrogates, as everywhere in Python."""
     waiting = [("", False)]
     while waiting:
         inside, linked = waiting.pop()
@@ -502,15 +490,14 @@ def _leads_up(link: os.DirEntry[str]) -> bool:
     return os.path.commonpath([target, holder]) == target
 
 
-def refuse_credentials(uri: str) -> None:
+def _refuse_credentials(uri: str) -> None:
     """Raise `BadInput` for a URI with a password: the path of the storage is written into the
-    experiment's files, and printed.
-    """
+    experiment's files, and printed."""
     if _CREDENTIALS.search(uri):
         scheme = uri.partition("://")[0]
         raise BadInput(
-            f"The storage path {scheme}://... holds credentials. It is written to storage and logs, "
-            "so pass them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"The storage path {scheme}://... holds credentials. It is written to storage and "
+            "logs, so pass them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "GOOGLE_APPLICATION_CREDENTIALS, ...) or the machine's role; see docs/concepts/security.md."
         )
 
@@ -536,12 +523,9 @@ def sync_directories(root: Location, names: Iterable[str]) -> None:
     """Sync the directories between `root` and the files, the deepest first, and `root`'s parent."""
     if not root.is_local:
         return
-    directories = {"."}
-    for name in names:
-        parts = name.split("/")[:-1]
-        directories |= {"/".join(parts[: i + 1]) for i in range(len(parts))}
-    for directory in sorted(directories, key=lambda d: -d.count("/") if d != "." else 1):
-        (root / directory).sync()
+    directories = {parent for name in names for parent in PurePosixPath(name).parents}
+    for directory in sorted(directories, key=lambda path: -len(path.parts)):
+        (root / str(directory)).sync()
     root.parent.sync()
 
 

@@ -5,12 +5,11 @@
                  or at once, if a retry cannot help (no such bucket, access denied)
 
 A store that has never answered this process, or was given up, is retried for `SHORT_PATIENCE_S`
-only: a mistyped endpoint should not take minutes, nor should the end of a run on a store that is
-gone.
+only: neither a mistyped endpoint nor the end of a run without its store should take minutes.
 
 Requests that fail now and then are not reported. A request that has failed for `TELL_AFTER_S` is an
-outage: one message when it begins and one when it is over go to whoever has called `listen`, however
-many requests and threads fail.
+outage: one message when it begins and one when it is over go to whoever has called `listen`,
+however many requests and threads fail.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -73,20 +71,18 @@ _Operation = TypeVar("_Operation", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Times:
-    """Clock, pause and randomness: parameters, so that tests need not wait."""
-
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    chance: Callable[[], float] = random.Random().random  # apart from training's generator
-
-
 class Retries:
-    """How the stores of this process answer. There is one for the process: `STORE`."""
+    """How the stores of this process answer. There is one for the process: `STORE`.
 
-    def __init__(self, times: Times | None = None) -> None:
-        self._times = times or Times()
+    Clock, pause and randomness are parameters, so that tests need not wait."""
+
+    def __init__(
+        self,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.Random().random,  # apart from training's generator
+    ) -> None:
+        self._now, self._sleep, self._chance = now, sleep, chance
         self._lock = threading.Lock()
         self._report: Callable[[str], None] = logger.warning
         self._answers = False  # It has answered, and was not given up since.
@@ -104,7 +100,7 @@ class Retries:
 
     def call(self, operation: Callable[[], _T], where: object) -> _T:
         """The operation's result. Raises its last `OSError` after the last retry."""
-        began = self._times.now()
+        began = self._now()
         pause, reported = _FIRST_PAUSE_S, False
         while True:
             try:
@@ -113,7 +109,7 @@ class Retries:
                 if not may_pass(error):
                     self._ended(reported, answered=True)
                     raise
-                waited = self._times.now() - began
+                waited = self._now() - began
                 if waited + pause > self._limit():
                     self._ended(reported, answered=False)
                     raise
@@ -121,7 +117,7 @@ class Retries:
                     reported = True
                     self._outage(error, where, began)
                 # Jitter: many threads that wait do not ask again at the same moment.
-                self._times.sleep(pause * (0.5 + self._times.chance()))
+                self._sleep(pause * (0.5 + self._chance()))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             else:
                 self._ended(reported, answered=True)
@@ -152,7 +148,7 @@ class Retries:
             if self._since is None or self._waiting or not answered:
                 return
             since, self._since = self._since, None
-        self._report(f"The storage answers again, after {self._times.now() - since:.0f} s.")
+        self._report(f"The storage answers again, after {self._now() - since:.0f} s.")
 
 
 def may_pass(error: OSError) -> bool:
@@ -169,8 +165,7 @@ STORE = Retries()
 
 def patient(method: _Operation) -> _Operation:
     """Retry a method of `Location` while the store does not answer. Nothing is retried on a local
-    disk: its errors are final. The method must be fit to be run twice.
-    """
+    disk: its errors are final. The method must be fit to be run twice."""
 
     @wraps(method)
     def call(self: Any, *arguments: Any, **options: Any) -> Any:

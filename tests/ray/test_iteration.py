@@ -81,21 +81,21 @@ def test_a_wall_clock_that_is_set_changes_no_time_of_training(monkeypatch: pytes
 def test_sleep_of_the_machine_is_noticed_once():
     now, asleep = [100.0], [5.0]
     sleep = MachineSleep(awake=lambda: now[0], passed=lambda: now[0] + asleep[0])
-    assert sleep.lately() == 0.0
+    assert sleep.seconds() == 0.0
     now[0] += 10.0
     asleep[0] += 0.001  # The two clocks are not read at once.
-    assert sleep.lately() == 0.0
+    assert sleep.seconds() == 0.0
     asleep[0] += 7200.0
-    assert sleep.lately() == pytest.approx(7200.0, abs=0.01)
+    assert sleep.seconds() == pytest.approx(7200.0, abs=0.01)
     now[0] += 10.0
-    assert sleep.lately() == 0.0
+    assert sleep.seconds() == 0.0
 
 
 def test_the_clock_that_counts_sleep_is_not_behind():
     before = time.monotonic(), seconds_passed()
     after = time.monotonic(), seconds_passed()
     assert after[0] >= before[0] and after[1] >= before[1]
-    assert MachineSleep().lately() == 0.0
+    assert MachineSleep().seconds() == 0.0
 
 
 def trial_in(place: Path) -> TrialPPO:

@@ -31,10 +31,10 @@ from raytrain.checkpoint import (
     Catalogue,
     Entry,
     catalogue,
-    check,
-    commit,
     replacement,
 )
+from raytrain.checkpoint.commit import commit
+from raytrain.checkpoint.verify import check
 from raytrain.config import config_from_dict
 from raytrain.driver import stages
 from raytrain.records import RecordsMirror

@@ -13,11 +13,12 @@ import pytest
 from support.checkpoint_children import FILES, manifest, put
 from support.s3_store import SECRET, Proxy
 
-from raytrain.checkpoint import BestPolicy, Catalogue, RetentionPolicy, check, read_manifest
+from raytrain.checkpoint import BestPolicy, Catalogue, RetentionPolicy, read_manifest
+from raytrain.checkpoint.verify import check
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location, Locked, StorageError, retry
 from raytrain.storage.lock import Times as LockTimes
-from raytrain.storage.retry import Retries, Times, may_pass
+from raytrain.storage.retry import Retries, may_pass
 from raytrain.trial.directory import SavesFailing, Superseded, TrialDirectory
 
 
@@ -288,7 +289,7 @@ def test_patience_pauses_longer_each_time_and_ends() -> None:
         now[0] += seconds
 
     told: list[str] = []
-    store = Retries(Times(lambda: now[0], sleep, lambda: 0.5))
+    store = Retries(lambda: now[0], sleep, lambda: 0.5)
     store.listen(told.append)
 
     def away() -> None:

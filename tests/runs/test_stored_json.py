@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from support.checkpoint_children import manifest, put
 
-from raytrain.checkpoint import Catalogue, Manifest, ManifestError, Parent, resolve
+from raytrain.checkpoint import Catalogue, Manifest, Parent, resolve
+from raytrain.checkpoint.manifest import ManifestError
 from raytrain.checkpoint.resolve import entries_at
 from raytrain.cli.documents import json_ready, manifest_document, manifest_text
 from raytrain.cli.tables import list_text, show_text

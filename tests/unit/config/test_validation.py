@@ -18,7 +18,7 @@ import pytest
 from support.checkpoint_children import manifest, stage
 from support.paths import ROOT
 
-from raytrain.checkpoint import commit
+from raytrain.checkpoint.commit import commit
 from raytrain.config import (
     ConfigError,
     allowed_on_continue,

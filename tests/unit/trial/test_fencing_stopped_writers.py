@@ -24,10 +24,10 @@ from raytrain.checkpoint import (
     ExperimentFileError,
     Manifest,
     background_commit,
-    check,
     experiment_file,
-    prune,
 )
+from raytrain.checkpoint.background_commit import prune
+from raytrain.checkpoint.verify import check
 from raytrain.config import config_from_dict
 from raytrain.driver.experiment import _read_experiment
 from raytrain.records import episodes as episode_history
