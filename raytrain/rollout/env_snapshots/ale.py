@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from raytrain.rollout.env_snapshots.protocol import SnapshotError
+from raytrain.rollout.env_snapshots.base import SnapshotError
 
 
 class RecordedEmulator:

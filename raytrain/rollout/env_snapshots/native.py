@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from raytrain.rng import preserved
 from raytrain.rollout.env_snapshots.ale import RecordedEmulator
-from raytrain.rollout.env_snapshots.protocol import SnapshotError, Strategy, check_strategy
+from raytrain.rollout.env_snapshots.base import SnapshotError, Snapshotter
 from raytrain.rollout.env_snapshots.wrapper_state import Layers
 
 
-class NativeSnapshots:
-    strategy: Strategy = "native"
+class NativeSnapshots(Snapshotter):
+    strategy = "native"
 
     def __init__(self) -> None:
-        # An environment's own state is all that it wants saved of itself; an ALE game's emulator
-        # state is not: the Python object around it has attributes too.
+        # `get_state()` is all that the environment wants saved of itself. An ALE game's emulator state
+        # is not: the Python object around it has attributes too.
         self._own = Layers("generators")
         self._ale = Layers("all")
 
@@ -31,15 +30,13 @@ class NativeSnapshots:
             base.ale = RecordedEmulator(base.ale)
         return env
 
-    def take(self, env: Any) -> dict[str, Any]:
+    def _take(self, env: Any) -> dict[str, Any]:
         layers, get_state, _ = self._access(env)
-        return {"strategy": self.strategy, "state": layers.capture(env, extra=get_state())}
+        return {"state": layers.capture(env, extra=get_state())}
 
-    def restore(self, env: Any, snapshot: dict[str, Any]) -> Any:
-        check_strategy(snapshot, self.strategy)
+    def _restore(self, env: Any, snapshot: dict[str, Any]) -> Any:
         layers, _, set_state = self._access(env)
-        with preserved():
-            layers.restore(env, snapshot["state"], use_extra=set_state)
+        layers.restore(env, snapshot["state"], use_extra=set_state)
         return env
 
     def _access(self, env: Any) -> tuple[Layers, Callable[[], Any], Callable[[Any], Any]]:

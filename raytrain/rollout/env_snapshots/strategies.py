@@ -7,15 +7,39 @@ from typing import Any
 
 import cloudpickle
 
-from raytrain.rng import preserved
+from raytrain.rollout.env_snapshots.base import SnapshotError, Snapshotter, Strategy
 from raytrain.rollout.env_snapshots.native import NativeSnapshots
-from raytrain.rollout.env_snapshots.protocol import (
-    SnapshotError,
-    Snapshotter,
-    Strategy,
-    check_strategy,
-)
 from raytrain.rollout.env_snapshots.replay import ReplaySnapshots
+
+
+class PickleSnapshots(Snapshotter):
+    """`restore` returns another object than it is given."""
+
+    strategy = "pickle"
+
+    def _take(self, env: Any) -> dict[str, Any]:
+        return {"env": cloudpickle.dumps(env)}
+
+    def _restore(self, env: Any, snapshot: dict[str, Any]) -> Any:
+        return pickle.loads(snapshot["env"])
+
+
+class ResetSnapshots(Snapshotter):
+    """Not exact: a running episode is lost, and a restored environment waits for its reset."""
+
+    strategy = "reset"
+
+    def _take(self, env: Any) -> dict[str, Any]:
+        return {}
+
+    def _restore(self, env: Any, snapshot: dict[str, Any]) -> Any:
+        return env
+
+
+_STRATEGIES: dict[str, type[Snapshotter]] = {
+    kind.strategy: kind
+    for kind in (NativeSnapshots, PickleSnapshots, ReplaySnapshots, ResetSnapshots)
+}
 
 
 def snapshotter(strategy: Strategy) -> Snapshotter:
@@ -24,43 +48,7 @@ def snapshotter(strategy: Strategy) -> Snapshotter:
     Raises:
         SnapshotError: there is no such strategy.
     """
-    kinds: dict[str, type[Snapshotter]] = {
-        kind.strategy: kind
-        for kind in (NativeSnapshots, PickleSnapshots, ReplaySnapshots, ResetSnapshots)
-    }
-    if strategy not in kinds:
-        raise SnapshotError(f"unknown snapshot strategy {strategy!r}; there are {', '.join(kinds)}")
-    return kinds[strategy]()
-
-
-class PickleSnapshots:
-    """`restore` returns another object than it is given."""
-
-    strategy: Strategy = "pickle"
-
-    def wrap(self, env: Any) -> Any:
-        return env
-
-    def take(self, env: Any) -> dict[str, Any]:
-        return {"strategy": self.strategy, "env": cloudpickle.dumps(env)}
-
-    def restore(self, env: Any, snapshot: dict[str, Any]) -> Any:
-        check_strategy(snapshot, self.strategy)
-        with preserved():
-            return pickle.loads(snapshot["env"])
-
-
-class ResetSnapshots:
-    """Not exact: a running episode is lost, and a restored environment waits for its reset."""
-
-    strategy: Strategy = "reset"
-
-    def wrap(self, env: Any) -> Any:
-        return env
-
-    def take(self, env: Any) -> dict[str, Any]:
-        return {"strategy": self.strategy}
-
-    def restore(self, env: Any, snapshot: dict[str, Any]) -> Any:
-        check_strategy(snapshot, self.strategy)
-        return env
+    if strategy not in _STRATEGIES:
+        names = ", ".join(_STRATEGIES)
+        raise SnapshotError(f"unknown snapshot strategy {strategy!r}; choose from {names}")
+    return _STRATEGIES[strategy]()

@@ -24,7 +24,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from raytrain.rollout.env_snapshots import generators
-from raytrain.rollout.env_snapshots.protocol import SnapshotError
+from raytrain.rollout.env_snapshots.base import SnapshotError
 
 Base = Literal["generators", "plain", "all"]
 """What of the base environment is saved: its generators; also its plain numbers, strings and
