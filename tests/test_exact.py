@@ -30,7 +30,7 @@ from raytrain.ppo.learner import ExactPPOTorchLearner
 from raytrain.ppo.state import Restored, StateMismatch
 from raytrain.rng import RngStreams
 from raytrain.rollout.collector import RunnerLost
-from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.env_group import EnvGroup
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -318,7 +318,7 @@ PIECES_OF_RLLIBS_SAMPLING = {
 @pytest.fixture(scope="module")
 def saved_by_rllibs_sampling(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GroupEnvRunner, "sampling", "rllib")
+        patch.setattr(EnvGroup, "sampling", "rllib")
         patch.setattr(ExactPPOTorchLearner, "_tier", lambda self: Tier(RLLIB))
         saved = _saved(tmp_path_factory.mktemp("rllib") / "state")
     yield saved
