@@ -160,9 +160,7 @@ def test_a_part_of_the_weights_is_refused():
     sync["rl_module"] = {
         name: value for name, value in sync["rl_module"].items() if not name.startswith("vf.")
     }
-    with pytest.raises(
-        RaytrainError, match=r"(?s)cannot load the learner's weights: .*vf\.net"
-    ):
+    with pytest.raises(RaytrainError, match=r"(?s)cannot load the learner's weights: .*vf\.net"):
         sampler.take_over(sync)
 
 

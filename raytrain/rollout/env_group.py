@@ -226,8 +226,8 @@ class EnvGroup(SingleAgentEnvRunner):
             explore = self.config.explore if explore is None else explore
             sampled = sampler.sample(wanted, explore=bool(explore), version=version)
         self._log(sampled)
-        for episode, measured in zip(sampled.ended, sampled.measured, strict=True):
-            self.note_finished(episode.env_index, episode.episode_return, episode.length, measured)
+        for ended in sampled.ended:
+            self.note_finished(ended.env_index, ended.episode_return, ended.length, ended.measured)
         self._sampled_at = time.perf_counter()
         return sampled.episodes
 
