@@ -111,7 +111,7 @@ def test_what_a_step_returns(sampling: str, name: str, said: str) -> None:
 def test_a_nan_in_the_observation_is_named_before_the_learning_rate(sampling: str) -> None:
     with pytest.raises(RaytrainError) as caught:
         sample("ObservationNan")
-    assert "The environment returned the observation [nan nan]. Mend the environment" in str(
+    assert "The environment returned the observation [nan nan]. Fix the environment" in str(
         caught.value
     )
 

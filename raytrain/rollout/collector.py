@@ -61,7 +61,7 @@ class RolloutCollector:
         elastic: bool = True,
         lost_exactness: Callable[[str], None] = lambda why: None,
     ) -> None:
-        self._local: EnvGroup | None = runners.local_env_runner
+        self._local: EnvGroup = runners.local_env_runner
         reserved = {
             index - 1: actor for index, actor in _ray.runners.runner_actors(runners).items()
         }
@@ -117,9 +117,8 @@ class RolloutCollector:
         A group without a snapshot starts anew."""
         self._iteration = iteration
         self._snapshots = {index: snapshots.get(index) for index in self.indices}
-        if self._local is not None:
-            snapshot = None if self._remote_indices else self._snapshots[0]
-            self._local.load(self._strategy, sync, snapshot, iteration=iteration)
+        snapshot = None if self._remote_indices else self._snapshots[0]
+        self._local.load(self._strategy, sync, snapshot, iteration=iteration)
         if not self._remote_indices:
             return
         self._set_sync(sync)
@@ -167,15 +166,13 @@ class RolloutCollector:
         sync = {**weights, NUM_ENV_STEPS_SAMPLED_LIFETIME: int(env_steps_sampled)}
         if self._remote_indices:
             sync.update(self._merged_connectors())
-        if self._local is not None:
-            self._local.take_over(sync)
+        self._local.take_over(sync)
         if self._remote_indices:
             self._set_sync(sync)
 
     def take_over(self, sync: dict[str, Any]) -> None:
         """Hand `sync` to every runner and wait until all have it (evaluation)."""
-        if self._local is not None:
-            self._local.take_over(sync)
+        self._local.take_over(sync)
         if self._remote_indices:
             self._set_sync(sync)
             self._call_all("take_over", self._sync)
@@ -183,8 +180,7 @@ class RolloutCollector:
     def use_settings(self, settings: RunnerSettings, *, iteration: int) -> None:
         """Let every group continue with another config in the process where it is; new episodes begin."""
         self._iteration = iteration
-        if self._local is not None:
-            self._local.use_settings(settings, iteration=iteration)
+        self._local.use_settings(settings, iteration=iteration)
         if self._remote_indices:
             self._snapshots.update(self._call_all("use_settings", settings, iteration=iteration))
         # Only now: a group whose actor dies meanwhile is set up with the old settings and called again.
@@ -216,18 +212,15 @@ class RolloutCollector:
     def present_sampling(self) -> str:
         """How far the sampling in this process is, as the end of a sentence; empty if that is unknown.
         Safe to call in any thread."""
-        if self._remote_indices or self._local is None:
-            return ""
-        return self._local.present_sampling()
+        return "" if self._remote_indices else self._local.present_sampling()
 
     def weight_names(self) -> list[str]:
         """Names of the parameters and buffers that the runners' module has."""
-        assert self._local is not None
         return list(self._local.module.state_dict())
 
     def connector_state(self) -> dict[str, Any]:
         """State of the (merged) connector pipelines."""
-        return {} if self._local is None else self._local.connector_state()
+        return self._local.connector_state()
 
     # -- calls -----------------------------------------------------------------------------------
 
@@ -250,7 +243,6 @@ class RolloutCollector:
         """A fragment of every group, in group order, and the groups without one. `dropped`: the groups
         that have lost one in this iteration before."""
         if not self._remote_indices:
-            assert self._local is not None
             return [self._local.rollout(None, snapshot=False)], set()
         call = self._retrying(
             lambda actor, group, limit_s: actor.call.remote(
@@ -318,8 +310,6 @@ class RolloutCollector:
         )
 
     def _check_loaded(self, index: int, digest: str) -> None:
-        if self._local is None:
-            return
         if self._digest is None:
             self._digest = weights_sha256(self._local.module.state_dict())
         if digest != self._digest:
@@ -353,7 +343,6 @@ class RolloutCollector:
 
     def _merged_connectors(self) -> dict[str, Any]:
         """The merged connector states of all groups, in group order."""
-        assert self._local is not None
         before = self._local.connector_state()
         components = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
         pipelines = _ray.runners.connectors(self._local)

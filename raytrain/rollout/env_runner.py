@@ -17,7 +17,7 @@ from raytrain._ray import actors as _ray_actors
 from raytrain._ray.actor_signals import spare_this_actor
 from raytrain.rng import preserved
 from raytrain.rollout.env_group import EnvGroup
-from raytrain.rollout.timeout import StallReporter, stall_key
+from raytrain.rollout.timeout import reporting_stalls, stall_key
 
 _REPORT_AFTER = 0.9
 """A stalled call is reported after this part of its time limit, before the actor is killed."""
@@ -31,16 +31,17 @@ class EnvRunnerActor(EnvGroup):
         super().__init__(**kwargs)
         self._arguments = kwargs
         self._groups: dict[int, EnvGroup] = {self.group: self}
-        self._stall_reporter = StallReporter(self._report_stall)
-        self._called_group = self.group
 
     def call(
         self, group: int, method: str, *arguments: Any, limit_s: float | None = None, **options: Any
     ) -> Any:
-        """Call a method of the `EnvGroup`, which is constructed if this process does not host it yet. A
-        call that takes almost `limit_s` seconds is reported (see `StallReporter`)."""
-        self._called_group = group
-        with self._stall_reporter.watching(None if limit_s is None else _REPORT_AFTER * limit_s):
+        """Call a method of an `EnvGroup`, which is constructed if this process does not host it yet. A
+        call that takes almost `limit_s` seconds reports where it stalls."""
+
+        def report(position: str) -> None:
+            _ray_actors.publish_stall(stall_key(_actor_id(), group), position)
+
+        with reporting_stalls(report, None if limit_s is None else _REPORT_AFTER * limit_s):
             return getattr(self.hosted(group), method)(*arguments, **options)
 
     def hosted(self, group: int) -> EnvGroup:
@@ -67,9 +68,6 @@ class EnvRunnerActor(EnvGroup):
         for group in list(self._groups):
             self.release(group)
         super().stop()
-
-    def _report_stall(self, position: str) -> None:
-        _ray_actors.publish_stall(stall_key(_actor_id(), self._called_group), position)
 
 
 def _actor_id() -> str:

@@ -85,31 +85,22 @@ class _Registry(dict[str, Any]):
 
     def __init__(self, present: dict[str, Any], pickled: dict[str, bytes]) -> None:
         super().__init__(present)
-        self._pickled = {name: spec for name, spec in pickled.items() if name not in present}
+        self._pickled = dict(pickled)
 
-    def _load(self, name: str) -> None:
-        pickled = self._pickled.pop(name, None)
-        if pickled is not None:
-            super().__setitem__(name, pickle.loads(pickled))
+    def __missing__(self, name: str) -> Any:
+        spec = self[name] = pickle.loads(self._pickled.pop(name))
+        return spec
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or name in self._pickled
 
-    def __getitem__(self, name: str) -> Any:
-        self._load(name)
-        return super().__getitem__(name)
-
-    def __setitem__(self, name: str, spec: Any) -> None:
-        self._pickled.pop(name, None)
-        super().__setitem__(name, spec)
-
     def get(self, name: str, default: Any = None) -> Any:
-        self._load(name)
-        return super().get(name, default)
+        return self[name] if name in self._pickled else super().get(name, default)
 
     def values(self) -> Any:
         """Gymnasium searches all specs for the newest version of a name, for which it needs their ids."""
-        return [*super().values(), *(registration.EnvSpec(id=name) for name in self._pickled)]
+        others = self._pickled.keys() - self.keys()
+        return [*super().values(), *(registration.EnvSpec(id=name) for name in others)]
 
 
 def _registered_specs() -> dict[str, bytes]:
