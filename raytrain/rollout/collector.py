@@ -1,14 +1,14 @@
 """All env groups of a trial: sampling in step, exact recovery of a lost runner, snapshots.
 
-RLlib's own calls to env runners may lose some of them: a push of weights may be dropped, and the share of
-a late or dead runner is made up by the others, without a message. Here every call is repeated until
-every group has answered (see `group_calls`), by whichever actor hosts the group (see `runner_pool`), from
-the state that the group had before the fragment; so the iteration's data do not depend on which process
-dies.
+RLlib's own calls to env runners may lose some of them: a push of weights may be dropped, and the
+share of a late or dead runner is made up by the others, without a message. Here every call is
+repeated until every group has answered (see `group_calls`), by whichever actor hosts the group (see
+`runner_pool`), from the state that the group had before the fragment; so the iteration's data do
+not depend on which process dies.
 
-    iteration k:   rollout(sync k-1) of all groups    -> episodes, metrics, snapshot k  (group order)
+    iteration k:   rollout(sync k-1) of all groups  -> episodes, metrics, snapshot k  (group order)
                    learn
-                   publish(weights)                   -> sync k, sent with the next rollout
+                   publish(weights)                 -> sync k, sent with the next rollout
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class NoNewEnvSteps(RaytrainError):
 class RolloutCollector:
     """The groups of one RLlib `EnvRunnerGroup` (training or evaluation), by group index.
 
-    `tell` receives a message for each loss and recovery. `lost_exactness` is called with the reason when
-    samples are lost for good, which `rules` may allow. Evaluation's groups stay at their own actors
-    (`elastic` is false), since RLlib calls these directly.
+    `tell` receives a message for each loss and recovery. `lost_exactness` is called with the reason
+    when samples are lost for good, which `rules` may allow. Evaluation's groups stay at their own
+    actors (`elastic` is false), since RLlib calls these directly.
 
-    Without remote env runners there is one group, in this process: the local env runner. With them the
-    local env runner has no environments, but the merged state of the connectors.
+    Without remote env runners there is one group, in this process: the local env runner. With them
+    the local env runner has no environments, but the merged state of the connectors.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class RolloutCollector:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Under RLlib's names: actors that are there, and, since this process began, how many were lost
-        and how many fragments were dropped."""
+        """Under RLlib's names: actors that are there, and, since this process began, how many were
+        lost and how many fragments were dropped."""
         return {
             "num_healthy_workers": len(self._pool.up),
             "num_remote_worker_restarts": self._pool.failures,
@@ -133,8 +133,8 @@ class RolloutCollector:
         self._pool.stop()
 
     def sample(self, min_env_steps: int) -> Collected:
-        """Sample fragments from all groups in step until there are `min_env_steps` steps; or fewer, if
-        fragments were lost and the rules allow it.
+        """Sample fragments from all groups in step until there are `min_env_steps` steps; or fewer,
+        if fragments were lost and the rules allow it.
 
         Raises:
             NoNewEnvSteps: the fragments brought no step.
@@ -178,16 +178,19 @@ class RolloutCollector:
             self._call_all("take_over", self._sync)
 
     def use_settings(self, settings: RunnerSettings, *, iteration: int) -> None:
-        """Let every group continue with another config in the process where it is; new episodes begin."""
+        """Let every group continue with another config in the process where it is;
+        new episodes begin."""
         self._iteration = iteration
         self._local.use_settings(settings, iteration=iteration)
         if self._remote_indices:
             self._snapshots.update(self._call_all("use_settings", settings, iteration=iteration))
-        # Only now: a group whose actor dies meanwhile is set up with the old settings and called again.
+        # Only now: a group whose actor dies meanwhile is set up with the old settings
+        # and called again.
         self._settings, self._strategy = settings, settings.strategy
 
     def take_finished(self) -> list[dict[str, Any]]:
-        """Rows of the episodes that ended outside of `sample` (RLlib's evaluation), in group order."""
+        """Rows of the episodes that ended outside of `sample` (RLlib's evaluation),
+        in group order."""
         return [row for rows in self._call_all("take_finished").values() for row in rows]
 
     def snapshots(self) -> dict[int, bytes]:
@@ -210,8 +213,8 @@ class RolloutCollector:
         return reason
 
     def present_sampling(self) -> str:
-        """How far the sampling in this process is, as the end of a sentence; empty if that is unknown.
-        Safe to call in any thread."""
+        """How far the sampling in this process is, as the end of a sentence; empty if that is
+        unknown. Safe to call in any thread."""
         return "" if self._remote_indices else self._local.present_sampling()
 
     def weight_names(self) -> list[str]:
@@ -240,8 +243,8 @@ class RolloutCollector:
             runner.actor.release.remote(group)
 
     def _rollouts(self, dropped: Collection[int]) -> tuple[list[Rollout], set[int]]:
-        """A fragment of every group, in group order, and the groups without one. `dropped`: the groups
-        that have lost one in this iteration before."""
+        """A fragment of every group, in group order, and the groups without one. `dropped`: the
+        groups that have lost one in this iteration before."""
         if not self._remote_indices:
             return [self._local.rollout(None, snapshot=False)], set()
         call = self._retrying(
@@ -321,8 +324,8 @@ class RolloutCollector:
     # -- lost fragments --------------------------------------------------------------------------
 
     def _may_drop(self, lost: int) -> bool:
-        """Whether the iteration may continue with so many fragments lost: at most half of them, and not
-        in too many iterations in a row."""
+        """Whether the iteration may continue with so many fragments lost: at most half of them, and
+        not in too many iterations in a row."""
         return (
             self._rules.on_loss == "continue"
             and self._consecutive_short < self._rules.max_short_iterations

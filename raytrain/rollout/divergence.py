@@ -29,8 +29,8 @@ def why_not_finite(episodes: Iterable[Any]) -> str:
             least, most = min(least, float(rewards.min())), max(most, float(rewards.max()))
     return (
         f"The environment's observations and rewards are finite (rewards from {least:g} to "
-        f"{most:g}), so the update is the cause: try a smaller training.lr or training.grad_clip, or "
-        "smaller rewards."
+        f"{most:g}), so the update is the cause: try a smaller training.lr or training.grad_clip, "
+        "or smaller rewards."
     )
 
 

@@ -1,7 +1,7 @@
 """Errors while a group is sampled, reported with the environment's file and line.
 
-An error crosses processes as `EnvironmentFailed`: its own class may be known only where the environment
-is, and its traceback stays behind.
+An error crosses processes as `EnvironmentFailed`: its own class may be known only where the
+environment is, and its traceback stays behind.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from raytrain.rollout.divergence import first_not_finite, why_no_action
 
 @contextmanager
 def environment_errors(env: Any) -> Iterator[None]:
-    """Raise what the environments of the vector environment `env` raised in the body, or made Gymnasium
-    raise by what they returned, as `EnvironmentFailed`. Other errors pass."""
+    """Raise what the environments of the vector environment `env` raised in the body, or made
+    Gymnasium raise by what they returned, as `EnvironmentFailed`. Other errors pass."""
     try:
         yield
     except RaytrainError:

@@ -1,10 +1,10 @@
 """An env group: RLlib's env runner, with a state that can be captured and restored exactly.
 
 A group is the unit of sampling: the environments of one configured env runner with their random
-streams, running episodes, filter state and metric windows. Its data do not depend on the process that
-hosts it: its random streams are swapped in for the time of a `sample()`, and nothing else of the process
-is used. A group is sampled into arrays where that can stand in for RLlib's own sampling, and by RLlib
-elsewhere (see `fast_sampling`); the episodes are the same.
+streams, running episodes, filter state and metric windows. Its data do not depend on the process
+that hosts it: its random streams are swapped in for the time of a `sample()`, and nothing else of
+the process is used. A group is sampled into arrays where that can stand in for RLlib's own
+sampling, and by RLlib elsewhere (see `fast_sampling`); the episodes are the same.
 
 A group's snapshot is one pickled dict (the environments may only be known to pickle):
 
@@ -13,7 +13,7 @@ A group's snapshot is one pickled dict (the environments may only be known to pi
     runner       counters; running episodes and the cached batch, if RLlib samples
     progress     the fields of `fragments.Progress`, if the group is sampled into arrays; or None
     vector_env   the vector environment's last observations, rewards and flags
-    envs         one snapshot per environment, by the strategy that proved itself; None between episodes
+    envs         one snapshot per environment, by the strategy in use; None between episodes
     connectors   state of both connector pipelines
     metrics      metric windows
     rng          Python, NumPy and Torch generators of the group, as JSON types
@@ -131,8 +131,8 @@ class EnvGroup(SingleAgentEnvRunner):
         return "" if self._sampler is None else self._sampler.present_sampling()
 
     def use_strategy(self, strategy: Strategy) -> None:
-        """Set how the environments are snapshotted, if it is not set. Must come before the first
-        `sample()`."""
+        """Set how the environments are snapshotted, if it is not set. Must come before
+        the first `sample()`."""
         if self._snapshotter is not None or self.env is None:
             return
         self._snapshotter = snapshotter(strategy)
@@ -140,9 +140,9 @@ class EnvGroup(SingleAgentEnvRunner):
         envs[:] = [self._snapshotter.wrap(env) for env in envs]
 
     def use_settings(self, settings: RunnerSettings, *, iteration: int) -> bytes | None:
-        """Continue with another config: environments are constructed anew, and new episodes begin, seeded
-        by the iteration. Weights, filters and counters stay. Returns the group's snapshot; None without
-        environments."""
+        """Continue with another config: environments are constructed anew, and new episodes begin,
+        seeded by the iteration. Weights, filters and counters stay. Returns the group's snapshot;
+        None without environments."""
         self.config = settings.config.copy(copy_frozen=False)
         self._settings_name = settings.name
         if self.env is None:
@@ -252,8 +252,8 @@ class EnvGroup(SingleAgentEnvRunner):
         _ray.runners.log_episodes(self, ended)
 
     def rollout(self, sync: dict[str, Any] | None, *, snapshot: bool) -> Rollout:
-        """Take over weights and connector state (`sync`, as for `set_state`; None: keep the present ones),
-        sample one fragment, and return it with everything that belongs to it."""
+        """Take over weights and connector state (`sync`, as for `set_state`; None: keep the present
+        ones), sample one fragment, and return it with everything that belongs to it."""
         began = time.perf_counter()
         if sync is not None:
             self.take_over(sync)
@@ -269,14 +269,14 @@ class EnvGroup(SingleAgentEnvRunner):
     # -- state -----------------------------------------------------------------------------------
 
     def take_over(self, sync: dict[str, Any]) -> None:
-        """Set weights, connector state and counters, whatever version the weights have. `sync`: as for
-        `set_state`, with all tensors of the module.
+        """Set weights, connector state and counters, whatever version the weights have. `sync`: as
+        for `set_state`, with all tensors of the module.
 
         Raises:
             RaytrainError: the weights are not exactly those that the module has.
         """
-        # RLlib's `set_state` ignores weights that are not newer than its own, accepts a part of them
-        # for all, and turns float64 into float32.
+        # RLlib's `set_state` ignores weights that are not newer than its own, accepts a part of
+        # them for all, and turns float64 into float32.
         _load_weights(self.module, sync[COMPONENT_RL_MODULE])
         self.set_state({key: value for key, value in sync.items() if key != COMPONENT_RL_MODULE})
         _ray.runners.set_weights_version(self, sync.get(WEIGHTS_SEQ_NO, 0))
@@ -290,9 +290,9 @@ class EnvGroup(SingleAgentEnvRunner):
         iteration: int,
         settings: RunnerSettings | None = None,
     ) -> str:
-        """Make this the group of `snapshot` (None: a group that has not sampled yet) with the weights of
-        `sync`, under `settings` (None: those of the constructor). Returns the digest of the weights that
-        it now holds, for the caller to compare."""
+        """Make this the group of `snapshot` (None: a group that has not sampled yet) with the
+        weights of `sync`, under `settings` (None: those of the constructor). Returns the digest of
+        the weights that it now holds, for the caller to compare."""
         if settings is None:
             settings = RunnerSettings(None, self._first_config, strategy)
         if settings.name != self._settings_name:
@@ -332,9 +332,9 @@ class EnvGroup(SingleAgentEnvRunner):
         return data
 
     def restore(self, snapshot: bytes, *, iteration: int) -> None:
-        """Restore what `snapshot` returned. Where environments cannot be restored (strategy `reset`, and
-        after `without_episodes`) new episodes begin, seeded by the iteration, so that a second restore
-        elsewhere does not repeat them."""
+        """Restore what `snapshot` returned. Where environments cannot be restored (strategy
+        `reset`, and after `without_episodes`) new episodes begin, seeded by the iteration, so that
+        a second restore elsewhere does not repeat them."""
         assert self._snapshotter is not None, "use_strategy() comes first"
         state = cloudpickle.loads(snapshot)
         self.set_state(state["connectors"])
@@ -364,15 +364,16 @@ class EnvGroup(SingleAgentEnvRunner):
         arrays, begun = self._sampler is not None, not _ray.runners.needs_reset(self)
         if (arrays and begun and progress is None) or (progress is not None and not arrays):
             raise RaytrainError(
-                f"The state of env group {self.group} was saved by a run that sampled in another way. "
-                "Continue with the raytrain version and the config that the run was started with."
+                f"The state of env group {self.group} was saved by a run that sampled in another "
+                "way. Continue with the raytrain version and the config of the run's start."
             )
         if self._sampler is not None:
             self._sampler.progress = progress
 
 
 def without_episodes(snapshot: bytes, *, reseed: bool) -> bytes:
-    """The snapshot of a group that will begin new episodes; with `reseed` also on new random streams."""
+    """The snapshot of a group that will begin new episodes; with `reseed` also on
+    new random streams."""
     state = cloudpickle.loads(snapshot)
     data: bytes = cloudpickle.dumps(
         {**state, "envs": None, "rng": None if reseed else state["rng"]}

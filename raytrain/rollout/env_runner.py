@@ -1,7 +1,7 @@
 """The env runner actor: the class that RLlib constructs, in an actor or in the trial's process.
 
-To RLlib, an env runner is one group, which it samples by itself in an evaluation. The trial may also
-have an actor host further groups, and calls them through `call`.
+To RLlib, an env runner is one group, which it samples by itself in an evaluation. The trial may
+also have an actor host further groups, and calls them through `call`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class EnvRunnerActor(EnvGroup):
     def call(
         self, group: int, method: str, *arguments: Any, limit_s: float | None = None, **options: Any
     ) -> Any:
-        """Call a method of an `EnvGroup`, which is constructed if this process does not host it yet. A
-        call that takes almost `limit_s` seconds reports where it stalls."""
+        """Call a method of an `EnvGroup`, which is constructed if this process does not host it
+        yet. A call that takes almost `limit_s` seconds reports where it stalls."""
 
         def report(position: str) -> None:
             _ray_actors.publish_stall(stall_key(_actor_id(), group), position)
@@ -47,7 +47,8 @@ class EnvRunnerActor(EnvGroup):
     def hosted(self, group: int) -> EnvGroup:
         """The group in this process."""
         if group not in self._groups:
-            # RLlib draws from the global generators here, which are not to change for the other groups.
+            # RLlib draws from the global generators here, which are not to change for
+            # the other groups.
             with preserved():
                 hosted = EnvGroup(**{**self._arguments, "worker_index": group + 1})
             hosted.module = self.module  # One copy of the weights serves all.
@@ -55,12 +56,14 @@ class EnvRunnerActor(EnvGroup):
         return self._groups[group]
 
     def release(self, group: int) -> None:
-        """Drop a group that another actor hosts from now on. The own group stays, for when it returns."""
+        """Drop a group that another actor hosts from now on. The own group stays, for
+        when it returns."""
         if group != self.group and group in self._groups:
             self._groups.pop(group).stop()
 
     def process(self) -> tuple[str, int, str]:
-        """The actor's id, the process id and the host's name. An answer shows that the process is up."""
+        """The actor's id, the process id and the host's name. An answer shows that the
+        process is up."""
         return _actor_id(), os.getpid(), socket.gethostname()
 
     @override(EnvGroup)

@@ -1,14 +1,14 @@
 """Merging the connector states of several env runners, with correct running statistics.
 
-After each iteration the observations that the runners' filters have seen since the last one are merged.
-RLlib 2.60 computes wrong numbers: a runner reports by how much its mean has moved
+After each iteration the observations that the runners' filters have seen since the last one are
+merged. RLlib 2.60 computes wrong numbers: a runner reports by how much its mean has moved
 (`RunningStat.mean_delta_array`), and `RunningStat.update` takes that for the mean of the new
 observations, so the merged mean drifts to zero and the variance takes up the difference
 (observations of mean 5 and deviation 1 end as 0.5 and 4.0 after 20 merges of 2 runners).
 
-Here each runner's new observations (count n, mean m, sum of squared deviations s) are computed from its
-statistics before (0) and after (1), and are added in group order, both by the formulas of Chan, Golub
-and LeVeque (1979), eq. 2.1:
+Here each runner's new observations (count n, mean m, sum of squared deviations s) are computed from
+its statistics before (0) and after (1), and are added in group order, both by the formulas of Chan,
+Golub and LeVeque (1979), eq. 2.1:
 
     n = n1 - n0        m = m0 + (m1 - m0) n1 / n        s = s1 - s0 - (m - m0)^2 n0 n / n1
 

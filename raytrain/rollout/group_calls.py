@@ -1,13 +1,13 @@
 """One call to every env group, repeated until each has answered, whichever actors die meanwhile.
 
-    an actor lives     it gets the calls for all its groups at once and answers them one after the other
+    an actor lives     it gets the calls for all its groups at once and answers one after another
     an actor dies      its unanswered groups wait for whichever comes first: another actor that has
                        nothing left to do, or their own one, restarted by Ray
     an actor hangs     it is killed after a while (see `timeout`), which counts as a death
     none is left       a message is logged, and if none comes for some minutes, an error is raised
 
-A group that an actor does not hold yet is first set up there from its last state, so the answer does not
-depend on the actor.
+A group that an actor does not hold yet is first set up there from its last state, so the answer
+does not depend on the actor.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class _Recovery:
 
 @dataclass
 class RetryingCall:
-    """`elastic`: whether another actor than its own may host a group. `may_drop`: whether the answers
-    of so many groups may be missing. `tell` gets messages for the user, and one about a slow call after
-    every `tell_after_s` seconds (None: never)."""
+    """`elastic`: whether another actor than its own may host a group. `may_drop`: whether the
+    answers of so many groups may be missing. `tell` gets messages for the user, and one about a
+    slow call after every `tell_after_s` seconds (None: never)."""
 
     pool: RunnerPool
     groups: Collection[int]
@@ -169,8 +169,8 @@ class RetryingCall:
         try:
             answer = self._runtime.get(pending.reference)
         except RayTaskError as error:
-            # The error itself, not the class that Ray derives from it: that one's text has process ids
-            # in it, so an error that comes again would not be recognised.
+            # The error itself, not the class that Ray derives from it: that one's text has process
+            # ids in it, so an error that comes again would not be recognised.
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except _ACTOR_GONE as error:
             message = f"died ({why_it_died(error)})"
@@ -203,16 +203,16 @@ class RetryingCall:
     def _on_failure(
         self, runner: RunnerActor, message: str, cause: str, allowed: int, *, confirmed: bool = True
     ) -> None:
-        """`cause` is `message` without times and other details that differ between repetitions, so that
-        a failure that comes again is recognised."""
+        """`cause` is `message` without times and other details that differ between repetitions, so
+        that a failure that comes again is recognised."""
         first, groups = runner.calls[0].group, {pending.group for pending in runner.calls}
         self._consecutive_failures[first] += 1
         self.pool.mark_lost(runner, message, confirmed=confirmed)
         if self._consecutive_failures[first] >= allowed:
             raise RunnerLost(
-                f"The env runner of group {first} was lost {self._consecutive_failures[first]} times in "
-                f"a row in {self.call.about or 'the same call'} and is given up: the last one {cause}. "
-                "If this happens again, check the environment's step() and reset()."
+                f"The env runner of group {first} was lost {self._consecutive_failures[first]} "
+                f"times in a row in {self.call.about or 'the same call'} and is given up: the last "
+                f"one {cause}. If this happens again, check the environment's step() and reset()."
             )
         if not confirmed:
             return
@@ -238,8 +238,8 @@ class RetryingCall:
         if self.tell_after_s is not None and waited > count * self.tell_after_s:
             self._slow_messages[pending.group] = count
             self.tell(
-                f"{runner} has been busy with group {pending.group} for {waited:.0f} s. Training waits "
-                "for it; a step of its environment may be hanging."
+                f"{runner} has been busy with group {pending.group} for {waited:.0f} s. Training "
+                "waits for it; a step of its environment may be hanging."
             )
 
     def _end_hanging(self, runner: RunnerActor, pending: PendingCall, waited: float) -> None:
@@ -262,8 +262,8 @@ class RetryingCall:
         if waited > _NO_RUNNER_DEADLINE_S:
             raise RunnerLost(
                 f"No env runner started for {_named(self._unanswered)} within "
-                f"{_NO_RUNNER_DEADLINE_S:.0f} s; the last one {self._last_failure}. Check whether the "
-                "cluster has room for one."
+                f"{_NO_RUNNER_DEADLINE_S:.0f} s; the last one {self._last_failure}. Check whether "
+                "the cluster has room for one."
             )
         if waited > _NO_RUNNER_MESSAGE_S and not self._no_runner_told:
             self._no_runner_told = True
@@ -280,12 +280,13 @@ class RetryingCall:
             for index in sorted(recovery.answered_by)
         )
         groups, one = _named(recovery.groups), len(recovery.groups) == 1
+        seconds = self._runtime.now() - recovery.began
         what = f"{groups.capitalize()} {'is' if one else 'are'} set up"
         if self.call.sampling:
             what = f"{self.call.about.capitalize()} of {groups} is sampled"
         self.tell(
-            f"{recovery.runner} {recovery.message}. {what} again from {'its' if one else 'their'} last "
-            f"state by {by}; {self.call.consequence} ({self._runtime.now() - recovery.began:.1f} s)."
+            f"{recovery.runner} {recovery.message}. {what} again from {'its' if one else 'their'} "
+            f"last state by {by}; {self.call.consequence} ({seconds:.1f} s)."
         )
 
 

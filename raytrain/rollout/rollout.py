@@ -1,4 +1,5 @@
-"""The data that sampling returns: of one group (`Rollout`), of all groups in an iteration (`Collected`)."""
+"""The data that sampling returns: of one group (`Rollout`), of all groups in
+an iteration (`Collected`)."""
 
 from __future__ import annotations
 

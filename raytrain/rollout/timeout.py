@@ -2,13 +2,13 @@
 
 `RolloutTimeout` is used by the trial. With "auto" it learns how long fragments take:
 
-    auto    five times the longest of the last fragments, but at least a minute; ten minutes before the
-            first fragment
+    auto    five times the longest of the last fragments, but at least a minute; ten minutes before
+            the first fragment
     number  that many seconds
     None    no limit
 
-`reporting_stalls` is used by the env runner, which reports where it stalls shortly before that limit. It
-cannot while native code holds Python's interpreter lock.
+`reporting_stalls` is used by the env runner, which reports where it stalls shortly before that
+limit. It cannot while native code holds Python's interpreter lock.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class RolloutTimeout:
         return self._adaptive.limit_s if self._timeout_s == "auto" else float(self._timeout_s)
 
     def set_up_limit_s(self) -> float | None:
-        """Seconds that any other call may take, such as setting up a group; None without a limit."""
+        """Seconds that any other call may take, such as setting up a group; None
+        without a limit."""
         return None if self._timeout_s is None else _SET_UP_S
 
     def add(self, seconds: float) -> None:

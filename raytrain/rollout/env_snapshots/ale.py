@@ -1,11 +1,11 @@
 """The part of an ALE game's state that its system state leaves out.
 
-With sticky actions (`repeat_action_probability`, 0.25 in every v5 game) the emulator repeats the action
-that it applied last. That action is not in `cloneSystemState()` and cannot be read: the emulator's
-generator decides which actions are applied. (ale-py 0.12.1.) So the calls of `act` are recorded, from the
-game's reset or from an earlier system state on, and repeated before the system state is restored: the
-same generator applies the same actions. A recording that does not begin at a reset is long enough that
-one of its actions was applied (but for a chance of 1e-19).
+With sticky actions (`repeat_action_probability`, 0.25 in every v5 game) the emulator repeats the
+action that it applied last. That action is not in `cloneSystemState()` and cannot be read: the
+emulator's generator decides which actions are applied. (ale-py 0.12.1.) So the calls of `act` are
+recorded, from the game's reset or from an earlier system state on, and repeated before the system
+state is restored: the same generator applies the same actions. A recording that does not begin at a
+reset is long enough that one of its actions was applied (but for a chance of 1e-19).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class RecordedEmulator:
         anchor, acts, present = state
         self._ale.restoreSystemState(present)
         frame, over = self._ale.getFrameNumber(), self._ale.game_over()
-        # The action before a recording that begins in mid-game is unknown. It changes nothing but a few
-        # frames, unless the game ends in them and the repetition stops short: then try others.
+        # The action before a recording that begins in mid-game is unknown. It changes nothing but a
+        # few frames, unless the game ends in them and the repetition stops short: then try others.
         for earlier in [None, *dict.fromkeys(acts)]:
             self._act_again(anchor, acts, earlier)
             if over or self._ale.getFrameNumber() == frame:

@@ -45,8 +45,8 @@ class Snapshotter(ABC):
         return {"strategy": self.strategy, **self._take(env)}
 
     def restore(self, env: Any, snapshot: dict[str, Any]) -> Any:
-        """Bring a freshly made and wrapped environment to that state; may return another object. The
-        process's global generators do not change.
+        """Bring a freshly made and wrapped environment to that state; may return another object.
+        The process's global generators do not change.
 
         Raises:
             SnapshotError: the snapshot is of another strategy or of other wrappers, or the

@@ -81,7 +81,8 @@ def restore(make_env: MakeEnv, own: Snapshotter, taken: Taken, script: Script) -
 def continue_all(
     make_env: MakeEnv, strategy: Strategy, script: Script, taken: Sequence[Taken]
 ) -> None:
-    """Restore all snapshots and run each copy to the script's end, in turn, as a vector environment does.
+    """Restore all snapshots and run each copy to the script's end, in turn, as a
+    vector environment does.
 
     Raises:
         SnapshotError: a copy differs from the first run, or the environment raised.
@@ -95,8 +96,8 @@ def continue_all(
 def frames_from_start(
     make_env: MakeEnv, script: Script, streams: dict[str, Any], *, to_end: bool = True
 ) -> list[Frame]:
-    """What the script's operations return in a new environment; without `to_end` only up to the first
-    frame that is not the script's."""
+    """What the script's operations return in a new environment; without `to_end` only up to the
+    first frame that is not the script's."""
     frames: list[Frame] = []
     with RngStreams.from_state(streams).active():
         env = make(make_env)

@@ -1,7 +1,8 @@
 """What an environment returned, as digests that are equal only for the same bits.
 
-A frame is (observation, reward, terminated, truncated), each a SHA-256 in hex over type, dtype, shape and
-contents, including the values of nested spaces. One exception: a NaN equals a NaN of any payload.
+A frame is (observation, reward, terminated, truncated), each a SHA-256 in hex over type,
+dtype, shape and contents, including the values of nested spaces. One exception: a NaN equals
+a NaN of any payload.
 """
 
 from __future__ import annotations

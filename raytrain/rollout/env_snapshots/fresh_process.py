@@ -1,9 +1,10 @@
 """Calls of a function in a process that has never seen the environment.
 
-In one process, state kept in a module or a class outlives the object it belongs to, and a snapshot
-without it looks complete. So the snapshots are also restored in a new Python process. It gets the
-function, `make_env` and the arguments (by cloudpickle) and imports what the environment imports and
-Gymnasium, nothing else of weight. The environment may print what it likes: the answer comes in a file.
+In one process, state kept in a module or a class outlives the object it belongs to, and a
+snapshot without it looks complete. So the snapshots are also restored in a new Python process. It
+gets the function, `make_env` and the arguments (by cloudpickle) and imports what the environment
+imports and Gymnasium, nothing else of weight. The environment may print what it likes: the answer
+comes in a file.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def answer(task_path: str, result_path: str) -> None:
 
 
 class _Registry(dict[str, Any]):
-    """Gymnasium's registry, with the caller's specs. A spec is unpickled when it is looked up: that may
-    import anything (RLlib's own are among them), and fail."""
+    """Gymnasium's registry, with the caller's specs. A spec is unpickled when it is looked up: that
+    may import anything (RLlib's own are among them), and fail."""
 
     def __init__(self, present: dict[str, Any], pickled: dict[str, bytes]) -> None:
         super().__init__(present)
@@ -98,14 +99,16 @@ class _Registry(dict[str, Any]):
         return self[name] if name in self._pickled else super().get(name, default)
 
     def values(self) -> Any:
-        """Gymnasium searches all specs for the newest version of a name, for which it needs their ids."""
+        """Gymnasium searches all specs for the newest version of a name, for which it
+        needs their ids."""
         others = self._pickled.keys() - self.keys()
         return [*super().values(), *(registration.EnvSpec(id=name) for name in others)]
 
 
 def _registered_specs() -> dict[str, bytes]:
-    """Gymnasium's registry as this process has it, by id: the caller may have registered
-    environments in code that the new process does not run. Specs that do not pickle are left out."""
+    """Gymnasium's registry as this process has it, by id: the caller may have
+    registered environments in code that the new process does not run. Specs that do not
+    pickle are left out."""
     specs = {}
     for name, spec in gym.registry.items():
         if isinstance(spec.entry_point, str) and spec.entry_point.startswith("gymnasium."):

@@ -1,7 +1,7 @@
 """Random generators that an environment's objects hold, read and set in place.
 
-In place, because other objects of the environment may hold the same generator: if it were replaced, they
-would still draw from the old one. See `raytrain.rng` for the global generators.
+In place, because other objects of the environment may hold the same generator: if it were replaced,
+they would still draw from the old one. See `raytrain.rng` for the global generators.
 """
 
 from __future__ import annotations

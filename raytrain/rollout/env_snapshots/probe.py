@@ -1,10 +1,10 @@
 """Which strategy snapshots this environment exactly, found by trying.
 
-The environment is stepped through a script (see `script`) twice: if two copies with one seed differ,
-nothing can be exact. Then each strategy is tried in turn: snapshots are taken along the script, restored
-into other environment objects while the original continues, stepped in turn with it, and compared bit
-for bit to the script's end; and once more in a fresh process. The first strategy with which everything
-is the same is used.
+The environment is stepped through a script (see `script`) twice: if two copies with one seed
+differ, nothing can be exact. Then each strategy is tried in turn: snapshots are taken along the
+script, restored into other environment objects while the original continues, stepped in turn with
+it, and compared bit for bit to the script's end; and once more in a fresh process. The first
+strategy with which everything is the same is used.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Proof:
 def prove(make_env: MakeEnv, *, seed: int = 0, steps: int = 200, budget_s: float = 20) -> Proof:
     """Try the strategies on scratch environments; the process's generators do not change.
 
-    `steps` is the number of steps in which an episode's end is waited for, and `budget_s` the time, for
-    slow environments (a third of it for the first run, which all others repeat).
+    `steps` is the number of steps in which an episode's end is waited for, and `budget_s` the time,
+    for slow environments (a third of it for the first run, which all others repeat).
 
     Raises:
         UserCodeFailed: the environment cannot be made, reset and stepped at all, or what it returns
@@ -140,8 +140,8 @@ def _not_deterministic(make_env: MakeEnv, script: Script, seed: int) -> str | No
         one, other = [], None
     if one == other:
         return (
-            f"{message}, though each is the same in a process of its own: copies of this environment "
-            "in one process share state (a counter or a cache kept in a module or a class)"
+            f"{message}, though each is the same in a process of its own: copies of this "
+            "environment in one process share state (a counter or a cache in a module or a class)"
         )
     return (
         f"{message}: the environment itself is not deterministic (it uses the time, the system's "
@@ -161,12 +161,12 @@ def _attempt(make_env: MakeEnv, strategy: Strategy, script: Script, seed: int) -
         return Attempt(
             strategy,
             False,
-            f"in a fresh process: {error} (state kept in a module or a class, outside the environment "
-            "object, is not in a snapshot)",
+            f"in a fresh process: {error} (state kept in a module or a class, outside the "
+            "environment object, is not in a snapshot)",
         )
     detail = (
-        f"{len(taken)} snapshots over {len(script.operations)} steps continue identically, here and in "
-        "a fresh process"
+        f"{len(taken)} snapshots over {len(script.operations)} steps continue identically, here "
+        "and in a fresh process"
     )
     if script.global_random:
         names = ", ".join(script.global_random)
@@ -217,8 +217,8 @@ def _in_this_process(
 
 
 def _without_torch(script: Script, taken: list[Taken]) -> tuple[Script, list[Taken]]:
-    """For a fresh process. Importing Torch takes seconds, and only an environment that draws from it
-    needs it there."""
+    """For a fresh process. Importing Torch takes seconds, and only an environment that draws from
+    it needs it there."""
     if "torch" in script.global_random:
         return script, taken
     absent: dict[str, Any] = {"torch_cpu": None, "torch_cuda": []}

@@ -1,14 +1,14 @@
 """Strategy "replay": how the running episode began, and every action since.
 
-For environments whose state is out of reach (MuJoCo, Box2D) but determined by their generator's state
-and the actions. A recorder, the outermost wrapper, keeps the state of all layers BEFORE each reset
-(wrappers whole; of the base environment its generators and plain attributes), the reset's seed and
-options, and each action. Restoring brings a fresh environment to the state before the reset, repeats
-the reset and the steps, compares the last observation bit for bit, and sets the layers to their state at
-the snapshot.
+For environments whose state is out of reach (MuJoCo, Box2D) but determined by their generator's
+state and the actions. A recorder, the outermost wrapper, keeps the state of all layers BEFORE each
+reset (wrappers whole; of the base environment its generators and plain attributes), the reset's
+seed and options, and each action. Restoring brings a fresh environment to the state before the
+reset, repeats the reset and the steps, compares the last observation bit for bit, and sets the
+layers to their state at the snapshot.
 
-An environment that draws from the process's generators, or that carries other state from one episode to
-the next, does not come out the same; the comparison reports it.
+An environment that draws from the process's generators, or that carries other state from one
+episode to the next, does not come out the same; the comparison reports it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class ReplaySnapshots(Snapshotter):
 
     def __init__(self) -> None:
         self._before_reset = Layers("plain")
-        # Without the base environment's plain attributes: the replay has brought them up to date, and
-        # one that names something of the process (an index, a file descriptor) must stay the copy's own.
+        # Without the base environment's plain attributes: the replay has brought them up to
+        # date, and one that names something of the process (an index, a file descriptor) must
+        # stay the copy's own.
         self._present = Layers("generators")
 
     def wrap(self, env: Any) -> Any:
@@ -85,8 +86,8 @@ class Recorder(gym.Wrapper):  # untyped base
         self.last: tuple[Any, Any, Any, Any] = (None, None, None, None)
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        # An environment creates its generator, from the system's entropy, when it is first used. It is
-        # created here, so that its state can be captured.
+        # An environment creates its generator, from the system's entropy, when it is first used. It
+        # is created here, so that its state can be captured.
         getattr(self.unwrapped, "np_random", None)
         self.before_reset = self._layers.capture(self.env)
         self.reset_arguments = copy.deepcopy(arguments)

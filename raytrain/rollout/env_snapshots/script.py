@@ -3,10 +3,10 @@
     reset(seed)  *  some steps  *  more steps  *  on to a terminal step  *  reset  *  some steps  *
     ... reset, steps, reset, steps
 
-A snapshot is taken at each *. If no episode ends within the given number of steps, the reset comes in
-mid-episode. The later resets have no seed: they test the environment's own generator. Actions come from
-a separate generator. Before each operation numbers are drawn from the process's generators, as a policy
-draws them.
+A snapshot is taken at each *. If no episode ends within the given number of steps, the reset comes
+in mid-episode. The later resets have no seed: they test the environment's own generator. Actions
+come from a separate generator. Before each operation numbers are drawn from the process's
+generators, as a policy draws them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Operation:
 
 @dataclass(frozen=True)
 class Script:
-    """`frames`: what each operation returned. `moments`: the operations after which a snapshot is taken,
-    by index, with a description. `global_random`: see `Proof`."""
+    """`frames`: what each operation returned. `moments`: the operations after which a snapshot is
+    taken, by index, with a description. `global_random`: see `Proof`."""
 
     operations: tuple[Operation, ...]
     frames: tuple[Frame, ...]
@@ -54,8 +54,8 @@ def perform(env: Any, operation: Operation, draws_torch: bool) -> Frame:
 
 
 class FirstRun:
-    """Steps an environment and writes the script. `steps`, `budget_s`: the most steps, and the seconds,
-    in which to wait for an episode's end."""
+    """Steps an environment and writes the script. `steps`, `budget_s`: the most steps, and the
+    seconds, in which to wait for an episode's end."""
 
     def __init__(self, env: Any, seed: int, steps: int, budget_s: float) -> None:
         self._env = env

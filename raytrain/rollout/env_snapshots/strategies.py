@@ -17,16 +17,16 @@ from raytrain.rollout.env_snapshots.wrapper_state import Layers
 class NativeSnapshots(Snapshotter):
     """The environment hands out its state itself.
 
-    Either `env.unwrapped` has `get_state()` and `set_state(state)`, or it is an ALE game, whose emulator
-    state (with its own random generator) is `env.unwrapped.ale.cloneSystemState()` and what `ale.py` adds
-    to it. Wrappers, spaces' generators and `np_random` are saved beside it.
+    Either `env.unwrapped` has `get_state()` and `set_state(state)`, or it is an ALE game, whose
+    emulator state (with its own random generator) is `env.unwrapped.ale.cloneSystemState()` and
+    what `ale.py` adds to it. Wrappers, spaces' generators and `np_random` are saved beside it.
     """
 
     strategy = "native"
 
     def __init__(self) -> None:
-        # `get_state()` is all that the environment wants saved of itself. An ALE game's emulator state
-        # is not: the Python object around it has attributes too.
+        # `get_state()` is all that the environment wants saved of itself. An ALE game's emulator
+        # state is not: the Python object around it has attributes too.
         self._own = Layers("generators")
         self._ale = Layers("all")
 

@@ -1,9 +1,10 @@
 """The state of an environment's wrappers, and a part of the base environment's state.
 
-An environment is a stack of objects, the outermost wrapper first and `env.unwrapped` last. A wrapper's
-state is its `__dict__` without `env`: elapsed steps, frame stacks, running means. All layers are
-pickled as ONE object, so objects that two attributes share are shared again after restoring. What is not
-copied is a reference, which is resolved in the environment that is restored into:
+An environment is a stack of objects, the outermost wrapper first and `env.unwrapped` last. A
+wrapper's state is its `__dict__` without `env`: elapsed steps, frame stacks, running means.
+All layers are pickled as ONE object, so objects that two attributes share are shared again
+after restoring. What is not copied is a reference, which is resolved in the environment that
+is restored into:
 
 - the layers themselves (a wrapper that holds `env.unwrapped` gets the new one);
 - attributes that are left out: functions and classes, spaces, `spec`, what cannot be pickled, and
@@ -55,8 +56,8 @@ class Layers:
         try:
             return self._dump(stack, extra)
         except Exception:
-            # Objects of a user's environment may raise anything when they are pickled. Those are left
-            # out, and the proof shows whether that matters.
+            # Objects of a user's environment may raise anything when they are pickled. Those are
+            # left out, and the proof shows whether that matters.
             before = len(self._unpicklable)
             self._find_unpicklable(stack)
             if len(self._unpicklable) == before:
@@ -119,7 +120,8 @@ class Layers:
             saved_layers.append((saved, kept))
         body = io.BytesIO()
         _Pickler(body, references).dump((saved_layers, spaces, extra))
-        # The body is nested: generators must be in place before it is read, since it refers to them.
+        # The body is nested: generators must be in place before it is read, since it
+        # refers to them.
         return pickle.dumps(([_name(layer) for layer in stack], base_generators, body.getvalue()))
 
     def _is_saved(self, stack: list[Any], index: int, name: str, value: Any) -> bool:

@@ -1,8 +1,8 @@
 """Which env groups can be sampled into arrays (`sampler`), and why others cannot.
 
-The array sampler does what RLlib's default connectors do, without connectors. So it can replace them
-only if there are no other connectors, if observations and actions are single arrays, and if no callback
-looks at running episodes.
+The array sampler does what RLlib's default connectors do, without connectors. So it can replace
+them only if there are no other connectors, if observations and actions are single arrays, and if no
+callback looks at running episodes.
 """
 
 from __future__ import annotations

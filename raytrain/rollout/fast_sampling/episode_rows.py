@@ -2,12 +2,12 @@
 
 group, env_index     where it was played
 return, length       of the whole episode
-custom/<name>        the numbers that the environment put into its last `info`, as float64; those of a
-                     nested mapping as custom/<its name>/<name>
+custom/<name>        the numbers that the environment put into its last `info`, as float64; those
+                     of a nested mapping as custom/<its name>/<name>
 
-Left out: what is not a number (text, arrays of more than one element, true and false), names that begin
-with an underscore (Gymnasium's, in vectorised infos), and `episode` (of RecordEpisodeStatistics: return
-and length are recorded anyway).
+Left out: what is not a number (text, arrays of more than one element, true and false), names that
+begin with an underscore (Gymnasium's, in vectorised infos), and `episode` (of
+RecordEpisodeStatistics: return and length are recorded anyway).
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def _float(value: Any) -> float:
 
 @dataclass(frozen=True)
 class ChunkTotals:
-    """Replaces the returned chunks of a running episode. Group snapshots pickle it under this name."""
+    """Replaces the returned chunks of a running episode. Group snapshots pickle it
+    under this name."""
 
     length: int
     episode_return: float

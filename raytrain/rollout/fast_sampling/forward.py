@@ -1,16 +1,16 @@
 """One batched forward pass per step: from observations to actions and the learner's inputs.
 
-RLlib uses its module, an action distribution object and six connectors. Here the same operations run on
-the same tensors in the same order, without the code around them, so that actions, `action_logp` and
-`action_dist_inputs` are RLlib's to the last bit and draw the same random numbers:
+RLlib uses its module, an action distribution object and six connectors. Here the same operations
+run on the same tensors in the same order, without the code around them, so that actions,
+`action_logp` and `action_dist_inputs` are RLlib's to the last bit and draw the same random numbers:
 
     Discrete        softmax of the normalised logits, one draw by the exponential trick of
                     `torch.multinomial` (the largest p / q of q ~ Exp(1))
     MultiDiscrete   the same for each component, in order
-    Box             `torch.normal(mean, exp(log_std))`, the log density as `torch.distributions.Normal`
+    Box             `torch.normal(mean, exp(log_std))`, log density as `torch.distributions.Normal`
 
-Everything else that RLlib can sample from (no exploration, custom distributions, custom modules) goes
-through RLlib's own objects, still as one batch and without connectors.
+Everything else that RLlib can sample from (no exploration, custom distributions, custom modules)
+goes through RLlib's own objects, still as one batch and without connectors.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 class Acting:
     """The policy of one fragment: its weights must not be replaced while it is in use.
 
-    `act(observations, t)` returns actions and model outputs as arrays [N, ...], with the dtypes that
-    RLlib's connectors give them (int32 and float32), in RLlib's order of columns. The arrays are valid
-    until the next call. `t`: the environment steps sampled so far, for modules whose exploration depends
-    on it.
+    `act(observations, t)` returns actions and model outputs as arrays [N, ...], with the dtypes
+    that RLlib's connectors give them (int32 and float32), in RLlib's order of columns. The arrays
+    are valid until the next call. `t`: the environment steps sampled so far, for modules whose
+    exploration depends on it.
     """
 
     def __init__(self, module: Any, action_space: gym.Space[Any], *, explore: bool) -> None:
@@ -169,8 +169,8 @@ def _flat(net: torch.nn.Module) -> list[Layer]:
 
 
 class _Dense:
-    """`torch.nn.functional.linear`, which is this `addmm`, into reused memory: allocating and freeing a
-    small tensor takes longer than computing it."""
+    """`torch.nn.functional.linear`, which is this `addmm`, into reused memory: allocating and
+    freeing a small tensor takes longer than computing it."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
         self._bias, self._weight = layer.bias.detach(), layer.weight.detach().t()

@@ -1,15 +1,15 @@
 """What a group samples: arrays of one fragment, and the episodes cut from them.
 
-A fragment of T vector steps of N environments has a column [L + T, N, ...] for each quantity (one more
-row of observations). The first L rows are the end of the fragment before: an episode that continues has
-up to L steps of lookback, as RLlib's episodes have (`episode_lookback_horizon`).
+A fragment of T vector steps of N environments has a column [L + T, N, ...] for each quantity (one
+more row of observations). The first L rows are the end of the fragment before: an episode that
+continues has up to L steps of lookback, as RLlib's episodes have (`episode_lookback_horizon`).
 
     row of `observations`     0 .. L-1        L          L+1   ...   L+T
                               lookback        current    after step 1, ..., after step T
     row r of other columns    the step from observation r to r+1
 
-Only `Progress` is kept between fragments: the last L rows, the current observations, and a few numbers
-for each environment, as plain arrays, numbers and strings. The columns' memory is reused.
+Only `Progress` is kept between fragments: the last L rows, the current observations, and a few
+numbers for each environment, as plain arrays, numbers and strings. The columns' memory is reused.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The steps [start, stop) of an environment, by row: its episode in this fragment, or a part of it.
-    `steps_before`: the episode's steps in earlier fragments."""
+    """The steps [start, stop) of an environment, by row: its episode in this fragment, or a part of
+    it. `steps_before`: the episode's steps in earlier fragments."""
 
     env_index: int
     start: int
@@ -149,8 +149,8 @@ def _longer(array: Array, rows: int) -> Array:
 
 
 class Episodes:
-    """Makes RLlib's episodes from a fragment. Their arrays are slices of a copy of each column, laid out
-    by environment, which nothing else refers to."""
+    """Makes RLlib's episodes from a fragment. Their arrays are slices of a copy of each column,
+    laid out by environment, which nothing else refers to."""
 
     def __init__(self, fragment: Fragment, observation_space: Any, action_space: Any) -> None:
         self._lookback = fragment.lookback

@@ -1,10 +1,10 @@
 """Sampling a group's fragment into arrays, one vector step at a time.
 
-    observations --act--> actions --step--> observations, rewards, flags      (one row of `Fragment`)
+    observations --act--> actions --step--> observations, rewards, flags    (one row of `Fragment`)
 
 The result is RLlib's episodes, bit for bit those that its own env runner makes from the same random
-streams, in its order: first the finished ones as they ended, then the running ones by environment. A
-step that resets an environment belongs to no episode and is not counted.
+streams, in its order: first the finished ones as they ended, then the running ones by environment.
+A step that resets an environment belongs to no episode and is not counted.
 
 Every info that an environment returns is kept in its episode, as the environment gave it.
 """
@@ -59,7 +59,8 @@ class Sampled:
 
 
 class FragmentSampler:
-    """Samples the environments of one group. Between two calls it remembers `progress`, and no more."""
+    """Samples the environments of one group. Between two calls it remembers `progress`,
+    and no more."""
 
     def __init__(self, runner: Any, filter_connector: Any, *, id_prefix: str) -> None:
         self.runner = runner
@@ -102,8 +103,8 @@ class FragmentSampler:
         )
 
     def sample(self, wanted: Wanted, *, explore: bool, version: int) -> Sampled:
-        """Sample a fragment. `version`: the sequence number of the weights, which is put into the
-        episodes."""
+        """Sample a fragment. `version`: the sequence number of the weights, which is put
+        into the episodes."""
         assert self.progress is not None, "begin_episodes() comes first"
         began = perf_counter_ns()
         self._present = run = _Run(self, self.progress, wanted, explore=explore)
@@ -304,6 +305,6 @@ class _Run:
         row, index = np.argwhere(np.isnan(logp[first:rows]))[0][:2]
         observation = self._fragment.observations[first + row, index]
         raise RaytrainError(
-            f"The policy's output for environment {index} is NaN after {row} steps of the fragment. "
-            f"{why_no_action(observation)}"
+            f"The policy's output for environment {index} is NaN after {row} steps of the "
+            f"fragment. {why_no_action(observation)}"
         )

@@ -1,9 +1,10 @@
 """Stepping the environments of a group into given arrays.
 
-`SyncVectorEnv` copies every observation batch, and packs the infos of its environments into arrays
-that RLlib's wrapper takes apart again. Here its environments are stepped one after another in the same
-way (NEXT_STEP autoreset: the step after an episode's end resets, whatever the action), and their
-results are written straight into the given arrays. Any other vector environment is stepped as a whole.
+`SyncVectorEnv` copies every observation batch, and packs the infos of its environments into
+arrays that RLlib's wrapper takes apart again. Here its environments are stepped one after another
+in the same way (NEXT_STEP autoreset: the step after an episode's end resets, whatever the
+action), and their results are written straight into the given arrays. Any other vector
+environment is stepped as a whole.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Stepper:
         self._env = env
 
     def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
-        """Step with `actions` [N, ...] and write the results `into` the arrays. Returns the N infos, and
-        whether any episode ended."""
+        """Step with `actions` [N, ...] and write the results `into` the arrays. Returns the N
+        infos, and whether any episode ended."""
         observations, rewards, terminateds, truncateds = into
         result = self._env.step(actions)
         observations[...], rewards[:], terminateds[:], truncateds[:], infos = result
@@ -108,8 +109,8 @@ class _OneByOne(Stepper):
         return infos, ended
 
     def _check_contract(self, index: int, returned: Any, *, resets: bool) -> None:
-        """Raise ContractBroken if a step failed because of what an environment returned: environment
-        `index`, or any one if all were stepped."""
+        """Raise ContractBroken if a step failed because of what an environment returned:
+        environment `index`, or any one if all were stepped."""
         if index < len(self._envs):
             contract = Contract(self._envs[index])
             if returned is not _NOTHING:
