@@ -57,15 +57,15 @@ class RolloutCollector:
         strategy: str,
         tell: Callable[[str], None],
         sample_timeout_s: float | None,
-        rules: RunnerRules | None = None,
-        elastic: bool = True,
-        lost_exactness: Callable[[str], None] = lambda why: None,
+        rules: RunnerRules,
+        elastic: bool,
+        lost_exactness: Callable[[str], None],
     ) -> None:
         self._local: EnvGroup = runners.local_env_runner
         reserved = {
             index - 1: actor for index, actor in _ray.runners.runner_actors(runners).items()
         }
-        self._rules = rules or RunnerRules()
+        self._rules = rules
         self._elastic = elastic
         self._remote_indices = list(range(runners.groups)) if reserved else []
         self._pool = RunnerPool(

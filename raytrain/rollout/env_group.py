@@ -178,22 +178,17 @@ class EnvGroup(SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def sample(self, **kwargs: Any) -> list[Any]:
-        with environment_errors(self.env):
-            return self._sample_group(**kwargs)
-
-    def _sample_group(self, **kwargs: Any) -> list[Any]:
         self._between_episodes = False
-        if self._sampler is not None:
-            with self._streams.active():
+        with environment_errors(self.env), self._streams.active():
+            if self._sampler is not None:
                 return self._sample_arrays(self._sampler, **kwargs)
-        try:
-            with self._streams.active():
+            try:
                 episodes: list[Any] = super().sample(**kwargs)
-        except RuntimeError as error:
-            # RLlib raises this, without a message, for whatever a step of an environment raised.
-            if error.args or error.__cause__ is None:
-                raise
-            raise error.__cause__ from None
+            except RuntimeError as error:
+                # RLlib raises this, without a message, for whatever a step of an environment raised.
+                if error.args or error.__cause__ is None:
+                    raise
+                raise error.__cause__ from None
         summarise_chunks(_ray.runners.unfinished_chunks(self))
         return episodes
 

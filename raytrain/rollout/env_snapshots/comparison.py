@@ -75,7 +75,7 @@ def restore(make_env: MakeEnv, own: Snapshotter, taken: Taken, script: Script) -
         fresh = own.wrap(make_env())
     with user_code(f"restoring a snapshot (taken {script.moments[taken.index]})"):
         env = own.restore(fresh, pickle.loads(taken.pickled))
-    return Copy(env, RngStreams.from_state(taken.streams), taken.index, taken.index + 1)
+    return Copy(env, script.streams(taken.streams), taken.index, taken.index + 1)
 
 
 def continue_all(
@@ -99,7 +99,7 @@ def frames_from_start(
     """What the script's operations return in a new environment; without `to_end` only up to the
     first frame that is not the script's."""
     frames: list[Frame] = []
-    with RngStreams.from_state(streams).active():
+    with script.streams(streams).active():
         env = make(make_env)
         for operation, expected in zip(script.operations, script.frames, strict=True):
             frames.append(perform(env, operation, script.draws_torch))

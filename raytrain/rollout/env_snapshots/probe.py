@@ -131,10 +131,10 @@ def _not_deterministic(make_env: MakeEnv, script: Script, seed: int) -> str | No
     if not different:
         return None
     message = f"two copies with one seed differ at step {index} ({different})"
-    child, (start,) = _without_torch(script, [Taken(0, b"", streams)])
+    child = script.for_fresh_process()
     try:
         one, other = (
-            in_fresh_process(frames_from_start, make_env, child, start.streams) for _ in range(2)
+            in_fresh_process(frames_from_start, make_env, child, streams) for _ in range(2)
         )
     except SnapshotError:
         one, other = [], None
@@ -154,9 +154,8 @@ def _attempt(make_env: MakeEnv, strategy: Strategy, script: Script, seed: int) -
         taken = _in_this_process(make_env, strategy, script, seed)
     except SnapshotError as error:
         return Attempt(strategy, False, f"{error}{_hint(make_env, strategy, error)}")
-    child, sent = _without_torch(script, taken)
     try:
-        in_fresh_process(continue_all, make_env, strategy, child, sent)
+        in_fresh_process(continue_all, make_env, strategy, script.for_fresh_process(), taken)
     except SnapshotError as error:
         return Attempt(
             strategy,
@@ -216,24 +215,10 @@ def _in_this_process(
     return taken
 
 
-def _without_torch(script: Script, taken: list[Taken]) -> tuple[Script, list[Taken]]:
-    """For a fresh process. Importing Torch takes seconds, and only an environment that draws from
-    it needs it there."""
-    if "torch" in script.global_random:
-        return script, taken
-    absent: dict[str, Any] = {"torch_cpu": None, "torch_cuda": []}
-    return (
-        replace(script, draws_torch=False),
-        [replace(entry, streams={**entry.streams, **absent}) for entry in taken],
-    )
-
-
 def _hint(make_env: MakeEnv, strategy: Strategy, error: SnapshotError) -> str:
     if strategy != "pickle" or not isinstance(error, Differs):
         return ""
     env = make(make_env)
     rebuilt = isinstance(env.unwrapped, gym.utils.EzPickle)
     close(env)
-    return (
-        " (EzPickle environments are rebuilt from their constructor arguments)" if rebuilt else ""
-    )
+    return " (EzPickle environments are rebuilt from constructor arguments)" if rebuilt else ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,17 @@ class Script:
     moments: dict[int, str]
     global_random: tuple[str, ...]
     draws_torch: bool = True
-    """Whether the policy's draws include Torch's, which a fresh process does not import."""
+    """Whether the policy's draws, and the streams, include Torch's."""
+
+    def for_fresh_process(self) -> Script:
+        """The same script. Importing Torch takes seconds, and only an environment that draws from it
+        needs it there."""
+        return replace(self, draws_torch="torch" in self.global_random)
+
+    def streams(self, state: dict[str, Any]) -> RngStreams:
+        """Streams of a `RngStreams.to_state()`."""
+        without_torch: dict[str, Any] = {"torch_cpu": None, "torch_cuda": []}
+        return RngStreams.from_state(state if self.draws_torch else {**state, **without_torch})
 
 
 def perform(env: Any, operation: Operation, draws_torch: bool) -> Frame:

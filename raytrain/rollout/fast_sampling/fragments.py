@@ -90,7 +90,6 @@ class Fragment:
 
     def __init__(self, lookback: int, num_envs: int, observation_space: Any) -> None:
         self.lookback = lookback
-        self.num_envs = num_envs
         self.observations = np.zeros(
             (lookback + 1, num_envs, *observation_space.shape), observation_space.dtype
         )
