@@ -245,7 +245,7 @@ class RetryingCall:
     def _end_hanging(self, runner: RunnerActor, pending: PendingCall, waited: float) -> None:
         assert runner.process is not None
         report = self._runtime.take_stall_report(stall_key(runner.process.actor_id, pending.group))
-        place = report or "where is unknown: it is stopped, cut off, or in native code"
+        place = report or "position unknown: it is stopped, cut off, or in native code"
         self._runtime.kill(runner.actor, no_restart=False)
         message = f"hung for {waited:.0f} s in group {pending.group} ({place}) and was killed"
         self._on_failure(runner, message, f"hung ({place})", _MAX_CONSECUTIVE_HANGS)

@@ -117,7 +117,7 @@ class RunnerActor:
     busy_since: float = 0.0
     """When the first of `calls` began."""
     ping: Any = None
-    pinged_at: float = 0.0
+    pinged_at: float = -math.inf
     unconfirmed: tuple[ActorProcess, str] | None = None
     """A process that Ray reported dead, and how, if this may be late news of the
     process before it."""
@@ -207,7 +207,8 @@ class RunnerPool:
             self.failures += 1
         elif runner.process is not None:
             runner.unconfirmed = (runner.process, message)
-        runner.up, runner.has_answered, runner.ping, runner.pinged_at = False, False, None, 0.0
+        runner.up = runner.has_answered = False
+        runner.ping, runner.pinged_at = None, -math.inf
         runner.loaded.clear()
         runner.calls.clear()
 
