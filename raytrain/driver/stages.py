@@ -155,7 +155,7 @@ def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
     """Raises ConfigError if no network can be built for the environment, and EnvironmentFailed if
     it raises or breaks Gymnasium's contract."""
     from raytrain.rollout.env_snapshots import close, prove
-    from raytrain.rollout.timeout import StallReporter
+    from raytrain.rollout.timeout import reporting_stalls
 
     def report(standing: str) -> None:
         say(
@@ -163,7 +163,10 @@ def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
             "Training begins when it has been made, reset and stepped a few hundred times."
         )
 
-    with StallReporter(report).watching(SLOW_TRIAL_S), of_environment(config.environment.env):
+    with (
+        reporting_stalls(report, SLOW_TRIAL_S),
+        of_environment(config.environment.env),
+    ):
         env = make_env(config)
         space = getattr(env, "observation_space", None)
         close(env)

@@ -60,7 +60,8 @@ from raytrain.records.recent_episodes import RecentEpisodes, summarised
 from raytrain.rng import RngStreams
 from raytrain.rollout.collector import NoNewEnvSteps, RolloutCollector
 from raytrain.rollout.divergence import why_not_finite
-from raytrain.rollout.env_runner import GroupEnvRunner, RunnerSettings
+from raytrain.rollout.env_group import RunnerSettings
+from raytrain.rollout.env_runner import EnvRunnerActor
 from raytrain.rollout.env_snapshots import Strategy
 from raytrain.rollout.fast_sampling.episode_rows import EpisodeRecorder
 from raytrain.rollout.runner_pool import RunnerRules
@@ -74,7 +75,7 @@ class NonFinite(RaytrainError):
 
 def prepare(config: AlgorithmConfig) -> PPOConfig:
     """Plug the exact env runner, learner and episode recorder into a PPO config (in place)."""
-    config.env_runners(env_runner_cls=GroupEnvRunner)
+    config.env_runners(env_runner_cls=EnvRunnerActor)
     config.learners(learner_class=ExactPPOTorchLearner)
     config.callbacks(callbacks_class=EpisodeRecorder)
     # Ray restarts a dead runner at once; `collector` decides what it does then.
@@ -247,7 +248,7 @@ class ExactPPO(PPO):
         if self.eval_env_groups is not None:
             sync = {**self._sampler_weights(), **self.env_groups.connector_state()}
             self.eval_env_groups.take_over(sync)
-            self.eval_env_groups.take_snapshots_again()
+            self.eval_env_groups.forget_snapshots()
 
     @property
     def env_steps_sampled(self) -> int:

@@ -17,7 +17,7 @@ from support.tiny_ppo import Iteration, Told, built, iterate, unlike
 
 from raytrain.cluster.placement import fits, unplaced
 from raytrain.rollout.runner_pool import RunnerRules, spread
-from raytrain.rollout.timeout import RolloutTimeout, StallReporter
+from raytrain.rollout.timeout import RolloutTimeout, reporting_stalls
 
 FOUR: dict[str, Any] = {
     "env_runners": {
@@ -90,15 +90,19 @@ class Slow(gym.Env[Any, Any]):
 def test_a_thread_that_stands_is_found_where_it_stands():
     said: list[str] = []
     heard = threading.Event()
-    reporter = StallReporter(lambda text: (said.append(text), heard.set()))
+
+    def report(position: str) -> None:
+        said.append(position)
+        heard.set()
+
     for _ in range(3):  # What ends in time is not reported, nor is a later deadline waited for.
-        with reporter.watching(60):
+        with reporting_stalls(report, 60):
             pass
-    with reporter.watching(0.05):
+    with reporting_stalls(report, 0.05):
         Slow().step(heard)
     line = Slow.step.__code__.co_firstlineno + 1
     assert said[0].startswith(f"in Slow.step (test_elastic.py, line {line}), there in wait (thread")
-    with reporter.watching(None):
+    with reporting_stalls(report, None):
         pass
     assert len(said) == 1
 

@@ -29,7 +29,7 @@ from raytrain.ppo.fast_update.update import FastUpdate
 from raytrain.ppo.state import Restored, StateMismatch
 from raytrain.rng import RngStreams
 from raytrain.rollout.collector import RunnerLost
-from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.env_group import EnvGroup
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -317,7 +317,7 @@ PIECES_OF_RLLIBS_SAMPLING = {
 @pytest.fixture(scope="module")
 def saved_by_rllibs_sampling(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GroupEnvRunner, "sampling", "rllib")
+        patch.setattr(EnvGroup, "sampling", "rllib")
         patch.setattr(FastUpdate, "of", lambda learner: "the test says so")
         saved = _saved(tmp_path_factory.mktemp("rllib") / "state")
     yield saved

@@ -4,8 +4,8 @@ RLlib runs its module, an action distribution object and six connectors. Here th
 the same tensors in the same order without these, so that actions, `action_logp` and `action_dist_inputs`
 are RLlib's to the last bit and draw the same random numbers (see `policy.distributions`).
 
-Everything else that RLlib can sample from (no exploration, distributions of one's own, modules of one's
-own) goes through its own objects, still as one batch and without connectors.
+Everything else that RLlib can sample from (no exploration, custom distributions, custom modules)
+goes through RLlib's own objects, still as one batch and without connectors.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ Sampling: TypeAlias = Callable[[Any], tuple[Any, Any]]
 class Acting:
     """The policy of one fragment: its weights must not be replaced while it is in use.
 
-    `act(observations, t)` returns actions and model outputs as arrays [N, ...], with the dtypes that
-    RLlib's connectors give them (int32 and float32), in RLlib's order of columns; they are only good
-    until the next call. `t` counts the environment steps sampled so far, for modules whose exploration
-    depends on it.
+    `act(observations, t)` returns actions and model outputs as arrays [N, ...], with the dtypes
+    that RLlib's connectors give them (int32 and float32), in RLlib's order of columns. The arrays
+    are valid until the next call. `t`: the environment steps sampled so far, for modules whose
+    exploration depends on it.
     """
 
     def __init__(self, module: Any, action_space: gym.Space[Any], *, explore: bool) -> None:
@@ -58,8 +58,8 @@ class Acting:
 
     def act(self, observations: Array, t: int) -> tuple[Array, dict[str, Array]]:
         if self._observations is None:
-            self._make_room(observations)
-        self._room[...] = observations
+            self._allocate(observations)
+        self._array[...] = observations
         if self._layers is not None:
             return self._act_directly(self._layers)
         batch = {Columns.OBS: self._observations.to(self._device, copy=True)}
@@ -79,11 +79,11 @@ class Acting:
         arrays = {name: as_array(value) for name, value in outputs.items()}
         return arrays.pop(Columns.ACTIONS), arrays
 
-    def _make_room(self, observations: Array) -> None:
-        # As RLlib's NumpyToTensor does: no 64 bits. Writing into the array is writing into the tensor.
+    def _allocate(self, observations: Array) -> None:
+        # No 64 bits, as in RLlib's NumpyToTensor. The tensor shares the array's memory.
         wide = observations.dtype == np.float64
-        self._room = np.zeros(observations.shape, np.float32 if wide else observations.dtype)
-        self._observations = torch.from_numpy(self._room)
+        self._array = np.zeros(observations.shape, np.float32 if wide else observations.dtype)
+        self._observations = torch.from_numpy(self._array)
 
     def _act_directly(self, layers: list[Layer]) -> tuple[Array, dict[str, Array]]:
         with torch.inference_mode():
@@ -115,7 +115,7 @@ def _layers(module: Any) -> list[Layer] | None:
         return None
     if module.is_stateful():
         return None
-    # Dropout and the like would act otherwise; RLlib's exploration pass does the same.
+    # For dropout and the like; RLlib's exploration pass does the same.
     module.eval()
     layers: list[Layer] = []
     for layer in (*network.encoder, *network.head):
@@ -137,7 +137,7 @@ _IN_PLACE: dict[type, Layer] = {torch.nn.Tanh: torch.tanh_, torch.nn.ReLU: torch
 
 
 class _Dense:
-    """`torch.nn.functional.linear`, which is this `addmm`, into memory that is used again: making and
+    """`torch.nn.functional.linear`, which is this `addmm`, into reused memory: allocating and
     freeing a small tensor takes longer than computing it."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
@@ -160,7 +160,7 @@ def _append(outputs: Any, columns: Any) -> Any:
 
 
 def _sampling(module: Any, space: gym.Space[Any]) -> Sampling | None:
-    """How to sample from the module's distribution; None if it is none of RLlib's usual ones."""
+    """How to sample from the module's distribution; None if it is not one of RLlib's defaults."""
     kind = module.get_exploration_action_dist_cls()
     if kind is TorchCategorical:
         return sample_categorical
