@@ -63,6 +63,7 @@ _REMEDIES = {
     errno.EACCES: _GIVE_PERMISSION,
     errno.EPERM: _GIVE_PERMISSION,
     errno.ENOENT: "Check the path, and that the storage is mounted.",
+    errno.EILSEQ: "Rename or delete the file.",
 }
 _REMEDIES_OF_A_STORE = {
     "NO_SUCH_BUCKET|Bucket .* not found": "Create the bucket, or check its name and the endpoint.",
@@ -246,7 +247,7 @@ class Location:
                 is_dir = info.type == pafs.FileType.Directory
                 entries[name.rstrip("/")] = Listed(is_dir, int(info.size or 0), info.mtime_ns)
         except UnicodeError as error:
-            problem = f"the name of a file there is not UTF-8 ({error}); rename or delete the file"
+            problem = f"a file there has a name that is not UTF-8 ({error})"
             raise OSError(errno.EILSEQ, problem, str(self)) from None
         return dict(sorted(entries.items()))
 

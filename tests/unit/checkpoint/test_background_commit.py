@@ -310,7 +310,7 @@ def test_pruning_works_on_a_disk_without_a_free_byte(small_disk: Path, tmp_path:
 
 def test_read_only_storage_is_named(small_disk: Path, tmp_path: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(StorageError, match="mounted read-only"):
+    with pytest.raises(StorageError, match="Mount the file system writable"):
         commit(stage(tmp_path / "s"), Location.of(small_disk / "t/checkpoint_000001"), manifest(1))
 
 

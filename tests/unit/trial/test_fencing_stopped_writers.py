@@ -224,7 +224,7 @@ def test_a_start_that_was_replaced_clears_nothing_away_that_its_successor_goes_o
     first = Attempt(where)
     first.open()
     saving = stopped(partial(first.train, 0, 2), "write_checkpoint", "place.write_atomic(MANIFEST")
-    starting = stopped(Attempt(where).open, "sweep", "remove_checkpoint(trial / path)")
+    starting = stopped(Attempt(where).open, "_sweep", "remove_checkpoint(place)")
     saving.go_on()
     assert Attempt(where).open() == 2
     starting.go_on()
