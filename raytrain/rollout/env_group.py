@@ -128,7 +128,12 @@ class EnvGroup(SingleAgentEnvRunner):
 
     def present_sampling(self) -> str:
         """See `RolloutCollector.present_sampling`."""
-        return "" if self._sampler is None else self._sampler.present_sampling()
+        present = None if self._sampler is None else self._sampler.present
+        if present is None:
+            return ""
+        count = len(present.ended)
+        episodes = {0: "no episode has", 1: "1 episode has"}.get(count, f"{count} episodes have")
+        return f": {episodes} ended in {present.env_steps:,} steps"
 
     def use_strategy(self, strategy: Strategy) -> None:
         """Set how the environments are snapshotted, if it is not set. Must come before

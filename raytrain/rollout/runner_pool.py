@@ -47,10 +47,10 @@ class RunnerRules:
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> RunnerRules:
-        faults = config.fault_tolerance
+        runners, faults = config.env_runners, config.fault_tolerance
         return cls(
-            min_actors=config.env_runners.min_actors,
-            max_actors=config.env_runners.max_actors,
+            min_actors=runners.min_actors,
+            max_actors=runners.max_actors,
             on_loss=faults.on_env_runner_loss,
             max_short_iterations=faults.max_short_iterations,
             timeout_s=faults.env_runner_timeout_s,

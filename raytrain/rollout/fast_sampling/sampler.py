@@ -79,7 +79,8 @@ class FragmentSampler:
         self.lookback = int(config.episode_lookback_horizon)
         self.fragment = Fragment(self.lookback, self.num_envs, observation_space)
         self.progress: Progress | None = None
-        self._present: _Run | None = None
+        self.present: Sampled | None = None
+        """What the present call of `sample` has so far. Safe to read in any thread."""
 
     def begin_episodes(self, seed: int | None) -> None:
         """Reset every environment; running episodes are dropped."""
@@ -107,20 +108,16 @@ class FragmentSampler:
         into the episodes."""
         assert self.progress is not None, "begin_episodes() comes first"
         began = perf_counter_ns()
-        self._present = run = _Run(self, self.progress, wanted, explore=explore)
+        run = _Run(self, self.progress, wanted, explore=explore)
+        self.present = sampled = run.sampled
         run.step_all()
-        sampled = run.sampled
         if sampled.vector_steps:
             self.progress = run.finish(version)
-        self._present = None
+        self.present = None
         sampled.other_s = (
             (perf_counter_ns() - began) / 1e9 - sampled.inference_s - sampled.env_step_s
         )
         return sampled
-
-    def present_sampling(self) -> str:
-        """How far the present call of `sample` is, as the end of a sentence. Safe in any thread."""
-        return "" if self._present is None else self._present.so_far()
 
     def episode_id(self, number: int) -> str:
         # RLlib draws its ids from the system's entropy. These are the same at every repetition.
@@ -210,12 +207,6 @@ class _Run:
                 self._end_episodes(terminateds, truncateds)
         self._stepper.leave()
         sampled.inference_s, sampled.env_step_s = inference / 1e9, stepping / 1e9
-
-    def so_far(self) -> str:
-        """For `FragmentSampler.present_sampling`."""
-        count = len(self.sampled.ended)
-        episodes = {0: "no episode has", 1: "1 episode has"}.get(count, f"{count} episodes have")
-        return f": {episodes} ended in {self.sampled.env_steps:,} steps"
 
     def _more(self) -> bool:
         if self._wanted.env_steps is not None:
