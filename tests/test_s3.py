@@ -165,7 +165,7 @@ def test_a_store_that_goes_away_and_comes_back(s3_proxy: Proxy, store: Retries, 
     assert [(o.iteration, o.ok) for o in outcomes] == [(2, True), (5, True)]
     messages = " ".join(directory.take_messages())
     assert messages.count("does not answer") == 1 and messages.count("answers again") == 1
-    assert "Training goes on" in messages
+    assert "Training continues" in messages
     assert good_ones(place) == ["best", "checkpoint_000002", "checkpoint_000005"]
     assert iterations_on(place) == [1, 2, 3, 4, 5]
     directory.close()

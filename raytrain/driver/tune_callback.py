@@ -36,7 +36,7 @@ from raytrain.storage import Location, StorageError
 from raytrain.storage.json import read_json
 from raytrain.trial.saving import REPORT
 from raytrain.trial.tracebacks import where_the_traceback_is
-from raytrain.trial.trainable import word_to_tell
+from raytrain.trial.trainable import stall_key
 from raytrain.trial.watchdog import LAST_WORDS
 
 _SAVE_DEADLINE_S = 300.0
@@ -264,7 +264,7 @@ class RunCallback(Callback):
         assert self._reporter is not None
         for trial in trials:
             if trial.status == "RUNNING" and self._overdue.silence(str(trial)) > _SILENT_S:
-                message = _ray_actors.take_word(word_to_tell(trial.trial_id))
+                message = _ray_actors.take_word(stall_key(trial.trial_id))
                 if message is not None:
                     self._reporter.event(str(trial), "warning", message)
 

@@ -182,7 +182,7 @@ class TrialRecords:
                 problem = problem or error
         if problem is not None and not self._failing:
             self._warn(
-                f"records cannot be written in {self.directory}: {problem}. Training goes on and "
+                f"records cannot be written in {self.directory}: {problem}. Training continues and "
                 "the rows are kept in memory; free space or make the place writable again."
             )
         self._failing = problem is not None
