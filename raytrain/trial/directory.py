@@ -269,8 +269,8 @@ class TrialDirectory:
     def _tell_of_storage(self, message: str) -> None:
         if STORE.in_trouble:
             message += (
-                " Training continues; of the checkpoints that become due meanwhile, only the newest "
-                "is written."
+                " Training continues; of the checkpoints that become due meanwhile, only the "
+                "newest is written."
             )
         self.tell("storage", message, iteration=self._iteration)
 
@@ -403,8 +403,8 @@ class TrialDirectory:
         self._failed_saves += 1
         self.tell(
             "save_failed",
-            f"Checkpoint {name} could not be written: {str(error).rstrip('.')}. Training continues; "
-            "older checkpoints are untouched, and the next save is tried as usual "
+            f"Checkpoint {name} could not be written: {str(error).rstrip('.')}. Training "
+            "continues; older checkpoints are untouched, and the next save is tried as usual "
             f"({self._failed_saves} of {self._max_failed_saves} consecutive failures allowed).",
             iteration=iteration,
         )

@@ -1,8 +1,8 @@
 """Saving a trial's checkpoints, from when one is due until it is committed.
 
 When a node ends, the notice may leave less time than an iteration takes. So where iterations are
-long, the state after the last one is kept in memory, which costs a copy of it. The watchdog's thread
-commits it while the training thread is in an iteration that will not be finished.
+long, the state after the last one is kept in memory, which costs a copy of it. The watchdog's
+thread commits it while the training thread is in an iteration that will not be finished.
 """
 
 from __future__ import annotations

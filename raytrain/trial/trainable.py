@@ -76,7 +76,7 @@ from raytrain.trial.watchdog import Limits, Watchdog
 from raytrain.versions import versions
 
 PARAMS_FILE = "params.json"
-"""The trial's own values of the algorithm's sections, as Tune resolved them (Tune's name for it)."""
+"""Tune's name for the file with the trial's own values of the algorithm's sections."""
 
 _INTERRUPT_PAUSE_S = 0.2
 
