@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,7 +123,6 @@ class TrialDirectory:
         )
         self._max_failed_saves = max_failed_saves
         self._failed_saves = 0
-        self._scratch: Path | None = None
         self._until_closed = ExitStack()
         self._mirror: RecordsMirror | None = None
         self._records: TrialRecords | None = None
@@ -194,7 +194,7 @@ class TrialDirectory:
 
     def fetch(self, checkpoint: Location) -> Path:
         """A local directory with the verified files of a checkpoint."""
-        return fetch(checkpoint, self._scratch_directory() / "fetched")
+        return fetch(checkpoint, self._scratch / "fetched")
 
     def open_records(self, *, resume_from: int, next_episode: int, starts_after: int = 0) -> None:
         """Open the records, cut to iteration `resume_from`.
@@ -208,7 +208,7 @@ class TrialDirectory:
                 with storage_errors("Replacing the records", self.location):
                     detach_row_files(directory, self._fencing.check)
         else:
-            directory = self._scratch_directory() / "records"
+            directory = self._scratch / "records"
             directory.mkdir(exist_ok=True)
             self._mirror = RecordsMirror(
                 directory, self.location, self.attempt, self._fencing.check
@@ -418,12 +418,11 @@ class TrialDirectory:
     def _staging_root(self) -> Path:
         if self.location.is_local:
             return self.location.local_path / _STAGING
-        return self._scratch_directory() / "staging"
+        return self._scratch / "staging"
 
-    def _scratch_directory(self) -> Path:
-        if self._scratch is None:
-            self._scratch = self._until_closed.enter_context(scratch("trial"))
-        return self._scratch
+    @cached_property
+    def _scratch(self) -> Path:
+        return self._until_closed.enter_context(scratch("trial"))
 
 
 def _retry_conflicts(look: Callable[[], _T]) -> _T:
