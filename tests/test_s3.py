@@ -46,8 +46,8 @@ def opened(place: Location, failed_saves: int = 1) -> TrialDirectory:
         node="here",
         node_is_gone=lambda node: False,
     )
-    found = directory.open()
-    at = found.entry.iteration if found.entry else 0
+    entry = directory.open()
+    at = entry.iteration if entry else 0
     directory.open_records(resume_from=at, next_episode=at)
     return directory
 

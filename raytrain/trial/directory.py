@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,20 +68,11 @@ class SavesFailing(RaytrainError):
     may_retry = False
 
 
-@dataclass(frozen=True)
-class Found:
-    """What is on storage when a trial starts.
-
-    `entry`: the checkpoint to resume from (None: start from the beginning). `messages`: a sentence
-    for each thing that was cleaned up or set aside.
-    """
-
-    entry: Entry | None
-    messages: tuple[str, ...]
-
-
 class TrialDirectory:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    `start_messages`: a sentence for each thing that `open` has deleted or set aside.
+    """
 
     def __init__(
         self,
@@ -102,6 +93,7 @@ class TrialDirectory:
         self.location = location
         self.last_saved: Manifest | None = None
         self.last_saved_name = ""
+        self.start_messages: list[str] = []
         self._iteration = 0
         self._catalogue = Catalogue(location)
         self._best = best
@@ -133,8 +125,8 @@ class TrialDirectory:
 
     # -- start -----------------------------------------------------------------------------------
 
-    def open(self) -> Found:
-        """Become the directory's writer and find the checkpoint to resume from.
+    def open(self) -> Entry | None:
+        """Become the directory's writer; the checkpoint to resume from (None: the beginning).
 
         Raises:
             Locked: another process still held the directory after two minutes.
@@ -142,16 +134,15 @@ class TrialDirectory:
         """
         self._lock.acquire()
         self._fencing.begin()
-        messages: list[str] = []
         if self._lock.seized:
-            messages.append(
+            self.start_messages.append(
                 "The node of the previous attempt has left the cluster. If it comes back, it is "
                 "shut out of this directory."
             )
-        chosen = _retry_conflicts(lambda: self._find(messages))
-        return Found(chosen, tuple(messages))
+        return _retry_conflicts(self._find)
 
-    def _find(self, messages: list[str]) -> Entry | None:
+    def _find(self) -> Entry | None:
+        messages = self.start_messages
         self._clear_staging()
         swept = self._catalogue.sweep(self._fencing.check)
         if swept:
@@ -231,6 +222,8 @@ class TrialDirectory:
         if lost is not None:
             self.note(RECOVERED, lost.text(), iteration=resume_from, **asdict(lost))
         self._messages += [*self._records.warnings, *self._episodes.warnings]
+        for message in self.start_messages:
+            self.tell("trial", message, iteration=resume_from)
 
     # -- an iteration ----------------------------------------------------------------------------
 

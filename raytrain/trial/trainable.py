@@ -168,7 +168,7 @@ class TrialPPO(ExactPPO):
         self._returned_at: float | None = None
         self._machine_sleep = MachineSleep()
         try:
-            found = self._directory.open()
+            entry = self._directory.open()
             self._watchdog.attempt = self._directory.attempt
             self._watchdog.start()
             values = self._config.to_dict()
@@ -176,16 +176,11 @@ class TrialPPO(ExactPPO):
             self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
             with self.phase("start"):
                 super().setup(config)
-                self._continue_from(found.entry, found.messages)
+                self._begin() if entry is None else self._continue_from(entry)
         except Exception as error:  # Of any kind: see the module's docstring.
             self._failed_start = self._watchdog.explain(error)
 
-    def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
-        if entry is None:
-            self._begin()
-            for message in messages:
-                self.tell(message)
-            return
+    def _continue_from(self, entry: Entry) -> None:
         manifest = entry.manifest
         assert manifest is not None, "what is chosen for a resume was verified by its manifest"
         restored = self.load_exact(self._directory.fetch(entry.location))
@@ -200,8 +195,6 @@ class TrialPPO(ExactPPO):
         )
         if manifest.exact_lost is not None:
             self._exact_lost = manifest.exact_lost
-        for message in messages:
-            self.tell(message)
         if self._exact_lost is not None and manifest.exact_lost is None:
             self.tell(f"This run is not exact: {self._exact_lost.why}.")
         if restored.exact_lost is not None:
@@ -210,7 +203,7 @@ class TrialPPO(ExactPPO):
         self._saver.metrics = dict(manifest.metrics)
         self._done_with = self._reached(self._saver.metrics)
         if self._done_with is None and manifest.kind == "final":
-            # A final checkpoint's own result decides: the recent episodes may be others by now.
+            # Without the recent episodes, the final result itself says whether the run had ended.
             self._done_with = self._stop_rule.reached(self._progress(), self._saver.metrics)
 
     def _begin(self) -> None:
