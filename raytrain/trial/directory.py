@@ -323,7 +323,15 @@ class TrialDirectory:
             elif outcome.error is not None:
                 if not outcome.error.may_retry:
                     raise outcome.error
-                self._note_failed_save(outcome.name, outcome.iteration, outcome.error)
+                self._failed_saves += 1
+                self.tell(
+                    "save_failed",
+                    f"Checkpoint {outcome.name} could not be written: "
+                    f"{str(outcome.error).rstrip('.')}. Training continues; older checkpoints are "
+                    f"untouched, and the next save is tried as usual ({self._failed_saves} of "
+                    f"{self._max_failed_saves} consecutive failures allowed).",
+                    iteration=outcome.iteration,
+                )
             for warning in outcome.warnings:
                 self.tell("storage", warning, iteration=outcome.iteration)
         if self._failed_saves > self._max_failed_saves:
@@ -384,23 +392,8 @@ class TrialDirectory:
         self._records.flush()
         self._episodes.flush(manifest.iteration)
         if self._mirror is not None:
-            try:
+            with storage_errors("Copying the records", self.location):
                 self._mirror.upload()
-            except OSError as error:
-                raise StorageError(
-                    f"The records could not be copied to {self.location}: {error}",
-                    path=str(self.location),
-                ) from error
-
-    def _note_failed_save(self, name: str, iteration: int, error: Exception) -> None:
-        self._failed_saves += 1
-        self.tell(
-            "save_failed",
-            f"Checkpoint {name} could not be written: {str(error).rstrip('.')}. Training "
-            "continues; older checkpoints are untouched, and the next save is tried as usual "
-            f"({self._failed_saves} of {self._max_failed_saves} consecutive failures allowed).",
-            iteration=iteration,
-        )
 
     def _clear_staging(self) -> None:
         """Delete what former attempts have left, and nothing of a later one that has taken over."""

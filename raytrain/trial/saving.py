@@ -23,7 +23,7 @@ from raytrain.ppo.stopping import Progress
 from raytrain.trial.checkpoint_schedule import is_due
 from raytrain.trial.directory import TrialDirectory
 
-LONG_ITERATION_S = 5.0
+_LONG_ITERATION_S = 5.0
 REPORT = "raytrain"
 """Key of a result under which the trial reports to the driver (not recorded)."""
 _NOT_SAVED = ("config", REPORT, "done")
@@ -125,7 +125,7 @@ class CheckpointSaver:
     def keep(self, result: Mapping[str, Any]) -> None:
         """Keep the state after `result` in memory, and no older one, if iterations are long."""
         with self._writing:
-            is_long = float(result.get("time_this_iter_s", 0.0)) > LONG_ITERATION_S
+            is_long = float(result.get("time_this_iter_s", 0.0)) > _LONG_ITERATION_S
             self._kept = self._take("interrupted", result) if is_long else None
 
     def commit_kept(self) -> str | None:
