@@ -35,7 +35,7 @@ from raytrain.storage import Location, StorageError
 from raytrain.storage.json import read_json
 from raytrain.trial.saving import REPORT
 from raytrain.trial.tracebacks import where_the_traceback_is
-from raytrain.trial.trainable import word_to_tell
+from raytrain.trial.trainable import stall_key
 from raytrain.trial.watchdog import LAST_WORDS
 
 _SAVE_DEADLINE_S = 300.0
@@ -241,7 +241,7 @@ class RunCallback(Callback):
             self._reporter.note(message, "warning")
         for trial in trials:
             if trial.status == "RUNNING" and self._watchdog.silence(str(trial)) > _SILENT_S:
-                stall = _ray_actors.take_stall(word_to_tell(trial.trial_id))
+                stall = _ray_actors.take_stall(stall_key(trial.trial_id))
                 if stall is not None:
                     self._reporter.event(str(trial), "warning", stall)
         self._killed.update(self._watchdog.look(trials))

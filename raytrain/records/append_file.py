@@ -1,8 +1,8 @@
 """Files that only ever hold whole rows: append at the end, cut, replace, and make durable.
 
-A row is in the file completely or not at all, as far as its writer can ensure it. A write that fails
-half way (a full disk) is cut off again. A process that is killed half way leaves a torn end, which
-the next start recognises and cuts.
+A row is in the file completely or not at all, as far as its writer can ensure it. A write that
+fails half way (a full disk) is cut off again. A process that is killed half way leaves a torn end,
+which the next start recognises and cuts.
 """
 
 from __future__ import annotations

@@ -92,8 +92,5 @@ def _same(one: Any, other: Any) -> bool:
     sequences = [isinstance(value, (list, tuple, np.ndarray)) for value in (one, other)]
     if any(sequences):
         return all(sequences) and len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other) or (_is_nan(one) and _is_nan(other))
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+    both_nan = one != one and other != other  # noqa: PLR0124
+    return bool(one == other or both_nan)

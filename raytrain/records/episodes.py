@@ -90,7 +90,7 @@ def _listed(directory: Path) -> list[_Part]:
 
 
 def _valid(parts: list[_Part]) -> list[_Part]:
-    """Without those that are superseded."""
+    """Without superseded parts."""
     return [part for part in parts if not any(other.covers(part) for other in parts)]
 
 
@@ -101,7 +101,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _read(parts: Iterable[_Part], among: Iterable[_Part]) -> pa.Table:
-    """The rows of these parts that count among all."""
+    """The rows of `parts`, without iterations that later attempts in `among` have."""
     # One file at a time: a dataset would take the columns of the first file for all of them.
     tables = [_rows(part, among) for part in parts]
     return pa.concat_tables([_COLUMNS.empty_table(), *tables], promote_options="default")
@@ -126,7 +126,7 @@ def read_episodes(trial_directory: Path) -> pa.Table:
         try:
             table = _read(parts, among=parts).sort_by("episode")
         except FileNotFoundError:
-            # Merged or cut between the listing and the reading: what replaced it is there already.
+            # Merged or cut between the listing and the reading: its replacement exists already.
             if _valid(_listed(directory)) == parts:
                 raise
             continue
@@ -138,10 +138,11 @@ def read_episodes(trial_directory: Path) -> pa.Table:
 class EpisodeHistory:
     """The writing side. `directory` is the trial's; parts are cut to iteration `resume_from`.
 
-    `next_episode` is what the checkpoint remembers of `EpisodeHistory.next_episode`; without it the
-    numbers go on behind those in the files. `starts_after` is the iteration that a fork began from:
-    earlier episodes belong to the parent and are not missed here. `attempt` is the writer's number, and `fence`
-    raises if another has taken over. `append` may run in one thread, `flush` in another.
+    `next_episode` is the number of the next episode according to the checkpoint; without it,
+    numbers continue after those in the files. `starts_after` is the iteration that a fork began
+    from: earlier episodes belong to the parent, and there is no warning that they are missing.
+    `attempt` is the writer's number, and `fence` raises if another has taken over. `append` may run
+    in one thread, `flush` in another.
     """
 
     def __init__(
@@ -176,12 +177,6 @@ class EpisodeHistory:
                 f"checkpoint of iteration {resume_from} counts {self._next}. Some are missing; "
                 "numbers continue as in the checkpoint and training is not affected."
             )
-
-    @property
-    def next_episode(self) -> int:
-        """The number of the next finished episode; belongs in the checkpoint."""
-        with self._lock:
-            return self._next
 
     def append(
         self, iteration: int, timestep: int, stage: str | None, rows: Iterable[Mapping[str, Any]]
@@ -224,7 +219,7 @@ class EpisodeHistory:
             self._merge()
 
     def _open(self) -> int:
-        """Bring the directory in order; returns the number behind the last episode."""
+        """Cut and clean up the directory; the number after the last episode."""
         self.directory.mkdir(parents=True, exist_ok=True)
         parts = _listed(self.directory)
         valid = _valid(parts)
@@ -251,7 +246,7 @@ class EpisodeHistory:
         return end
 
     def _cut(self, part: _Part, among: list[_Part]) -> int:
-        """Shorten a part that reaches beyond; returns the number behind its last episode."""
+        """Shorten a part that reaches too far; the number after its last episode."""
         table = _read([part], among)
         if part.last > self._covered:
             table = table.filter(pc.field("iteration") <= self._covered)

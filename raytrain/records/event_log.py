@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
+from raytrain.storage import Location
 from raytrain.storage.json import is_amount, parse_json
 
 EVENT_LOG = "events.jsonl"
@@ -76,11 +76,7 @@ class EventLog:
             os.close(descriptor)
 
 
-class _Readable(Protocol):
-    def read_bytes(self) -> bytes: ...
-
-
-def read_events(path: _Readable) -> list[LoggedEvent]:
+def read_events(path: Path | Location) -> list[LoggedEvent]:
     """All whole lines, oldest first; torn and damaged lines are ignored. Empty without a file.
 
     Events are written again if a full disk cut some of them off, so one may be in the file twice:

@@ -23,7 +23,7 @@ _MEAN = "/mean"
 
 @dataclass(frozen=True)
 class Averaged:
-    """The value of a metric. `episodes`: over how many it is a mean, if it is one and that is known."""
+    """The value of a metric. `episodes`: over how many it is a mean, if that is known."""
 
     value: float
     episodes: int | None = None

@@ -1,7 +1,7 @@
 """The last finished episodes of a trial, and means over them.
 
-A row is one of `fast_sampling.episode_rows`: `return`, `length`, and `custom/<name>` for each number
-that the environment put into its last `info`. Means leave out values that are not finite.
+A row is one of `fast_sampling.episode_rows`: `return`, `length`, and `custom/<name>` for each
+number that the environment put into its last `info`. Means leave out values that are not finite.
 """
 
 from __future__ import annotations

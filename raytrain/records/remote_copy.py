@@ -38,8 +38,8 @@ class RecordsMirror:
     """Keep the record files of `directory` and those of a trial on storage the same.
 
     `fence` raises if another attempt has replaced this one, number `attempt`. An upload copies new
-    and changed files before it deletes removed ones, so a crash in between leaves too much and never
-    too little; opening the records cuts the rest.
+    and changed files before it deletes removed ones, so a crash in between leaves too much and
+    never too little; opening the records cuts the rest.
     """
 
     def __init__(self, directory: Path, trial: Location, attempt: int, fence: Fence) -> None:

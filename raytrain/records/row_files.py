@@ -19,7 +19,6 @@ import csv
 import io
 import json
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +85,7 @@ def decode_row(line: bytes) -> Row | None:
 
 
 def read_row(line: bytes) -> dict[str, Any] | None:
-    """An iteration's result; None for a damaged line, and for counters that are not such numbers."""
+    """An iteration's result; None for a damaged line or counters that are not amounts."""
     try:
         row = parse_json(line)
     except ValueError:
@@ -108,37 +107,33 @@ def last_row(results: Location) -> dict[str, Any] | None:
 
 
 class RowFile(ABC):
-    """One record file, and the rows that it has not taken yet."""
+    """One record file, and up to which iteration it has the rows."""
 
     def __init__(self, fence: Fence) -> None:
-        self.waiting: deque[Row] = deque()
         self._fence = fence
-        self._resume_from = 0
-        self._is_open = False
         self._file: AppendOnlyFile | None = None
+        self._written: int | None = None  # None: not open
 
-    def start(self, resume_from: int, rows: Iterable[Row] = ()) -> None:
-        """Let the next `drain` cut the file to iteration `resume_from` and write `rows`."""
-        self.close()
-        self._resume_from = resume_from
-        self.waiting = deque(rows)
+    def catch_up(self, durable: int, rows: Iterable[Row]) -> None:
+        """Write the rows that the file lacks; if it is not open, cut it to iteration `durable`.
 
-    def drain(self) -> None:
-        """Write the waiting rows. Raises OSError; the rows not written stay, in order."""
-        if not self._is_open:
+        `rows` are all rows after `durable`, in order. Raises OSError; the next call continues.
+        """
+        if self._written is None:
             self.close()
-            self._open(self._resume_from)
-            self._is_open = True
-        while self.waiting:
-            self._write(self.waiting[0])
-            self.waiting.popleft()
+            self._open(durable)
+            self._written = durable
+        for row in rows:
+            if row.iteration > self._written:
+                self._write(row)
+                self._written = row.iteration
 
     def descriptor(self) -> int | None:
         """A second descriptor of the open file, for an fsync."""
         return None if self._file is None else self._file.duplicate()
 
     def close(self) -> None:
-        self._is_open = False
+        self._written = None
         if self._file is not None:
             self._file.close()
             self._file = None

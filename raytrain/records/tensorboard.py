@@ -6,9 +6,9 @@
     data    an Event: the file's version in the first, a step with its scalars in the others
 
 All scalars of an iteration are in one Event, not one Event each as Tune's logger writes them: this
-is cheaper, and an iteration is there completely or not at all. Tags are Tune's, `ray/tune/<flattened
-key>`; the step is `training_iteration` (Tune prefers `timesteps_total`, which RLlib's new API stack
-does not report); NaN and values that are not numbers are left out.
+is cheaper, and an iteration is there completely or not at all. Tags are Tune's,
+`ray/tune/<flattened key>`; the step is `training_iteration` (Tune prefers `timesteps_total`, which
+RLlib's new API stack does not report); NaN and values that are not numbers are left out.
 
 TensorBoard's own EventFileWriter appends to a file of its own and cannot cut one. Its RecordWriter
 computes the checksum in Python, which takes 1 ms per iteration instead of 1 µs, also for each row

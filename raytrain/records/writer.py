@@ -31,13 +31,7 @@ from typing import Any
 from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.errors import RaytrainError
 from raytrain.records.append_file import sync_and_close, sync_directory
-from raytrain.records.row_files import (
-    ProgressCsv,
-    ResultJson,
-    RowFile,
-    decode_row,
-    encode_row,
-)
+from raytrain.records.row_files import ProgressCsv, ResultJson, Row, RowFile, encode_row
 from raytrain.records.tensorboard import EventFiles
 from raytrain.storage.escapes import printable
 
@@ -71,10 +65,9 @@ class TrialRecords:
         self.warnings: list[str] = []
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
-        self._last = resume_from
         self._durable = resume_from
-        self._not_durable: list[bytes] = []  # the lines in result.json of the rows after that
-        self._suspect: OSError | None = None  # why written ones among these may be lost
+        self._rows: list[Row] = []  # those after `_durable`
+        self._suspect: OSError | None = None  # why rows among these that were written may be lost
         self._failing = False
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -89,8 +82,6 @@ class TrialRecords:
             ProgressCsv(directory, results, fence),
             EventFiles(directory, results, fence),
         ]
-        for file in self._files:
-            file.start(resume_from)
         problem = self._drain()
         if problem is None and results.last < resume_from and resume_from > starts_after:
             self._warn(
@@ -107,18 +98,16 @@ class TrialRecords:
         """
         row = encode_row(result)
         with self._lock:
-            if row.iteration <= self._last:
+            last = self._rows[-1].iteration if self._rows else self._durable
+            if row.iteration <= last:
                 raise ValueError(
-                    f"iteration {row.iteration} was reported after iteration {self._last}; "
+                    f"iteration {row.iteration} was reported after iteration {last}; "
                     "every iteration is recorded once and in order"
                 )
-            self._last = row.iteration
-            self._not_durable.append(row.line)
-            for file in self._files:
-                file.waiting.append(row)
+            self._rows.append(row)
             known = len(self.warnings)
             self._drain()
-            overdue = len(self._not_durable) % _MOST_NOT_DURABLE == 0
+            overdue = len(self._rows) % _MOST_NOT_DURABLE == 0
             warning = self.warnings[-1] if len(self.warnings) > known else None
         if overdue and not self._syncing.locked():
             try:
@@ -139,12 +128,14 @@ class TrialRecords:
                 problem = self._drain()
                 # Not while the disk still refuses rows: it would only hold fewer of them then.
                 if problem is None and self._suspect is not None:
-                    problem = self._write_again()
+                    self._suspect = None
+                    self._close_files()  # The next line cuts the files to the last durable row.
+                    problem = self._drain()
                 if problem is not None:
                     raise self._error(problem)
                 # The fsync of a slow disk must not hold up `append`: it works on duplicates.
                 descriptors = [file.descriptor() for file in self._files]
-                last, rows = self._last, len(self._not_durable)
+                written = list(self._rows)
             try:
                 sync_and_close(fd for fd in descriptors if fd is not None)
                 sync_directory(self.directory)
@@ -155,34 +146,32 @@ class TrialRecords:
                 # `append` may have been given the failure meanwhile, and then fsync was not.
                 if self._suspect is not None:
                     raise self._error(self._suspect)
-                self._durable = last
-                del self._not_durable[:rows]
-
-    def _write_again(self) -> OSError | None:
-        self._suspect = None
-        rows = [row for line in self._not_durable if (row := decode_row(line)) is not None]
-        for file in self._files:
-            file.start(self._durable, rows)
-        return self._drain()
+                if written:
+                    self._durable = written[-1].iteration
+                    del self._rows[: len(written)]
 
     def close(self) -> None:
         """Write what can be written and close the files; rows that cannot be written are lost."""
         with self._lock:
             self._drain()
-            for file in self._files:
-                file.close()
+            self._close_files()
+            self._files = []
+
+    def _close_files(self) -> None:
+        for file in self._files:
+            file.close()
 
     def _drain(self) -> OSError | None:
         """Write the rows to every file. A file that refuses does not hold up the others."""
         problem: OSError | None = None
         for file in self._files:
             try:
-                file.drain()
+                file.catch_up(self._durable, self._rows)
             except OSError as error:
                 problem = problem or error
         if problem is not None and not self._failing:
             self._warn(
-                f"records cannot be written in {self.directory}: {problem}. Training goes on and "
+                f"records cannot be written in {self.directory}: {problem}. Training continues and "
                 "the rows are kept in memory; free space or make the place writable again."
             )
         self._failing = problem is not None

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from raytrain.config.schema import Checkpoint
 from raytrain.ppo.stopping import Progress
 
 
-@dataclass(frozen=True)
-class CheckpointSchedule:
-    """Periodic checkpoints. Each part that is set asks for a checkpoint on its own; a part that
-    counts (iterations, timesteps, episodes) asks whenever a multiple of it has been passed since the
-    last iteration, so that a resumed run saves at the same iterations as an undisturbed one."""
+def is_due(settings: Checkpoint, now: Progress, before: Progress, saved_at_s: float) -> bool:
+    """Whether to save after the iteration that led from `before` to `now`.
 
-    iterations: int = 0
-    timesteps: int | None = None
-    episodes: int | None = None
-    seconds: float | None = None
-
-    def due(self, now: Progress, previous: Progress, saved_at_s: float) -> bool:
-        """Whether to save after the iteration that led from `previous` to `now`. `saved_at_s`:
-        training seconds at the last save (or at the start)."""
-        if self.iterations and now.iteration % self.iterations == 0:
-            return True
-        if (
-            self.timesteps
-            and now.timesteps // self.timesteps > previous.timesteps // self.timesteps
-        ):
-            return True
-        if self.episodes and now.episodes // self.episodes > previous.episodes // self.episodes:
-            return True
-        return bool(self.seconds) and now.time_s - saved_at_s >= float(self.seconds or 0)
+    Each part that is set asks for a checkpoint on its own. A part that counts (iterations,
+    timesteps, episodes) asks whenever it has passed a multiple, so a resumed run saves at the same
+    iterations as an undisturbed one. `saved_at_s`: training seconds at the last save.
+    """
+    counts = (
+        (settings.checkpoint_frequency, now.iteration, before.iteration),
+        (settings.every_timesteps, now.timesteps, before.timesteps),
+        (settings.every_episodes, now.episodes, before.episodes),
+    )
+    if any(every and count // every > last // every for every, count, last in counts):
+        return True
+    seconds = settings.every_seconds
+    return seconds is not None and now.time_s - saved_at_s >= seconds

@@ -1,14 +1,15 @@
 """One trial's directory on storage, and its only writer.
 
-    open:     lock the directory (another process of this run may still be dying, or live on on a node
-              that was cut off), count the attempt (see `fencing`), clear away what crashes
-              left, choose the newest good checkpoint, set damaged ones aside
+    open:     lock the directory (another process of this run may still be dying, or live on a node
+              that was cut off), count the attempt (see `fencing`), delete the remains of crashes,
+              choose the newest good checkpoint, set damaged ones aside
     then, for each iteration:   record(row, episodes)
-    when a checkpoint is due:   save(...): staged and committed behind the next iteration. Before the
-                                manifest is written every record up to its iteration is durable.
+    when a checkpoint is due:   save(...): staged and committed in the background of the next
+                                iteration. Before the manifest is written, every record up to its
+                                iteration is durable.
 
-So whenever checkpoint k exists, records hold every iteration up to k; on a resume from k they are
-cut to k, and the iterations after it are produced again.
+So whenever checkpoint k exists, the records hold every iteration up to k. A resume from k cuts them
+to k and produces the iterations after it again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,14 +52,14 @@ from raytrain.records.row_files import detach_row_files, last_row
 from raytrain.storage import STORE, DirectoryLock, Location, StorageError, storage_errors
 from raytrain.storage.scratch import scratch
 from raytrain.trial.fencing import FencingToken, Superseded
-from raytrain.trial.repeated_failures import FailureMemory
+from raytrain.trial.repeated_failures import repeated_failure
 
 _STAGING = ".staging"
 _T = TypeVar("_T")
 _LOCK_PATIENCE_S = 120.0
-# How often a start looks at the storage while another writer changes something under it, and how that shows.
-_LOOKS = 3
-_CHANGED = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
+_TRIES = 3
+_CONFLICTS = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
+"""Errors of a start while another writer changes the same files."""
 
 
 class SavesFailing(RaytrainError):
@@ -66,17 +68,11 @@ class SavesFailing(RaytrainError):
     may_retry = False
 
 
-@dataclass(frozen=True)
-class Found:
-    """What is on storage when a trial starts: the checkpoint to go on from (None: from the
-    beginning), and a sentence for each damaged one that was set aside."""
-
-    entry: Entry | None
-    messages: tuple[str, ...]
-
-
 class TrialDirectory:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    `start_messages`: a sentence for each thing that `open` has deleted or set aside.
+    """
 
     def __init__(
         self,
@@ -89,13 +85,15 @@ class TrialDirectory:
         node_is_gone: Callable[[str], bool],
         is_own: Callable[[Manifest], bool] = lambda manifest: True,
     ) -> None:
-        """`is_own` says whether a checkpoint was written by this run and trial.
+        """`is_own`: whether a checkpoint was written by this run and trial.
 
-        `node`: the id of the node that this process is on. `node_is_gone` says of another holder's
-        whether it is no part of the cluster any more, so that its lock may be seized."""
+        `node`: the id of this process's node. `node_is_gone`: whether another lock holder's node
+        has left the cluster, so that its lock may be seized.
+        """
         self.location = location
         self.last_saved: Manifest | None = None
         self.last_saved_name = ""
+        self.start_messages: list[str] = []
         self._iteration = 0
         self._catalogue = Catalogue(location)
         self._best = best
@@ -117,41 +115,38 @@ class TrialDirectory:
         )
         self._max_failed_saves = max_failed_saves
         self._failed_saves = 0
-        self._scratch: Path | None = None
         self._until_closed = ExitStack()
         self._mirror: RecordsMirror | None = None
         self._records: TrialRecords | None = None
         self._episodes: EpisodeHistory | None = None
         self._events: EventLog | None = None
         self._messages: list[str] = []
-        self._failures = FailureMemory(location)
         STORE.listen(self._tell_of_storage)
 
     # -- start -----------------------------------------------------------------------------------
 
-    def open(self) -> Found:
-        """Become the directory's writer and find where to go on from.
+    def open(self) -> Entry | None:
+        """Become the directory's writer; the checkpoint to resume from (None: the beginning).
 
         Raises:
-            Locked: another process went on writing for two minutes.
+            Locked: another process still held the directory after two minutes.
             NoGoodCheckpoint: there are checkpoints, and all are damaged.
         """
         self._lock.acquire()
         self._fencing.begin()
-        messages: list[str] = []
         if self._lock.seized:
-            messages.append(
-                "The node of the attempt before is no part of the cluster any more. Should it come "
-                "back, it finds itself shut out of this directory."
+            self.start_messages.append(
+                "The node of the previous attempt has left the cluster. If it comes back, it is "
+                "shut out of this directory."
             )
-        chosen = _looked(lambda: self._find(messages))
-        return Found(chosen, tuple(messages))
+        return _retry_conflicts(self._find)
 
-    def _find(self, messages: list[str]) -> Entry | None:
+    def _find(self) -> Entry | None:
+        messages = self.start_messages
         self._clear_staging()
         swept = self._catalogue.sweep(self._fencing.check)
         if swept:
-            messages.append(f"Cleared away what a crash left: {', '.join(swept)}.")
+            messages.append(f"Deleted the remains of a crash: {', '.join(swept)}.")
         messages += self._fencing.clear_away()
         messages += self._set_foreign_ones_aside()
         choice = self._catalogue.choose_for_resume()
@@ -166,8 +161,10 @@ class TrialDirectory:
         return None if chosen is None else self._own(chosen)
 
     def _own(self, chosen: Entry) -> Entry:
-        """On a store a former holder that lives on may delete what it has decided to delete: of what this attempt
-        goes on from there is a copy then to which nobody else writes."""
+        """The checkpoint, or on a store a copy of it that only this attempt writes to.
+
+        A former lock holder that is still running may yet delete what it has decided to delete.
+        """
         is_numbered = chosen.path.startswith("checkpoint_")
         if self.location.is_local or not self._lock.taken_over or not is_numbered:
             return chosen
@@ -188,24 +185,27 @@ class TrialDirectory:
 
     def fetch(self, checkpoint: Location) -> Path:
         """A local directory with the verified files of a checkpoint."""
-        return fetch(checkpoint, self._scratch_directory() / "fetched")
+        return fetch(checkpoint, self._scratch / "fetched")
 
     def open_records(self, *, resume_from: int, next_episode: int, starts_after: int = 0) -> None:
-        """Open result.json, progress.csv, TensorBoard and the episode history, cut to iteration
-        `resume_from`. `starts_after`: the iteration that a fork began from."""
+        """Open the records, cut to iteration `resume_from`.
+
+        `next_episode`: the number of the next finished episode. `starts_after`: the iteration that
+        a fork began from.
+        """
         if self.location.is_local:
             directory = self.location.local_path
             if self._lock.taken_over:
                 with storage_errors("Replacing the records", self.location):
                     detach_row_files(directory, self._fencing.check)
         else:
-            directory = self._scratch_directory() / "records"
+            directory = self._scratch / "records"
             directory.mkdir(exist_ok=True)
             self._mirror = RecordsMirror(
                 directory, self.location, self.attempt, self._fencing.check
             )
-            _looked(self._mirror.download)
-        before = last_row(Location.of(directory / "result.json"))  # It may be cut off now.
+            _retry_conflicts(self._mirror.download)
+        before = last_row(Location.of(directory / "result.json"))  # The next line may cut it off.
         self._records = TrialRecords(
             directory, resume_from, starts_after=starts_after, fence=self._fencing.check
         )
@@ -222,6 +222,8 @@ class TrialDirectory:
         if lost is not None:
             self.note(RECOVERED, lost.text(), iteration=resume_from, **asdict(lost))
         self._messages += [*self._records.warnings, *self._episodes.warnings]
+        for message in self.start_messages:
+            self.tell("trial", message, iteration=resume_from)
 
     # -- an iteration ----------------------------------------------------------------------------
 
@@ -235,9 +237,9 @@ class TrialDirectory:
         """Write one iteration's row and its finished episodes (see `fast_sampling.episode_rows`).
 
         Raises:
-            Superseded: the run goes on elsewhere.
+            Superseded: another process has taken over the trial.
         """
-        if self.location.is_local:  # Elsewhere the records are copied there before a commit.
+        if self.location.is_local:  # Other storage gets the records before a commit.
             self._fencing.check()
         assert self._records is not None
         assert self._episodes is not None
@@ -258,28 +260,30 @@ class TrialDirectory:
             self._events.write(kind, message, attempt=self.attempt, iteration=iteration, **seconds)
 
     def _tell_of_storage(self, message: str) -> None:
-        iteration = self._iteration
         if STORE.in_trouble:
             message += (
-                " Training goes on; of checkpoints that become due meanwhile the newest is written."
+                " Training continues; of the checkpoints that become due meanwhile, only the "
+                "newest is written."
             )
-        self.tell("storage", message, iteration=iteration)
+        self.tell("storage", message, iteration=self._iteration)
 
     def take_messages(self) -> list[str]:
-        """Sentences for a person since the last call."""
+        """The sentences for the user since the last call."""
         messages, self._messages = self._messages, []
         return messages
 
     def save(self, name: str, manifest: Manifest, write: Callable[[Path], None]) -> None:
-        """Have a checkpoint written (`write` fills a directory) and committed in the background. A
-        failure is told and counted, not raised (see `poll`)."""
+        """Write a checkpoint (`write` fills a directory) and commit it, both in the background.
+
+        A failure is reported and counted, not raised (see `poll`).
+        """
         name = own_name(self.location, name, self.attempt)
         staging = self._staging_root() / str(self.attempt) / name
 
         def prepare() -> None:
             self._fencing.check()
-            for sentence in self._fencing.make_room(name):
-                self.tell("superseded", sentence, iteration=manifest.iteration)
+            for message in self._fencing.make_room(name):
+                self.tell("superseded", message, iteration=manifest.iteration)
             with storage_errors(f"Writing the files of {name}", Location.of(staging)):
                 staging.mkdir(parents=True)
                 write(staging)
@@ -306,7 +310,7 @@ class TrialDirectory:
         """Commits that ended since the last call; with `wait`, after the one in flight.
 
         Raises:
-            SavesFailing: as many saves in a row have failed as the config bears.
+            SavesFailing: more consecutive saves have failed than the config allows.
         """
         if wait:
             self._committer.drain()
@@ -319,19 +323,27 @@ class TrialDirectory:
             elif outcome.error is not None:
                 if not outcome.error.may_retry:
                     raise outcome.error
-                self._note_failed_save(outcome.name, outcome.iteration, outcome.error)
+                self._failed_saves += 1
+                self.tell(
+                    "save_failed",
+                    f"Checkpoint {outcome.name} could not be written: "
+                    f"{str(outcome.error).rstrip('.')}. Training continues; older checkpoints are "
+                    f"untouched, and the next save is tried as usual ({self._failed_saves} of "
+                    f"{self._max_failed_saves} consecutive failures allowed).",
+                    iteration=outcome.iteration,
+                )
             for warning in outcome.warnings:
                 self.tell("storage", warning, iteration=outcome.iteration)
         if self._failed_saves > self._max_failed_saves:
             raise SavesFailing(
-                f"{self._failed_saves} checkpoints in a row could not be written to {self.location}, "
-                "so the trial stops rather than train on without a net. Free space or make the place "
-                "writable, then start the same command again; it continues from the newest good checkpoint."
+                f"{self._failed_saves} checkpoints in a row could not be written to "
+                f"{self.location}, so the trial stops. Free space or make the place writable, then "
+                "start the same command again; it continues from the newest good checkpoint."
             )
         return outcomes
 
     def mark_interrupted(self) -> None:
-        """Say in the manifest of the newest checkpoint that the run was interrupted there."""
+        """Set the kind of the newest checkpoint to `interrupted`, if it was periodic."""
         assert self.last_saved is not None
         if self.last_saved.kind != "periodic":
             return
@@ -340,17 +352,17 @@ class TrialDirectory:
         self.last_saved = manifest
 
     def note_failure(self, iteration: int, error: Exception) -> Exception | None:
-        """Remember that `iteration` failed; what is to be raised in its place, if anything."""
+        """Remember that `iteration` failed; an error to raise in its place, if any."""
         try:
             self._fencing.check()
         except Superseded as superseded:
             return superseded
         except StorageError:
-            return None  # The failure itself is what must be told.
-        return self._failures.note(iteration, error)
+            return None  # The failure itself is more important.
+        return repeated_failure(self.location, iteration, error)
 
     def close(self) -> None:
-        """Let the commit in flight end, and give the directory up."""
+        """Wait for the commit in flight, and release the directory."""
         self._committer.close()
         if self._records is not None:
             self._records.close()
@@ -360,17 +372,19 @@ class TrialDirectory:
     # -- inside ----------------------------------------------------------------------------------
 
     def _set_foreign_ones_aside(self) -> list[str]:
-        sentences = []
+        messages = []
         for entry in self._catalogue.entries():
             if entry.manifest is None or entry.in_quarantine or self._is_own(entry.manifest):
                 continue
             target = self._catalogue.set_aside(entry, SET_ASIDE, fence=self._fencing.check)
-            sentences.append(
-                f"Checkpoint {entry.path} was written by another run or trial ({entry.manifest.experiment}, "
-                f"{entry.manifest.trial_id}, run {entry.manifest.run_id}). It is not used, and kept in "
-                f"{SET_ASIDE}/{target.name}. To go on from it, fork it: raytrain train CONFIG --from ... --name NEW."
+            messages.append(
+                f"Checkpoint {entry.path} was written by another run or trial "
+                f"({entry.manifest.experiment}, {entry.manifest.trial_id}, "
+                f"run {entry.manifest.run_id}). It is not used, and kept in "
+                f"{SET_ASIDE}/{target.name}. To continue from it, fork it: raytrain train CONFIG "
+                "--from ... --name NEW."
             )
-        return sentences
+        return messages
 
     def _make_records_durable(self, manifest: Manifest) -> None:
         assert self._records is not None
@@ -378,49 +392,34 @@ class TrialDirectory:
         self._records.flush()
         self._episodes.flush(manifest.iteration)
         if self._mirror is not None:
-            try:
+            with storage_errors("Copying the records", self.location):
                 self._mirror.upload()
-            except OSError as error:
-                raise StorageError(
-                    f"The records could not be copied to {self.location}: {error}"
-                ) from error
-
-    def _note_failed_save(self, name: str, iteration: int, error: Exception) -> None:
-        self._failed_saves += 1
-        self.tell(
-            "save_failed",
-            f"Checkpoint {name} could not be written: {str(error).rstrip('.')}. Training goes on; older ones are "
-            f"untouched and the next save is tried as usual ({self._failed_saves} of "
-            f"{self._max_failed_saves} failures in a row that the run bears).",
-            iteration=iteration,
-        )
 
     def _clear_staging(self) -> None:
-        """Of what former attempts have left. Who was replaced since its start leaves its successor's."""
-        if not self._staging_root().is_dir():
-            return
-        for each in self._staging_root().iterdir():
-            if not (each.name.isdigit() and int(each.name) >= self.attempt):
-                shutil.rmtree(each, ignore_errors=True)
+        """Delete what former attempts have left, and nothing of a later one that has taken over."""
+        for directory in self._staging_root().glob("*"):
+            if not (directory.name.isdigit() and int(directory.name) >= self.attempt):
+                shutil.rmtree(directory, ignore_errors=True)
 
     def _staging_root(self) -> Path:
         if self.location.is_local:
             return self.location.local_path / _STAGING
-        return self._scratch_directory() / "staging"
+        return self._scratch / "staging"
 
-    def _scratch_directory(self) -> Path:
-        if self._scratch is None:
-            self._scratch = self._until_closed.enter_context(scratch("trial"))
-        return self._scratch
+    @cached_property
+    def _scratch(self) -> Path:
+        return self._until_closed.enter_context(scratch("trial"))
 
 
-def _looked(look: Callable[[], _T]) -> _T:
-    """What `look` returns. It looks again if something changes under it: a writer that was replaced ends what
-    it had begun."""
-    for _ in range(_LOOKS - 1):
+def _retry_conflicts(look: Callable[[], _T]) -> _T:
+    """The result of `look`, called again if files change meanwhile.
+
+    A writer that was replaced finishes what it had begun.
+    """
+    for _ in range(_TRIES - 1):
         try:
             return look()
         except StorageError as error:
-            if error.errno not in _CHANGED:
+            if error.errno not in _CONFLICTS:
                 raise
     return look()

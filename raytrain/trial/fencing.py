@@ -1,19 +1,19 @@
-"""The fence: of all processes that ever were a trial, only the last one started writes.
+"""Fencing: of all processes that ever ran a trial, only the last one started writes.
 
-A trial on a node that was cut off lives on, and knows nothing of the one that was started in its
-place. Each start is an attempt, counted on storage before anything else is looked at, by a file that no
+A trial on a node that was cut off lives on without knowing of the process that was started in its
+place. Each start is an attempt, counted on storage before anything else is read, in a file that no
 other attempt writes to:
 
-    attempts/000003.TOKEN.json     {"began_after": 10}, or null until it knows where it goes on from
+    attempts/000003.TOKEN.json     {"began_after": 10}, or null until its checkpoint is chosen
 
-Of two processes that count at once at most one keeps the number: each writes its file first and lists the
-directory then, and goes on to the next number if it finds another's file of its own.
+Of two processes that count at once, at most one keeps the number: each writes its file first, then
+lists the directory, and takes the next number if another process has a file with its number.
 
-A writer that finds a later attempt there, or has lost the directory's lock, writes nothing more: it
-asks before each row, each commit, once more before a manifest, and before each deletion. What it had begun
-by then is harmless too: the record files that it has open are replaced by copies, and a checkpoint that it
-still commits lies off the run's line (a later attempt began before it), so it is moved into `superseded/`
-and never used.
+A writer that finds a later attempt, or has lost the directory's lock, writes nothing more: it
+checks before each row, each commit, once more before a manifest, and before each deletion. What it
+began before a check is harmless too: the record files that it has open are replaced by copies, and
+a checkpoint that it still commits is off the run's line (a later attempt began before it), so it is
+moved into `superseded/` and never used.
 """
 
 from __future__ import annotations
@@ -51,19 +51,20 @@ class FencingToken:
         self._began_after: dict[int, int] = {}
 
     def begin(self) -> None:
-        """Become the present attempt; the lock is held."""
+        """Become the present attempt. The caller holds the lock."""
         with storage_errors("Counting the attempt", self._trial):
             self.number, self._began_after = self._before()
             while True:
                 self.number += 1
-                self._check_lock()  # One that was stopped here must not count itself after its successor.
-                self._write(None)
+                # A process that was stopped here must not count itself after its successor.
+                self._check_lock()
+                _write_attempt(self._trial, self.number, self._token, None)
                 same = [token for number, token in self._files() if number == self.number]
                 if same == [self._token]:
                     return
 
     def look(self) -> None:
-        """Learn where each attempt began, as somebody who only looks."""
+        """Learn where each attempt began, without becoming one."""
         with storage_errors("Reading the attempts", self._trial):
             _, self._began_after = self._before()
 
@@ -75,19 +76,22 @@ class FencingToken:
 
     @staticmethod
     def count_on(trial: Location, last: int) -> None:
-        """A new trial takes the place of one that had `last` attempts: a process of that one which lives on
-        somewhere finds a later attempt there, and no name of its own is written anew."""
+        """Count an attempt of a new trial that replaces one with `last` attempts.
+
+        A process of the replaced trial that is still running finds a later attempt, and the new
+        trial writes to none of its names.
+        """
         with storage_errors("Counting the attempt", trial):
             _write_attempt(trial, last + 1, "0", None)
 
     def begin_after(self, iteration: int) -> None:
-        """This attempt goes on from the checkpoint of `iteration` (0: from the beginning)."""
+        """Record that this attempt resumes from iteration `iteration` (0: from the beginning)."""
         self._began_after[self.number] = iteration
         with storage_errors("Counting the attempt", self._trial):
-            self._write(iteration)
+            _write_attempt(self._trial, self.number, self._token, iteration)
 
     def check(self) -> None:
-        """Raise `Superseded` if the run goes on elsewhere."""
+        """Raise `Superseded` if another process has taken over the trial."""
         self._check_lock()
         with storage_errors("Reading the attempt", self._trial):
             last = max(self._files(), default=(0, ""))[0]
@@ -98,19 +102,21 @@ class FencingToken:
             )
 
     def is_off_the_line(self, entry: Entry) -> bool:
-        """Was it written by an attempt after a later one had begun from before it?"""
+        """Whether a later attempt had begun before its iteration."""
         if entry.manifest is None or entry.in_quarantine or entry.kind == "error":
             return False
         attempt, iteration = entry.manifest.attempt, entry.manifest.iteration
-        return any(each > attempt and at < iteration for each, at in self._began_after.items())
+        return any(
+            later > attempt and began < iteration for later, began in self._began_after.items()
+        )
 
     def clear_away(self) -> list[str]:
-        """Move checkpoints off the line out of the way; a sentence for each."""
+        """Move checkpoints off the line into `superseded/`; a message for each."""
         off = [entry for entry in self._catalogue.entries() if self.is_off_the_line(entry)]
         return [self._supersede(entry) for entry in off]
 
     def make_room(self, name: str) -> list[str]:
-        """As `clear_away`, for the one name that is about to be written."""
+        """Like `clear_away`, for the one name that is about to be written."""
         entry = self._catalogue.entry(name)
         return [self._supersede(entry)] if entry and self.is_off_the_line(entry) else []
 
@@ -137,21 +143,18 @@ class FencingToken:
             after = _read(place).get("began_after")
             if isinstance(after, int):
                 began[number] = after
-        if not last:  # The first attempt, or the files were lost: the checkpoints know better.
+        if not last:  # The first attempt, or the files were lost: the checkpoints have the number.
             entries = self._catalogue.entries()
-            last = max((each.manifest.attempt for each in entries if each.manifest), default=0)
+            last = max((entry.manifest.attempt for entry in entries if entry.manifest), default=0)
         return last, began
 
     def _formerly(self) -> tuple[int, dict[int, int]]:
-        found = _read(self._trial / _FORMER_FILE)
+        record = _read(self._trial / _FORMER_FILE)
         try:
-            began = {int(each): int(after) for each, after in found.get("began_after", {}).items()}
-            return int(found.get("attempt", 0)), began
+            began = {int(n): int(after) for n, after in record.get("began_after", {}).items()}
+            return int(record.get("attempt", 0)), began
         except (ValueError, TypeError, AttributeError, OverflowError):
             return 0, {}
-
-    def _write(self, began_after: int | None) -> None:
-        _write_attempt(self._trial, self.number, self._token, began_after)
 
     def _supersede(self, entry: Entry) -> str:
         assert entry.manifest is not None
@@ -163,8 +166,8 @@ class FencingToken:
             fence=self.check,
         )
         return (
-            f"Checkpoint {entry.path} was written by attempt {attempt} after the run had gone on "
-            f"elsewhere. It is not used, and kept in {SUPERSEDED}/."
+            f"Checkpoint {entry.path} was written by attempt {attempt} after another process had "
+            f"taken over the trial. It is not used, and kept in {SUPERSEDED}/."
         )
 
 
@@ -178,7 +181,7 @@ def _write_attempt(trial: Location, number: int, token: str, began_after: int | 
 def _read(place: Location) -> dict[str, Any]:
     """Empty if there is no such file, or if it is damaged."""
     try:
-        found = read_json(place)
+        record = read_json(place)
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}

@@ -57,7 +57,7 @@ class MissingMetrics:
     def messages(
         self, named: Iterable[Named], result: Mapping[str, Any], recent: RecentEpisodes
     ) -> Iterator[str]:
-        """A sentence for each metric that this result shows to be missing, or to exist after all."""
+        """A sentence for each metric that this result shows to be missing or to exist after all."""
         for entry in named:
             if entry in self._present:
                 continue

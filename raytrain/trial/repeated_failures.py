@@ -1,12 +1,12 @@
 """Which failures are worth a retry.
 
 An exact run that fails in iteration k and starts again from a checkpoint computes iteration k from
-the same state. If the same error comes back at the same iteration, it will come back for ever, so a
-trial remembers its last failure in `<trial>/last_failure.json`:
+the same state. An error that comes back at the same iteration will come back every time, so a trial
+remembers its last failure in `<trial>/last_failure.json`:
 
     {"iteration": 17, "error": "ValueError: negative speed", "time": "2026-01-01T00:00:00+00:00"}
 
-A process that was killed raises nothing and is not remembered: killing is not the run's own doing.
+A process that was killed raises nothing and is not remembered: a kill has causes outside the run.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from raytrain.errors import RaytrainError
+from raytrain.storage import Location
 from raytrain.storage.json import read_json
-
-if TYPE_CHECKING:
-    from raytrain.storage import Location
 
 LAST_FAILURE = "last_failure.json"
 # What differs between two occurrences of one error: addresses, ids, process numbers.
@@ -33,38 +30,33 @@ class RepeatedFailure(RaytrainError):
     may_retry = False
 
 
-class FailureMemory:
-    """The last failure of one trial, kept on storage."""
+def repeated_failure(
+    trial: Location, iteration: int, error: BaseException
+) -> RepeatedFailure | None:
+    """Remember that `iteration` failed with `error`.
 
-    def __init__(self, trial: Location) -> None:
-        self._trial = trial
-
-    def note(self, iteration: int, error: BaseException) -> RepeatedFailure | None:
-        """Remember that `iteration` failed with `error`; a `RepeatedFailure` to be raised in its
-        place if the last failure was the same."""
-        text = _fingerprint(error)
-        before = self._read()
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {"iteration": iteration, "error": text, "time": now}
-        try:
-            self._trial.write_atomic(LAST_FAILURE, json.dumps(record).encode())
-        except OSError:
-            return None  # A full or read-only disk: the failure itself is what must be told.
-        if (before.get("iteration"), before.get("error")) != (iteration, text):
-            return None
-        return RepeatedFailure(
-            f"Iteration {iteration} failed again with the same error, so retrying cannot help: "
-            f"{type(error).__name__}: {str(error).rstrip('.')}.\nMend the cause and start the same "
-            "command again; it continues from the newest good checkpoint."
-        )
-
-    def _read(self) -> dict[str, object]:
-        try:
-            record = read_json(self._trial / LAST_FAILURE)
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
+    A `RepeatedFailure` to be raised in its place if the last failure was the same.
+    """
+    text = _VARYING.sub("?", f"{type(error).__name__}: {error}")
+    before = _last_failure(trial)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"iteration": iteration, "error": text, "time": now}
+    try:
+        trial.write_atomic(LAST_FAILURE, json.dumps(record).encode())
+    except OSError:
+        return None  # A full or read-only disk: the failure itself is more important.
+    if (before.get("iteration"), before.get("error")) != (iteration, text):
+        return None
+    return RepeatedFailure(
+        f"Iteration {iteration} failed again with the same error, so retrying cannot help: "
+        f"{type(error).__name__}: {str(error).rstrip('.')}.\nFix the cause and start the same "
+        "command again; it continues from the newest good checkpoint."
+    )
 
 
-def _fingerprint(error: BaseException) -> str:
-    return _VARYING.sub("?", f"{type(error).__name__}: {error}")
+def _last_failure(trial: Location) -> dict[str, object]:
+    try:
+        record = read_json(trial / LAST_FAILURE)
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,8 +1,8 @@
-"""Saving a trial's checkpoints: when one is due, until one is committed, and what a node leaves time for.
+"""Saving a trial's checkpoints, from when one is due until it is committed.
 
-A notice that a node ends may leave less time than an iteration takes. So where iterations are long, the state
-after the last one is kept in memory, which costs a copy of it; the watchdog's thread commits it while the training
-thread is busy with an iteration that will not be finished.
+When a node ends, the notice may leave less time than an iteration takes. So where iterations are
+long, the state after the last one is kept in memory, which costs a copy of it. The watchdog's
+thread commits it while the training thread is in an iteration that will not be finished.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.checkpoint import Manifest
+from raytrain.config.schema import Checkpoint
 from raytrain.errors import RaytrainError
 from raytrain.ppo.algorithm import ExactPPO
 from raytrain.ppo.stopping import Progress
-from raytrain.trial.checkpoint_schedule import CheckpointSchedule
+from raytrain.trial.checkpoint_schedule import is_due
 from raytrain.trial.directory import TrialDirectory
 
-LONG_ITERATION_S = 5.0
+_LONG_ITERATION_S = 5.0
 REPORT = "raytrain"
-"""Key of a result under which the trial tells the driver what it did."""
-
-
+"""Key of a result under which the trial reports to the driver (not recorded)."""
 _NOT_SAVED = ("config", REPORT, "done")
 
 
 @dataclass(frozen=True)
 class _State:
-    """A checkpoint to be: `write` fills a directory, in any thread."""
+    """A checkpoint that can be saved: `write` fills a directory, in any thread."""
 
     name: str
     manifest: Manifest
@@ -40,16 +39,17 @@ class _State:
 
 
 class CheckpointSaver:
-    """Saves the state of `ppo`. `describe` makes the manifest of a state from its kind and its metrics. `measure`
-    is entered for each save.
+    """Saves the state of `ppo`.
 
-    `metrics` are those of the result that the present state belongs to."""
+    `describe` makes the manifest of a state from its kind and its metrics. `measure` is entered for
+    each save. `metrics` are those of the result that the present state belongs to.
+    """
 
     def __init__(
         self,
         ppo: ExactPPO,
         directory: TrialDirectory,
-        schedule: CheckpointSchedule,
+        settings: Checkpoint,
         *,
         describe: Callable[[str, Mapping[str, Any]], Manifest],
         measure: Callable[[], AbstractContextManager[None]],
@@ -58,7 +58,7 @@ class CheckpointSaver:
         self.saved_at_s = 0.0
         """Seconds of training at the last periodic checkpoint, or at the end of the last stage."""
         self._directory = directory
-        self._schedule = schedule
+        self._settings = settings
         self._ppo = ppo
         self._describe, self._measure = describe, measure
         self._writing = threading.Lock()
@@ -66,31 +66,36 @@ class CheckpointSaver:
         self._kept: _State | None = None
 
     def is_due(self, now: Progress, before: Progress) -> bool:
-        """Whether a periodic checkpoint is, after the iteration that led from `before` to `now`."""
-        return self._schedule.due(now, before, self.saved_at_s)
+        """Whether a periodic checkpoint is due after the iteration from `before` to `now`."""
+        return is_due(self._settings, now, before, self.saved_at_s)
 
     def save(self, kind: str, result: Mapping[str, Any]) -> int:
-        """Begin to save the state after `result`; `TrialDirectory.poll` tells how that ends. Its iteration."""
+        """Begin to save the state after `result`; its iteration.
+
+        `TrialDirectory.poll` returns the outcome.
+        """
         with self._measure(), self._writing:
             state = self._take(kind, result)
             self._directory.save(state.name, state.manifest, state.write)
         return state.manifest.iteration
 
     def save_surely(self, kind: str, result: Mapping[str, Any]) -> None:
-        """Save until it is committed: a stage and a run have only ended once their last checkpoint is."""
+        """Save, and retry until it is committed: without it no stage and no run has ended."""
         iteration = self.save(kind, result)
         while True:
             outcomes = self._directory.poll(wait=True)
             saved = self._directory.last_saved
-            # An older end counts for nothing: a finished run may have been trained on.
+            # An older one does not count: a finished run may have been continued.
             if saved is not None and (saved.kind, saved.iteration) == (kind, iteration):
                 return
             time.sleep(1.0 if outcomes else 0.0)
             self.save(kind, self.metrics)
 
     def save_broken(self, name: str, result: Mapping[str, Any]) -> str:
-        """Save a state as kind `error`, which nothing is ever resumed from, unless it is there. A sentence of
-        that; nothing is raised, since that would hide what is wrong."""
+        """Save a state as kind `error`, from which nothing resumes, unless it exists already.
+
+        A sentence about that. Nothing is raised: it would hide the error of the training.
+        """
         try:
             if not self._directory.has(name):
                 self.save("error", result)
@@ -98,12 +103,14 @@ class CheckpointSaver:
                     if outcome.error is not None:
                         raise outcome.error
         except (OSError, RaytrainError) as error:
-            return f"The state could not be kept to look at: {error}"
-        return f"The state is kept in {name} to look at."
+            return f"The state could not be saved for inspection: {error}"
+        return f"The state is saved in {name} for inspection."
 
     def save_interrupted(self, iteration: int, result: Mapping[str, Any]) -> tuple[bool, str]:
-        """Commit the state after `iteration`, unless it is. Whether nothing is lost, and what was saved, or why
-        it was not."""
+        """Commit the state after `iteration`, unless it is committed.
+
+        Whether nothing is lost, and what was saved or why it was not.
+        """
         self._directory.poll(wait=True)
         saved = self._directory.last_saved
         if saved is None or saved.iteration != iteration:
@@ -116,13 +123,13 @@ class CheckpointSaver:
         return True, f"{self._directory.last_saved_name} (iteration {saved.iteration}) is saved"
 
     def keep(self, result: Mapping[str, Any]) -> None:
-        """Keep the state after `result` in memory, in place of the one before, if iterations are long."""
+        """Keep the state after `result` in memory, and no older one, if iterations are long."""
         with self._writing:
-            is_long = float(result.get("time_this_iter_s", 0.0)) > LONG_ITERATION_S
+            is_long = float(result.get("time_this_iter_s", 0.0)) > _LONG_ITERATION_S
             self._kept = self._take("interrupted", result) if is_long else None
 
     def commit_kept(self) -> str | None:
-        """Commit the state that is kept; what there is then, or None if none is."""
+        """Commit the state in memory; a sentence about it, or None without such a state."""
         with self._writing:
             if self._kept is None:
                 return None

@@ -1,4 +1,4 @@
-"""The score of a checkpoint: in a result, in a manifest, and under settings that have changed."""
+"""The score of a checkpoint: in a result, in a manifest, and under changed settings."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from raytrain.records.metrics import Averaged, metric, number_at
+from raytrain.records.metrics import RUNNERS, Averaged, metric, number_at
 
 if TYPE_CHECKING:
     from raytrain.checkpoint import Entry, Manifest
     from raytrain.config.schema import Checkpoint as CheckpointConfig
 
 CHECKPOINT = "checkpoint"
-"""Key of a result under which its score is (see `report_score`)."""
+"""Key of a result that holds its score (see `report_score`)."""
 
 
 def report_score(result: dict[str, Any], score: Averaged | None) -> None:
@@ -24,18 +24,19 @@ def report_score(result: dict[str, Any], score: Averaged | None) -> None:
 
 
 def reported_score(result: Mapping[str, Any]) -> Averaged | None:
-    """What `report_score` put there; None without one."""
-    said = result.get(CHECKPOINT)
-    found = number_at(said, "score") if isinstance(said, Mapping) else None
-    if found is None or said is None:
+    """The score that `report_score` put into a result; None without one."""
+    score = number_at(result, f"{CHECKPOINT}/score")
+    if score is None:
         return None
-    episodes = said.get("episodes")
-    return Averaged(found, episodes if isinstance(episodes, int) else None)
+    episodes = result[CHECKPOINT].get("episodes")
+    return Averaged(score, episodes if isinstance(episodes, int) else None)
 
 
 def score_of(checkpoint: Entry, settings: CheckpointConfig) -> Averaged | None:
-    """The score of a checkpoint under the present settings (see `ranked`); one of a former version does not
-    say of how many episodes."""
+    """The score of a checkpoint under the present settings (see `ranked`).
+
+    A checkpoint of a former version does not have the number of episodes.
+    """
     if checkpoint.manifest is None:
         return None
     manifest = ranked(checkpoint.manifest, settings)
@@ -45,30 +46,32 @@ def score_of(checkpoint: Entry, settings: CheckpointConfig) -> Averaged | None:
 
 
 def labelled(metrics: Mapping[str, Any], settings: CheckpointConfig) -> dict[str, Any]:
-    """What a manifest keeps of a result: with it stands what the score is a score of."""
+    """The metrics of a manifest: those of a result, and which metric the score is of."""
     return {**metrics, CHECKPOINT: {**metrics.get(CHECKPOINT, {}), **_label(settings)}}
 
 
 def ranked(manifest: Manifest, settings: CheckpointConfig) -> Manifest:
-    """The same with its score under the present `checkpoint.score`, `score_order` and `score_window`. If it
-    was saved under others, the score is what its metrics hold of the present one, or None. A checkpoint of a
-    former version does not say what its score is of; it counts as it stands."""
-    said = manifest.metrics.get(CHECKPOINT, {})
+    """The same manifest with its score under the present `score`, `score_order` and `score_window`.
+
+    If it was saved under other settings, the score is taken from its metrics, and is None if they
+    do not have it. A checkpoint of a former version does not say what its score is of; that score
+    is not changed.
+    """
+    saved = manifest.metrics.get(CHECKPOINT, {})
     label = _label(settings)
-    if not isinstance(said, Mapping) or "metric" not in said:
+    if not isinstance(saved, Mapping) or "metric" not in saved:
         return manifest
-    if {key: said.get(key) for key in label} == label:
+    if {key: saved.get(key) for key in label} == label:
         return manifest
     recent = manifest.metrics.get("recent", {})
-    short = settings.score.removeprefix("env_runners/")
-    over = recent.get("episodes") if short in recent else None
-    score = recent[short] if short in recent else metric(manifest.metrics, settings.score)
-    scored = (
-        {} if score is None else {"score": score} | ({} if over is None else {"episodes": over})
-    )
-    return replace(
-        manifest, score=score, metrics={**manifest.metrics, CHECKPOINT: {**scored, **label}}
-    )
+    short = settings.score.removeprefix(RUNNERS)
+    if short in recent:
+        score, episodes = recent[short], recent.get("episodes")
+    else:
+        score, episodes = metric(manifest.metrics, settings.score), None
+    metrics = {**manifest.metrics, CHECKPOINT: {}}
+    report_score(metrics, None if score is None else Averaged(score, episodes))
+    return replace(manifest, score=score, metrics=labelled(metrics, settings))
 
 
 def _label(settings: CheckpointConfig) -> dict[str, Any]:

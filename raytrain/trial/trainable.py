@@ -2,15 +2,16 @@
 
 Tune calls `train()` again and again in this actor, and `save()` when a result asks for it. Here
 
-    start     find the newest good checkpoint on storage, whatever Tune remembers, and become it
-    train()   one iteration; its row and episodes are recorded; if a checkpoint is due it is staged
-              and committed behind the next iteration; a finished commit is reported to Tune
-    save()    tells Tune the newest committed checkpoint (Tune never copies anything)
-    interrupt()  called by the driver on Ctrl-C, SIGTERM: commit this very iteration
+    start        find the newest good checkpoint on storage, whatever Tune remembers, and restore it
+    train()      one iteration; its row and episodes are recorded; if a checkpoint is due, it is
+                 staged, and committed in the background of the next iteration; a finished commit is
+                 reported to Tune
+    save()       returns the newest committed checkpoint to Tune (Tune never copies anything)
+    interrupt()  called by the driver on Ctrl-C and SIGTERM: commit this very iteration
 
-A thread looks out for nodes that are taken away and for parts of the work that hang (`watchdog`). When a
-node with a part of the trial is to end, the trial commits the iteration that it is in and says that
-it leaves; Tune then starts it again on the nodes that are left.
+A thread watches for nodes that are about to end and for parts of the work that hang (`watchdog`).
+When a node with a part of the trial is about to end, the trial commits its present iteration and
+reports that it leaves; Tune then starts it again on the remaining nodes.
 
 An error of the start is kept and raised by the first `train()`, where Tune keeps its type.
 """
@@ -65,7 +66,6 @@ from raytrain.records.metrics import EVALUATION, Averaged, averaged
 from raytrain.rollout.runner_pool import RunnerRules
 from raytrain.storage import Location
 from raytrain.storage.clocks import MachineSleep
-from raytrain.trial.checkpoint_schedule import CheckpointSchedule
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
 from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
@@ -75,19 +75,17 @@ from raytrain.trial.tracebacks import TRACEBACK_FILE, write_traceback
 from raytrain.trial.watchdog import Limits, Watchdog
 from raytrain.versions import versions
 
-"""Key of a result under which the trial tells the driver what it has to say (not recorded)."""
-
 PARAMS_FILE = "params.json"
-"""The trial's own values of the algorithm's sections, as Tune resolved them (Tune's name for it)."""
+"""Tune's name for the file with the trial's own values of the algorithm's sections."""
 
 _INTERRUPT_PAUSE_S = 0.2
 
-_NEXT_TO_NOTHING = {"memory": 1}
-"""What is reserved for a process that asks for nothing: Ray reserves no place without resources."""
+_ALMOST_NOTHING = {"memory": 1}
+"""Reserved for a process that asks for nothing: Ray has no bundle without resources."""
 
 
-def word_to_tell(trial_id: str) -> str:
-    """Under which name a trial leaves what the driver is to tell at once."""
+def stall_key(trial_id: str) -> str:
+    """The key under which a trial publishes a message that the driver shows at once."""
     return f"tell/{trial_id}"
 
 
@@ -122,16 +120,16 @@ class TrialPPO(ExactPPO):
         given = config_from_dict({**frame, **sections})
         algorithm = prepare(to_algorithm_config(given))
         algorithm.copy(copy_frozen=False).validate()
-        # Reserved is what the trial cannot be without; further env runners take what is left over.
+        # Reserved are the resources that the trial needs; further env runners take free ones.
         reserved, _ = RunnerRules.of(given).actors(algorithm.num_env_runners)
         algorithm.env_runners(num_env_runners=reserved, rollout_fragment_length="auto")
         main = given.resources
         if not (main.num_cpus_for_main_process or main.custom_resources_for_main_process):
-            algorithm.resources(custom_resources_for_main_process=_NEXT_TO_NOTHING)
+            algorithm.resources(custom_resources_for_main_process=_ALMOST_NOTHING)
         request = PPO.default_resource_request(algorithm.to_dict())
-        # Of an actor that asks for nothing there is a place all the same: RLlib counts them.
-        places = [each or _NEXT_TO_NOTHING for each in request.bundles]
-        return PlacementGroupFactory(places, request.strategy)
+        # RLlib counts bundles, so an actor that asks for nothing needs one as well.
+        bundles = [bundle or _ALMOST_NOTHING for bundle in request.bundles]
+        return PlacementGroupFactory(bundles, request.strategy)
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -154,12 +152,7 @@ class TrialPPO(ExactPPO):
         self._saver = CheckpointSaver(
             self,
             self._directory,
-            CheckpointSchedule(
-                settings.checkpoint_frequency,
-                settings.every_timesteps,
-                settings.every_episodes,
-                settings.every_seconds,
-            ),
+            settings,
             describe=self._manifest,
             measure=self._saving,
         )
@@ -175,7 +168,7 @@ class TrialPPO(ExactPPO):
         self._returned_at: float | None = None
         self._machine_sleep = MachineSleep()
         try:
-            found = self._directory.open()
+            entry = self._directory.open()
             self._watchdog.attempt = self._directory.attempt
             self._watchdog.start()
             values = self._config.to_dict()
@@ -183,16 +176,11 @@ class TrialPPO(ExactPPO):
             self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
             with self.phase("start"):
                 super().setup(config)
-                self._continue_from(found.entry, found.messages)
+                self._begin() if entry is None else self._continue_from(entry)
         except Exception as error:  # Of any kind: see the module's docstring.
             self._failed_start = self._watchdog.explain(error)
 
-    def _continue_from(self, entry: Entry | None, messages: tuple[str, ...]) -> None:
-        if entry is None:
-            self._begin()
-            for message in messages:
-                self.tell(message)
-            return
+    def _continue_from(self, entry: Entry) -> None:
         manifest = entry.manifest
         assert manifest is not None, "what is chosen for a resume was verified by its manifest"
         restored = self.load_exact(self._directory.fetch(entry.location))
@@ -207,8 +195,6 @@ class TrialPPO(ExactPPO):
         )
         if manifest.exact_lost is not None:
             self._exact_lost = manifest.exact_lost
-        for message in messages:
-            self.tell(message)
         if self._exact_lost is not None and manifest.exact_lost is None:
             self.tell(f"This run is not exact: {self._exact_lost.why}.")
         if restored.exact_lost is not None:
@@ -217,11 +203,11 @@ class TrialPPO(ExactPPO):
         self._saver.metrics = dict(manifest.metrics)
         self._done_with = self._reached(self._saver.metrics)
         if self._done_with is None and manifest.kind == "final":
-            # Its own result says whether it had ended when the episodes were others'.
+            # Without the recent episodes, the final result itself says whether the run had ended.
             self._done_with = self._stop_rule.reached(self._progress(), self._saver.metrics)
 
     def _begin(self) -> None:
-        """Begin at iteration 0, or where the parent of a fork was."""
+        """Begin at iteration 0, or at the iteration of a fork's parent."""
         fork = self._experiment.fork
         if fork is None:
             self._directory.open_records(resume_from=0, next_episode=0)
@@ -257,7 +243,7 @@ class TrialPPO(ExactPPO):
     @override(PPO)
     def train(self) -> dict[str, Any]:
         if self._interrupted:
-            # The driver is about to end this process; whatever was trained now would be lost.
+            # The driver is about to end this process, so an iteration now would be lost.
             time.sleep(_INTERRUPT_PAUSE_S)
             known = self._last_result or self._saver.metrics
             return {**self.get_auto_filled_metrics(time_this_iter=0.0), **known}
@@ -268,24 +254,18 @@ class TrialPPO(ExactPPO):
             if self._done_with is not None:
                 return self._end_without_training()
             return self._train_once()
-        except Exception as error:  # Of any kind: remembered, and always raised again.
+        except Exception as error:  # Of any kind: kept, and always raised again.
             raised = self._to_be_raised(iteration, error)
             self._broken = str(raised)
             raise raised from error.__cause__
 
     def _to_be_raised(self, iteration: int, error: Exception) -> Exception:
-        raised = self._to_be_told(iteration, error)
-        of_this_process = not isinstance(raised, Superseded)
-        if of_this_process and write_traceback(self._place, iteration, error):
+        raised = self._watchdog.explain(error)
+        if getattr(raised, "may_retry", True) and not hasattr(raised, "loss"):
+            raised = self._directory.note_failure(iteration, raised) or able_to_travel(raised)
+        if not isinstance(raised, Superseded) and write_traceback(self._place, iteration, error):
             raised.traceback_in = TRACEBACK_FILE  # type: ignore[attr-defined]
         return raised
-
-    def _to_be_told(self, iteration: int, error: Exception) -> Exception:
-        error = self._watchdog.explain(error)
-        if not getattr(error, "may_retry", True) or hasattr(error, "loss"):
-            return error
-        instead = self._directory.note_failure(iteration, error)
-        return instead or able_to_travel(error)
 
     def _train_once(self) -> dict[str, Any]:
         if self._returned_at is not None:
@@ -296,20 +276,20 @@ class TrialPPO(ExactPPO):
         try:
             self.raise_if_not_finite(result)
         except NonFinite as error:
-            kept = self._saver.save_broken(f"error_{self.iteration:06d}", result)
-            raise NonFinite(f"{error} {kept}") from None
+            saved = self._saver.save_broken(f"error_{self.iteration:06d}", result)
+            raise NonFinite(f"{error} {saved}") from None
         slept = self._machine_sleep.seconds()
         if slept:
             self.tell(
-                f"The machine slept for {slept:.0f} s. This time is not counted as training, nor by "
-                "stop.time_s and checkpoint.every_seconds."
+                f"The machine slept for {slept:.0f} s. This time does not count as training time, "
+                "nor for stop.time_s and checkpoint.every_seconds."
             )
         now = self._progress()
         self._stop_rule.report(result, self.recent)
         report_score(result, self._averaged_score(result))
         named = named_metrics(self._config, self.curriculum.stage)
-        for sentence in self._missing_metrics.messages(named, result, self.recent):
-            self.tell(sentence)
+        for message in self._missing_metrics.messages(named, result, self.recent):
+            self.tell(message)
         row = {key: value for key, value in result.items() if key != "config"}
         stage = self.curriculum.stage.name or None
         self._directory.record(row, self.take_finished_episodes(), now.timesteps, stage)
@@ -339,8 +319,8 @@ class TrialPPO(ExactPPO):
         return report
 
     def _end_without_training(self) -> dict[str, Any]:
-        """The run restored is past its end: the trial is done, with the result it had."""
-        # Tune adds the times of iterations up, so each result needs one.
+        """End a restored run that is past its end, with the result that it had."""
+        # Tune adds up the times of iterations, so each result needs one.
         lasted = float(self._saver.metrics.get("time_this_iter_s") or 0.0)
         filled = self.get_auto_filled_metrics(time_this_iter=lasted)
         result = {**self._saver.metrics, **filled, "done": True}
@@ -368,25 +348,27 @@ class TrialPPO(ExactPPO):
 
     @override(PPO)
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        """The newest committed checkpoint, as Tune wants to hear of it."""
+        """The newest committed checkpoint, in the form that Tune expects."""
         saved = self._directory.last_saved
-        assert saved is not None, "Tune is told of a checkpoint only when there is one"
+        assert saved is not None, "a result asks for a save only when there is a checkpoint"
         place = self._place / self._directory.last_saved_name
         metrics = {**saved.metrics, "training_iteration": saved.iteration}
         return _ray.tune.training_result(place.path, place.fs, metrics)
 
     @override(PPO)
     def restore(self, checkpoint_path: Any) -> None:
-        """Nothing to do: the start has found the newest good checkpoint itself."""
+        """Do nothing: the start has found and restored the newest good checkpoint itself."""
 
     def interrupt(self) -> tuple[bool, str]:
-        """Commit this iteration's state and train no further. Returns whether nothing is lost, and what
-        was saved, or why it was not."""
+        """Commit this iteration's state and train no further.
+
+        Returns whether nothing is lost, and what was saved or why it was not.
+        """
         self._interrupted = True
         if self._failed_start is not None or self.iteration == 0:
             return True, "nothing was trained yet"
         if self._broken is not None:
-            # The state is that of no iteration: it must not be saved as one.
+            # The state is half way through an iteration and must not be saved.
             return False, f"its iteration failed: {self._broken}"
         return self._saver.save_interrupted(
             self.iteration, self._last_result or self._saver.metrics
@@ -403,7 +385,7 @@ class TrialPPO(ExactPPO):
     @override(ExactPPO)
     def tell_now(self, message: str) -> None:
         self._directory.note("trial", message, iteration=self.iteration)
-        _ray_actors.publish_stall(word_to_tell(str(self.trial_id)), message)
+        _ray_actors.publish_stall(stall_key(str(self.trial_id)), message)
 
     @override(ExactPPO)
     def lost_exactness(self, why: str) -> None:
@@ -423,22 +405,24 @@ class TrialPPO(ExactPPO):
         )
 
     def _reached(self, result: Mapping[str, Any]) -> str | None:
-        """What ends the run with this result, if anything does."""
+        """The criterion that ends the run with this result, if any."""
         if self.curriculum.over:
             return f"the curriculum's last stage ({self.curriculum.ended})"
         return self._stop_rule.reached(self._progress(), result, self.recent)
 
     def _score(self, result: Mapping[str, Any]) -> float | None:
-        found = self._averaged_score(result)
-        return None if found is None else found.value
+        score = self._averaged_score(result)
+        return None if score is None else score.value
 
     def _averaged_score(self, result: Mapping[str, Any]) -> Averaged | None:
         settings = self._config.checkpoint
         return averaged(result, settings.score, self.recent, settings.score_window)
 
     def _evaluated_best(self, result: Mapping[str, Any]) -> bool:
-        """Whether this very iteration was evaluated, and better than what is kept as the best: other
-        checkpoints have no such score, and its weights are gone with the next iteration."""
+        """Whether this very iteration was evaluated, and better than the checkpoint `best`.
+
+        Other checkpoints have no such score, and the next iteration changes the weights.
+        """
         if not self._config.checkpoint.score.startswith(EVALUATION):
             return False
         return self._directory.would_be_best(self._score(result), self.curriculum.stage.name)
@@ -474,25 +458,27 @@ class TrialPPO(ExactPPO):
 
 
 def _experiment_file(place: Location) -> ExperimentFile:
-    found = ExperimentFile.read(place)
-    if found is None:
+    experiment = ExperimentFile.read(place)
+    if experiment is None:
         raise ExperimentFileError(
             f"experiment.json is missing from {place}. Run `raytrain train CONFIG` with the "
             "experiment's config to write it again."
         )
-    require_key(found, place)
-    return found
+    require_key(experiment, place)
+    return experiment
 
 
 def remote_actors(algorithm: Any) -> dict[str, Any]:
-    """Actors of an `ExactPPO`: `learner 0`, `env runner 0`, `evaluation runner 0`. May be asked in any
-    thread, and of one that is still being built."""
-    found = {}
+    """Actors of an `ExactPPO`: `learner 0`, `env runner 0`, `evaluation runner 0`.
+
+    May be called in any thread, also while the algorithm is still being built.
+    """
+    remote = {}
     learners = getattr(algorithm, "learner_group", None)
     for rank, actor in enumerate(_ray.cluster.learner_actors(learners) if learners else []):
-        found[f"learner {rank}"] = actor
-    for what, name in (("env runner", "env_groups"), ("evaluation runner", "eval_env_groups")):
+        remote[f"learner {rank}"] = actor
+    for role, name in (("env runner", "env_groups"), ("evaluation runner", "eval_env_groups")):
         groups = getattr(algorithm, name, None)
         for index, actor in groups.actors.items() if groups else ():
-            found[f"{what} {index}"] = actor
-    return found
+            remote[f"{role} {index}"] = actor
+    return remote

@@ -1,19 +1,19 @@
-"""A thread of the trial's process that looks out while the trial works.
+"""A thread of the trial's process that watches for hangs and for nodes that are about to end.
 
-**For hangs.** The trial says in which phase of an iteration it is (`start`, `sample`, `update`,
-`weights`, `save`). A phase is overdue when it takes `hang_factor` times its running median, and not
-less than `hang_floor_s`; the first of its kind, which also imports and compiles, ten times the floor.
-Learners wait for each other in collectives, and a peer that is gone is waited for without end, so a
-learner that died is not waited for that long: every second of a long phase, each remote process is
-asked for a sign of life. The answer of a busy one comes after its work; that of a dead one at once.
+**Hangs.** The trial reports in which phase of an iteration it is (`start`, `sample`, `update`,
+`weights`, `save`). A phase is overdue when it takes `hang_factor` times its running median, and at
+least `hang_floor_s`; the first run of a phase, which also imports and compiles, may take ten times
+the floor. Learners wait for each other in collectives, without a limit if a peer is gone, so a dead
+learner is looked for earlier: a second into a phase, each remote process is asked for a sign of
+life. A busy process answers after its work; the call to a dead one fails at once.
 
-**For nodes that are taken away.** Ray tells which nodes are draining, and when they end. If a process
-of the trial is on one, the trial is to leave after its present iteration. If that may take longer
-than there is time, the state after the last iteration is committed from here, and the process ends.
+**Nodes that are about to end.** Ray reports which nodes are draining, and when they end. If a
+process of the trial is on one, the trial leaves after its present iteration. If that may take longer
+than the node has, the state after the last iteration is committed from here, and the process ends.
 
-    overdue / peer died ─> verdict ─> remote processes are killed ─> the trial's own call fails, and it
-                                                                     raises the verdict
-                                      still stuck ─> the sentence goes to `last_words.json`, SIGKILL
+    overdue / peer died ─> verdict ─> remote processes are killed
+                                        ├─> the trial's own call fails, and it raises the verdict
+                                        └─> still stuck: `last_words.json` is written, SIGKILL
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from raytrain.errors import RaytrainError
 from raytrain.storage import Location
 
 LAST_WORDS = "last_words.json"
-"""Why a trial ended its own process: {"attempt", "loss", "message"}. The driver reads and deletes it."""
+"""Why a trial ended its own process: {"attempt", "loss", "message"}. The driver deletes the file."""
 
 _LOOK_EVERY_S = 0.5
 _ASK_AFTER_S = 1.0
@@ -60,7 +60,7 @@ Actors = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds and factor of the module's docstring."""
+    """`hang_factor` and `hang_floor_s` (see the module's docstring)."""
 
     factor: float
     floor_s: float
@@ -68,8 +68,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Leaving:
-    """A node with a part of the trial on it ends at `deadline`, by the watchdog's clock; it is infinite if
-    the end is not known."""
+    """A node with a part of the trial ends at `deadline`, by the watchdog's clock.
+
+    `deadline` is infinite if the end is not known.
+    """
 
     address: str
     deadline: float
@@ -79,13 +81,15 @@ class Leaving:
 class _Phase:
     name: str
     began: float
-    asked: dict[Any, str] | None = None  # references of signs of life, and whose they are
+    asked: dict[Any, str] | None = None  # reference of a sign of life: name of its process
     dead_since: float | None = None
 
 
 class Watchdog:
-    """`actors` gives the remote processes that the trial has at present, by what a person calls
-    them (`learner 1`). `save_kept` commits the state after the last iteration, if one is kept."""
+    """`actors` returns the trial's present remote processes by their names (`learner 1`).
+
+    `save_kept` commits the state after the last iteration, if it is in memory.
+    """
 
     def __init__(
         self,
@@ -118,7 +122,7 @@ class Watchdog:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """The body is a phase of that name, unless it is a part of another."""
+        """The body is a phase of that name, unless it is part of another phase."""
         if self._phase is not None:
             yield
             return
@@ -174,7 +178,7 @@ class Watchdog:
                     if verdict is not None and self._phase is phase:
                         self._act_on(verdict, phase)
             except RayError:
-                continue  # The head does not answer just now: nothing is known, so nothing is done.
+                continue  # The head does not answer, so nothing is known and nothing is done.
 
     def _look_at_nodes(self) -> None:
         draining = _ray.cluster.draining_nodes()
@@ -187,12 +191,12 @@ class Watchdog:
             if node is not None:
                 pool.add(node)
         for node in sorted(pool & draining.keys()):
-            ends = draining[node]  # By the wall clock, as Ray has it.
+            ends = draining[node]  # Ray's deadline is by the wall clock.
             left = math.inf if ends is None else ends - time.time()
             self.leaving = Leaving(address_of(node), self._clock() + left)
 
     def _leave_in_time(self) -> None:
-        """End this process if the present iteration would end after the node."""
+        """End this process if the present iteration may end after the node."""
         if self.leaving is None or self._phase is None:
             return
         if self.leaving.deadline - self._clock() > max(3.0, 3 * (self.usual("save") or 1.0)):
@@ -201,7 +205,8 @@ class Watchdog:
         if saved is not None:
             self._end(
                 NodePreempted(
-                    f"its node {self.leaving.address} is taken away before the iteration ends; {saved}"
+                    f"its node {self.leaving.address} is taken away before the iteration ends; "
+                    f"{saved}"
                 )
             )
 
@@ -214,13 +219,13 @@ class Watchdog:
         if not phase.asked:
             return None
         done, _ = ray.wait(list(phase.asked), num_returns=len(phase.asked), timeout=0)
-        dead = {phase.asked[each]: died for each in done if (died := _death(each)) is not None}
+        dead = {phase.asked[ref]: died for ref in done if (died := _death(ref)) is not None}
         learners = {who: died for who, died in dead.items() if who.startswith("learner")}
         if not learners:
-            return None  # A lost env runner is started again where it is called.
+            return None  # A lost env runner is restarted by the call to it.
         phase.dead_since = phase.dead_since or now
         if now - phase.dead_since < _PEERS_PATIENCE_S:
-            return None  # Its peers may notice by themselves, and the call ends.
+            return None  # Its peers may notice it themselves, and the call ends.
         who, died = next(iter(learners.items()))
         return _told(who, died)
 
@@ -235,8 +240,10 @@ class Watchdog:
         )
 
     def _silent(self, phase: _Phase) -> str:
-        """Who does not answer, and where: a process that works answers no sooner than one that
-        hangs, so of several each is named."""
+        """The processes that do not answer, and their nodes.
+
+        A busy process does not answer either, so all of them are named.
+        """
         waiting: list[str] = []
         if phase.asked:
             done, _ = ray.wait(list(phase.asked), num_returns=len(phase.asked), timeout=0)
@@ -300,5 +307,5 @@ def _told(who: str, died: RayActorError) -> RaytrainError:
 
 
 def _may_be_of_a_peer(error: Exception) -> bool:
-    """A mistake in the user's code is none; what Ray and Torch report of others is."""
+    """Whether Ray or Torch may report the failure of another process by this error."""
     return isinstance(error, RayError | RuntimeError | ConnectionError)

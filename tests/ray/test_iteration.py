@@ -137,7 +137,7 @@ def test_sleep_of_the_machine_is_told_and_not_counted(
     told = [
         event.message for event in read_events(Location.of(tmp_path / "trial_00000") / EVENT_LOG)
     ]
-    assert any("The machine slept for 7200 s. This time is not counted" in each for each in told)
+    assert any("The machine slept for 7200 s. This time does not count" in each for each in told)
     assert row["time_total_s"] < 3600
     assert trial.interrupt()[0]
     trial.stop()

@@ -298,7 +298,7 @@ def test_a_full_disk_delays_checkpoints_only(
     filler.unlink()
     holds.release()
     assert run.wait() == 0, run.output()
-    assert "Training goes on" in run.output()
+    assert "Training continues" in run.output()
     assert_same_run(trial, undisturbed)
 
 

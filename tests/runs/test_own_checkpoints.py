@@ -25,8 +25,8 @@ def opened(trial: Location) -> tuple[TrialDirectory, int, tuple[str, ...]]:
         node_is_gone=lambda node: False,
         is_own=lambda found: is_of_run(found, "r0", trial),
     )
-    found = directory.open()
-    return directory, found.entry.iteration if found.entry else 0, found.messages
+    entry = directory.open()
+    return directory, entry.iteration if entry else 0, directory.start_messages
 
 
 @pytest.mark.parametrize("directory", ["trial_00000", "trial_00000_lr=0.001,gamma=0.9"])

@@ -47,8 +47,8 @@ def opened(place: Location, failed_saves: int = 1) -> TrialDirectory:
         node="here",
         node_is_gone=lambda node: False,
     )
-    found = directory.open()
-    at = found.entry.iteration if found.entry else 0
+    entry = directory.open()
+    at = entry.iteration if entry else 0
     directory.open_records(resume_from=at, next_episode=at)
     return directory
 
@@ -166,7 +166,7 @@ def test_a_store_that_goes_away_and_comes_back(s3_proxy: Proxy, store: Retries, 
     assert [(o.iteration, o.ok) for o in outcomes] == [(2, True), (5, True)]
     messages = " ".join(directory.take_messages())
     assert messages.count("does not answer") == 1 and messages.count("answers again") == 1
-    assert "Training goes on" in messages
+    assert "Training continues" in messages
     assert good_ones(place) == ["best", "checkpoint_000002", "checkpoint_000005"]
     assert iterations_on(place) == [1, 2, 3, 4, 5]
     directory.close()

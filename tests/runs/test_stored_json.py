@@ -27,7 +27,7 @@ from raytrain.storage.json import DEEPEST, LARGEST, moment, parse_json
 from raytrain.storage.lock import LOCK_NAME, DirectoryLock
 from raytrain.storage.signing import KEY_VARIABLE
 from raytrain.trial.fencing import FencingToken
-from raytrain.trial.repeated_failures import LAST_FAILURE, FailureMemory
+from raytrain.trial.repeated_failures import LAST_FAILURE, _last_failure
 
 TRIAL, NEWEST = "trial_00000", "trial_00000/checkpoint_000002"
 
@@ -213,7 +213,7 @@ def readers(results: Path, file: str) -> Iterator[Callable[[], object]]:
     yield show
     yield lambda: FencingToken(trial, DirectoryLock(trial))._before()
     yield lambda: (who_writes(experiment), who_writes(trial))
-    yield lambda: FailureMemory(trial)._read()
+    yield lambda: _last_failure(trial)
     yield lambda: time_lost(last_row(trial / "result.json"), None, attempt=2, now=5.0)
     yield lambda: read_tune_files(experiment)
     if file.endswith((".jsonl", "result.json")):

@@ -46,8 +46,8 @@ class Attempt:
             node_is_gone=lambda node: True,
         )
         OPEN.append(self.directory)
-        found = self.directory.open()
-        begun = found.entry.iteration if found.entry else 0
+        entry = self.directory.open()
+        begun = entry.iteration if entry else 0
         self.directory.open_records(resume_from=begun, next_episode=begun)
         return begun
 

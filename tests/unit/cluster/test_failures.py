@@ -12,12 +12,12 @@ from raytrain.cluster.failures import able_to_travel, may_retry, why_it_died
 from raytrain.driver.signals import InterruptedEarly, Interrupts
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.storage import Location
-from raytrain.trial.repeated_failures import FailureMemory, RepeatedFailure
+from raytrain.trial.repeated_failures import RepeatedFailure, repeated_failure
 
 
 def test_the_same_error_at_the_same_iteration_is_repeated(tmp_path):
     def fails(iteration, error):
-        return FailureMemory(Location.of(tmp_path)).note(iteration, error)
+        return repeated_failure(Location.of(tmp_path), iteration, error)
 
     assert fails(7, ValueError("object at 0x7f00aa")) is None
     assert fails(8, ValueError("object at 0x7f00aa")) is None
@@ -29,14 +29,14 @@ def test_the_same_error_at_the_same_iteration_is_repeated(tmp_path):
 
 
 def test_addresses_do_not_make_errors_different(tmp_path):
-    memory = FailureMemory(Location.of(tmp_path))
-    assert memory.note(3, KeyError("<Thing at 0x7f0011>")) is None
-    assert memory.note(3, KeyError("<Thing at 0x7f9922>")) is not None
+    trial = Location.of(tmp_path)
+    assert repeated_failure(trial, 3, KeyError("<Thing at 0x7f0011>")) is None
+    assert repeated_failure(trial, 3, KeyError("<Thing at 0x7f9922>")) is not None
 
 
 def test_a_damaged_memory_remembers_nothing(tmp_path):
     (tmp_path / "last_failure.json").write_text('{"iteration": 3, "err')
-    assert FailureMemory(Location.of(tmp_path)).note(3, KeyError("x")) is None
+    assert repeated_failure(Location.of(tmp_path), 3, KeyError("x")) is None
 
 
 def test_bad_input_is_not_retried_and_a_cause_is_looked_at():

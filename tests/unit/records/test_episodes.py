@@ -62,7 +62,7 @@ def test_episodes_are_numbered_and_complete(tmp_path):
         "string",
         "double",
     ]
-    assert history.next_episode == len(expected(13))
+    assert history._next == len(expected(13))
     assert parts(tmp_path)[0] == "part-00000001-00000003.parquet"
 
 
@@ -99,7 +99,7 @@ def test_nothing_is_seen_before_the_flush_and_the_future_stays_out(tmp_path):
 def test_episodes_after_the_checkpoint_are_cut_and_written_again(tmp_path, kept, every):
     write(tmp_path, 1, 12, every)
     history = EpisodeHistory(tmp_path, kept)
-    assert history.next_episode == len(expected(kept))
+    assert history._next == len(expected(kept))
     assert plain(tmp_path) == list(range(len(expected(kept)))) if kept > 1 else True
     write(tmp_path, kept + 1, 14, every)
     assert read_episodes(tmp_path).to_pylist() == expected(14)

@@ -62,7 +62,7 @@ def save(trial: TrialDirectory, iteration: int) -> None:
 def begun(where: Location, node: str = "a") -> TrialDirectory:
     """An attempt with rows 1 to 3 and a checkpoint of iteration 2."""
     trial = directory(where, node)
-    assert trial.open().entry is None
+    assert trial.open() is None
     trial.open_records(resume_from=0, next_episode=0)
     train(trial, 1, 2)
     save(trial, 2)
@@ -72,10 +72,10 @@ def begun(where: Location, node: str = "a") -> TrialDirectory:
 
 def taken_over(where: Location) -> TrialDirectory:
     trial = directory(where, "b", gone=lambda node: node == "a")
-    found = trial.open()
-    assert found.entry is not None
-    assert any("shut out" in message for message in found.messages)
-    trial.open_records(resume_from=found.entry.iteration, next_episode=14)
+    entry = trial.open()
+    assert entry is not None
+    assert any("shut out" in message for message in trial.start_messages)
+    trial.open_records(resume_from=entry.iteration, next_episode=14)
     return trial
 
 
@@ -174,10 +174,11 @@ def test_what_it_still_commits_is_off_the_line(tmp_path: Path, generic: bool, mo
     save(new, 6)
     new.close()
     third = directory(where, "c")
-    found = third.open()
-    assert found.entry is not None and found.entry.iteration == 6
-    assert found.entry.manifest is not None and found.entry.manifest.attempt == 2
-    assert any("checkpoint_000008 was written by attempt 1" in each for each in found.messages)
+    entry = third.open()
+    assert entry is not None and entry.iteration == 6
+    assert entry.manifest is not None and entry.manifest.attempt == 2
+    messages = third.start_messages
+    assert any("checkpoint_000008 was written by attempt 1" in message for message in messages)
     third.close()
     kept = {path.parent.name for path in (tmp_path / SUPERSEDED).glob("*/manifest.json")}
     assert kept == {f"checkpoint_{iteration:06d}.attempt_1" for iteration in (4, 6, 8)}

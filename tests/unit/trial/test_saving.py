@@ -13,9 +13,9 @@ import pytest
 from support.checkpoint_children import manifest
 
 from raytrain.checkpoint import Manifest
+from raytrain.config.schema import Checkpoint
 from raytrain.ppo.stopping import Progress
 from raytrain.storage import StorageError
-from raytrain.trial.checkpoint_schedule import CheckpointSchedule
 from raytrain.trial.saving import REPORT, CheckpointSaver
 
 AWAY = StorageError("Listing failed", errno=errno.EIO)
@@ -59,8 +59,8 @@ def saver_of(directory: Any, iteration: int = 7) -> CheckpointSaver:
         return manifest(iteration, kind=kind, metrics=dict(metrics), stage="easy")
 
     ppo: Any = SimpleNamespace(capture=lambda: lambda place: None)
-    schedule = CheckpointSchedule(seconds=60.0)
-    return CheckpointSaver(ppo, directory, schedule, describe=describe, measure=nullcontext)
+    settings = Checkpoint(checkpoint_frequency=0, every_seconds=60.0)
+    return CheckpointSaver(ppo, directory, settings, describe=describe, measure=nullcontext)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_broken_state_is_kept_once() -> None:
     saver = saver_of(directory)
     for _ in range(2):
         said = saver.save_broken("error_000007", {})
-        assert said == "The state is kept in error_000007 to look at."
+        assert said == "The state is saved in error_000007 for inspection."
     assert directory.saved == ["error_000007"]
 
 
@@ -104,7 +104,7 @@ def test_a_broken_state_that_cannot_be_kept_hides_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     directory = Directory(fails=1)
-    said = "The state could not be kept to look at: Listing failed"
+    said = "The state could not be saved for inspection: Listing failed"
     assert saver_of(directory).save_broken("error_000007", {}).startswith(said)
 
     def away(name: str) -> bool:
