@@ -340,9 +340,9 @@ def test_schedulers_have_values_that_can_be_set(learner):
     found = _ray.learners.schedulers(learner)
     assert sorted(found) == ["entropy/default_policy", "lr/default_policy_default_optimizer"]
     for scheduler in found.values():
-        before = _ray.learners.scheduler_value(scheduler)
+        before = float(scheduler.get_current_value())
         _ray.learners.set_scheduler_value(scheduler, 0.25)
-        assert _ray.learners.scheduler_value(scheduler) == 0.25
+        assert float(scheduler.get_current_value()) == 0.25
         _ray.learners.set_scheduler_value(scheduler, before)
 
 

@@ -22,21 +22,17 @@ def schedulers(learner: Learner) -> dict[str, Any]:
     return named
 
 
-def scheduler_value(scheduler: Any) -> float:
-    """A scheduler's current value. `Scheduler` can tell it, but has no way to set it."""
-    return float(scheduler.get_current_value())
-
-
 def set_scheduler_value(scheduler: Any, value: float) -> None:
-    """Set the current value of a scheduler that follows a schedule; a fixed one has none to set."""
+    """Set the current value of a scheduler that follows a schedule; a fixed one has none to set.
+    `Scheduler` has `get_current_value()`, and no counterpart."""
     if scheduler.use_schedule:
         scheduler._curr_value.fill_(value)
 
 
 def use_training_values(learner: Learner, timesteps: int) -> None:
-    """Make a built PPO learner follow the learning rate, entropy coefficient, gamma and lambda of its
-    present config, as they are after `timesteps`. RLlib reads these once, when it builds a learner, and
-    a restored optimizer brings its old learning rate back."""
+    """Make a built PPO learner use the learning rate, entropy coefficient, gamma and lambda of its
+    present config, as they are after `timesteps`. RLlib reads these once, when it builds a learner,
+    and a restored optimizer brings its old learning rate back."""
     from ray.rllib.connectors.learner import GeneralAdvantageEstimation
     from ray.rllib.utils.schedules.scheduler import Scheduler
 
@@ -86,7 +82,8 @@ def learner_connector(learner: Learner) -> Any:
 
 
 WEIGHTS_SEQ_NO = "weights_seq_no"
-"""Column of a train batch: version of the weights that sampled a row (`ray.rllib.utils.metrics`)."""
+"""Column of a train batch: version of the weights that sampled a row
+(`ray.rllib.utils.metrics`)."""
 
 _DEFAULT_LEARNER_CONNECTORS = (
     "AddOneTsToEpisodesAndTruncate",
@@ -105,10 +102,9 @@ def has_default_connectors(learner: Learner) -> bool:
     connector = learner._learner_connector
     if connector is None:
         return False
-    return all(
-        type(piece).__module__.startswith("ray.rllib.") for piece in connector.connectors
-    ) and (
-        tuple(type(piece).__name__ for piece in connector.connectors) == _DEFAULT_LEARNER_CONNECTORS
+    pieces = [type(piece) for piece in connector.connectors]
+    return all(piece.__module__.startswith("ray.rllib.") for piece in pieces) and (
+        tuple(piece.__name__ for piece in pieces) == _DEFAULT_LEARNER_CONNECTORS
     )
 
 
@@ -122,7 +118,7 @@ def optimizers(learner: Learner) -> list[tuple[str, Any]]:
 
 
 def unusual_torch_settings(config: AlgorithmConfig) -> list[str]:
-    """Names of RLlib's rarer settings of a Torch learner that are in use; some have no public name."""
+    """RLlib's rarer settings of a Torch learner that are in use; some have no public name."""
     names = (
         "torch_compile_learner",
         "torch_skip_nan_gradients",
@@ -134,10 +130,9 @@ def unusual_torch_settings(config: AlgorithmConfig) -> list[str]:
 
 
 def begin_update(learner: Learner) -> int:
-    """Count an update of the weights, as `Learner.update` does; the new sequence number."""
+    """Count an update of the weights, as `Learner.update` does. Returns the new sequence number."""
     learner._weights_seq_no += 1
-    number: int = learner._weights_seq_no
-    return number
+    return weights_version(learner)
 
 
 def weights_version(learner: Learner) -> int:
