@@ -74,9 +74,9 @@ def test_room_is_what_no_placement_group_has_reserved():
 def test_patience_learns():
     patience = RolloutTimeout("auto")
     assert patience.limit_s() == 600
-    patience.took(0.2)
+    patience.add(0.2)
     assert patience.limit_s() == 60
-    patience.took(30.0)
+    patience.add(30.0)
     assert patience.limit_s() == 150
     assert RolloutTimeout(7.0).limit_s() == 7
     assert RolloutTimeout(None).limit_s() is None

@@ -276,7 +276,7 @@ class RolloutCollector:
         )
         rollouts = round_.run()
         for index, rollout in rollouts.items():
-            self._patience.took(rollout.seconds["rollout"])
+            self._patience.add(rollout.seconds["rollout"])
             self._snapshots[index] = rollout.snapshot
             self._connector_states[index] = rollout.connectors
         return list(rollouts.values()), round_.dropped
