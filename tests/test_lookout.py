@@ -231,12 +231,12 @@ def test_a_trial_that_stands_still_is_killed_and_named() -> None:
     assert overdue.look([trial]) == {}, "a start may take ten times the floor, twice"
     for _ in range(4):
         now[0] += 5.0
-        overdue.heard(str(trial))
+        overdue.reported(str(trial))
     now[0] += 29.0
     assert overdue.look([trial]) == {}
     now[0] += 2.0
     (sentence,) = overdue.look([trial]).values()
-    assert f"(node {ray.nodes()[0]['NodeManagerAddress']}) for 31 s" in sentence
+    assert f"(node {ray.nodes()[0]['NodeManagerAddress']}) has not reported for 31 s" in sentence
     with pytest.raises(RayActorError):
         while True:  # It may answer for a moment yet.
             ray.get(actor.pid.remote(), timeout=600)

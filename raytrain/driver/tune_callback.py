@@ -127,7 +127,7 @@ class RunCallback(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         name, report = str(trial), result.get(REPORT, {})
-        self._watchdog.heard(name)
+        self._watchdog.reported(name)
         for message in report.get("messages", ()):
             self._reporter.event(name, "info", message)
         self._iterations[name] = int(result.get("training_iteration", 0))
