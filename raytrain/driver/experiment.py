@@ -199,10 +199,9 @@ def _train(
     experiment = _describe_run(config, place, stored, say)
     lock.check()  # Another process may have started the run meanwhile.
     if fork is not None and stored is None and not trials(place):
-        origin = begin(fork, place)
-        names = (origin.parent[key] for key in ("experiment", "trial", "checkpoint"))
-        say(f"A fork of {', '.join(names)}.")
-        experiment = replace(experiment, parent=origin.parent, fork=origin.fork)
+        origin: dict[str, Any] = begin(fork, place)
+        say("A fork of {experiment}, {trial}, {checkpoint}.".format(**origin["parent"]))
+        experiment = replace(experiment, **origin)
     # Tune's files hold each trial's values; a job's working directory is another one each time.
     in_tune_files = (*ALGORITHM_SECTIONS, "import_path")
     if from_stage or any(name.split(".")[0] in in_tune_files for name in changed):
