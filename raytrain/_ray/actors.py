@@ -20,9 +20,10 @@ from raytrain._ray.patch import patched
 
 class ElasticRunnerGroup(EnvRunnerGroup):
     """RLlib's `EnvRunnerGroup` with fewer actors of its own than the config has env runners: the
-    first `reserved` of them, for which the trial's placement group has bundles. `make` starts another
-    one outside of the placement group. `groups`: the number of env runners in the config; `further`:
-    the actors started outside at first, by index; `had_room_for`: how many of them seemed to fit.
+    first `reserved` of them, for which the trial's placement group has bundles. `make` starts
+    another one outside of the placement group. `groups`: the number of env runners in the config;
+    `further`: the actors started outside at first, by index; `had_room_for`: how many of them
+    seemed to fit into the cluster.
 
     RLlib starts one actor for each configured env runner and assumes a bundle for each; neither is
     an option. Evaluation's group is RLlib's own, except for where its bundles begin.
@@ -61,8 +62,8 @@ class ElasticRunnerGroup(EnvRunnerGroup):
         super().add_workers(0, validate=validate)
 
     def make(self, index: int) -> Any:
-        """Start an actor for the env runner `index` (from 0), on any node with the resources. Without
-        one it waits in Ray's queue, where an autoscaler sees it."""
+        """Start an actor for the env runner `index` (from 0), on any node with the resources.
+        Without one it waits in Ray's queue, where an autoscaler sees it."""
         # A strategy of its own is the way out of the placement group, which captures child actors.
         actor_class = ray.remote(**self._remote_args)(self.env_runner_cls)
         return actor_class.options(scheduling_strategy="DEFAULT").remote(

@@ -1,8 +1,8 @@
 """Ray's worker processes, forked from one process on each node that has everything imported.
 
-A worker of Ray is a new Python interpreter, which takes five seconds of CPU time to import RLlib and
-Torch. A trial that starts again waits for that two or three times, one after the other, and every
-process holds 300 MB of it. Here a node imports once:
+A worker of Ray is a new Python interpreter, which takes five seconds of CPU time to import RLlib
+and Torch. A trial that starts again waits for that two or three times, one after the other, and
+every process holds 300 MB of it. Here a node imports once:
 
     raylet -- starts --> python -m raytrain._ray.forkserver default_worker.py ...
        the first one becomes the base, which imports what has nothing to do with Ray, and forks
@@ -12,12 +12,13 @@ process holds 300 MB of it. Here a node imports once:
        raylet identifies a worker by the pid that it registers with
 
 A job has a server of its own because Ray reads a worker's job from the environment when it is
-imported. Where there can be no server, each becomes a usual worker. A server forks only if it has one
-thread and has not used a GPU. It ends with the raylet; one of a job some minutes after its last
-worker.
+imported. Where there can be no server, each becomes a usual worker. A server forks only if it has
+one thread and has not used a GPU. It ends with the raylet; a job's server also ends ten minutes
+after its last worker.
 
-Sockets and locks are in a directory that only this user can write to. Ray's own is open to everybody,
-and another user who held a lock there, or listened at a server's address, could stop each worker.
+Sockets and locks are in a directory that only this user can write to. Ray's own is open to
+everybody, and another user who held a lock there, or listened at a server's address, could stop
+every worker from starting.
 
 `COMMAND` goes into a runtime environment, as its `py_executable`.
 """
@@ -83,8 +84,8 @@ COMMAND = (
     ' exec "${python:-python3}" -m raytrain._ray.forkserver "$@"\' sh'
 )
 
-# Modules read these when they are imported, and Ray reads its own once: workers in which one differs
-# need another server.
+# Modules read these when they are imported, and Ray reads its own once: workers in which one
+# differs need another server.
 _READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_RAYLET_PID")
 _READ_BY_RAY = ("RAY_AUTH_MODE", "RAY_JOB_ID")
 _HARMLESS_THREADS = ("jemalloc_bg_thd",)  # pyarrow's, which survives a fork
@@ -129,8 +130,8 @@ def main() -> None:
 
 
 def _socket_paths(command: list[str]) -> tuple[Path, Path] | None:
-    """The sockets of the base and of the job's server for a worker's command line: in a directory of
-    this user beside the raylet's own socket."""
+    """The sockets of the base and of the job's server for a worker's command line: in a directory
+    of this user beside the raylet's own socket."""
     given = [option for option in command if option.startswith("--raylet-name=")]
     if not given or "RAY_RAYLET_PID" not in os.environ:
         return None
@@ -242,9 +243,9 @@ def _locked(path: Path) -> Iterator[int | None]:
 
 
 def serve(path: Path, lock: int, imports: Sequence[str], first: Request, files: list[int]) -> None:
-    """Fork what is requested, beginning with `first` and these standard files. The base is asked for
-    a server first, whose lock is a fourth file. If nothing can be forked, write the reason into the
-    lock file and become a worker."""
+    """Fork what is requested, beginning with `first` and these standard files. The base is asked
+    for a server first, whose lock is a fourth file. If nothing can be forked, write the reason into
+    the lock file and become a worker."""
     is_base = first.server is not None
     _log_to(path.parents[2] / "logs" / "raytrain_forkserver.log")
     problem = _prepare(imports, optional=is_base)
@@ -283,7 +284,7 @@ def serve(path: Path, lock: int, imports: Sequence[str], first: Request, files: 
 
 
 def _log_to(path: Path) -> None:
-    """Write to this log; to nothing if the path is a link or a pipe, which anybody could put there."""
+    """Write to this log; to nothing if it is a link or a pipe, which anybody could put there."""
     nothing = os.open(os.devnull, os.O_RDWR)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -297,8 +298,8 @@ def _log_to(path: Path) -> None:
 
 
 def _prepare(imports: Sequence[str], *, optional: bool) -> str | None:
-    """Import everything. Returns why nothing can be forked from here, or None. `optional`: skip what
-    is not installed."""
+    """Import everything. Returns why nothing can be forked from here, or None. `optional`: skip
+    what is not installed."""
     gc.disable()  # A tenth of the time of imports would go into looking for garbage.
     try:
         for module in imports:
@@ -356,8 +357,8 @@ def _answer(connection: socket.socket, own: list[int]) -> None:
 
 
 def _fork(request: Request, files: list[int], own: list[int]) -> None:
-    """Fork a worker with these standard files, or the job's server with its lock as a fourth. `own`:
-    files of the server, which the new process closes."""
+    """Fork a worker with these standard files, or the job's server with its lock as a fourth.
+    `own`: files of the server, which the new process closes."""
     if os.fork():
         return
     try:

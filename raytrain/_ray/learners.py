@@ -57,7 +57,7 @@ def use_training_values(learner: Learner, timesteps: int) -> None:
 
 
 def kl_coefficients(learner: Learner) -> dict[str, Any]:
-    """PPO's adaptive KL coefficients by module id, as 0-d float32 tensors. RLlib does not save them."""
+    """PPO's adaptive KL coefficients by module id, 0-d float32. RLlib does not save them."""
     modules = learner.module.keys()
     return {module: learner.curr_kl_coeffs_per_module[module] for module in modules}
 

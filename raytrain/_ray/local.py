@@ -70,19 +70,19 @@ def no_instance_by_itself() -> AbstractContextManager[None]:
 def lean_instance() -> Iterator[None]:
     """Within, `ray.init` starts only what a run on one machine needs. None of this is an option.
 
-    Ray also starts an autoscaler, a dashboard server (whatever `include_dashboard` says), a reader of
-    log files and an agent that reports metrics: four Python processes of one to three seconds of CPU
-    time each, and one idle worker for each logical CPU.
+    Ray also starts an autoscaler, a dashboard server (whatever `include_dashboard` says), a reader
+    of log files and an agent that reports metrics: four Python processes of one to three seconds of
+    CPU time each, and one idle worker for each logical CPU.
 
     On Linux its processes are in a session of their own, and `KEPT_FROM_RAY` is blocked in them and
-    in all their children. `timeout`, a terminal, systemd and Slurm send a signal to every process of
-    a group, a session or a cgroup, and the driver needs a living instance to save. (Actors unblock
-    the signals for the user's own processes: see `raytrain._ray.actor_signals`.) So Ray's own SIGTERM
-    has no effect either, and is SIGKILL here; the driver's death ends the instance as before.
+    in all their children. `timeout`, a terminal, systemd and Slurm send a signal to every process
+    of a group, a session or a cgroup, and the driver needs a living instance to save. (Actors
+    unblock the signals for the user's own processes: see `raytrain._ray.actor_signals`.) So Ray's
+    own SIGTERM has no effect either, and is SIGKILL here; the driver's death ends it as before.
 
     A raylet ends when its agents do not write their ports to files within 15 s, and Ray waits 30 s
     for the raylet. On a busy machine the agents' imports take longer. Here the files exist before
-    the raylet starts, and the driver waits `START_S` for it, or until one of the processes has ended.
+    the raylet starts, and the driver waits `START_S` for it, or until one of the processes ends.
     """
     from ray._private import node, parameter, services
 

@@ -188,12 +188,7 @@ def runner_actors(group: EnvRunnerGroup) -> dict[int, Any]:
     return dict(sorted(group._worker_manager.actors().items()))
 
 
-def leave_syncing_to_us(config: AlgorithmConfig) -> None:
-    """Switch off the state sync at the end of `Algorithm.step()`: it does not wait for the runners,
-    and drops a push to a runner that still has one in flight."""
-    config._dont_auto_sync_env_runner_states = True
-
-
-def leave_syncing_to_rllib(config: AlgorithmConfig) -> None:
-    """Undo `leave_syncing_to_us`."""
-    config._dont_auto_sync_env_runner_states = False
+def set_auto_sync(config: AlgorithmConfig, value: bool) -> None:
+    """Whether RLlib syncs states at the end of `Algorithm.step()`. It does not wait for runners, and
+    drops a push to a runner that still has one in flight."""
+    config._dont_auto_sync_env_runner_states = not value

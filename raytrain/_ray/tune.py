@@ -16,8 +16,8 @@ def trial_actor(trial: Trial) -> Any | None:
 
 
 def quiet_driver() -> None:
-    """Keep the raylet's messages off the driver's stdout: Ray prints them there whatever the value of
-    `log_to_driver`. raytrain reports the same in plain words; they are in Ray's own logs."""
+    """Keep the raylet's messages off the driver's stdout: Ray prints them there whatever the value
+    of `log_to_driver`. raytrain reports the same in plain words; they are in Ray's own logs."""
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *args, **kwargs: None
@@ -25,17 +25,17 @@ def quiet_driver() -> None:
 
 def leave_by(event: Event) -> None:
     """Make Tune's loop end when `event` is set: it then writes the experiment's state and ends the
-    trials. Tune sets such an event itself on SIGINT and SIGUSR1, with handlers that would take these
-    signals from the driver and would save no trial."""
+    trials. Tune sets such an event itself on SIGINT and SIGUSR1, with handlers that would take
+    these signals from the driver and would save no trial."""
     from ray.tune import tune
 
     tune._setup_signal_catching = lambda: event
 
 
 def keep_no_results() -> None:
-    """Make Tune drop the reference of each result that it has taken. It keeps all of an actor's while
-    the actor lives (Ray 2.60, `RayActorManager._tracked_actors_to_task_futures`), and each keeps a
-    result in the driver's memory: 6 KB an iteration, 1 GB in 170,000."""
+    """Make Tune drop the reference of each result that it has taken. It keeps all of an actor's
+    while the actor lives (Ray 2.60, `RayActorManager._tracked_actors_to_task_futures`), and each
+    keeps a result in the driver's memory: 6 KB an iteration, 1 GB in 170,000."""
     from ray.air.execution._internal.actor_manager import RayActorManager
 
     plain = RayActorManager._schedule_tracked_actor_task
@@ -52,8 +52,8 @@ def keep_no_results() -> None:
 
 
 def forget_logged_once() -> None:
-    """Empty a cache of Tune's: of each snapshot of its state it keeps the text of each value that is
-    not JSON, for one debug message: some KB every ten seconds."""
+    """Empty a cache of Tune's: of each snapshot of its state it keeps the text of each value that
+    is not JSON, for one debug message: some KB every ten seconds."""
     from ray.util import debug
 
     debug._logged.difference_update(
@@ -65,8 +65,8 @@ _last_errors: dict[str, BaseException | None] = {}
 
 
 def last_error(trial: Trial) -> BaseException | None:
-    """The error that a trial failed with last, once `decide_retries` has been called. Tune passes it
-    to no callback, and the file that it writes reaches storage too late."""
+    """The error that a trial failed with last, once `decide_retries` has been called. Tune passes
+    it to no callback, and the file that it writes reaches storage too late."""
     return _last_errors.get(trial.trial_id)
 
 
@@ -74,8 +74,8 @@ def decide_retries(
     may_retry: Callable[[BaseException | None], bool],
     counts: Callable[[Trial, BaseException | None], bool],
 ) -> None:
-    """Make Tune call `may_retry(error)` before it retries a failed trial, and `counts(trial, error)` to
-    learn whether the failure counts against `max_failures`. Tune itself counts all: an error that
+    """Make Tune call `may_retry(error)` before it retries a failed trial, and count its failure
+    against `max_failures` only if `counts(trial, error)`. Tune itself counts all: an error that
     repeats at the same iteration would use up every retry, and so would preempted nodes."""
     from ray.tune.experiment import Trial
 
@@ -125,8 +125,8 @@ SHOULD_CHECKPOINT = "should_checkpoint"
 
 
 def training_result(path: str, filesystem: Any, metrics: dict[str, Any]) -> Any:
-    """The return value of `Trainable.save()`: a checkpoint that is on storage already. The class has
-    no public name."""
+    """The return value of `Trainable.save()`: a checkpoint that is on storage already. The class
+    has no public name."""
     from ray.train._internal.session import _TrainingResult
     from ray.tune import Checkpoint
 
@@ -136,35 +136,30 @@ def training_result(path: str, filesystem: Any, metrics: dict[str, Any]) -> Any:
 def set_run_config(
     tuner: Any, *, callbacks: list[Any], failure_config: Any, scheduler: Any
 ) -> None:
-    """Give a restored Tuner the callbacks, the failure policy and the scheduler of this start: it has
-    unpickled copies of those of its first start."""
+    """Give a restored Tuner the callbacks, the failure policy and the scheduler of this start: it
+    has unpickled copies of those of its first start."""
     tuner._local_tuner._tune_config.scheduler = scheduler
     run_config = tuner._local_tuner.get_run_config()
     run_config.callbacks = callbacks
     run_config.failure_config = failure_config
 
 
-def can_unpickle(data: bytes) -> bool:
-    """Whether a pickle of Tune's (`tuner.pkl`, the search's state) is whole. Tune reads them without a
-    check; a truncated one raises any of a dozen errors."""
-    return _unpickled(data) is not None
-
-
-def has_named_all_trials(data: bytes) -> bool:
-    """Whether the state of a `BasicVariantGenerator` (`basic-variant-state-*.json`, a pickle) was
-    written after its last trial. Restored from an earlier one it generates trials again that the
-    experiment's state may contain already: the two files are written one after the other."""
-    state = _unpickled(data)
-    return isinstance(state, dict) and bool(state.get("_finished"))
-
-
-def _unpickled(data: bytes) -> Any | None:
+def unpickled(data: bytes) -> Any | None:
+    """A pickle of Tune's (`tuner.pkl`, the search's state), or None if it is damaged. Tune reads them
+    without a check; a truncated one raises any of a dozen errors."""
     from ray import cloudpickle
 
     try:
         return cloudpickle.loads(data)
     except Exception:  # A damaged pickle may raise anything.
         return None
+
+
+def has_named_all_trials(state: Any) -> bool:
+    """Whether the state of a `BasicVariantGenerator` (`basic-variant-state-*.json`, unpickled) was
+    written after its last trial. Restored from an earlier one it generates trials again that the
+    experiment's state may contain already: the two files are written one after the other."""
+    return isinstance(state, dict) and bool(state.get("_finished"))
 
 
 def note_finished(trial: Trial, metrics: dict[str, Any], path: str, filesystem: Any) -> None:

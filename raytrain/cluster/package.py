@@ -67,8 +67,8 @@ def needs_files(config: ExperimentConfig) -> bool:
 
 
 def submitted(config: Path) -> str | None:
-    """The command that continues the run of a packed config, whose file is on the cluster only; None
-    for any other config."""
+    """The command that continues the run of a packed config, whose file is on the cluster only;
+    None for any other config."""
     return "the same `raytrain submit` command" if config.name == CONFIG_FILE else None
 
 
@@ -142,9 +142,9 @@ def _size(files: dict[str, Path]) -> int:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         named = ", ".join(f"{name} ({sizes[name] / 1e6:.0f} MB)" for name in largest)
         raise BadInput(
-            f"The files beside the YAML file have {total / 1e6:.0f} MB, and the limit for a cluster "
-            f"is {LIMIT / 1e6:.0f} MB. The largest: {named}. Name what the environment does not need "
-            "in a .rayignore file (written as .gitignore is); put large data on storage that the "
-            "nodes share."
+            f"The files beside the YAML file have {total / 1e6:.0f} MB, and the limit for a "
+            f"cluster is {LIMIT / 1e6:.0f} MB. The largest: {named}. Name what the environment "
+            "does not need in a .rayignore file (written as .gitignore is); put large data on "
+            "storage that the nodes share."
         )
     return total

@@ -39,14 +39,7 @@ from raytrain.config import (
 )
 from raytrain.driver.console import ConsoleReporter
 from raytrain.driver.fork import Fork, begin, refuse_other_parent, require_possible
-from raytrain.driver.outcome import (
-    Outcome,
-    failed,
-    finished,
-    finished_before,
-    interrupted,
-    unreadable,
-)
+from raytrain.driver.outcome import Outcome, finished_before, outcome_of, unreadable
 from raytrain.driver.same_run import require_same_run
 from raytrain.driver.signals import InterruptedEarly, Interrupts
 from raytrain.driver.spaces import require_actions
@@ -217,11 +210,7 @@ def _train(
         after = finished_trials(config, place)
     except StorageError as error:
         return unreadable(config, place, watch, error, command)
-    if len(after) == num_trials(config):
-        return finished(config, place, watch, after)
-    if interrupts.received is not None:
-        return interrupted(interrupts, place, watch, after, command)
-    return failed(config, place, watch, after, command)
+    return outcome_of(config, place, watch, interrupts, after, command)
 
 
 def _run(

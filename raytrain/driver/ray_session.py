@@ -195,7 +195,8 @@ class RaySession:
         except SystemExit:
             self._end_half_an_instance()
             # Early in its start Ray already handles SIGTERM itself, and exits with its number.
-            self._interrupts.note_early(signal.SIGTERM)
+            self._interrupts.received = signal.SIGTERM
+            raise InterruptedEarly from None
         except Exception as error:  # Ray raises bare Exceptions here.
             if is_local:
                 self._end_half_an_instance()

@@ -80,7 +80,7 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
     config.callbacks(callbacks_class=EpisodeRecorder)
     # A dead runner is started again at once by Ray; what it does then is up to `collector`.
     config.fault_tolerance(restart_failed_env_runners=True, ignore_env_runner_failures=False)
-    _ray.runners.leave_syncing_to_us(config)
+    _ray.runners.set_auto_sync(config, False)
     config.algo_class = ExactPPO
     return config
 
