@@ -1,4 +1,4 @@
-"""The one place that touches private names of Ray. Knows nothing of a run.
+"""The one place that uses private names of Ray. Knows nothing of a run.
 
 Written against Ray 2.60. Each entry names what is private, and why the public interface does not do.
 When Ray is upgraded, this package and its tests (`tests/ray/test_ray_private.py`,
@@ -10,10 +10,12 @@ When Ray is upgraded, this package and its tests (`tests/ray/test_ray_private.py
     forkserver  workers as forks of a process that has imported what they need
     learners    learners
     local       an instance, or an algorithm, on this machine alone
+    patch       attributes of Ray, replaced for a while
     runners     env runners
     tune        Tune
 
-Each is imported when it is first used: the fork server's client starts with every worker, and needs none.
+Each is imported when it is first used: the fork server's client starts with every worker, and needs
+none of them.
 """
 
 from importlib import import_module

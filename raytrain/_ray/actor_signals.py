@@ -1,10 +1,10 @@
-"""Signals to the processes of a local Ray instance, which are meant for the driver.
+"""Signals to the processes of a local Ray instance that are meant for the driver.
 
-`timeout`, systemd and Slurm's `scancel` send SIGTERM to every process of a run. The trial has to live
-until it has saved, so the instance's processes are started with such signals blocked
-(`raytrain._ray.local`). A process that the user's environment starts would inherit that, and could not be
-terminated by the environment any more. So an actor takes the signals itself and does nothing; its
-children are not touched by that, as a handler is not inherited by another program.
+`timeout`, systemd and Slurm's `scancel` send SIGTERM to every process of a run. The trial has to
+live until it has saved, so the instance's processes are started with such signals blocked
+(`raytrain._ray.local`). A process that the user's environment starts would inherit that, and could
+not be terminated by the environment. So an actor unblocks the signals and handles them by doing
+nothing; its children start without the handler, as another program does not inherit it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from raytrain._ray.local import KEPT_FROM_RAY
 
 
 def spare_this_actor() -> None:
-    """Unblock the signals that are blocked here, and do nothing on any of them. Elsewhere (in a cluster that
-    was started without raytrain, in the driver) nothing changes."""
+    """Unblock the signals that are blocked here, and do nothing on any of them. Where none is
+    blocked (in a cluster that was started without raytrain, in the driver) nothing changes."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     if signal.SIGTERM not in blocked or threading.current_thread() is not threading.main_thread():
         return
-    ours = [each for each in KEPT_FROM_RAY if each in blocked and each is not signal.SIGINT]
+    ours = [number for number in KEPT_FROM_RAY if number in blocked and number != signal.SIGINT]
 
     def nothing(number: int, frame: FrameType | None) -> None:
         pass
@@ -42,8 +42,8 @@ def spare_this_actor() -> None:
 
     for number in ours:
         signal.signal(number, nothing)
-        signal.siginterrupt(number, False)  # The user's system calls go on.
+        signal.siginterrupt(number, False)  # The user's system calls are not interrupted.
     unblock()
-    # A fork that runs no other program, such as `multiprocessing`'s. Python forgets a signal that reaches its
-    # handler before the fork is complete, so they are blocked until the handler is gone.
+    # For a fork that runs no other program, such as `multiprocessing`'s. Python loses a signal that
+    # reaches its handler before the fork is complete, so they are blocked until it has gone.
     os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=default_in_fork)

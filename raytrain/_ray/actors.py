@@ -1,10 +1,10 @@
-"""Private names of Ray that concern env runner actors: making them, and hearing from one that does not
-come back."""
+"""Private names of Ray that concern env runner actors: starting them, and the messages of one in a
+call that does not return."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -13,17 +13,20 @@ from ray.experimental import internal_kv
 from ray.rllib.algorithms import algorithm as rllib_algorithm
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-# -- making them ---------------------------------------------------------------------------------
+from raytrain._ray.patch import patched
+
+# -- starting them -------------------------------------------------------------------------------
 
 
 class ElasticRunnerGroup(EnvRunnerGroup):
-    """RLlib's `EnvRunnerGroup` with fewer actors of its own than the config has env runners: the first
-    `reserved` of them, for which the trial's placement group has bundles. `more` makes another one
-    outside of the placement group. `groups`: how many env runners the config has; `further`: actors
-    made so in the beginning, for how many of which the cluster seemed to have room then.
+    """RLlib's `EnvRunnerGroup` with fewer actors of its own than the config has env runners: the
+    first `reserved` of them, for which the trial's placement group has bundles. `make` starts
+    another one outside of the placement group. `groups`: the number of env runners in the config;
+    `further`: the actors started outside at first, by index; `had_room_for`: how many of them
+    seemed to fit into the cluster.
 
-    RLlib makes one actor for each configured env runner and takes for granted that there is a bundle
-    for each; neither is an option. Evaluation's group is RLlib's own, but for where its bundles begin.
+    RLlib starts one actor for each configured env runner and assumes a bundle for each; neither is
+    an option. Evaluation's group is RLlib's own, except for where its bundles begin.
     """
 
     def __init__(self, *, reserved: int, most: int, pg_offset: int = 0, **kwargs: Any) -> None:
@@ -40,14 +43,14 @@ class ElasticRunnerGroup(EnvRunnerGroup):
         super()._setup(num_env_runners=num_env_runners, **kwargs)
 
     def get_spaces(self) -> Any:
-        """RLlib's. Of an actor that could not start it takes the first of no answers, an IndexError; here the
-        actor's own error is raised, a `RayActorError`."""
+        """RLlib's, which raises an IndexError if an actor could not start; here the actor's own
+        error is raised, a `RayActorError`."""
         for actor in list(self._worker_manager.actors().values())[:1]:
             ray.get(actor.get_spaces.remote())
         return super().get_spaces()
 
     def add_workers(self, num_workers: int, validate: bool = False) -> None:
-        """RLlib's, with further actors asked for before the first ones are waited for."""
+        """RLlib's; further actors are started before the first ones are waited for."""
         super().add_workers(num_workers, validate=False)
         need = {
             "CPU": self._remote_args["num_cpus"],
@@ -59,8 +62,8 @@ class ElasticRunnerGroup(EnvRunnerGroup):
         super().add_workers(0, validate=validate)
 
     def make(self, index: int) -> Any:
-        """An actor for the env runner `index` (from 0), wherever the cluster has room. Without room it
-        waits in Ray's queue, where an autoscaler sees it."""
+        """Start an actor for the env runner `index` (from 0), on any node with the resources.
+        Without one it waits in Ray's queue, where an autoscaler sees it."""
         # A strategy of its own is the way out of the placement group, which captures child actors.
         actor_class = ray.remote(**self._remote_args)(self.env_runner_cls)
         return actor_class.options(scheduling_strategy="DEFAULT").remote(
@@ -78,44 +81,39 @@ class ElasticRunnerGroup(EnvRunnerGroup):
         )
 
     def _make_worker(self, *, num_workers: int, **kwargs: Any) -> Any:
-        # What an environment is told of its surroundings must not depend on the number of actors.
+        # The environment's context must not depend on the number of actors.
         return super()._make_worker(num_workers=self.groups or num_workers, **kwargs)
 
 
 def _fitting(request: Mapping[str, float], available: Mapping[str, float], most: int) -> int:
-    """How many requests of one kind fit into what the cluster has, as far as sums can tell."""
+    """How many equal requests fit into the sum of the cluster's resources."""
     counts = [int(available.get(name, 0.0) / need) for name, need in request.items() if need > 0]
     return min([most, *counts])
 
 
-@contextmanager
-def elastic_runners(*, reserved: int, most: int) -> Iterator[None]:
+def elastic_runners(*, reserved: int, most: int) -> AbstractContextManager[None]:
     """Within, an `Algorithm` that is set up makes `ElasticRunnerGroup`s."""
-    before = rllib_algorithm.EnvRunnerGroup
-    rllib_algorithm.EnvRunnerGroup = partial(ElasticRunnerGroup, reserved=reserved, most=most)
-    try:
-        yield
-    finally:
-        rllib_algorithm.EnvRunnerGroup = before
+    group = partial(ElasticRunnerGroup, reserved=reserved, most=most)
+    return patched(rllib_algorithm, EnvRunnerGroup=group)
 
 
-# -- a word from one that does not come back -----------------------------------------------------
+# -- the message of one that does not return -----------------------------------------------------
 
-# An actor in the middle of a call cannot be called, and giving its class a second thread for calls
-# (a concurrency group) would move the environments out of the main thread. What a background thread of it
-# can do is write to the cluster's key-value store, which has no public name.
+# An actor in the middle of a call cannot be called, and a second thread for calls (a concurrency
+# group) would move the environments out of the main thread. But a background thread of it can write
+# to the cluster's key-value store, which has no public name.
 _NAMESPACE = b"raytrain"
 
 
 def publish_stall(name: str, text: str) -> None:
-    """Put a text where `take_stall` finds it, from any thread and process of the cluster."""
+    """Store a text for `take_stall`, from any thread and process of the cluster."""
     internal_kv._internal_kv_put(name.encode(), text.encode(), True, namespace=_NAMESPACE)
 
 
 def take_stall(name: str) -> str | None:
-    """The text left under a name, which is then forgotten; or None."""
-    found: bytes | None = internal_kv._internal_kv_get(name.encode(), namespace=_NAMESPACE)
-    if found is None:
+    """The text stored under a name, which is then deleted; or None."""
+    text: bytes | None = internal_kv._internal_kv_get(name.encode(), namespace=_NAMESPACE)
+    if text is None:
         return None
     internal_kv._internal_kv_del(name.encode(), namespace=_NAMESPACE)
-    return found.decode()
+    return text.decode()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set for the driver of a Ray job (`ray._private.runtime_env.constants`), and nowhere else: the
-runtime context knows a job's id only once the driver has connected."""
+"""Set for the driver of a Ray job (`ray._private.runtime_env.constants`), and nowhere else. The
+runtime context has a job's id only once the driver has connected."""
 
 
 def in_a_job() -> bool:
@@ -21,28 +21,27 @@ def in_a_job() -> bool:
 
 
 def job_environment() -> dict[str, Any]:
-    """The runtime environment that the job of this driver was submitted with, if it is one."""
+    """The runtime environment of this driver's job; empty outside of a job."""
     job = json.loads(os.environ.get(IN_A_JOB) or "{}")
     return dict(job.get("runtime_env") or {})
 
 
 def ignore_rules(directory: Path) -> list[Callable[[Path], bool]]:
-    """What the `.gitignore` and `.rayignore` of one directory leave out of a package, as Ray itself reads
-    them. Ray applies them to directories only, and a package that is told of before it is sent, and
-    that a config is added to, is made here."""
+    """The rules of one directory's `.gitignore` and `.rayignore`, as Ray itself reads them. Ray
+    applies them only while it packs a directory, and raytrain's package also holds a config."""
     from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
-    quiet = logging.getLogger("raytrain.packing")
-    wanted = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
     rules: list[Callable[[Path], bool]] = get_excludes_from_ignore_files(
-        directory, include_gitignore=wanted, logger=quiet
+        directory,
+        include_gitignore=os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1",
+        logger=logging.getLogger("raytrain.packing"),
     )
     return rules
 
 
 def draining_nodes() -> dict[str, float | None]:
-    """Nodes that are asked to give up their work: id -> when they end (seconds since 1970), or None
-    for no deadline. `ray.nodes()` shows a draining node as any other."""
+    """Draining nodes: id -> when they end (seconds since 1970), or None for no deadline.
+    `ray.nodes()` shows a draining node as any other."""
     from ray._private.state import state
 
     return {
@@ -52,8 +51,8 @@ def draining_nodes() -> dict[str, float | None]:
 
 
 def drain_node(node_id: str, why: str, seconds: float) -> str | None:
-    """Have the cluster treat a node as one that ends in `seconds`; why it was refused, or None. The
-    command `ray drain-node` does no more, and there is no public function."""
+    """Drain a node that ends in `seconds`. Returns why Ray refused, or None. The command
+    `ray drain-node` does the same, and there is no public function."""
     from ray._private.worker import global_worker
     from ray.core.generated import autoscaler_pb2
 
@@ -67,13 +66,11 @@ def drain_node(node_id: str, why: str, seconds: float) -> str | None:
 
 
 def actor_node(actor_id: str) -> str | None:
-    """The node on which an actor lives, or died; None if it never had one. An error of Ray's names
-    the actor, and not always the node."""
+    """The node on which an actor lives or died; None if it never had one. Ray's errors name the
+    actor, and not always the node."""
     from ray._private.state import actors
 
-    found: dict[str, Any] = actors(actor_id=actor_id)
-    node = found.get("Address", {}).get("NodeID", "")
-    return node or None
+    return actors(actor_id=actor_id).get("Address", {}).get("NodeID") or None
 
 
 def actor_id(actor: Any) -> str:
@@ -83,10 +80,10 @@ def actor_id(actor: Any) -> str:
 
 
 def learner_actors(learner_group: Any) -> list[Any]:
-    """The remote learners of a group in rank order; none if it learns in the trial's own process."""
+    """The remote learners of a group in rank order; empty if the trial's own process learns."""
     return list(learner_group._workers or ())
 
 
 def trial_resources(trial: Any) -> list[dict[str, float]]:
-    """What a trial asks for: one mapping for each of its processes."""
+    """The resources that a trial asks for, one mapping for each of its processes."""
     return [dict(bundle) for bundle in trial.placement_group_factory.bundles]

@@ -1,4 +1,4 @@
-"""A program that stands in for an agent of a raylet: it does nothing, as long as its parent is there."""
+"""A program that replaces an agent of a raylet: it does nothing while its parent lives."""
 
 import os
 import time
@@ -6,4 +6,4 @@ import time
 if __name__ == "__main__":
     raylet = os.getppid()
     while os.getppid() == raylet:
-        time.sleep(1)  # So long it may outlive its parent.
+        time.sleep(1)

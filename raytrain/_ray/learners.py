@@ -24,21 +24,17 @@ def schedulers(learner: Learner) -> dict[str, Any]:
     return named
 
 
-def scheduler_value(scheduler: Any) -> float:
-    """A scheduler's current value. `Scheduler` can tell it, but has no way to set it."""
-    return float(scheduler.get_current_value())
-
-
 def set_scheduler_value(scheduler: Any, value: float) -> None:
-    """Set the current value of a scheduler that follows a schedule; a fixed one has none to set."""
+    """Set the current value of a scheduler that follows a schedule; a fixed one has none to set.
+    `Scheduler` has `get_current_value()`, and no counterpart."""
     if scheduler.use_schedule:
         scheduler._curr_value.fill_(value)
 
 
 def use_training_values(learner: Learner, timesteps: int) -> None:
-    """Make a built PPO learner follow the learning rate, entropy coefficient, gamma and lambda of its
-    present config, as they are after `timesteps`. RLlib reads these once, when it builds a learner, and
-    a restored optimizer brings its old learning rate back."""
+    """Make a built PPO learner use the learning rate, entropy coefficient, gamma and lambda of its
+    present config, as they are after `timesteps`. RLlib reads these once, when it builds a learner,
+    and a restored optimizer brings its old learning rate back."""
     from ray.rllib.connectors.learner import GeneralAdvantageEstimation
     from ray.rllib.utils.schedules.scheduler import Scheduler
 
@@ -63,7 +59,7 @@ def use_training_values(learner: Learner, timesteps: int) -> None:
 
 
 def kl_coefficients(learner: Learner) -> dict[str, Any]:
-    """PPO's adaptive KL coefficients by module id, as 0-d float32 tensors. RLlib does not save them."""
+    """PPO's adaptive KL coefficients by module id, 0-d float32. RLlib does not save them."""
     modules = learner.module.keys()
     return {module: learner.curr_kl_coeffs_per_module[module] for module in modules}
 
@@ -88,7 +84,8 @@ def learner_connector(learner: Learner) -> Any:
 
 
 WEIGHTS_SEQ_NO = "weights_seq_no"
-"""Column of a train batch: version of the weights that sampled a row (`ray.rllib.utils.metrics`)."""
+"""Column of a train batch: version of the weights that sampled a row
+(`ray.rllib.utils.metrics`)."""
 
 
 def has_default_connectors(learner: Learner) -> bool:
@@ -107,7 +104,7 @@ def optimizers(learner: Learner) -> list[tuple[str, Any]]:
 
 
 def unusual_torch_settings(config: AlgorithmConfig) -> list[str]:
-    """Names of RLlib's rarer settings of a Torch learner that are in use; some have no public name."""
+    """RLlib's rarer settings of a Torch learner that are in use; some have no public name."""
     names = (
         "torch_compile_learner",
         "torch_skip_nan_gradients",
@@ -119,10 +116,9 @@ def unusual_torch_settings(config: AlgorithmConfig) -> list[str]:
 
 
 def begin_update(learner: Learner) -> int:
-    """Count an update of the weights, as `Learner.update` does; the new sequence number."""
+    """Count an update of the weights, as `Learner.update` does. Returns the new sequence number."""
     learner._weights_seq_no += 1
-    number: int = learner._weights_seq_no
-    return number
+    return weights_version(learner)
 
 
 def weights_version(learner: Learner) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from raytrain._ray.patch import patched
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -27,7 +28,7 @@ _RUNNER_ATTRIBUTES = (
     "num_env_steps_sampled_lifetime",
 )
 
-# What `gymnasium.vector.SyncVectorEnv` remembers between two steps, beside its sub-environments. It
+# The state of `gymnasium.vector.SyncVectorEnv` between two steps, beside its sub-environments. It
 # holds a generator and cannot be pickled as a whole.
 _VECTOR_ATTRIBUTES = (
     "_env_obs",
@@ -39,10 +40,9 @@ _VECTOR_ATTRIBUTES = (
 )
 
 
-@contextmanager
-def quick_connectors() -> Iterator[None]:
-    """Within, RLlib makes its connectors in a tenth of the time. Each looks for its constructor's arguments
-    in `inspect.stack()`, which reads the source files of all callers for lines that nobody wants."""
+def quick_connectors() -> AbstractContextManager[None]:
+    """Within, RLlib makes its connectors in a tenth of the time. Each looks for its constructor's
+    arguments in `inspect.stack()`, which also reads the source lines of all callers."""
     from ray.rllib.connectors import connector_v2
 
     def stack() -> list[SimpleNamespace]:
@@ -53,15 +53,12 @@ def quick_connectors() -> Iterator[None]:
             frame = frame.f_back
         return frames
 
-    connector_v2.inspect = SimpleNamespace(stack=stack, getargvalues=inspect.getargvalues)
-    try:
-        yield
-    finally:
-        connector_v2.inspect = inspect
+    quick = SimpleNamespace(stack=stack, getargvalues=inspect.getargvalues)
+    return patched(connector_v2, inspect=quick)
 
 
 def runner_attributes(runner: SingleAgentEnvRunner) -> dict[str, Any]:
-    """What a stock env runner remembers between two `sample()` calls (not copied)."""
+    """The state of a stock env runner between two `sample()` calls (not copied)."""
     return {name: getattr(runner, name) for name in _RUNNER_ATTRIBUTES}
 
 
@@ -72,7 +69,7 @@ def set_runner_attributes(runner: SingleAgentEnvRunner, state: dict[str, Any]) -
 
 
 def vector_env_attributes(vector_env: Any) -> dict[str, Any]:
-    """What a `SyncVectorEnv` remembers between two steps (not copied)."""
+    """The state of a `SyncVectorEnv` between two steps (not copied)."""
     return {name: getattr(vector_env, name) for name in _VECTOR_ATTRIBUTES}
 
 
@@ -85,19 +82,19 @@ def set_vector_env_attributes(vector_env: Any, state: dict[str, Any]) -> None:
 def start_with_fresh_episodes(runner: SingleAgentEnvRunner) -> None:
     """Make the next `sample()` reset every environment with the runner's seed."""
     runner._needs_initial_reset = True
-    # What was returned of episodes that will not go on.
+    # Chunks of episodes that do not continue.
     runner._ongoing_episodes_for_metrics.clear()
 
 
 def set_runner_seed(runner: SingleAgentEnvRunner, seed: int) -> None:
-    """Set the seed of the first reset. RLlib's own, `seed + worker_index`, makes the environments
-    of neighbouring runners collide, since Gymnasium adds 1 for each sub-environment."""
+    """Set the seed of the first reset. RLlib's own, `seed + worker_index`, gives neighbouring
+    runners equal environments, since Gymnasium adds 1 for each sub-environment."""
     runner._seed = seed
 
 
 def unfinished_chunks(runner: SingleAgentEnvRunner) -> dict[str, list[Any]]:
-    """The chunks of each running episode that `sample()` has already returned, by episode id.
-    RLlib keeps them whole, though only their length, return and duration are needed."""
+    """The chunks of each running episode that `sample()` has already returned, by episode id. RLlib
+    keeps them whole, though it needs only their length, return and duration."""
     chunks: dict[str, list[Any]] = runner._ongoing_episodes_for_metrics
     return chunks
 
@@ -129,8 +126,8 @@ def weights_version(runner: SingleAgentEnvRunner) -> int:
 
 
 def log_sampled(runner: SingleAgentEnvRunner, env_steps: int, episodes: int, calls: int) -> None:
-    """Count what a fragment brought, under RLlib's names and in Ray's own counters. `calls`: steps of
-    the vector environment."""
+    """Count a fragment under RLlib's names and in Ray's own counters. `calls`: steps of the vector
+    environment."""
     runner._log_env_steps(metric=runner._metrics_num_try_env_step, num_steps=calls)
     runner._log_env_steps(metric=runner._metrics_num_env_steps_sampled, num_steps=env_steps)
     runner._increase_sampled_metrics(env_steps, episodes)
@@ -138,8 +135,8 @@ def log_sampled(runner: SingleAgentEnvRunner, env_steps: int, episodes: int, cal
 
 def log_episodes(runner: SingleAgentEnvRunner, ended: list[tuple[int, float, float]]) -> None:
     """Log finished episodes (length, return, seconds) under RLlib's names, with its windows. RLlib
-    looks ten names up for each, which takes longer than a step of a small environment: it does so
-    for the first, and the others follow into the same stats."""
+    looks up ten names for each, which takes longer than a step of a small environment: it does so
+    for the first one, and the others are pushed into the same stats."""
     if not ended:
         return
     runner._log_episode_metrics(*ended[0])
@@ -149,20 +146,20 @@ def log_episodes(runner: SingleAgentEnvRunner, ended: list[tuple[int, float, flo
     by_return += stats["agent_episode_return_mean"].values()
     by_return += stats["module_episode_return_mean"].values()
     for length, episode_return, seconds in ended[1:]:
-        for each in by_length:
-            each.push(length)
-        for each in by_return:
-            each.push(episode_return)
+        for series in by_length:
+            series.push(length)
+        for series in by_return:
+            series.push(episode_return)
         stats["episode_duration_sec_mean"].push(seconds)
 
 
 def state_server(runner: SingleAgentEnvRunner) -> Any:
-    """Where a runner pulls its weights from, if it does so by itself, or None."""
+    """The server from which a runner pulls its weights by itself, or None."""
     return runner._env_runner_state_server
 
 
 def sets_own_callbacks(config: AlgorithmConfig) -> list[str]:
-    """Names of the callback functions that a config gives to its env runners one by one."""
+    """Names of the callback functions that a config sets one by one for its env runners."""
     names = ("episode_created", "episode_start", "episode_step", "episode_end", "sample_end")
     return [f"on_{name}" for name in names if getattr(config, f"callbacks_on_{name}")]
 
@@ -187,17 +184,11 @@ def set_weights_version(runner: SingleAgentEnvRunner, version: int) -> None:
 
 def runner_actors(group: EnvRunnerGroup) -> dict[int, Any]:
     """The remote env runners of a group by worker index (1, 2, ...). The public `foreach_*` calls
-    drop failed results silently and do not say whose result is whose."""
-    actors: dict[int, Any] = dict(group._worker_manager.actors())
-    return dict(sorted(actors.items()))
+    drop failed results silently, and their results do not name the runner."""
+    return dict(sorted(group._worker_manager.actors().items()))
 
 
-def leave_syncing_to_us(config: AlgorithmConfig) -> None:
-    """Switch off the state sync at the end of `Algorithm.step()`: it does not wait for the runners,
-    and drops a push to a runner that still has one in flight."""
-    config._dont_auto_sync_env_runner_states = True
-
-
-def leave_syncing_to_rllib(config: AlgorithmConfig) -> None:
-    """Undo `leave_syncing_to_us`."""
-    config._dont_auto_sync_env_runner_states = False
+def set_auto_sync(config: AlgorithmConfig, value: bool) -> None:
+    """Whether RLlib syncs states at the end of `Algorithm.step()`. It does not wait for runners, and
+    drops a push to a runner that still has one in flight."""
+    config._dont_auto_sync_env_runner_states = not value

@@ -11,31 +11,31 @@ if TYPE_CHECKING:
 
 
 def trial_actor(trial: Trial) -> Any | None:
-    """The actor handle of a running trial, or None. Tune shows it to nobody."""
+    """The actor handle of a running trial, or None. Tune has no public name for it."""
     return trial.temporary_state.ray_actor
 
 
 def quiet_driver() -> None:
-    """Keep the raylet's messages off the driver's stdout: Ray prints them there whatever
-    `log_to_driver` says. What they tell is told in plain words, and they are in Ray's own logs."""
+    """Keep the raylet's messages off the driver's stdout: Ray prints them there whatever the value
+    of `log_to_driver`. raytrain reports the same in plain words; they are in Ray's own logs."""
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
-def leave_by(asked: Event) -> None:
-    """Have Tune's loop end when `asked` is set: it then writes the experiment's state and ends the trials.
-    Tune sets such an event itself on SIGINT and SIGUSR1, with handlers that would take these signals
-    from the driver: a trial is not saved by them."""
+def leave_by(event: Event) -> None:
+    """Make Tune's loop end when `event` is set: it then writes the experiment's state and ends the
+    trials. Tune sets such an event itself on SIGINT and SIGUSR1, with handlers that would take
+    these signals from the driver and would save no trial."""
     from ray.tune import tune
 
-    tune._setup_signal_catching = lambda: asked
+    tune._setup_signal_catching = lambda: event
 
 
 def keep_no_results() -> None:
-    """Have Tune forget the reference of each result that it has taken. It keeps all of an actor's for as
-    long as the actor lives (Ray 2.60, `RayActorManager._tracked_actors_to_task_futures`), and each keeps
-    a result in the driver's memory: 6 KB an iteration, 1 GB in 170,000."""
+    """Make Tune drop the reference of each result that it has taken. It keeps all of an actor's
+    while the actor lives (Ray 2.60, `RayActorManager._tracked_actors_to_task_futures`), and each
+    keeps a result in the driver's memory: 6 KB an iteration, 1 GB in 170,000."""
     from ray.air.execution._internal.actor_manager import RayActorManager
 
     plain = RayActorManager._schedule_tracked_actor_task
@@ -52,8 +52,8 @@ def keep_no_results() -> None:
 
 
 def forget_logged_once() -> None:
-    """Tune remembers the text of each value that is no JSON, of each snapshot of its state, for
-    the sake of one debug message: some KB every ten seconds."""
+    """Empty a cache of Tune's: of each snapshot of its state it keeps the text of each value that
+    is not JSON, for one debug message: some KB every ten seconds."""
     from ray.util import debug
 
     debug._logged.difference_update(
@@ -65,8 +65,8 @@ _last_errors: dict[str, BaseException | None] = {}
 
 
 def last_error(trial: Trial) -> BaseException | None:
-    """The error that a trial failed with last, once `decide_retries` has been called. Tune hands it
-    to no callback, and writes it to a file that reaches storage too late to be asked."""
+    """The error that a trial failed with last, once `decide_retries` has been called. Tune passes
+    it to no callback, and the file that it writes reaches storage too late."""
     return _last_errors.get(trial.trial_id)
 
 
@@ -74,9 +74,9 @@ def decide_retries(
     may_retry: Callable[[BaseException | None], bool],
     counts: Callable[[Trial, BaseException | None], bool],
 ) -> None:
-    """Ask `may_retry(error)` before Tune retries a failed trial, and `counts(trial, error)` whether it
-    is one of the failures that `max_failures` limits. Tune itself only counts: an error that comes
-    back at the same iteration would use up every retry, and so would nodes that come and go."""
+    """Make Tune call `may_retry(error)` before it retries a failed trial, and count its failure
+    against `max_failures` only if `counts(trial, error)`. Tune itself counts all: an error that
+    repeats at the same iteration would use up every retry, and so would preempted nodes."""
     from ray.tune.experiment import Trial
 
     if not hasattr(Trial, "_raytrain_should_recover"):
@@ -99,7 +99,7 @@ def decide_retries(
 
 
 def reset_failure_count(trials: Iterable[Trial], max_failures: int) -> None:
-    """Give trials of a restored experiment their retries back: a person has started them again,
+    """Give trials of a restored experiment their retries back: the user has started them again,
     perhaps with another limit."""
     for trial in trials:
         trial.max_failures = max_failures
@@ -108,8 +108,8 @@ def reset_failure_count(trials: Iterable[Trial], max_failures: int) -> None:
 
 
 def forget_checkpoints(trial: Trial, exists: Callable[[str], bool]) -> None:
-    """Drop registered checkpoints whose directory retention has removed, so that Tune's result
-    grid names none that is gone. (Tune's own retention deletes before a replacement is safe.)"""
+    """Drop registered checkpoints whose directory retention has removed, so that Tune's result grid
+    has none that is gone. (Tune's own retention deletes before a replacement is safe.)"""
     manager = trial.run_metadata.checkpoint_manager
     manager._checkpoint_results = [
         result for result in manager._checkpoint_results if exists(result.checkpoint.path)
@@ -118,15 +118,15 @@ def forget_checkpoints(trial: Trial, exists: Callable[[str], bool]) -> None:
 
 
 TRIAL_INFO = "__trial_info__"
-"""Key under which Tune hands a trainable its id (`ray.tune.result.TRIAL_INFO`)."""
+"""Key under which Tune passes a trainable its id (`ray.tune.result.TRIAL_INFO`)."""
 
 SHOULD_CHECKPOINT = "should_checkpoint"
 """Key of a result that asks Tune to call `save()` (`ray.tune.result.SHOULD_CHECKPOINT`)."""
 
 
 def training_result(path: str, filesystem: Any, metrics: dict[str, Any]) -> Any:
-    """What `Trainable.save()` returns to Tune: a checkpoint that is on storage already. The class has
-    no public name."""
+    """The return value of `Trainable.save()`: a checkpoint that is on storage already. The class
+    has no public name."""
     from ray.train._internal.session import _TrainingResult
     from ray.tune import Checkpoint
 
@@ -136,38 +136,33 @@ def training_result(path: str, filesystem: Any, metrics: dict[str, Any]) -> Any:
 def set_run_config(
     tuner: Any, *, callbacks: list[Any], failure_config: Any, scheduler: Any
 ) -> None:
-    """Give a restored Tuner the callbacks, the failure policy and the scheduler of this start: it comes
-    back with unpickled copies of those of its first start."""
+    """Give a restored Tuner the callbacks, the failure policy and the scheduler of this start: it
+    has unpickled copies of those of its first start."""
     tuner._local_tuner._tune_config.scheduler = scheduler
     run_config = tuner._local_tuner.get_run_config()
     run_config.callbacks = callbacks
     run_config.failure_config = failure_config
 
 
-def can_unpickle(data: bytes) -> bool:
-    """Whether a pickle of Tune's (`tuner.pkl`, the search's state) is whole. Tune reads them without
-    a check; a truncated one ends in any of a dozen errors."""
-    return _unpickled(data) is not None
-
-
-def has_named_all_trials(data: bytes) -> bool:
-    """Whether the state of a `BasicVariantGenerator` (`basic-variant-state-*.json`, a pickle) was
-    written after its last trial. Restored from an earlier one it makes trials anew that the
-    experiment's state may hold already: the two files are written one after the other."""
-    state = _unpickled(data)
-    return isinstance(state, dict) and bool(state.get("_finished"))
-
-
-def _unpickled(data: bytes) -> Any | None:
+def unpickled(data: bytes) -> Any | None:
+    """A pickle of Tune's (`tuner.pkl`, the search's state), or None if it is damaged. Tune reads them
+    without a check; a truncated one raises any of a dozen errors."""
     from ray import cloudpickle
 
     try:
         return cloudpickle.loads(data)
-    except Exception:  # Damaged pickles raise whatever their bytes happen to spell.
+    except Exception:  # A damaged pickle may raise anything.
         return None
 
 
+def has_named_all_trials(state: Any) -> bool:
+    """Whether the state of a `BasicVariantGenerator` (`basic-variant-state-*.json`, unpickled) was
+    written after its last trial. Restored from an earlier one it generates trials again that the
+    experiment's state may contain already: the two files are written one after the other."""
+    return isinstance(state, dict) and bool(state.get("_finished"))
+
+
 def note_finished(trial: Trial, metrics: dict[str, Any], path: str, filesystem: Any) -> None:
-    """Tell Tune how a trial stands that is not started, so that its result grid shows it."""
+    """Give Tune the result of a trial that is not started, so that its result grid shows it."""
     trial.update_last_result({**metrics, "trial_id": trial.trial_id, "done": True})
     trial.on_checkpoint(training_result(path, filesystem, metrics))

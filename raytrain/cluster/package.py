@@ -1,14 +1,14 @@
-"""What a run takes to a cluster: its resolved config, and the files that its environment is made of.
+"""The package that a job takes to a cluster: its resolved config and the environment's files.
 
     raytrain-run.yaml      the config with every --set, --name and --storage-path in it
-    my_envs.py, ...        what lies beside the YAML file, if the environment's module is there
+    my_envs.py, ...        everything beside the YAML file, if the environment's module is there
 
 It is one zip file, with the same bytes for the same content, so Ray uploads it once and keeps it by
 its hash. It becomes the working directory of the job and of its workers, where the environment's
-module is then found as it is found beside the YAML file. An environment of Gymnasium, or of a
-package that is installed, needs no files: then the config goes alone.
+module is found as it is found beside the YAML file. An environment of Gymnasium, or of an installed
+package, needs no files: then the package holds the config alone.
 
-Left out: results, virtual environments, version control, caches, `.env` files (secrets), links to
+Excluded: results, virtual environments, version control, caches, `.env` files (secrets), links to
 directories, and what `.gitignore` and `.rayignore` name.
 """
 
@@ -29,22 +29,22 @@ from raytrain.config.yaml_lines import dump_yaml
 from raytrain.errors import BadInput
 
 CONFIG_FILE = "raytrain-run.yaml"
-LIMIT = (
-    100 << 20
-)  # bytes. Ray holds a package in the memory of the head's GCS, and refuses 500 MiB.
+LIMIT = 100 << 20
+"""Bytes. Ray holds a package in the memory of the head's GCS, and refuses 500 MiB."""
 
 _NEVER = frozenset(
     {".git", ".hg", ".svn", ".venv", "venv", ".env", "__pycache__", "node_modules", ".tox"}
     | {".mypy_cache", ".ruff_cache", ".pytest_cache", ".ipynb_checkpoints", ".DS_Store"}
 )
-_THE_BEGINNING = (1980, 1, 1, 0, 0, 0)  # of zip's calendar: times must not change the bytes
+_NOT_SOURCE = ("pyvenv.cfg", "experiment.json")  # A directory with one of these has no source.
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # of zip files: times must not change the bytes
 
 Rule = Callable[[Path], bool]
 
 
 @dataclass(frozen=True)
 class Package:
-    """A zip file: how many files are in it, their bytes, and the names that were left out."""
+    """A zip file: the number of files in it, their bytes, and the excluded names."""
 
     archive: Path
     files: int
@@ -58,7 +58,7 @@ class Package:
 
 
 def needs_files(config: ExperimentConfig) -> bool:
-    """Whether the environment's module lies beside the YAML file."""
+    """Whether the environment's module is beside the YAML file."""
     module, colon, _ = config.environment.env.partition(":")
     if not colon or config.import_path is None:
         return False
@@ -67,8 +67,8 @@ def needs_files(config: ExperimentConfig) -> bool:
 
 
 def submitted(config: Path) -> str | None:
-    """What continues the run of a packed config, or None if this is not one: its file is on the
-    cluster only."""
+    """The command that continues the run of a packed config, whose file is on the cluster only;
+    None for any other config."""
     return "the same `raytrain submit` command" if config.name == CONFIG_FILE else None
 
 
@@ -88,12 +88,11 @@ def pack(config: ExperimentConfig, archive: Path) -> Package:
     left_out: list[str] = []
     if needs_files(config) and config.import_path is not None:
         root = Path(config.import_path)
-        results = Path(config.storage_path)
-        for path, wanted in _walk(root, results, []):
+        for path, is_packed in _walk(root, Path(config.storage_path), []):
             name = path.relative_to(root).as_posix()
-            if wanted:
+            if is_packed:
                 files[name] = path
-            else:
+            elif path.name != "__pycache__":
                 left_out.append(name + "/" * path.is_dir())
         files.pop(CONFIG_FILE, None)
     text = config_text(config).encode()
@@ -108,39 +107,32 @@ def pack(config: ExperimentConfig, archive: Path) -> Package:
                     shutil.copyfileobj(source, sink)
             except OSError as error:
                 raise BadInput(
-                    f"{files[name]} cannot be packed: {error.strerror}. Make it readable, or name it in "
-                    "a .rayignore file beside the YAML file."
+                    f"{files[name]} cannot be packed: {error.strerror}. Make it readable, or name "
+                    "it in a .rayignore file beside the YAML file."
                 ) from None
-    said = tuple(name for name in sorted(left_out) if "__pycache__" not in name)
-    return Package(archive, len(files) + 1, size, said)
+    return Package(archive, len(files) + 1, size, tuple(sorted(left_out)))
 
 
 def _add(package: zipfile.ZipFile, name: str, mode: int) -> IO[bytes]:
-    info = zipfile.ZipInfo(name, _THE_BEGINNING)
+    info = zipfile.ZipInfo(name, _EPOCH)
     info.compress_type = zipfile.ZIP_DEFLATED
     info.external_attr = (stat.S_IMODE(mode) | stat.S_IFREG) << 16
     return package.open(info, "w")
 
 
 def _walk(directory: Path, results: Path, above: list[Rule]) -> Iterator[tuple[Path, bool]]:
-    """Every file below, and every file or directory that is left out; True for what is packed."""
+    """Every file below (True), and every file or directory that is excluded (False)."""
     rules = [*above, *ignore_rules(directory)]
-    for entry in sorted(os.scandir(directory), key=lambda each: each.name):
+    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         path = Path(entry.path)
         if entry.name in _NEVER or path == results or any(rule(path) for rule in rules):
             yield path, False
-        elif entry.is_dir(follow_symlinks=False):
-            if _is_not_source(path):
-                yield path, False
-            else:
-                yield from _walk(path, results, rules)
-        else:
+        elif not entry.is_dir(follow_symlinks=False):
             yield path, entry.is_file()  # not a socket, a broken link, a link to a directory
-
-
-def _is_not_source(directory: Path) -> bool:
-    """A virtual environment or an experiment's directory, whatever its name."""
-    return any((directory / name).exists() for name in ("pyvenv.cfg", "experiment.json"))
+        elif any((path / name).exists() for name in _NOT_SOURCE):
+            yield path, False
+        else:
+            yield from _walk(path, results, rules)
 
 
 def _size(files: dict[str, Path]) -> int:
@@ -150,8 +142,9 @@ def _size(files: dict[str, Path]) -> int:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         named = ", ".join(f"{name} ({sizes[name] / 1e6:.0f} MB)" for name in largest)
         raise BadInput(
-            f"What lies beside the YAML file is {total / 1e6:.0f} MB, and at most {LIMIT / 1e6:.0f} MB are "
-            f"sent to a cluster. The largest: {named}. Name what the environment does not need in a "
-            ".rayignore file (written as .gitignore is); put large data on storage that the nodes share."
+            f"The files beside the YAML file have {total / 1e6:.0f} MB, and the limit for a "
+            f"cluster is {LIMIT / 1e6:.0f} MB. The largest: {named}. Name what the environment "
+            "does not need in a .rayignore file (written as .gitignore is); put large data on "
+            "storage that the nodes share."
         )
     return total

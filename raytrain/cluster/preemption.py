@@ -16,9 +16,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
@@ -26,68 +24,65 @@ from ray.exceptions import RayError
 from raytrain import _ray
 from raytrain.cluster.nodes import actor_on, nodes_alive
 
+if TYPE_CHECKING:
+    from raytrain.config.schema import Preemption
+
 _ANSWER_S = 10.0
 _LOOK_EVERY_S = 5.0
 
 
-@dataclass(frozen=True)
-class Notice:
-    """What to poll, every `poll_s` seconds; a node has `grace_s` seconds left after a notice."""
+def notice_given(settings: Preemption) -> bool:
+    """Poll once. No answer is no notice."""
+    return (settings.notice_command is not None and _by_command(settings.notice_command)) or (
+        settings.notice_url is not None and _by_url(settings.notice_url, settings)
+    )
 
-    command: str | None
-    url: str | None
-    headers: Mapping[str, str]
-    match: str
-    poll_s: float
-    grace_s: float
 
-    def given(self) -> bool:
-        """Poll once. No answer is no notice."""
-        return (self.command is not None and self._by_command()) or (
-            self.url is not None and self._by_url()
+def _by_command(command: str) -> bool:
+    try:
+        done = subprocess.run(
+            ["sh", "-c", command],
+            capture_output=True,
+            timeout=_ANSWER_S,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
-
-    def _by_command(self) -> bool:
-        try:
-            done = subprocess.run(
-                ["sh", "-c", str(self.command)],
-                capture_output=True,
-                timeout=_ANSWER_S,
-                stdin=subprocess.DEVNULL,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return False
-        return done.returncode == 0
-
-    def _by_url(self) -> bool:
-        request = urllib.request.Request(str(self.url), headers=dict(self.headers))
-        try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
-                return bool(re.search(self.match, answer.read().decode(errors="replace")))
-        except (urllib.error.URLError, OSError):
-            return False
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
 
 
-def drain_at_notice(notice: Notice) -> None:
+def _by_url(url: str, settings: Preemption) -> bool:
+    request = urllib.request.Request(url, headers=settings.notice_headers)
+    try:
+        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
+            body = answer.read().decode(errors="replace")
+            return bool(re.search(settings.notice_match, body))
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def drain_at_notice(settings: Preemption) -> None:
     """Poll until there is a notice, then drain this node."""
-    while not notice.given():
-        time.sleep(notice.poll_s)
+    while not notice_given(settings):
+        time.sleep(settings.notice_every_s)
     node = ray.get_runtime_context().get_node_id()
-    _ray.cluster.drain_node(node, "The cloud announced a preemption.", notice.grace_s)
+    reason = "The cloud announced a preemption."
+    _ray.cluster.drain_node(node, reason, settings.notice_grace_s)
 
 
 class NoticePollers:
     """An actor on each node that polls; `update` starts those of new nodes."""
 
-    def __init__(self, notice: Notice | None) -> None:
-        self._notice = notice
+    def __init__(self, settings: Preemption) -> None:
+        self._settings = settings
         self._pollers: dict[str, tuple[Any, Any]] = {}
         self._looked = -_LOOK_EVERY_S
 
     def update(self) -> None:
         now = time.monotonic()
-        if self._notice is None or now - self._looked < _LOOK_EVERY_S:
+        polls = self._settings.notice_command or self._settings.notice_url
+        if not polls or now - self._looked < _LOOK_EVERY_S:
             return
         self._looked = now
         alive = nodes_alive()
@@ -98,7 +93,7 @@ class NoticePollers:
         }
         for node in alive - self._pollers.keys() - _ray.cluster.draining_nodes().keys():
             actor = actor_on(node)
-            self._pollers[node] = (actor, actor.call.remote(drain_at_notice, self._notice))
+            self._pollers[node] = (actor, actor.call.remote(drain_at_notice, self._settings))
 
 
 def _failed(reference: Any) -> bool:

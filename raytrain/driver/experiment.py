@@ -39,14 +39,7 @@ from raytrain.config import (
 )
 from raytrain.driver.console import ConsoleReporter
 from raytrain.driver.fork import Fork, begin, refuse_other_parent, require_possible
-from raytrain.driver.outcome import (
-    Outcome,
-    failed,
-    finished,
-    finished_before,
-    interrupted,
-    unreadable,
-)
+from raytrain.driver.outcome import Outcome, finished_before, outcome_of, unreadable
 from raytrain.driver.same_run import require_same_run
 from raytrain.driver.signals import InterruptedEarly, Interrupts
 from raytrain.driver.spaces import require_actions
@@ -199,10 +192,9 @@ def _train(
     experiment = _describe_run(config, place, stored, say)
     lock.check()  # Another process may have started the run meanwhile.
     if fork is not None and stored is None and not trials(place):
-        origin = begin(fork, place)
-        names = (origin.parent[key] for key in ("experiment", "trial", "checkpoint"))
-        say(f"A fork of {', '.join(names)}.")
-        experiment = replace(experiment, parent=origin.parent, fork=origin.fork)
+        origin: dict[str, Any] = begin(fork, place)
+        say("A fork of {experiment}, {trial}, {checkpoint}.".format(**origin["parent"]))
+        experiment = replace(experiment, **origin)
     # Tune's files hold each trial's values; a job's working directory is another one each time.
     in_tune_files = (*ALGORITHM_SECTIONS, "import_path")
     if from_stage or any(name.split(".")[0] in in_tune_files for name in changed):
@@ -218,11 +210,7 @@ def _train(
         after = finished_trials(config, place)
     except StorageError as error:
         return unreadable(config, place, watch, error, command)
-    if len(after) == num_trials(config):
-        return finished(config, place, watch, after)
-    if interrupts.received is not None:
-        return interrupted(interrupts, place, watch, after, command)
-    return failed(config, place, watch, after, command)
+    return outcome_of(config, place, watch, interrupts, after, command)
 
 
 def _run(

@@ -48,14 +48,6 @@ class Fork:
     weights_only: bool = False
 
 
-@dataclass(frozen=True)
-class ForkOrigin:
-    """What experiment.json records of where a fork began."""
-
-    parent: Mapping[str, str]
-    fork: Mapping[str, Any]
-
-
 def require_possible(
     fork: Fork, config: ExperimentConfig, place: Location, *, fresh: bool = False
 ) -> None:
@@ -86,8 +78,9 @@ def require_possible(
         _require_something_to_do(entry, config)
 
 
-def begin(fork: Fork, place: Location) -> ForkOrigin:
-    """Copy the checkpoint to where the run in `place`, which has none yet, begins.
+def begin(fork: Fork, place: Location) -> dict[str, dict[str, Any]]:
+    """Copy the checkpoint to where the run in `place`, which has none yet, begins. Returns `parent`
+    and `fork` of its experiment.json.
 
     Raises:
         RaytrainError: the checkpoint is gone or damaged, or cannot be copied.
@@ -97,9 +90,9 @@ def begin(fork: Fork, place: Location) -> ForkOrigin:
     assert manifest is not None, "a verified checkpoint has a manifest"
     replace(entry.location, place / FORKED_FROM, kind=manifest.kind)
     own = generation(entry, weights_only=fork.weights_only)
-    return ForkOrigin(
-        parent={key: own[key] for key in _PARENT_KEYS},
-        fork={
+    return {
+        "parent": {key: own[key] for key in _PARENT_KEYS},
+        "fork": {
             "weights_only": fork.weights_only,
             "run_id": manifest.run_id,
             "iteration": 0 if fork.weights_only else manifest.iteration,
@@ -107,7 +100,7 @@ def begin(fork: Fork, place: Location) -> ForkOrigin:
             "episodes": 0 if fork.weights_only else manifest.episodes,
             "ancestors": [own, *ancestors(experiment_around(entry))],
         },
-    )
+    }
 
 
 def refuse_other_parent(

@@ -1,5 +1,5 @@
-"""How a run ended: its exit code, and a message with the state of its trials, errors, and the command
-that continues it."""
+"""How a run ended: its exit code, and a message with the state of its trials, errors, and the
+command that continues it."""
 
 from __future__ import annotations
 
@@ -34,66 +34,43 @@ def finished_before(
 ) -> Outcome:
     """There was nothing to do."""
     message = (
-        f"{config.name} is finished: {_summary(done, config)}. Raise a value in `stop` to train on, "
-        f"or use --fresh to begin again. Results: {place}"
+        f"{config.name} is finished: {_summary(done, config)}. Raise a value in `stop` to train "
+        f"on, or use --fresh to begin again. Results: {place}"
     )
     return Outcome(0, str(place), message, tuple(done))
 
 
-def finished(
-    config: ExperimentConfig, place: Location, watch: RunCallback, done: Mapping[str, Entry]
-) -> Outcome:
-    """Every trial has ended."""
-    ranked = sorted(done, key=lambda name: _rank(done[name], config), reverse=True)
-    message = (
-        f"{config.name} finished: {_summary(done, config)}.{_without_best(done, config)}"
-        f"{_tune_error(watch)}"
-    )
-    if watch.tune_error is not None:
-        message += " What was saved has been verified and is complete."
-    return Outcome(0, str(place), message, tuple(ranked))
-
-
-def interrupted(
-    interrupts: Interrupts,
-    place: Location,
-    watch: RunCallback,
-    done: Mapping[str, Entry],
-    command: str,
-) -> Outcome:
-    """A signal ended the run."""
-    assert interrupts.received is not None
-    if watch.unsaved:
-        lines = "".join(f"\n  {name}: {why.rstrip('.')}" for name, why in watch.unsaved.items())
-        saved = (
-            f"not everything was saved:{lines}\nWhat is lost is trained again from the newest "
-            f"checkpoint in {place}, with the same result."
-        )
-    elif _has_checkpoint(place):
-        saved = f"saved in {place}."
-    else:
-        saved = "there was nothing to save yet."
-    message = (
-        f"Stopped by {interrupts.received.name}; {saved} Continue with: {command}"
-        f"{_tune_error(watch)}"
-    )
-    return Outcome(interrupts.exit_code, str(place), message, tuple(done))
-
-
-def failed(
+def outcome_of(
     config: ExperimentConfig,
     place: Location,
     watch: RunCallback,
+    interrupts: Interrupts,
     done: Mapping[str, Entry],
     command: str,
 ) -> Outcome:
-    """Some trials have not reached their end."""
+    """The outcome of a run with these finished trials: finished, stopped by a signal, or failed."""
+    total = num_trials(config)
+    tune_error = ""
+    if watch.tune_error is not None:
+        tune_error = f"\nTune ended with an error: {watch.tune_error.rstrip('.')}."
+    if len(done) == total:
+        ranked = sorted(done, key=lambda name: _rank(done[name], config), reverse=True)
+        message = f"{config.name} finished: {_summary(done, config)}.{_without_best(done, config)}"
+        if tune_error:
+            tune_error += " What was saved has been verified and is complete."
+        return Outcome(0, str(place), message + tune_error, tuple(ranked))
+    if interrupts.received is not None:
+        message = (
+            f"Stopped by {interrupts.received.name}; {_saved(place, watch)} Continue with: "
+            f"{command}{tune_error}"
+        )
+        return Outcome(interrupts.exit_code, str(place), message, tuple(done))
     kept = "No checkpoint was committed yet, so it will begin again."
     if _has_checkpoint(place):
         kept = f"What was committed is safe in {place}."
     message = (
-        f"{num_trials(config) - len(done)} of {num_trials(config)} trial(s) of {config.name} did "
-        f"not finish:{_failures(watch)}\n{kept} When the cause is fixed, continue with: {command}"
+        f"{total - len(done)} of {total} trial(s) of {config.name} did not finish:"
+        f"{_failures(watch)}\n{kept} When the cause is fixed, continue with: {command}"
     )
     return Outcome(1, str(place), message, tuple(done))
 
@@ -110,10 +87,15 @@ def unreadable(
     return Outcome(1, str(place), message)
 
 
-def _tune_error(watch: RunCallback) -> str:
-    if watch.tune_error is None:
-        return ""
-    return f"\nTune ended with an error: {watch.tune_error.rstrip('.')}."
+def _saved(place: Location, watch: RunCallback) -> str:
+    """What was saved after a signal."""
+    if watch.unsaved:
+        lines = "".join(f"\n  {name}: {why.rstrip('.')}" for name, why in watch.unsaved.items())
+        return (
+            f"not everything was saved:{lines}\nWhat is lost is trained again from the newest "
+            f"checkpoint in {place}, with the same result."
+        )
+    return f"saved in {place}." if _has_checkpoint(place) else "there was nothing to save yet."
 
 
 def _failures(watch: RunCallback) -> str:

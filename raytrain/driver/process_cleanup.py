@@ -1,7 +1,7 @@
 """Processes of a local Ray instance that would outlive the program.
 
-Ray ends its raylet and its GCS. Their workers and agents end once they miss the raylet, some of them
-seconds later; until then they hold memory and the GPU.
+Ray ends its raylet and its GCS. Their workers and agents end once they miss the raylet, some of
+them seconds later; until then they hold memory and the GPU.
 """
 
 from __future__ import annotations

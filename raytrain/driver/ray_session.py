@@ -30,7 +30,7 @@ from raytrain.checkpoint import Entry
 from raytrain.cluster.join_check import JoinCheck
 from raytrain.cluster.package import needs_files, pack
 from raytrain.cluster.preflight import NodeActors, alive_nodes, nodes_to_ask, preflight
-from raytrain.config import ExperimentConfig, cpus_at_most, most_env_runners, param_space
+from raytrain.config import ExperimentConfig, cpus_at_most, most_env_runners
 from raytrain.driver.console import ConsoleReporter
 from raytrain.driver.process_cleanup import lives, nothing_left, own_services
 from raytrain.driver.signals import InterruptedEarly, Interrupts
@@ -38,6 +38,8 @@ from raytrain.errors import BadInput, RaytrainError
 from raytrain.storage import Location
 
 if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
+
     from raytrain.driver.tune_callback import RunCallback
 
 _CONNECT_S = 10.0
@@ -118,7 +120,6 @@ class RaySession:
             try:
                 from raytrain.driver.tune_callback import RunCallback, describe
                 from raytrain.driver.tuner import build_tuner
-                from raytrain.trial.trainable import TrialPPO
             finally:
                 if collects:
                     gc.enable()
@@ -129,7 +130,7 @@ class RaySession:
                 self._interrupts.raise_early()
                 join_check = self._stack.enter_context(JoinCheck(storage, nodes))
         _silence_loggers()
-        TrialPPO.default_resource_request(self._space())  # Raises what RLlib does not accept.
+        self._resources()  # Raises what RLlib does not accept.
 
         def check() -> None:
             self._check_ray()
@@ -194,7 +195,8 @@ class RaySession:
         except SystemExit:
             self._end_half_an_instance()
             # Early in its start Ray already handles SIGTERM itself, and exits with its number.
-            self._interrupts.note_early(signal.SIGTERM)
+            self._interrupts.received = signal.SIGTERM
+            raise InterruptedEarly from None
         except Exception as error:  # Ray raises bare Exceptions here.
             if is_local:
                 self._end_half_an_instance()
@@ -230,18 +232,17 @@ class RaySession:
         present = os.cpu_count() or 1
         if cpus_at_most(self._config) <= present:
             return present
-        from raytrain.trial.trainable import TrialPPO
-
-        reserved = TrialPPO.default_resource_request(self._space()).required_resources
+        reserved = self._resources().required_resources
         runners = self._config.env_runners
         further = max(0, most_env_runners(runners) - runners.min_actors)
         cpus = float(reserved.get("CPU", 1.0)) + further * runners.num_cpus_per_env_runner
         return max(present, math.ceil(cpus))
 
-    def _space(self) -> dict[str, Any]:
-        """The first trial's point of the parameter space."""
-        first_trial = self._config.model_copy(update={"search": ()})
-        return {**param_space(first_trial), "import_path": self._config.import_path}
+    def _resources(self) -> PlacementGroupFactory:
+        """The resources of the first trial."""
+        from raytrain.trial.trainable import TrialPPO
+
+        return TrialPPO.resources_of(self._config.model_copy(update={"search": ()}))
 
 
 def cluster_address(address: str | None) -> str | None:

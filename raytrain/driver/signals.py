@@ -1,7 +1,7 @@
 """Signals to the driver.
 
-    SIGINT, SIGTERM, SIGHUP,    before training: it ends; in training: the driver's loop notices, has
-    SIGUSR1, SIGUSR2            every trial saved and leaves
+    SIGINT, SIGTERM, SIGHUP,    before training: it ends; in training: the driver's loop notices,
+    SIGUSR1, SIGUSR2            has every trial saved, and leaves
     the same within a second    counts as the same request: `timeout`, systemd, Slurm and a terminal
                                 that closes send it to the process and to its group
     another one later;          leaves at once; what was committed is on storage already
@@ -113,11 +113,6 @@ class Interrupts:
         if self.received is not None:
             raise InterruptedEarly
 
-    def note_early(self, number: signal.Signals) -> NoReturn:
-        """Store a signal that another handler took before there was anything to save."""
-        self.received = number
-        raise InterruptedEarly
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = self._clock()
         if number == LEAVE:
@@ -138,13 +133,13 @@ class Interrupts:
 def _leave(number: int) -> NoReturn:
     """End this process and its children now. Not by `sys.exit`, which could wait for a lock."""
     cursor = _SHOW_CURSOR if sys.stderr is not None and sys.stderr.isatty() else ""
-    message = f"{cursor}\nLeaving at once: nothing more is saved. The checkpoints on storage are complete.\n"
+    message = "Leaving at once: nothing more is saved. The checkpoints on storage are complete."
     with contextlib.suppress(OSError):  # The terminal may be gone.
-        os.write(2, message.encode())
+        os.write(2, f"{cursor}\n{message}\n".encode())
     try:
         import psutil
 
-        # The kernel ends Ray's raylet with this process; its agents would wait for the GCS a minute.
+        # The kernel ends the raylet with this process; its agents would wait a minute for the GCS.
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()

@@ -1,8 +1,8 @@
-"""Trials of which nothing is heard any more.
+"""Trials that stopped reporting.
 
-A trial looks after the hangs of its own parts (`trial.watchdog`). When its process itself stands
-still (stopped, or stuck in native code), only the driver can notice: no result for twice as long as
-the trial would have borne by itself. Its process is then killed, and Tune starts the trial again.
+A trial watches the hangs of its own parts (`trial.watchdog`). If its process itself stands still
+(stopped, or stuck in native code), only the driver can notice: no result for twice as long as the
+trial would have waited itself. Its process is then killed, and Tune starts the trial again.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ class TrialWatchdog:
         self._factor = factor
         self._floor_s = floor_s
         self._clock = clock
-        self._heard: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
         self._timeouts: dict[str, AdaptiveTimeout] = {}
         self._starting: set[str] = set()
 
     def started(self, trial: str) -> None:
-        self._heard[trial] = self._clock()
+        self._reported[trial] = self._clock()
         self._timeouts[trial] = AdaptiveTimeout(self._factor, self._floor_s, window=_REMEMBERED)
         self._starting.add(trial)
 
-    def heard(self, trial: str) -> None:
-        """A result came."""
+    def reported(self, trial: str) -> None:
+        """The trial reported a result."""
         if trial in self._starting:  # The first gap includes the start.
             self._starting.remove(trial)
         else:
             self._timeouts[trial].add(self.silence(trial))
-        self._heard[trial] = self._clock()
+        self._reported[trial] = self._clock()
 
     def look(self, trials: list[Any]) -> dict[str, str]:
-        """Kill what stands still; a sentence for each such trial."""
+        """Kill the processes that stopped reporting. Returns a message for each such trial."""
         return {
             str(trial): self._kill(trial)
             for trial in trials
@@ -56,8 +56,8 @@ class TrialWatchdog:
         }
 
     def silence(self, trial: str) -> float:
-        """Seconds since something was heard of the trial."""
-        return self._clock() - self._heard.get(trial, self._clock())
+        """Seconds since the trial's start or last result."""
+        return self._clock() - self._reported.get(trial, self._clock())
 
     def _is_overdue(self, trial: str) -> bool:
         timeout = self._timeouts.get(trial)
@@ -65,11 +65,13 @@ class TrialWatchdog:
 
     def _kill(self, trial: Any) -> str:
         silence = self.silence(str(trial))
-        self._heard[str(trial)] = self._clock()
+        self._reported[str(trial)] = self._clock()
         actor = _ray.tune.trial_actor(trial)
         where = "an unknown node"
         if actor is not None:
             node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
             where = f"node {address_of(node)}" if node else where
             ray.kill(actor)
-        return f"nothing was heard of the trial's process ({where}) for {silence:.0f} s, so it was killed"
+        return (
+            f"the trial's process ({where}) has not reported for {silence:.0f} s, so it was killed"
+        )

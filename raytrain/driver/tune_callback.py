@@ -23,7 +23,7 @@ from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint import Catalogue
 from raytrain.cluster.failures import may_retry, why_it_died
 from raytrain.cluster.nodes import loss_of
-from raytrain.cluster.preemption import Notice, NoticePollers
+from raytrain.cluster.preemption import NoticePollers
 from raytrain.cluster.restart_counts import Loss, RestartCounts
 from raytrain.config import ExperimentConfig, total_timesteps
 from raytrain.driver.console import ConsoleReporter, StopTotals
@@ -77,7 +77,7 @@ class RunCallback(Callback):
         self._pending = PendingTrials()
         tolerance = config.fault_tolerance
         self._watchdog = TrialWatchdog(tolerance.hang_factor, tolerance.hang_floor_s)
-        self._notices = NoticePollers(_notice(config))
+        self._notices = NoticePollers(config.preemption)
         self._iterations: dict[str, int] = {}
         self._checkpoints: dict[str, int] = {}
         self._deleted: dict[str, set[str]] = {}
@@ -127,7 +127,7 @@ class RunCallback(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         name, report = str(trial), result.get(REPORT, {})
-        self._watchdog.heard(name)
+        self._watchdog.reported(name)
         for message in report.get("messages", ()):
             self._reporter.event(name, "info", message)
         self._iterations[name] = int(result.get("training_iteration", 0))
@@ -293,20 +293,6 @@ class RunCallback(Callback):
             self._check()
             return False, describe(error)
         return answer
-
-
-def _notice(config: ExperimentConfig) -> Notice | None:
-    settings = config.preemption
-    if not (settings.notice_command or settings.notice_url):
-        return None
-    return Notice(
-        command=settings.notice_command,
-        url=settings.notice_url,
-        headers=settings.notice_headers,
-        match=settings.notice_match,
-        poll_s=settings.notice_every_s,
-        grace_s=settings.notice_grace_s,
-    )
 
 
 def _last_words(trial: Location) -> dict[str, Any] | None:

@@ -124,8 +124,10 @@ def read_tune_files(experiment: Location) -> TuneFiles:
             return TuneFiles(names, f"{_TUNER} is missing")
         states = [name for name in names if name.startswith(_STATE)]
         searches = [name for name in names if name.startswith(_SEARCH)]
+        search = None
         for name in (_TUNER, *searches[-1:]):
-            if not _ray.tune.can_unpickle((experiment / name).read_bytes()):
+            search = _ray.tune.unpickled((experiment / name).read_bytes())
+            if search is None:
                 return TuneFiles(names, f"{name} is damaged")
         if not states:
             return TuneFiles(names, f"{_STATE}*.json is missing")
@@ -136,9 +138,7 @@ def read_tune_files(experiment: Location) -> TuneFiles:
             statuses = {str(trial["custom_dirname"]): str(trial["status"]) for trial in trials}
         except (ValueError, KeyError, TypeError, AttributeError):
             return TuneFiles(names, f"{states[-1]} is damaged")
-        complete = bool(searches) and _ray.tune.has_named_all_trials(
-            (experiment / searches[-1]).read_bytes()
-        )
+    complete = bool(searches) and _ray.tune.has_named_all_trials(search)
     problem = None if statuses else f"{states[-1]} lists no trial"
     return TuneFiles(names, problem, statuses, complete)
 

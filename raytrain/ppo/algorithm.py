@@ -80,7 +80,7 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
     config.callbacks(callbacks_class=EpisodeRecorder)
     # Ray restarts a dead runner at once; `collector` decides what it does then.
     config.fault_tolerance(restart_failed_env_runners=True, ignore_env_runner_failures=False)
-    _ray.runners.leave_syncing_to_us(config)
+    _ray.runners.set_auto_sync(config, False)
     config.algo_class = ExactPPO
     return config
 

@@ -170,7 +170,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
                 for module, value in _ray.learners.kl_coefficients(self).items()
             },
             "schedules": {
-                name: _ray.learners.scheduler_value(scheduler)
+                name: float(scheduler.get_current_value())
                 for name, scheduler in _ray.learners.schedulers(self).items()
             },
             "opaque": pickle.dumps(opaque, protocol=pickle.HIGHEST_PROTOCOL),

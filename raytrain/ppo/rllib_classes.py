@@ -84,5 +84,5 @@ def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
         stock.evaluation(evaluation_config=evaluation)
     if _ray.runners.filters_observations(stock):
         stock.env_runners(env_to_module_connector=_FromSource(_MEAN_STD_FILTER))
-    _ray.runners.leave_syncing_to_rllib(stock)
+    _ray.runners.set_auto_sync(stock, True)
     return stock

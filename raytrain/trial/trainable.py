@@ -54,6 +54,7 @@ from raytrain.cluster.failures import able_to_travel
 from raytrain.cluster.nodes import nodes_alive
 from raytrain.config import (
     ALGORITHM_SECTIONS,
+    ExperimentConfig,
     config_digest,
     config_from_dict,
     eras,
@@ -117,13 +118,17 @@ class TrialPPO(ExactPPO):
     def default_resource_request(cls, config: Any) -> Any:
         sections = {key: value for key, value in dict(config).items() if not key.startswith("__")}
         frame = {"name": "resources", "stop": {"iterations": 1}}
-        given = config_from_dict({**frame, **sections})
-        algorithm = prepare(to_algorithm_config(given))
+        return cls.resources_of(config_from_dict({**frame, **sections}))
+
+    @classmethod
+    def resources_of(cls, config: ExperimentConfig) -> PlacementGroupFactory:
+        """The resources of a trial. Raises what RLlib does not accept in the config."""
+        algorithm = prepare(to_algorithm_config(config))
         algorithm.copy(copy_frozen=False).validate()
         # Reserved are the resources that the trial needs; further env runners take free ones.
-        reserved, _ = RunnerRules.of(given).actors(algorithm.num_env_runners)
+        reserved, _ = RunnerRules.of(config).actors(algorithm.num_env_runners)
         algorithm.env_runners(num_env_runners=reserved, rollout_fragment_length="auto")
-        main = given.resources
+        main = config.resources
         if not (main.num_cpus_for_main_process or main.custom_resources_for_main_process):
             algorithm.resources(custom_resources_for_main_process=_ALMOST_NOTHING)
         request = PPO.default_resource_request(algorithm.to_dict())

@@ -225,7 +225,7 @@ def test_the_same_command_finds_the_fork_finished(family):
          "fcnet_hiddens [16, 16], and this config says [4]"),
         (["--name", "x"], "past `stop` already (iterations"),
         (["--name", "child"], "lies in"),
-        (["--name", "grandchild"], "is not what --from"),
+        (["--name", "grandchild"], "and not as --from"),
     ],
     ids=lambda value: None if isinstance(value, list) else value[:12],
 )  # fmt: skip
@@ -260,7 +260,7 @@ def test_a_run_that_is_no_fork_is_not_made_one(family, tmp_path):
     config = write_config(tmp_path / "run.yaml", **SMALL, stop={"iterations": 3})
     ended = here("train", config, "--from", family / "results" / "child")
     assert ended.exit_code == 2
-    assert "no fork" in ended.output
+    assert "is not a fork" in ended.output
     assert here("train", config, "--weights-only").exit_code == 2
 
 

@@ -19,8 +19,9 @@ from support.clusters import until
 
 from raytrain.cluster import nodes
 from raytrain.cluster.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
-from raytrain.cluster.preemption import Notice
+from raytrain.cluster.preemption import notice_given
 from raytrain.cluster.restart_counts import RestartCounts
+from raytrain.config.schema import Preemption
 from raytrain.driver.pending_trials import PendingTrials
 from raytrain.driver.trial_watchdog import TrialWatchdog
 from raytrain.storage import Location
@@ -174,16 +175,11 @@ def test_losses_are_counted_over_the_life_of_a_trial(tmp_path: Path) -> None:
     assert RestartCounts(Location.of(tmp_path)).text() == ""
 
 
-def notice(**given: Any) -> Notice:
-    keys = {"command": None, "url": None, "headers": {}, "match": ".", "poll_s": 0.1, "grace_s": 30}
-    return Notice(**{**keys, **given})
-
-
 def test_a_command_gives_notice(tmp_path: Path) -> None:
-    asked = notice(command=f"test -e {tmp_path}/notice")
-    assert not asked.given()
+    asked = Preemption(notice_command=f"test -e {tmp_path}/notice")
+    assert not notice_given(asked)
     (tmp_path / "notice").touch()
-    assert asked.given()
+    assert notice_given(asked)
 
 
 @pytest.fixture
@@ -210,14 +206,20 @@ def cloud() -> Any:
 
 
 def test_a_url_gives_notice(cloud: Any) -> None:
-    asked = notice(url=cloud.url, headers={"Metadata": "true"}, match='"EventType": *"Preempt"')
-    assert not asked.given()
+    asked = Preemption(
+        notice_url=cloud.url,
+        notice_headers={"Metadata": "true"},
+        notice_match='"EventType": *"Preempt"',
+    )
+    assert not notice_given(asked)
     cloud.answer = (200, '{"Events": [{"EventType": "Reboot"}]}')
-    assert not asked.given()
+    assert not notice_given(asked)
     cloud.answer = (200, '{"Events": [{"EventType": "Preempt"}]}')
-    assert asked.given()
-    assert not notice(url=cloud.url, match="Preempt").given(), "without the header it is refused"
-    assert not notice(url="http://127.0.0.1:9/").given(), "nobody answers there"
+    assert notice_given(asked)
+    assert not notice_given(Preemption(notice_url=cloud.url, notice_match="Preempt")), (
+        "without the header it is refused"
+    )
+    assert not notice_given(Preemption(notice_url="http://127.0.0.1:9/")), "nobody answers there"
 
 
 def test_a_trial_that_stands_still_is_killed_and_named() -> None:
@@ -231,12 +233,12 @@ def test_a_trial_that_stands_still_is_killed_and_named() -> None:
     assert overdue.look([trial]) == {}, "a start may take ten times the floor, twice"
     for _ in range(4):
         now[0] += 5.0
-        overdue.heard(str(trial))
+        overdue.reported(str(trial))
     now[0] += 29.0
     assert overdue.look([trial]) == {}
     now[0] += 2.0
     (sentence,) = overdue.look([trial]).values()
-    assert f"(node {ray.nodes()[0]['NodeManagerAddress']}) for 31 s" in sentence
+    assert f"(node {ray.nodes()[0]['NodeManagerAddress']}) has not reported for 31 s" in sentence
     with pytest.raises(RayActorError):
         while True:  # It may answer for a moment yet.
             ray.get(actor.pid.remote(), timeout=600)
