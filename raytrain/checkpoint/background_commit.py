@@ -341,9 +341,6 @@ class Committer:
             return []
 
 
-_DISPOSABLE = frozenset({"periodic", "interrupted"})
-
-
 @dataclass(frozen=True)
 class RetentionPolicy:
     """Keep the good checkpoints of the newest `num_to_keep` iterations, or all if it is None."""
@@ -361,11 +358,7 @@ def surplus(entries: Sequence[Entry], policy: RetentionPolicy) -> list[Entry]:
     """The entries to delete, the oldest first."""
     if policy.num_to_keep is None:
         return []
-    good = [
-        entry
-        for entry in entries
-        if entry.is_periodic_place and entry.kind in _DISPOSABLE and entry.good is not False
-    ]
+    good = [entry for entry in entries if entry.is_disposable and entry.good is not False]
     kept = sorted({entry.iteration for entry in good})[-policy.num_to_keep :]
     return sorted((e for e in good if e.iteration < kept[0]), key=lambda e: e.iteration)
 

@@ -107,6 +107,11 @@ class Entry:
     def is_periodic_place(self) -> bool:
         return self.path.startswith("checkpoint_")
 
+    @property
+    def is_disposable(self) -> bool:
+        """Whether retention may delete it: a periodic or interrupted checkpoint."""
+        return self.is_periodic_place and self.kind in ("periodic", "interrupted")
+
     def remove(self, fence: Fence = nothing) -> None:
         """Delete it. Raises `StorageError`, and what `fence` raises (see `remove_checkpoint`)."""
         with storage_errors(f"Deleting {self.path}", self.location):
