@@ -13,7 +13,7 @@ from raytrain import load_policy
 from raytrain.checkpoint import ExperimentFile
 from raytrain.commands.progress_bar import busy
 from raytrain.config import ConfigError, EnvCreator, config_from_dict, env_creator
-from raytrain.config.environment import laid_over
+from raytrain.config.environment import deep_merge
 from raytrain.config.user_code import EnvironmentFailed
 from raytrain.errors import BadInput, require
 from raytrain.policy.evaluate import Evaluation, evaluate
@@ -59,7 +59,7 @@ def evaluate_path(
         )
     config = config_from_dict(experiment.config)
     creator = env_creator(config)
-    env_config = laid_over(policy.env_config, config.evaluation.evaluation_config.env_config or {})
+    env_config = deep_merge(policy.env_config, config.evaluation.evaluation_config.env_config or {})
 
     def make() -> gym.Env[Any, Any]:
         if video is None:

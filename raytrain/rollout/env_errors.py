@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from raytrain import _ray
-from raytrain.config.user_code import by_the_code_itself, failed, text_of, told
+from raytrain.config.user_code import by_the_code_itself, describe, failed, text_of
 from raytrain.errors import RaytrainError
 from raytrain.policy.env_contract import Contract, ContractBroken, method_place
 from raytrain.rollout.divergence import first_not_finite, why_no_action
@@ -33,7 +33,7 @@ def environment_errors(env: Any) -> Iterator[None]:
         if not by_the_code_itself(error):
             raise
         if _went_through_an_environment(error) or isinstance(error, SystemExit):
-            raise failed(f"the environment raised {told(error)}", error) from None
+            raise failed(f"the environment raised {describe(error)}", error) from None
         if _went_through_the_vector_env(error):
             raise failed(_why_refused(env, error), error) from None
         if not_finite := _not_finite(env):

@@ -21,7 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from raytrain.config.user_code import EnvironmentFailed, by_the_code_itself, failed, no_exit, told
+from raytrain.config.user_code import (
+    EnvironmentFailed,
+    by_the_code_itself,
+    describe,
+    failed,
+    no_exit,
+)
 from raytrain.policy.env_contract import Contract
 from raytrain.rng import RngStreams
 from raytrain.rollout.env_snapshots.fingerprint import Frame, frame_of
@@ -69,7 +75,7 @@ def user_code(doing: str) -> Iterator[None]:
         # stepped, pickled or rebuilt. Each of these is an answer to the question being asked.
         if not by_the_code_itself(error):
             raise
-        found = failed(f"{doing} raised {told(error)}", error)
+        found = failed(f"{doing} raised {describe(error)}", error)
         raise _as_user_code_failed(found) from error
 
 
