@@ -265,7 +265,7 @@ BAD_VALUES = [
     ("small batch", "training:\n  gamma: 0.9\n  train_batch_size_per_learner: 64",
      ":5: training.minibatch_size: 128", "which is 64"),
     ("shared card", "learners:\n  num_learners: 2\n  num_gpus_per_learner: 0.5",
-     ":5: learners.num_gpus_per_learner: 0.5: 2 learners cannot share a card", "a whole one"),
+     ":5: learners.num_gpus_per_learner: 0.5: 2 learners cannot share a GPU", "a whole GPU"),
     ("fragment and batch", "env_runners:\n  rollout_fragment_length: 1500",
      ":4: env_runners.rollout_fragment_length: 1500", "use 'auto' or 2000"),
     ("no evaluation", "evaluation:\n  evaluation_interval: 2\n  evaluation_duration: 0",
@@ -289,7 +289,7 @@ BAD_VALUES = [
     ("short of a sequence", "training: {minibatch_size: 10}\nrl_module: {model_config: {use_lstm: true}}",
      ":3: training.minibatch_size: 10: must not be smaller", "max_seq_len, which is 20"),
     ("recurrent log-std", "rl_module: {model_config: {use_lstm: true, free_log_std: true}}",
-     ":3: rl_module.model_config.free_log_std: true: does not go with use_lstm", "RLlib's head"),
+     ":3: rl_module.model_config.free_log_std: true: cannot be used with use_lstm", "RLlib's head"),
     ("no layers", "rl_module: {model_config: {fcnet_hiddens: []}}",
      ":3: rl_module.model_config.fcnet_hiddens", ""),
     ("initializer", "rl_module: {model_config: {fcnet_kernel_initializer: xavier_uniform}}",
@@ -303,7 +303,7 @@ BAD_VALUES = [
      ":3: rl_module.model_config.fcnet_bias_initializer", "constant_ needs 'val'"),
     ("no GAE", "training: {use_gae: false}", ":3: training.use_gae: false", "complete_episodes"),
     ("empty grid", "training: {lr: {grid_search: []}}", ':3: training.lr.grid_search: {"grid_se',
-     "a list of one value or more"),
+     "a list of at least one value"),
     ("range order", "training: {lr: {uniform: [2, 1]}}", ":3: training.lr.uniform", "needs a < b"),
     ("range length", "training: {lr: {uniform: [2]}}", ":3: training.lr.uniform", "two numbers"),
     ("log of 0", "training: {lr: {loguniform: [0, 1]}}", ":3: training.lr.loguniform", "above 0"),
@@ -1027,7 +1027,9 @@ def test_a_value_that_yaml_1_1_and_1_2_read_differently_is_refused_with_its_line
 ):
     said = refusal(write(f"{MINIMAL}env_config_:\n  - {{size: {text}}}\n"))
     line = MINIMAL.count("\n") + 2
-    assert f"run.yaml:{line}: env_config_[0].size: {text} is one thing in YAML 1.1" in said
+    assert (
+        f"run.yaml:{line}: env_config_[0].size: {text} has different meanings in YAML 1.1" in said
+    )
     assert instead in said
 
 

@@ -13,7 +13,8 @@ from checkpoint_children import manifest, put
 
 from raytrain.checkpoint import Catalogue, Manifest, ManifestError, Parent, resolve
 from raytrain.checkpoint.resolve import entries_at
-from raytrain.cli.documents import json_ready, manifest_document, manifest_text
+from raytrain.cli.documents import manifest_document, manifest_text
+from raytrain.cli.json_output import json_ready
 from raytrain.cli.tables import list_text, show_text
 from raytrain.commands import plot, prune, status
 from raytrain.driver.tuner import read_tune_files
@@ -205,7 +206,7 @@ def readers(results: Path, file: str) -> Iterator[Callable[[], object]]:
 
     def inspect() -> None:
         entry = resolve(str(experiment))
-        manifest_text(entry)
+        manifest_text(entry, manifest_document(entry))
         json.dumps(json_ready(manifest_document(entry)), allow_nan=False)
 
     yield show

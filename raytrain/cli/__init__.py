@@ -5,7 +5,7 @@ train         train, submit, resume
 checkpoints   checkpoints, inspect, verify, evaluate, probe, audit, export
 experiments   show, list, plot, prune
 documents     what `--json` prints
-tables        what a person sees in its place
+tables        what is printed without `--json`
 """
 
 from raytrain.cli.early_signals import nothing_begun

@@ -1,9 +1,9 @@
-"""Search spaces: a value that Tune chooses for each trial.
+"""Search spaces: values that Tune chooses for each trial.
 
     lr: {grid_search: [1.0e-4, 1.0e-3]}      one trial for each, times tune.num_samples
     lr: {choice: [1.0e-4, 1.0e-3]}           drawn for each of tune.num_samples
     lr: {uniform: [1.0e-4, 1.0e-3]}          drawn between the two
-    lr: {loguniform: [1.0e-4, 1.0e-3]}       drawn between the two, evenly in the logarithm
+    lr: {loguniform: [1.0e-4, 1.0e-3]}       drawn between the two, uniformly in the logarithm
 
 They may stand under `training`, `env_runners`, `learners`, `environment.env_config`,
 `rl_module.model_config`, and for `seed`.
@@ -37,10 +37,10 @@ _LARGEST_FULL_CHECK = 256
 def take_out(
     values: dict[str, Any],
 ) -> tuple[dict[str, Any], list[SearchSpace], list[tuple[tuple[str | int, ...], Problem]]]:
-    """The config with each search space replaced by its first value; the spaces; what is wrong.
+    """The config with each search space replaced by its first value; the spaces; the problems.
 
-    A problem comes with the keys that lead to it. A space that is wrong is left out of the values,
-    so that they can still be validated for the rest.
+    A problem comes with its path. A wrong search space is left out of the values, so that the rest
+    can still be validated.
     """
     spaces: list[SearchSpace] = []
     problems: list[tuple[tuple[str | int, ...], Problem]] = []
@@ -52,9 +52,9 @@ def take_out(
         if kind not in (*LISTS, *RANGES) or not path:
             walked = {key: walk(item, (*path, key)) for key, item in node.items()}
             return {key: item for key, item in walked.items() if item is not _REFUSED}
-        said = _refusal(path, kind, node[kind])
-        if said is not None:
-            problems.append(((*path, kind), Problem(said, value=node)))
+        message = _refusal(path, kind, node[kind])
+        if message is not None:
+            problems.append(((*path, kind), Problem(message, value=node)))
             return _REFUSED
         spaces.append(SearchSpace(path, kind, tuple(copy.deepcopy(node[kind]))))
         return copy.deepcopy(node[kind][0])
@@ -69,12 +69,12 @@ _REFUSED = object()
 def _refusal(path: tuple[str, ...], kind: str, values: Any) -> str | None:
     if not any(path[: len(prefix)] == prefix for prefix in _MAY_BE_SEARCHED):
         places = ", ".join(".".join(prefix) for prefix in _MAY_BE_SEARCHED)
-        return f"cannot be searched; a search space may stand under {places}"
+        return f"cannot be searched; search spaces are allowed under {places}"
     if path in _MAY_BE_SEARCHED and path != ("seed",):
-        return "a search space stands for one value; give each key of the section its own"
+        return "a search space replaces one value; give each key of the section its own"
     if kind in LISTS:
         if not isinstance(values, list) or not values:
-            return f"{kind} needs a list of one value or more"
+            return f"{kind} needs a list of at least one value"
         return None
     if not isinstance(values, list) or len(values) != 2 or not all(map(_is_finite, values)):
         return f"{kind} needs a list of two numbers [a, b]"
@@ -94,21 +94,12 @@ Chosen = tuple[tuple[SearchSpace, tuple[str | int, ...], Any], ...]
 
 
 def combinations(spaces: list[SearchSpace]) -> Iterator[Chosen]:
-    """What to validate: every combination of candidates, or each candidate alone if those are
-    many.
-    """
+    """What to validate: every combination of candidates; if there are many, each candidate alone."""
     choices = [[(space, at, value) for at, value in space.candidates()] for space in spaces]
     if math.prod(map(len, choices)) <= _LARGEST_FULL_CHECK:
         yield from itertools.product(*choices)
-        return
-    for choice in choices:
-        for candidate in choice:
-            yield (candidate,)
-
-
-def has_search(config: ExperimentConfig) -> bool:
-    """Whether any value differs between trials."""
-    return bool(config.search)
+    else:
+        yield from ((candidate,) for candidate in itertools.chain(*choices))
 
 
 def num_trials(config: ExperimentConfig) -> int:
@@ -118,9 +109,8 @@ def num_trials(config: ExperimentConfig) -> int:
 
 
 def param_space(config: ExperimentConfig) -> dict[str, Any]:
-    """Tune's parameter space: the seed and the algorithm's sections, with Tune's domains in
-    places.
-    """
+    """Tune's parameter space: the seed and the algorithm's sections, with Tune's domains in the
+    places of the search spaces."""
     from ray import tune
 
     from raytrain.config.schema import ALGORITHM_SECTIONS

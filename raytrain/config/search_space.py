@@ -1,4 +1,4 @@
-"""One search space of a config: where it stands, its kind, and its values."""
+"""A search space of a config: its path, its kind, and its values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 LISTS = ("grid_search", "choice")
 RANGES = ("uniform", "loguniform")
 _GOLDEN = 0.381966
-"""Where in a range a value is tried: at a fraction that a range of whole numbers does not hit."""
+"""The fraction of a range at which a value is tried: it gives no whole number by chance."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SearchSpace:
     values: tuple[Any, ...]
 
     def candidates(self) -> list[tuple[tuple[str | int, ...], Any]]:
-        """Values to validate, each with the keys that lead to it in the YAML file."""
+        """The values to validate, each with its path in the YAML file."""
         at = (*self.path, self.kind)
         ends: list[tuple[tuple[str | int, ...], Any]]
         ends = [((*at, index), value) for index, value in enumerate(self.values)]

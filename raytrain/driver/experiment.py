@@ -40,7 +40,6 @@ from raytrain.config import (
     env_creator,
     gives_up_exactness,
     has_digest,
-    has_search,
     num_trials,
 )
 from raytrain.driver.action_spaces import require_served_actions
@@ -369,7 +368,7 @@ def _may_change(name: str) -> bool:
 
 def _refuse_other_digest(config: ExperimentConfig, place: Location) -> None:
     """Of the checkpoints only the newest counts: what may change changed after others were written."""
-    if has_search(config):
+    if config.search:
         return  # Each trial has its own values; which ones is not known without experiment.json.
     for trial in trials(place):
         entries = Catalogue(trial).entries()
