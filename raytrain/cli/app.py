@@ -1,7 +1,8 @@
 """The program `raytrain` without its commands: what the commands share.
 
-Exit codes: 0 finished; 1 the run failed, or a checkpoint is damaged; 2 bad input; 130/143 stopped by
-SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout; everything else is on stderr.
+Exit codes: 0 finished; 1 the run failed, or a checkpoint is damaged; 2 bad input; 130/143 stopped
+by SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout; everything else is on
+stderr.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ Address = Annotated[
 
 
 def main() -> None:
-    """Entry point of the console script. A signal ends any command without a traceback, with exit code
-    128 + its number; commands that train handle the signals themselves, and save."""
+    """Entry point of the console script. A signal ends any command without a traceback, with exit
+    code 128 + its number; commands that train handle the signals themselves, and save."""
     # None: the stream was closed for this program (`>&-`), so nobody wants to read it.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -185,8 +186,8 @@ def keep_ray_quiet() -> None:
     """Keep Ray's loggers off stderr. Importing Ray sets their levels, so the import comes first."""
     from raytrain import _ray
 
-    # The level of Ray's C++ part. It warns (Ray 2.60) about each env runner that a driver starts: "has
-    # constructor arguments in the object store and max_restarts > 0".
+    # The level of Ray's C++ part. It warns (Ray 2.60) about each env runner that a driver starts:
+    # "has constructor arguments in the object store and max_restarts > 0".
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     _ray.tune.quiet_driver()
     for name in ("ray", "ray.rllib", "ray.tune"):

@@ -107,8 +107,8 @@ def evaluate(
         typer.Option(
             metavar="N",
             min=1,
-            help="End an episode after N steps; by default after evaluation.max_episode_steps of the "
-            "config, and without that when the environment ends it.",
+            help="End an episode after N steps; by default after evaluation.max_episode_steps of "
+            "the config, and without that when the environment ends it.",
         ),
     ] = None,
     video: Annotated[

@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextmanager
 def nothing_begun() -> Iterator[None]:
-    """In the body, a signal ends the process at once and silently, with exit code 128 + its number."""
+    """In the body, a signal ends the process silently, with exit code 128 + its number."""
 
     def end(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)

@@ -1,9 +1,9 @@
 """`--json`: stdout holds the document, and nothing else.
 
 A user's environment may write on stdout when it is imported, made, reset, stepped, closed, or when
-the program ends: from Python, from C, or from a process of its own. So while a command with `--json`
-runs, file descriptor 1 and `sys.stdout` are stderr, and the document goes to the original stdout.
-They stay so until the program ends.
+the program ends: from Python, from C, or from a process of its own. So while a command with
+`--json` runs, file descriptor 1 and `sys.stdout` are stderr, and the document goes to the original
+stdout. They stay so until the program ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _used = False
 
 @contextmanager
 def stdout_for_the_document() -> Iterator[None]:
-    """In the body, everything that is written on stdout goes to stderr, except for `write_document`."""
+    """In the body, all output on stdout goes to stderr, except that of `write_document`."""
     global _document, _used  # noqa: PLW0603 - a process has one stdout
     before = sys.stdout
     before.flush()

@@ -16,7 +16,7 @@ from raytrain.storage.escapes import printable
 
 
 def show_text(experiment: ExperimentView) -> str:
-    """An experiment: each trial in a few lines with its checkpoints, then the commands to continue."""
+    """An experiment: its trials with their checkpoints, then the commands to continue."""
     writer = "" if experiment.writer is None else f" ({experiment.writer})"
     lines = [
         f"{experiment.path}: {experiment.state}{writer}",

@@ -54,8 +54,8 @@ def train(
           --set training.lr=5e-5 --set stop.timesteps=4e5
 
     A value is YAML. The keys are those of the file, with dots: see docs/config.md. A run that
-    continues may change only `stop`, `checkpoint`, `failure`, `resources` and some other keys. A fork
-    (--from) may change everything except the spaces and the network; its counters continue.
+    continues may change only `stop`, `checkpoint`, `failure`, `resources` and some other keys. A
+    fork (--from) may change everything except the spaces and the network; its counters continue.
     """
     from raytrain.cluster.package import submitted
     from raytrain.config import load_config
@@ -120,7 +120,8 @@ def submit(
 
     \b
       raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs
-      raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs --wait
+      raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs \\
+          --wait
 
     The same command again is the same run: it follows the running job, reports that the run has
     finished, or continues the run in a new job. Exit codes with --wait are those of `raytrain

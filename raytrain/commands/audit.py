@@ -56,8 +56,8 @@ class CannotAudit(BadInput):
 
 @dataclass(frozen=True)
 class Difference:
-    """The first iteration that differs. `what` maps a metric's name, or `weights_sha256`, to the value
-    on storage and the value of now."""
+    """The first iteration that differs. `what` maps a metric's name, or `weights_sha256`, to the
+    value on storage and the value of now."""
 
     iteration: int
     what: Mapping[str, tuple[Any, Any]]
@@ -65,8 +65,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class TrialAudit:
-    """One trial, trained again from iteration `start` to `end`. `compared`: the number of iterations
-    that have a row in result.json; without one, only the weights at the end can be compared."""
+    """One trial, trained again from iteration `start` to `end`. `compared`: the number of
+    iterations that have a row in result.json; of the others, only the last weights are known."""
 
     trial: str
     start: int
@@ -107,8 +107,8 @@ class TrialAudit:
         )
         if changed:
             lines.append(
-                f"  Versions differ from those of the checkpoints ({changed}); equality is promised "
-                "for the same versions only."
+                f"  Versions differ from those of the checkpoints ({changed}); equality is "
+                "promised for the same versions only."
             )
         return "".join(f"{line}\n" for line in lines)
 
@@ -141,8 +141,8 @@ class Audit:
 
 def audit(experiment_dir: str | Path, *, start: int | None = None, end: int | None = None) -> Audit:
     """Train each trial of an experiment (or the trial whose directory is given) again from the
-    checkpoint of iteration `start` to that of `end`, and compare. By default these are the two newest
-    good checkpoints; with only one given, the other is its neighbour.
+    checkpoint of iteration `start` to that of `end`, and compare. By default these are the two
+    newest good checkpoints; with only one given, the other is its neighbour.
 
     Raises:
         BadInput: no experiment, no such checkpoints, or the run is not exact there.
@@ -158,7 +158,8 @@ def audit(experiment_dir: str | Path, *, start: int | None = None, end: int | No
         )
     # Everything that can be refused is refused before anything is trained.
     plans = [_plan(trial, experiment, start, end) for trial in chosen]
-    return Audit(str(experiment_place), tuple(_audit_trial(*plan) for plan in plans))
+    audits = (_audit_trial(*plan, experiment.snapshot) for plan in plans)
+    return Audit(str(experiment_place), tuple(audits))
 
 
 Plan = tuple[Location, ExperimentConfig, Entry, Entry]
@@ -181,7 +182,8 @@ def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, E
     """The checkpoints to begin at and to reach; every byte of them is checked."""
     good: dict[int, Entry] = {}
     for entry in Catalogue(trial).entries(verify=True):
-        # Kind `error` is a diverged state. Of several checkpoints of an iteration, use the numbered.
+        # Kind `error` is a diverged state. Of several checkpoints of an iteration, use the
+        # numbered.
         usable = entry.good and entry.kind != "error"
         if usable and (entry.is_periodic_place or entry.iteration not in good):
             good[entry.iteration] = entry
@@ -220,9 +222,9 @@ def _refuse_inexact(trial: Location, first: Entry, last: Entry) -> None:
         )
     if lost.since_iteration >= first.iteration:
         raise CannotAudit(
-            f"{trial} cannot be audited from iteration {first.iteration} to {last.iteration}: the run "
-            f"is not exact after iteration {lost.since_iteration} ({lost.why}). Give other checkpoints "
-            "with --from and --to."
+            f"{trial} cannot be audited from iteration {first.iteration} to {last.iteration}: the "
+            f"run is not exact after iteration {lost.since_iteration} ({lost.why}). Give other "
+            "checkpoints with --from and --to."
         )
 
 
@@ -234,7 +236,8 @@ def _config_of(trial: Location, experiment: ExperimentFile) -> ExperimentConfig:
             config = config_from_dict(experiment.config)
             if config.search:
                 raise CannotAudit(
-                    f"{place} is missing, so the values that were chosen for this trial are unknown."
+                    f"{place} is missing, so the values that were chosen for this trial are "
+                    "unknown."
                 )
             return config
         data = place.read_bytes()
@@ -246,16 +249,22 @@ def _config_of(trial: Location, experiment: ExperimentFile) -> ExperimentConfig:
 
 
 def _audit_trial(
-    trial: Location, config: ExperimentConfig, first: Entry, last: Entry
+    trial: Location,
+    config: ExperimentConfig,
+    first: Entry,
+    last: Entry,
+    snapshot: Mapping[str, Any],
 ) -> TrialAudit:
     from raytrain.ppo.state import StateMismatch
 
     written = _manifest(last)
     now = versions()
+    # Environments are snapshotted as in the checkpoint; in other stages as in experiment.json.
+    snapshot = {**snapshot, "strategy": str(written.snapshot_strategy)}
     difference, compared, digest = None, 0, ""
     with (
         scratch("audit") as directory,
-        _algorithm(config, _snapshot(trial, written), directory) as algorithm,
+        _algorithm(config, snapshot, directory) as algorithm,
     ):
         source = fetch(first.location, directory / "fetched")
         try:
@@ -287,14 +296,6 @@ def _audit_trial(
             if now.get(name) != then
         },
     )
-
-
-def _snapshot(trial: Location, written: Manifest) -> dict[str, Any]:
-    """How environments are snapshotted: as in the checkpoint; in other stages as in
-    experiment.json."""
-    experiment = ExperimentFile.read(trial.parent)
-    known = dict(experiment.snapshot) if experiment is not None else {}
-    return {**known, "strategy": str(written.snapshot_strategy)}
 
 
 def _train_and_compare(

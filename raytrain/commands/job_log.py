@@ -1,8 +1,8 @@
 """Follow a job's log until the job ends.
 
 Ray sends the log over a connection that always begins at the start of the log. When the connection
-breaks (the dashboard restarts, the network fails), it is opened again and the part that was shown is
-skipped. A cluster that does not answer for a minute counts as lost.
+breaks (the dashboard restarts, the network fails), it is opened again and the part that was shown
+is skipped. A cluster that does not answer for a minute counts as lost.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def follow(
             failing = failing or time.monotonic()
             if time.monotonic() - failing > patience_s:
                 raise ClusterLost(
-                    f"The cluster at {server.address} has not answered for {patience_s:.0f} s. If its "
-                    "head is gone, start a new one and submit again there: the run continues from its "
-                    "storage."
+                    f"The cluster at {server.address} has not answered for {patience_s:.0f} s. If "
+                    "its head is gone, start a new one and submit again there: the run continues "
+                    "from its storage."
                 ) from None
             time.sleep(_AGAIN_S)
         else:

@@ -9,10 +9,11 @@ Every job of a run has the run's mark in its metadata, so that submitting twice 
     metadata: raytrain_run     SHA-256 of name and storage path, which identify a run
               raytrain_config  SHA-256 of the resolved config
 
-The newest job of the run decides. If it is running, it is the job. If it has finished the same config,
-nothing is submitted. Otherwise (failed, stopped, finished with another `stop`, or unknown to a new
-head) another job is submitted, which continues from storage. The entrypoint and the environment of a
-job contain no value of the config, as everybody who sees the dashboard can read them.
+The newest job of the run decides. If it is running, it is the job. If it has finished the same
+config, nothing is submitted. Otherwise (failed, stopped, finished with another `stop`, or unknown
+to a new head) another job is submitted, which continues from storage. The entrypoint and the
+environment of a job contain no value of the config, as everybody who sees the dashboard can read
+them.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def submit(config: ExperimentConfig, server: JobServer) -> Job:
             raise BadInput(
                 f"{config.name} is running there as the job {newest.submission_id}, with another "
                 f"config. Wait for the job to end, or stop it with "
-                f"`{server.stop_command(newest.submission_id)}` (it saves first), then submit again. To "
-                "follow it, give the config that it was submitted with."
+                f"`{server.stop_command(newest.submission_id)}` (it saves first), then submit "
+                "again. To follow it, give the config that it was submitted with."
             )
         if same and newest.status == "SUCCEEDED":
             return Job(newest.submission_id, "finished")
@@ -98,8 +99,8 @@ def submit(config: ExperimentConfig, server: JobServer) -> Job:
 
 
 def exit_code(job: Any) -> int:
-    """The exit code of `raytrain submit --wait` for an ended job (`JobDetails`): that of its `raytrain
-    train`; 143 for a stopped job (Ray keeps no code then); 1 for any other end."""
+    """The exit code of `raytrain submit --wait` for an ended job (`JobDetails`): that of its
+    `raytrain train`; 143 for a stopped job (Ray keeps no code then); 1 for any other end."""
     if job.status == "STOPPED":
         return _STOPPED
     return job.driver_exit_code if job.driver_exit_code in _PASSED_ON else 1
@@ -180,8 +181,9 @@ class JobServer:
 def _full_address(address: str) -> str:
     if address.startswith("ray://") or address == "auto":
         raise BadInput(
-            f"--address {address}: jobs are submitted to the cluster's dashboard. Give its address, "
-            f"such as http://HOST:{_PORT} (`ray start --head` and `ray dashboard` print it)."
+            f"--address {address}: jobs are submitted to the cluster's dashboard. Give its "
+            f"address, such as http://HOST:{_PORT} (`ray start --head` and `ray dashboard` print "
+            "it)."
         )
     parts = urlsplit(address if "://" in address else f"http://{address}")
     try:
@@ -207,13 +209,14 @@ def _require_job_server(address: str) -> None:
         known = False
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"--address {address}: no answer ({_short(error)}). Check host and port, that the cluster "
-            "is up, and that this machine reaches it (by an SSH tunnel or `ray dashboard`)."
+            f"--address {address}: no answer ({_short(error)}). Check host and port, that the "
+            "cluster is up, and that this machine reaches it (by an SSH tunnel or `ray dashboard`)."
         ) from None
     if not known:
         raise BadInput(
-            f"--address {address}: the server there is not Ray's job server. Jobs are submitted to the "
-            f"dashboard's port, {_PORT} by default; 6379 is for drivers and nodes, 10001 for Ray Client."
+            f"--address {address}: the server there is not Ray's job server. Jobs are submitted to "
+            f"the dashboard's port, {_PORT} by default; 6379 is for drivers and nodes, 10001 for "
+            "Ray Client."
         )
 
 
@@ -236,8 +239,8 @@ def _token_problem(address: str) -> str:
     else:
         reason = "it requires a token; there is none here, or it is not the cluster's"
     return (
-        f"The cluster at {address} refuses this client: {reason}. Set RAY_AUTH_MODE=token and put the "
-        "token that the cluster was started with into RAY_AUTH_TOKEN, or into a file that "
+        f"The cluster at {address} refuses this client: {reason}. Set RAY_AUTH_MODE=token and put "
+        "the token that the cluster was started with into RAY_AUTH_TOKEN, or into a file that "
         "RAY_AUTH_TOKEN_PATH names (by default ~/.ray/auth_token)."
     )
 

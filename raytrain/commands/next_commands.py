@@ -4,8 +4,8 @@
     a stage                  raytrain train CONFIG --from-stage NAME
     any other                raytrain train CONFIG --from CHECKPOINT --name NEW
 
-An experiment does not know its YAML file, only the directory of the file. The commands name the file
-in that directory that has the experiment's name; without one they say CONFIG.
+An experiment does not know its YAML file, only the directory of the file. The commands name the
+file in that directory that has the experiment's name; without one they say CONFIG.
 """
 
 from __future__ import annotations

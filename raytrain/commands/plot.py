@@ -1,7 +1,7 @@
 """`raytrain plot`: the learning curves of an experiment as a PNG or SVG file.
 
-A line for each trial over environment steps, from result.json. A cross marks where a trial continued
-after a failure, a dashed line the end of a stage.
+A line for each trial over environment steps, from result.json. A cross marks where a trial
+continued after a failure, a dashed line the end of a stage.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Curve:
-    """One trial: a point for each iteration in which the metric is a number, the points at which the
-    trial continued after a failure, and the steps at which each stage ended."""
+    """One trial: a point for each iteration in which the metric is a number, the points at which
+    the trial continued after a failure, and the steps at which each stage ended."""
 
     trial: str
     points: tuple[tuple[float, float], ...]

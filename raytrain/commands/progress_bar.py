@@ -23,7 +23,7 @@ DELAY_S = 2.0
 def _late_bar(
     what: str, total: int | None, console: Console | None, delay_s: float
 ) -> Iterator[Callable[[], None]]:
-    """A rich progress bar that a timer shows after the delay. Yields the function that advances it."""
+    """A progress bar that a timer shows after the delay. Yields the function that advances it."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield lambda: None

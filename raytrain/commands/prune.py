@@ -6,8 +6,9 @@ and those that an attempt wrote after a later one had taken over; the next start
 they do not count. Quarantine and diverged states (`error_*`) are deleted only with their options.
 
 Making a plan changes nothing. To prune, the experiment and each trial are locked, so no process
-writes there, and the plan is made again under the locks. A checkpoint loses its name or its manifest
-first (see `commit`), so a kill leaves no half checkpoint; the next prune or start removes the rest.
+writes there, and the plan is made again under the locks. A checkpoint loses its name or its
+manifest first (see `commit`), so a kill leaves no half checkpoint; the next prune or start removes
+the rest.
 """
 
 from __future__ import annotations
@@ -139,8 +140,8 @@ def _counts(trial: Location) -> Callable[[Entry], bool]:
 
 
 def _newest(catalogue: Catalogue, entries: list[Entry], count: int) -> set[str]:
-    """The paths of the newest `count` periodic checkpoints whose every byte is right, and of damaged
-    ones that are newer than the last of them: damage is evidence."""
+    """The paths of the newest `count` periodic checkpoints whose every byte is right, and of
+    damaged ones that are newer than the last of them: damage is evidence."""
     paths: set[str] = set()
     good = 0
     for entry in sorted(entries, key=lambda entry: -entry.iteration):

@@ -40,8 +40,8 @@ from raytrain.trial.score import reported_score, score_of
 
 @dataclass(frozen=True)
 class CheckpointView:
-    """One checkpoint. `path` is relative to the trial; `good` is False for a damaged checkpoint (see
-    `problem`), None if names and sizes are right. `resume` is the command that continues from it."""
+    """One checkpoint. `path` is relative to the trial; `good` is False for a damaged checkpoint
+    (see `problem`), None if names and sizes are right. `resume` is the command to continue."""
 
     path: str
     kind: str
@@ -62,9 +62,9 @@ class TrialView:
 
     `progress` is the fraction of `stop` that is done, None if unknown; `..._score_episodes` is the
     number of episodes that a score is averaged over, None if unknown. `failures_survived` counts
-    starts after a process that ended without saving; lost nodes and preemptions do not count against
-    `failure.max_failures`. `redone_s` and `away_s` are the seconds that were trained again and the
-    seconds without training (see `downtime`).
+    starts after a process that ended without saving; lost nodes and preemptions do not count
+    against `failure.max_failures`. `redone_s` and `away_s` are the seconds that were trained again
+    and the seconds without training (see `downtime`).
     """
 
     trial: str
@@ -97,7 +97,7 @@ class TrialView:
 
 @dataclass(frozen=True)
 class ExperimentView:
-    """One experiment. `size_bytes` is that of the checkpoints; `writer` is the process that trains."""
+    """One experiment. `size_bytes`: of the checkpoints; `writer`: the process that trains."""
 
     path: str
     name: str
@@ -192,8 +192,8 @@ def views(
     with storage_errors("Listing the experiments", place):
         if not place.is_dir():
             raise BadInput(
-                f"There is no directory {place}. Give the `storage_path` of your runs: the directory "
-                "that contains the experiments' directories."
+                f"There is no directory {place}. Give the `storage_path` of your runs: the "
+                "directory that contains the experiments' directories."
             )
         below = [place / name for name in place.subdirectories() if not name.startswith(".")]
     experiments, problems = [], []

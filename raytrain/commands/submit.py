@@ -31,7 +31,8 @@ def submit_and_follow(
             ended = follow(server, job.submission_id, write)
         except InterruptedEarly:
             say(
-                f"\nThe job keeps running; only its log is not followed any more.\n{_commands_text(job, server)}"
+                "\nThe job keeps running; only its log is not followed any "
+                f"more.\n{_commands_text(job, server)}"
             )
             return interrupts.exit_code
     why = why_it_failed(ended)
@@ -48,8 +49,8 @@ def _state_text(job: Job, config: ExperimentConfig, server: JobServer) -> str:
         return f"{name} is running already; nothing was submitted."
     if job.state == "finished":
         return (
-            f"{name} has finished; exit code 0. Results: {config.storage_path}/{config.name}. To train "
-            "on, raise a value in `stop`; to start another run, give --name NEW."
+            f"{name} has finished; exit code 0. Results: {config.storage_path}/{config.name}. To "
+            "train on, raise a value in `stop`; to start another run, give --name NEW."
         )
     return (
         f"{name} was submitted ({job.packed}).\n"
@@ -71,6 +72,6 @@ def _end_text(submission_id: str, status: str, code: int) -> str:
     if code == 2:
         return f"The job {submission_id} ended with bad input (exit code 2): see its log above."
     return (
-        f"The job {submission_id} has ended: {status}, exit code {code}. The same command continues the "
-        "run from its newest good checkpoint."
+        f"The job {submission_id} has ended: {status}, exit code {code}. The same command "
+        "continues the run from its newest good checkpoint."
     )

@@ -78,8 +78,8 @@ def _minibatch(config: ExperimentConfig) -> Iterator[Conflict]:
 
 
 def _fragment(config: ExperimentConfig) -> Iterator[Conflict]:
-    """RLlib's own rule (PPO's `validate`), checked before RLlib is imported: the fragments must make
-    a batch within 10 % of the given size."""
+    """RLlib's own rule (PPO's `validate`), checked before RLlib is imported: the fragments must
+    make a batch within 10 % of the given size."""
     runners = config.env_runners
     fragment = runners.rollout_fragment_length
     if not isinstance(fragment, int):
@@ -127,8 +127,8 @@ def _shared_gpus(config: ExperimentConfig) -> Iterator[Conflict]:
     learners = config.learners
     if learners.num_learners > 1 and 0 < learners.num_gpus_per_learner < 1:
         yield Conflict(
-            f"{learners.num_learners} learners cannot share a GPU (NCCL refuses it): give each learner "
-            "a whole GPU, or use one learner",
+            f"{learners.num_learners} learners cannot share a GPU (NCCL refuses it): give each "
+            "learner a whole GPU, or use one learner",
             (("learners", "num_gpus_per_learner"), ("learners", "num_learners")),
             learners.num_gpus_per_learner,
         )
@@ -148,8 +148,8 @@ def _log_std(config: ExperimentConfig) -> Iterator[Conflict]:
     if model.log_std_init is not None and not model.free_log_std:
         keys = ("log_std_init", "free_log_std")
         yield Conflict(
-            "is the initial value of the parameter that free_log_std: true adds; without it log-std "
-            "is an output of the network",
+            "is the initial value of the parameter that free_log_std: true adds; without it "
+            "log-std is an output of the network",
             tuple(("rl_module", "model_config", key) for key in keys),
             model.log_std_init,
         )
@@ -180,8 +180,8 @@ def _sequences(config: ExperimentConfig) -> Iterator[Conflict]:
     longest = 20 if model.max_seq_len is None else model.max_seq_len
     if model.use_lstm and size < longest:
         yield Conflict(
-            f"must not be smaller than rl_module.model_config.max_seq_len, which is {longest}: with "
-            "use_lstm a minibatch consists of sequences",
+            f"must not be smaller than rl_module.model_config.max_seq_len, which is {longest}: "
+            "with use_lstm a minibatch consists of sequences",
             (("training", "minibatch_size"), ("rl_module", "model_config", "max_seq_len")),
             size,
         )

@@ -94,8 +94,7 @@ class EnvCreator:
         return env
 
     def check_arguments(self, env_config: Mapping[str, Any]) -> None:
-        """Raises ConfigError for an argument that the environment does not take, and for one that is
-        missing."""
+        """Raises ConfigError for an argument that the environment does not take or lacks."""
         arguments = dict(env_config)
         if _is_gymnasium_id(self.spec):
             creator, arguments = _gymnasium_creator(self.spec, self.import_path, arguments)
@@ -127,7 +126,8 @@ class EnvCreator:
 def resolve_env(spec: str, import_path: str | None = None, *, check_env: bool = True) -> EnvCreator:
     """The creator of an environment that exists: its id is registered, or its module imports.
 
-    Raises ConfigError with the name that was not found, where it was searched, and the nearest name.
+    Raises ConfigError with the name that was not found, where it was searched, and the nearest
+    name.
     """
     if _is_gymnasium_id(spec):
         _gymnasium_creator(spec, import_path, {})
@@ -229,8 +229,8 @@ def _factory(spec: str, import_path: str | None) -> Callable[..., Any]:
     module_name, _, attribute = spec.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         message = (
-            f"{module_name} is not the name of a module; for a file my_envs.py beside the YAML file "
-            "write my_envs:make"
+            f"{module_name} is not the name of a module; for a file my_envs.py beside the YAML "
+            "file write my_envs:make"
         )
         raise _env_error(message, spec)
     module = _import(module_name, spec, import_path)
@@ -289,7 +289,7 @@ def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
 
 @contextmanager
 def _module_code(action: str, spec: str) -> Iterator[None]:
-    """Turn whatever a user's module raises in the body into a ConfigError: "`action` fails: ..."."""
+    """Turn what a user's module raises in the body into a ConfigError: "`action` fails: ..."."""
     try:
         with no_exit():
             yield
@@ -319,8 +319,8 @@ def _refuse_other_dtype(module_name: str, spec: str) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_default_dtype() is not torch.float32:
         message = (
-            f"importing {module_name} sets Torch's default dtype to {torch.get_default_dtype()}, and "
-            "the networks need torch.float32; set the dtype of your own tensors instead"
+            f"importing {module_name} sets Torch's default dtype to {torch.get_default_dtype()}, "
+            "and the networks need torch.float32; set the dtype of your own tensors instead"
         )
         raise _env_error(message, spec)
 
@@ -335,7 +335,8 @@ def _why(error: BaseException) -> str:
         message += f", there in {inner}"
     if isinstance(error, SystemExit):
         message += (
-            ". A module that is imported must not end the program: put the code of a script, such as "
+            ". A module that is imported must not end the program: put the code of a script, such "
+            "as "
             'reading arguments, under `if __name__ == "__main__":`'
         )
     return message
@@ -369,7 +370,7 @@ def _nearest_module(name: str, import_path: str | None) -> str | None:
 def _refuse_other_module(
     module: ModuleType, module_name: str, spec: str, import_path: str | None
 ) -> None:
-    """A process imports a name once, so a second `envs.py`, of another experiment, cannot be used."""
+    """A process imports a name once, so it cannot use the `envs.py` of a second experiment."""
     if import_path is None or getattr(module, "__file__", None) is None:
         return
     assert module.__file__ is not None

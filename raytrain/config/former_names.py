@@ -1,5 +1,6 @@
 """The names that other programs have for the keys of the config: RLlib's old API stack, Tune,
-Stable-Baselines3 and rl-zoo, CleanRL. An unknown key with such a name is answered with the key here.
+Stable-Baselines3 and rl-zoo, CleanRL. An unknown key with such a name is answered with the key
+here.
 
     RENAMED   their name -> the key here
     NOTES     their name -> what is different, or why there is no such key
@@ -109,13 +110,15 @@ NOTES = {
     "lr_schedule": _A_SCHEDULE,
     "entropy_coeff_schedule": _A_SCHEDULE,
     "anneal_lr": _A_SCHEDULE,
-    "normalize": "`MeanStdFilter` normalizes observations; for rewards, use a wrapper in the factory",
+    "normalize": "`MeanStdFilter` normalizes observations; for rewards, use a wrapper in the "
+    "factory",
     "clip_vloss": "`.inf` does not clip",
     "clip_range_vf": "`.inf` does not clip",
     "eval_freq": "counted in iterations",
     "metrics_num_episodes_for_smoothing": "and checkpoint.score_window for the score",
     "tensorboard_log": "TensorBoard's files are beside the results",
-    "target_kl": "updates do not end early; with use_kl_loss, training.kl_target adapts a KL penalty",
+    "target_kl": "updates do not end early; with use_kl_loss, training.kl_target adapts a KL "
+    "penalty",
     "normalize_advantage": "advantages are always standardized, over the whole batch",
     "norm_adv": "advantages are always standardized, over the whole batch",
     "use_sde": "there is no state-dependent exploration",
@@ -130,7 +133,8 @@ NOTES = {
     "policies": "there is one policy only",
     "callbacks": _NO_CALLBACKS,
     "callbacks_class": _NO_CALLBACKS,
-    "custom_model": "the network is one of RLlib's defaults, described under rl_module.model_config",
+    "custom_model": "the network is one of RLlib's defaults, described under "
+    "rl_module.model_config",
     "exploration_config": "PPO samples its actions; env_runners.explore turns that off",
     "record_env": "`raytrain evaluate --video` records episodes",
     "render_env": "`raytrain evaluate --video` records episodes",

@@ -1,6 +1,7 @@
 """Initializers of `torch.nn.init` that a model config may name, known without importing Torch.
 
-RLlib looks the names up when it builds the network, in the trial, and accepts in-place initializers.
+RLlib looks the names up when it builds the network, in the trial, and accepts in-place
+initializers.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ Chosen = tuple[tuple[SearchSpace, tuple[str | int, ...], Any], ...]
 
 
 def combinations(spaces: list[SearchSpace]) -> Iterator[Chosen]:
-    """What to validate: every combination of candidates; if there are many, each candidate alone."""
+    """What to validate: all combinations of candidates; of many, each candidate alone."""
     choices = [[(space, at, value) for at, value in space.candidates()] for space in spaces]
     if math.prod(map(len, choices)) <= _LARGEST_FULL_CHECK:
         yield from itertools.product(*choices)

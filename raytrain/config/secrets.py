@@ -52,15 +52,15 @@ def secrets_in(values: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
 
 
 class PlainSecret(ConfigError):
-    """The config contains a secret. Other problems are not reported: they might repeat the secret."""
+    """The config contains a secret. Other problems, which might repeat it, are not reported."""
 
 
 def problem(why: str) -> Problem:
     """The problem, without the value."""
     return Problem(
         f"the config is written to storage and to logs, so it must not contain a secret ({why}); "
-        f"write {{{REFERENCE}: NAME_OF_A_VARIABLE}} and set the variable wherever the environment is "
-        "made",
+        f"write {{{REFERENCE}: NAME_OF_A_VARIABLE}} and set the variable wherever the environment "
+        "is made",
         value=NOTHING,
     )
 

@@ -64,8 +64,8 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
 
 
 def _model_config(config: ExperimentConfig) -> dict[str, Any]:
-    """The keys of the network that are given. RLlib merges them into its defaults when it builds the
-    network; but it reads the sequence length of a recurrent network from here, without a default."""
+    """The keys of the network that are given. RLlib merges them into its defaults when it builds
+    the network, but reads the sequence length of a recurrent network from here."""
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
     model = config.rl_module.model.model_dump(exclude={"log_std_init"})
@@ -96,14 +96,14 @@ def _register(creator: EnvCreator) -> str:
 
 
 def name_for_others(registered: str) -> str:
-    """The name, for programs without raytrain, of the environment that `register_env` registered: an
-    id that Gymnasium finds by itself, or `module:factory`."""
+    """The name, for programs without raytrain, of the environment that `register_env` registered:
+    an id that Gymnasium finds by itself, or `module:factory`."""
     plain = re.sub(r"(@[0-9a-f]{8})?(@\d+)?$", "", registered)
     return f"ale_py:{plain}" if is_atari(plain) else plain
 
 
 def mean_std_filter(env: Any = None, spaces: Any = None, device: Any = None) -> ConnectorV2:
-    """The env-to-module connector of `observation_filter: MeanStdFilter`, with RLlib's signature."""
+    """The connector of `observation_filter: MeanStdFilter`; RLlib gives the arguments."""
     from ray.rllib.connectors.env_to_module import MeanStdFilter
 
     return MeanStdFilter()

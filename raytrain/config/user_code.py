@@ -1,10 +1,10 @@
 """Errors of a user's code, described with file and line.
 
     KeyError: 3, in Bug.step (f09_envs.py, line 44)
-    ConnectionError: refused, in Simulator.step (my_envs.py, line 42), there in connect (socket.py, line 706)
+    ConnectionError: refused, in Simulator.step (my_envs.py, line 42), there in connect (s.py, line 7)
 
-`SystemExit` (of `sys.exit()`) and `KeyboardInterrupt` are errors too if the code itself raises them.
-If a signal raises them (Ctrl-C, or SIGTERM in Ray's handler), they pass.
+`SystemExit` (of `sys.exit()`) and `KeyboardInterrupt` are errors too if the code itself raises
+them. If a signal raises them (Ctrl-C, or SIGTERM in Ray's handler), they pass.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EnvironmentFailed(RaytrainError):
 
 
 class Place(NamedTuple):
-    """A line of code. `name` is the function, such as `Simulator.step`; empty outside of functions."""
+    """A line of code. `name` is its function, such as `Simulator.step`, or empty."""
 
     path: str
     line: int
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
 @contextmanager
 def users_code(doing: str) -> Iterator[None]:
-    """Turn whatever a user's code raises in the body into `EnvironmentFailed`: "`doing` raised ..."."""
+    """Turn what a user's code raises in the body into `EnvironmentFailed`: "`doing` raised ..."."""
     try:
         with no_exit():
             yield
@@ -99,8 +99,7 @@ def failed(message: str, error: BaseException) -> EnvironmentFailed:
 
 
 def _encodable(text: str) -> str:
-    """A file name that is not UTF-8 has lone surrogates, which neither a file nor a message of Ray
-    can hold."""
+    """A file name that is not UTF-8 has lone surrogates; no file or message of Ray can hold them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -114,8 +113,8 @@ def by_the_code_itself(error: BaseException) -> bool:
     name = innermost.tb_frame.f_code.co_filename
     if name.startswith(_RAYTRAIN) or _package(innermost.tb_frame) == "ray":
         return False  # a handler of a signal
-    # `sys.exit` and extension modules raise within a call; Python's own Ctrl-C comes between any two
-    # instructions.
+    # `sys.exit` and extension modules raise within a call; Python's own Ctrl-C comes between any
+    # two instructions.
     return not isinstance(error, KeyboardInterrupt) or _raises(innermost)
 
 

@@ -48,8 +48,8 @@ _REASONS = {
             "fault_tolerance.env_runner_health_probe_timeout_s",
             "fault_tolerance.env_runner_restore_timeout_s",
         ),
-        "raytrain restarts a lost env runner at once, with the state of its env group; leave the key "
-        "out (fault_tolerance.max_num_env_runner_restarts limits how often)",
+        "raytrain restarts a lost env runner at once, with the state of its env group; leave the "
+        "key out (fault_tolerance.max_num_env_runner_restarts limits how often)",
     ),
 }
 
@@ -90,7 +90,7 @@ def validated(values: Mapping[str, Any], where: Where = nowhere) -> ExperimentCo
 
 
 def _without_value(place: str) -> str:
-    """`--set KEY` of `--set KEY=VALUE`, `--option` of `--option VALUE`; a file and line as it is."""
+    """A place without its value: `--set KEY` for `--set KEY=VALUE`, `--name` for `--name VALUE`."""
     if place.startswith("--set "):
         return place.partition("=")[0]
     return place.partition(" ")[0] if place.startswith("--") else place
@@ -214,7 +214,7 @@ _WITH_METRICS = ("stop", "until")
 
 
 def _metric_as_key(key: str, valid: list[str]) -> tuple[str, str | None] | None:
-    """The answer for a metric's name among the keys of `stop`, where Tune has it; None: no metric."""
+    """The answer for a metric's name among the keys of `stop`, where Tune has metrics."""
     short = key.removeprefix("env_runners/")
     if short != key and (short in valid or short in RENAMED):
         return "unknown key", short if short in valid else RENAMED[short].rpartition(".")[2]
@@ -225,18 +225,20 @@ def _metric_as_key(key: str, valid: list[str]) -> tuple[str, str | None] | None:
 
 def yaml_fields() -> list[tuple[str, ...]]:
     """Every key that the YAML file may have, sections and their keys, in the schema's order."""
-    return list(_fields(ExperimentConfig, ()))
+    return [path for path, _ in schema_fields()]
 
 
-def _fields(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def schema_fields(
+    model: type[BaseModel] = ExperimentConfig, prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], type[BaseModel] | None]]:
+    """The path of every key, and the section that the key holds, if it holds one."""
     for name, field in model.model_fields.items():
         if not prefix and name in NOT_YAML_KEYS:
             continue
-        path = (*prefix, field.alias or name)
-        yield path
-        inner = section_type(field.annotation)
+        path, inner = (*prefix, field.alias or name), section_type(field.annotation)
+        yield path, inner
         if inner is not None:
-            yield from _fields(inner, path)
+            yield from schema_fields(inner, path)
 
 
 def section_type(annotation: Any) -> type[BaseModel] | None:
