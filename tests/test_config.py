@@ -26,7 +26,6 @@ from raytrain.config import (
     differences,
     gives_up_exactness,
     has_digest,
-    has_search,
     load_config,
     make_env,
     num_trials,
@@ -584,7 +583,7 @@ def searched():
 
 def test_search_spaces_round_trip_and_count():
     config = searched()
-    assert has_search(config) and not has_search(minimal())
+    assert config.search and not minimal().search
     assert num_trials(config) == 12
     assert num_trials(minimal()) == 1
     written = config.to_dict()
@@ -606,7 +605,7 @@ def test_param_space_resolves_to_trials_that_validate():
     trials = [generator.next_trial() for _ in range(num_trials(config))]
     assert None not in trials and generator.next_trial() is None
     resolved = [with_trial_values(config, trial.config) for trial in trials]
-    assert not any(has_search(trial) for trial in resolved)
+    assert not any(trial.search for trial in resolved)
     assert {trial.training.minibatch_size for trial in resolved} == {64, 128}
     assert all(1e-5 <= trial.training.lr <= 1e-3 for trial in resolved)
     assert all(trial.stop == config.stop and trial.name == "x" for trial in resolved)

@@ -92,12 +92,7 @@ def evaluate(
     episodes: Annotated[int, typer.Option(metavar="N", min=1, help="Episodes to play.")] = 10,
     seed: Annotated[
         int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            max=2**63 - 1,
-            help="Episode i is played with seed + i.",
-        ),
+        typer.Option(metavar="N", min=0, max=2**63 - 1, help="Episode i is played with seed + i."),
     ] = 0,
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode.")

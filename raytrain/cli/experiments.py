@@ -59,8 +59,7 @@ def plot(
     metric: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME",
-            help="A metric instead of the score, such as episode_len_mean.",
+            metavar="NAME", help="A metric instead of the score, such as episode_len_mean."
         ),
     ] = None,
 ) -> None:
