@@ -22,15 +22,11 @@ from raytrain.storage import Location
 
 @dataclass(frozen=True)
 class Commands:
-    """For one experiment. `config` is its YAML file, or `CONFIG`; `alone`: it has one trial."""
+    """The commands of one experiment. `config`: see `yaml_file`; `alone`: it has one trial."""
 
     place: Location
     config: str
     alone: bool
-
-    @classmethod
-    def of(cls, place: Location, experiment: ExperimentFile, *, alone: bool) -> Commands:
-        return cls(place, _yaml_file(experiment), alone)
 
     @property
     def resume(self) -> str:
@@ -50,7 +46,8 @@ class Commands:
         return command_for("train", self.config, ["--from", source, "--name", new])
 
 
-def _yaml_file(experiment: ExperimentFile) -> str:
+def yaml_file(experiment: ExperimentFile) -> str:
+    """The experiment's YAML file, relative to the working directory if below it; or `CONFIG`."""
     directory = experiment.config.get("import_path")
     for path in sorted(Path(directory).glob("*.y*ml")) if isinstance(directory, str) else ():
         try:

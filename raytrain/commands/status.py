@@ -26,7 +26,7 @@ from typing import Any
 from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, is_trial, trials
 from raytrain.checkpoint.resolve import require_directory
 from raytrain.cluster.restart_counts import RestartCounts
-from raytrain.commands.next_commands import Commands
+from raytrain.commands.next_commands import Commands, yaml_file
 from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps
 from raytrain.driver.experiment import has_ended
 from raytrain.errors import BadInput
@@ -159,7 +159,7 @@ def view(argument: str | Location) -> ExperimentView:
             "directory that `raytrain train` printed; `raytrain list STORAGE` lists experiments."
         )
     config = _sections(experiment)
-    commands = Commands.of(place, experiment, alone=len(places) <= 1)
+    commands = Commands(place, yaml_file(experiment), alone=len(places) <= 1)
     views = in_parallel(lambda t: _trial(t, config, commands), places, serial=place.is_local)
     writer = who_writes(place)
     changed = [trial.changed_at for trial in views if trial.changed_at is not None]

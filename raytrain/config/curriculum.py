@@ -19,8 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from raytrain.config.sections import Training
-
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig
 
@@ -34,11 +32,10 @@ def stage_config(config: ExperimentConfig, index: int) -> ExperimentConfig:
         return config
     stage = config.curriculum[index]
     env_config = {**config.environment.env_config, **stage.environment.env_config}
-    training = {**config.training.model_dump(), **stage.training.model_dump()}
     return config.model_copy(
         update={
             "environment": config.environment.model_copy(update={"env_config": env_config}),
-            "training": Training.model_validate(training),
+            "training": config.training.model_copy(update=stage.training.model_dump()),
             "curriculum": [],
         }
     )

@@ -114,8 +114,8 @@ def _validate(
             partial = ExperimentConfig.model_validate(_without(values, details))
         except ValidationError:
             return None, problems
-        found = [c for c in conflicts(partial) if not _involves(c, details)]
-        return None, problems + [_conflict_problem(c, searched, where) for c in found]
+        others = [c for c in conflicts(partial) if not _involves(c, details)]
+        return None, problems + [_conflict_problem(c, searched, where) for c in others]
     return config, [_conflict_problem(c, searched, where) for c in conflicts(config)]
 
 
