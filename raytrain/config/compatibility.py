@@ -21,7 +21,7 @@ from typing import Any
 
 from raytrain.config.loading import config_from_dict
 from raytrain.config.schema import ExperimentConfig
-from raytrain.config.search_space import LISTS, RANGES
+from raytrain.config.search import LISTS, RANGES
 
 _MAY_DIFFER = frozenset(
     {

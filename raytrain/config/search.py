@@ -15,14 +15,15 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from raytrain.config.errors import Problem
-from raytrain.config.search_space import LISTS, RANGES, SearchSpace, put_value
 
-if TYPE_CHECKING:
-    from raytrain.config.schema import ExperimentConfig
-
+LISTS = ("grid_search", "choice")
+RANGES = ("uniform", "loguniform")
+_GOLDEN = 0.381966
+"""The fraction of a range at which a value is tried: it gives no whole number by chance."""
 _MAY_BE_SEARCHED: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("env_runners",),
@@ -32,6 +33,32 @@ _MAY_BE_SEARCHED: tuple[tuple[str, ...], ...] = (
     ("seed",),
 )
 _LARGEST_FULL_CHECK = 256
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """`values` are the candidates of a list, or the two ends of a range."""
+
+    path: tuple[str, ...]
+    kind: str
+    values: tuple[Any, ...]
+
+    def candidates(self) -> list[tuple[tuple[str | int, ...], Any]]:
+        """The values to validate, each with its path in the YAML file."""
+        at = (*self.path, self.kind)
+        ends: list[tuple[tuple[str | int, ...], Any]]
+        ends = [((*at, index), value) for index, value in enumerate(self.values)]
+        if self.kind in LISTS:
+            return ends
+        low, high = self.values
+        return [*ends, (at, low + (high - low) * _GOLDEN)]
+
+
+def put_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Set a value in nested dictionaries, in place."""
+    for key in path[:-1]:
+        values = values[key]
+    values[path[-1]] = copy.deepcopy(value)
 
 
 def take_out(
@@ -100,28 +127,3 @@ def combinations(spaces: list[SearchSpace]) -> Iterator[Chosen]:
         yield from itertools.product(*choices)
     else:
         yield from ((candidate,) for candidate in itertools.chain(*choices))
-
-
-def num_trials(config: ExperimentConfig) -> int:
-    """The points of the grid times tune.num_samples."""
-    grid = [len(space.values) for space in config.search if space.kind == "grid_search"]
-    return math.prod(grid) * config.tune.num_samples
-
-
-def param_space(config: ExperimentConfig) -> dict[str, Any]:
-    """Tune's parameter space: the seed and the algorithm's sections, with Tune's domains in the
-    places of the search spaces."""
-    from ray import tune
-
-    from raytrain.config.schema import ALGORITHM_SECTIONS
-
-    domains = {
-        "grid_search": tune.grid_search,
-        "choice": tune.choice,
-        "uniform": lambda ends: tune.uniform(*ends),
-        "loguniform": lambda ends: tune.loguniform(*ends),
-    }
-    values = config.to_dict()
-    for space in config.search:
-        put_value(values, space.path, domains[space.kind](copy.deepcopy(list(space.values))))
-    return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}

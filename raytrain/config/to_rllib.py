@@ -1,10 +1,12 @@
-"""`ExperimentConfig` -> RLlib's `PPOConfig`: each section through the method of the same name.
+"""`ExperimentConfig` -> RLlib's `PPOConfig`, each section through the method of the same name; and
+Tune's parameter space.
 
 The env runner and learner classes are not set here; the trial chooses them.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from dataclasses import replace
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config.environment import EnvCreator, env_creator, is_atari
 from raytrain.config.errors import ConfigError
-from raytrain.config.schema import ExperimentConfig
+from raytrain.config.schema import ALGORITHM_SECTIONS, ExperimentConfig
+from raytrain.config.search import put_value
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.ppo import PPOConfig
@@ -61,6 +64,23 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     algorithm.debugging(seed=config.seed, log_level=config.debugging.log_level)
     algorithm.resources(**config.resources.model_dump())
     return algorithm
+
+
+def param_space(config: ExperimentConfig) -> dict[str, Any]:
+    """Tune's parameter space: the seed and the algorithm's sections, with Tune's domains in the
+    places of the search spaces."""
+    from ray import tune
+
+    domains = {
+        "grid_search": tune.grid_search,
+        "choice": tune.choice,
+        "uniform": lambda ends: tune.uniform(*ends),
+        "loguniform": lambda ends: tune.loguniform(*ends),
+    }
+    values = config.to_dict()
+    for space in config.search:
+        put_value(values, space.path, domains[space.kind](copy.deepcopy(list(space.values))))
+    return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
 
 
 def _model_config(config: ExperimentConfig) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from raytrain.config.cross_checks import Conflict, conflicts
 from raytrain.config.errors import NOTHING, ConfigError, Problem, dotted, nearest
 from raytrain.config.former_names import NOTES, RENAMED
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
-from raytrain.config.search import combinations, take_out
-from raytrain.config.search_space import SearchSpace, put_value
+from raytrain.config.search import SearchSpace, combinations, put_value, take_out
 from raytrain.config.secrets import Keys, PlainSecret, secrets_in
 from raytrain.config.secrets import problem as secret_problem
 
