@@ -17,6 +17,9 @@ from typing import Any
 
 from raytrain.errors import BadInput
 
+KeyPath = tuple[str | int, ...]
+"""Keys and list positions from the root of a config: ("training", "lr", 0, 1)."""
+
 _LONGEST_VALUE = 80
 
 
@@ -82,7 +85,7 @@ def show_value(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 
-def dotted(path: Iterable[str | int]) -> str:
+def dotted(path: KeyPath) -> str:
     """Keys and positions as text: `curriculum[0].until`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return "".join(parts).removeprefix(".")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.config.environment import resolve_env
-from raytrain.config.errors import ConfigError, Problem, dotted, nearest
+from raytrain.config.errors import ConfigError, KeyPath, Problem, dotted, nearest
 from raytrain.config.metric_names import metric_problems
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.search import put_value, take_out
 from raytrain.config.secrets import PlainSecret
 from raytrain.config.validation import validated
-from raytrain.config.yaml_lines import Document, KeyPath, parse_yaml
+from raytrain.config.yaml_lines import Document, parse_yaml
 
 
 def load_config(

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from raytrain.config.errors import ConfigError, Problem, dotted
+from raytrain.config.errors import ConfigError, KeyPath, Problem, dotted
 
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig, Stop
@@ -82,11 +82,9 @@ def _name_problem(name: str, *, evaluates: bool) -> str | None:
     return None
 
 
-def _end_problems(
-    section: Stop | Until, path: tuple[str | int, ...], where: Where
-) -> Iterator[Problem]:
+def _end_problems(section: Stop | Until, path: KeyPath, where: Where) -> Iterator[Problem]:
     """Ends that cannot be reached, or that contradict each other."""
-    wanted: dict[tuple[str | int, ...], Any] = {
+    wanted: dict[KeyPath, Any] = {
         (*path, "metrics", name): bound for name, bound in section.metrics.items()
     }
     returns = (*path, "episode_return_mean")
@@ -132,13 +130,13 @@ def nearest_first(name: str, names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda other: (-likeness(other), other))
 
 
-def _ends(config: ExperimentConfig) -> Iterator[tuple[tuple[str | int, ...], Stop | Until]]:
+def _ends(config: ExperimentConfig) -> Iterator[tuple[KeyPath, Stop | Until]]:
     yield ("stop",), config.stop
     for index, stage in enumerate(config.curriculum):
         yield ("curriculum", index, "until"), stage.until
 
 
-def _named(config: ExperimentConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _named(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
     yield ("checkpoint", "score"), config.checkpoint.score
     for path, section in _ends(config):
         for name in section.metrics:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.config.errors import Problem
+from raytrain.config.errors import KeyPath, Problem
 
 LISTS = ("grid_search", "choice")
 RANGES = ("uniform", "loguniform")
@@ -43,10 +43,10 @@ class SearchSpace:
     kind: str
     values: tuple[Any, ...]
 
-    def candidates(self) -> list[tuple[tuple[str | int, ...], Any]]:
+    def candidates(self) -> list[tuple[KeyPath, Any]]:
         """The values to validate, each with its path in the YAML file."""
         at = (*self.path, self.kind)
-        ends: list[tuple[tuple[str | int, ...], Any]]
+        ends: list[tuple[KeyPath, Any]]
         ends = [((*at, index), value) for index, value in enumerate(self.values)]
         if self.kind in LISTS:
             return ends
@@ -63,14 +63,14 @@ def put_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None
 
 def take_out(
     values: dict[str, Any],
-) -> tuple[dict[str, Any], list[SearchSpace], list[tuple[tuple[str | int, ...], Problem]]]:
+) -> tuple[dict[str, Any], list[SearchSpace], list[tuple[KeyPath, Problem]]]:
     """The config with each search space replaced by its first value; the spaces; the problems.
 
     A problem comes with its path. A wrong search space is left out of the values, so that the rest
     can still be validated.
     """
     spaces: list[SearchSpace] = []
-    problems: list[tuple[tuple[str | int, ...], Problem]] = []
+    problems: list[tuple[KeyPath, Problem]] = []
 
     def walk(node: Any, path: tuple[str, ...]) -> Any:
         if not isinstance(node, dict):
@@ -117,7 +117,7 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-Chosen = tuple[tuple[SearchSpace, tuple[str | int, ...], Any], ...]
+Chosen = tuple[tuple[SearchSpace, KeyPath, Any], ...]
 
 
 def combinations(spaces: list[SearchSpace]) -> Iterator[Chosen]:

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raytrain.config.errors import NOTHING, ConfigError, Problem
+from raytrain.config.errors import NOTHING, ConfigError, KeyPath, Problem
 
 REFERENCE = "from_environment"
 
@@ -32,10 +32,8 @@ _SECRET_TEXT = re.compile(
     r"|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@"
 )
 
-Keys = tuple[str | int, ...]
 
-
-def secrets_in(values: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
+def secrets_in(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """The keys of secrets in plain text, each with the reason why it counts as a secret."""
     if isinstance(values, Mapping):
         for key, value in values.items():

@@ -15,14 +15,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from raytrain.config.cross_checks import Conflict, conflicts
-from raytrain.config.errors import NOTHING, ConfigError, Problem, dotted, nearest
+from raytrain.config.errors import NOTHING, ConfigError, KeyPath, Problem, dotted, nearest
 from raytrain.config.former_names import NOTES, RENAMED
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.search import SearchSpace, combinations, put_value, take_out
-from raytrain.config.secrets import Keys, PlainSecret, secrets_in
+from raytrain.config.secrets import PlainSecret, secrets_in
 from raytrain.config.secrets import problem as secret_problem
 
-Where = Callable[[Keys], str]
+Where = Callable[[KeyPath], str]
 """Keys -> `file:line`, `--set KEY=VALUE`, or an empty text."""
 
 _REASONS = {
@@ -53,7 +53,7 @@ _REASONS = {
 }
 
 
-def nowhere(path: Keys) -> str:
+def nowhere(path: KeyPath) -> str:
     return ""
 
 
@@ -95,7 +95,7 @@ def _without_value(place: str) -> str:
     return place.partition(" ")[0] if place.startswith("--") else place
 
 
-Searched = dict[tuple[str, ...], tuple[SearchSpace, Keys]]
+Searched = dict[tuple[str, ...], tuple[SearchSpace, KeyPath]]
 """Path of a searched value -> its search space, and the path of the candidate under validation."""
 
 
@@ -105,7 +105,7 @@ def _validate(
     try:
         config = ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        details: dict[Keys, list[Any]] = {}
+        details: dict[KeyPath, list[Any]] = {}
         for detail in error.errors(include_url=False):
             details.setdefault(_place(detail, values)[0], []).append(detail)
         problems = [_problem(errors, values, searched, where) for errors in details.values()]
@@ -131,7 +131,7 @@ def _problem(errors: list[Any], values: Any, searched: Searched, where: Where) -
 
 
 def _located(
-    path: Keys, problem: Problem, where: Where, searched: Searched | None = None
+    path: KeyPath, problem: Problem, where: Where, searched: Searched | None = None
 ) -> Problem:
     message, at = problem.message, path
     for searched_path, (space, candidate) in (searched or {}).items():
@@ -178,7 +178,7 @@ def _sentence(detail: Any) -> str:
     return _SENTENCES[kind].format(**context) if kind in _SENTENCES else str(detail["msg"])
 
 
-def _unknown(path: Keys) -> tuple[str, str | None]:
+def _unknown(path: KeyPath) -> tuple[str, str | None]:
     """The message for a key that does not exist, and the nearest key or the place of the key."""
     # Positions in a list are no names: the keys of every stage are the same.
     key, section = str(path[-1]), tuple(part for part in path[:-1] if isinstance(part, str))
@@ -253,7 +253,7 @@ def _is_section(key: Any) -> bool:
     return field is not None and section_type(field.annotation) is not None
 
 
-def _place(detail: Any, values: Any) -> tuple[Keys, Any]:
+def _place(detail: Any, values: Any) -> tuple[KeyPath, Any]:
     """The path of what is wrong, and its value. In pydantic's location, the name of a type may
     follow, for a union."""
     loc = detail["loc"]
@@ -265,7 +265,7 @@ def _place(detail: Any, values: Any) -> tuple[Keys, Any]:
     return loc, values
 
 
-def _without(values: dict[str, Any], wrong: Iterable[Keys]) -> dict[str, Any]:
+def _without(values: dict[str, Any], wrong: Iterable[KeyPath]) -> dict[str, Any]:
     rest = copy.deepcopy(values)
     for path in wrong:
         node: Any = rest
@@ -278,7 +278,7 @@ def _without(values: dict[str, Any], wrong: Iterable[Keys]) -> dict[str, Any]:
     return rest
 
 
-def _involves(conflict: Conflict, wrong: Iterable[Keys]) -> bool:
+def _involves(conflict: Conflict, wrong: Iterable[KeyPath]) -> bool:
     return any(
         path[: len(field)] == field or field[: len(path)] == path
         for path in wrong

@@ -24,10 +24,7 @@ from typing import Any
 
 import yaml
 
-from raytrain.config.errors import NOTHING, ConfigError, Problem
-
-KeyPath = tuple[str | int, ...]
-"""Keys and list positions from the root: ("training", "lr", 0, 1)."""
+from raytrain.config.errors import NOTHING, ConfigError, KeyPath, Problem
 
 
 @dataclass(frozen=True)
