@@ -57,17 +57,21 @@ def train(
     from_stage: str | None = None,
     address: str | None = None,
 ) -> Outcome:
-    """Start the run of `config` (an `ExperimentConfig`, a mapping of the same shape, or a YAML file),
-    continue it, or find it finished. `fresh` sets an old directory aside first; `from_checkpoint`
-    forks: a run that does not exist yet begins at a checkpoint of another one (`weights_only`: with
-    its weights and filters alone); `from_stage` goes back to the end of this stage of the curriculum;
-    `address` is a running Ray cluster.
+    """Start or continue a run, or find it finished.
+
+    Args:
+        config: an `ExperimentConfig`, a mapping of the same shape, or a YAML file.
+        fresh: move the run's old directory aside first.
+        from_checkpoint: fork: begin a new run at a checkpoint of another run.
+        weights_only: with `from_checkpoint`: take only weights and filters.
+        from_stage: go back to the end of this stage of the curriculum.
+        address: a running Ray cluster.
 
     Returns an `Outcome` with `exit_code` (0 finished, 1 failed, 130/143 interrupted after saving),
-    `path` and `message`. Progress goes to stderr.
+    `path` and `message`. Progress is printed on stderr.
 
     Raises:
-        BadInput: the config is invalid, or not that of the run in its directory.
+        BadInput: the config is invalid, or differs from that of the run in its directory.
         RaytrainError: the storage cannot be used, or another process is training there.
     """
     from raytrain.config import ExperimentConfig, config_from_dict, require_metrics
@@ -99,11 +103,11 @@ def resume(path: str | PathLike[str], *, address: str | None = None) -> Outcome:
 
 
 def load_policy(path: str | PathLike[str], *, seed: int | None = None) -> Policy:
-    """The policy of a checkpoint, of an experiment (its newest good checkpoint), or of
+    """The policy of a checkpoint, of an experiment (from its newest good checkpoint), or of
     `EXPERIMENT_DIR:best` or `:final`. Nothing is unpickled and Ray is not started.
 
-    `policy.act(obs, deterministic=True)` takes one observation or a batch and returns actions as the
-    environment expects them; `seed` seeds sampled actions.
+    `policy.act(obs, deterministic=True)` takes one observation or a batch, and returns actions for
+    the environment; `seed` seeds sampled actions.
 
     Raises:
         BadInput: there is no policy at `path`.

@@ -5,13 +5,14 @@ train         train, submit, resume
 checkpoints   checkpoints, inspect, verify, evaluate, probe, audit, export
 experiments   show, list, plot, prune
 documents     what `--json` prints
-tables        what a person sees in its place
+tables        what is printed without `--json`
 """
 
 from raytrain.cli.early_signals import nothing_begun
 
 with nothing_begun():
-    from raytrain.cli import train, checkpoints, experiments  # noqa: F401, I001  in the order of --help
+    # In the order of --help.
+    from raytrain.cli import train, checkpoints, experiments  # noqa: F401, I001
     from raytrain.cli.app import app, main
 
 __all__ = ["app", "main"]

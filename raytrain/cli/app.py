@@ -1,7 +1,8 @@
-"""The program `raytrain` without its commands: what they share.
+"""The program `raytrain` without its commands: what the commands share.
 
-Exit codes: 0 finished; 1 the run failed, or a checkpoint is damaged; 2 bad input; 130/143 stopped by
-SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout; everything else is on stderr.
+Exit codes: 0 finished; 1 the run failed, or a checkpoint is damaged; 2 bad input; 130/143 stopped
+by SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout; everything else is on
+stderr.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import errno
 import faulthandler
 import functools
-import json
 import logging
 import os
 import sys
@@ -26,6 +26,7 @@ import typer
 from rich.console import Console
 
 from raytrain.cli.json_output import close_stdout, stdout_for_the_document, write_document
+from raytrain.commands.progress_bar import track
 from raytrain.driver.signals import Interrupts
 from raytrain.errors import RaytrainError
 from raytrain.storage.escapes import printable
@@ -38,7 +39,7 @@ _HELP = """Train RLlib PPO so that the same command always continues the same ru
   raytrain resume results/cartpole        the same, without the YAML file
   raytrain evaluate results/cartpole:best
 
-A path may be a checkpoint, a trial or an experiment (then its newest good checkpoint is meant), or
+A path may be a checkpoint, a trial or an experiment (it means the newest good checkpoint), or
 DIRECTORY:best or DIRECTORY:final; local, or a URI such as s3://bucket/runs/cartpole.
 
 \b
@@ -47,15 +48,15 @@ Exit codes:
   1        the run failed, a checkpoint is damaged, or an audit found a difference
   2        bad input: the message says what, where, and what to do
   130/143  stopped by SIGINT/SIGTERM after saving; the same command continues
-           (SIGHUP, SIGUSR1, SIGUSR2 save, too: 129, 138, 140; SIGQUIT leaves at once: 131)
+           (also SIGHUP, SIGUSR1, SIGUSR2: 129, 138, 140; SIGQUIT ends without saving: 131)
 
 \b
 Environment variables:
-  RAYTRAIN_SIGNING_KEY   sign checkpoints, and use none that is not signed with this key
+  RAYTRAIN_SIGNING_KEY   sign checkpoints, and refuse those that are not signed with this key
                          (RAYTRAIN_SIGNING_KEY_FILE: the same from a file)
   AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...   for s3:// paths, as everywhere
 
-With --json, stdout holds one JSON document. Everything else is said on stderr."""
+With --json, stdout holds one JSON document. Everything else is on stderr."""
 
 app = typer.Typer(
     help=_HELP,
@@ -70,14 +71,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key; may be given often."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key; can be given several times."),
 ]
-Name = Annotated[
-    str | None, typer.Option("--name", metavar="NAME", help="Another name, so another run.")
-]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Another name: another run.")]
 StoragePath = Annotated[
     str | None,
-    typer.Option("--storage-path", metavar="PATH", help="Where results go: a path or a URI."),
+    typer.Option(metavar="PATH", help="Where results go: a path or a URI."),
 ]
 Directory = Annotated[
     str, typer.Argument(metavar="EXPERIMENT_DIR", help="The experiment's directory.")
@@ -91,26 +90,24 @@ Checkpoint = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
-        "--address",
-        metavar="ADDRESS",
-        help="A running Ray cluster, such as auto or ray://host:10001.",
+        metavar="ADDRESS", help="A running Ray cluster, such as auto or ray://host:10001."
     ),
 ]
 
 
 def main() -> None:
-    """Entry point of the console script. A signal ends any command without a traceback, with 128 and its
-    number; one that trains takes the signals itself, and saves."""
-    # None: the stream was closed for this program (`>&-`). Whoever did so wants to read nothing.
+    """Entry point of the console script. A signal ends any command without a traceback, with exit
+    code 128 + its number; commands that train handle the signals themselves, and save."""
+    # None: the stream was closed for this program (`>&-`), so nobody wants to read it.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the program ends
-        # A name of a file may have characters that the terminal's encoding does not have.
+        # A file name may have characters that the terminal's encoding lacks.
         stream = getattr(sys, name)
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if sys.__stderr__ is not None:
-        faulthandler.enable(sys.__stderr__)  # An environment may end the process by a fault.
+        faulthandler.enable(sys.__stderr__)  # An environment may crash the process.
     interrupts = Interrupts(insist_after_s=10)
     try:
         interrupts.install()
@@ -122,13 +119,13 @@ def main() -> None:
         if isinstance(error, SystemExit):
             _end_in_any_case(error.code)
             raise
-        # An error of a file has the file's name.
+        # An error of another file has the name of that file.
         if not (
             isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
         ):
             raise
         say(f"error: the output could not be written: {error.strerror}.")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest of it when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest at its end.
         sys.exit(1)
     finally:
         interrupts.ignore()
@@ -136,15 +133,15 @@ def main() -> None:
 
 
 def _end_in_any_case(code: object) -> None:
-    """A thread that the environment's code has started, and that is no daemon, keeps the program alive."""
-    names = [each.name for each in threading.enumerate() if not each.daemon]
+    """End the program even if the environment's code started threads that are no daemons."""
+    names = [thread.name for thread in threading.enumerate() if not thread.daemon]
     names.remove(threading.main_thread().name)
     if not names:
         return
 
     def leave() -> None:
         time.sleep(_THREADS_END_WITHIN_S)  # Those of executors end.
-        say(f"Threads that the environment's code has started have not ended: {', '.join(names)}.")
+        say(f"Threads that the environment's code started have not ended: {', '.join(names)}.")
         os._exit(code if isinstance(code, int) else int(bool(code)))
 
     threading.Thread(target=leave, daemon=True).start()
@@ -159,14 +156,14 @@ def command(function: _Command) -> _Command:
         try:
             with stdout_for_the_document() if kwargs.get("as_json") else nullcontext():
                 function(*args, **kwargs)
-            sys.stdout.flush()  # Or it would fail when nobody can tell of it any more.
+            sys.stdout.flush()  # While an error can still be reported.
         except RaytrainError as error:
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # The reader of a pipe has gone (`| head`): nothing is left to say to it.
+            # The reader of a pipe has ended (`| head`).
             sys.stderr.close()
             raise typer.Exit(1) from None
 
@@ -176,19 +173,18 @@ def command(function: _Command) -> _Command:
 
 
 def _keep_warnings_quiet() -> None:
-    """Libraries warn of what is not the user's doing. `python -W` and PYTHONWARNINGS still count."""
+    """Hide warnings that libraries cause. `python -W` and PYTHONWARNINGS still count."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
 
 def keep_ray_quiet() -> None:
-    """Keep Ray's loggers off stderr. Importing Ray sets their levels, so that has to come first."""
+    """Keep Ray's loggers off stderr. Importing Ray sets their levels, so the import comes first."""
     from raytrain import _ray
 
-    # Of its C++ part. It warns (Ray 2.60) of each env runner that a program other than a worker starts:
+    # The level of Ray's C++ part. It warns (Ray 2.60) about each env runner that a driver starts:
     # "has constructor arguments in the object store and max_restarts > 0".
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-
     _ray.tune.quiet_driver()
     for name in ("ray", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -198,9 +194,9 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from raytrain.versions import versions
 
-        found = versions()
-        others = ", ".join(f"{name} {found[name]}" for name in ("ray", "torch", "python"))
-        write(f"raytrain {found['raytrain']} ({others})\n")
+        installed = versions()
+        others = ", ".join(f"{name} {installed[name]}" for name in ("ray", "torch", "python"))
+        write(f"raytrain {installed['raytrain']} ({others})\n")
         raise typer.Exit
 
 
@@ -213,7 +209,7 @@ def _main(
         ),
     ] = False,
 ) -> None:
-    """The options of the program itself; its help is the app's."""
+    """The options of the program itself."""
 
 
 def say(text: str) -> None:
@@ -228,20 +224,14 @@ def write(text: str) -> None:
     sys.stdout.write(printable(text, lines=True))
 
 
-def print_json(document: Any) -> None:
-    from raytrain.cli.documents import json_ready
-
-    write_document(json.dumps(json_ready(document), indent=1, allow_nan=False) + "\n")
+def print_result(as_json: bool, document: Any, text: str) -> None:
+    """Print what a command found: with `--json` the document, without it the text."""
+    if as_json:
+        write_document(document)
+    else:
+        write(text)
 
 
 def bar(what: str) -> Callable[[Any], Any]:
-    """Count on a bar how many of some items are done."""
-    from raytrain.commands.progress_bar import track
-
+    """A bar that counts how many of some items are done."""
     return functools.partial(track, what=what)
-
-
-def busy(what: str) -> Any:
-    from raytrain.commands.progress_bar import busy
-
-    return busy(what)

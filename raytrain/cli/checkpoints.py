@@ -1,4 +1,4 @@
-"""Commands on checkpoints and environments: what is there, whether it is good, and what it can do."""
+"""Commands on checkpoints and environments: list, check, evaluate, export."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from raytrain.cli.app import (
     Directory,
     Json,
     bar,
-    busy,
     command,
     keep_ray_quiet,
-    print_json,
+    print_result,
     say,
-    write,
 )
+from raytrain.commands.progress_bar import busy
 from raytrain.storage.escapes import printable
 
 
@@ -26,18 +25,17 @@ from raytrain.storage.escapes import printable
 def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
     """List the checkpoints: kind, counters, score, good or not.
 
-    Every byte is checked; a checkpoint that is damaged says which file is wrong.
+    Every byte is checked; for a damaged checkpoint, the damaged file is named.
     """
     from raytrain.checkpoint.resolve import entries_below
-    from raytrain.cli.documents import checkpoint_rows
+    from raytrain.cli.documents import checkpoint_rows, score_note
     from raytrain.cli.text_table import table
 
-    rows = checkpoint_rows(entries_below(experiment_dir, bar("Checking")), experiment_dir)
-    if as_json:
-        print_json(rows)
-        return
+    entries = entries_below(experiment_dir, bar("Checking"))
+    rows = checkpoint_rows(entries, experiment_dir)
     titles = ("path", "kind", "iteration", "timesteps", "score", "weights", "good")
-    write(table(titles, (_cells(row) for row in rows)) + "\n")
+    text = table(titles, (_cells(row) for row in rows)) + "\n"
+    print_result(as_json, rows, text + score_note(entries))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -49,23 +47,18 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 @command
-def inspect(
-    checkpoint: Checkpoint,
-    as_json: Json = False,
-) -> None:
-    """Show what a checkpoint's manifest says of it.
+def inspect(checkpoint: Checkpoint, as_json: Json = False) -> None:
+    """Show the manifest of a checkpoint.
 
-    Counters, score, weights digest, parent, versions; with --json all of it, as it lies on storage.
+    Counters, score, weights digest, parent, versions; with --json all of it, as it is on storage.
     """
     from raytrain.checkpoint import resolve
     from raytrain.cli.documents import manifest_document, manifest_text
 
     with busy("Checking"):
         entry = resolve(checkpoint)
-    if as_json:
-        print_json(manifest_document(entry))
-    else:
-        write(manifest_text(entry))
+    document = manifest_document(entry)
+    print_result(as_json, document, manifest_text(entry, document))
 
 
 @command
@@ -75,21 +68,20 @@ def verify(
     ],
     as_json: Json = False,
 ) -> None:
-    """Check every byte of a checkpoint, or of all of them.
+    """Check every byte of a checkpoint, or of all checkpoints.
 
-    Exit code 0 if all is good, 1 if anything is damaged; the files are named.
+    Exit code 0 if all are good, 1 if any file is damaged; damaged files are named.
     """
     from raytrain.checkpoint.resolve import entries_at
     from raytrain.cli.documents import checkpoint_rows
 
     rows = checkpoint_rows(entries_at(path, bar("Checking")), path)
     bad = [row for row in rows if not row["good"]]
-    if as_json:
-        print_json({"good": not bad, "checkpoints": rows})
-    else:
-        for row in rows:
-            verdict = "good" if row["good"] else f"DAMAGED: {row['problem']}"
-            write(f"{printable(row['path'])}: {verdict}\n")
+    text = ""
+    for row in rows:
+        verdict = "good" if row["good"] else f"DAMAGED: {row['problem']}"
+        text += f"{printable(row['path'])}: {verdict}\n"
+    print_result(as_json, {"good": not bad, "checkpoints": rows}, text)
     raise typer.Exit(1 if bad else 0)
 
 
@@ -97,18 +89,10 @@ def verify(
 def evaluate(
     checkpoint: Checkpoint,
     *,
-    episodes: Annotated[
-        int, typer.Option("--episodes", metavar="N", min=1, help="Episodes to play.")
-    ] = 10,
+    episodes: Annotated[int, typer.Option(metavar="N", min=1, help="Episodes to play.")] = 10,
     seed: Annotated[
         int,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            min=0,
-            max=2**63 - 1,
-            help="Episode i is played with seed + i.",
-        ),
+        typer.Option(metavar="N", min=0, max=2**63 - 1, help="Episode i is played with seed + i."),
     ] = 0,
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode.")
@@ -116,25 +100,22 @@ def evaluate(
     max_steps: Annotated[
         int | None,
         typer.Option(
-            "--max-steps",
             metavar="N",
             min=1,
-            help="End an episode after N steps. By default evaluation.max_episode_steps of the config "
-            "does; without either an episode ends when the environment says so.",
+            help="End an episode after N steps; by default after evaluation.max_episode_steps of "
+            "the config, and without that when the environment ends it.",
         ),
     ] = None,
     video: Annotated[
         str | None,
-        typer.Option(
-            "--video", metavar="DIR", help="Record each episode there (needs the extra video)."
-        ),
+        typer.Option(metavar="DIR", help="Record each episode in DIR (needs the extra video)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Play seeded episodes with a checkpoint's policy.
 
-    Mean, standard deviation, least and greatest return and length; the same seed gives the same
-    numbers, with a video and without. Ray is not started.
+    Prints mean, standard deviation, minimum and maximum of return and length. The same seed gives
+    the same numbers, with and without a video. Ray is not started.
     """
     from raytrain.commands.evaluate import evaluate_path
 
@@ -149,16 +130,15 @@ def evaluate(
         track=bar("Playing"),
         tell=lambda message: say(f"warning: {message}"),
     )
-    if as_json:
-        print_json(result.to_dict())
-        return
+    text = ""
     for title, prefix in (("return", "episode_return"), ("length", "episode_len")):
         values = [f"{part} {getattr(result, f'{prefix}_{part}'):.6g}" for part in _STATISTICS]
-        write(f"{title}: {', '.join(values)} ({episodes} episodes)\n")
+        text += f"{title}: {', '.join(values)} ({episodes} episodes)\n"
     if result.episodes_cut:
-        write(
-            f"{result.episodes_cut} of {episodes} episodes were ended after {result.max_steps} steps\n"
+        text += (
+            f"{result.episodes_cut} of {episodes} episodes ended after {result.max_steps} steps\n"
         )
+    print_result(as_json, result.to_dict(), text)
 
 
 _STATISTICS = ("mean", "std", "min", "max")
@@ -171,25 +151,20 @@ def probe(
     ],
     env_config: Annotated[
         str | None,
-        typer.Option(
-            "--env-config", metavar="MAPPING", help="Its arguments in YAML, such as '{size: 5}'."
-        ),
+        typer.Option(metavar="MAPPING", help="Arguments of ENV in YAML, such as '{size: 5}'."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Show how an environment can be saved and restored.
 
-    Each way is tried on scratch copies, and has to continue bit for bit.
+    Each strategy is tried on copies, which have to continue bit for bit.
     """
     from raytrain.commands.probe import probe as run
     from raytrain.commands.probe import report
 
     with busy("Trying"):
         proof = run(env, env_config)
-    if as_json:
-        print_json(proof.to_dict())
-    else:
-        write(report(env, proof))
+    print_result(as_json, proof.to_dict(), report(env, proof))
 
 
 @command
@@ -200,24 +175,21 @@ def audit(
         typer.Option("--from", metavar="N", help="Iteration of the checkpoint to begin at."),
     ] = None,
     to: Annotated[
-        int | None, typer.Option("--to", metavar="N", help="Iteration of the checkpoint to reach.")
+        int | None, typer.Option(metavar="N", help="Iteration of the checkpoint to reach.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Train again between two checkpoints, and compare.
 
     The training happens in a scratch directory; weights digests and metrics are compared. Exit code
-    0 if they are equal, 1 if not, with the first iteration that differs.
+    0 if they are equal, 1 if not; the first iteration that differs is named.
     """
     from raytrain.commands.audit import audit as run
 
     keep_ray_quiet()
     with busy("Training again"):
         result = run(experiment_dir, start=from_, end=to)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        write(result.text())
+    print_result(as_json, result.to_dict(), result.text())
     raise typer.Exit(0 if result.equal else 1)
 
 
@@ -241,7 +213,7 @@ def export(
       python -c "import raytrain; raytrain.load_policy('cartpole-policy')"
 
     Weights as safetensors; network, spaces, filters and action mapping as JSON; a model card in
-    README.md. What is written is compared with RLlib's module before: the same bits in Torch and
+    README.md. The policy is first compared with RLlib's module: the same bits in Torch and
     TorchScript, 1e-5 in ONNX.
     """
     from raytrain.policy.export import export_policy
@@ -249,9 +221,7 @@ def export(
     keep_ray_quiet()
     with busy("Exporting"):
         written = export_policy(checkpoint, directory, onnx=onnx, torchscript=torchscript)
-    if as_json:
-        print_json(written.to_dict())
-        return
-    write(f"{written.path}: {', '.join(written.files)}\n")
-    if written.needs_ray is not None:
-        say(f"Loading it imports RLlib (without starting Ray): {written.needs_ray}.")
+    text = f"{written.path}: {', '.join(written.files)}\n"
+    print_result(as_json, written.to_dict(), text)
+    if written.needs_ray is not None and not as_json:
+        say(f"Loading the policy imports RLlib (without starting Ray): {written.needs_ray}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,57 +10,65 @@ from raytrain.checkpoint.lineage import generation_text
 from raytrain.storage import Location
 from raytrain.storage.escapes import printable
 from raytrain.storage.json import read_json
+from raytrain.trial.score import CHECKPOINT
 
 
 def checkpoint_rows(entries: Iterable[Entry], argument: str) -> list[dict[str, Any]]:
-    """A row for each checkpoint; `path` is relative to the directory that was asked for."""
-    asked = Location.of(argument).path.rstrip("/")
-    rows = []
-    for entry in entries:
-        row = entry.as_dict()
-        place = entry.location.path
-        row["path"] = place.removeprefix(asked).lstrip("/") or entry.path
-        rows.append(row)
-    return rows
+    """A row for each checkpoint; `path` is relative to the directory `argument`."""
+    directory = Location.of(argument).path.rstrip("/")
+    return [
+        {
+            **entry.as_dict(),
+            "path": entry.location.path.removeprefix(directory).lstrip("/") or entry.path,
+        }
+        for entry in entries
+    ]
+
+
+def score_note(entries: Iterable[Entry]) -> str:
+    """A line that says that the scores are of several metrics; empty if they are of one."""
+    labels = [
+        entry.manifest.metrics.get(CHECKPOINT)
+        for entry in entries
+        if entry.manifest is not None and entry.manifest.score is not None
+    ]
+    metrics = {
+        label["metric"] for label in labels if isinstance(label, Mapping) and "metric" in label
+    }
+    if len(metrics) < 2:
+        return ""
+    return (
+        f"The scores are of different metrics ({', '.join(sorted(metrics))}): checkpoint.score was "
+        "changed. `raytrain show` lists the scores of the present metric.\n"
+    )
 
 
 def manifest_document(entry: Entry) -> Any:
-    """The manifest as it lies on storage; of a fork, with its `line_of_descent`."""
+    """The manifest as it is on storage; for a fork, with its `line_of_descent`."""
     document = read_json(entry.location / MANIFEST_NAME)
     descent = line_of_descent(entry)
     return {**document, "line_of_descent": descent} if descent else document
 
 
-def manifest_text(entry: Entry) -> str:
-    """The manifest for a person: everything but the long lists, then how big it is."""
-    document = manifest_document(entry)
-    files, metrics = document.pop("files"), document.pop("metrics")
-    descent = document.pop("line_of_descent", [])
-    lines = [f"{key}: {_short(value)}" for key, value in document.items()]
+def manifest_text(entry: Entry, document: Mapping[str, Any]) -> str:
+    """`manifest_document` for a person: everything but the long lists, and the size."""
+    files, metrics = document["files"], document["metrics"]
+    descent = document.get("line_of_descent", [])
+    lists = ("files", "metrics", "line_of_descent")
+    lines = [f"{key}: {_short(value)}" for key, value in document.items() if key not in lists]
     if entry.manifest is not None and entry.manifest.stage is not None:
         stage = f"stage: {entry.manifest.stage_text}"
         lines = [stage if line.startswith("stage: ") else line for line in lines]
-    size = sum(each["size"] for each in files)
+    size = sum(file["size"] for file in files)
     lines.append(f"files: {len(files)}, {size / 1e6:.2f} MB")
     lines.append(f"metrics: {len(metrics)} (with --json)")
     if descent:
         lines.append("line of descent:")
-        lines += [f"  from {generation_text(each)}" for each in descent]
+        lines += [f"  from {generation_text(generation)}" for generation in descent]
     return "".join(f"{printable(line)}\n" for line in [str(entry.location), *lines])
-
-
-def json_ready(value: Any) -> Any:
-    """`value` with NaN and infinities as null, which JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_ready(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {each}" for key, each in value.items())
+        return ", ".join(f"{key} {item}" for key, item in value.items())
     return "none" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Signals while the program imports itself. This module imports as little as can be, and is the first one."""
+"""Signals while the program is imported. This module is imported first, and imports very little."""
 
 import os
 import signal
@@ -10,18 +10,18 @@ from types import FrameType
 
 @contextmanager
 def nothing_begun() -> Iterator[None]:
-    """Within, a signal ends the process at once and without a word, with 128 and its number."""
+    """In the body, a signal ends the process silently, with exit code 128 + its number."""
 
     def end(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler):
-                before[each] = signal.signal(each, end)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, end)
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

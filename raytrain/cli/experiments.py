@@ -6,27 +6,24 @@ from typing import Annotated
 
 import typer
 
-from raytrain.cli.app import Directory, Json, bar, busy, command, print_json, say, write
+from raytrain.cli.app import Directory, Json, bar, command, print_result, say, write
+from raytrain.commands.progress_bar import busy
 
 
 @command
 def show(experiment_dir: Directory, as_json: Json = False) -> None:
     """Show trials, progress, failures and checkpoints.
 
-    How far each trial is, its best score, the failures it survived and the time lost to them, its
-    checkpoints with size and stage, and the commands that go on from them. May be given while the
-    run goes on. Checkpoints are checked by names and sizes; `raytrain verify` reads every byte.
+    For each trial: progress, best score, survived failures and the time lost to them, checkpoints
+    with size and stage, and the commands that continue from them. Works while the run is running.
+    Checkpoints are checked by names and sizes; `raytrain verify` reads every byte.
     """
+    from raytrain.cli.tables import show_text
     from raytrain.commands.status import view
 
-    with busy("Looking"):
-        found = view(experiment_dir)
-    if as_json:
-        print_json(found.to_dict())
-        return
-    from raytrain.cli.tables import show_text
-
-    write(show_text(found))
+    with busy("Reading"):
+        experiment = view(experiment_dir)
+    print_result(as_json, experiment.to_dict(), show_text(experiment))
 
 
 @command
@@ -36,21 +33,18 @@ def list_(
     ],
     as_json: Json = False,
 ) -> None:
-    """List the experiments in a place, newest first.
+    """List the experiments in a directory, newest first.
 
     The newest is the one that changed last.
     """
+    from raytrain.cli.tables import list_text
     from raytrain.commands.status import views
 
-    found, problems = views(storage, bar("Looking"))
+    experiments, problems = views(storage, bar("Reading"))
     for problem in problems:
-        say(f"passed over: {problem}")
-    if as_json:
-        print_json([each.summary() for each in found])
-        return
-    from raytrain.cli.tables import list_text
-
-    write(list_text(found) if found else f"There is no experiment in {storage}.\n")
+        say(f"skipped: {problem}")
+    text = list_text(experiments) if experiments else f"There is no experiment in {storage}.\n"
+    print_result(as_json, [experiment.summary() for experiment in experiments], text)
 
 
 @command
@@ -59,21 +53,19 @@ def plot(
     out: Annotated[
         str | None,
         typer.Option(
-            "--out", metavar="FILE", help="A .png or .svg file; else curves.png in the directory."
+            metavar="FILE", help="A .png or .svg file; by default curves.png in the directory."
         ),
     ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
-            "--metric",
-            metavar="NAME",
-            help="Another metric than the score, such as episode_len_mean.",
+            metavar="NAME", help="A metric instead of the score, such as episode_len_mean."
         ),
     ] = None,
 ) -> None:
     """Draw the learning curves of all trials.
 
-    Over environment steps, with failures and the ends of stages marked. Needs the extra plot.
+    Over environment steps, with marks for failures and the ends of stages. Needs the extra plot.
     """
     from raytrain.commands.plot import plot as run
 
@@ -88,36 +80,30 @@ def prune(
     *,
     keep: Annotated[
         int,
-        typer.Option(
-            "--keep", metavar="N", min=1, help="Newest good periodic checkpoints to keep."
-        ),
+        typer.Option(metavar="N", min=1, help="Newest good periodic checkpoints to keep."),
     ] = 1,
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Also what was set aside as damaged.")
+        bool, typer.Option("--quarantine", help="Also delete checkpoints in quarantine.")
     ] = False,
     errors: Annotated[
-        bool, typer.Option("--errors", help="Also the states kept after a divergence.")
+        bool, typer.Option("--errors", help="Also delete states saved after a divergence.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only list.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete checkpoints that nobody needs any more.
+    """Delete checkpoints that are not needed any more.
 
-    Says what it would delete and how much that frees; with --yes it does so. The newest good
-    checkpoint, best, final and stages always stay. Refused while a run is writing there.
+    Lists what it would delete and how much space that frees; with --yes it deletes. The newest good
+    checkpoint, best, final and stages are always kept. Refused while a run is writing there.
     """
+    from raytrain.cli.tables import prune_text
     from raytrain.commands.prune import Rule, plan
     from raytrain.commands.prune import prune as run
 
     rule = Rule(keep, quarantine, errors)
     if yes:
-        made = run(experiment_dir, rule, bar("Deleting"), say)
+        result = run(experiment_dir, rule, bar("Deleting"), say)
     else:
-        with busy("Looking"):
-            made = plan(experiment_dir, rule)
-    if as_json:
-        print_json({"deleted": yes, **made.to_dict()})
-        return
-    from raytrain.cli.tables import prune_text
-
-    write(prune_text(made, done=yes))
+        with busy("Reading"):
+            result = plan(experiment_dir, rule)
+    print_result(as_json, {"deleted": yes, **result.to_dict()}, prune_text(result, done=yes))

@@ -1,9 +1,11 @@
-"""What `raytrain show`, `list` and `prune` say to a person."""
+"""The text of `raytrain show`, `list` and `prune`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+
+from rich.filesize import decimal
 
 from raytrain.cli.text_table import table
 from raytrain.commands.prune import Plan
@@ -13,34 +15,35 @@ from raytrain.records.metrics import over_episodes
 from raytrain.storage.escapes import printable
 
 
-def show_text(found: ExperimentView) -> str:
-    """An experiment: each trial in a few lines and its checkpoints, then how to go on."""
-    lines = [f"{found.path}: {found.state}"]
-    if found.writer is not None:
-        lines[0] += f" ({found.writer})"
-    lines.append(
-        f"started {_moment(found.first_start)}, changed {_moment(found.changed_at)}, "
-        f"checkpoints {size(found.size_bytes)}"
-    )
-    if found.parent is not None:
-        parent = found.parent
+def show_text(experiment: ExperimentView) -> str:
+    """An experiment: its trials with their checkpoints, then the commands to continue."""
+    writer = "" if experiment.writer is None else f" ({experiment.writer})"
+    lines = [
+        f"{experiment.path}: {experiment.state}{writer}",
+        f"started {_moment(experiment.first_start)}, changed {_moment(experiment.changed_at)}, "
+        f"checkpoints {decimal(experiment.size_bytes)}",
+    ]
+    if experiment.parent is not None:
+        parent = experiment.parent
         lines.append(
             f"forked from {parent['checkpoint']} of {parent['experiment']}/{parent['trial']}"
         )
-    for trial in found.trials:
-        lines += ["", *_trial_lines(trial, found.score), "", *_checkpoint_table(trial)]
-    if not found.trials:
+    for trial in experiment.trials:
+        rows = (_checkpoint_row(checkpoint) for checkpoint in trial.checkpoints)
+        checkpoints = table(_TITLES, rows).splitlines()
+        lines += ["", *_trial_lines(trial, experiment.score), "", *checkpoints]
+    if not experiment.trials:
         lines.append("no trial has begun yet")
-    said = {
-        "running": "It is running; when it has stopped, go on with:",
-        "finished": "It is finished. Raise a value in `stop` to train on; this says how it ended:",
+    titles = {
+        "running": "It is running. After it has stopped, continue with:",
+        "finished": "It is finished. To train on, raise a value in `stop`. To see how it ended:",
     }
-    lines += ["", said.get(found.state, "Go on with:"), f"  {found.resume}"]
+    lines += ["", titles.get(experiment.state, "Continue with:"), f"  {experiment.resume}"]
     others = [
-        f"  {each.resume}    # {trial.trial}/{each.path}"
-        for trial in found.trials
-        for each in trial.checkpoints
-        if each.resume is not None and each.resume != found.resume
+        f"  {checkpoint.resume}    # {trial.trial}/{checkpoint.path}"
+        for trial in experiment.trials
+        for checkpoint in trial.checkpoints
+        if checkpoint.resume is not None and checkpoint.resume != experiment.resume
     ]
     if others:
         lines += ["From another checkpoint:", *others]
@@ -48,8 +51,11 @@ def show_text(found: ExperimentView) -> str:
 
 
 def _trial_lines(trial: TrialView, score: str) -> list[str]:
-    share = "" if trial.progress is None else f" ({int(trial.progress * 100)}%)"
-    first = f"{trial.trial}: {trial.state}, iteration {trial.iteration:,}, {trial.timesteps:,} steps{share}"
+    first = (
+        f"{trial.trial}: {trial.state}, iteration {trial.iteration:,}, {trial.timesteps:,} steps"
+    )
+    if trial.progress is not None:
+        first += f" ({int(trial.progress * 100)}%)"
     if trial.stage is not None:
         first += f", stage {trial.stage}"
         if trial.stage_number is not None:
@@ -72,88 +78,76 @@ def _trial_lines(trial: TrialView, score: str) -> list[str]:
             f"{duration(lost)} lost ({duration(trial.redone_s)} trained again, "
             f"{duration(trial.away_s)} away)"
         )
-    given_back = [
+    uncounted = [
         f"{name}: {count}"
         for name, count in (("nodes lost", trial.lost_nodes), ("preemptions", trial.preemptions))
         if count
     ]
-    if given_back:
-        lines.append(f"  {', '.join(given_back)} (not counted against failure.max_failures)")
+    if uncounted:
+        lines.append(f"  {', '.join(uncounted)} (not counted against failure.max_failures)")
     if trial.exact is False:
-        lines.append("  not exact: `raytrain inspect` says why and since when")
+        lines.append("  not exact: `raytrain inspect` shows why and since when")
     if trial.last_error is not None and trial.state == "failed":
         lines.append(f"  {trial.last_error}")
     return lines
 
 
-def _checkpoint_table(trial: TrialView) -> list[str]:
-    titles = ("checkpoint", "kind", "iteration", "steps", "stage", "score", "size", "saved", "")
-    return table(titles, (_checkpoint_row(each) for each in trial.checkpoints)).splitlines()
+_TITLES = ("checkpoint", "kind", "iteration", "steps", "stage", "score", "size", "saved", "")
 
 
-def _checkpoint_row(found: CheckpointView) -> tuple[str, ...]:
+def _checkpoint_row(checkpoint: CheckpointView) -> tuple[str, ...]:
     return (
-        found.path,
-        found.kind,
-        "" if found.iteration < 0 else f"{found.iteration:,}",
-        "" if found.timesteps is None else f"{found.timesteps:,}",
-        found.stage or "",
-        "" if found.score is None else f"{found.score:.6g}",
-        size(found.size_bytes),
-        "" if found.created_at is None else _moment(found.created_at),
-        "" if found.good is not False else f"DAMAGED: {found.problem}",
+        checkpoint.path,
+        checkpoint.kind,
+        "" if checkpoint.iteration < 0 else f"{checkpoint.iteration:,}",
+        "" if checkpoint.timesteps is None else f"{checkpoint.timesteps:,}",
+        checkpoint.stage or "",
+        "" if checkpoint.score is None else f"{checkpoint.score:.6g}",
+        decimal(checkpoint.size_bytes),
+        "" if checkpoint.created_at is None else _moment(checkpoint.created_at),
+        "" if checkpoint.good is not False else f"DAMAGED: {checkpoint.problem}",
     )
 
 
-def list_text(found: Sequence[ExperimentView]) -> str:
+def list_text(experiments: Sequence[ExperimentView]) -> str:
     """A line for each experiment."""
     titles = ("experiment", "state", "trials", "steps", "done", "best", "size", "changed")
-    return table(titles, (_experiment_row(each) for each in found)) + "\n"
+    return table(titles, map(_experiment_row, experiments)) + "\n"
 
 
-def _experiment_row(found: ExperimentView) -> tuple[str, ...]:
-    row = found.summary()
-    best = found.best_score
+def _experiment_row(experiment: ExperimentView) -> tuple[str, ...]:
+    row = experiment.summary()
+    best = experiment.best_score
     return (
-        found.name,
-        found.state,
+        experiment.name,
+        experiment.state,
         f"{row['finished']}/{row['trials']} finished",
         f"{row['timesteps']:,}",
         "" if row["progress"] is None else f"{int(row['progress'] * 100)}%",
         "" if best is None else f"{best:.6g}",
-        size(found.size_bytes),
-        _moment(found.changed_at),
+        decimal(experiment.size_bytes),
+        _moment(experiment.changed_at),
     )
 
 
 def prune_text(plan: Plan, *, done: bool) -> str:
-    """What is, or was, deleted, and how much that frees."""
+    """What is, or was, deleted, and how much space that frees."""
     if not plan.delete:
         return "Nothing to delete.\n"
     titles = ("checkpoint", "kind", "iteration", "size")
     rows = [
         (
-            each.path,
-            each.kind,
-            "" if each.iteration < 0 else str(each.iteration),
-            size(each.size_bytes),
+            victim.path,
+            victim.kind,
+            "" if victim.iteration < 0 else str(victim.iteration),
+            decimal(victim.size_bytes),
         )
-        for each in plan.delete
+        for victim in plan.delete
     ]
-    end = f"{len(rows)} checkpoint{'s' * (len(rows) > 1)}, {size(plan.frees_bytes)}"
-    refused = f"Would delete {end}. Nothing was deleted: give --yes to do it."
-    said = f"Deleted {end}." if done else refused
-    return f"{table(titles, rows)}\n{said} Kept: {', '.join(plan.keep)}.\n"
-
-
-def size(number: int) -> str:
-    """Bytes as a person says them, in powers of ten."""
-    value = float(number)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+    amount = f"{len(rows)} checkpoint{'s' * (len(rows) > 1)}, {decimal(plan.frees_bytes)}"
+    planned = f"Would delete {amount}. Nothing was deleted: give --yes to delete."
+    result = f"Deleted {amount}." if done else planned
+    return f"{table(titles, rows)}\n{result} Kept: {', '.join(plan.keep)}.\n"
 
 
 def _moment(text: str) -> str:

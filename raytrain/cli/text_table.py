@@ -14,13 +14,11 @@ _WIDTH_OF_A_PIPE = 240
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The rows below their titles. In a pipe a cell stays on its line, however narrow that is."""
-    made = Table(box=None, pad_edge=False)
-    for title in titles:
-        made.add_column(title)
+    """The rows below their titles. In a pipe, cells are not wrapped."""
+    grid = Table(*titles, box=None, pad_edge=False)
     for row in rows:
-        made.add_row(*(printable(cell) for cell in row))
-    # A cell is text, whatever looks like markup or the name of an emoji in it.
+        grid.add_row(*map(printable, row))
+    # A cell is plain text, also if it looks like markup or contains the name of an emoji.
     console = Console(
         width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE,
         color_system=None,
@@ -29,5 +27,5 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         highlight=False,
     )
     with console.capture() as captured:
-        console.print(made)
+        console.print(grid)
     return captured.get().rstrip("\n")

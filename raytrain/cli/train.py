@@ -19,29 +19,27 @@ def train(
     name: Name = None,
     storage_path: StoragePath = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Set the run's old directory aside and begin again.")
+        bool, typer.Option("--fresh", help="Move the run's old directory aside and begin again.")
     ] = False,
     from_: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="CHECKPOINT", help="Begin a new run (--name) where this one was."
+            "--from", metavar="CHECKPOINT", help="Begin a new run (--name) at this checkpoint."
         ),
     ] = None,
     weights_only: Annotated[
         bool,
-        typer.Option("--weights-only", help="With --from: take weights and filters, count from 0."),
+        typer.Option(
+            "--weights-only", help="With --from: take only weights and filters; count from 0."
+        ),
     ] = False,
     from_stage: Annotated[
         str | None,
-        typer.Option(
-            "--from-stage",
-            metavar="NAME",
-            help="Go back to the end of this stage of the curriculum.",
-        ),
+        typer.Option(metavar="NAME", help="Go back to the end of this stage of the curriculum."),
     ] = None,
     address: Address = None,
 ) -> None:
-    """Start the run, continue it, or say that it is finished.
+    """Start the run, continue it, or report that it is finished.
 
     \b
       raytrain train configs/cartpole.yaml
@@ -52,8 +50,8 @@ def train(
           --set training.lr=5e-5 --set stop.timesteps=4e5
 
     A value is YAML. The keys are those of the file, with dots: see docs/guide/config.md. A run that
-    continues must be the same run, but for `stop`, `checkpoint`, `failure` and `resources`. A fork
-    (--from) may change anything but the spaces and the network; its counters run on.
+    continues may change only `stop`, `checkpoint`, `failure`, `resources` and some other keys. A
+    fork (--from) may change everything except the spaces and the network; its counters continue.
     """
     from raytrain.cluster.package import submitted
     from raytrain.config import load_config
@@ -62,15 +60,17 @@ def train(
     from raytrain.driver.fork import Fork
 
     if weights_only and from_ is None:
-        raise BadInput("--weights-only says what to take from a checkpoint; name it with --from.")
+        raise BadInput(
+            "--weights-only needs the checkpoint to take weights from: give it with --from."
+        )
     if from_ is not None and from_stage is not None:
         raise BadInput(
-            f"--from and --from-stage cannot go together: to fork after a stage, use --from "
-            f"{from_}/stages/{from_stage} (the stage's directory in the trial's)."
+            f"--from and --from-stage cannot be used together: to fork after a stage, use --from "
+            f"{from_}/stages/{from_stage} (the stage's directory in that of the trial)."
         )
     fork = None if from_ is None else Fork(from_, weights_only)
     loaded = load_config(config, overrides=set_ or (), name=name, storage_path=storage_path)
-    again = [part for each in set_ or () for part in ("--set", each)]
+    again = [part for override in set_ or () for part in ("--set", override)]
     for option, value in (
         ("--name", name),
         ("--storage-path", storage_path),
@@ -80,15 +80,16 @@ def train(
         again += [option, value] if value is not None else []
     again += ["--weights-only"] * weights_only
     command = submitted(config) or command_for("train", config, again)
-    outcome = run(
-        loaded,
-        fresh=fresh,
-        fork=fork,
-        from_stage=from_stage,
-        address=address,
-        command=command,
+    _end(
+        run(
+            loaded,
+            fresh=fresh,
+            fork=fork,
+            from_stage=from_stage,
+            address=address,
+            command=command,
+        )
     )
-    _end(outcome)
 
 
 @command
@@ -98,33 +99,33 @@ def submit(
     address: Annotated[
         str,
         typer.Option(
-            "--address",
             metavar="ADDRESS",
             envvar="RAY_API_SERVER_ADDRESS",
             help="The cluster's dashboard, such as http://HOST:8265.",
         ),
     ],
     wait: Annotated[
-        bool, typer.Option("--wait", help="Follow the log, and end with the run's exit code.")
+        bool, typer.Option("--wait", help="Follow the log, and exit with the run's exit code.")
     ] = False,
     set_: Set = None,
     name: Name = None,
     storage_path: StoragePath = None,
 ) -> None:
-    """Run it on a cluster, as a Ray job.
+    """Run the experiment on a cluster, as a Ray job.
 
     \b
       raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs
-      raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs --wait
+      raytrain submit cartpole.yaml --address http://head:8265 --storage-path s3://bucket/runs \\
+          --wait
 
-    The same command again is the same run: it follows the job that runs, says that the run has
-    finished, or starts it again where it stopped. Exit codes with --wait are those of `raytrain
-    train`; Ctrl-C stops only the following. See docs/clusters/jobs.md.
+    The same command again is the same run: it follows the running job, reports that the run has
+    finished, or continues the run in a new job. Exit codes with --wait are those of `raytrain
+    train`; Ctrl-C does not stop the job. See docs/clusters/jobs.md.
     """
     from raytrain.commands.submit import submit_and_follow
     from raytrain.config import load_config
 
-    # The environment need not be installed on the machine that submits.
+    # The environment may be missing on the machine that submits.
     loaded = load_config(
         config, overrides=set_ or (), name=name, storage_path=storage_path, check_env=False
     )
@@ -140,7 +141,7 @@ def _write_log(text: str) -> None:
 def resume(experiment_dir: Directory, address: Address = None) -> None:
     """Continue an experiment, from its directory alone.
 
-    Its config is the one that it was last started with; to change a value, use `raytrain train`.
+    It continues with the config of its last start; to change a value, use `raytrain train`.
     """
     from raytrain.driver.command_text import command_for
     from raytrain.driver.experiment import resume as run

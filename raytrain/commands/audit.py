@@ -1,4 +1,4 @@
-"""`raytrain audit`: because a run is reproducible, what lies on storage can be checked.
+"""`raytrain audit`: train a part of a run again, and compare with what is on storage.
 
     checkpoint k --load--> train to the iteration of the next checkpoint --compare--> its manifest
                            each iteration --compare--> its row in result.json
@@ -6,11 +6,11 @@
 The training happens in this process, with Ray on this machine, in a scratch directory; the
 experiment is only read, so it may be running. A difference means that a checkpoint or a record was
 corrupted unnoticed, that the environment is not deterministic, or that a library or the machine
-computes something else than before; the first iteration that differs is named.
+computes other numbers than before; the audit reports the first iteration that differs.
 
-A run that never was exact is refused: a difference would prove nothing. So is a stretch in which
-exactness was given up (another number of env groups or learners). Stretches after it are audited
-as usual.
+A run that was never exact is refused: a difference would prove nothing. So are iterations in which
+exactness was given up (another number of env groups or learners). Later iterations are audited as
+usual.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain import _ray
-from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, Manifest, fetch, is_trial, trials
+from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, Manifest, fetch
+from raytrain.checkpoint.resolve import trials_at
 from raytrain.config import (
     ExperimentConfig,
     config_from_dict,
     has_digest,
-    has_search,
     with_trial_values,
 )
 from raytrain.driver.process_cleanup import nothing_left
@@ -51,13 +51,13 @@ _RECORDS, _PARAMS = "result.json", "params.json"
 
 
 class CannotAudit(BadInput):
-    """There is nothing that an audit could compare."""
+    """There is nothing that an audit can compare."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The first iteration that came out otherwise. `what` maps a metric's name, or `weights_sha256`,
-    to what is on storage and what came out now."""
+    """The first iteration that differs. `what` maps a metric's name, or `weights_sha256`, to the
+    value on storage and the value of now."""
 
     iteration: int
     what: Mapping[str, tuple[Any, Any]]
@@ -65,8 +65,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class TrialAudit:
-    """One trial trained again from iteration `start` to `end`. `compared`: iterations of which
-    result.json has the row; of the others only the weights at the end are known."""
+    """One trial, trained again from iteration `start` to `end`. `compared`: the number of
+    iterations that have a row in result.json; of the others, only the last weights are known."""
 
     trial: str
     start: int
@@ -82,34 +82,35 @@ class TrialAudit:
         return self.difference is None
 
     def text(self) -> str:
-        """What a person should know, in whole lines."""
+        """The result for a person, in whole lines."""
         head = f"{self.trial}: iterations {self.start + 1} to {self.end} trained again: "
         if self.difference is None:
-            said = (
+            lines = [
                 f"{head}equal (weights {self.weights_sha256[:12]}, and all metrics of "
-                f"{self.compared} iterations).\n"
-            )
+                f"{self.compared} iterations)."
+            ]
         else:
             known = "" if self.compared else " at the latest (no metrics are recorded)"
-            said = (
+            differing = list(self.difference.what.items())
+            lines = [
                 f"{head}NOT equal. The first difference is in iteration "
-                f"{self.difference.iteration}{known}:\n"
-            )
-            shown = list(self.difference.what.items())[:_SHOWN]
-            said += "".join(
-                f"  {key}: {then!r} on storage, {now!r} now\n" for key, (then, now) in shown
-            )
-            more = len(self.difference.what) - len(shown)
-            said += f"  and {more} more\n" if more else ""
+                f"{self.difference.iteration}{known}:"
+            ]
+            lines += [
+                f"  {key}: {then!r} on storage, {now!r} now"
+                for key, (then, now) in differing[:_SHOWN]
+            ]
+            if len(differing) > _SHOWN:
+                lines.append(f"  and {len(differing) - _SHOWN} more")
         changed = ", ".join(
             f"{name} {then} -> {now}" for name, (then, now) in self.versions.items()
         )
         if changed:
-            said += (
-                f"  Versions differ from those of the checkpoints ({changed}); equality is promised "
-                "for the same versions only.\n"
+            lines.append(
+                f"  Versions differ from those of the checkpoints ({changed}); equality is "
+                "promised for the same versions only."
             )
-        return said
+        return "".join(f"{line}\n" for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, but for numbers that are not finite."""
@@ -118,7 +119,7 @@ class TrialAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """What came of all trials."""
+    """The results of all trials."""
 
     experiment: str
     trials: tuple[TrialAudit, ...]
@@ -139,16 +140,16 @@ class Audit:
 
 
 def audit(experiment_dir: str | Path, *, start: int | None = None, end: int | None = None) -> Audit:
-    """Train each trial of an experiment (or the one whose directory is given) again from the
-    checkpoint of iteration `start` to that of `end`, and compare. Without them: between the two
-    newest good checkpoints; with one of them: to the next one, or from the one before.
+    """Train each trial of an experiment (or the trial whose directory is given) again from the
+    checkpoint of iteration `start` to that of `end`, and compare. By default these are the two
+    newest good checkpoints; with only one given, the other is its neighbour.
 
     Raises:
         BadInput: no experiment, no such checkpoints, or the run is not exact there.
         StorageError: the storage cannot be read.
     """
-    place = Location.of(experiment_dir)
-    experiment_place, chosen = _trials_of(place)
+    place, chosen = trials_at(str(experiment_dir))
+    experiment_place = place.parent if chosen == [place] else place
     experiment = ExperimentFile.read(experiment_place)
     if experiment is None:
         raise CannotAudit(
@@ -157,22 +158,11 @@ def audit(experiment_dir: str | Path, *, start: int | None = None, end: int | No
         )
     # Everything that can be refused is refused before anything is trained.
     plans = [_plan(trial, experiment, start, end) for trial in chosen]
-    return Audit(str(experiment_place), tuple(_audit_trial(*plan) for plan in plans))
+    audits = (_audit_trial(*plan, experiment.snapshot) for plan in plans)
+    return Audit(str(experiment_place), tuple(audits))
 
 
 Plan = tuple[Location, ExperimentConfig, Entry, Entry]
-
-
-def _trials_of(place: Location) -> tuple[Location, list[Location]]:
-    with storage_errors("Looking for the experiment", place):
-        if not place.is_dir():
-            raise CannotAudit(f"There is no directory {place}. Give an experiment's directory.")
-        if is_trial(place):
-            return place.parent, [place]
-    found = trials(place)
-    if not found:
-        raise CannotAudit(f"{place} has no trial yet. Give the directory of a run that has begun.")
-    return place, found
 
 
 def _plan(trial: Location, experiment: ExperimentFile, start: int | None, end: int | None) -> Plan:
@@ -182,17 +172,18 @@ def _plan(trial: Location, experiment: ExperimentFile, start: int | None, end: i
     if signing_key() is not None and not has_digest(config, _manifest(first).config_digest):
         # params.json is not signed; the manifest, which holds the digest of these values, is.
         raise CannotAudit(
-            f"{trial / _PARAMS} is not trusted: its values are not those that {first.location} was "
-            "written with."
+            f"{trial / _PARAMS} is not trusted: its values differ from those that {first.location} "
+            "was written with."
         )
     return trial, config, first, last
 
 
 def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, Entry]:
-    """The checkpoints to begin at and to reach, every byte of them checked."""
+    """The checkpoints to begin at and to reach; every byte of them is checked."""
     good: dict[int, Entry] = {}
     for entry in Catalogue(trial).entries(verify=True):
-        # Kind `error` holds a diverged state; of several of one iteration the numbered one is used.
+        # Kind `error` is a diverged state. Of several checkpoints of an iteration, use the
+        # numbered.
         usable = entry.good and entry.kind != "error"
         if usable and (entry.is_periodic_place or entry.iteration not in good):
             good[entry.iteration] = entry
@@ -201,21 +192,21 @@ def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, E
     for asked in (start, end):
         if asked is not None and asked not in good:
             raise CannotAudit(
-                f"{trial} has no good checkpoint of iteration {asked}. There are good ones of the "
-                f"iterations {listed}; `raytrain checkpoints` lists all."
+                f"{trial} has no good checkpoint of iteration {asked}. Iterations with a good "
+                f"checkpoint: {listed}; `raytrain checkpoints` lists all checkpoints."
             )
     if start is not None and end is not None and start >= end:
         raise CannotAudit(f"--from {start} must be less than --to {end}.")
     if start is None and end is None and good:
         end = iterations[-1]
     if end is None and start is not None:
-        end = min((each for each in iterations if each > start), default=None)
+        end = min((iteration for iteration in iterations if iteration > start), default=None)
     if start is None and end is not None:
-        start = max((each for each in iterations if each < end), default=None)
+        start = max((iteration for iteration in iterations if iteration < end), default=None)
     if start is None or end is None:
         raise CannotAudit(
-            f"{trial} does not have two good checkpoints to train between: there are good ones of "
-            f"the iterations {listed}. Wait for another one, or keep more (checkpoint.num_to_keep)."
+            f"{trial} does not have two good checkpoints to train between. Iterations with a good "
+            f"checkpoint: {listed}. Wait for another one, or keep more (checkpoint.num_to_keep)."
         )
     return good[start], good[end]
 
@@ -231,42 +222,49 @@ def _refuse_inexact(trial: Location, first: Entry, last: Entry) -> None:
         )
     if lost.since_iteration >= first.iteration:
         raise CannotAudit(
-            f"{trial} cannot be audited from iteration {first.iteration} to {last.iteration}: from "
-            f"iteration {lost.since_iteration} on the run went on otherwise ({lost.why}). Give other "
+            f"{trial} cannot be audited from iteration {first.iteration} to {last.iteration}: the "
+            f"run is not exact after iteration {lost.since_iteration} ({lost.why}). Give other "
             "checkpoints with --from and --to."
         )
 
 
 def _config_of(trial: Location, experiment: ExperimentFile) -> ExperimentConfig:
-    """The config that the trial runs with: the experiment's, with the values Tune chose for it."""
-    config = config_from_dict(experiment.config)
+    """The config of the trial: the experiment's, with the values that Tune chose for the trial."""
     place = trial / _PARAMS
     with storage_errors("Reading the trial's values", place):
         if not place.exists():
-            if has_search(config):
+            config = config_from_dict(experiment.config)
+            if config.search:
                 raise CannotAudit(
-                    f"{place} is missing, so the values that were chosen for this trial are not known."
+                    f"{place} is missing, so the values that were chosen for this trial are "
+                    "unknown."
                 )
             return config
         data = place.read_bytes()
     try:
-        chosen = dict(parse_json(data))
+        drawn = dict(parse_json(data))
     except (ValueError, TypeError) as error:
         raise CannotAudit(f"{place} is damaged: {error}") from None
-    return with_trial_values(config, chosen)
+    return with_trial_values(experiment.config, drawn)
 
 
 def _audit_trial(
-    trial: Location, config: ExperimentConfig, first: Entry, last: Entry
+    trial: Location,
+    config: ExperimentConfig,
+    first: Entry,
+    last: Entry,
+    snapshot: Mapping[str, Any],
 ) -> TrialAudit:
     from raytrain.ppo.state import StateMismatch
 
     written = _manifest(last)
     now = versions()
+    # Environments are snapshotted as in the checkpoint; in other stages as in experiment.json.
+    snapshot = {**snapshot, "strategy": str(written.snapshot_strategy)}
     difference, compared, digest = None, 0, ""
     with (
         scratch("audit") as directory,
-        _algorithm(config, _snapshot(trial, written), directory) as algorithm,
+        _algorithm(config, snapshot, directory) as algorithm,
     ):
         source = fetch(first.location, directory / "fetched")
         try:
@@ -300,19 +298,11 @@ def _audit_trial(
     )
 
 
-def _snapshot(trial: Location, written: Manifest) -> dict[str, Any]:
-    """How the environments are snapshotted: as the checkpoint says, and in other stages as
-    experiment.json does."""
-    experiment = ExperimentFile.read(trial.parent)
-    known = dict(experiment.snapshot) if experiment is not None else {}
-    return {**known, "strategy": str(written.snapshot_strategy)}
-
-
 def _train_and_compare(
     algorithm: ExactPPO, records: Mapping[int, Row], written: Manifest
 ) -> tuple[Difference | None, int]:
-    """Train to the iteration of the manifest, or to the first difference; and the number of
-    iterations compared."""
+    """Train to the iteration of the manifest, or to the first difference. Returns that difference
+    and the number of iterations compared."""
     from raytrain.records import differences
     from raytrain.records.row_files import encode_row
 
@@ -320,20 +310,17 @@ def _train_and_compare(
     while algorithm.iteration < written.iteration:
         result = {key: value for key, value in algorithm.train().items() if key != "config"}
         row = encode_row(result)
-        found: dict[str, tuple[Any, Any]] = {}
+        # The weights come first: everything else may follow from them.
+        what: dict[str, tuple[Any, Any]] = {}
+        digest = algorithm.weights_digest
+        if row.iteration == written.iteration and digest != written.weights_sha256:
+            what["weights_sha256"] = (written.weights_sha256, digest)
         if row.iteration in records:
             compared += 1
             for key, then, now in differences(records[row.iteration].flat, row.flat):
-                found[key] = (then, now)
-        if (
-            row.iteration == written.iteration
-            and algorithm.weights_digest != written.weights_sha256
-        ):
-            found["weights_sha256"] = (written.weights_sha256, algorithm.weights_digest)
-        if found:
-            # The weights first: everything else may follow from them.
-            ordered = dict(sorted(found.items(), key=lambda item: item[0] != "weights_sha256"))
-            return Difference(row.iteration, ordered), compared
+                what.setdefault(key, (then, now))
+        if what:
+            return Difference(row.iteration, what), compared
     return None, compared
 
 
@@ -370,23 +357,23 @@ def _algorithm(
         try:
             with _ray.local.lean_instance(), _ray.local.quiet_start():
                 ray.init(
-                    address="local",  # Never a cluster that somebody else has running here.
+                    address="local",  # Never another cluster that runs on this machine.
                     num_cpus=max(os.cpu_count() or 1, needed),
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     _system_config=_ray.local.SYSTEM_CONFIG,
                 )
-        except SystemExit as error:  # Of the handler for SIGTERM that Ray sets in there.
+        except SystemExit as error:  # From the handler for SIGTERM that Ray sets meanwhile.
             ray.shutdown()
             number = error.code if isinstance(error.code, int) else 1
             raise SystemExit(128 + number if number == signal.SIGTERM else number) from None
         except Exception as error:  # Ray raises bare Exceptions here.
             ray.shutdown()
-            said = str(error).rstrip(".")
-            raise RaytrainError(f"Ray could not start on this machine: {said}.") from None
+            reason = str(error).rstrip(".")
+            raise RaytrainError(f"Ray could not start on this machine: {reason}.") from None
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray has set one of its own.
+            signal.signal(signal.SIGTERM, before)  # Ray has set a handler of its own.
     try:
         with _ray.local.files_below(str(scratch)):
             algorithm = ExactPPO(**arguments)
@@ -403,7 +390,7 @@ def _algorithm(
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Torch's sums depend on their number, and Ray gives an actor as many as it has CPUs."""
+    """Torch's sums depend on the number of threads; Ray gives an actor as many as it has CPUs."""
     import torch
 
     before = torch.get_num_threads()

@@ -13,7 +13,7 @@ from raytrain import load_policy
 from raytrain.checkpoint import ExperimentFile
 from raytrain.commands.progress_bar import busy
 from raytrain.config import ConfigError, EnvCreator, config_from_dict, env_creator
-from raytrain.config.environment import laid_over
+from raytrain.config.environment import deep_merge
 from raytrain.config.user_code import EnvironmentFailed
 from raytrain.errors import BadInput, require
 from raytrain.policy.evaluate import Evaluation, evaluate
@@ -33,13 +33,14 @@ def evaluate_path(
     track: Callable[[range], Iterable[int]] = iter,
     tell: Callable[[str], None] = lambda message: None,
 ) -> Evaluation:
-    """Play `episodes` episodes with the policy at `path`, in the environment that the experiment
-    around it describes for evaluation. With `video`, each is recorded as an MP4 file in that directory. `max_steps`
-    ends an episode; by default `evaluation.max_episode_steps` of the config does.
+    """Play `episodes` episodes with the policy at `path`, in the evaluation environment of the
+    experiment around it. With `video`, each episode is recorded as an MP4 file in that directory.
+    An episode ends after `max_steps`, by default after `evaluation.max_episode_steps` of the
+    config.
 
     Raises:
-        BadInput: there is no such policy, or its environment is not known or cannot be drawn.
-        MissingExtra: a video was asked for and its packages are not installed.
+        BadInput: there is no such policy, or its environment is unknown or cannot be rendered.
+        MissingExtra: the packages for videos are not installed.
     """
     if video is not None:
         require("video", "moviepy", what="Recording videos")
@@ -54,12 +55,12 @@ def evaluate_path(
         place = place.parent
     else:
         raise BadInput(
-            f"{path} does not lie in an experiment (no experiment.json above it), so its environment "
-            "is not known. Use raytrain.load_policy(...) with an environment of your own."
+            f"{path} is not in an experiment (no experiment.json above it), so its environment is "
+            "unknown. Use raytrain.load_policy(...) with an environment of your own."
         )
     config = config_from_dict(experiment.config)
     creator = env_creator(config)
-    env_config = laid_over(policy.env_config, config.evaluation.evaluation_config.env_config or {})
+    env_config = deep_merge(policy.env_config, config.evaluation.evaluation_config.env_config or {})
 
     def make() -> gym.Env[Any, Any]:
         if video is None:
@@ -81,9 +82,9 @@ def evaluate_path(
 def _recorded(
     creator: EnvCreator, env_config: dict[str, Any], directory: Path, episodes: int
 ) -> gym.Env[Any, Any]:
-    """The environment, drawn as images, in Gymnasium's RecordVideo."""
+    """The environment, rendered to images, in Gymnasium's RecordVideo."""
     for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
-        # pygame draws into memory here; it would look for a screen and a sound card, and complain.
+        # pygame renders to memory here; without this it would need a screen and a sound card.
         os.environ.setdefault(driver, "dummy")
     try:
         env = creator({**env_config, "render_mode": "rgb_array"})
@@ -98,11 +99,11 @@ def _recorded(
             f"Recording videos: the environment's render_mode is {env.render_mode!r}, though "
             "'rgb_array' was asked for. Let its factory pass `render_mode` on."
         )
-    taken = [directory / f"policy-episode-{i}.mp4" for i in range(episodes)]
-    there = [path for path in taken if path.exists()]
-    if there:
+    files = [directory / f"policy-episode-{i}.mp4" for i in range(episodes)]
+    existing = next((path for path in files if path.exists()), None)
+    if existing is not None:
         env.close()
-        raise BadInput(f"{there[0]} exists already. Give another directory for the videos.")
+        raise BadInput(f"{existing} exists already. Give another directory for the videos.")
     directory.mkdir(parents=True, exist_ok=True)
     return gym.wrappers.RecordVideo(
         env, str(directory), episode_trigger=lambda _: True, name_prefix="policy"

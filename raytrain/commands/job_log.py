@@ -1,8 +1,8 @@
 """Follow a job's log until the job ends.
 
-Ray sends the log over a connection that begins at the log's start each time. When it breaks (the
-dashboard was restarted, the network was away) it is opened again and what was shown is skipped; when
-the cluster does not answer for a minute, it counts as lost.
+Ray sends the log over a connection that always begins at the start of the log. When the connection
+breaks (the dashboard restarts, the network fails), it is opened again and the part that was shown
+is skipped. A cluster that does not answer for a minute counts as lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from raytrain.commands.jobs import ClusterLost, JobRefused, JobServer
 
 _PATIENCE_S = 60.0
 _AGAIN_S = 2.0
-_QUIET_S = 120.0  # A cut link ends no connection. After this without a line, the job is asked for.
+_QUIET_S = 120.0  # A lost link does not end a connection: after so long, ask for the job.
 
 
 def follow(
@@ -26,10 +26,10 @@ def follow(
     *,
     patience_s: float = _PATIENCE_S,
 ) -> Any:
-    """Write the job's log as it grows. Returns the job's `JobDetails` once it has ended.
+    """Write the job's log as it grows. Returns the `JobDetails` of the ended job.
 
     Raises:
-        ClusterLost: nobody has answered for `patience_s` seconds.
+        ClusterLost: the cluster has not answered for `patience_s` seconds.
     """
     shown = 0
     failing: float | None = None
@@ -43,8 +43,9 @@ def follow(
             failing = failing or time.monotonic()
             if time.monotonic() - failing > patience_s:
                 raise ClusterLost(
-                    f"The cluster at {server.address} has not answered for {patience_s:.0f} s. If its head is "
-                    "gone, start a new one and submit again there: the run continues from its storage."
+                    f"The cluster at {server.address} has not answered for {patience_s:.0f} s. If "
+                    "its head is gone, start a new one and submit again there: the run continues "
+                    "from its storage."
                 ) from None
             time.sleep(_AGAIN_S)
         else:
@@ -54,7 +55,7 @@ def follow(
 
 
 class _Broken(Exception):
-    """The connection ended before the job did; `shown` characters had been written."""
+    """The connection ended before the job; `shown` characters were written until then."""
 
     def __init__(self, shown: int) -> None:
         super().__init__(shown)

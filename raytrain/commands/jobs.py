@@ -1,18 +1,19 @@
 """`raytrain submit`: a run as a Ray job, through Ray's own client.
 
-Every job of a run carries the run's mark in its metadata, so that submitting twice is one run:
+Every job of a run has the run's mark in its metadata, so that submitting twice is one run:
 
     raytrain-cartpole      the first job of the run `cartpole`
-    raytrain-cartpole-2    the next one, after that failed or was stopped; it continues
+    raytrain-cartpole-2    the next job, after the first failed or was stopped; it continues the run
     raytrain-cartpole-3    ...
 
-    metadata: raytrain_run     SHA-256 of name and storage path, which are what makes a run the same
+    metadata: raytrain_run     SHA-256 of name and storage path, which identify a run
               raytrain_config  SHA-256 of the resolved config
 
-What the newest job of the run is doing decides: it runs -> that is the one; it has finished the same
-config -> nothing is to be done; otherwise (failed, stopped, finished with another `stop`, or a new head
-that knows of none) -> another job, which continues from storage. A job's entrypoint and environment
-hold no value of the config: anybody who sees the dashboard reads those.
+The newest job of the run decides. If it is running, it is the job. If it has finished the same
+config, nothing is submitted. Otherwise (failed, stopped, finished with another `stop`, or unknown
+to a new head) another job is submitted, which continues from storage. The entrypoint and the
+environment of a job contain no value of the config, as everybody who sees the dashboard can read
+them.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ _PASSED_ON = (0, 1, 2, 130, 143)
 
 
 class ClusterLost(RaytrainError):
-    """The job server does not answer any more."""
+    """The job server stopped answering."""
 
 
 class JobRefused(RaytrainError):
-    """The job server would not do it."""
+    """The job server refused a request."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a run. `state`: what this submission came upon. `packed`: what was sent, if it was."""
+    """A job of a run. `state`: what `submit` did or found. `packed`: what was sent, if anything."""
 
     submission_id: str
     state: Literal["submitted", "running", "finished"]
@@ -71,7 +72,7 @@ def submit(config: ExperimentConfig, server: JobServer) -> Job:
     """Make sure that the run of `config` has a job on the cluster, unless it has finished there.
 
     Raises:
-        BadInput: the run is under way there with another config; its files cannot be packed.
+        BadInput: the run is running there with another config; its files cannot be packed.
         JobRefused: the cluster refused the job.
     """
     mark = {_RUN: _run_mark(config), _CONFIG: _sha256(config_text(config))}
@@ -83,13 +84,14 @@ def submit(config: ExperimentConfig, server: JobServer) -> Job:
             if same:
                 return Job(newest.submission_id, "running")
             raise BadInput(
-                f"{config.name} is running there as the job {newest.submission_id}, with another config. "
-                f"Wait for its end, or stop it ({server.stop_command(newest.submission_id)}; it saves "
-                "first), then submit again; or give the config that it was submitted with, to follow it."
+                f"{config.name} is running there as the job {newest.submission_id}, with another "
+                f"config. Wait for the job to end, or stop it with "
+                f"`{server.stop_command(newest.submission_id)}` (it saves first), then submit "
+                "again. To follow it, give the config that it was submitted with."
             )
         if same and newest.status == "SUCCEEDED":
             return Job(newest.submission_id, "finished")
-    submission_id = _next_id(config.name, [each.submission_id or "" for each in jobs])
+    submission_id = _next_id(config.name, [job.submission_id or "" for job in jobs])
     with TemporaryDirectory() as scratch:
         package = pack(config, Path(scratch, "run.zip"))
         server.submit(submission_id, package.archive, mark)
@@ -97,15 +99,15 @@ def submit(config: ExperimentConfig, server: JobServer) -> Job:
 
 
 def exit_code(job: Any) -> int:
-    """What `raytrain submit --wait` ends with, for a job (`JobDetails`) that has ended: the code of its
-    `raytrain train`; 143 if it was stopped (Ray keeps no code then); 1 for any other end."""
+    """The exit code of `raytrain submit --wait` for an ended job (`JobDetails`): that of its
+    `raytrain train`; 143 for a stopped job (Ray keeps no code then); 1 for any other end."""
     if job.status == "STOPPED":
         return _STOPPED
     return job.driver_exit_code if job.driver_exit_code in _PASSED_ON else 1
 
 
 def why_it_failed(job: Any) -> str | None:
-    """A sentence on an end that the job's own log does not explain."""
+    """The reason for an end that the job's own log does not explain; None if the log does."""
     code = job.driver_exit_code
     if job.status != "FAILED" or code in _PASSED_ON:
         return None
@@ -121,7 +123,7 @@ class JobServer:
     """Ray's job server at an address: `http://HOST:PORT`, or `HOST`, or `HOST:PORT`.
 
     Raises:
-        BadInput: nobody, or somebody else, answers at the address; the token is missing or wrong.
+        BadInput: there is no job server at the address; the token is missing or wrong.
     """
 
     def __init__(self, address: str) -> None:
@@ -139,7 +141,7 @@ class JobServer:
             return list(self.client.list_jobs())
 
     def job(self, submission_id: str) -> Any:
-        """Its `JobDetails`."""
+        """The `JobDetails` of a job."""
         with self._refusals():
             return self.client.get_job_info(submission_id)
 
@@ -167,19 +169,21 @@ class JobServer:
             raise BadInput(_token_problem(self.address)) from None
         except (requests.RequestException, ConnectionError) as error:
             raise ClusterLost(
-                f"The job server at {self.address} does not answer any more ({_short(error)})."
+                f"The job server at {self.address} stopped answering ({_short(error)})."
             ) from None
         except RuntimeError as error:
             raise JobRefused(
-                f"The job server at {self.address} refused: {_short(error)}. Give the same command again."
+                f"The job server at {self.address} refused: {_short(error)}. Run the same command "
+                "again."
             ) from None
 
 
 def _full_address(address: str) -> str:
     if address.startswith("ray://") or address == "auto":
         raise BadInput(
-            f"--address {address}: jobs go to the cluster's dashboard. Give its address, such as "
-            f"http://HOST:{_PORT} (`ray start --head` and `ray dashboard` print it)."
+            f"--address {address}: jobs are submitted to the cluster's dashboard. Give its "
+            f"address, such as http://HOST:{_PORT} (`ray start --head` and `ray dashboard` print "
+            "it)."
         )
     parts = urlsplit(address if "://" in address else f"http://{address}")
     try:
@@ -194,30 +198,31 @@ def _full_address(address: str) -> str:
 
 
 def _require_job_server(address: str) -> None:
-    """Ray's client has no time limit of its own, and takes any answer for that of a job server."""
+    """Ray's client has no timeout, and accepts any answer as that of a job server."""
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=_PATIENCE_S) as reply:
             known = b"ray_version" in reply.read(10_000)
     except urllib.error.HTTPError as error:
-        known = error.code in (401, 403)  # A token is wanted: Ray's client says which.
+        known = error.code in (401, 403)  # A token is required: Ray's client says which.
         error.close()
     except http.client.HTTPException:
         known = False
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"--address {address}: nobody answers there ({_short(error)}). Check host and port, that the "
-            "cluster is up, and that this machine reaches it (an SSH tunnel or `ray dashboard`)."
+            f"--address {address}: no answer ({_short(error)}). Check host and port, that the "
+            "cluster is up, and that this machine reaches it (by an SSH tunnel or `ray dashboard`)."
         ) from None
     if not known:
         raise BadInput(
-            f"--address {address}: what answers there is not Ray's job server. Jobs go to the dashboard's "
-            f"port, {_PORT} by default; 6379 is for drivers and nodes, 10001 for Ray Client."
+            f"--address {address}: the server there is not Ray's job server. Jobs are submitted to "
+            f"the dashboard's port, {_PORT} by default; 6379 is for drivers and nodes, 10001 for "
+            "Ray Client."
         )
 
 
 @contextmanager
 def _own_address() -> Iterator[None]:
-    """Within, Ray's client takes the address that it is given: these two variables would win."""
+    """In the body, Ray's client uses the given address: two variables would override it."""
     before = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
     try:
         yield
@@ -228,28 +233,28 @@ def _own_address() -> Iterator[None]:
 def _token_problem(address: str) -> str:
     given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        found = "it asks for a token, and RAY_AUTH_MODE=token is not set here"
+        reason = "it requires a token, and RAY_AUTH_MODE=token is not set here"
     elif given:
-        found = f"it does not accept the token in {given[0]}"
+        reason = f"it does not accept the token in {given[0]}"
     else:
-        found = "it asks for a token; there is none here, or it is not the cluster's"
+        reason = "it requires a token; there is none here, or it is not the cluster's"
     return (
-        f"The cluster at {address} refuses this client: {found}. Set RAY_AUTH_MODE=token and put the "
-        "token that the cluster was started with into RAY_AUTH_TOKEN, or into a file that "
-        "RAY_AUTH_TOKEN_PATH names (~/.ray/auth_token otherwise)."
+        f"The cluster at {address} refuses this client: {reason}. Set RAY_AUTH_MODE=token and put "
+        "the token that the cluster was started with into RAY_AUTH_TOKEN, or into a file that "
+        "RAY_AUTH_TOKEN_PATH names (by default ~/.ray/auth_token)."
     )
 
 
 def _newest(jobs: list[Any], run_mark: str) -> Any | None:
-    ours = [each for each in jobs if (each.metadata or {}).get(_RUN) == run_mark]
-    return max(ours, key=lambda each: each.start_time or 0, default=None)
+    ours = [job for job in jobs if (job.metadata or {}).get(_RUN) == run_mark]
+    return max(ours, key=lambda job: job.start_time or 0, default=None)
 
 
 def _next_id(name: str, taken: list[str]) -> str:
-    """The first id of a run, or one behind all that look like its own: another run may be called
-    `cartpole-2`, and one of the same name may have another storage path."""
+    """The first id of a run, or the one after all ids of that form: another run may be called
+    `cartpole-2`, and a run of the same name may have another storage path."""
     first = f"raytrain-{name}"
-    matches = [re.fullmatch(re.escape(first) + r"(?:-(\d+))?", each) for each in taken]
+    matches = [re.fullmatch(re.escape(first) + r"(?:-(\d+))?", name) for name in taken]
     numbers = [int(match[1] or 1) for match in matches if match]
     return f"{first}-{max(numbers) + 1}" if numbers else first
 
@@ -263,7 +268,7 @@ def _sha256(text: str) -> str:
 
 
 def _short(error: BaseException) -> str:
-    """The reason in an error's text: Ray wraps a traceback into some, requests a chain of objects."""
+    """The reason in an error's text: Ray puts tracebacks into it, requests a chain of objects."""
     reason = getattr(error, "reason", None)
     lines = [line for line in str(reason or error).strip().splitlines() if line.strip()]
     return (lines[-1].strip() if lines else type(error).__name__)[:300].rstrip(".")

@@ -1,11 +1,11 @@
-"""The commands that go on from what is on storage, ready to copy.
+"""The commands that continue from what is on storage, ready to copy.
 
     the newest checkpoint    raytrain resume EXPERIMENT_DIR
     a stage                  raytrain train CONFIG --from-stage NAME
     any other                raytrain train CONFIG --from CHECKPOINT --name NEW
 
-An experiment does not know its YAML file, only the directory that it lay in: the file there that has
-the experiment's name is taken, and without one the word CONFIG stands for it.
+An experiment does not know its YAML file, only the directory of the file. The commands name the
+file in that directory that has the experiment's name; without one they say CONFIG.
 """
 
 from __future__ import annotations
@@ -22,50 +22,40 @@ from raytrain.storage import Location
 
 @dataclass(frozen=True)
 class Commands:
-    """For one experiment. `config` is its YAML file, if it was found; `alone`: it has one trial."""
+    """The commands of one experiment. `config`: see `yaml_file`; `alone`: it has one trial."""
 
     place: Location
-    config: str | None
+    config: str
     alone: bool
-
-    @classmethod
-    def of(cls, place: Location, experiment: ExperimentFile, *, alone: bool) -> Commands:
-        return cls(place, _yaml_file(experiment), alone)
 
     @property
     def resume(self) -> str:
         return command_for("resume", str(self.place), [])
 
     def for_checkpoint(self, entry: Entry, trial: Location, *, is_newest: bool) -> str | None:
-        """None for a checkpoint that nothing goes on from: damaged, or of a diverged state."""
+        """None for a checkpoint that cannot be continued: damaged, or a diverged state."""
         if entry.good is False or entry.kind == "error" or entry.manifest is None:
             return None
         if is_newest:
             return self.resume
         stage = entry.path.removeprefix("stages/")
         if stage != entry.path and self.alone:
-            return self._train("--from-stage", stage)
+            return command_for("train", self.config, ["--from-stage", stage])
         new = f"{self.place.name}-from-{entry.path.replace('/', '-')}"
-        return self._train("--from", str(trial / entry.path), "--name", new)
-
-    def _train(self, *options: str) -> str:
-        if self.config is not None:
-            return command_for("train", self.config, list(options))
-        return command_for("train", "CONFIG", list(options))
+        source = str(trial / entry.path)
+        return command_for("train", self.config, ["--from", source, "--name", new])
 
 
-def _yaml_file(experiment: ExperimentFile) -> str | None:
-    holder = experiment.config.get("import_path")
-    if not isinstance(holder, str) or not Path(holder).is_dir():
-        return None
-    for path in sorted(Path(holder).glob("*.y*ml")):
+def yaml_file(experiment: ExperimentFile) -> str:
+    """The experiment's YAML file, relative to the working directory if below it; or `CONFIG`."""
+    directory = experiment.config.get("import_path")
+    for path in sorted(Path(directory).glob("*.y*ml")) if isinstance(directory, str) else ():
         try:
             values = parse_yaml(path.read_text(), str(path)).value
         except (OSError, ValueError, ConfigError):
             continue
         if isinstance(values, dict) and values.get("name", path.stem) == experiment.name:
-            near = Path(path).resolve()
-            return (
-                str(near.relative_to(Path.cwd())) if near.is_relative_to(Path.cwd()) else str(near)
-            )
-    return None
+            file = path.resolve()
+            is_near = file.is_relative_to(Path.cwd())
+            return str(file.relative_to(Path.cwd()) if is_near else file)
+    return "CONFIG"

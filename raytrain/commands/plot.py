@@ -1,7 +1,7 @@
 """`raytrain plot`: the learning curves of an experiment as a PNG or SVG file.
 
-A line for each trial over environment steps, from result.json. A cross marks where a trial went on
-after a failure, a dashed line the end of a stage.
+A line for each trial over environment steps, from result.json. A cross marks where a trial
+continued after a failure, a dashed line the end of a stage.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.checkpoint import Catalogue
-from raytrain.commands.status import ExperimentView, view
+from raytrain.commands.status import view
 from raytrain.config.metric_names import nearest_first
 from raytrain.errors import BadInput, require
 from raytrain.records import EVENT_LOG, read_events
@@ -35,8 +35,8 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Curve:
-    """One trial: a point for each iteration in which the metric is a number, the points at which it
-    went on after a failure, and the steps at which its stages ended, by name."""
+    """One trial: a point for each iteration in which the metric is a number, the points at which
+    the trial continued after a failure, and the steps at which each stage ended."""
 
     trial: str
     points: tuple[tuple[float, float], ...]
@@ -45,28 +45,29 @@ class Curve:
 
 
 def plot(experiment_dir: str, *, out: str | None = None, metric: str | None = None) -> Path:
-    """Draw the curves of `metric` (by default the score); the file that was written.
+    """Draw the curves of `metric` (by default the score), and return the path of the file.
 
     Raises:
-        BadInput: no experiment there, nothing to draw yet, or another ending than .png and .svg.
+        BadInput: there is no experiment, nothing to draw yet, or the file is no .png or .svg.
         MissingExtra: matplotlib is not installed.
     """
     require("plot", "matplotlib", what="Plotting")
-    found = view(experiment_dir)
-    place = Location.of(found.path)
+    experiment = view(experiment_dir)
+    place = Location.of(experiment.path)
     path = _target(place, out)
-    name = found.score if metric is None else metric
+    name = experiment.score if metric is None else metric
     read, label = (_score_in, f"{name} (score)") if metric is None else (metric_of, name)
-    drawn = [_curve(place / trial.trial, partial(read, name=name)) for trial in found.trials]
-    if not any(curve.points for curve in drawn):
+    trials = [place / trial.trial for trial in experiment.trials]
+    curves = [_curve(trial, partial(read, name=name)) for trial in trials]
+    if not any(curve.points for curve in curves):
         raise BadInput(
-            f"There is nothing to draw yet in {found.path}: no iteration has a number for {name!r}."
-            + _other_names(name, [place / trial.trial for trial in found.trials])
+            f"There is nothing to draw yet in {place}: no iteration has a number for {name!r}."
+            + _other_names(name, trials)
         )
     from matplotlib import rc_context
 
-    with rc_context({"text.parse_math": False}):  # A dollar sign in a name is one.
-        _draw(found, label, drawn, path)
+    with rc_context({"text.parse_math": False}):  # A dollar sign in a name is no formula.
+        _draw(experiment.name, label, curves, path)
     return path
 
 
@@ -78,14 +79,12 @@ def _other_names(name: str, trials: list[Location]) -> str:
     if not names:
         return " Wait for the first iteration."
     nearest = printable(", ".join(nearest_first(name, names)[:_SHOWN]))
-    return f" Name another metric with --metric. The nearest that there are: {nearest}."
+    return f" Name another metric with --metric. The most similar metrics: {nearest}."
 
 
 def _target(place: Location, out: str | None) -> Path:
     if out is None and not place.is_local:
-        raise BadInput(
-            f"{place} is not on this machine: say where the picture goes with --out FILE."
-        )
+        raise BadInput(f"{place} is not on this machine: name the file to write with --out FILE.")
     path = Path(out) if out is not None else place.local_path / _DEFAULT
     if path.suffix.lower() not in _ENDINGS:
         raise BadInput(f"--out {path}: the name must end in {' or '.join(_ENDINGS)}.")
@@ -95,10 +94,10 @@ def _target(place: Location, out: str | None) -> Path:
 
 
 def _score_in(row: Mapping[str, Any], name: str) -> float | None:
-    """The score of an iteration. In the row of a former version it is only among the averages."""
-    found = reported_score(row)
-    if found is not None:
-        return found.value
+    """The score of an iteration. Rows of former versions have it only among the averages."""
+    score = reported_score(row)
+    if score is not None:
+        return score.value
     averaged = metric_of(row, f"recent/{name}")
     return metric_of(row, name) if averaged is None else averaged
 
@@ -113,8 +112,8 @@ def _curve(trial: Location, value_of: Callable[[Mapping[str, Any]], float | None
         if steps is not None and value is not None and math.isfinite(value):
             points.append((steps, value))
             at[int(row["training_iteration"])] = (steps, value)
-    # The iteration after which it went on, or the first one with a number.
-    failures = [at[min(at, key=lambda each: abs(each - event.iteration))] for event in events if at]
+    # The iteration after which the trial continued, or the nearest one with a number.
+    failures = [at[min(at, key=lambda i: abs(i - event.iteration))] for event in events if at]
     stages = {
         printable(entry.path.removeprefix("stages/")): entry.manifest.timesteps
         for entry in Catalogue(trial).entries()
@@ -128,30 +127,28 @@ def _rows(records: Location) -> list[dict[str, Any]]:
         lines = records.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    # The last one may be torn, while it is being written.
+    # The last line may be torn while it is being written.
     return [row for line in lines if (row := read_row(line)) is not None]
 
 
-def _draw(found: ExperimentView, label: str, drawn: list[Curve], path: Path) -> None:
+def _draw(title: str, label: str, curves: list[Curve], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
-    FigureCanvasAgg(figure)  # No window, whatever the display.
+    FigureCanvasAgg(figure)  # Never opens a window.
     axes = figure.add_subplot()
-    for curve in drawn:
-        (line,) = (
-            axes.plot(*zip(*curve.points, strict=True), label=curve.trial)
-            if curve.points
-            else [None]
-        )
-        if line is not None and curve.failures:
+    for number, curve in enumerate(curves):
+        color = f"C{number}"
+        if curve.points:
+            axes.plot(*zip(*curve.points, strict=True), color=color, label=curve.trial)
+        if curve.failures:
             axes.scatter(
                 *zip(*curve.failures, strict=True),
                 marker="x",
-                color=line.get_color(),
+                color=color,
                 zorder=3,
-                label=f"{curve.trial}: went on after a failure ({len(curve.failures)})",
+                label=f"{curve.trial}: continued after a failure ({len(curve.failures)})",
             )
         for stage, steps in curve.stages.items():
             axes.axvline(steps, linestyle="--", linewidth=0.8, color="grey")
@@ -167,9 +164,9 @@ def _draw(found: ExperimentView, label: str, drawn: list[Curve], path: Path) -> 
             )
     axes.set_xlabel("environment steps")
     axes.set_ylabel(printable(label))
-    axes.set_title(printable(found.name))
+    axes.set_title(printable(title))
     axes.grid(alpha=0.3)
-    if len(drawn) <= 20:
+    if len(curves) <= 20:
         axes.legend(fontsize="small")
     try:
         figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""`raytrain probe ENV`: how an environment can be snapshotted, shown before anything is trained."""
+"""`raytrain probe ENV`: show before training how an environment can be snapshotted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raytrain.rollout.env_snapshots import Proof, prove
 
 
 def probe(env: str, env_config: str | None = None) -> Proof:
-    """Prove the strategies on scratch copies of `env`, which is looked for as in a config beside the
+    """Try the snapshot strategies on copies of `env`, which is looked up as for a config in the
     current directory.
 
     Raises:
@@ -31,8 +31,8 @@ def probe(env: str, env_config: str | None = None) -> Proof:
         creator = resolve_env(env, os.getcwd())
         creator.check_arguments(arguments)
     except ConfigError as error:
-        # There is no file here: what is wrong is an argument of the command.
-        raise ConfigError(*(_of_the_command(problem) for problem in error.problems)) from None
+        # There is no file here: the problem is an argument of the command.
+        raise ConfigError(*map(_of_the_command, error.problems)) from None
     with of_environment(env):
         return prove(lambda: creator(arguments))
 
@@ -55,5 +55,5 @@ def report(env: str, proof: Proof) -> str:
             f"  draws from the process's global generators: {', '.join(proof.global_random)} "
             "(saved and restored with the environment)"
         )
-    lines += [f"  warning: {each}" for each in proof.warnings]
+    lines += [f"  warning: {warning}" for warning in proof.warnings]
     return "".join(f"{line}\n" for line in lines)

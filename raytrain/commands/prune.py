@@ -1,14 +1,14 @@
-"""`raytrain prune`: delete checkpoints that nobody needs any more.
+"""`raytrain prune`: delete checkpoints that are not needed any more.
 
-For each trial are kept: the newest `keep` checkpoints of which every byte is right, `best`, `final`,
-every stage, whatever is damaged where it lies, and what is of another run, or was written by an attempt
-after a later one had taken over (the next start sets these aside, so they do not count). The quarantine and
-the states kept for a post-mortem (`error_*`) go only if that is asked for.
+Each trial keeps the newest `keep` checkpoints whose every byte is right, `best`, `final`, every
+stage, and damaged checkpoints outside of the quarantine. It also keeps checkpoints of another run,
+and those that an attempt wrote after a later one had taken over; the next start sets both aside, so
+they do not count. Quarantine and diverged states (`error_*`) are deleted only with their options.
 
-A plan is made without touching anything. To carry it out, the experiment and each trial are locked,
-so nobody is writing there; the plan is made anew under the locks. A checkpoint loses its name or its
-manifest first (see `commit`), so a kill in the middle leaves no half checkpoint, and what it leaves is
-cleared away by the next prune or the next start.
+Making a plan changes nothing. To prune, the experiment and each trial are locked, so no process
+writes there, and the plan is made again under the locks. A checkpoint loses its name or its
+manifest first (see `commit`), so a kill leaves no half checkpoint; the next prune or start removes
+the rest.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location, in_parallel
 from raytrain.trial.fencing import FencingToken
 
-_LOOKERS_S = 1.0  # somebody who looks at a lock holds it for a moment
+_LOCK_WAIT_S = 1.0  # a process that looks at a lock holds it for a moment
+_DISPOSABLE = frozenset({"periodic", "interrupted"})
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A checkpoint to delete; `path` is relative to the directory that was asked for."""
+    """A checkpoint to delete; `path` is relative to the argument's directory."""
 
     path: str
     kind: str
@@ -46,7 +47,7 @@ class Plan:
 
     @property
     def frees_bytes(self) -> int:
-        return sum(each.size_bytes for each in self.delete)
+        return sum(victim.size_bytes for victim in self.delete)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "frees_bytes": self.frees_bytes}
@@ -54,7 +55,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rule:
-    """What may go: all but the newest `keep` good periodic checkpoints; the rest only if asked for."""
+    """What is deleted: all but the newest `keep` good periodic checkpoints; and, if set, the
+    quarantine and diverged states."""
 
     keep: int = 1
     quarantine: bool = False
@@ -71,10 +73,10 @@ def plan(argument: str, rule: Rule) -> Plan:
     """What would be deleted in an experiment's or a trial's directory.
 
     Raises:
-        BadInput: there is neither.
+        BadInput: the directory is neither.
     """
     place, chosen = trials_at(argument)
-    return _as_plan(place, [_sorted_out(trial, rule) for trial in chosen])
+    return _as_plan(place, [_split(trial, rule) for trial in chosen])
 
 
 def prune(
@@ -83,67 +85,66 @@ def prune(
     track: Callable[[list[Entry]], Iterable[Entry]] = iter,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Delete; what was deleted. `tell` hears of it when that has to wait.
+    """Delete, and return what was deleted. `tell` gets a message if a lock has to be waited for.
 
     Raises:
-        BadInput: there is neither an experiment nor a trial.
+        BadInput: the directory is neither an experiment nor a trial.
         Locked: a run is writing there. Nothing was deleted.
-        StorageError: the storage refused; what was deleted before that is gone.
+        StorageError: the storage failed; checkpoints that were deleted before are gone.
     """
     place, chosen = trials_at(argument)
     with ExitStack() as locks:
         experiment = place if place not in chosen else place.parent
         if ExperimentFile.read(experiment) is not None:
-            locks.enter_context(DirectoryLock(experiment, wait=_LOOKERS_S, tell=tell))
-        # Whether the holder of a lease lives takes a minute to find out: of all at once.
+            locks.enter_context(DirectoryLock(experiment, wait=_LOCK_WAIT_S, tell=tell))
+        # It takes a minute to find out whether the holder of a lease lives: ask for all at once.
         held = in_parallel(
-            lambda trial: locks.enter_context(DirectoryLock(trial, wait=_LOOKERS_S)),
+            lambda trial: locks.enter_context(DirectoryLock(trial, wait=_LOCK_WAIT_S)),
             chosen,
             serial=place.is_local,
         )
         for trial in chosen:
             Catalogue(trial).sweep()
-        sorted_out = [_sorted_out(trial, rule) for trial in chosen]
-        for entry in track([entry for delete, _ in sorted_out for entry in delete]):
+        split = [_split(trial, rule) for trial in chosen]
+        for entry in track([entry for delete, _ in split for entry in delete]):
             for lock in held:
                 lock.check()
             entry.remove()
-    return _as_plan(place, sorted_out)
+    return _as_plan(place, split)
 
 
-def _sorted_out(trial: Location, rule: Rule) -> tuple[list[Entry], list[Entry]]:
-    """What goes and what stays, of one trial."""
+def _split(trial: Location, rule: Rule) -> tuple[list[Entry], list[Entry]]:
+    """The checkpoints of a trial to delete, and those to keep."""
     catalogue = Catalogue(trial)
     entries = catalogue.entries()
     counts = _counts(trial)
     own = [entry for entry in entries if counts(entry)]
-    kept = _looked_at(catalogue, own, rule.keep)
-    delete = [entry for entry in own if entry.path not in kept and _may_go(entry, rule)]
+    kept = _newest(catalogue, own, rule.keep)
+    delete = [entry for entry in own if entry.path not in kept and _deletable(entry, rule)]
     return delete, [entry for entry in entries if entry not in delete]
 
 
 def _counts(trial: Location) -> Callable[[Entry], bool]:
-    """Whether the next start would take a checkpoint for one of this run."""
+    """Whether a checkpoint counts as one of this run at the next start."""
     experiment = ExperimentFile.read(trial.parent)
     attempts = FencingToken(trial, DirectoryLock(trial))
     attempts.look()
 
     def counts(entry: Entry) -> bool:
+        own = True
         if entry.manifest is not None and experiment is not None and not entry.in_quarantine:
             own = is_of_run(entry.manifest, experiment.run_id, trial)
-        else:
-            own = True
         return own and not attempts.is_off_the_line(entry)
 
     return counts
 
 
-def _looked_at(catalogue: Catalogue, entries: list[Entry], count: int) -> set[str]:
-    """The paths of the newest `count` periodic checkpoints of which every byte was read and is right,
-    and of the damaged ones that were met on the way: damage is evidence."""
+def _newest(catalogue: Catalogue, entries: list[Entry], count: int) -> set[str]:
+    """The paths of the newest `count` periodic checkpoints whose every byte is right, and of
+    damaged ones that are newer than the last of them: damage is evidence."""
     paths: set[str] = set()
     good = 0
-    for entry in sorted(entries, key=lambda each: -each.iteration):
+    for entry in sorted(entries, key=lambda entry: -entry.iteration):
         if good == count:
             break
         if entry.is_disposable:
@@ -153,7 +154,7 @@ def _looked_at(catalogue: Catalogue, entries: list[Entry], count: int) -> set[st
     return paths
 
 
-def _may_go(entry: Entry, rule: Rule) -> bool:
+def _deletable(entry: Entry, rule: Rule) -> bool:
     if entry.in_quarantine:
         return rule.quarantine
     if entry.path.startswith("error_"):
@@ -161,7 +162,7 @@ def _may_go(entry: Entry, rule: Rule) -> bool:
     return entry.is_disposable and entry.good is not False
 
 
-def _as_plan(place: Location, sorted_out: list[tuple[list[Entry], list[Entry]]]) -> Plan:
+def _as_plan(place: Location, split: list[tuple[list[Entry], list[Entry]]]) -> Plan:
     start = place.path.rstrip("/") + "/"
 
     def path(entry: Entry) -> str:
@@ -169,7 +170,7 @@ def _as_plan(place: Location, sorted_out: list[tuple[list[Entry], list[Entry]]])
 
     delete = tuple(
         Victim(path(entry), entry.kind, entry.iteration, entry.size_bytes)
-        for gone, _ in sorted_out
-        for entry in gone
+        for deleted, _ in split
+        for entry in deleted
     )
-    return Plan(delete, tuple(path(entry) for _, kept in sorted_out for entry in kept))
+    return Plan(delete, tuple(path(entry) for _, kept in split for entry in kept))

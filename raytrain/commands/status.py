@@ -1,18 +1,18 @@
-"""`raytrain show` and `raytrain list`: what there is in an experiment's directory, read from storage.
+"""`raytrain show` and `raytrain list`: the state of experiments, read from storage.
 
-    view(place)      one experiment: its trials, how far each is, what it survived, its checkpoints
+    view(place)      one experiment: its trials with progress, failures and checkpoints
     views(storage)   all experiments directly in a directory, the one that changed last first
 
-Nothing is locked, written or unpickled, so a run may be going on meanwhile. Checkpoints are checked by
-names and sizes; `raytrain verify` reads every byte.
+Nothing is locked, written or unpickled, so the run may be running. Checkpoints are checked by names
+and sizes; `raytrain verify` reads every byte.
 
 States of a trial:
 
     running       a process holds the trial's lock
-    finished      `final` is there, and past the present `stop`
-    failed        it ended with an error
+    finished      `final` exists and fulfils the present `stop`
+    failed        the trial ended with an error
     interrupted   stopped by a signal, after saving
-    stopped       it ended without a word (killed), or nobody has continued it yet
+    stopped       killed, or not continued yet
     empty         nothing was trained yet
 """
 
@@ -21,12 +21,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, is_trial, trials
 from raytrain.checkpoint.resolve import require_directory
 from raytrain.cluster.restart_counts import RestartCounts
-from raytrain.commands.next_commands import Commands
+from raytrain.commands.next_commands import Commands, yaml_file
 from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps
 from raytrain.driver.experiment import has_ended
 from raytrain.errors import BadInput
@@ -38,15 +38,11 @@ from raytrain.storage import Location, in_parallel, who_writes
 from raytrain.storage.location import storage_errors
 from raytrain.trial.score import reported_score, score_of
 
-_T = TypeVar("_T")
-Track = Callable[[Iterable[_T]], Iterable[_T]]
-"""Passes items on and shows how many are done."""
-
 
 @dataclass(frozen=True)
 class CheckpointView:
-    """One checkpoint. `path` is relative to the trial; `good` is False if it is damaged (`problem` says
-    how), None if names and sizes are right. `resume` is the command that goes on from it, or None."""
+    """One checkpoint. `path` is relative to the trial; `good` is False for a damaged checkpoint
+    (see `problem`), None if names and sizes are right. `resume` is the command to continue."""
 
     path: str
     kind: str
@@ -63,11 +59,14 @@ class CheckpointView:
 
 @dataclass(frozen=True)
 class TrialView:
-    """One trial. `progress` is the share of `stop` that is done, if that can be told; `..._score_episodes`:
-    how many episodes a score is the mean of, where that is known; seconds lost:
-    trained again, and without training (see `downtime`). `failures_survived`: starts of the trial after
-    one that ended without saving, whatever ended it; lost nodes and preemptions are not counted
-    against `failure.max_failures`."""
+    """One trial.
+
+    `progress` is the fraction of `stop` that is done, None if unknown; `..._score_episodes` is the
+    number of episodes that a score is averaged over, None if unknown. `failures_survived` counts
+    starts after a process that ended without saving; lost nodes and preemptions do not count
+    against `failure.max_failures`. `redone_s` and `away_s` are the seconds that were trained again
+    and the seconds without training (see `downtime`).
+    """
 
     trial: str
     state: str
@@ -94,12 +93,12 @@ class TrialView:
 
     @property
     def size_bytes(self) -> int:
-        return sum(each.size_bytes for each in self.checkpoints)
+        return sum(checkpoint.size_bytes for checkpoint in self.checkpoints)
 
 
 @dataclass(frozen=True)
 class ExperimentView:
-    """One experiment. `size_bytes` counts the checkpoints; `writer` is who trains there now."""
+    """One experiment. `size_bytes`: of the checkpoints; `writer`: the process that trains."""
 
     path: str
     name: str
@@ -116,25 +115,24 @@ class ExperimentView:
 
     @property
     def best_score(self) -> float | None:
-        scores = [each.best_score for each in self.trials if each.best_score is not None]
+        scores = [trial.best_score for trial in self.trials if trial.best_score is not None]
         return (min if self.score_order == "min" else max)(scores, default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, but for numbers that are not finite."""
+        """JSON-able values, except for numbers that are not finite."""
         return asdict(self)
 
     def summary(self) -> dict[str, Any]:
         """A row of `raytrain list --json`."""
-        plain = self.to_dict()
-        done = [each.progress for each in self.trials if each.progress is not None]
+        done = [trial.progress for trial in self.trials if trial.progress is not None]
         return {
-            **{key: plain[key] for key in _SUMMARY},
+            **{key: getattr(self, key) for key in _SUMMARY},
             "trials": len(self.trials),
-            "finished": sum(each.state == "finished" for each in self.trials),
-            "timesteps": sum(each.timesteps for each in self.trials),
+            "finished": sum(trial.state == "finished" for trial in self.trials),
+            "timesteps": sum(trial.timesteps for trial in self.trials),
             "progress": sum(done) / len(self.trials) if done else None,
             "best_score": self.best_score,
-            "failures_survived": sum(each.failures_survived for each in self.trials),
+            "failures_survived": sum(trial.failures_survived for trial in self.trials),
         }
 
 
@@ -143,48 +141,50 @@ _NEEDED = ("environment", "stop", "checkpoint", "curriculum")
 
 
 def view(argument: str | Location) -> ExperimentView:
-    """What is in an experiment's directory.
+    """The experiment in a directory, or around a trial's directory.
 
     Raises:
-        BadInput: it is none, or its experiment.json is damaged.
+        BadInput: there is no experiment, or its experiment.json is damaged.
         StorageError: the storage cannot be read.
     """
     place = Location.of(argument)
-    with storage_errors("Looking at the experiment", place):
+    with storage_errors("Reading the experiment", place):
         require_directory(place)
         if is_trial(place) and ExperimentFile.read(place) is None:
             place = place.parent
-        found = trials(place)
+        places = trials(place)
     experiment = ExperimentFile.read(place)
     if experiment is None:
         raise BadInput(
             f"{place} holds no experiment.json, so it is not an experiment's directory. Give the "
-            "directory that `raytrain train` printed; `raytrain list STORAGE` shows what is there."
+            "directory that `raytrain train` printed; `raytrain list STORAGE` lists experiments."
         )
     config = _sections(experiment)
-    commands = Commands.of(place, experiment, alone=len(found) <= 1)
-    views = in_parallel(lambda t: _trial(t, config, commands), found, serial=place.is_local)
+    commands = Commands(place, yaml_file(experiment), alone=len(places) <= 1)
+    views = in_parallel(lambda t: _trial(t, config, commands), places, serial=place.is_local)
     writer = who_writes(place)
-    changed = [each.changed_at for each in views if each.changed_at is not None]
+    changed = [trial.changed_at for trial in views if trial.changed_at is not None]
     return ExperimentView(
         path=str(place),
         name=place.name,
-        state=_overall([each.state for each in views], writer),
+        state=_overall([trial.state for trial in views], writer),
         writer=writer,
         first_start=experiment.first_start,
         changed_at=max([experiment.first_start, *changed]),
         score=config.checkpoint.score,
         score_order=config.checkpoint.score_order,
         parent=experiment.parent,
-        size_bytes=sum(each.size_bytes for each in views),
+        size_bytes=sum(trial.size_bytes for trial in views),
         resume=commands.resume,
         trials=tuple(views),
     )
 
 
-def views(storage: str, track: Track[Location] = iter) -> tuple[list[ExperimentView], list[str]]:
-    """All experiments in a directory, the one that changed last first; and a sentence for each that
-    cannot be read.
+def views(
+    storage: str, track: Callable[[Iterable[Location]], Iterable[Location]] = iter
+) -> tuple[list[ExperimentView], list[str]]:
+    """All experiments in a directory, the one that changed last first; and a message for each that
+    cannot be read. `track` passes the directories on and may show how many are done.
 
     Raises:
         BadInput: there is no such directory.
@@ -193,22 +193,23 @@ def views(storage: str, track: Track[Location] = iter) -> tuple[list[ExperimentV
     with storage_errors("Listing the experiments", place):
         if not place.is_dir():
             raise BadInput(
-                f"There is no directory {place}. Give the `storage_path` of your runs: the directory "
-                "that holds the experiments' directories."
+                f"There is no directory {place}. Give the `storage_path` of your runs: the "
+                "directory that contains the experiments' directories."
             )
         below = [place / name for name in place.subdirectories() if not name.startswith(".")]
-    found, problems = [], []
-    for each in track(below):
+    experiments, problems = [], []
+    for directory in track(below):
         try:
-            if ExperimentFile.read(each) is not None:
-                found.append(view(each))
+            if ExperimentFile.read(directory) is not None:
+                experiments.append(view(directory))
         except BadInput as error:
             problems.append(str(error))
-    return sorted(found, key=lambda each: each.changed_at, reverse=True), problems
+    experiments.sort(key=lambda experiment: experiment.changed_at, reverse=True)
+    return experiments, problems
 
 
 def _sections(experiment: ExperimentFile) -> ExperimentConfig:
-    """The config as far as it is needed here: another version's may have other keys elsewhere."""
+    """The sections that are needed here: other sections may have keys of another version."""
     kept = {key: experiment.config[key] for key in _NEEDED if key in experiment.config}
     return config_from_dict({**kept, "name": experiment.name})
 
@@ -227,53 +228,47 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
     with storage_errors("Reading the trial's records", trial):
         events = read_events(trial / EVENT_LOG)
         row = last_row(trial / "result.json")
-    usable = [each for each in entries if each.good is not False and each.kind != "error"]
-    newest = max(usable, key=lambda each: each.iteration, default=None)
-    best = next((each for each in entries if each.path == "best"), None)
+    usable = [entry for entry in entries if entry.good is not False and entry.kind != "error"]
+    newest = max(usable, key=lambda entry: entry.iteration, default=None)
+    best = next((entry for entry in entries if entry.path == "best"), None)
     recovered = [event for event in events if event.kind == RECOVERED]
     iteration, timesteps, episodes = _reached(row, newest)
     manifest = None if newest is None else newest.manifest
-    number = manifest.stage_number if manifest else None
-    losses = RestartCounts(trial)
-    state = _state(trial, config, entries, row, losses)
-    last_score, best_score = _last_score(row, newest, config), _score_of(best, config)
+    number, stages = (manifest and manifest.stage_number) or (None, None)
+    counts = RestartCounts(trial)
+    state = _state(trial, config, entries, row, counts)
+    done = 1.0 if state == "finished" else _progress(config, iteration, timesteps, episodes, row)
+    # The score of the last iteration; without one (no evaluation), that of the newest checkpoint.
+    last_score = (reported_score(row) if row else None) or _score_of(newest, config)
+    best_score = _score_of(best, config)
     return TrialView(
         trial=trial.name,
         state=state,
         iteration=iteration,
         timesteps=timesteps,
         episodes=episodes,
-        progress=(
-            1.0 if state == "finished" else _progress(config, iteration, timesteps, episodes, row)
-        ),
+        progress=done,
         stage=manifest.stage if manifest else None,
-        stage_number=number[0] if number else None,
-        stages=number[1] if number else None,
+        stage_number=number,
+        stages=stages,
         last_score=last_score.value if last_score else None,
         last_score_episodes=last_score.episodes if last_score else None,
         best_score=best_score.value if best_score else None,
         best_score_episodes=best_score.episodes if best_score else None,
         exact=manifest.exact if manifest else None,
         failures_survived=len(recovered),
-        lost_nodes=losses.counts["lost_node"],
-        preemptions=losses.counts["preemption"],
+        lost_nodes=counts.counts["lost_node"],
+        preemptions=counts.counts["preemption"],
         redone_s=sum(event.redone_s or 0.0 for event in recovered),
         away_s=sum(event.away_s or 0.0 for event in recovered),
-        last_error=losses.ended_with,
+        last_error=counts.ended_with,
         changed_at=_changed_at(entries, row),
-        checkpoints=tuple(_checkpoint(each, newest, trial, config, commands) for each in entries),
+        checkpoints=tuple(_checkpoint(entry, newest, trial, config, commands) for entry in entries),
     )
 
 
 def _score_of(entry: Entry | None, config: ExperimentConfig) -> Averaged | None:
     return None if entry is None else score_of(entry, config.checkpoint)
-
-
-def _last_score(
-    row: Mapping[str, Any] | None, newest: Entry | None, config: ExperimentConfig
-) -> Averaged | None:
-    """Of the last iteration; if it has none (it was not evaluated), then of the newest checkpoint."""
-    return (reported_score(row) if row else None) or _score_of(newest, config)
 
 
 def _checkpoint(
@@ -295,7 +290,7 @@ def _checkpoint(
         good=entry.good,
         problem=entry.problem,
         created_at=manifest.created_at if manifest else None,
-        # Those of one iteration hold one state: `best` may be as new as `final`.
+        # Checkpoints of one iteration hold the same state: `best` may be as new as `final`.
         resume=commands.for_checkpoint(
             entry, trial, is_newest=newest is not None and entry.iteration == newest.iteration
         ),
@@ -303,7 +298,7 @@ def _checkpoint(
 
 
 def _reached(row: Mapping[str, Any] | None, newest: Entry | None) -> tuple[int, int, int | None]:
-    """Iteration, timesteps and episodes of the newest that is known, trained or saved."""
+    """Iteration, timesteps and episodes: the latest that were recorded or saved."""
     trained = int(row.get("training_iteration", 0)) if row else 0
     if newest is not None and newest.manifest is not None and newest.iteration >= trained:
         return newest.iteration, newest.manifest.timesteps, newest.manifest.episodes
@@ -321,8 +316,8 @@ def _progress(
     episodes: int | None,
     row: Mapping[str, Any] | None,
 ) -> float | None:
-    """The share of the first criterion of `stop` (or of the stages' timesteps) that will be met; a
-    return's cannot be told."""
+    """The fraction of the criterion of `stop` (or of the stages' timesteps) that is nearest to its
+    end. Returns and metrics have no fraction."""
     stop = config.stop
     seconds = float(row.get("time_total_s", 0.0)) if row else 0.0
     reached = (
@@ -340,28 +335,28 @@ def _state(
     config: ExperimentConfig,
     entries: list[Entry],
     row: Mapping[str, Any] | None,
-    losses: RestartCounts,
+    counts: RestartCounts,
 ) -> str:
     if who_writes(trial) is not None:
         return "running"
-    final = next((each for each in entries if each.path == "final" and each.good is None), None)
-    if final is not None and final.manifest is not None and has_ended(config, final.manifest):
+    usable = [entry for entry in entries if entry.good is None and entry.kind != "error"]
+    final = [entry.manifest for entry in entries if entry.path == "final" and entry.good is None]
+    if any(manifest is not None and has_ended(config, manifest) for manifest in final):
         return "finished"
-    usable = [each for each in entries if each.good is None and each.kind != "error"]
-    if losses.ended_with is not None:
+    if counts.ended_with is not None:
         return "failed"
     if row is None and not usable:
         return "empty"
     reached = int(row.get("training_iteration", 0)) if row else 0
-    saved = [each for each in usable if each.kind == "interrupted" and each.iteration >= reached]
+    saved = any(entry.kind == "interrupted" and entry.iteration >= reached for entry in usable)
     return "interrupted" if saved else "stopped"
 
 
 def _changed_at(entries: list[Entry], row: Mapping[str, Any] | None) -> str | None:
     moments = [
-        datetime.fromisoformat(each.manifest.created_at).astimezone(UTC)
-        for each in entries
-        if each.manifest is not None
+        datetime.fromisoformat(entry.manifest.created_at).astimezone(UTC)
+        for entry in entries
+        if entry.manifest is not None
     ]
     if row is not None and isinstance(row.get("timestamp"), int | float):
         moments.append(datetime.fromtimestamp(row["timestamp"], UTC))

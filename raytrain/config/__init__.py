@@ -22,9 +22,9 @@ from raytrain.config.schema import (
     ExperimentConfig,
     cpus_at_most,
     most_env_runners,
+    num_trials,
 )
-from raytrain.config.search import has_search, num_trials, param_space
-from raytrain.config.to_rllib import name_for_others, to_algorithm_config
+from raytrain.config.to_rllib import name_for_others, param_space, to_algorithm_config
 
 __all__ = [
     "ALGORITHM_SECTIONS",
@@ -42,7 +42,6 @@ __all__ = [
     "eras",
     "gives_up_exactness",
     "has_digest",
-    "has_search",
     "load_config",
     "make_env",
     "most_env_runners",

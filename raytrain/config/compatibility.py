@@ -1,4 +1,4 @@
-"""Whether a config continues a run, and what it changes.
+"""Whether a config continues a run, and which fields it changes.
 
 may differ freely          stop, checkpoint, failure, preemption, fault_tolerance, resources, name,
                            storage_path, import_path, the number of env runner actors,
@@ -6,8 +6,8 @@ may differ freely          stop, checkpoint, failure, preemption, fault_toleranc
 may differ, exactness ends the number of env groups, of environments in a group, of learners
 may not differ             everything else; the config's digest covers this
 
-Two values are the same if JSON writes them in the same way, keys sorted: `1`, `1.0` and `true` are three
-values, for an environment can tell them apart; a tuple is a list; `.nan` is `.nan`.
+Two values are the same if their JSON with sorted keys is the same: `1`, `1.0` and `true` are three
+values, as an environment can distinguish them; a tuple is a list; `.nan` is `.nan`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from raytrain.config.loading import config_from_dict
 from raytrain.config.schema import ExperimentConfig
-from raytrain.config.search_space import LISTS, RANGES
+from raytrain.config.search import LISTS, RANGES
 
 _MAY_DIFFER = frozenset(
     {
@@ -31,15 +31,15 @@ _MAY_DIFFER = frozenset(
         "preemption",
         "fault_tolerance",
         "resources",
-        # Which actors host the groups does not matter to what the groups produce.
+        # The samples of an env group do not depend on the actor that hosts it.
         "env_runners.min_actors",
         "env_runners.max_actors",
-        # The directory's name and place: an experiment that was moved is the same run.
+        # Name and place of the directory: an experiment that was moved is the same run.
         "name",
         "storage_path",
         "import_path",
         "tune.max_concurrent_trials",
-        # The same bits, sooner or later.
+        # The same bits, only faster.
         "learners.cuda_graphs",
         "debugging.log_level",
     }
@@ -52,15 +52,15 @@ _GIVE_UP_EXACTNESS = frozenset(
     }
 )
 _FORMER_DEFAULTS = {"learners.compile_updates": False}
-"""Keys that earlier versions had, and that stand in the digest of every run."""
+"""Keys of earlier versions; the digest of every run contains them."""
 
 _PLAIN_KEY = re.compile(r'[^."]+')
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A dotted field, in which a key that has dots itself stands in quotes; None where a config has no
-    such key."""
+    """A dotted field (a key that contains dots is quoted) and its two values; None where a config
+    has no such key."""
 
     field: str
     old: Any
@@ -70,10 +70,10 @@ class Difference:
 def differences(
     old: ExperimentConfig | Mapping[str, Any], new: ExperimentConfig | Mapping[str, Any]
 ) -> list[Difference]:
-    """Every field that differs, in the order of the fields' names.
+    """Every field that differs, sorted by name.
 
-    A stored dictionary is completed with today's defaults first, so a field that a newer raytrain
-    added is no difference. Lists and search spaces are compared whole.
+    A stored dictionary is first completed with the present defaults, so a field that a newer
+    raytrain added is no difference. Lists and search spaces are compared as a whole.
     """
     before, after = dict(_leaves(_complete(old))), dict(_leaves(_complete(new)))
     return [
@@ -100,7 +100,7 @@ def gives_up_exactness(field: str) -> bool:
 
 
 def config_digest(config: ExperimentConfig | Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of what defines the run: every field that may not differ.
+    """SHA-256 in hex of every field that may not differ: of what defines the run.
 
     The bytes are JSON of {dotted field: value}, keys sorted, without spaces, ASCII only.
     """
@@ -108,15 +108,15 @@ def config_digest(config: ExperimentConfig | Mapping[str, Any]) -> str:
 
 
 def has_digest(config: ExperimentConfig | Mapping[str, Any], digest: str) -> bool:
-    """Whether `digest`, as a manifest has it, is that of a run which this config continues. Earlier
-    versions put the fields into it that end exactness."""
+    """Whether a manifest with `digest` belongs to a run that this config continues. Digests of
+    earlier versions contain the fields that end exactness."""
     return digest in (config_digest(config), _digest(config, allowed_on_continue))
 
 
 def _digest(config: ExperimentConfig | Mapping[str, Any], *left_out: Callable[[str], bool]) -> str:
     leaves = _leaves(_complete(config))
     defining = {
-        field: value for field, value in leaves if not any(each(field) for each in left_out)
+        field: value for field, value in leaves if not any(rule(field) for rule in left_out)
     }
     defining.update(_FORMER_DEFAULTS)
     return hashlib.sha256(_text(defining).encode("ascii")).hexdigest()

@@ -1,4 +1,4 @@
-"""Values that are valid alone and impossible together."""
+"""Checks of values that are valid alone and impossible together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conflict:
-    """`fields` are the keys involved, the one to change first."""
+    """`fields` are the paths involved; the first is the one to change."""
 
     message: str
     fields: tuple[tuple[str, ...], ...]
@@ -25,19 +25,22 @@ class Conflict:
 def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
     """Everything that cannot go together in a config without search spaces."""
     yield from _stop(config)
-    yield from _of_values(config)
+    yield from _in_stage(config)
     yield from _curriculum(config)
 
 
-def _of_values(config: ExperimentConfig) -> Iterator[Conflict]:
-    yield from _minibatch(config)
-    yield from _fragment(config)
-    yield from _actors(config)
-    yield from _cards(config)
-    yield from _truncation(config)
-    yield from _log_std(config)
-    yield from _sequences(config)
-    yield from _initializers(config)
+def _in_stage(config: ExperimentConfig) -> Iterator[Conflict]:
+    for check in (
+        _minibatch,
+        _fragment,
+        _actors,
+        _shared_gpus,
+        _truncation,
+        _log_std,
+        _sequences,
+        _initializers,
+    ):
+        yield from check(config)
 
 
 def _stop(config: ExperimentConfig) -> Iterator[Conflict]:
@@ -51,10 +54,10 @@ def _stop(config: ExperimentConfig) -> Iterator[Conflict]:
 
 
 def _curriculum(config: ExperimentConfig) -> Iterator[Conflict]:
-    for said, value in stage_problems(config):
-        yield Conflict(said, (("curriculum",),), value)
+    for message, value in stage_problems(config):
+        yield Conflict(message, (("curriculum",),), value)
     for index, stage in enumerate(config.curriculum):
-        for conflict in _of_values(stage_config(config, index)):
+        for conflict in _in_stage(stage_config(config, index)):
             field = ".".join(conflict.fields[0])
             yield Conflict(
                 f"in the stage {stage.name!r}, {field} ({conflict.value!r}) {conflict.message}",
@@ -75,9 +78,8 @@ def _minibatch(config: ExperimentConfig) -> Iterator[Conflict]:
 
 
 def _fragment(config: ExperimentConfig) -> Iterator[Conflict]:
-    """RLlib's own rule (PPO's `validate`), said before RLlib is imported: within 10 % of the
-    batch.
-    """
+    """RLlib's own rule (PPO's `validate`), checked before RLlib is imported: the fragments must
+    make a batch within 10 % of the given size."""
     runners = config.env_runners
     fragment = runners.rollout_fragment_length
     if not isinstance(fragment, int):
@@ -85,11 +87,11 @@ def _fragment(config: ExperimentConfig) -> Iterator[Conflict]:
     envs = max(runners.num_env_runners, 1) * runners.num_envs_per_env_runner
     learners = max(config.learners.num_learners, 1)
     batch = config.training.train_batch_size_per_learner * learners
-    rounds = -(-batch // (envs * fragment))
-    if rounds * envs * fragment - batch <= 0.1 * batch:
+    sampled = -(-batch // (envs * fragment)) * envs * fragment
+    if sampled - batch <= 0.1 * batch:
         return
     yield Conflict(
-        f"{envs} environments of {fragment} steps make batches of {rounds * envs * fragment}, and "
+        f"{envs} environments of {fragment} steps make batches of {sampled}, and "
         f"train_batch_size_per_learner asks for {batch}; use 'auto' or {max(batch // envs, 1)}",
         (
             ("env_runners", "rollout_fragment_length"),
@@ -113,20 +115,20 @@ def _actors(config: ExperimentConfig) -> Iterator[Conflict]:
         )
     elif least > max(groups, 1):
         yield Conflict(
-            f"there are {groups} env groups (num_env_runners), and an actor hosts one at least",
+            f"there are {groups} env groups (num_env_runners), and an actor hosts at least one",
             (("env_runners", "min_actors"), ("env_runners", "num_env_runners")),
             least,
         )
 
 
-def _cards(config: ExperimentConfig) -> Iterator[Conflict]:
-    """Learners reduce gradients with NCCL, which refuses two of them on one card ("Duplicate GPU detected");
-    Ray puts two shares of a card on one."""
+def _shared_gpus(config: ExperimentConfig) -> Iterator[Conflict]:
+    """Learners reduce gradients with NCCL, which refuses two learners on one GPU ("Duplicate GPU
+    detected"); Ray places two fractions of a GPU on the same one."""
     learners = config.learners
     if learners.num_learners > 1 and 0 < learners.num_gpus_per_learner < 1:
         yield Conflict(
-            f"{learners.num_learners} learners cannot share a card (NCCL refuses two on one): give each a whole "
-            "one, or have one learner",
+            f"{learners.num_learners} learners cannot share a GPU (NCCL refuses it): give each "
+            "learner a whole GPU, or use one learner",
             (("learners", "num_gpus_per_learner"), ("learners", "num_learners")),
             learners.num_gpus_per_learner,
         )
@@ -146,8 +148,8 @@ def _log_std(config: ExperimentConfig) -> Iterator[Conflict]:
     if model.log_std_init is not None and not model.free_log_std:
         keys = ("log_std_init", "free_log_std")
         yield Conflict(
-            "is the first value of a parameter that free_log_std: true makes; without it log-std is "
-            "an output of the network",
+            "is the initial value of the parameter that free_log_std: true adds; without it "
+            "log-std is an output of the network",
             tuple(("rl_module", "model_config", key) for key in keys),
             model.log_std_init,
         )
@@ -166,20 +168,20 @@ def _initializers(config: ExperimentConfig) -> Iterator[Conflict]:
 
 
 def _sequences(config: ExperimentConfig) -> Iterator[Conflict]:
-    """What RLlib's recurrent modules cannot do. Their minibatches are cut from sequences, and one of less
-    than a sequence is empty."""
+    """RLlib's recurrent modules: minibatches are cut from sequences, and a minibatch shorter than a
+    sequence is empty."""
     model, size = config.rl_module.model, config.training.minibatch_size
     if model.use_lstm and model.free_log_std:
         yield Conflict(
-            "does not go with use_lstm: RLlib's head cannot put a parameter behind sequences",
+            "cannot be used with use_lstm: RLlib's head with such a parameter takes no sequences",
             tuple(("rl_module", "model_config", key) for key in ("free_log_std", "use_lstm")),
             True,
         )
     longest = 20 if model.max_seq_len is None else model.max_seq_len
     if model.use_lstm and size < longest:
         yield Conflict(
-            f"must not be smaller than rl_module.model_config.max_seq_len, which is {longest}: with "
-            "use_lstm a minibatch consists of sequences",
+            f"must not be smaller than rl_module.model_config.max_seq_len, which is {longest}: "
+            "with use_lstm a minibatch consists of sequences",
             (("training", "minibatch_size"), ("rl_module", "model_config", "max_seq_len")),
             size,
         )

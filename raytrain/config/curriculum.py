@@ -1,4 +1,4 @@
-"""`curriculum`: stages of one run, each with an end of its own and values that differ meanwhile.
+"""`curriculum`: the stages of a run, each with its own end and its own values.
 
     curriculum:
       - name: moderate
@@ -9,9 +9,9 @@
         environment: {env_config: {force_kn: 150}}
         training: {lr: 1.0e-4}
 
-A stage's values stand in the place of the config's own; they do not add up from stage to stage. Of
-`env_config` the keys that are given are replaced, the others stay. Timesteps count from the stage's
-beginning, and a return is the mean of the stage's last `window` episodes.
+A stage's values replace those of the config; values of earlier stages no longer hold. In
+`env_config`, the given keys are replaced and the others stay. Timesteps count from the beginning of
+the stage, and a return is the mean of the stage's last `window` episodes.
 """
 
 from __future__ import annotations
@@ -19,59 +19,59 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from raytrain.config.sections import Training
-
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig
 
 _FIXED = ("use_critic", "use_gae")
-"""Keys of `training` that say how the learner is built."""
+"""Keys of `training` on which the construction of the learner depends."""
 
 
 def stage_config(config: ExperimentConfig, index: int) -> ExperimentConfig:
-    """The config that holds during a stage: an ordinary one, without a curriculum. Without stages it
-    is the config itself."""
+    """The config of a stage, without a curriculum; the config itself if there are no stages."""
     if not config.curriculum:
         return config
     stage = config.curriculum[index]
     env_config = {**config.environment.env_config, **stage.environment.env_config}
-    training = {**config.training.model_dump(), **stage.training.model_dump()}
     return config.model_copy(
         update={
             "environment": config.environment.model_copy(update={"env_config": env_config}),
-            "training": Training.model_validate(training),
+            "training": config.training.model_copy(update=stage.training.model_dump()),
             "curriculum": [],
         }
     )
 
 
 def eras(config: ExperimentConfig) -> dict[str, int]:
-    """Stage -> a number that is the same for stages whose scores can be compared, and grows. Scores
-    of different environments cannot. Evaluation's is that of training, with its own values laid over."""
-    over: dict[str, Any] = {}
+    """Stage -> an increasing number, the same for consecutive stages whose scores can be compared.
+
+    Scores can be compared if the environments that they come from have the same arguments. A score
+    of evaluation comes from the stage's environment with the arguments of `evaluation_config`.
+    """
+    overrides: dict[str, Any] = {}
     if config.checkpoint.score.startswith("evaluation/"):
-        over = config.evaluation.evaluation_config.env_config or {}
-    found: dict[str, int] = {}
+        overrides = config.evaluation.evaluation_config.env_config or {}
+    numbers: dict[str, int] = {}
     era, before = 0, None
     for index, stage in enumerate(config.curriculum):
-        now = {**stage_config(config, index).environment.env_config, **over}
+        now = {**stage_config(config, index).environment.env_config, **overrides}
         if before is not None and now != before:
             era += 1
-        found[stage.name], before = era, now
-    return found
+        numbers[stage.name], before = era, now
+    return numbers
 
 
 def total_timesteps(config: ExperimentConfig) -> int | None:
-    """The timesteps at which the run ends at the latest, by `stop` or the stages, if that is known."""
-    ends = [config.stop.timesteps]
-    each = [stage.until.timesteps for stage in config.curriculum]
-    if each and None not in each:
-        ends.append(sum(steps for steps in each if steps is not None))
-    return min((steps for steps in ends if steps is not None), default=None)
+    """The timesteps at which the run ends at the latest, by `stop` or its stages; None: unknown."""
+    ends = [] if config.stop.timesteps is None else [config.stop.timesteps]
+    stages = [stage.until.timesteps for stage in config.curriculum]
+    lengths = [timesteps for timesteps in stages if timesteps is not None]
+    if stages and len(lengths) == len(stages):
+        ends.append(sum(lengths))
+    return min(ends, default=None)
 
 
 def stage_problems(config: ExperimentConfig) -> Iterator[tuple[str, Any]]:
-    """What cannot be in a list of stages: a sentence and the value."""
+    """The problems of the list of stages, each a message and the value."""
     names = [stage.name for stage in config.curriculum]
     for index, stage in enumerate(config.curriculum):
         if stage.name in names[:index]:
@@ -90,7 +90,7 @@ def stage_problems(config: ExperimentConfig) -> Iterator[tuple[str, Any]]:
         bounded = stage.until.timesteps is not None or config.stop.has_an_end
         if stage.until.criteria and not bounded:
             yield (
-                f"the stage {stage.name!r} may never reach what ends it: give until.timesteps as "
-                "well, or stop.timesteps",
+                f"the stage {stage.name!r} may never end: also give until.timesteps, or "
+                "stop.timesteps",
                 stage.name,
             )

@@ -1,16 +1,15 @@
 """`environment.env` -> something that makes environments, the same everywhere.
 
 The driver's checks, the env runners, `probe` and `evaluate` all make environments with the
-`EnvCreator` of this file, so what was checked is what runs. It takes two kinds of names:
+`EnvCreator` of this file, so the environment that was checked is the one that runs. It accepts:
 
-    CartPole-v1, ALE/Pong-v5, my_envs:Maze-v0     a Gymnasium id (the module before ':' registers
-    it) my_package.my_module:make_env                 a class or function that returns an
-    environment
+    CartPole-v1, ALE/Pong-v5           a Gymnasium id
+    my_envs:Maze-v0                    an id that the module before ':' registers
+    my_package.my_module:make_env      a class or function that returns an environment
 
 A factory gets `env_config` as keyword arguments; if its first parameter is called config,
-env_config, env_context or cfg, it gets the dictionary, as RLlib does it. The dictionary is a plain
-one, without RLlib's worker index: which process an environment lives in must not change what it
-does.
+env_config, env_context or cfg, it gets the dictionary, as in RLlib. The dictionary is a plain one,
+without RLlib's worker index: an environment must not depend on the process that it runs in.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -51,9 +51,9 @@ _MAKE_ARGUMENTS = ("max_episode_steps", "disable_env_checker", "render_mode")
 class EnvCreator:
     """Makes one environment: `creator({"gravity": 9.8})`.
 
-    It holds names only, so it travels to other processes, which import the module there;
-    `import_path` is put in front of `sys.path` for that. `max_episode_steps` truncates episodes, beside
-    what limits them already.
+    It holds names only, so it can be sent to other processes, which import the module themselves;
+    `import_path` is put in front of `sys.path` there. `max_episode_steps` truncates episodes, in
+    addition to the environment's own limit.
     """
 
     spec: str
@@ -66,10 +66,10 @@ class EnvCreator:
         EnvironmentFailed if its own code raises."""
         import gymnasium
 
-        made = self._make(env_config)
+        env = self._make(env_config)
         if self.max_episode_steps is None:
-            return made
-        return gymnasium.wrappers.TimeLimit(made, self.max_episode_steps)
+            return env
+        return gymnasium.wrappers.TimeLimit(env, self.max_episode_steps)
 
     def _make(self, env_config: Mapping[str, Any] | None) -> gymnasium.Env[Any, Any]:
         import gymnasium
@@ -87,16 +87,14 @@ class EnvCreator:
                     raise _env_error(str(error), self.spec) from error
         factory = _factory(self.spec, self.import_path)
         with users_code(f"making the environment {self.spec}"):
-            made = factory(arguments) if _takes_the_dict(factory) else factory(**arguments)
-        if not isinstance(made, gymnasium.Env):
-            said = f"the factory must return a gymnasium.Env; it returned {_what_it_is(made)}"
-            raise _env_error(said, self.spec)
-        return made
+            env = factory(arguments) if _takes_the_dict(factory) else factory(**arguments)
+        if not isinstance(env, gymnasium.Env):
+            message = f"the factory must return a gymnasium.Env; it returned {_kind_of(env)}"
+            raise _env_error(message, self.spec)
+        return env
 
     def check_arguments(self, env_config: Mapping[str, Any]) -> None:
-        """Raises ConfigError for an argument that the environment does not take, or one it
-        misses.
-        """
+        """Raises ConfigError for an argument that the environment does not take or lacks."""
         arguments = dict(env_config)
         if _is_gymnasium_id(self.spec):
             creator, arguments = _gymnasium_creator(self.spec, self.import_path, arguments)
@@ -107,7 +105,7 @@ class EnvCreator:
         try:
             signature = inspect.signature(creator)
         except (TypeError, ValueError):
-            return  # Written in C, without a signature: the call itself will tell.
+            return  # Written in C, without a signature: the call itself raises.
         try:
             signature.bind(**arguments)
         except TypeError as error:
@@ -128,7 +126,8 @@ class EnvCreator:
 def resolve_env(spec: str, import_path: str | None = None, *, check_env: bool = True) -> EnvCreator:
     """The creator of an environment that exists: its id is registered, or its module imports.
 
-    Raises ConfigError naming what was not found, where it was looked for, and the nearest name.
+    Raises ConfigError with the name that was not found, where it was searched, and the nearest
+    name.
     """
     if _is_gymnasium_id(spec):
         _gymnasium_creator(spec, import_path, {})
@@ -155,8 +154,7 @@ _NEEDED = ("gymnasium", "numpy", "pandas", "pyarrow", "ray", "raytrain", "torch"
 
 def _is_gymnasium_id(spec: str) -> bool:
     _, colon, attribute = spec.partition(":")
-    # "my_envs:Maze-v0" is an id that the module registers: no attribute has a '-' or '/' in its
-    # name.
+    # "my_envs:Maze-v0" is an id that the module registers: no attribute has '-' or '/' in its name.
     return not (colon and attribute.isidentifier())
 
 
@@ -173,41 +171,35 @@ def _gymnasium_creator(
     if is_atari(env_id):
         _register_atari(spec)
     try:
-        found = gymnasium.spec(env_id)
+        env_spec = gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
         near = _nearest_id(env_id, gymnasium.registry)
         problem = Problem(
-            "no environment with this id is registered with Gymnasium; a class or function of your "
-            "own is written package.module:factory",
+            "no environment with this id is registered with Gymnasium; write your own class or "
+            "function as package.module:factory",
             field="environment.env",
             value=spec,
             suggestion=None if near is None else f"{module_name}{colon}{near}",
         )
         raise ConfigError(problem) from error
-    entry = found.entry_point
+    entry = env_spec.entry_point
     if entry is None:
         raise _env_error("this id has no entry point, so no single environment can be made", spec)
     if isinstance(entry, str):
         _require_extra(entry, spec)
-        try:
-            with no_exit():
-                entry = load_env_creator(entry)
-        except BaseException as error:  # The module is the user's.
-            if not by_the_code_itself(error):
-                raise
-            said = f"importing its entry point {found.entry_point} fails: {_why(error)}"
-            raise _env_error(said, spec) from error
+        with _module_code(f"importing its entry point {entry}", spec):
+            entry = load_env_creator(entry)
     kept = {key: value for key, value in arguments.items() if key not in _MAKE_ARGUMENTS}
-    return entry, {**found.kwargs, **kept}
+    return entry, {**env_spec.kwargs, **kept}
 
 
 def is_atari(env_id: str) -> bool:
-    """Whether Gymnasium knows the id only once ale_py is imported."""
+    """Whether the id is registered with Gymnasium only after ale_py was imported."""
     return env_id.startswith("ALE/") or "NoFrameskip-" in env_id
 
 
 def _nearest_id(env_id: str, registry: Mapping[str, Any]) -> str | None:
-    # The newest version of the nearest name, unless the version is what is wrong: v9 -> v1.
+    # The newest version of the nearest name; but v9 -> v1 if only the version is wrong.
     near = nearest(env_id, registry)
     if near is None:
         return None
@@ -221,11 +213,9 @@ def _nearest_id(env_id: str, registry: Mapping[str, Any]) -> str | None:
 def _register_atari(spec: str) -> None:
     import gymnasium
 
-    try:
+    _require_extra("ale_py.", spec)
+    with _module_code("importing ale_py", spec):
         import ale_py
-    except ImportError as error:
-        said = f"needs the package ale_py: {_EXTRAS['ale_py.'][1]}"
-        raise _env_error(said, spec) from error
     gymnasium.register_envs(ale_py)
 
 
@@ -238,33 +228,31 @@ def _require_extra(entry: str, spec: str) -> None:
 def _factory(spec: str, import_path: str | None) -> Callable[..., Any]:
     module_name, _, attribute = spec.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
-        said = f"{module_name} is no module's name; for a file my_envs.py beside the YAML file write my_envs:make"
-        raise _env_error(said, spec)
+        message = (
+            f"{module_name} is not the name of a module; for a file my_envs.py beside the YAML "
+            "file write my_envs:make"
+        )
+        raise _env_error(message, spec)
     module = _import(module_name, spec, import_path)
     file = getattr(module, "__file__", None) or next(
         iter(getattr(module, "__path__", ())), "a part of Python"
     )
-    try:
-        factory = getattr(module, attribute)
-    except AttributeError as error:
-        public = [name for name in vars(module) if not name.startswith("_")]
-        problem = Problem(
-            f"the module {module_name} ({file}) has no {attribute}",
-            field="environment.env",
-            value=spec,
-            suggestion=nearest(attribute, public),
-        )
-        raise ConfigError(problem) from error
-    except BaseException as error:  # A module may have a __getattr__.
-        if not by_the_code_itself(error):
-            raise
-        said = f"asking the module {module_name} for {attribute} fails: {_why(error)}"
-        raise _env_error(said, spec) from error
+    with _module_code(f"reading {attribute} from the module {module_name}", spec):
+        try:
+            factory = getattr(module, attribute)
+        except AttributeError as error:
+            public = [name for name in vars(module) if not name.startswith("_")]
+            problem = Problem(
+                f"the module {module_name} ({file}) has no {attribute}",
+                field="environment.env",
+                value=spec,
+                suggestion=nearest(attribute, public),
+            )
+            raise ConfigError(problem) from error
     if not callable(factory):
-        said = (
-            f"{attribute} in {module_name} ({file}) is a {type(factory).__name__} and not callable"
-        )
-        raise _env_error(said, spec)
+        kind = type(factory).__name__
+        message = f"{attribute} in {module_name} ({file}) is a {kind} and not callable"
+        raise _env_error(message, spec)
     checked: Callable[..., Any] = factory
     return checked
 
@@ -284,79 +272,88 @@ def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
         # In front, as Python does it for the directory of a script.
         sys.path.insert(0, import_path)
         importlib.invalidate_caches()
-    try:
-        with no_exit():
+    with _module_code(f"importing {module_name}", spec):
+        try:
             module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _env_error(f"importing {module_name} fails: {_why(error)}", spec) from error
-        looked = f"{import_path} (beside the YAML file) and " if import_path else ""
-        said = f"no module {error.name}; looked in {looked}Python's path"
-        problem = Problem(
-            said, "", "environment.env", spec, _nearest_module(error.name, import_path)
-        )
-        raise ConfigError(problem) from error
-    except BaseException as error:  # The module is the user's: it runs whatever it likes.
-        if not by_the_code_itself(error):
-            raise
-        raise _env_error(f"importing {module_name} fails: {_why(error)}", spec) from error
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise
+            looked = f"{import_path} (beside the YAML file) and " if import_path else ""
+            message = f"no module {error.name}; looked in {looked}Python's path"
+            near = _nearest_module(error.name, import_path)
+            raise ConfigError(Problem(message, "", "environment.env", spec, near)) from error
     _refuse_other_module(module, module_name, spec, import_path)
-    _refuse_another_dtype(module_name, spec)
+    _refuse_other_dtype(module_name, spec)
     return module
 
 
+@contextmanager
+def _module_code(action: str, spec: str) -> Iterator[None]:
+    """Turn what a user's module raises in the body into a ConfigError: "`action` fails: ..."."""
+    try:
+        with no_exit():
+            yield
+    except ConfigError:
+        raise
+    except BaseException as error:
+        if not by_the_code_itself(error):
+            raise
+        raise _env_error(f"{action} fails: {_why(error)}", spec) from error
+
+
 def _refuse_names_of_packages(import_path: str, spec: str) -> None:
-    """The directory comes first in Python's path."""
+    """`import_path` comes first in Python's path, so its files would hide packages."""
     for name in _NEEDED:
         for file in (Path(import_path, f"{name}.py"), Path(import_path, name, "__init__.py")):
             if file.is_file() and not _is_that_package(name, file):
-                said = f"{file} would be imported in the place of the package {name}; give it another name"
-                raise _env_error(said, spec)
+                message = f"{file} would be imported instead of the package {name}; rename the file"
+                raise _env_error(message, spec)
 
 
 def _is_that_package(name: str, file: Path) -> bool:
-    found = importlib.util.find_spec(name)
-    return name in sys.modules and found is not None and found.origin == str(file)
+    module_spec = importlib.util.find_spec(name)
+    return name in sys.modules and module_spec is not None and module_spec.origin == str(file)
 
 
-def _refuse_another_dtype(module_name: str, spec: str) -> None:
+def _refuse_other_dtype(module_name: str, spec: str) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_default_dtype() is not torch.float32:
-        said = (
-            f"importing {module_name} sets Torch's default dtype to {torch.get_default_dtype()}, and the networks "
-            "here are torch.float32; give your own tensors their dtype instead"
+        message = (
+            f"importing {module_name} sets Torch's default dtype to {torch.get_default_dtype()}, "
+            "and the networks need torch.float32; set the dtype of your own tensors instead"
         )
-        raise _env_error(said, spec)
+        raise _env_error(message, spec)
 
 
 def _why(error: BaseException) -> str:
     """What a module raised, where, and what to do if it ended the program."""
-    said = text_of(error)
+    message = text_of(error)
     place, inner = places(error)
     if place is not None:
-        said += f" ({place.path}, line {place.line})"
+        message += f" ({place.path}, line {place.line})"
     if inner is not None:
-        said += f", there in {inner}"
+        message += f", there in {inner}"
     if isinstance(error, SystemExit):
-        said += (
-            ". A module that is imported must not end the program: put what belongs to a script, such as "
+        message += (
+            ". A module that is imported must not end the program: put the code of a script, such "
+            "as "
             'reading arguments, under `if __name__ == "__main__":`'
         )
-    return said
+    return message
 
 
-def _what_it_is(made: Any) -> str:
-    """What a factory returned that is no environment, and what was meant."""
+def _kind_of(value: Any) -> str:
+    """What a factory returned instead of an environment, and what it should return."""
     import gymnasium
 
-    if made is None:
+    if value is None:
         return "None: does it end with `return env`?"
-    if isinstance(made, type):
-        return f"the class {made.__name__}: return an object of it, {made.__name__}(...)"
-    kind = f"a {type(made).__name__}"
-    if isinstance(made, gymnasium.vector.VectorEnv):
+    if isinstance(value, type):
+        return f"the class {value.__name__}: return an object of it, {value.__name__}(...)"
+    kind = f"a {type(value).__name__}"
+    if isinstance(value, gymnasium.vector.VectorEnv):
         return f"{kind}: return one environment; env_runners.num_envs_per_env_runner makes copies"
-    if any(base.__module__.partition(".")[0] == "gym" for base in type(made).__mro__):
+    if any(base.__module__.partition(".")[0] == "gym" for base in type(value).__mro__):
         return f"{kind} of the older package gym: derive it from gymnasium.Env"
     return kind
 
@@ -373,9 +370,7 @@ def _nearest_module(name: str, import_path: str | None) -> str | None:
 def _refuse_other_module(
     module: ModuleType, module_name: str, spec: str, import_path: str | None
 ) -> None:
-    """One process imports a name once: a second `envs.py`, of another experiment, would not be
-    seen.
-    """
+    """A process imports a name once, so it cannot use the `envs.py` of a second experiment."""
     if import_path is None or getattr(module, "__file__", None) is None:
         return
     assert module.__file__ is not None
@@ -383,21 +378,22 @@ def _refuse_other_module(
     own = next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
     if own is None or own.resolve() == Path(module.__file__).resolve():
         return
-    said = (
+    message = (
         f"the module {module_name} was already imported from {module.__file__}, so the one beside "
-        f"the YAML file, {own}, cannot be; give one of them another name"
+        f"the YAML file, {own}, cannot be imported; rename one of them"
     )
-    raise _env_error(said, spec)
+    raise _env_error(message, spec)
 
 
-def _env_error(said: str, spec: str) -> ConfigError:
-    return ConfigError(Problem(said, field="environment.env", value=spec))
+def _env_error(message: str, spec: str) -> ConfigError:
+    return ConfigError(Problem(message, field="environment.env", value=spec))
 
 
-def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """As RLlib lays `evaluation_config` over the config, mappings in it one by one."""
-    laid = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(laid.get(key), Mapping)
-        laid[key] = laid_over(laid[key], value) if both else value
-    return laid
+def deep_merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`overrides` merged into `values`, nested mappings key by key, as RLlib merges
+    `evaluation_config` into the config."""
+    merged = dict(values)
+    for key, value in overrides.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = deep_merge(merged[key], value) if nested else value
+    return merged

@@ -1,6 +1,6 @@
-"""What is wrong with a config, and the error that says so.
+"""Problems of a config, and the error that lists them.
 
-A config is checked as a whole, and everything that is wrong is said at once:
+A config is checked as a whole, and one error lists every problem:
 
     configs/a.yaml: 2 problems
       configs/a.yaml:7: training.lrr: 0.1: unknown key (did you mean 'lr'?)
@@ -17,6 +17,9 @@ from typing import Any
 
 from raytrain.errors import BadInput
 
+KeyPath = tuple[str | int, ...]
+"""Keys and list positions from the root of a config: ("training", "lr", 0, 1)."""
+
 _LONGEST_VALUE = 80
 
 
@@ -31,10 +34,10 @@ NOTHING = _Nothing()
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One problem.
 
-    `where` is `file:line` or `--set KEY=VALUE`, empty when the config came from Python; `field` is
-    the dotted key; `suggestion` the nearest valid name.
+    `where` is `file:line` or `--set KEY=VALUE`, empty for a config from Python; `field` is the
+    dotted key; `suggestion` the nearest valid name.
     """
 
     message: str
@@ -52,10 +55,10 @@ class Problem:
 
 
 class ConfigError(BadInput):
-    """The config cannot be used. `problems` are all that were found; the message lists them."""
+    """The config cannot be used. `problems` are all of its problems; the message lists them."""
 
     def __init__(self, *problems: Problem | str) -> None:
-        # The problems are the exception's `args`, so it survives the way between Ray's processes.
+        # The problems are the exception's `args`, so it can be pickled between Ray's processes.
         super().__init__(*problems)
         self.problems = tuple(Problem(p) if isinstance(p, str) else p for p in problems)
 
@@ -67,7 +70,7 @@ class ConfigError(BadInput):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name most like `name`, upper and lower case being the same; None if none is."""
+    """The valid name most similar to `name`, in any case; None if no name is similar."""
     by_lower = {candidate.lower(): candidate for candidate in valid}
     matches = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
     return by_lower[matches[0]] if matches else None
@@ -82,12 +85,7 @@ def show_value(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 
-def dotted(path: Iterable[str | int]) -> str:
-    """`curriculum[0].until` of the keys and positions."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += f".{part}" if text else part
-    return text
+def dotted(path: KeyPath) -> str:
+    """Keys and positions as text: `curriculum[0].until`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")

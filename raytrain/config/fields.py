@@ -135,8 +135,8 @@ def _vectorize_mode(value: Any) -> str:
     if isinstance(value, str) and value.lower() == "sync":
         return "sync"
     raise ValueError(
-        "only 'sync' can be used: an exact resume needs a snapshot of every environment between two "
-        "steps, and none can be taken of environments in other processes or of a vector kind"
+        "only 'sync' can be used: an exact resume needs a snapshot of every environment between "
+        "two steps, and none can be taken of environments in other processes or of a vector kind"
     )
 
 

@@ -1,5 +1,6 @@
-"""What other programs call the keys of the config: RLlib's old API stack, Tune, Stable-Baselines3 and
-rl-zoo, CleanRL. Somebody who brings a file along is told the key that means the same.
+"""The names that other programs have for the keys of the config: RLlib's old API stack, Tune,
+Stable-Baselines3 and rl-zoo, CleanRL. An unknown key with such a name is answered with the key
+here.
 
     RENAMED   their name -> the key here
     NOTES     their name -> what is different, or why there is no such key
@@ -95,27 +96,29 @@ RENAMED = {
     "save_freq": "checkpoint.every_timesteps",
 }
 
-_PER_ENVIRONMENT = "it counts the steps of all environments together, not those of each"
+_PER_ENVIRONMENT = "it counts the steps of all environments together"
 _A_SCHEDULE = "a schedule is written as the value: [[0, x], [timestep, y], ...]"
 _ONLY_PPO = "PPO is the only algorithm"
 _NO_CALLBACKS = "there are no callbacks; numbers in the last `info` of an episode are recorded"
-_LOST_RUNNERS = "a lost env runner is always started again, with its group's state"
+_LOST_RUNNERS = "a lost env runner is always restarted, with the state of its env group"
 _NO_SEARCHERS = "there are grids and random draws only (see `tune` and search spaces)"
 
 NOTES = {
     "n_steps": _PER_ENVIRONMENT,
     "num_steps": _PER_ENVIRONMENT,
-    "num_minibatches": "this is the size of one, not their number",
+    "num_minibatches": "this is the size of a minibatch, not the number of minibatches",
     "lr_schedule": _A_SCHEDULE,
     "entropy_coeff_schedule": _A_SCHEDULE,
     "anneal_lr": _A_SCHEDULE,
-    "normalize": "`MeanStdFilter` normalizes observations; rewards are a wrapper's, in the factory",
+    "normalize": "`MeanStdFilter` normalizes observations; for rewards, use a wrapper in the "
+    "factory",
     "clip_vloss": "`.inf` does not clip",
     "clip_range_vf": "`.inf` does not clip",
     "eval_freq": "counted in iterations",
     "metrics_num_episodes_for_smoothing": "and checkpoint.score_window for the score",
-    "tensorboard_log": "TensorBoard's files lie beside the results",
-    "target_kl": "no update is ended early; with use_kl_loss, training.kl_target adapts a KL penalty",
+    "tensorboard_log": "TensorBoard's files are beside the results",
+    "target_kl": "updates do not end early; with use_kl_loss, training.kl_target adapts a KL "
+    "penalty",
     "normalize_advantage": "advantages are always standardized, over the whole batch",
     "norm_adv": "advantages are always standardized, over the whole batch",
     "use_sde": "there is no state-dependent exploration",
@@ -124,13 +127,14 @@ NOTES = {
     "env_wrapper": "wrap the environment in its factory (environment.env: module:factory)",
     "frame_stack": "wrap the environment in its factory (environment.env: module:factory)",
     "horizon": "limit an episode in the environment, such as env_config: {max_episode_steps: 500}",
-    "framework": "there is Torch only",
+    "framework": "Torch is the only framework",
     "simple_optimizer": "RLlib's new API stack has no such choice",
     "multiagent": "there is one policy only",
     "policies": "there is one policy only",
     "callbacks": _NO_CALLBACKS,
     "callbacks_class": _NO_CALLBACKS,
-    "custom_model": "the network is one of RLlib's defaults, described under rl_module.model_config",
+    "custom_model": "the network is one of RLlib's defaults, described under "
+    "rl_module.model_config",
     "exploration_config": "PPO samples its actions; env_runners.explore turns that off",
     "record_env": "`raytrain evaluate --video` records episodes",
     "render_env": "`raytrain evaluate --video` records episodes",
@@ -139,8 +143,8 @@ NOTES = {
     "run": _ONLY_PPO,
     "algo": _ONLY_PPO,
     "algorithm": _ONLY_PPO,
-    "config": "its keys stand in the sections `training`, `env_runners`, `learners`, ...",
-    "param_space": "a search space stands in the place of the value",
+    "config": "its keys are in the sections `training`, `env_runners`, `learners`, ...",
+    "param_space": "write a search space in the place of the value",
     "checkpoint_at_end": "the last checkpoint is always written, as final/",
     "resources_per_trial": "they follow from the sections env_runners, learners and resources",
     "scheduler": _NO_SEARCHERS,

@@ -1,6 +1,7 @@
 """Initializers of `torch.nn.init` that a model config may name, known without importing Torch.
 
-RLlib looks names up when it builds the network, in the trial, and wants those that work in place.
+RLlib looks the names up when it builds the network, in the trial, and accepts in-place
+initializers.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ Bias = Annotated[str, AfterValidator(_one_of(_OF_ANY_SHAPE))]
 
 
 def why_not_with(name: str, arguments: Mapping[str, Any]) -> str | None:
-    """Why an initializer does not take these keyword arguments; None if it does."""
+    """Why an initializer does not accept these keyword arguments; None if it does."""
     unknown = [key for key in arguments if key not in _ARGUMENTS[name]]
     if unknown:
         known = ", ".join(_ARGUMENTS[name]) or "no arguments"

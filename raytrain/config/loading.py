@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raytrain.config.curriculum import stage_config
 from raytrain.config.environment import resolve_env
-from raytrain.config.errors import ConfigError, Problem, nearest
+from raytrain.config.errors import ConfigError, KeyPath, Problem, dotted, nearest
 from raytrain.config.metric_names import metric_problems
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
-from raytrain.config.search_space import put_value
+from raytrain.config.search import put_value, take_out
 from raytrain.config.secrets import PlainSecret
 from raytrain.config.validation import validated
-from raytrain.config.yaml_lines import Document, KeyPath, parse_yaml
+from raytrain.config.yaml_lines import Document, parse_yaml
 
 
 def load_config(
@@ -30,17 +29,17 @@ def load_config(
 
     `overrides` are `KEY=VALUE` with a dotted key and a YAML value, later ones winning; `name` and
     `storage_path` override those two. `check_env` looks the environment up, which imports
-    Gymnasium and the environment's module; without it (a machine that only submits) the
-    environment is taken on trust.
+    Gymnasium and the environment's module; without it (on a machine that only submits) the
+    environment is not checked.
 
     Raises ConfigError with every problem found, each with its line.
     """
     path = Path(path)
     document = parse_yaml(_read(path), str(path))
     if not isinstance(document.value, dict):
-        found = "nothing" if document.value is None else f"a {type(document.value).__name__}"
-        said = f"the file must hold a mapping of keys to values; it holds {found}"
-        raise ConfigError(Problem(said, where=str(path)))
+        kind = "nothing" if document.value is None else f"a {type(document.value).__name__}"
+        message = f"the file must hold a mapping of keys to values; it holds {kind}"
+        raise ConfigError(Problem(message, where=str(path)))
     values: dict[str, Any] = document.value
     sources = _Sources(path, document)
     problems = [
@@ -56,7 +55,7 @@ def load_config(
             sources.set((key,), f"--{key.replace('_', '-')} {argument}")
     if "name" not in values:
         values["name"] = path.stem
-        sources.set(("name",), f"{path}: no name is given, and the file's own cannot serve")
+        sources.set(("name",), f"{path}: no name is given, and the file's name cannot be used")
     import_path = str(path.resolve().parent)
     config: ExperimentConfig | None = None
     try:
@@ -68,9 +67,7 @@ def load_config(
     else:
         problems += metric_problems(config, sources.where)
     if check_env:
-        problems += _env_problems(values.get("environment"), import_path, sources)
-        problems += _stage_problems(config, import_path, sources)
-        problems += _evaluation_problems(config, import_path, sources)
+        problems += _env_problems(values.get("environment"), config, import_path, sources)
     if problems or config is None:
         raise ConfigError(*problems)
     return config
@@ -82,13 +79,13 @@ def config_from_dict(data: Mapping[str, Any]) -> ExperimentConfig:
     The environment is not looked up: a stored config must be readable where it cannot be run.
     """
     if "search" in data:
-        said = "unknown key; write a search space in the place of the value"
-        raise ConfigError(Problem(said, field="search"))
+        message = "unknown key; write a search space in the place of the value"
+        raise ConfigError(Problem(message, field="search"))
     return validated(_without_former_keys(data))
 
 
 def _without_former_keys(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Experiments of earlier versions hold keys that have had no effect on any run."""
+    """Experiments of earlier versions hold keys that had no effect on any run."""
     learners = data.get("learners")
     if not isinstance(learners, Mapping) or "compile_updates" not in learners:
         return data
@@ -106,11 +103,11 @@ def _read(path: Path) -> str:
         near = None if near is None else str(path.parent / near)
         raise ConfigError(Problem("no such file", str(path), suggestion=near)) from error
     except IsADirectoryError as error:
-        said = "is a directory; name the YAML file in it"
-        raise ConfigError(Problem(said, where=str(path))) from error
+        message = "is a directory; give the YAML file in it"
+        raise ConfigError(Problem(message, where=str(path))) from error
     except UnicodeDecodeError as error:
-        said = f"not a text file in UTF-8: {error.reason} at byte {error.start}"
-        raise ConfigError(Problem(said, where=str(path))) from error
+        message = f"not a text file in UTF-8: {error.reason} at byte {error.start}"
+        raise ConfigError(Problem(message, where=str(path))) from error
     except OSError as error:
         raise ConfigError(Problem(f"cannot be read: {error.strerror}", where=str(path))) from error
 
@@ -137,7 +134,7 @@ class _Sources:
         self._places[keys] = place
 
 
-_DEEPEST = 50  # A key of a config has at most a few parts, and Python's stack an end.
+_DEEPEST = 50  # A key has at most a few parts; many parts would overflow Python's stack.
 
 
 def _override(values: dict[str, Any], override: str, sources: _Sources) -> list[Problem]:
@@ -164,83 +161,62 @@ def _override(values: dict[str, Any], override: str, sources: _Sources) -> list[
     return []
 
 
-def _env_problems(environment: Any, import_path: str, sources: _Sources) -> list[Problem]:
-    """What is wrong with the environment, as far as the section can be read."""
+def _env_problems(
+    environment: Any, config: ExperimentConfig | None, import_path: str, sources: _Sources
+) -> Iterator[Problem]:
+    """What is wrong with the environment, and with its arguments in stages and evaluation.
+
+    `environment` is the section as it is written; `config` is None if the file has other problems.
+    """
     if not isinstance(environment, dict) or not isinstance(environment.get("env"), str):
-        return []
+        return
+    env, arguments = environment["env"], environment.get("env_config")
     # The names of the arguments are checked and not their values, so search spaces may stay.
-    arguments = environment.get("env_config")
-    try:
-        creator = resolve_env(environment["env"], import_path)
-        creator.check_arguments(arguments if isinstance(arguments, dict) else {})
-    except ConfigError as error:
-        return [
-            replace(problem, where=sources.where(tuple(problem.field.split("."))))
-            for problem in error.problems
-        ]
-    return []
-
-
-def _stage_problems(
-    config: ExperimentConfig | None, import_path: str, sources: _Sources
-) -> list[Problem]:
-    """What is wrong with the stages' arguments of the environment."""
-    problems = []
-    for index, stage in enumerate(config.curriculum if config is not None else ()):
-        own = stage_config(config, index).environment if config is not None else None
-        if own is None or not stage.environment.env_config:
-            continue
-        prefix: KeyPath = ("curriculum", index, "environment", "env_config")
-        field = f"curriculum[{index}].environment.env_config"
-        given = stage.environment.env_config
-        for name, problem in _argument_problems(own.env, import_path, own.env_config):
-            if name in given:
-                place = sources.where((*prefix, name))
-                problems.append(replace(problem, where=place, field=f"{field}.{name}"))
-    return problems
-
-
-def _evaluation_problems(
-    config: ExperimentConfig | None, import_path: str, sources: _Sources
-) -> list[Problem]:
-    """What is wrong with the arguments that the environment gets in evaluation alone."""
-    given = None if config is None else config.evaluation.evaluation_config.env_config
-    if config is None or not given:
-        return []
-    prefix = ("evaluation", "evaluation_config", "env_config")
-    both = {**config.environment.env_config, **given}
-    return [
-        replace(problem, where=sources.where((*prefix, name)), field=".".join((*prefix, name)))
-        for name, problem in _argument_problems(config.environment.env, import_path, both)
-        if name in given
+    arguments = arguments if isinstance(arguments, dict) else {}
+    for problem in _argument_problems(env, import_path, arguments):
+        yield replace(problem, where=sources.where(tuple(problem.field.split("."))))
+    if config is None:
+        return
+    overrides: list[tuple[KeyPath, Mapping[str, Any]]] = [
+        (("curriculum", index, "environment", "env_config"), stage.environment.env_config)
+        for index, stage in enumerate(config.curriculum)
     ]
+    evaluation = config.evaluation.evaluation_config.env_config or {}
+    overrides.append((("evaluation", "evaluation_config", "env_config"), evaluation))
+    for keys, given in overrides:
+        arguments = {**config.environment.env_config, **given}
+        for problem in _argument_problems(env, import_path, arguments):
+            name = problem.field.removeprefix("environment.env_config.")
+            if name in given:
+                path = (*keys, name)
+                yield replace(problem, where=sources.where(path), field=dotted(path))
 
 
 def _argument_problems(
     env: str, import_path: str, arguments: Mapping[str, Any]
-) -> list[tuple[str, Problem]]:
-    """Arguments that the environment does not take, by name."""
+) -> tuple[Problem, ...]:
     try:
         resolve_env(env, import_path).check_arguments(arguments)
     except ConfigError as error:
-        prefix = "environment.env_config"
-        return [(each.field.removeprefix(prefix).lstrip("."), each) for each in error.problems]
-    return []
+        return error.problems
+    return ()
 
 
-def with_trial_values(config: ExperimentConfig, chosen: Mapping[str, Any]) -> ExperimentConfig:
-    """The config of one trial: `chosen` is what Tune made of `param_space(config)`. Only what is
-    searched is taken from it: the rest, which Tune stored with the trial, may have been changed since
-    by the person who continues the run.
+def with_trial_values(
+    config: ExperimentConfig | Mapping[str, Any], drawn: Mapping[str, Any]
+) -> ExperimentConfig:
+    """The config of one trial: `config`, or its `to_dict()`, with the values that were drawn.
+
+    `drawn` is what Tune made of `param_space(config)`. Only the searched values are taken from it:
+    the others, which Tune stored with the trial, may be older than `config`.
 
     Raises ConfigError if a value that was drawn is not valid.
     """
-    from raytrain.config.loading import config_from_dict
-
-    values = config.to_dict()
-    for space in config.search:
-        found: Any = chosen
+    values = config.to_dict() if isinstance(config, ExperimentConfig) else dict(config)
+    plain, spaces, _ = take_out(values)
+    for space in spaces:
+        value: Any = drawn
         for key in space.path:
-            found = found[key]
-        put_value(values, space.path, found)
-    return config_from_dict(values)
+            value = value[key]
+        put_value(plain, space.path, value)
+    return config_from_dict(plain)

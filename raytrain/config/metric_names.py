@@ -1,12 +1,12 @@
-"""The metrics that a config names, and what can be said of their names before anything is trained.
+"""The metrics that a config names, and the checks of their names before training.
 
     checkpoint.score              chooses `best`
     stop.metrics                  ends the run
     curriculum[k].until.metrics   ends a stage
 
-A name may be one of the environment's, which only a finished episode shows; so a name is refused here
-only where it is surely wrong: a metric of evaluation where nothing is evaluated, and the names that
-other programs have for RLlib's metrics.
+A name may be a metric of the environment, which only a finished episode shows. So a name is refused
+here only if it is certainly wrong: a metric of evaluation without evaluation, or the name that
+another program has for a metric of RLlib.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from raytrain.config.errors import ConfigError, Problem, dotted
+from raytrain.config.errors import ConfigError, KeyPath, Problem, dotted
 
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig, Stop
@@ -52,49 +52,39 @@ FORMER = {
     "charts/episodic_return": "episode_return_mean",
     "charts/episodic_length": "episode_len_mean",
 }
-"""Their name -> RLlib's. A metric of an environment that has such a name is `custom/NAME`."""
+"""Name in another program -> RLlib's. An environment's metric of such a name is `custom/NAME`."""
 
 _HOLDERS = ("env_runners/", "sampler_results/")
 
 
 def metric_problems(config: ExperimentConfig, where: Where) -> Iterator[Problem]:
-    """Every metric's name that is surely wrong, at the place where it is written."""
-    searched = {space.path for space in config.search}
-    evaluates = bool(config.evaluation.evaluation_interval) or (
-        ("evaluation", "evaluation_interval") in searched
-    )
+    """Every metric's name that is certainly wrong, with the place where it is written."""
     for path, name in _named(config):
-        field = dotted(path if path[-1] != name else path[:-1])
-        said = _not_a_name(name) or _of_another_program(name)
-        if said is None and name.startswith(EVALUATION) and not evaluates:
-            said = (
-                "nothing is evaluated: give evaluation.evaluation_interval, or name a metric of training"
-                f", such as {name.removeprefix(EVALUATION)!r}"
-            )
-        if said is not None:
-            yield Problem(said, where(path), field, name)
+        message = _name_problem(name, evaluates=bool(config.evaluation.evaluation_interval))
+        if message is not None:
+            field = dotted(path if path[-1] != name else path[:-1])
+            yield Problem(message, where(path), field, name)
     for path, section in _ends(config):
         yield from _end_problems(section, path, where)
 
 
-def _not_a_name(name: str) -> str | None:
+def _name_problem(name: str, *, evaluates: bool) -> str | None:
     if name != name.strip() or not all(name.split("/")):
         return "is not the name of a metric: there is a space around it, or a part of it is missing"
+    current = former_name(name)
+    if current is not None:
+        return f"RLlib's name is {current!r} (for a metric of the environment: 'custom/{name}')"
+    if name.startswith(EVALUATION) and not evaluates:
+        return (
+            "nothing is evaluated: give evaluation.evaluation_interval, or name a metric of "
+            f"training, such as {name.removeprefix(EVALUATION)!r}"
+        )
     return None
 
 
-def _of_another_program(name: str) -> str | None:
-    right = former_name(name)
-    if right is None:
-        return None
-    return f"RLlib's name for it is {right!r} (one of the environment's own is 'custom/{name}')"
-
-
-def _end_problems(
-    section: Stop | Until, path: tuple[str | int, ...], where: Where
-) -> Iterator[Problem]:
+def _end_problems(section: Stop | Until, path: KeyPath, where: Where) -> Iterator[Problem]:
     """Ends that cannot be reached, or that contradict each other."""
-    wanted: dict[tuple[str | int, ...], Any] = {
+    wanted: dict[KeyPath, Any] = {
         (*path, "metrics", name): bound for name, bound in section.metrics.items()
     }
     returns = (*path, "episode_return_mean")
@@ -103,24 +93,24 @@ def _end_problems(
     for key, bound in wanted.items():
         (limit,) = bound.values() if isinstance(bound, dict) else (bound,)
         if not math.isfinite(limit):
-            said = "must be a finite number; leave the key out if it is not to end anything"
-            yield Problem(said, where(key), dotted(key), limit)
+            message = "must be a finite number; leave the key out if it should end nothing"
+            yield Problem(message, where(key), dotted(key), limit)
     for name in ("episode_return_mean", "env_runners/episode_return_mean"):
         twice = (*path, "metrics", name)
         if twice in wanted and returns in wanted:
-            said = f"is given twice: {dotted(returns)} is the same metric"
-            yield Problem(said, where(twice), dotted(twice))
+            message = f"is given twice: {dotted(returns)} is the same metric"
+            yield Problem(message, where(twice), dotted(twice))
 
 
 def require_metrics(config: ExperimentConfig) -> None:
-    """Raise ConfigError if a metric's name is surely wrong: for a config that is in no file."""
+    """Raise ConfigError if a metric's name is certainly wrong: for a config that is in no file."""
     problems = list(metric_problems(config, lambda _: ""))
     if problems:
         raise ConfigError(*problems)
 
 
 def former_name(name: str) -> str | None:
-    """RLlib's name of a metric that is called by another one."""
+    """RLlib's name for a metric that is given by another program's name; None if it is not."""
     prefix = EVALUATION if name.startswith(EVALUATION) else ""
     bare = name.removeprefix(prefix)
     for holder in _HOLDERS:
@@ -129,24 +119,24 @@ def former_name(name: str) -> str | None:
 
 
 def nearest_first(name: str, names: Iterable[str]) -> list[str]:
-    """The names, those that are most like `name` first."""
+    """The names, the most similar to `name` first."""
     wanted = name.lower()
 
     def likeness(other: str) -> float:
-        # A path's last part is what people remember.
+        # People remember the last part of a path.
         ends = (other.lower(), other.rpartition("/")[2].lower())
         return max(difflib.SequenceMatcher(None, wanted, end).ratio() for end in ends)
 
     return sorted(names, key=lambda other: (-likeness(other), other))
 
 
-def _ends(config: ExperimentConfig) -> Iterator[tuple[tuple[str | int, ...], Stop | Until]]:
+def _ends(config: ExperimentConfig) -> Iterator[tuple[KeyPath, Stop | Until]]:
     yield ("stop",), config.stop
     for index, stage in enumerate(config.curriculum):
         yield ("curriculum", index, "until"), stage.until
 
 
-def _named(config: ExperimentConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _named(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
     yield ("checkpoint", "score"), config.checkpoint.score
     for path, section in _ends(config):
         for name in section.metrics:

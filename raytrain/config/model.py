@@ -1,7 +1,7 @@
 """The keys of `rl_module.model_config`: the fields of RLlib's `DefaultModelConfig`.
 
-A key that is not given is not passed to RLlib, so RLlib's own default holds (PPO's `vf_share_layers`
-is false, unlike the class's). Left out: `fusionnet_*`, which no PPO network uses;
+A key that is not given is not passed to RLlib, so RLlib's own default holds (PPO's
+`vf_share_layers` is false, unlike the class's). Left out: `fusionnet_*`, which no PPO network uses;
 `lstm_use_prev_action` and `lstm_use_prev_reward`, which the new API stack does not read; and
 initializers given as functions, which YAML cannot hold. `log_std_init` is raytrain's own key: the
 learner sets it in the network that RLlib has built.

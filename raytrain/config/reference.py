@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from raytrain.config.errors import show_value
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
-from raytrain.config.validation import section_type
+from raytrain.config.validation import schema_fields, section_type
 
 TOP = "top"
 """The table of the keys that stand outside the sections."""
@@ -36,7 +36,10 @@ def render(text: str) -> str:
 def all_sections() -> dict[str, type[BaseModel]]:
     """Dotted name -> section, in the schema's order; `top` for the config itself."""
     sections: dict[str, type[BaseModel]] = {TOP: ExperimentConfig}
-    _collect(ExperimentConfig, "", sections)
+    for path, section in schema_fields():
+        # A section that only overrides another one (a stage's `training`) has the keys of that one.
+        if section is not None and not issubclass(section, tuple(sections.values())):
+            sections[".".join(path)] = section
     return sections
 
 
@@ -54,17 +57,6 @@ def table(section: type[BaseModel], name: str) -> str:
         text = " ".join((field.description or "").split())
         lines.append(f"| `{field.alias or key}` | {kind} | {shown} | {text} |")
     return "\n".join(lines) + "\n"
-
-
-def _collect(section: type[BaseModel], prefix: str, into: dict[str, type[BaseModel]]) -> None:
-    for name, field in section.model_fields.items():
-        inner = section_type(field.annotation)
-        # One that only overrides another (a stage's `training`) has that one's keys.
-        again = inner is not None and any(issubclass(inner, known) for known in into.values())
-        if inner is not None and not again:
-            dotted = f"{prefix}{field.alias or name}"
-            into[dotted] = inner
-            _collect(inner, f"{dotted}.", into)
 
 
 def _default(field: FieldInfo) -> str:

@@ -14,6 +14,7 @@ The docstring of a field is its text in docs/config.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -33,7 +34,7 @@ from raytrain.config.fields import (
     Text,
     Whole,
 )
-from raytrain.config.search_space import SearchSpace, put_value
+from raytrain.config.search import SearchSpace, put_value
 from raytrain.config.sections import (
     Debugging,
     Environment,
@@ -227,3 +228,9 @@ def cpus_at_most(config: ExperimentConfig) -> float:
         + config.learners.num_learners * learner
         + runners * config.env_runners.num_cpus_per_env_runner
     )
+
+
+def num_trials(config: ExperimentConfig) -> int:
+    """The points of the grid times tune.num_samples."""
+    grid = [len(space.values) for space in config.search if space.kind == "grid_search"]
+    return math.prod(grid) * config.tune.num_samples

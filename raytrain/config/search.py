@@ -1,9 +1,9 @@
-"""Search spaces: a value that Tune chooses for each trial.
+"""Search spaces: values that Tune chooses for each trial.
 
     lr: {grid_search: [1.0e-4, 1.0e-3]}      one trial for each, times tune.num_samples
     lr: {choice: [1.0e-4, 1.0e-3]}           drawn for each of tune.num_samples
     lr: {uniform: [1.0e-4, 1.0e-3]}          drawn between the two
-    lr: {loguniform: [1.0e-4, 1.0e-3]}       drawn between the two, evenly in the logarithm
+    lr: {loguniform: [1.0e-4, 1.0e-3]}       drawn between the two, uniformly in the logarithm
 
 They may stand under `training`, `env_runners`, `learners`, `environment.env_config`,
 `rl_module.model_config`, and for `seed`.
@@ -15,14 +15,15 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from raytrain.config.errors import Problem
-from raytrain.config.search_space import LISTS, RANGES, SearchSpace, put_value
+from raytrain.config.errors import KeyPath, Problem
 
-if TYPE_CHECKING:
-    from raytrain.config.schema import ExperimentConfig
-
+LISTS = ("grid_search", "choice")
+RANGES = ("uniform", "loguniform")
+_GOLDEN = 0.381966
+"""The fraction of a range at which a value is tried: it gives no whole number by chance."""
 _MAY_BE_SEARCHED: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("env_runners",),
@@ -34,16 +35,42 @@ _MAY_BE_SEARCHED: tuple[tuple[str, ...], ...] = (
 _LARGEST_FULL_CHECK = 256
 
 
+@dataclass(frozen=True)
+class SearchSpace:
+    """`values` are the candidates of a list, or the two ends of a range."""
+
+    path: tuple[str, ...]
+    kind: str
+    values: tuple[Any, ...]
+
+    def candidates(self) -> list[tuple[KeyPath, Any]]:
+        """The values to validate, each with its path in the YAML file."""
+        at = (*self.path, self.kind)
+        ends: list[tuple[KeyPath, Any]]
+        ends = [((*at, index), value) for index, value in enumerate(self.values)]
+        if self.kind in LISTS:
+            return ends
+        low, high = self.values
+        return [*ends, (at, low + (high - low) * _GOLDEN)]
+
+
+def put_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Set a value in nested dictionaries, in place."""
+    for key in path[:-1]:
+        values = values[key]
+    values[path[-1]] = copy.deepcopy(value)
+
+
 def take_out(
     values: dict[str, Any],
-) -> tuple[dict[str, Any], list[SearchSpace], list[tuple[tuple[str | int, ...], Problem]]]:
-    """The config with each search space replaced by its first value; the spaces; what is wrong.
+) -> tuple[dict[str, Any], list[SearchSpace], list[tuple[KeyPath, Problem]]]:
+    """The config with each search space replaced by its first value; the spaces; the problems.
 
-    A problem comes with the keys that lead to it. A space that is wrong is left out of the values,
-    so that they can still be validated for the rest.
+    A problem comes with its path. A wrong search space is left out of the values, so that the rest
+    can still be validated.
     """
     spaces: list[SearchSpace] = []
-    problems: list[tuple[tuple[str | int, ...], Problem]] = []
+    problems: list[tuple[KeyPath, Problem]] = []
 
     def walk(node: Any, path: tuple[str, ...]) -> Any:
         if not isinstance(node, dict):
@@ -52,9 +79,9 @@ def take_out(
         if kind not in (*LISTS, *RANGES) or not path:
             walked = {key: walk(item, (*path, key)) for key, item in node.items()}
             return {key: item for key, item in walked.items() if item is not _REFUSED}
-        said = _refusal(path, kind, node[kind])
-        if said is not None:
-            problems.append(((*path, kind), Problem(said, value=node)))
+        message = _refusal(path, kind, node[kind])
+        if message is not None:
+            problems.append(((*path, kind), Problem(message, value=node)))
             return _REFUSED
         spaces.append(SearchSpace(path, kind, tuple(copy.deepcopy(node[kind]))))
         return copy.deepcopy(node[kind][0])
@@ -69,12 +96,12 @@ _REFUSED = object()
 def _refusal(path: tuple[str, ...], kind: str, values: Any) -> str | None:
     if not any(path[: len(prefix)] == prefix for prefix in _MAY_BE_SEARCHED):
         places = ", ".join(".".join(prefix) for prefix in _MAY_BE_SEARCHED)
-        return f"cannot be searched; a search space may stand under {places}"
+        return f"cannot be searched; search spaces are allowed under {places}"
     if path in _MAY_BE_SEARCHED and path != ("seed",):
-        return "a search space stands for one value; give each key of the section its own"
+        return "a search space replaces one value; give each key of the section its own"
     if kind in LISTS:
         if not isinstance(values, list) or not values:
-            return f"{kind} needs a list of one value or more"
+            return f"{kind} needs a list of at least one value"
         return None
     if not isinstance(values, list) or len(values) != 2 or not all(map(_is_finite, values)):
         return f"{kind} needs a list of two numbers [a, b]"
@@ -90,48 +117,13 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-Chosen = tuple[tuple[SearchSpace, tuple[str | int, ...], Any], ...]
+Chosen = tuple[tuple[SearchSpace, KeyPath, Any], ...]
 
 
 def combinations(spaces: list[SearchSpace]) -> Iterator[Chosen]:
-    """What to validate: every combination of candidates, or each candidate alone if those are
-    many.
-    """
+    """What to validate: all combinations of candidates; of many, each candidate alone."""
     choices = [[(space, at, value) for at, value in space.candidates()] for space in spaces]
     if math.prod(map(len, choices)) <= _LARGEST_FULL_CHECK:
         yield from itertools.product(*choices)
-        return
-    for choice in choices:
-        for candidate in choice:
-            yield (candidate,)
-
-
-def has_search(config: ExperimentConfig) -> bool:
-    """Whether any value differs between trials."""
-    return bool(config.search)
-
-
-def num_trials(config: ExperimentConfig) -> int:
-    """The points of the grid times tune.num_samples."""
-    grid = [len(space.values) for space in config.search if space.kind == "grid_search"]
-    return math.prod(grid) * config.tune.num_samples
-
-
-def param_space(config: ExperimentConfig) -> dict[str, Any]:
-    """Tune's parameter space: the seed and the algorithm's sections, with Tune's domains in
-    places.
-    """
-    from ray import tune
-
-    from raytrain.config.schema import ALGORITHM_SECTIONS
-
-    domains = {
-        "grid_search": tune.grid_search,
-        "choice": tune.choice,
-        "uniform": lambda ends: tune.uniform(*ends),
-        "loguniform": lambda ends: tune.loguniform(*ends),
-    }
-    values = config.to_dict()
-    for space in config.search:
-        put_value(values, space.path, domains[space.kind](copy.deepcopy(list(space.values))))
-    return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
+    else:
+        yield from ((candidate,) for candidate in itertools.chain(*choices))

@@ -1,15 +1,15 @@
-"""Secrets stay out of the config: it is written to storage, into pickles, and shown.
+"""Secrets stay out of the config, which is written to storage and pickles, and shown.
 
-What an environment needs (a licence key, a database password) is named, not given:
+A secret that an environment needs (a licence key, a database password) is given by reference:
 
     environment:
       env_config:
         licence_key: {from_environment: SIM_LICENCE}
 
-The mapping travels as it is; `with_secrets` puts the variable's value in its place in the process that
-makes the environment, and nowhere else. The value is a `SecretText`: a text that is pickled as the name
-of its variable, since environments are pickled into checkpoints. A text under a name like a secret's, or
-a text like a known kind of credential, is refused when the config is loaded.
+Only the process that makes the environment replaces the mapping by the variable's value
+(`with_secrets`). The value is a `SecretText`, which is pickled as the name of its variable, since
+environments are pickled into checkpoints. Text under a key that names a secret, and text that looks
+like a known kind of credential, is refused when the config is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raytrain.config.errors import NOTHING, ConfigError, Problem
+from raytrain.config.errors import NOTHING, ConfigError, KeyPath, Problem
 
 REFERENCE = "from_environment"
 
@@ -32,42 +32,40 @@ _SECRET_TEXT = re.compile(
     r"|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@"
 )
 
-Keys = tuple[str | int, ...]
 
-
-def secrets_in(values: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
-    """The keys under which there is a secret in plain text, and what gives it away."""
+def secrets_in(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """The keys of secrets in plain text, each with the reason why it counts as a secret."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             here = (*path, key)
             if isinstance(value, str) and value and _SECRET_NAME.search(_snake(str(key))):
-                yield here, "its name is that of a secret"
+                yield here, "the key is the name of a secret"
             else:
                 yield from secrets_in(value, here)
     elif isinstance(values, list | tuple):
         for index, value in enumerate(values):
             yield from secrets_in(value, (*path, index))
     elif isinstance(values, str) and _SECRET_TEXT.search(values):
-        yield path, "it looks like a credential"
+        yield path, "the value looks like a credential"
 
 
 class PlainSecret(ConfigError):
-    """A secret stands in the config. What else is wrong is not looked for: saying it might repeat the
-    secret."""
+    """The config contains a secret. Other problems, which might repeat it, are not reported."""
 
 
 def problem(why: str) -> Problem:
-    """What to say of it. The value is not repeated."""
+    """The problem, without the value."""
     return Problem(
-        f"the config is written to storage and to logs, so a secret may not stand in it ({why}); write "
-        f"{{{REFERENCE}: NAME_OF_A_VARIABLE}} and set the variable wherever the environment is made",
+        f"the config is written to storage and to logs, so it must not contain a secret ({why}); "
+        f"write {{{REFERENCE}: NAME_OF_A_VARIABLE}} and set the variable wherever the environment "
+        "is made",
         value=NOTHING,
     )
 
 
 def with_secrets(values: Any, field: str) -> Any:
-    """`values` with each reference replaced by the variable's value. Raises ConfigError, naming the
-    variable, if it is not set in this process."""
+    """`values` with each reference replaced by the variable's value. Raises ConfigError with the
+    variable's name if it is not set in this process."""
     if isinstance(values, Mapping):
         if set(values) == {REFERENCE}:
             return SecretText(str(values[REFERENCE]), field)
@@ -78,8 +76,8 @@ def with_secrets(values: Any, field: str) -> Any:
 
 
 class SecretText(str):
-    """The value of an environment variable. Pickles and `repr` hold the variable's name in its place;
-    a text that is made of it (`strip`, an f-string) is an ordinary one again."""
+    """The value of an environment variable. Pickles and `repr` show the variable's name instead;
+    text that is derived from it (`strip`, an f-string) is ordinary text again."""
 
     variable: str
 
@@ -88,15 +86,15 @@ class SecretText(str):
         if variable not in os.environ:
             raise ConfigError(
                 Problem(
-                    "the environment variable is not set in this process; set it where the command is "
-                    "given and on every node, in the environment in which Ray is started",
+                    "the environment variable is not set in this process; set it where the command "
+                    "is given and on every node, in the environment in which Ray is started",
                     field=field,
                     value=variable,
                 )
             )
-        made = super().__new__(cls, os.environ[variable])
-        made.variable = variable
-        return made
+        text = super().__new__(cls, os.environ[variable])
+        text.variable = variable
+        return text
 
     def __reduce__(self) -> tuple[type[SecretText], tuple[str]]:
         return SecretText, (self.variable,)

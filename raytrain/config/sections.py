@@ -193,8 +193,7 @@ class Evaluation(Section):
 
 
 class FaultTolerance(Section):
-    """The env groups of a lost env runner are sampled again from their last states, inside the
-    trial."""
+    """The env groups of a lost env runner are sampled again, from their last states."""
 
     max_num_env_runner_restarts: Count = 1000
     """How often one env runner is restarted at most."""

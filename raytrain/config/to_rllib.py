@@ -1,10 +1,12 @@
-"""`ExperimentConfig` -> RLlib's `PPOConfig`: each section through the method of the same name.
+"""`ExperimentConfig` -> RLlib's `PPOConfig`, each section through the method of the same name; and
+Tune's parameter space.
 
-The env runner and learner classes are not set here; what runs inside a trial chooses them.
+The env runner and learner classes are not set here; the trial chooses them.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from dataclasses import replace
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config.environment import EnvCreator, env_creator, is_atari
 from raytrain.config.errors import ConfigError
-from raytrain.config.schema import ExperimentConfig
+from raytrain.config.schema import ALGORITHM_SECTIONS, ExperimentConfig
+from raytrain.config.search import put_value
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.ppo import PPOConfig
@@ -22,10 +25,10 @@ if TYPE_CHECKING:
 def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     """PPO on the new API stack, with Torch. Also registers the environment's creator with Ray.
 
-    Registering reaches the whole Ray job if Ray runs, and otherwise once it starts; calling this
-    inside a trial makes its env runners find the environment whoever restored the trial.
+    The registration holds for the whole Ray job, as soon as Ray runs. A trial calls this function
+    too, so that its env runners find the environment whoever restored the trial.
 
-    Raises ConfigError if the environment does not exist, or if the config still has search spaces.
+    Raises ConfigError if the environment does not exist, or if the config has search spaces.
     """
     if config.search:
         fields = ", ".join(".".join(space.path) for space in config.search)
@@ -41,7 +44,7 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     algorithm.environment(**{**config.environment.model_dump(), "env": register_env(config)})
     algorithm.env_runners(**_env_runners(config))
     algorithm.training(**config.training.model_dump())
-    # RLlib hands this dictionary to the learner as it is.
+    # RLlib passes this dictionary to the learner as it is.
     for_the_learner = {
         "deterministic": config.debugging.deterministic,
         "cuda_graphs": config.learners.cuda_graphs,
@@ -55,7 +58,7 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     algorithm.evaluation(**_evaluation(config))
     algorithm.fault_tolerance(
         max_num_env_runner_restarts=config.fault_tolerance.max_num_env_runner_restarts,
-        # So long sleeps an evaluation runner whose environment raised, before it ends (RLlib: 60).
+        # An evaluation runner whose environment raised sleeps so long before it ends (RLlib: 60).
         delay_between_env_runner_restarts_s=1.0,
     )
     algorithm.debugging(seed=config.seed, log_level=config.debugging.log_level)
@@ -63,22 +66,39 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     return algorithm
 
 
+def param_space(config: ExperimentConfig) -> dict[str, Any]:
+    """Tune's parameter space: the seed and the algorithm's sections, with Tune's domains in the
+    places of the search spaces."""
+    from ray import tune
+
+    domains = {
+        "grid_search": tune.grid_search,
+        "choice": tune.choice,
+        "uniform": lambda ends: tune.uniform(*ends),
+        "loguniform": lambda ends: tune.loguniform(*ends),
+    }
+    values = config.to_dict()
+    for space in config.search:
+        put_value(values, space.path, domains[space.kind](copy.deepcopy(list(space.values))))
+    return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
+
+
 def _model_config(config: ExperimentConfig) -> dict[str, Any]:
-    """Keys of the network that are set. RLlib lays them over its defaults when it builds one, and looks up the
-    length of a recurrent one's sequences here, where it takes nothing for granted."""
+    """The keys of the network that are given. RLlib merges them into its defaults when it builds
+    the network, but reads the sequence length of a recurrent network from here."""
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-    found = config.rl_module.model.model_dump(exclude={"log_std_init"})
-    if found.get("use_lstm"):
-        found.setdefault("max_seq_len", DefaultModelConfig().max_seq_len)
-    return found
+    model = config.rl_module.model.model_dump(exclude={"log_std_init"})
+    if model.get("use_lstm"):
+        model.setdefault("max_seq_len", DefaultModelConfig().max_seq_len)
+    return model
 
 
 def register_env(config: ExperimentConfig) -> str:
-    """Register the environment's creator with Ray; the name that RLlib finds it by.
+    """Register the environment's creator with Ray; returns the name by which RLlib finds it.
 
-    A Gymnasium id keeps its name. A factory's gets the import path's digest, as two experiments in
-    one Ray job may each have a module of that name.
+    A Gymnasium id keeps its name. The name of a factory gets the digest of the import path, as two
+    experiments in one Ray job may each have a module of that name.
     """
     return _register(env_creator(config))
 
@@ -96,14 +116,14 @@ def _register(creator: EnvCreator) -> str:
 
 
 def name_for_others(registered: str) -> str:
-    """What programs without raytrain call the environment that `register_env` gave this name: an id that
-    Gymnasium finds without help, or `module:factory`."""
+    """The name, for programs without raytrain, of the environment that `register_env` registered:
+    an id that Gymnasium finds by itself, or `module:factory`."""
     plain = re.sub(r"(@[0-9a-f]{8})?(@\d+)?$", "", registered)
     return f"ale_py:{plain}" if is_atari(plain) else plain
 
 
 def mean_std_filter(env: Any = None, spaces: Any = None, device: Any = None) -> ConnectorV2:
-    """The env-to-module connector of `observation_filter: MeanStdFilter`, as RLlib calls for it."""
+    """The connector of `observation_filter: MeanStdFilter`; RLlib gives the arguments."""
     from ray.rllib.connectors.env_to_module import MeanStdFilter
 
     return MeanStdFilter()
@@ -119,7 +139,7 @@ def _env_runners(config: ExperimentConfig) -> dict[str, Any]:
 
 def _evaluation(config: ExperimentConfig) -> dict[str, Any]:
     arguments = config.evaluation.model_dump(exclude={"max_episode_steps"})
-    # What is evaluated is the policy that would be used, not the one that explores.
+    # The policy is evaluated as it would be used, without exploration.
     arguments["evaluation_config"] = {"explore": False, **arguments["evaluation_config"]}
     limit = config.evaluation.max_episode_steps
     if limit is not None:

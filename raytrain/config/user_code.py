@@ -1,11 +1,10 @@
-"""What a user's code raises, told with its file and line.
+"""Errors of a user's code, described with file and line.
 
     KeyError: 3, in Bug.step (f09_envs.py, line 44)
-    ConnectionError: refused, in Simulator.step (my_envs.py, line 42), there in connect (socket.py, line 706)
+    ConnectionError: refused, in Simulator.step (my_envs.py, line 42), there in connect (s.py, line 7)
 
-Code ends a process with `sys.exit()` as easily as it raises, so `SystemExit` and a `KeyboardInterrupt`
-that the code raises by itself are errors too. What a signal raises passes: Ctrl-C, and Ray's answer to
-SIGTERM.
+`SystemExit` (of `sys.exit()`) and `KeyboardInterrupt` are errors too if the code itself raises
+them. If a signal raises them (Ctrl-C, or SIGTERM in Ray's handler), they pass.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 
 
 class EnvironmentFailed(RaytrainError):
-    """The environment's code raised, or broke Gymnasium's contract. `trace` is the whole traceback, as
-    text: it was made in the process where the code ran."""
+    """The environment's code raised, or broke Gymnasium's contract. `trace` is the whole traceback
+    as text, from the process in which the code ran."""
 
     exit_code = 2
     trace: str = ""
 
 
 class Place(NamedTuple):
-    """A line of code. `name` is that of the function, as `Simulator.step`; empty outside of one."""
+    """A line of code. `name` is its function, such as `Simulator.step`, or empty."""
 
     path: str
     line: int
@@ -51,7 +50,7 @@ class Place(NamedTuple):
 
 @contextmanager
 def users_code(doing: str) -> Iterator[None]:
-    """Turn whatever a user's code raises in the body into `EnvironmentFailed`: "`doing` raised ..."."""
+    """Turn what a user's code raises in the body into `EnvironmentFailed`: "`doing` raised ..."."""
     try:
         with no_exit():
             yield
@@ -60,13 +59,13 @@ def users_code(doing: str) -> Iterator[None]:
     except BaseException as error:
         if not by_the_code_itself(error):
             raise
-        raise failed(f"{doing} raised {told(error)}", error) from error
+        raise failed(f"{doing} raised {describe(error)}", error) from error
 
 
 @contextmanager
 def no_exit() -> Iterator[None]:
-    """In the body `os._exit` raises: it would end the program without a word. A process that is forked there
-    may end."""
+    """In the body `os._exit` raises, as it would end the program without a message. A process that
+    is forked in the body may end."""
     exit_now, own = os._exit, os.getpid()
 
     def refused(status: int) -> None:
@@ -87,26 +86,25 @@ def of_environment(name: str) -> Iterator[None]:
     try:
         yield
     except EnvironmentFailed as error:
-        found = EnvironmentFailed(f"The environment {name} cannot be trained on: {error}")
-        found.trace = error.trace
-        raise found from error
+        named = EnvironmentFailed(f"The environment {name} cannot be trained on: {error}")
+        named.trace = error.trace
+        raise named from error
 
 
-def failed(said: str, error: BaseException) -> EnvironmentFailed:
+def failed(message: str, error: BaseException) -> EnvironmentFailed:
     """An `EnvironmentFailed` that keeps the traceback of `error`."""
-    found = EnvironmentFailed(_encodable(said))
-    found.trace = _encodable("".join(traceback.format_exception(error)))
-    return found
+    failure = EnvironmentFailed(_encodable(message))
+    failure.trace = _encodable("".join(traceback.format_exception(error)))
+    return failure
 
 
 def _encodable(text: str) -> str:
-    """A name of a file that is not UTF-8 has halves of characters in it, which no file and no message of Ray's
-    can hold."""
+    """A file name that is not UTF-8 has lone surrogates; no file or message of Ray can hold them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def by_the_code_itself(error: BaseException) -> bool:
-    """Whether code raised this, and no signal."""
+    """Whether code raised the error, and not a signal."""
     if isinstance(error, Exception):
         return True
     innermost = _innermost(error.__traceback__)
@@ -115,44 +113,44 @@ def by_the_code_itself(error: BaseException) -> bool:
     name = innermost.tb_frame.f_code.co_filename
     if name.startswith(_RAYTRAIN) or _package(innermost.tb_frame) == "ray":
         return False  # a handler of a signal
-    # Others raise within a call, as `sys.exit` and extension modules do; Python's own Ctrl-C comes between two
-    # instructions of any kind.
+    # `sys.exit` and extension modules raise within a call; Python's own Ctrl-C comes between any
+    # two instructions.
     return not isinstance(error, KeyboardInterrupt) or _raises(innermost)
 
 
 def _raises(trace: TracebackType) -> bool:
     """Whether the instruction that the traceback points at is a `raise`."""
     return any(
-        each.offset == trace.tb_lasti and each.opname == "RAISE_VARARGS"
-        for each in dis.get_instructions(trace.tb_frame.f_code)
+        instruction.offset == trace.tb_lasti and instruction.opname == "RAISE_VARARGS"
+        for instruction in dis.get_instructions(trace.tb_frame.f_code)
     )
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """The error in one sentence: its kind, its text, its place in the user's code."""
     place, inner = places(error)
-    said = text_of(error)
+    text = text_of(error)
     if place is not None:
-        said += f", in {place}"
+        text += f", in {place}"
     if inner is not None:
-        said += f", there in {inner}"
-    return said
+        text += f", there in {inner}"
+    return text
 
 
 def text_of(error: BaseException) -> str:
     """Kind and text of an error in one line."""
-    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
-    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    said = said[:_LONGEST_TEXT]
+    message = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+    kind = type(error).__name__
+    text = (f"{kind}: {message}" if message else kind)[:_LONGEST_TEXT]
     name = getattr(error, "filename", None)
     if isinstance(error, FileNotFoundError) and isinstance(name, str) and not os.path.isabs(name):
-        said += f" (looked for in the working directory, {os.getcwd()})"
-    return said
+        text += f" (looked for in the working directory, {os.getcwd()})"
+    return text
 
 
 def places(error: BaseException) -> tuple[Place | None, Place | None]:
-    """The innermost line of the user's own code that the error went through, and the line where it was
-    raised if that is another one. An installed package counts as the user's where nothing else does."""
+    """The innermost line of the user's own code that the error passed, and the line that raised it
+    if that is another one. Without such code, an installed package counts as the user's."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return Place(error.filename, error.lineno or 1), None
     frames = []
@@ -160,14 +158,14 @@ def places(error: BaseException) -> tuple[Place | None, Place | None]:
     while trace is not None:
         frames.append((trace.tb_frame, trace.tb_lineno))
         trace = trace.tb_next
-    theirs = [each for each in frames if _may_be_the_users(each[0])]
-    own = [each for each in theirs if not _is_installed(each[0])]
+    theirs = [(frame, line) for frame, line in frames if _may_be_the_users(frame)]
+    own = [(frame, line) for frame, line in theirs if not _is_installed(frame)]
     chosen = own[-1] if own else next(iter(theirs), None)
     if chosen is None:
         return None, None
     last = frames[-1]
     ours = last[0].f_code.co_filename.startswith(_RAYTRAIN)
-    return _place(*chosen), None if last is chosen or ours else _place(*last)
+    return _place(*chosen), None if last == chosen or ours else _place(*last)
 
 
 def _place(frame: FrameType, line: int) -> Place:

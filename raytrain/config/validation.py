@@ -15,15 +15,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from raytrain.config.cross_checks import Conflict, conflicts
-from raytrain.config.errors import NOTHING, ConfigError, Problem, dotted, nearest
+from raytrain.config.errors import NOTHING, ConfigError, KeyPath, Problem, dotted, nearest
 from raytrain.config.former_names import NOTES, RENAMED
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
-from raytrain.config.search import combinations, take_out
-from raytrain.config.search_space import SearchSpace, put_value
-from raytrain.config.secrets import Keys, PlainSecret, secrets_in
+from raytrain.config.search import SearchSpace, combinations, put_value, take_out
+from raytrain.config.secrets import PlainSecret, secrets_in
 from raytrain.config.secrets import problem as secret_problem
 
-Where = Callable[[Keys], str]
+Where = Callable[[KeyPath], str]
 """Keys -> `file:line`, `--set KEY=VALUE`, or an empty text."""
 
 _REASONS = {
@@ -48,13 +47,13 @@ _REASONS = {
             "fault_tolerance.env_runner_health_probe_timeout_s",
             "fault_tolerance.env_runner_restore_timeout_s",
         ),
-        "raytrain restarts a lost env runner at once, with the state of its env group; leave the key "
-        "out (fault_tolerance.max_num_env_runner_restarts limits how often)",
+        "raytrain restarts a lost env runner at once, with the state of its env group; leave the "
+        "key out (fault_tolerance.max_num_env_runner_restarts limits how often)",
     ),
 }
 
 
-def nowhere(path: Keys) -> str:
+def nowhere(path: KeyPath) -> str:
     return ""
 
 
@@ -90,13 +89,13 @@ def validated(values: Mapping[str, Any], where: Where = nowhere) -> ExperimentCo
 
 
 def _without_value(place: str) -> str:
-    """`--set KEY` of `--set KEY=VALUE`, `--option` of `--option VALUE`; a file and line as it is."""
+    """A place without its value: `--set KEY` for `--set KEY=VALUE`, `--name` for `--name VALUE`."""
     if place.startswith("--set "):
         return place.partition("=")[0]
     return place.partition(" ")[0] if place.startswith("--") else place
 
 
-Searched = dict[tuple[str, ...], tuple[SearchSpace, Keys]]
+Searched = dict[tuple[str, ...], tuple[SearchSpace, KeyPath]]
 """Path of a searched value -> its search space, and the path of the candidate under validation."""
 
 
@@ -106,7 +105,7 @@ def _validate(
     try:
         config = ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        details: dict[Keys, list[Any]] = {}
+        details: dict[KeyPath, list[Any]] = {}
         for detail in error.errors(include_url=False):
             details.setdefault(_place(detail, values)[0], []).append(detail)
         problems = [_problem(errors, values, searched, where) for errors in details.values()]
@@ -114,8 +113,8 @@ def _validate(
             partial = ExperimentConfig.model_validate(_without(values, details))
         except ValidationError:
             return None, problems
-        found = [c for c in conflicts(partial) if not _involves(c, details)]
-        return None, problems + [_conflict_problem(c, searched, where) for c in found]
+        others = [c for c in conflicts(partial) if not _involves(c, details)]
+        return None, problems + [_conflict_problem(c, searched, where) for c in others]
     return config, [_conflict_problem(c, searched, where) for c in conflicts(config)]
 
 
@@ -132,7 +131,7 @@ def _problem(errors: list[Any], values: Any, searched: Searched, where: Where) -
 
 
 def _located(
-    path: Keys, problem: Problem, where: Where, searched: Searched | None = None
+    path: KeyPath, problem: Problem, where: Where, searched: Searched | None = None
 ) -> Problem:
     message, at = problem.message, path
     for searched_path, (space, candidate) in (searched or {}).items():
@@ -179,7 +178,7 @@ def _sentence(detail: Any) -> str:
     return _SENTENCES[kind].format(**context) if kind in _SENTENCES else str(detail["msg"])
 
 
-def _unknown(path: Keys) -> tuple[str, str | None]:
+def _unknown(path: KeyPath) -> tuple[str, str | None]:
     """The message for a key that does not exist, and the nearest key or the place of the key."""
     # Positions in a list are no names: the keys of every stage are the same.
     key, section = str(path[-1]), tuple(part for part in path[:-1] if isinstance(part, str))
@@ -214,7 +213,7 @@ _WITH_METRICS = ("stop", "until")
 
 
 def _metric_as_key(key: str, valid: list[str]) -> tuple[str, str | None] | None:
-    """The answer for a metric's name among the keys of `stop`, where Tune has it; None: no metric."""
+    """The answer for a metric's name among the keys of `stop`, where Tune has metrics."""
     short = key.removeprefix("env_runners/")
     if short != key and (short in valid or short in RENAMED):
         return "unknown key", short if short in valid else RENAMED[short].rpartition(".")[2]
@@ -225,18 +224,20 @@ def _metric_as_key(key: str, valid: list[str]) -> tuple[str, str | None] | None:
 
 def yaml_fields() -> list[tuple[str, ...]]:
     """Every key that the YAML file may have, sections and their keys, in the schema's order."""
-    return list(_fields(ExperimentConfig, ()))
+    return [path for path, _ in schema_fields()]
 
 
-def _fields(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def schema_fields(
+    model: type[BaseModel] = ExperimentConfig, prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], type[BaseModel] | None]]:
+    """The path of every key, and the section that the key holds, if it holds one."""
     for name, field in model.model_fields.items():
         if not prefix and name in NOT_YAML_KEYS:
             continue
-        path = (*prefix, field.alias or name)
-        yield path
-        inner = section_type(field.annotation)
+        path, inner = (*prefix, field.alias or name), section_type(field.annotation)
+        yield path, inner
         if inner is not None:
-            yield from _fields(inner, path)
+            yield from schema_fields(inner, path)
 
 
 def section_type(annotation: Any) -> type[BaseModel] | None:
@@ -252,7 +253,7 @@ def _is_section(key: Any) -> bool:
     return field is not None and section_type(field.annotation) is not None
 
 
-def _place(detail: Any, values: Any) -> tuple[Keys, Any]:
+def _place(detail: Any, values: Any) -> tuple[KeyPath, Any]:
     """The path of what is wrong, and its value. In pydantic's location, the name of a type may
     follow, for a union."""
     loc = detail["loc"]
@@ -264,7 +265,7 @@ def _place(detail: Any, values: Any) -> tuple[Keys, Any]:
     return loc, values
 
 
-def _without(values: dict[str, Any], wrong: Iterable[Keys]) -> dict[str, Any]:
+def _without(values: dict[str, Any], wrong: Iterable[KeyPath]) -> dict[str, Any]:
     rest = copy.deepcopy(values)
     for path in wrong:
         node: Any = rest
@@ -277,7 +278,7 @@ def _without(values: dict[str, Any], wrong: Iterable[Keys]) -> dict[str, Any]:
     return rest
 
 
-def _involves(conflict: Conflict, wrong: Iterable[Keys]) -> bool:
+def _involves(conflict: Conflict, wrong: Iterable[KeyPath]) -> bool:
     return any(
         path[: len(field)] == field or field[: len(path)] == path
         for path in wrong

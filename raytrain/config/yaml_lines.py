@@ -1,5 +1,5 @@
-"""YAML text -> plain values, and the line of every key. Config files, `--set` and `--env-config` are
-read here, so a value means the same wherever it is written.
+"""YAML text -> plain values, and the line of every key. Config files, `--set` and `--env-config`
+are all read here, so a value means the same wherever it is written.
 
 Plain values are those of YAML 1.2's core schema, and `_` may group the digits of a number:
 
@@ -9,10 +9,10 @@ Plain values are those of YAML 1.2's core schema, and `_` may group the digits o
     1.5  1e-4  .5  .inf  .nan     numbers
     everything else               text
 
-What YAML 1.1 (PyYAML, and so most of Python's tools) reads as something else is refused with its line,
-as either meaning would be wrong for somebody: `010`, `yes`, `off`, `1:30`, `0b11`, `2024-01-31`. So is
-a key that is written twice in one mapping (PyYAML keeps the last one without a word). Of YAML 1.1
-there are merge keys (`<<`), and tags such as `!!str`.
+A value that YAML 1.1 (PyYAML, and so most Python tools) reads differently is refused with its line,
+as either meaning would surprise somebody: `010`, `yes`, `off`, `1:30`, `0b11`, `2024-01-31`. A key
+that is written twice in one mapping is refused too (PyYAML silently keeps the last one). Merge keys
+(`<<`) and tags such as `!!str` of YAML 1.1 are supported.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ from typing import Any
 
 import yaml
 
-from raytrain.config.errors import NOTHING, ConfigError, Problem
-
-KeyPath = tuple[str | int, ...]
-"""Keys and list positions from the root: ("training", "lr", 0, 1)."""
+from raytrain.config.errors import NOTHING, ConfigError, KeyPath, Problem
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,9 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (AttributeError, KeyError, TypeError, ValueError):  # !!bool 7, !!timestamp soon
             tag = node.tag.replace(_TAG, "!!")
-            said = (
-                f"{node.value!r} is no {tag}"
-                if isinstance(node.value, str)
-                else f"this is no {tag}"
-            )
-            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from None
+            value = repr(node.value) if isinstance(node.value, str) else "this"
+            message = f"{value} is no {tag}"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark) from None
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -70,7 +64,7 @@ _PLAIN = {
     ),
     f"{_TAG}merge": "<<",
 }
-# What PyYAML takes for no text, and the rules above do; and `08`, which YAML 1.2 alone takes for a number.
+# What is no text for PyYAML, and text by the rules above; and `08`, a number in YAML 1.2 alone.
 _OTHERWISE = {
     rule.pattern: rule
     for rules in yaml.SafeLoader.yaml_implicit_resolvers.values()
@@ -87,7 +81,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts into quotes what `_Loader` would not read as the text that it is."""
+    """Quotes text that `_Loader` would not read as text."""
 
 
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
@@ -102,7 +96,7 @@ _Loader.add_constructor(f"{_TAG}int", _whole_number)
 
 
 def _ambiguous(text: str) -> str:
-    """What is wrong with such a value, and what to write in its place."""
+    """The message for such a value, with what to write instead."""
     quoted = f'"{text}", if it is text'
     if re.fullmatch(r"[-+]?[0-9_]+", text):
         quoted = f"{int(text.replace('_', ''))}, or {quoted}"
@@ -110,14 +104,14 @@ def _ambiguous(text: str) -> str:
         quoted = f"{str(text.lower() in ('yes', 'on')).lower()}, or {quoted}"
     elif "-" not in text[1:]:
         quoted = f"the number in decimal digits, or {quoted}"
-    return f"{text} is one thing in YAML 1.1 and another in YAML 1.2: write {quoted}"
+    return f"{text} has different meanings in YAML 1.1 and YAML 1.2: write {quoted}"
 
 
 def parse_yaml(text: str, source: str) -> Document:
-    """Parse one document. `source` names the text in errors: a path, or `--set KEY=VALUE`.
+    """Parse one document. `source` is the name of the text in errors: a path, or `--set KEY=VALUE`.
 
-    Raises ConfigError for a syntax error (with line and column), a key that is written twice or is
-    not text, and an anchor that contains itself.
+    Raises ConfigError for a syntax error (with line and column), for a key that is written twice or
+    is not text, and for an anchor that contains itself.
     """
     try:
         loader = _Loader(text)
@@ -150,12 +144,12 @@ def dump_yaml(values: Any) -> str:
 def _syntax_problem(error: yaml.MarkedYAMLError, source: str) -> Problem:
     mark = error.problem_mark or error.context_mark
     where = source if mark is None else f"{source}:{mark.line + 1}:{mark.column + 1}"
-    said = ", ".join(part for part in (error.context, error.problem) if part)
-    return Problem(f"not valid YAML: {said}", where=where)
+    message = ", ".join(part for part in (error.context, error.problem) if part)
+    return Problem(f"not valid YAML: {message}", where=where)
 
 
 def _place(node: yaml.Node, source: str) -> str:
-    """An option of the command line is one line, and is shown whole."""
+    """File and line; an option of the command line is one line, and is shown whole."""
     return source if source.startswith("--") else f"{source}:{node.start_mark.line + 1}"
 
 
@@ -174,9 +168,9 @@ def _problem_of(node: yaml.Node, parents: tuple[yaml.Node, ...]) -> str | None:
 def _key_problems(
     node: yaml.Node, source: str, parents: tuple[yaml.Node, ...], path: str = ""
 ) -> Iterator[Problem]:
-    said = _problem_of(node, parents)
-    if said is not None:
-        yield Problem(said, _place(node, source), path[:80])
+    message = _problem_of(node, parents)
+    if message is not None:
+        yield Problem(message, _place(node, source), path[:80])
         return
     parents = (*parents, node)
     if isinstance(node, yaml.SequenceNode):
@@ -198,15 +192,15 @@ def _key_problems(
             continue
         dotted = f"{path}.{key.value}" if path else key.value
         if key.value in first_lines:
-            said = f"the key is given twice; it is already on line {first_lines[key.value]}"
+            message = f"the key is given twice; it is already on line {first_lines[key.value]}"
             shown = item.value if isinstance(item, yaml.ScalarNode) else NOTHING
-            yield Problem(said, where, dotted, shown)
+            yield Problem(message, where, dotted, shown)
         first_lines.setdefault(key.value, line)
         yield from _key_problems(item, source, parents, dotted)
 
 
 def _collect_lines(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> None:
-    # Runs after the values were constructed: PyYAML has then merged `<<` into the nodes.
+    # Runs after the values are constructed: by then PyYAML has merged `<<` into the nodes.
     if isinstance(node, yaml.MappingNode):
         for key, item in node.value:
             lines[(*path, key.value)] = key.start_mark.line + 1

@@ -11,7 +11,6 @@ from raytrain.config import (
     differences,
     gives_up_exactness,
     has_digest,
-    has_search,
 )
 from raytrain.driver.stages import may_change
 from raytrain.errors import BadInput
@@ -68,7 +67,7 @@ def require_same_run(
 def _require_same_digest(config: ExperimentConfig, place: Location) -> None:
     """Without experiment.json the newest checkpoint of each trial decides: allowed changes may have
     been made since the older ones. With a search each trial has values of its own."""
-    if has_search(config):
+    if config.search:
         return
     for trial in trials(place):
         entries = Catalogue(trial).entries()

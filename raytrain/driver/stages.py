@@ -59,10 +59,10 @@ def require_same_spaces(config: ExperimentConfig) -> None:
     evaluation = config.evaluation
     if not evaluation.evaluation_interval or not evaluation.evaluation_config.env_config:
         return
-    from raytrain.config.environment import laid_over
+    from raytrain.config.environment import deep_merge
 
     known = known or _spaces(make_env(config))
-    arguments = laid_over(config.environment.env_config, evaluation.evaluation_config.env_config)
+    arguments = deep_merge(config.environment.env_config, evaluation.evaluation_config.env_config)
     with of_environment("of evaluation (evaluation.evaluation_config.env_config)"):
         env = env_creator(config)(arguments)
         _try(env)

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from raytrain import _ray
-from raytrain.config.user_code import by_the_code_itself, failed, text_of, told
+from raytrain.config.user_code import by_the_code_itself, describe, failed, text_of
 from raytrain.errors import RaytrainError
 from raytrain.policy.env_contract import Contract, ContractBroken, method_place
 from raytrain.rollout.divergence import first_not_finite, why_no_action
@@ -35,7 +35,7 @@ def environment_errors(env: Any) -> Iterator[None]:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         owners = (frame.f_locals.get("self") for frame in frames)
         if isinstance(error, SystemExit) or any(isinstance(owner, gym.Env) for owner in owners):
-            raise failed(f"the environment raised {told(error)}", error) from None
+            raise failed(f"the environment raised {describe(error)}", error) from None
         modules = (str(frame.f_globals.get("__name__")) for frame in frames)
         if any(module.startswith("gymnasium.vector") for module in modules):
             raise failed(_why_refused(env, error), error) from None

@@ -101,7 +101,7 @@ class TrialPPO(ExactPPO):
         self._tune_info = given.get(_ray.tune.TRIAL_INFO)
         fs = storage.storage_filesystem
         self._experiment = _experiment_file(Location(fs, storage.experiment_fs_path))
-        self._config = with_trial_values(config_from_dict(self._experiment.config), self._given)
+        self._config = with_trial_values(self._experiment.config, self._given)
         self._place = Location(fs, storage.trial_fs_path)
         self._failed_start: Exception | None = None
         self._interrupted = False

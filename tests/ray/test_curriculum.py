@@ -332,7 +332,7 @@ def test_a_wrong_stage_is_said_with_its_line(tmp_path, stages, said):
 def test_a_return_that_may_never_come_needs_a_bound():
     config = {**TINY, "stop": {"episode_return_mean": 9.0}}
     config["curriculum"] = [{"name": "a", "until": {"episode_return_mean": 5}}]
-    with pytest.raises(ConfigError, match="may never reach"):
+    with pytest.raises(ConfigError, match="may never end"):
         config_from_dict(config)
     bounded = {**config, "curriculum": [{"name": "a", "until": {"timesteps": 5}}]}
     # The last stage's end is the run's; then `stop` needs nothing.

@@ -49,20 +49,20 @@ STOP = "stop: {iterations: 2}\n"
         ),
         (
             f"{STOP}checkpoint: {{score: episode_reward_mean}}",
-            "RLlib's name for it is 'episode_return_mean'",
+            "RLlib's name is 'episode_return_mean'",
         ),
         (
             f"{STOP}checkpoint: {{score: env_runners/episode_reward_max}}",
-            "RLlib's name for it is 'episode_return_max'",
+            "RLlib's name is 'episode_return_max'",
         ),
         (
             "stop: {iterations: 2, metrics: {rollout/ep_rew_mean: 9}}",
-            "RLlib's name for it is 'episode_return_mean'",
+            "RLlib's name is 'episode_return_mean'",
         ),
         (
             f"{STOP}evaluation: {{evaluation_interval: 1}}\n"
             "checkpoint: {score: evaluation/episode_reward_mean}",
-            "RLlib's name for it is 'evaluation/episode_return_mean'",
+            "RLlib's name is 'evaluation/episode_return_mean'",
         ),
         (f"{STOP}checkpoint: {{score: ' profit'}}", "there is a space around it"),
         (f"{STOP}checkpoint: {{score: env_runners/}}", "or a part of it is missing"),
@@ -135,7 +135,7 @@ def test_every_key_of_another_program_leads_to_a_key_that_exists():
         ("training: {batch_size: 64}", "'minibatch_size'"),
         ("training: {target_kl: 0.01}", "no update is ended early"),
         ("num_workers: 4", "'env_runners.num_env_runners'"),
-        ("framework: torch", "there is Torch only"),
+        ("framework: torch", "Torch is the only framework"),
         ("callbacks: {}", "there are no callbacks"),
         ("model: {fcnet_hiddens: [64]}", "'rl_module.model_config'"),
         ("training: {use_lstm: true}", "'rl_module.model_config.use_lstm'"),

@@ -74,7 +74,7 @@ def test_a_module_that_fails_to_import(
     ended = beside(text)
     assert ended.code == 2
     (module,) = tmp_path.glob("module_*.py")
-    doing = "asking the module" if "__getattr__" in text else "importing"
+    doing = "reading" if "__getattr__" in text else "importing"
     assert f'error: run.yaml:2: environment.env: "{module.stem}:make": {doing}' in ended.err
     assert said in ended.err
     assert f"({module}, line {line})" in ended.err
@@ -96,9 +96,9 @@ def test_probe_says_the_same_of_a_module(beside: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("./my_envs:make", "./my_envs is no module's name; for a file my_envs.py beside"),
-        ("my_envs.py/:make", "is no module's name"),
-        (".my_envs:make", "is no module's name"),
+        ("./my_envs:make", "./my_envs is not the name of a module; for a file my_envs.py beside"),
+        ("my_envs.py/:make", "is not the name of a module"),
+        (".my_envs:make", "is not the name of a module"),
         ("sys:path", "path in sys (a part of Python) is a list and not callable"),
         ("sys:nothing", "the module sys (a part of Python) has no nothing"),
     ],
@@ -117,7 +117,7 @@ def test_a_file_with_the_name_of_a_package_that_is_needed_is_refused(
     (tmp_path / name).touch()
     ended = beside("import wrong_envs\nmake = wrong_envs.Right\n")
     assert ended.code == 2
-    assert f"{tmp_path / name} would be imported in the place of the package" in ended.err
+    assert f"{tmp_path / name} would be imported instead of the package" in ended.err
 
 
 def test_another_default_dtype_of_torch_is_refused(beside: Callable[[str], Ended]) -> None:
@@ -126,7 +126,7 @@ def test_another_default_dtype_of_torch_is_refused(beside: Callable[[str], Ended
     finally:
         torch.set_default_dtype(torch.float32)
     assert ended.code == 2
-    assert "sets Torch's default dtype to torch.float64, and the networks here are" in ended.err
+    assert "sets Torch's default dtype to torch.float64, and the networks need" in ended.err
 
 
 def probe(module: Path) -> subprocess.CompletedProcess[str]:

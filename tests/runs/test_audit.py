@@ -17,6 +17,7 @@ from support import running
 from raytrain.checkpoint import ExactLost, Manifest
 from raytrain.checkpoint.manifest import FileEntry
 from raytrain.commands.audit import CannotAudit, audit
+from raytrain.errors import BadInput
 from raytrain.storage import Location
 
 FIRST, LAST = 4, 6
@@ -130,13 +131,13 @@ def test_what_cannot_be_compared_is_refused(experiment, tmp_path):
         audit(experiment, start=4, end=2)
     with pytest.raises(CannotAudit, match="does not have two good checkpoints"):
         audit(experiment, start=LAST)
-    with pytest.raises(CannotAudit, match="There is no directory"):
+    with pytest.raises(BadInput, match="There is no directory"):
         audit(tmp_path / "nothing")
-    with pytest.raises(CannotAudit, match="has no trial yet"):
+    with pytest.raises(BadInput, match="is neither an experiment nor a trial"):
         audit(tmp_path)
     lost = ExactLost("the number of env groups changed from 1 to 2", FIRST)
     rewrite(trial / "final", exact=False, exact_lost=lost)
-    with pytest.raises(CannotAudit, match=r"from iteration 4 on the run went on otherwise"):
+    with pytest.raises(CannotAudit, match=r"is not exact after iteration 4"):
         audit(experiment)
     rewrite(trial / "final", exact=False, exact_lost=ExactLost("its clock is read", 0))
     with pytest.raises(CannotAudit, match=r"not exact: its clock is read\. A difference would"):

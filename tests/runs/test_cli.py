@@ -329,7 +329,7 @@ def test_probe_reads_values_as_a_config_does(tmp_path, monkeypatch):
     assert here("probe", "measured_envs:make", "--env-config", "{x: 1e1}").code == 0
     ended = here("probe", "measured_envs:make", "--env-config", "{x: 010}")
     assert ended.code == 2
-    assert "x: 010 is one thing in YAML 1.1" in ended.err
+    assert "x: 010 has different meanings in YAML 1.1" in ended.err
 
 
 # Wrong arguments

@@ -107,7 +107,7 @@ def test_a_run_is_one_run_however_often_it_is_submitted(
     follower.send_signal(signal.SIGINT)
     assert follower.wait(600) == 130
     log.close()
-    assert "The job goes on" in said()
+    assert "The job keeps running" in said()
     assert f"ray job stop raytrain-run --address {cluster.jobs}" in said()
 
     code, told = submit(config, cluster)
@@ -174,7 +174,7 @@ def test_wrong_addresses_are_told_apart(cluster: Cluster, tmp_path: Path) -> Non
         thread = threading.Thread(target=lambda: silent.accept()[0].sendall(b"SSH-2.0-x\r\n"))
         thread.start()
         for address, said in (
-            (f"127.0.0.1:{free_port()}", "no connection"),
+            (f"127.0.0.1:{free_port()}", "no answer"),
             (f"127.0.0.1:{silent.getsockname()[1]}", "is not Ray's job server"),
             (cluster.address, "is not Ray's job server"),
             ("ray://127.0.0.1:10001", "jobs go to the cluster's dashboard"),

@@ -266,7 +266,7 @@ def test_plot_marks_failures_and_stages(copied):
     assert here("plot", copied, "--out", copied / "score.svg").code == 0
     # The score is drawn as it chooses `best`, and RLlib's metric as it is.
     assert "<!-- episode_return_mean (score) -->" in (copied / "score.svg").read_text()
-    for text in ("episode_len_mean", "easy", "trial_00000: went on after a failure (1)"):
+    for text in ("episode_len_mean", "easy", "trial_00000: continued after a failure (1)"):
         assert f"<!-- {text} -->" in drawn
 
 
@@ -275,7 +275,7 @@ def test_plot_refuses_what_it_cannot_draw(copied, monkeypatch):
         (["--out", copied / "curves.pdf"], ".png or .svg"),
         (["--out", copied / "missing" / "curves.png"], "there is no directory"),
         (["--metric", "profit"], "no iteration has a number for 'profit'"),
-        (["--metric", "episode_len_meen"], "The nearest that there are: episode_len_mean, "),
+        (["--metric", "episode_len_meen"], "The most similar metrics: episode_len_mean, "),
     ):
         found = here("plot", copied, *arguments)
         assert (found.code, found.out) == (2, "") and said in found.err

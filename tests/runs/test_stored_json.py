@@ -14,7 +14,8 @@ from support.checkpoint_children import manifest, put
 from raytrain.checkpoint import Catalogue, Manifest, Parent, resolve
 from raytrain.checkpoint.manifest import ManifestError
 from raytrain.checkpoint.resolve import entries_at
-from raytrain.cli.documents import json_ready, manifest_document, manifest_text
+from raytrain.cli.documents import manifest_document, manifest_text
+from raytrain.cli.json_output import json_ready
 from raytrain.cli.tables import list_text, show_text
 from raytrain.commands import plot, prune, status
 from raytrain.driver.tuner import read_tune_files
@@ -207,7 +208,7 @@ def readers(results: Path, file: str) -> Iterator[Callable[[], object]]:
 
     def inspect() -> None:
         entry = resolve(str(experiment))
-        manifest_text(entry)
+        manifest_text(entry, manifest_document(entry))
         json.dumps(json_ready(manifest_document(entry)), allow_nan=False)
 
     yield show

@@ -13,7 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from raytrain.config.user_code import EnvironmentFailed, by_the_code_itself, failed, no_exit, told
+from raytrain.config.user_code import (
+    EnvironmentFailed,
+    by_the_code_itself,
+    describe,
+    failed,
+    no_exit,
+)
 from raytrain.errors import RaytrainError
 from raytrain.rng import preserved
 
@@ -84,7 +90,7 @@ def user_code(doing: str) -> Iterator[None]:
         explained = (
             error
             if isinstance(error, EnvironmentFailed)
-            else failed(f"{doing} raised {told(error)}", error)
+            else failed(f"{doing} raised {describe(error)}", error)
         )
         failure = UserCodeFailed(str(explained))
         failure.trace = explained.trace

@@ -115,4 +115,4 @@ def test_the_limit_is_the_options_or_the_configs(never_ends: Path) -> None:
     assert ended.document["lengths"] == [3, 3]
     assert ended.document["episodes_cut"] == 2
     ended = here("evaluate", never_ends, "--episodes", 2)
-    assert ended.out.splitlines()[-1] == "2 of 2 episodes were ended after 4 steps"
+    assert ended.out.splitlines()[-1] == "2 of 2 episodes ended after 4 steps"

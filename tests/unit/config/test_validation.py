@@ -27,7 +27,6 @@ from raytrain.config import (
     differences,
     gives_up_exactness,
     has_digest,
-    has_search,
     load_config,
     make_env,
     num_trials,
@@ -265,7 +264,7 @@ BAD_VALUES = [
     ("small batch", "training:\n  gamma: 0.9\n  train_batch_size_per_learner: 64",
      ":5: training.minibatch_size: 128", "which is 64"),
     ("shared card", "learners:\n  num_learners: 2\n  num_gpus_per_learner: 0.5",
-     ":5: learners.num_gpus_per_learner: 0.5: 2 learners cannot share a card", "a whole one"),
+     ":5: learners.num_gpus_per_learner: 0.5: 2 learners cannot share a GPU", "a whole GPU"),
     ("fragment and batch", "env_runners:\n  rollout_fragment_length: 1500",
      ":4: env_runners.rollout_fragment_length: 1500", "use 'auto' or 2000"),
     ("no evaluation", "evaluation:\n  evaluation_interval: 2\n  evaluation_duration: 0",
@@ -289,7 +288,7 @@ BAD_VALUES = [
     ("short of a sequence", "training: {minibatch_size: 10}\nrl_module: {model_config: {use_lstm: true}}",
      ":3: training.minibatch_size: 10: must not be smaller", "max_seq_len, which is 20"),
     ("recurrent log-std", "rl_module: {model_config: {use_lstm: true, free_log_std: true}}",
-     ":3: rl_module.model_config.free_log_std: true: does not go with use_lstm", "RLlib's head"),
+     ":3: rl_module.model_config.free_log_std: true: cannot be used with use_lstm", "RLlib's head"),
     ("no layers", "rl_module: {model_config: {fcnet_hiddens: []}}",
      ":3: rl_module.model_config.fcnet_hiddens", ""),
     ("initializer", "rl_module: {model_config: {fcnet_kernel_initializer: xavier_uniform}}",
@@ -303,7 +302,7 @@ BAD_VALUES = [
      ":3: rl_module.model_config.fcnet_bias_initializer", "constant_ needs 'val'"),
     ("no GAE", "training: {use_gae: false}", ":3: training.use_gae: false", "complete_episodes"),
     ("empty grid", "training: {lr: {grid_search: []}}", ':3: training.lr.grid_search: {"grid_se',
-     "a list of one value or more"),
+     "a list of at least one value"),
     ("range order", "training: {lr: {uniform: [2, 1]}}", ":3: training.lr.uniform", "needs a < b"),
     ("range length", "training: {lr: {uniform: [2]}}", ":3: training.lr.uniform", "two numbers"),
     ("log of 0", "training: {lr: {loguniform: [0, 1]}}", ":3: training.lr.loguniform", "above 0"),
@@ -584,7 +583,7 @@ def searched():
 
 def test_search_spaces_round_trip_and_count():
     config = searched()
-    assert has_search(config) and not has_search(minimal())
+    assert config.search and not minimal().search
     assert num_trials(config) == 12
     assert num_trials(minimal()) == 1
     written = config.to_dict()
@@ -606,7 +605,7 @@ def test_param_space_resolves_to_trials_that_validate():
     trials = [generator.next_trial() for _ in range(num_trials(config))]
     assert None not in trials and generator.next_trial() is None
     resolved = [with_trial_values(config, trial.config) for trial in trials]
-    assert not any(has_search(trial) for trial in resolved)
+    assert not any(trial.search for trial in resolved)
     assert {trial.training.minibatch_size for trial in resolved} == {64, 128}
     assert all(1e-5 <= trial.training.lr <= 1e-3 for trial in resolved)
     assert all(trial.stop == config.stop and trial.name == "x" for trial in resolved)
@@ -1027,7 +1026,9 @@ def test_a_value_that_yaml_1_1_and_1_2_read_differently_is_refused_with_its_line
 ):
     said = refusal(write(f"{MINIMAL}env_config_:\n  - {{size: {text}}}\n"))
     line = MINIMAL.count("\n") + 2
-    assert f"run.yaml:{line}: env_config_[0].size: {text} is one thing in YAML 1.1" in said
+    assert (
+        f"run.yaml:{line}: env_config_[0].size: {text} has different meanings in YAML 1.1" in said
+    )
     assert instead in said
 
 
