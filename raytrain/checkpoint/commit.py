@@ -46,7 +46,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from raytrain.checkpoint.file_names import INCOMING
+from raytrain.checkpoint.file_names import INCOMING, OUTGOING
 from raytrain.checkpoint.manifest import (
     HALF_WRITTEN_NAME,
     INCOMPLETE_NAME,
@@ -146,7 +146,7 @@ def commit(
     then there is no checkpoint at `target`, and other checkpoints are as they were.
     """
     with storage_errors(f"Writing the checkpoint {target.name}", target):
-        return write_checkpoint(staged(staging), target, manifest, fence, before_manifest)
+        return write_checkpoint(staged_files(staging), target, manifest, fence, before_manifest)
 
 
 def copy_checkpoint(source: Location, target: Location, fence: Fence) -> Manifest:
@@ -164,7 +164,7 @@ def sources_of(manifest: Manifest, place: Location) -> list[Source]:
     return [Source(file.path, place / file.path, expected=file) for file in manifest.files]
 
 
-def staged(staging: Path, *, take: bool = True) -> list[Source]:
+def staged_files(staging: Path, *, take: bool = True) -> list[Source]:
     """The files below `staging`; with `take` they may be moved. Refuses links and special files."""
     sources = []
     for directory, _, names in os.walk(staging):
@@ -244,7 +244,7 @@ def remove_checkpoint(place: Location, fence: Fence = nothing) -> None:
     if place.is_local:
         if not place.exists():
             return
-        outgoing = place.parent / f".{place.name}.outgoing"
+        outgoing = place.parent / f".{place.name}{OUTGOING}"
         outgoing.delete_tree()
         os.rename(place.path, outgoing.path)
         place.parent.sync()

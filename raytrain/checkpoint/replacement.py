@@ -44,7 +44,7 @@ from raytrain.checkpoint.commit import (
     remove_checkpoint,
     rename,
     sources_of,
-    staged,
+    staged_files,
     state_by_names,
     write_checkpoint,
 )
@@ -128,7 +128,7 @@ def commit_replacing(
     """As `commit`, but replace what is at `target` once the new checkpoint is complete. With `take`
     False the staged files stay."""
     with storage_errors(f"Writing the checkpoint {target.name}", target):
-        sources = staged(staging, take=take)
+        sources = staged_files(staging, take=take)
         return _write_and_swap(sources, target, manifest, fence, before_manifest=before_manifest)
 
 
