@@ -35,7 +35,7 @@ class AppendOnlyFile:
         the file by a copy, so this writer never changes the copy. Raises OSError, and what `fence`
         raises.
         """
-        # The umask says who may write.
+        # The umask decides who may write.
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.size = os.fstat(self._fd).st_size
         try:

@@ -74,7 +74,7 @@ def averaged(
 
 
 def is_over_episodes(result: Mapping[str, Any], name: str) -> bool:
-    """Whether a metric is a mean over training episodes rather than a number of its own."""
+    """Whether a metric is a mean over training episodes and no single number."""
     if name.startswith(EVALUATION):
         return False
     if name.removeprefix(RUNNERS) in EPISODE_MEANS:

@@ -5,7 +5,7 @@ committed.
 
     attempts/000002.records/       the records as the second attempt has written them; they count
                                    once its file `complete` exists
-    result.json, ...               copies of them, made by the store, for everybody who reads
+    result.json, ...               copies of them, made by the store, for readers
 
 A writer that was replaced and is still running writes to its own directory and copies from there.
 Its successor has deleted that directory, so it changes nothing that counts.

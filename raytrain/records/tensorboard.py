@@ -10,7 +10,7 @@ is cheaper, and an iteration is there completely or not at all. Tags are Tune's,
 `ray/tune/<flattened key>`; the step is `training_iteration` (Tune prefers `timesteps_total`, which
 RLlib's new API stack does not report); NaN and values that are not numbers are left out.
 
-TensorBoard's own EventFileWriter appends to a file of its own and cannot cut one. Its RecordWriter
+TensorBoard's EventFileWriter appends to a new file and cannot cut one. TensorBoard's RecordWriter
 computes the checksum in Python, which takes 1 ms per iteration instead of 1 µs, also for each row
 that a resume checks.
 """
@@ -51,7 +51,7 @@ _TAIL = 4
 
 
 def _check(data: bytes) -> bytes:
-    """The masked CRC-32C, as it stands in a record."""
+    """The masked CRC-32C of a record."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF)
 
@@ -157,7 +157,7 @@ class EventFiles(RowFile):
         last = self._source.last
         if last < max(steps, default=0) or last == 0:
             return False
-        # result.json may begin later, if somebody deleted it in the meantime.
+        # result.json may begin later, if a user deleted it in the meantime.
         first = min(next(self._source.rows(upto)).iteration, *steps[:1], last)
         return steps != list(range(first, last + 1))
 

@@ -71,7 +71,7 @@ class MissingMetrics:
 
 
 def metric_names(result: Mapping[str, Any]) -> set[str]:
-    """The names of all numbers in a result, as short as they may be given in a config."""
+    """The names of all numbers in a result, in the short forms that a config may use."""
     names = set(EPISODE_MEANS)
     for path in _numbers(result, ""):
         prefix = EVALUATION if path.startswith(EVALUATION) else ""
