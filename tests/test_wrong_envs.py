@@ -199,12 +199,12 @@ STEP = "step() must return five values: observation, reward, terminated, truncat
     [
         ("Shape", f"the observation must fit its space {BOX}", "its shape is (1, 2), not (2,)"),
         ("Text", "the observation must fit its space", "'here' (a str): its shape is (), not (2,)"),
-        ("ObservationNan", "the observation must fit its space", "NaN or infinity is in it"),
+        ("ObservationNan", "the observation must fit its space", "it contains NaN or infinity"),
         ("RewardArray", "the reward must be one finite number", "an array of shape (2,)"),
         ("RewardNone", "the reward must be one finite number", "returned None"),
         (
             "RewardHuge",
-            "the reward must be one finite number, and is kept with 32 bits",
+            "the reward must be one finite number, and is stored with 32 bits",
             "returned 1e+300 (a float)",
         ),
         (
