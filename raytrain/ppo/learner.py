@@ -23,11 +23,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from raytrain import _ray
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
-from raytrain.ppo.fast_update.minibatches import (
-    generator_state,
-    minibatch_generator,
-    set_generator_state,
-)
+from raytrain.ppo.fast_update.minibatches import minibatch_generator, set_generator_state
 from raytrain.ppo.fast_update.update import FastUpdate
 from raytrain.rng import RngStreams
 
@@ -164,7 +160,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         }
         return {
             "rng": RngStreams.capture().to_state(),
-            "minibatch_order": generator_state(self.minibatch_generator),
+            "minibatch_order": self.minibatch_generator.bit_generator.state,
             "kl_coeff": {
                 module: float(value)
                 for module, value in _ray.learners.kl_coefficients(self).items()
