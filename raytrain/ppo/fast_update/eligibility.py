@@ -62,7 +62,7 @@ def _why_not_these_optimizers(learner: Any, module: Any) -> str:
     everything = {id(parameter) for parameter in module.parameters()}
     if set(served) != everything or len(trained) != len(served):
         return "the optimizer does not train all parameters of the module"
-    return FlatAdam.serves(optimizer) or ""
+    return FlatAdam.why_not(optimizer)
 
 
 def hand_written_network(learner: Any, module: Any) -> MlpPolicy | str:

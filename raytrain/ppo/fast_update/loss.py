@@ -1,7 +1,7 @@
 """PPO's loss as RLlib defines it, for autograd, with the usual distributions written out.
 
-The loss is that of `ppo_gradients`; rows that are not in the loss mask have no part in it, whatever
-they hold. Terms whose coefficient is 0 are not computed.
+The loss is the one in `loss_gradients`; rows outside of the loss mask do not count, whatever they hold.
+Terms whose coefficient is 0 are not computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raytrain.ppo.fast_update.loss_gradients import LossSettings
 
 
 class PolicyTerms(NamedTuple):
-    """(n,) each; `entropy` and `kl` are None where they were not asked for."""
+    """(n,) each; `entropy` and `kl` are None where they are not needed."""
 
     logp: torch.Tensor
     entropy: torch.Tensor | None
@@ -44,7 +44,7 @@ def ppo_loss(
         kl=_counts(settings.kl_coeff),
     )
     advantages = minibatch[Postprocessing.ADVANTAGES]
-    # Where a row has no part its ratio is 1: an overflow would be a NaN in the derivative.
+    # A row that does not count has the ratio 1: an overflow would be a NaN in the derivative.
     difference = torch.where(mask, terms.logp - minibatch[Columns.ACTION_LOGP], 0.0)
     ratio = torch.exp(difference)
     clipped = torch.clamp(ratio, 1 - settings.clip_param, 1 + settings.clip_param)
@@ -62,7 +62,7 @@ def ppo_loss(
 
 
 def _counts(coefficient: float | torch.Tensor) -> bool:
-    """A tensor always does: to look at its value would be to wait for the GPU."""
+    """Whether a term is computed; with a tensor always, since reading it would wait for the GPU."""
     return isinstance(coefficient, torch.Tensor) or bool(coefficient)
 
 
@@ -74,13 +74,13 @@ def _terms_of(module: Any) -> TermsOf:
         return _gaussian
 
     def other(
-        inputs: torch.Tensor, old_inputs: torch.Tensor, actions: torch.Tensor, **wanted: bool
+        inputs: torch.Tensor, old_inputs: torch.Tensor, actions: torch.Tensor, **needed: bool
     ) -> PolicyTerms:
         now = new.from_logits(inputs)
         return PolicyTerms(
             now.logp(actions),
-            now.entropy() if wanted["entropy"] else None,
-            old.from_logits(old_inputs).kl(now) if wanted["kl"] else None,
+            now.entropy() if needed["entropy"] else None,
+            old.from_logits(old_inputs).kl(now) if needed["kl"] else None,
         )
 
     return other
@@ -95,7 +95,7 @@ def _categorical(
     kl: bool,
 ) -> PolicyTerms:
     log_p = torch.log_softmax(logits, dim=-1)
-    # Not `gather`, whose derivative is a scatter: deterministic kernels sort for that.
+    # Not `gather`: its derivative is a scatter, for which deterministic kernels sort.
     chosen = torch.arange(log_p.shape[-1], device=log_p.device) == actions.long().unsqueeze(-1)
     logp = torch.where(chosen, log_p, 0.0).sum(-1)
     entropy_, kl_ = None, None
