@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import copy
 import dataclasses
-import importlib
 import io
+import pkgutil
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -104,10 +105,9 @@ def _plain_model_config(model_config: Any) -> dict[str, Any]:
 def _importable_name(cls: type, what: str) -> str:
     name = f"{cls.__module__}:{cls.__qualname__}"
     imported: Any = None
-    if cls.__module__ != "__main__" and "<locals>" not in cls.__qualname__:
-        imported = importlib.import_module(cls.__module__)
-        for part in cls.__qualname__.split("."):
-            imported = getattr(imported, part, None)
+    if cls.__module__ != "__main__":
+        with suppress(AttributeError, ImportError, ValueError):  # ValueError: a local class
+            imported = pkgutil.resolve_name(name)
     if imported is not cls:
         raise PolicyFormatError(
             f"{what} {name} cannot be imported by that name, so no other program could load the "

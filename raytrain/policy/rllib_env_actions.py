@@ -1,9 +1,9 @@
-"""The policy's actions for the environment, where RLlib's connectors sample: `env_actions` in their place.
+"""`env_actions` as an RLlib connector, for RLlib's own sampling.
 
-RLlib's NormalizeAndClipActions knows no `start` of a discrete space, and clips nothing where a Box that
-is to be normalised has an infinite bound. Where it neither normalises nor clips, the environment gets the
-very arrays that the learner gets, and may write into them. Where any of this makes a difference,
-`ActionsForEnvironment` takes its place in the module-to-env pipeline.
+RLlib's NormalizeAndClipActions ignores the `start` of a discrete space, and clips nothing if a Box that
+is to be normalized has an infinite bound. If it neither normalizes nor clips, the environment receives
+the arrays of the learner itself, and may write into them. `ActionsForEnvironment` replaces it in the
+module-to-env pipeline where this makes a difference.
 """
 
 from __future__ import annotations

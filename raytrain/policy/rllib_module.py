@@ -5,8 +5,8 @@ RLlib is imported, Ray is not started. Forward pass and distributions are RLlib'
 
 from __future__ import annotations
 
-import importlib
 import logging
+import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -103,11 +103,8 @@ def _without_deprecations() -> Iterator[None]:
 
 def _imported(name: str, base: type) -> type:
     """The class of "package.module:Class"; raises PolicyFormatError if it is not there."""
-    module_name, _, qualname = name.partition(":")
     try:
-        imported: Any = importlib.import_module(module_name)
-        for part in qualname.split("."):
-            imported = getattr(imported, part)
+        imported = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise PolicyFormatError(
             f"the policy needs the class {name}, which cannot be imported ({error}). Install the "

@@ -40,7 +40,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     """Why RLlib's own update must be used; None where `fast` is."""
 
     def build(self) -> None:
-        if self._deterministic_kernels():
+        # RLlib switches deterministic kernels on for CPU builds of Torch only.
+        deterministic = self.config.learner_config_dict.get("deterministic", True)
+        if deterministic and torch.cuda.is_available():
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         with _ray.runners.quick_connectors():
@@ -58,11 +60,6 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         if log_std is not None:
             with torch.no_grad():
                 self.module[MODULE_ID].unwrapped().pi.log_std.fill_(log_std)
-
-    def _deterministic_kernels(self) -> bool:
-        # RLlib switches deterministic kernels on for CPU builds of Torch only.
-        wanted = bool(self.config.learner_config_dict.get("deterministic", True))
-        return wanted and torch.cuda.is_available()
 
     # -- the update ------------------------------------------------------------------------------
 

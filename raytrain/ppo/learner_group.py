@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,7 +64,7 @@ class Learners:
 
     def why_not_fast(self) -> str | None:
         """Why the learners use RLlib's own, slower update; None if they do not."""
-        reason: str | None = self._each(_why_not_fast)[0]
+        reason: str | None = self._each(attrgetter("why_not_fast"))[0]
         return reason
 
     def states(self) -> list[dict[str, Any]]:
@@ -115,10 +115,6 @@ class Learners:
 
 def _load(learner: ExactPPOTorchLearner, states: list[dict[str, Any]]) -> None:
     learner.load_exact_state(states[torch_rank() if len(states) > 1 else 0])
-
-
-def _why_not_fast(learner: ExactPPOTorchLearner) -> str | None:
-    return learner.why_not_fast
 
 
 def _read_files(learner: ExactPPOTorchLearner, files: Any) -> None:

@@ -14,6 +14,7 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 from ray.rllib.evaluation.postprocessing import Postprocessing
+from torch import Tensor
 
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
 
@@ -21,9 +22,9 @@ from raytrain.ppo.fast_update.loss_gradients import LossSettings
 class PolicyTerms(NamedTuple):
     """(n,) each; `entropy` and `kl` are None where they are not needed."""
 
-    logp: torch.Tensor
-    entropy: torch.Tensor | None
-    kl: torch.Tensor | None
+    logp: Tensor
+    entropy: Tensor | None
+    kl: Tensor | None
     """KL(old | new)."""
 
 
@@ -31,8 +32,8 @@ TermsOf = Callable[..., PolicyTerms]
 
 
 def ppo_loss(
-    module: Any, minibatch: dict[str, torch.Tensor], settings: LossSettings, *, use_critic: bool
-) -> torch.Tensor:
+    module: Any, minibatch: dict[str, Tensor], settings: LossSettings, *, use_critic: bool
+) -> Tensor:
     """The mean loss of a minibatch; keys are RLlib's column names."""
     mask = minibatch[Columns.LOSS_MASK]
     output = module.forward_train(minibatch)
@@ -61,9 +62,9 @@ def ppo_loss(
     return torch.where(mask, loss, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def _counts(coefficient: float | torch.Tensor) -> bool:
+def _counts(coefficient: float | Tensor) -> bool:
     """Whether a term is computed; with a tensor always, since reading it would wait for the GPU."""
-    return isinstance(coefficient, torch.Tensor) or bool(coefficient)
+    return isinstance(coefficient, Tensor) or bool(coefficient)
 
 
 def _terms_of(module: Any) -> TermsOf:
@@ -73,9 +74,7 @@ def _terms_of(module: Any) -> TermsOf:
     if new is old is TorchDiagGaussian:
         return _gaussian
 
-    def other(
-        inputs: torch.Tensor, old_inputs: torch.Tensor, actions: torch.Tensor, **needed: bool
-    ) -> PolicyTerms:
+    def other(inputs: Tensor, old_inputs: Tensor, actions: Tensor, **needed: bool) -> PolicyTerms:
         now = new.from_logits(inputs)
         return PolicyTerms(
             now.logp(actions),
@@ -87,12 +86,7 @@ def _terms_of(module: Any) -> TermsOf:
 
 
 def _categorical(
-    logits: torch.Tensor,
-    old_logits: torch.Tensor,
-    actions: torch.Tensor,
-    *,
-    entropy: bool,
-    kl: bool,
+    logits: Tensor, old_logits: Tensor, actions: Tensor, *, entropy: bool, kl: bool
 ) -> PolicyTerms:
     log_p = torch.log_softmax(logits, dim=-1)
     # Not `gather`: its derivative is a scatter, for which deterministic kernels sort.
@@ -112,12 +106,7 @@ def _categorical(
 
 
 def _gaussian(
-    inputs: torch.Tensor,
-    old_inputs: torch.Tensor,
-    actions: torch.Tensor,
-    *,
-    entropy: bool,
-    kl: bool,
+    inputs: Tensor, old_inputs: Tensor, actions: Tensor, *, entropy: bool, kl: bool
 ) -> PolicyTerms:
     mean, log_std = inputs.chunk(2, dim=-1)
     dimensions = mean.shape[-1]
