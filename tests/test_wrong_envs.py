@@ -282,7 +282,7 @@ def test_train_refuses_before_ray_starts(tmp_path: Path) -> None:
 def test_outside_of_the_space_is_a_warning() -> None:
     outside = prove(lambda: wrong_envs.Outside(after=20))
     (said,) = outside.warnings
-    assert re.match(r"\d+ of \d+ observations of the trial lay outside", said)
+    assert re.match(r"\d+ of \d+ observations of the trial were outside", said)
     assert "at [0] it is 50.0, and the bounds are -1.0 and 1.0" in said
     assert outside.strategy == "pickle"
     assert outside.exact

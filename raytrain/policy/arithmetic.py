@@ -1,9 +1,9 @@
 """What RLlib's connectors do around the module, in NumPy, dtypes included, without RLlib.
 
-    base_struct, stack, unstack      spaces and batches of nested observations and actions
-    flat_vector                      FlattenObservations: float32, Discrete and MultiDiscrete one-hot
-    normalise, filter_divisor        MeanStdFilter
-    as_numpy                         TensorToNumpy: no 64 bits
+    base_struct, stack, unstack    spaces and batches of nested observations and actions
+    flat_vector                    FlattenObservations: float32, Discrete and MultiDiscrete one-hot
+    normalise, filter_divisor      MeanStdFilter
+    as_numpy                       TensorToNumpy: no 64 bits
 
 Struct: nested dicts and tuples, as `tree` (dm-tree) knows them.
 """
@@ -69,7 +69,7 @@ def _one_hot(index: Any, size: int) -> Array:
 def normalise(
     x: Any, mean: Any, divisor: Any, *, center: bool, scale: bool, clip: float | None
 ) -> Any:
-    """(x - mean) / divisor, clipped to plus and minus `clip`, as MeanStdFilter: for arrays and tensors."""
+    """(x - mean) / divisor, clipped to +- `clip`, as in MeanStdFilter: for arrays and tensors."""
     if center:
         x = x - mean
     if scale:
@@ -78,8 +78,8 @@ def normalise(
 
 
 def filter_divisor(sum_sq_diff: Array, count: Any) -> Array:
-    """What MeanStdFilter divides by, float32: the standard deviation of the `count` observations whose
-    squared differences from their mean sum up to `sum_sq_diff`, and a small number."""
+    """What MeanStdFilter divides by, float32: the standard deviation of the `count` observations
+    whose squared differences from their mean sum up to `sum_sq_diff`, and a small number."""
     variance = np.where(count > 1, sum_sq_diff / np.maximum(count - 1, 1), 0.0).astype(np.float32)
     return np.asarray(np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER)
 

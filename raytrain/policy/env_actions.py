@@ -5,10 +5,10 @@
                                bound is finite), then clipped to its finite bounds
     other leaves               unchanged
 
-With `normalize_actions` and `clip_actions` both off, the actions of a Box are unchanged. These are the
-rules of RLlib's NormalizeAndClipActions, with two differences: RLlib ignores `start`, and it clips
-nothing if `normalize_actions` is on and a bound is infinite. Some environments express an infinite bound
-by one beyond `UNBOUNDED`, such as the largest float32: nothing is scaled to it.
+With `normalize_actions` and `clip_actions` both off, the actions of a Box are unchanged. These are
+the rules of RLlib's NormalizeAndClipActions, with two differences: RLlib ignores `start`, and it
+clips nothing if `normalize_actions` is on and a bound is infinite. Some environments express an
+infinite bound by one beyond `UNBOUNDED`, such as the largest float32: nothing is scaled to it.
 
 The learner sees the policy's own actions: indices from 0, and unscaled numbers.
 """

@@ -3,14 +3,14 @@
     reset(seed=..., options=...)  ->  observation, info
     step(action)                  ->  observation, reward, terminated, truncated, info
 
-An observation has its space's structure and shapes, and a dtype that can be cast to the space's; every
-number in it is finite. A reward is one finite number, terminated and truncated are bools, info is a
-dict. The spaces never change. An environment that breaks this cannot be trained on.
+An observation has its space's structure and shapes, and a dtype that can be cast to the space's;
+every number in it is finite. A reward is one finite number, terminated and truncated are bools,
+info is a dict. The spaces never change. An environment that breaks this cannot be trained on.
 
 An observation may leave the bounds of its space: in many environments it does in an episode's last
 step, and training does not depend on the bounds. This is a warning.
 
-The rehearsal checks the contract. In training it is checked only after a step has failed, to say why.
+The rehearsal checks the contract. Training checks it only after a step has failed, to say why.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from raytrain.config.user_code import EnvironmentFailed, Place
 _RESET = "reset() must return two values: observation, info"
 _STEP = "step() must return five values: observation, reward, terminated, truncated, info"
 _BEFORE_0_26 = (
-    ". Before version 0.26 `done` stood for both: return True in terminated where the task ends, in "
-    "truncated where time is up"
+    ". Before version 0.26 `done` stood for both: return True in terminated where the task ends, "
+    "in truncated where time is up"
 )
 _LIBRARIES = ("gymnasium", "raytrain")
 
@@ -106,9 +106,9 @@ class Contract:
         if not self._outside:
             return ()
         return (
-            f"{self._outside} of {self._seen} observations of the trial lay outside of the "
-            f"observation space: {self._first_outside}. Training continues, since it does not depend "
-            "on the bounds; correct the space, or the observation.",
+            f"{self._outside} of {self._seen} observations of the trial were outside of the "
+            f"observation space: {self._first_outside}. Training continues, since it does not "
+            "depend on the bounds; correct the space, or the observation.",
         )
 
     def _reward(self, reward: Any) -> None:
@@ -160,8 +160,8 @@ def outside(space: Any, value: Any, name: str = "") -> Iterator[str]:
         if len(beyond):
             at = tuple(beyond[0].tolist())
             index = f"{name}[{', '.join(map(str, at))}]" if at else name
-            where = f"at {index} " if index else ""
-            yield f"{where}it is {array[at]}, and the bounds are {space.low[at]} and {space.high[at]}"
+            where, low, high = f"at {index} " if index else "", space.low[at], space.high[at]
+            yield f"{where}it is {array[at]}, and the bounds are {low} and {high}"
     elif isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
         for inner, part, index in _parts(space, value):
             yield from outside(inner, part, f"{name}{index}")

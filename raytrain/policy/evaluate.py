@@ -65,8 +65,8 @@ def evaluate(
     """Play `episodes` episodes in one environment, closed at the end. `track` yields the numbers of
     the episodes, and may show how many are done.
 
-    `max_steps` cuts an episode that neither terminates nor is truncated before. `tell` is called with
-    a sentence when an episode takes long, and about errors that change no number.
+    `max_steps` cuts an episode that neither terminates nor is truncated before. `tell` is called
+    with a sentence when an episode takes long, and about errors that change no number.
 
     Raises:
         BadInput: a number is below one, or the environment's spaces are not the policy's.
@@ -118,7 +118,7 @@ class _Played(NamedTuple):
 
 
 class _SlowEpisode:
-    """Reports an episode that does not end: after 10 seconds, and whenever it took twice as long."""
+    """Reports an episode that does not end, after 10 s and whenever it took twice as long."""
 
     def __init__(self, episode: int, tell: Callable[[str], None]) -> None:
         self._episode, self._tell = episode, tell
@@ -133,8 +133,8 @@ class _SlowEpisode:
         self._tell(
             f"Episode {self._episode} has not ended after {length:,} steps and {took:.0f} s. An "
             "environment that neither terminates nor truncates never ends: limit its episodes with "
-            "--max-steps (Ctrl-C stops this evaluation), or with evaluation.max_episode_steps in the "
-            "config."
+            "--max-steps (Ctrl-C stops this evaluation), or with evaluation.max_episode_steps in "
+            "the config."
         )
 
 

@@ -7,10 +7,10 @@
         policy.onnx           ONNX, on request
 
 `policy.json` describes the network layer by layer, so `load_policy(DIR)` needs Torch, Gymnasium and
-safetensors, but no Ray and no unpickling. Before anything is written, the description is compared with
-RLlib's module: modes and samples must have the same bits. A module of the user's own cannot be described;
-its export needs RLlib to load, and says so. `policy.json` is written last: a directory that was
-interrupted before is no policy.
+safetensors, but no Ray and no unpickling. Before anything is written, the description is compared
+with RLlib's module: modes and samples must have the same bits. A module of the user's own cannot be
+described; its export needs RLlib to load, and says so. `policy.json` is written last: a directory
+that was interrupted before is no policy.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _TRIED = 16  # observations in the comparison with RLlib's module
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `needs_ray`: why loading needs RLlib, or None. `onnx_difference`: the largest
-    difference between ONNX and Torch in the comparison, or None."""
+    """What was written. `needs_ray`: why loading needs RLlib, or None. `onnx_difference`: the
+    largest difference between ONNX and Torch in the comparison, or None."""
 
     path: str
     checkpoint: str
@@ -69,8 +69,8 @@ class Exported:
 def export_policy(
     argument: str, directory: str, *, onnx: bool = False, torchscript: bool = False
 ) -> Exported:
-    """Export the policy of the checkpoint `argument` (see `resolve`) into `directory`, which must be
-    new or empty.
+    """Export the policy of the checkpoint `argument` (see `resolve`) into `directory`, which must
+    be new or empty.
 
     Raises:
         BadInput: there is no such checkpoint, or `directory` is not empty.
@@ -144,8 +144,8 @@ def _require_portable(why_not: str | None, *, onnx: bool, torchscript: bool) -> 
     wanted = [name for name, asked in (("ONNX", onnx), ("TorchScript", torchscript)) if asked]
     if wanted and why_not is not None:
         raise PolicyFormatError(
-            f"This policy cannot be written as {' or '.join(wanted)}: {why_not}. Only RLlib's dense "
-            "and convolutional networks can. Export it without this format."
+            f"This policy cannot be written as {' or '.join(wanted)}: {why_not}. Only RLlib's "
+            "dense and convolutional networks can. Export it without this format."
         )
 
 

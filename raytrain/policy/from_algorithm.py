@@ -1,8 +1,8 @@
 """The parts of a policy, copied from a live RLlib algorithm (PPO, new API stack, one agent).
 
-This runs in the trial between two iterations, so it only copies; encoding, digest and files follow in
-another thread (`write_policy`). It refuses what `Policy` cannot repeat bit for bit: connectors of the
-user's own, and modules whose class has no importable name.
+This runs in the trial between two iterations, so it only copies; encoding, digest and files follow
+in another thread (`write_policy`). It refuses what `Policy` cannot repeat bit for bit: connectors
+of the user's own, and modules whose class has no importable name.
 """
 
 from __future__ import annotations

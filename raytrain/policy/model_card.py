@@ -140,7 +140,8 @@ def _use(parts: PolicyParts, needs_ray: str | None, directory: Path) -> str:
     if (directory / TORCHSCRIPT_FILE).exists():
         texts.append(
             f"`{TORCHSCRIPT_FILE}` (TorchScript) takes batches of raw observations and returns a "
-            f"tuple of the likeliest actions, ready for the environment:\n\n```python\nimport torch\n\n"
+            "tuple of the likeliest actions, ready for the environment:"
+            "\n\n```python\nimport torch\n\n"
             f'(actions,) = torch.jit.load("{TORCHSCRIPT_FILE}")(observations)\n```'
         )
     if (directory / ONNX_FILE).exists():

@@ -3,8 +3,8 @@
     [{"layer": "linear", "tensors": "encoder.actor_encoder.net.mlp.0"}, {"layer": "tanh"}, ...]
 
 `tensors` is the name of the layer's weights in `policy.safetensors`. The list leads from a batch of
-preprocessed observations to the inputs of the action distribution, in the operations of RLlib's module.
-The layers:
+preprocessed observations to the inputs of the action distribution, in the operations of RLlib's
+module. The layers:
 
     linear, conv2d (stride), layer_norm (eps)          with tensors NAME.weight and NAME.bias
     lstm (layers)                                      with tensors NAME.weight_ih_l0 and so on
@@ -70,7 +70,7 @@ def describe_layer(module: Any, name: str) -> Layer:
 def build_network(layers: Sequence[Layer], tensors: Tensors) -> nn.Sequential:
     """The layers with their weights, in eval mode; nothing is drawn from Torch's generator.
 
-    Raises PolicyFormatError for a layer that this version does not know, or whose weights are missing.
+    Raises PolicyFormatError for an unknown layer, or one whose weights are missing.
     """
     built = []
     for layer in layers:
@@ -101,8 +101,8 @@ def first_states(network: nn.Sequential) -> States:
 def run_recurrent(
     network: nn.Sequential, inputs: torch.Tensor, states: States
 ) -> tuple[torch.Tensor, States]:
-    """One step of a network with LSTMs: outputs (N, columns) for inputs (N, ...), and the states after
-    it."""
+    """One step of a network with LSTMs: outputs (N, columns) for inputs (N, ...), and the
+    states after it."""
     # With a time axis of length one, as RLlib runs a recurrent module.
     x, left, after = inputs.unsqueeze(1), list(states), []
     for layer in network:

@@ -3,8 +3,8 @@
     inputs    one for each leaf of the observation space: (N, ...) in the leaf's dtype
     outputs   one for each leaf of the action space: (N, ...), ready for the environment
 
-The actions are the likeliest ones. The filter, one-hot encoding, unsquashing and clipping are part of
-the module, and N may change between calls. Leaves have the order of `tree.flatten` and the names
+The actions are the likeliest ones. The filter, one-hot encoding, unsquashing and clipping are part
+of the module, and N may change between calls. Leaves have the order of `tree.flatten` and the names
 `observation` and `action`, or, in nested spaces, `observation.KEY...` and `action.KEY...`.
 """
 
@@ -75,7 +75,8 @@ def write_torchscript(parts: PolicyParts, path: Path) -> None:
 
 
 def write_onnx(parts: PolicyParts, path: Path) -> float:
-    """Write the policy for onnxruntime; returns the largest difference from Torch in 64 observations.
+    """Write the policy for onnxruntime; returns the largest difference from Torch in 64
+    observations.
 
     Raises MissingExtra; PolicyFormatError if the difference is larger than `ONNX_TOLERANCE`.
     """

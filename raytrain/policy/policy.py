@@ -4,15 +4,15 @@
     action = policy.act(observation)                  # one observation: one action for env.step
     actions = policy.act(observations)                # a batch: what a vector environment takes
 
-From the observation to the action it does what RLlib's connectors do around the module: cast to
-the space's dtype (as Gymnasium's vector environments do), FlattenObservations and MeanStdFilter with
-frozen statistics, batch, forward pass, mode or sample of the distribution, unsquash or clip. The same
-observations in a batch of the same size give the same bits as in training; in a batch of another size
-the matrix product may round differently.
+From the observation to the action it does what RLlib's connectors do around the module: cast to the
+space's dtype (as Gymnasium's vector environments do), FlattenObservations and MeanStdFilter with
+frozen statistics, batch, forward pass, mode or sample of the distribution, unsquash or clip. The
+same observations in a batch of the same size give the same bits as in training; in a batch of
+another size the matrix product may round differently.
 
-An exported policy describes its network layer by layer and is built of plain Torch (`network`), without
-an import of RLlib. A checkpoint's policy, and one whose network cannot be described so, is RLlib's
-module (`rllib_module`).
+An exported policy describes its network layer by layer and is built of plain Torch (`network`),
+without an import of RLlib. A checkpoint's policy, and one whose network cannot be described so, is
+RLlib's module (`rllib_module`).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Network(Protocol):
     def actions(
         self, items: list[Any], states: list[Any] | None, *, deterministic: bool
     ) -> tuple[Any, list[Any] | None]:
-        """The nested actions of all `items`, as tensors or arrays with a batch axis in front, and the
-        states of their episodes after the step."""
+        """The nested actions of all `items`, as tensors or arrays with a batch axis in front, and
+        the states of their episodes after the step."""
 
 
 class ObservationError(BadInput):
@@ -66,8 +66,8 @@ class ObservationError(BadInput):
 
 
 class EpisodeStates:
-    """The recurrent states of the episodes that a policy acts in: nested arrays without a batch axis.
-    `initial` is that of an episode that begins."""
+    """The recurrent states of the episodes that a policy acts in: nested arrays without a batch
+    axis. `initial` is that of an episode that begins."""
 
     def __init__(self, initial: Any) -> None:
         self._initial = initial

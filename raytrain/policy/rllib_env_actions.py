@@ -1,9 +1,9 @@
 """`env_actions` as an RLlib connector, for RLlib's own sampling.
 
-RLlib's NormalizeAndClipActions ignores the `start` of a discrete space, and clips nothing if a Box that
-is to be normalized has an infinite bound. If it neither normalizes nor clips, the environment receives
-the arrays of the learner itself, and may write into them. `ActionsForEnvironment` replaces it in the
-module-to-env pipeline where this makes a difference.
+RLlib's NormalizeAndClipActions ignores the `start` of a discrete space, and clips nothing if a Box
+that is to be normalized has an infinite bound. If it neither normalizes nor clips, the environment
+receives the arrays of the learner itself, and may write into them. `ActionsForEnvironment` replaces
+it in the module-to-env pipeline where this makes a difference.
 """
 
 from __future__ import annotations

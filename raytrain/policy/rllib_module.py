@@ -1,4 +1,4 @@
-"""A policy's module as RLlib builds it: for checkpoints, and for networks that `network` cannot describe.
+"""A policy's module as RLlib builds it, for checkpoints and for networks without a description.
 
 RLlib is imported, Ray is not started. Forward pass and distributions are RLlib's own.
 """
@@ -84,14 +84,15 @@ def build_module(parts: PolicyParts) -> Any:
             f"the weights do not fit the module {parts.module_class} as this program builds it: "
             f"{error}"
         ) from error
-    # RLlib's forward methods switch to eval mode and back; switching back takes a third of their time.
+    # RLlib's forward methods switch to eval mode and back; switching back takes a third of
+    # their time.
     return module.eval()
 
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """In Ray 2.60 `RLModule.__init__` always makes a deprecated object, so the first module of a process
-    logs a warning that the user cannot act upon."""
+    """In Ray 2.60 `RLModule.__init__` always makes a deprecated object, so the first module of a
+    process logs a warning that the user cannot act upon."""
     logger = logging.getLogger("ray._common.deprecation")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """RLlib's PPO with exact iterations and a complete state.
 
 `ExactPPO` is RLlib's `PPO` with another env runner, another learner and another way of moving data
-between them (see `env_runner`, `learner`, `collector`); loss, connectors, metric names and checkpoint
-files are RLlib's. `state` lists what a saved state consists of.
+between them (see `env_runner`, `learner`, `collector`); loss, connectors, metric names and
+checkpoint files are RLlib's. `state` lists what a saved state consists of.
 
 A new stage of the curriculum (see `curriculum`) changes the running processes:
 
@@ -87,9 +87,10 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
 class ExactPPO(PPO):
     """See the module's docstring.
 
-    `strategy` says how environments are snapshotted. With `stages` the algorithm goes through them,
-    and their configs and strategies hold. `recent` is the number of finished episodes that averages
-    are taken over. `rules` says how many env runner actors there are and what the loss of one means.
+    `strategy` says how environments are snapshotted. With `stages` the algorithm goes through
+    them, and their configs and strategies hold. `recent` is the number of finished episodes that
+    averages are taken over. `rules` says how many env runner actors there are and what the loss
+    of one means.
     """
 
     def __init__(
@@ -158,8 +159,8 @@ class ExactPPO(PPO):
         super().cleanup()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """A context for each part of an iteration that waits for other processes: `sample`, `update`,
-        `weights`, `save`."""
+        """A context for each part of an iteration that waits for other processes: `sample`,
+        `update`, `weights`, `save`."""
         return nullcontext()
 
     # -- one iteration ---------------------------------------------------------------------------
@@ -231,8 +232,8 @@ class ExactPPO(PPO):
         mean = float(metrics.get(EPISODE_RETURN_MEAN, 0.0))
         if not math.isfinite(mean) and metrics.get(NUM_EPISODES):
             self.tell(
-                f"The mean return of this evaluation is {mean}: the environment returned a reward that "
-                "is NaN or infinite. It is not used as a score."
+                f"The mean return of this evaluation is {mean}: the environment returned a reward "
+                "that is NaN or infinite. It is not used as a score."
             )
 
     @override(PPO)
@@ -337,8 +338,8 @@ class ExactPPO(PPO):
         elif not fork:
             name = saved["stage"] if saved else "none"
             raise StateMismatch(
-                f"the checkpoint was saved in the stage {name!r}, which is not in `curriculum`. Put "
-                "the stage back, or fork the run (--from CHECKPOINT --name NEW)."
+                f"the checkpoint was saved in the stage {name!r}, which is not in `curriculum`. "
+                "Put the stage back, or fork the run (--from CHECKPOINT --name NEW)."
             )
 
     # -- state -----------------------------------------------------------------------------------
@@ -432,8 +433,8 @@ class ExactPPO(PPO):
             self.weights_digest, self._damaged_weights = self.learners.weights_check()
         except LearnersDiffer as error:
             raise StateMismatch(
-                f"After iteration {self.iteration + 1} {error}. One of them computed other numbers; "
-                "resume from the last checkpoint, which is good."
+                f"After iteration {self.iteration + 1} {error}. One of them computed other "
+                "numbers; resume from the last checkpoint, which is good."
             ) from None
 
 
@@ -446,8 +447,8 @@ def _frozen(config: AlgorithmConfig) -> AlgorithmConfig:
 
 
 def algorithm_arguments(config: ExperimentConfig, snapshot: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `ExactPPO` for a trial's own config. `snapshot`: the entry of experiment.json
-    on how the environments are snapshotted."""
+    """The arguments of `ExactPPO` for a trial's own config. `snapshot`: the entry of
+    experiment.json on how the environments are snapshotted."""
     own = snapshot.get("stages", {})
     stages = [
         StagePlan(

@@ -1,9 +1,10 @@
 """RLlib's PPO learner with a fast update, and with the part of its state that RLlib does not save.
 
 RLlib's checkpoint of a learner holds weights, optimizer and the learner's metrics. The next update
-also depends on the KL coefficient, the current values of the entropy and learning rate schedules, loss
-scalers, connector state, the generator of the minibatch order and the random generators of the process.
-`ExactPPOTorchLearner.exact_state()` returns these; each rank of a distributed learner has its own.
+also depends on the KL coefficient, the current values of the entropy and learning rate schedules,
+loss scalers, connector state, the generator of the minibatch order and the random generators of
+the process. `ExactPPOTorchLearner.exact_state()` returns these; each rank of a distributed learner
+has its own.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class ExactPPOTorchLearner(PPOTorchLearner):
-    """`PPOTorchLearner` with `fast` updates where it can have them, and a state that is complete."""
+    """`PPOTorchLearner` with `fast` updates where possible, and a complete state."""
 
     fast: FastUpdate | None
     why_not_fast: str | None
@@ -94,8 +95,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         return None if _no_metrics_reduce else self.metrics.reduce()
 
     def use_settings(self, config: Any, *, timesteps: int, kl_coeff: float | None) -> None:
-        """Use the training values of `config` from now on; weights and the optimizer's moments stay.
-        `timesteps` sampled so far give the values of schedules. `kl_coeff` None keeps the present one.
+        """Use the training values of `config` from now on; weights and the optimizer's moments
+        stay. `timesteps` sampled so far give the values of schedules. `kl_coeff` None keeps
+        the present one.
         """
         self.config = config.copy(copy_frozen=False)
         _ray.learners.use_training_values(self, timesteps)
@@ -106,8 +108,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> torch.Tensor:
-        """RLlib's loss, which logs its parts. For a minibatch of bootstrap rows and padding alone, where
-        RLlib divides by 0, it is 0 and nothing is logged."""
+        """RLlib's loss, which logs its parts. For a minibatch of bootstrap rows and padding alone,
+        where RLlib divides by 0, it is 0 and nothing is logged."""
         mask = batch.get(Columns.LOSS_MASK)
         if mask is None or bool(mask.any()):
             loss: torch.Tensor = super().compute_loss_for_module(
@@ -117,7 +119,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             self._last_loss = loss.detach()
             return loss
         self._hidden_loss = self._last_loss
-        # 0 of all that the loss depends on: several learners reduce the gradients of all parameters.
+        # 0 of all that the loss depends on: several learners reduce the gradients of
+        # all parameters.
         outputs = [fwd_out[Columns.ACTION_DIST_INPUTS].sum(-1)]
         if config.use_critic:
             module = self.module[module_id].unwrapped()
@@ -126,7 +129,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         return sum(torch.where(mask, output, 0.0).sum() for output in outputs)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """As RLlib's; but the total loss in the metrics is that of the last minibatch with a step."""
+        """As RLlib's, but the total loss reported is that of the last minibatch with a step."""
         if self._hidden_loss is not None:
             self.metrics.log_value((MODULE_ID, self.TOTAL_LOSS_KEY), self._hidden_loss, window=1)
         self._hidden_loss = self._last_loss = None
@@ -178,8 +181,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         """
         if "minibatch_order" not in state:
             raise RaytrainError(
-                "The saved state of the learner has no minibatch order: another version of raytrain "
-                "wrote it. Use the version named in the checkpoint's manifest.json."
+                "The saved state of the learner has no minibatch order: another version of "
+                "raytrain wrote it. Use the version named in the checkpoint's manifest.json."
             )
         set_generator_state(self.minibatch_generator, state["minibatch_order"])
         for module, value in _ray.learners.kl_coefficients(self).items():
@@ -201,8 +204,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         RngStreams.from_state(state["rng"]).install()
 
     def weights_for_sampling(self, names: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-        """The parameters and buffers `names`, which env runners hold, and their sequence number. They
-        are arrays, which may share memory with the module, or tensors of a type that NumPy lacks.
+        """The parameters and buffers `names`, which env runners hold, and their sequence
+        number. They are arrays, which may share memory with the module, or tensors of a type
+        that NumPy lacks.
 
         Raises:
             RaytrainError: the module lacks one of the names.
@@ -212,17 +216,18 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         if missing:
             raise RaytrainError(
                 f"The module on the env runners has {', '.join(missing[:3])}, which the learner's "
-                "module lacks. A module must build with inference_only a part of what it builds without."
+                "module lacks. With inference_only a module must build a part of what it builds "
+                "without."
             )
         return {name: _plain(state[name]) for name in names}, _ray.learners.weights_version(self)
 
     def load_weights(self, weights: dict[str, np.ndarray]) -> None:
-        """Set all parameters and buffers. Raises RuntimeError if names or shapes are not the module's."""
+        """Set all parameters and buffers. Raises RuntimeError if names or shapes differ."""
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
         self._policy_module().load_state_dict(tensors, strict=True)
 
     def weights_check(self) -> tuple[str, list[str]]:
-        """The weights digest (64 hex digits), and the names of tensors with a NaN or an infinity."""
+        """The weights digest (64 hex digits), and the names of tensors with NaN or infinity."""
         state = self._policy_module().state_dict()
         damaged = [
             name

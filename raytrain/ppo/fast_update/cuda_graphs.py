@@ -1,11 +1,13 @@
 """The minibatch loop of a PPO update on a GPU, with one launch for each minibatch.
 
-A minibatch of a small network is some 150 kernels of a few microseconds each, and a CPU needs longer
-to launch them than the GPU to run them. A CUDA graph holds them all, captured once and replayed for
-every minibatch. The kernels and their order are the same, so the weights are the same, bit for bit.
+A minibatch of a small network is some 150 kernels of a few microseconds each, and a CPU needs
+longer to launch them than the GPU to run them. A CUDA graph holds them all, captured once and
+replayed for every minibatch. The kernels and their order are the same, so the weights are the same,
+bit for bit.
 
-A graph reads the memory that it was captured with: the batch's columns are copied into buffers that
-stay, and what changes between updates (learning rate, coefficients of entropy and KL) is in tensors.
+A graph reads the memory that it was captured with: the batch's columns are copied into
+buffers that stay, and what changes between updates (learning rate, coefficients of entropy
+and KL) is in tensors.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 
 def can_be_captured(module: torch.nn.Module) -> bool:
-    """Whether all parts of a module are RLlib's or PyTorch's. Others may decide in Python what to compute,
-    and a graph would repeat the first decision forever."""
+    """Whether all parts of a module are RLlib's or PyTorch's. Others may decide in Python what to
+    compute, and a graph would repeat the first decision forever."""
     return all(type(part).__module__.startswith(_KNOWN) for part in module.modules())
 
 
@@ -120,7 +122,7 @@ class GraphedSteps(AutogradSteps):
                 self._step(self._index)
         except RuntimeError as error:
             logger.warning(
-                "Learner updates use no CUDA graph, which is slower: this module cannot be captured: %s",
+                "Learner updates without a CUDA graph, which is slower; capturing failed: %s",
                 error,
             )
             self._refused = True

@@ -34,8 +34,8 @@ class FlatAdam:
         *,
         compiled: bool = False,
     ) -> None:
-        """`parameters`: all of the optimizer's, in their order in the buffers. `compiled`: step with a
-        loop compiled by Numba, on a CPU."""
+        """`parameters`: all of the optimizer's, in their order in the buffers. `compiled`: step
+        with a loop compiled by Numba, on a CPU."""
         self._optimizer = optimizer
         self.parameters = list(parameters)
         self._sizes = [parameter.numel() for parameter in self.parameters]
@@ -90,7 +90,8 @@ class FlatAdam:
         if len(steps) != 1:
             raise RaytrainError(
                 "The optimizer's state has different step counts for its parameters: "
-                f"{sorted(steps)}. It is not the state of one training run; use an older checkpoint."
+                f"{sorted(steps)}. It is not the state of one training run. Use an older "
+                "checkpoint."
             )
         self._steps = int(next(iter(steps)))
         if self._lr is not None:
@@ -117,8 +118,8 @@ class FlatAdam:
         if scale != 1.0:
             self.gradient.mul_(scale)
         self._step += 1
-        # The kernel of `torch.optim.Adam(fused=True)`, whose Python code takes longer than the kernel at
-        # the sizes of a policy.
+        # The kernel of `torch.optim.Adam(fused=True)`, whose Python code takes longer than the
+        # kernel at the sizes of a policy.
         torch._fused_adam_(
             [self.weights],
             [self.gradient],

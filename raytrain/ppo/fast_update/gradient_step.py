@@ -1,7 +1,7 @@
 """From a minibatch's gradient to new weights: reduce over learners, check, clip, step.
 
-The order and the meaning are RLlib's. The gradient is flat, so each of these is one call, where RLlib
-makes one for each parameter.
+The order and the meaning are RLlib's. The gradient is flat, so each of these is one call, where
+RLlib makes one for each parameter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HUGE = 10e8
 
 @dataclass(frozen=True)
 class Clipping:
-    """RLlib's settings: `by` is value, norm (of each parameter) or global_norm; no `limit` is no clip."""
+    """RLlib's settings: `by` is value, norm (of each parameter) or global_norm."""
 
     limit: float | None
     by: str

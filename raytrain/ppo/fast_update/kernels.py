@@ -1,9 +1,9 @@
 """Loops compiled by Numba, where NumPy and Torch take several passes over memory or many calls.
 
-At the sizes of a policy the activations of a hidden layer just fit into the cache, so each pass over
-them takes as long as a tenth of a matrix product: tanh with its bias takes NumPy and Torch five passes,
-and here one. What follows the heads is small, but takes many calls: a PPO loss and its derivatives take
-NumPy some thirty for each minibatch.
+At the sizes of a policy the activations of a hidden layer just fit into the cache, so each pass
+over them takes as long as a tenth of a matrix product: tanh with its bias takes NumPy and Torch
+five passes, and here one. What follows the heads is small, but takes many calls: a PPO loss and its
+derivatives take NumPy some thirty for each minibatch.
 
 Numba caches what it has compiled on disk, beside this file or in the user's cache directory
 (`NUMBA_CACHE_DIR` names another place). If neither can be written, each process compiles again.
@@ -54,8 +54,8 @@ def _compiled(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
 
 
 def _compiled_once(*arguments: Any) -> Callable[[_Kernel], Callable[[], _Kernel]]:
-    """The same on demand: a function without arguments that returns the compiled one. A policy has one
-    distribution, and compiling without a cache takes a second."""
+    """The same on demand: a function without arguments that returns the compiled one. A policy has
+    one distribution, and compiling without a cache takes a second."""
 
     def compile_(function: _Kernel) -> Callable[[], _Kernel]:
         return cache(lambda: _compiled(*arguments)(function))
@@ -67,7 +67,8 @@ def _compiled_once(*arguments: Any) -> Callable[[_Kernel], Callable[[], _Kernel]
 def add_bias_and_tanh(x: Array, bias: Array) -> None:
     """x (S, n, h) becomes tanh(x + bias), with bias (S, 1, h), to within 3e-7.
 
-    A quotient of polynomials, as in Eigen's `ptanh_float`; beyond +-7.9 tanh rounds to 1 in float32.
+    A quotient of polynomials, as in Eigen's `ptanh_float`; beyond +-7.9 tanh rounds to
+    1 in float32.
     """
     for s in range(x.shape[0]):
         for i in range(x.shape[1]):
@@ -91,7 +92,7 @@ def add_bias_and_tanh(x: Array, bias: Array) -> None:
 
 @_compiled(_LAYER, _LAYER, _LAYER)
 def back_through_tanh(d: Array, y: Array, d_bias: Array) -> None:
-    """d (S, n, h), the derivatives by y = tanh(x), become those by x; d_bias (S, 1, h), their sums."""
+    """d (S, n, h), derivatives by y = tanh(x), become those by x; d_bias (S, 1, h), their sums."""
     for s in range(d.shape[0]):
         d_bias[s] = _F32(0.0)
         for i in range(d.shape[1]):
@@ -115,9 +116,9 @@ def adam(  # noqa: PLR0917 - compiled loops take arrays and numbers
     beta2: float,
     eps: float,
 ) -> None:
-    """A step of Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980) along scale * gradient, in
-    Torch's order. All arrays are (P,); `first` and `second` are the moments. `step_size` is
-    lr / (1 - beta1^t), `root` is sqrt(1 - beta2^t).
+    """A step of Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980) along scale * gradient,
+    in Torch's order. All arrays are (P,); `first` and `second` are the moments. `step_size` is lr /
+    (1 - beta1^t), `root` is sqrt(1 - beta2^t).
     """
     s, to_first, keep, to_second = _F32(scale), _F32(1 - beta1), _F32(beta2), _F32(1 - beta2)
     along, r, e = _F32(step_size), _F32(root), _F32(eps)
@@ -159,8 +160,8 @@ def categorical(  # noqa: PLR0917 - compiled loops take arrays and numbers
 ) -> None:
     """The derivatives of a minibatch's PPO loss with a categorical policy of A actions, n rows.
 
-    `logits`, `d_logits` are (A, n); `values`, `d_values` (n,). `columns` has 4 + 2 A lines of n: old
-    logp, advantages, their caps, value targets; one-hot actions; old probabilities.
+    `logits`, `d_logits` are (A, n); `values`, `d_values` (n,). `columns` has 4 + 2 A lines of n:
+    old logp, advantages, their caps, value targets; one-hot actions; old probabilities.
     """
     actions, n = logits.shape
     share = _F32(1.0) / _F32(n)
@@ -212,10 +213,10 @@ def gaussian(  # noqa: PLR0917 - compiled loops take arrays and numbers
 ) -> None:
     """The same with a diagonal Gaussian over A dimensions.
 
-    `outputs` are means and log-stds, (2 A, n); or the means alone, (A, n), where `free` holds log-stds
-    that depend on no observation, (A, 1), and `d_free` gets their derivative; otherwise both are (0, 1).
-    `columns` has 4 + 3 A lines: the first 4 as above; actions; old means; old log-stds. Log-stds are
-    clipped to plus and minus `std_clip`.
+    `outputs` are means and log-stds, (2 A, n); or the means alone, (A, n), where `free` holds
+    log-stds that depend on no observation, (A, 1), and `d_free` gets their derivative; otherwise
+    both are (0, 1). `columns` has 4 + 3 A lines: the first 4 as above; actions; old means; old
+    log-stds. Log-stds are clipped to plus and minus `std_clip`.
     """
     is_free = free.shape[0] > 0
     a = outputs.shape[0] if is_free else outputs.shape[0] // 2

@@ -1,7 +1,7 @@
 """PPO's loss as RLlib defines it, for autograd, with the usual distributions written out.
 
-The loss is the one in `loss_gradients`; rows outside of the loss mask do not count, whatever they hold.
-Terms whose coefficient is 0 are not computed.
+The loss is the one in `loss_gradients`; rows outside of the loss mask do not count, whatever they
+hold. Terms whose coefficient is 0 are not computed.
 """
 
 from __future__ import annotations

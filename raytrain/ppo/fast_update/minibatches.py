@@ -1,8 +1,9 @@
 """The rows of each minibatch of an update, as RLlib's `MiniBatchCyclicIterator` returns them.
 
-RLlib walks through the batch again and again, in minibatches of one size. A minibatch that reaches the
-end of the batch continues at its start, in the order of the next pass; it ends when the passes are
-complete. The first pass has the batch's order, and each further one shuffles that of the one before:
+RLlib walks through the batch again and again, in minibatches of one size. A minibatch that
+reaches the end of the batch continues at its start, in the order of the next pass; it ends when
+the passes are complete. The first pass has the batch's order, and each further one shuffles that
+of the one before:
 
     batch of 5, minibatches of 2, 2 epochs:   [0 1] [2 3] [4 | 2] [0 4] [1 3]
 """
@@ -28,8 +29,9 @@ def minibatch_rows(
 ) -> Array:
     """Row numbers, int64 (M, minibatch_size): a line for each of M minibatches.
 
-    `generator` (a `numpy.random.Generator`) draws the permutations. `minibatches` is M, 0 for as many as
-    `epochs` passes take; several learners agree on it, since their shards have different lengths.
+    `generator` (a `numpy.random.Generator`) draws the permutations. `minibatches` is M, 0
+    for as many as `epochs` passes take; several learners agree on it, since their shards
+    have different lengths.
     """
     count = minibatches or -(-epochs * rows // minibatch_size)
     order = np.arange(rows)
@@ -43,8 +45,8 @@ def minibatch_rows(
 
 
 def last_with_a_step(rows: Array, loss_mask: Array) -> int | None:
-    """Index of the last minibatch with a row in `loss_mask` (N,), None if there is none: a minibatch of
-    bootstrap rows alone has no loss."""
+    """Index of the last minibatch with a row in `loss_mask` (N,), None if there is none: a
+    minibatch of bootstrap rows alone has no loss."""
     for index in range(len(rows) - 1, -1, -1):
         if loss_mask[rows[index]].any():
             return index
@@ -68,5 +70,5 @@ def set_generator_state(generator: Any, state: dict[str, Any]) -> None:
         generator.bit_generator.state = state
     except (KeyError, TypeError, ValueError) as error:
         raise RaytrainError(
-            f"The saved state of the minibatch order is damaged ({error!r}). Use an older checkpoint."
+            f"The saved minibatch order is damaged ({error!r}). Use an older checkpoint."
         ) from error

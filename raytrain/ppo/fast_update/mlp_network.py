@@ -6,10 +6,10 @@ Such a network is one or two encoders and two heads of one layer:
                ─> policy head: (K, n)    one column for each row of the minibatch
                ─> value head:  (n,)
 
-Equal layers of the two encoders are next to each other in memory (in the order of `parameters`), so that
-both are one (S, out, in) matrix and one call serves both. NumPy does the small operations, where the
-time goes into calls, which take a third of Torch's. Torch has the faster products of large matrices, and
-`kernels` does what would take several passes over memory.
+Equal layers of the two encoders are next to each other in memory (in the order of `parameters`), so
+that both are one (S, out, in) matrix and one call serves both. NumPy does the small operations,
+where the time goes into calls, which take a third of Torch's. Torch has the faster products of
+large matrices, and `kernels` does what would take several passes over memory.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """From episodes to columns: the train batch that RLlib's default learner connectors would build.
 
-The rows are those of RLlib's batch, in its order: the timesteps of each chunk, followed by one row with
-the chunk's last observation, which is there for its value (the bootstrap value). Minibatches are cut
-from all rows, and `loss_mask` excludes the bootstrap rows from the loss. Their reward is 0, and their
-other columns repeat the row before.
+The rows are those of RLlib's batch, in its order: the timesteps of each chunk, followed by one row
+with the chunk's last observation, which is there for its value (the bootstrap value). Minibatches
+are cut from all rows, and `loss_mask` excludes the bootstrap rows from the loss. Their reward is 0,
+and their other columns repeat the row before.
 
     episodes    a0 a1 a2 | b0 b1                 two chunks, of 3 and 2 timesteps
     rows        a0 a1 a2 a3* b0 b1 b2*           * bootstrap rows: loss_mask is False
@@ -28,9 +28,10 @@ class TrainBatch:
     """N rows. Floats are float32, but rewards (float64, as environments return them)."""
 
     columns: dict[str, Array]
-    """What the loss needs, by RLlib's names: `obs` (N, ...), `actions` (N,) or (N, A), `action_logp`
-    (N,) and `action_dist_inputs` (N, K) of the policy that sampled them, `loss_mask` (N,) bool, and
-    `weights_seq_no` (N,), the version of its weights, if the env runner reports it."""
+    """What the loss needs, by RLlib's names: `obs` (N, ...), `actions` (N,) or (N, A),
+    `action_logp` (N,) and `action_dist_inputs` (N, K) of the policy that sampled them,
+    `loss_mask` (N,) bool, and `weights_seq_no` (N,), the version of its weights, if the env
+    runner reports it."""
     rewards: Array
     terminateds: Array
     """(N,) bool: there is no next state. Never set on a bootstrap row."""

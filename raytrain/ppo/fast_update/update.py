@@ -1,4 +1,5 @@
-"""The fast update of a learner: RLlib's loss, minibatches and metrics, without RLlib's work around them.
+"""The fast update of a learner: RLlib's loss, minibatches and metrics, without RLlib's
+work around them.
 
 episodes ─> columns (`train_batch`) ─> values, advantages (`advantages`)
          ─> the rows of each minibatch (`minibatches`)
@@ -40,7 +41,7 @@ class FastUpdate:
 
     @classmethod
     def of(cls, learner: Any) -> FastUpdate | str:
-        """The fast update of a PPO learner that RLlib has built, or the reason why RLlib must update."""
+        """The fast update of a built PPO learner, or the reason why RLlib must update."""
         reason = why_not_fast(learner)
         if reason:
             return reason
