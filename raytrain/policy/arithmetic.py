@@ -3,7 +3,7 @@
     base_struct, stack, unstack    spaces and batches of nested observations and actions
     flat_vector                    FlattenObservations: float32, Discrete and MultiDiscrete one-hot
     normalise, filter_divisor      MeanStdFilter
-    as_numpy                       TensorToNumpy: no 64 bits
+    as_array, as_tensor            TensorToNumpy and NumpyToTensor: no 64 bits
 
 Struct: nested dicts and tuples, as `tree` (dm-tree) knows them.
 """
@@ -84,14 +84,9 @@ def filter_divisor(sum_sq_diff: Array, count: Any) -> Array:
     return np.asarray(np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER)
 
 
-def as_numpy(struct: Any) -> Any:
-    """Tensors as arrays; floats become float32 and int64 becomes int32."""
-    return tree.map_structure(as_array, struct)
-
-
-def as_array(leaf: Any) -> Any:
-    """`as_numpy` for one leaf."""
-    array = leaf.detach().cpu().numpy() if isinstance(leaf, torch.Tensor) else leaf
+def as_array(value: Any) -> Any:
+    """A tensor or an array as an array; floats become float32 and int64 becomes int32."""
+    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
     if not isinstance(array, np.ndarray):
         return array
     if array.dtype.kind == "f":

@@ -68,11 +68,6 @@ class ActionDistribution:
         self._leaves: list[gym.Space[Any]] = tree.flatten(struct)
         self._columns = [_columns(leaf) for leaf in self._leaves]
 
-    @property
-    def columns(self) -> int:
-        """How many columns the network has to have."""
-        return sum(self._columns)
-
     def actions(self, inputs: torch.Tensor, *, deterministic: bool) -> Any:
         """The nested actions for (N, columns) network outputs, before they are unsquashed.
 

@@ -61,11 +61,6 @@ class LeafMapping:
             narrow=narrow,
         )
 
-    @property
-    def changes(self) -> bool:
-        """Whether it changes any action."""
-        return any(step is not None for step in (self.shift, self.scale, self.clip, self.narrow))
-
     def __call__(self, actions: Any) -> Any:
         """The environment's actions for one action or a batch of them."""
         if self.shift is not None:

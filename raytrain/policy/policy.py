@@ -151,7 +151,7 @@ class Policy:
             actions, after = self._network.actions(items, states, deterministic=deterministic)
         if self._states is not None and after is not None:
             self._states.keep(after)
-        actions = arithmetic.as_numpy(actions)
+        actions = tree.map_structure(arithmetic.as_array, actions)
         actions = for_environment(actions, self._mappings)
         if is_batch:
             return actions

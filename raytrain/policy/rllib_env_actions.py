@@ -67,7 +67,6 @@ def _differs(space: gym.Space[Any], normalize: bool, clip: bool) -> bool:
 
 def _leaf_differs(leaf: gym.Space[Any], mapping: LeafMapping, normalize: bool) -> bool:
     if not isinstance(leaf, gym.spaces.Box):
-        return mapping.changes
-    if mapping.narrow is not None:
-        return True
-    return normalize and mapping.scale is None and mapping.shift is None
+        return mapping.shift is not None
+    unscaled = normalize and mapping.scale is None and mapping.shift is None
+    return unscaled or mapping.narrow is not None

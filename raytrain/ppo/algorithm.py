@@ -106,7 +106,7 @@ class ExactPPO(PPO):
         # Without a curriculum there is one stage without an end.
         first = StagePlan("", StopRule(), config, strategy)
         self.curriculum = Curriculum(stages or [first])
-        self._has_stages = bool(stages)
+        self.has_stages = bool(stages)
         self.strategy = self.curriculum.stage.strategy
         self.recent = RecentEpisodes(recent)
         self.rules = rules or RunnerRules()
@@ -212,7 +212,9 @@ class ExactPPO(PPO):
     @override(PPO)
     def step(self) -> dict[str, Any]:
         began = time.monotonic()
-        self.enter_next_stage()
+        plan = self.curriculum.next_stage(self.progress(self.iteration))
+        if plan is not None:
+            self.enter_stage(plan)
         before, known = self.env_steps_sampled, len(self.finished_episodes)
         result: dict[str, Any] = super().step()
         if self.env_steps_sampled <= before:
@@ -301,9 +303,7 @@ class ExactPPO(PPO):
         before: Any = self.config
         self.config: Any = _frozen(plan.config)
         self.strategy = plan.strategy
-        self.evaluation_config = self.config.get_evaluation_config_object()
-        self.evaluation_config.validate()
-        self.evaluation_config.freeze()
+        self.evaluation_config = _frozen(self.config.get_evaluation_config_object())
         self.rllib_files = RLlibFiles(self)  # They hold the config.
         kl_coeff = self.config.kl_coeff if self.config.kl_coeff != before.kl_coeff else None
         self.learners.use_settings(self.config, self.env_steps_sampled, kl_coeff)
@@ -316,19 +316,9 @@ class ExactPPO(PPO):
                 groups.use_settings(settings, iteration=self.iteration)
         self.recent.clear()
 
-    def enter_next_stage(self) -> None:
-        """Begin the next stage if the present one has ended."""
-        plan = self.curriculum.next_stage(self.progress(self.iteration))
-        if plan is not None:
-            self.enter_stage(plan)
-
-    def curriculum_state(self) -> dict[str, Any] | None:
-        """As JSON types; None without stages."""
-        return self.curriculum.to_state() if self._has_stages else None
-
     def enter_saved_stage(self, saved: dict[str, Any] | None, *, fork: bool) -> None:
         """Enter the stage of a saved state before the rest is loaded. Raises StateMismatch."""
-        if not self._has_stages:
+        if not self.has_stages:
             return
         # A fork of a run without this stage begins with its own first stage.
         present = self.curriculum.stage.name
@@ -382,7 +372,7 @@ class ExactPPO(PPO):
         result.update({"custom": own} if (own := summarised(ended)) else {})
         result["recent"] = self.recent.means(REPORTED)
         self._report_evaluation(result)
-        if self._has_stages:
+        if self.has_stages:
             now = self.progress(self.iteration + 1)
             result["stage"] = self.curriculum.stage.name
             result["curriculum"] = self.curriculum.observe(now, result, self.recent)

@@ -104,7 +104,7 @@ class _Stage:
     """The stage of the curriculum, and its settings."""
 
     def capture(self, ppo: ExactPPO, state: SavedState) -> None:
-        state.plain["curriculum"] = ppo.curriculum_state()
+        state.plain["curriculum"] = ppo.curriculum.to_state() if ppo.has_stages else None
         state.plain["settings"] = settings_of(ppo.config)
         state.plain["strategy"] = ppo.strategy
 
