@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
@@ -97,8 +97,7 @@ def evaluate(
                 env.close()
         except EnvironmentFailed as error:
             tell(f"{error}. The results do not depend on it.")
-    returns = tuple(episode.episode_return for episode in played)
-    lengths = tuple(episode.length for episode in played)
+    returns, lengths, cut = zip(*played, strict=True)
     return Evaluation(
         seed=seed,
         deterministic=deterministic,
@@ -107,14 +106,8 @@ def evaluate(
         **_statistics("episode_return", returns),
         **_statistics("episode_len", lengths),
         max_steps=max_steps,
-        episodes_cut=sum(episode.cut for episode in played),
+        episodes_cut=sum(cut),
     )
-
-
-class _Played(NamedTuple):
-    episode_return: float
-    length: int
-    cut: bool
 
 
 class _SlowEpisode:
@@ -146,7 +139,8 @@ def _play(
     deterministic: bool,
     max_steps: int | None,
     on_step: Callable[[int], None],
-) -> _Played:
+) -> tuple[float, int, bool]:
+    """The return and length of one episode, and whether `max_steps` cut it."""
     policy.reset()
     policy.seed(seed)
     contract = Contract(env)
@@ -165,7 +159,7 @@ def _play(
         length += 1
         ended = bool(terminated or truncated)
         on_step(length)
-    return _Played(episode_return, length, not ended)
+    return episode_return, length, not ended
 
 
 def _statistics(name: str, values: Sequence[float]) -> dict[str, Any]:
