@@ -2,7 +2,7 @@
 
     base_struct, stack, unstack    spaces and batches of nested observations and actions
     flat_vector                    FlattenObservations: float32, Discrete and MultiDiscrete one-hot
-    normalise, filter_divisor      MeanStdFilter
+    normalize, filter_divisor      MeanStdFilter
     as_array, as_tensor            TensorToNumpy and NumpyToTensor: no 64 bits
 
 Struct: nested dicts and tuples, as `tree` (dm-tree) knows them.
@@ -66,13 +66,12 @@ def _one_hot(index: Any, size: int) -> Array:
     return vector
 
 
-def normalise(
-    x: Any, mean: Any, divisor: Any, *, center: bool, scale: bool, clip: float | None
-) -> Any:
-    """(x - mean) / divisor, clipped to +- `clip`, as in MeanStdFilter: for arrays and tensors."""
-    if center:
+def normalize(x: Any, mean: Any, divisor: Any, clip: float | None) -> Any:
+    """(x - mean) / divisor, clipped to +- `clip`, as in MeanStdFilter: for arrays and tensors. Steps
+    whose argument is None are left out."""
+    if mean is not None:
         x = x - mean
-    if scale:
+    if divisor is not None:
         x = x / divisor
     return x.clip(-clip, clip) if clip else x
 

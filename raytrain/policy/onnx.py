@@ -25,7 +25,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import nn
 
 from raytrain.errors import require
-from raytrain.policy.arithmetic import base_struct, filter_divisor, normalise
+from raytrain.policy.arithmetic import base_struct, filter_divisor, normalize
 from raytrain.policy.distributions import ActionDistribution
 from raytrain.policy.env_actions import LeafMapping, scaled
 from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts
@@ -172,22 +172,17 @@ def _one_hot(index: torch.Tensor, size: int) -> torch.Tensor:
 class _MeanStd(nn.Module):
     def __init__(self, step: MeanStdStep) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.from_numpy(step.mean))
-        self.register_buffer(
-            "divisor", torch.from_numpy(filter_divisor(step.sum_sq_diff, step.count))
-        )
-        self._settings: dict[str, Any] = {
-            "center": step.center,
-            "scale": step.scale,
-            "clip": step.clip,
-        }
+        divisor = filter_divisor(step.sum_sq_diff, step.count)
+        self.register_buffer("mean", torch.from_numpy(step.mean) if step.center else None)
+        self.register_buffer("divisor", torch.from_numpy(divisor) if step.scale else None)
+        self._clip = step.clip
 
     def forward(self, x: Any) -> torch.Tensor:
         value: torch.Tensor = x[0] if isinstance(x, list) else x
         # In float64 as NumPy, which takes that of a mean without axes too.
-        wide = value.double() if self._settings["center"] else value
-        normalised: torch.Tensor = normalise(wide, self.mean, self.divisor, **self._settings)
-        return normalised.to(value.dtype)
+        wide = value if self.mean is None else value.double()
+        normalized: torch.Tensor = normalize(wide, self.mean, self.divisor, self._clip)
+        return normalized.to(value.dtype)
 
 
 class _End(nn.Module):

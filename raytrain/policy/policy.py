@@ -240,17 +240,17 @@ def _prepared(steps: Sequence[Step], space: gym.Space[Any]) -> list[Callable[[An
             # From here on it is a vector of floats, nothing to be one-hot.
             space = gym.spaces.Box(-np.inf, np.inf, shape=(1,))
         else:
-            prepared.append(_normalising(step))
+            prepared.append(_normalizing(step))
     return prepared
 
 
-def _normalising(step: MeanStdStep) -> Callable[[Any], Any]:
-    divisor = arithmetic.filter_divisor(step.sum_sq_diff, step.count)
+def _normalizing(step: MeanStdStep) -> Callable[[Any], Any]:
+    mean = step.mean if step.center else None
+    divisor = arithmetic.filter_divisor(step.sum_sq_diff, step.count) if step.scale else None
 
     def apply(observation: Any) -> Any:
         value = np.asarray(observation)
-        settings: dict[str, Any] = {"center": step.center, "scale": step.scale, "clip": step.clip}
-        return arithmetic.normalise(value, step.mean, divisor, **settings).astype(value.dtype)
+        return arithmetic.normalize(value, mean, divisor, step.clip).astype(value.dtype)
 
     return apply
 
