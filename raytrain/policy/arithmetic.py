@@ -1,9 +1,9 @@
 """What RLlib's connectors do around the module, in NumPy, dtypes included, without RLlib.
 
-    base_struct, stack, unstack      spaces and batches of nested observations and actions
-    flat_vector                      FlattenObservations: float32, Discrete and MultiDiscrete one-hot
-    normalise, filter_divisor        MeanStdFilter
-    as_numpy                         TensorToNumpy: no 64 bits
+    base_struct, stack, unstack    spaces and batches of nested observations and actions
+    flat_vector                    FlattenObservations: float32, Discrete and MultiDiscrete one-hot
+    normalize, filter_divisor      MeanStdFilter
+    as_array, as_tensor            TensorToNumpy and NumpyToTensor: no 64 bits
 
 Struct: nested dicts and tuples, as `tree` (dm-tree) knows them.
 """
@@ -66,32 +66,26 @@ def _one_hot(index: Any, size: int) -> Array:
     return vector
 
 
-def normalise(
-    x: Any, mean: Any, divisor: Any, *, center: bool, scale: bool, clip: float | None
-) -> Any:
-    """(x - mean) / divisor, clipped to plus and minus `clip`, as MeanStdFilter: for arrays and tensors."""
-    if center:
+def normalize(x: Any, mean: Any, divisor: Any, clip: float | None) -> Any:
+    """(x - mean) / divisor, clipped to +- `clip`, as in MeanStdFilter: for arrays and tensors. Steps
+    whose argument is None are left out."""
+    if mean is not None:
         x = x - mean
-    if scale:
+    if divisor is not None:
         x = x / divisor
     return x.clip(-clip, clip) if clip else x
 
 
 def filter_divisor(sum_sq_diff: Array, count: Any) -> Array:
-    """What MeanStdFilter divides by, float32: the standard deviation of the `count` observations whose
-    squared differences from their mean sum up to `sum_sq_diff`, and a small number."""
+    """What MeanStdFilter divides by, float32: the standard deviation of the `count` observations
+    whose squared differences from their mean sum up to `sum_sq_diff`, and a small number."""
     variance = np.where(count > 1, sum_sq_diff / np.maximum(count - 1, 1), 0.0).astype(np.float32)
     return np.asarray(np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER)
 
 
-def as_numpy(struct: Any) -> Any:
-    """Tensors as arrays; floats become float32 and int64 becomes int32."""
-    return tree.map_structure(as_array, struct)
-
-
-def as_array(leaf: Any) -> Any:
-    """`as_numpy` for one leaf."""
-    array = leaf.detach().cpu().numpy() if isinstance(leaf, torch.Tensor) else leaf
+def as_array(value: Any) -> Any:
+    """A tensor or an array as an array; floats become float32 and int64 becomes int32."""
+    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
     if not isinstance(array, np.ndarray):
         return array
     if array.dtype.kind == "f":

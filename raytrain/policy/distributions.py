@@ -5,8 +5,8 @@
     Box             means and log-stds (N, 2 d)   -> (N, d)
     Tuple, Dict     the columns of the leaves behind each other, in the order of `tree.flatten`
 
-Samples have the bits of RLlib's own, and draw the same random numbers, without the objects that RLlib
-makes for them. The sampler of training uses the functions alone.
+Samples have the bits of RLlib's own, and draw the same random numbers, without the objects that
+RLlib makes for them. The sampler of training uses the functions alone.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def sample_categorical(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     NaN or plus infinity. By the exponential trick of `torch.multinomial`: the largest p / q with
     q ~ Exp(1).
     """
-    # logsumexp in the operations it consists of, without its detours: about a third of the time. (It
-    # takes infinite maxima for 0; here they become NaN, which callers report.)
+    # logsumexp in the operations it consists of, without its detours: about a third of the time.
+    # (It takes infinite maxima for 0; here they become NaN, which callers report.)
     largest = logits.amax(-1, True)
     normalised = logits - (logits - largest).exp_().sum(-1, True).log_().add_(largest)
     race = torch.softmax(normalised, -1)
@@ -44,15 +44,15 @@ def sample_categorical(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 def sample_categoricals(
     logits: torch.Tensor, sizes: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for several independent choices: actions (N, len(sizes)), for logits (N, sum of sizes)."""
+    """The same for several choices: actions (N, len(sizes)) for logits (N, sum of sizes)."""
     drawn = [sample_categorical(part) for part in torch.split(logits, list(sizes), dim=-1)]
     actions = torch.stack([each for each, _ in drawn], dim=-1)
     return actions, torch.sum(torch.stack([logp for _, logp in drawn]), dim=0)
 
 
 def sample_gaussian(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Actions (N, d) for means and log-stds (N, 2 d), and their log-densities (N,), in the operations
-    of `torch.distributions.Normal`."""
+    """Actions (N, d) for means and log-stds (N, 2 d), and their log-densities (N,), in the
+    operations of `torch.distributions.Normal`."""
     mean, log_std = inputs.chunk(2, dim=-1)
     std = log_std.exp()
     actions = torch.normal(mean, std)
@@ -67,11 +67,6 @@ class ActionDistribution:
         self._struct = struct
         self._leaves: list[gym.Space[Any]] = tree.flatten(struct)
         self._columns = [_columns(leaf) for leaf in self._leaves]
-
-    @property
-    def columns(self) -> int:
-        """How many columns the network has to have."""
-        return sum(self._columns)
 
     def actions(self, inputs: torch.Tensor, *, deterministic: bool) -> Any:
         """The nested actions for (N, columns) network outputs, before they are unsquashed.

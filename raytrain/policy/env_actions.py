@@ -1,14 +1,14 @@
 """From the policy's actions to the environment's: one rule for training, evaluation and exports.
 
     Discrete, MultiDiscrete    the index of the choice, plus the space's `start`
-    Box                        scaled from [-1, 1] to its bounds (`normalize_actions`, if every bound is
-                               finite), then clipped to those of its bounds that are finite
-    other leaves               as they are
+    Box                        scaled from [-1, 1] to its bounds (with `normalize_actions`, if every
+                               bound is finite), then clipped to its finite bounds
+    other leaves               unchanged
 
-With `normalize_actions` and `clip_actions` both off a Box's actions are as they are. These are the rules
-of RLlib's NormalizeAndClipActions, with two differences: RLlib knows no `start`, and it clips nothing
-where `normalize_actions` is on and a bound is infinite. A bound beyond `UNBOUNDED`, such as the largest
-float32, is how some environments say that there is none: nothing is scaled to it.
+With `normalize_actions` and `clip_actions` both off, the actions of a Box are unchanged. These are
+the rules of RLlib's NormalizeAndClipActions, with two differences: RLlib ignores `start`, and it
+clips nothing if `normalize_actions` is on and a bound is infinite. Some environments express an
+infinite bound by one beyond `UNBOUNDED`, such as the largest float32: nothing is scaled to it.
 
 The learner sees the policy's own actions: indices from 0, and unscaled numbers.
 """
@@ -26,21 +26,21 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 Array = np.ndarray[Any, Any]
 
 UNBOUNDED = 1e20
-"""A bound of this magnitude or beyond is taken for none."""
+"""A bound of this magnitude or beyond counts as infinite."""
 
 
 @dataclass(frozen=True)
 class LeafMapping:
-    """What is done to the actions of one leaf of an action space, in this order."""
+    """The mapping of the actions of one leaf of an action space, in this order."""
 
     shift: Array | None = None
     """Added: () or (A,), in the dtype of the space."""
     scale: tuple[Array, Array] | None = None
-    """Low and high, to which -1 and 1 go."""
+    """Low and high, the images of -1 and 1."""
     clip: tuple[Array, Array] | None = None
     """Low and high; infinite where there is no bound."""
     narrow: np.dtype[Any] | None = None
-    """The dtype of a Box of less than 32 bits, which the policy's float32 is no action of."""
+    """The dtype of a Box of less than 32 bits, to which the policy's float32 is cast."""
 
     @classmethod
     def of(cls, leaf: gym.Space[Any], *, normalize: bool, clip: bool) -> LeafMapping:
@@ -60,12 +60,6 @@ class LeafMapping:
             clip=bounds if np.isfinite(bounds).any() else None,
             narrow=narrow,
         )
-
-    @property
-    def changes(self) -> bool:
-        """Whether anything is done at all."""
-        every = (self.shift, self.scale, self.clip, self.narrow)
-        return any(each is not None for each in every)
 
     def __call__(self, actions: Any) -> Any:
         """The environment's actions for one action or a batch of them."""
@@ -96,15 +90,14 @@ def for_environment(actions: Any, of_leaves: Any) -> Any:
 
 
 def bounds_taken_for_none(leaf: gym.Space[Any]) -> Array:
-    """The finite bounds of a Box that are taken for none, (B,); empty for every other leaf."""
+    """The finite bounds of a Box that count as infinite, (B,); empty for every other leaf."""
     if not isinstance(leaf, Box) or not np.issubdtype(leaf.dtype, np.floating):
         return np.empty(0)
     bounds = np.concatenate([leaf.low.reshape(-1), leaf.high.reshape(-1)]).astype(np.float64)
-    found: Array = bounds[np.isfinite(bounds) & (np.abs(bounds) >= UNBOUNDED)]
-    return found
+    return np.asarray(bounds[np.isfinite(bounds) & (np.abs(bounds) >= UNBOUNDED)])
 
 
 def _closed(leaf: Box) -> bool:
-    """Whether every bound is a bound."""
+    """Whether every bound is finite."""
     bounds = np.stack([leaf.low, leaf.high]).astype(np.float64)
     return bool(np.all(np.abs(bounds) < UNBOUNDED))

@@ -3,15 +3,14 @@
     reset(seed=..., options=...)  ->  observation, info
     step(action)                  ->  observation, reward, terminated, truncated, info
 
-An observation has its space's structure and shapes, and a dtype that can be cast to the space's; every
-number in it is finite. A reward is one finite number, terminated and truncated are bools, info is a
-dict. Whatever else is returned cannot be trained on. The spaces stay what they are.
+An observation has its space's structure and shapes, and a dtype that can be cast to the space's;
+every number in it is finite. A reward is one finite number, terminated and truncated are bools,
+info is a dict. The spaces never change. An environment that breaks this cannot be trained on.
 
-An observation may leave the bounds of its space: many environments do in an episode's last step, and
-nothing in training depends on the bounds. That is noted and told.
+An observation may leave the bounds of its space: in many environments it does in an episode's last
+step, and training does not depend on the bounds. This is a warning.
 
-The check runs in the rehearsal, and once more when a step of the training has failed, to say why; never
-in a step that goes well.
+The rehearsal checks the contract. Training checks it only after a step has failed, to say why.
 """
 
 from __future__ import annotations
@@ -28,30 +27,34 @@ from raytrain.config.user_code import EnvironmentFailed, Place
 
 _RESET = "reset() must return two values: observation, info"
 _STEP = "step() must return five values: observation, reward, terminated, truncated, info"
+_BEFORE_0_26 = (
+    ". Before version 0.26 `done` stood for both: return True in terminated where the task ends, "
+    "in truncated where time is up"
+)
 _LIBRARIES = ("gymnasium", "raytrain")
 
 
 class ContractBroken(EnvironmentFailed):
-    """What the environment returned is not what Gymnasium's interface asks for."""
+    """The environment returned something that Gymnasium's interface does not allow."""
 
 
 class Contract:
-    """Checks the results of one environment, and remembers where it left its observation space."""
+    """Checks the results of one environment, and counts observations outside of their space."""
 
     def __init__(self, env: Any) -> None:
         """Raises ContractBroken if the environment has no spaces or methods, or several agents."""
         kind = type(env.unwrapped)
-        if any(each.__name__ == "MultiAgentEnv" for each in kind.__mro__):
+        if any(base.__name__ == "MultiAgentEnv" for base in kind.__mro__):
             raise ContractBroken(f"{kind.__name__} has several agents, and raytrain trains one")
         for method in ("reset", "step"):
             if getattr(kind, method) is getattr(gym.Env, method):
                 raise ContractBroken(f"{kind.__name__} does not define {method}()")
         for name in ("observation_space", "action_space"):
-            found = getattr(env, name, None)
-            if not isinstance(found, gym.Space):
+            space = getattr(env, name, None)
+            if not isinstance(space, gym.Space):
                 raise ContractBroken(
                     f"{name} must be a space of gymnasium.spaces; that of {kind.__name__} is "
-                    f"{shown(found)}. Set it in __init__, or in the class."
+                    f"{shown(space)}. Set it in __init__, or in the class."
                 )
         self._env = env
         self._space, self._actions = env.observation_space, env.action_space
@@ -78,9 +81,7 @@ class Contract:
         """Raises ContractBroken."""
         if not isinstance(returned, tuple | list) or len(returned) != 5:
             old = isinstance(returned, tuple | list) and len(returned) == 4
-            hint = ". Before version 0.26 `done` stood for both: return True in terminated where the task"
-            hint += " ends, in truncated where time is up"
-            self._break("step", _STEP, returned, hint if old else "")
+            self._break("step", _STEP, returned, _BEFORE_0_26 if old else "")
         observation, reward, terminated, truncated, info = returned
         self.observation("step", observation)
         self._reward(reward)
@@ -89,38 +90,38 @@ class Contract:
                 self._break("step", f"{name} must be True or False", flag)
         self._info("step", info)
 
-    def observation(self, method: str, found: Any) -> None:
+    def observation(self, method: str, observation: Any) -> None:
         """Check an observation that `method` returned. Raises ContractBroken."""
         self._seen += 1
-        for said in breaches(self._space, found):
-            self._break(method, f"the observation must fit its space {self._space}", found, said)
-        said = next(outside(self._space, found), "")
-        if said:
+        for why in breaches(self._space, observation):
+            rule = f"the observation must fit its space {self._space}"
+            self._break(method, rule, observation, why)
+        where = next(outside(self._space, observation), "")
+        if where:
             self._outside += 1
-            self._first_outside = self._first_outside or said
+            self._first_outside = self._first_outside or where
 
     def warnings(self) -> tuple[str, ...]:
-        """What can be trained on and is probably not meant."""
+        """What is allowed and probably not intended."""
         if not self._outside:
             return ()
         return (
-            f"{self._outside} of {self._seen} observations of the trial lay outside of the observation "
-            f"space: {self._first_outside}. Training goes on, as nothing in it depends on the bounds; "
-            "correct the space, or the observation.",
+            f"{self._outside} of {self._seen} observations of the trial were outside of the "
+            f"observation space: {self._first_outside}. Training continues, since it does not "
+            "depend on the bounds; correct the space, or the observation.",
         )
 
     def _reward(self, reward: Any) -> None:
         rule = "the reward must be one finite number"
-        if np.ndim(reward) != 0 or np.asarray(reward).dtype.kind in "SUmMc":
-            self._break("step", rule, reward)
+        plain = np.ndim(reward) == 0 and np.asarray(reward).dtype.kind not in "SUmMc"
         try:
-            number = float(reward)
+            number = float(reward) if plain else math.nan
         except (OverflowError, TypeError, ValueError):
-            self._break("step", rule, reward)
+            number = math.nan
         if not math.isfinite(number):
             self._break("step", rule, reward)
         if not _finite_in_float32(number):
-            self._break("step", f"{rule}, and is kept with 32 bits (at most 3.4e38)", reward)
+            self._break("step", f"{rule}, and is stored with 32 bits (at most 3.4e38)", reward)
 
     def _info(self, method: str, info: Any) -> None:
         if not isinstance(info, Mapping):
@@ -132,52 +133,54 @@ class Contract:
 
 
 def breaches(space: Any, value: Any, name: str = "") -> Iterator[str]:
-    """Why `value` has not the structure of `space`, or holds numbers that are none."""
+    """Why `value` has not the structure of `space`, or holds NaN or infinity."""
     at = f" at {name}" if name else ""
     if isinstance(space, gym.spaces.Box):
         yield from _box_breaches(space, value, at)
-    elif isinstance(space, gym.spaces.Dict):
-        keys = set(value) if isinstance(value, Mapping) else None
-        if keys != set(space.spaces):
-            yield f"{at}: it must be a dict with the keys {', '.join(map(str, space.spaces))}"
-            return
-        for key, inner in space.spaces.items():
-            yield from breaches(inner, value[key], f"{name}[{key!r}]")
-    elif isinstance(space, gym.spaces.Tuple):
-        if not isinstance(value, tuple) or len(value) != len(space.spaces):
-            yield f"{at}: it must be a tuple of {len(space.spaces)}"
-            return
-        for index, inner in enumerate(space.spaces):
-            yield from breaches(inner, value[index], f"{name}[{index}]")
+    elif isinstance(space, gym.spaces.Dict) and (
+        not isinstance(value, Mapping) or set(value) != set(space.spaces)
+    ):
+        yield f"{at}: it must be a dict with the keys {', '.join(map(str, space.spaces))}"
+    elif isinstance(space, gym.spaces.Tuple) and (
+        not isinstance(value, tuple) or len(value) != len(space.spaces)
+    ):
+        yield f"{at}: it must be a tuple of {len(space.spaces)}"
+    elif isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        for inner, part, index in _parts(space, value):
+            yield from breaches(inner, part, f"{name}{index}")
     elif not space.contains(value):
         yield f"{at}: it is not in {space}" if at else ""
 
 
 def outside(space: Any, value: Any, name: str = "") -> Iterator[str]:
-    """Where a value of the right structure lies outside of the bounds."""
+    """Where a value of the right structure is outside of the bounds."""
     if isinstance(space, gym.spaces.Box):
-        found = np.asarray(value).astype(space.dtype)  # Rounding is not meant.
-        beyond = np.argwhere((found < space.low) | (found > space.high))
+        array = np.asarray(value).astype(space.dtype)  # Rounding does not count.
+        beyond = np.argwhere((array < space.low) | (array > space.high))
         if len(beyond):
-            at = tuple(int(each) for each in beyond[0])
+            at = tuple(beyond[0].tolist())
             index = f"{name}[{', '.join(map(str, at))}]" if at else name
-            low, high = space.low[at], space.high[at]
-            yield f"{f'at {index} ' if index else ''}it is {found[at]}, and the bounds are {low} and {high}"
-    elif isinstance(space, gym.spaces.Dict):
-        for key, inner in space.spaces.items():
-            yield from outside(inner, value[key], f"{name}[{key!r}]")
-    elif isinstance(space, gym.spaces.Tuple):
-        for part, inner in enumerate(space.spaces):
-            yield from outside(inner, value[part], f"{name}[{part}]")
+            where, low, high = f"at {index} " if index else "", space.low[at], space.high[at]
+            yield f"{where}it is {array[at]}, and the bounds are {low} and {high}"
+    elif isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        for inner, part, index in _parts(space, value):
+            yield from outside(inner, part, f"{name}{index}")
+
+
+def _parts(space: Any, value: Any) -> Iterator[tuple[Any, Any, str]]:
+    """The spaces in a Dict or Tuple space, their values, and their indices as text."""
+    is_dict = isinstance(space, gym.spaces.Dict)
+    for key, inner in space.spaces.items() if is_dict else enumerate(space.spaces):
+        yield inner, value[key], f"[{key!r}]"
 
 
 def shown(value: Any) -> str:
-    """A returned value in a few words."""
+    """A returned value in short."""
     if isinstance(value, np.ndarray):
         text = f"an array of shape {value.shape} and dtype {value.dtype}"
         return f"{text}, {np.array2string(value, threshold=6)}" if value.size <= 6 else text
     if isinstance(value, tuple):
-        kinds = ", ".join(type(each).__name__ for each in value)
+        kinds = ", ".join(type(part).__name__ for part in value)
         return f"a tuple of {len(value)} ({kinds})"
     if value is None or isinstance(value, bool):
         return str(value)
@@ -186,23 +189,20 @@ def shown(value: Any) -> str:
 
 
 def method_place(env: Any, method: str) -> Place | None:
-    """Where the outermost layer that is not Gymnasium's own says what `method` returns; that of the base
-    environment if there is none."""
+    """Where the outermost layer that is not Gymnasium's own defines what `method` returns; the base
+    environment's method if there is none."""
     layer = env
     while layer is not env.unwrapped and _is_library(type(layer)):
         layer = layer.env
     kind = type(layer)
     names = {"reset": ("reset", "observation"), "step": ("step", "observation", "reward")}[method]
-    own = [name for name in names if any(name in vars(each) for each in _own_classes(kind))]
+    classes = [base for base in kind.__mro__ if not _is_library(base) and base is not object]
+    own = [name for name in names if any(name in vars(base) for base in classes)]
     function = inspect.unwrap(getattr(kind, own[0] if own else method))
     code = getattr(function, "__code__", None)
     if code is None:
         return None
     return Place(code.co_filename, code.co_firstlineno, f"{kind.__name__}.{function.__name__}")
-
-
-def _own_classes(kind: type) -> list[type]:
-    return [each for each in kind.__mro__ if not _is_library(each) and each is not object]
 
 
 def _is_library(kind: type) -> bool:
@@ -211,18 +211,18 @@ def _is_library(kind: type) -> bool:
 
 def _box_breaches(space: gym.spaces.Box, value: Any, at: str) -> Iterator[str]:
     try:
-        found = np.asarray(value)
+        array = np.asarray(value)
     except ValueError:  # lists of different lengths
         yield f"{at}: it is no array"
         return
-    if found.shape != space.shape:
-        yield f"{at}: its shape is {found.shape}, not {space.shape}"
-    elif not np.can_cast(found.dtype, space.dtype, "same_kind"):
-        yield f"{at}: its dtype {found.dtype} cannot be cast to {space.dtype}"
-    elif np.issubdtype(found.dtype, np.inexact) and not np.isfinite(found).all():
-        yield f"{at}: NaN or infinity is in it"
-    elif not _finite_in_float32(found):
-        yield f"{at}: a number in it is beyond 3.4e38, the largest that a network takes (32 bits)"
+    if array.shape != space.shape:
+        yield f"{at}: its shape is {array.shape}, not {space.shape}"
+    elif not np.can_cast(array.dtype, space.dtype, "same_kind"):
+        yield f"{at}: its dtype {array.dtype} cannot be cast to {space.dtype}"
+    elif np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+        yield f"{at}: it contains NaN or infinity"
+    elif not _finite_in_float32(array):
+        yield f"{at}: a number in it is beyond 3.4e38, the largest of a network's 32 bits"
 
 
 def _finite_in_float32(numbers: Any) -> bool:

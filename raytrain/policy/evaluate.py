@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
@@ -65,8 +65,8 @@ def evaluate(
     """Play `episodes` episodes in one environment, closed at the end. `track` yields the numbers of
     the episodes, and may show how many are done.
 
-    `max_steps` cuts an episode that neither terminates nor is truncated before. `tell` is called with
-    a sentence when an episode takes long, and about errors that change no number.
+    `max_steps` cuts an episode that neither terminates nor is truncated before. `tell` is called
+    with a sentence when an episode takes long, and about errors that change no number.
 
     Raises:
         BadInput: a number is below one, or the environment's spaces are not the policy's.
@@ -97,8 +97,7 @@ def evaluate(
                 env.close()
         except EnvironmentFailed as error:
             tell(f"{error}. The results do not depend on it.")
-    returns = tuple(episode.episode_return for episode in played)
-    lengths = tuple(episode.length for episode in played)
+    returns, lengths, cut = zip(*played, strict=True)
     return Evaluation(
         seed=seed,
         deterministic=deterministic,
@@ -107,18 +106,12 @@ def evaluate(
         **_statistics("episode_return", returns),
         **_statistics("episode_len", lengths),
         max_steps=max_steps,
-        episodes_cut=sum(episode.cut for episode in played),
+        episodes_cut=sum(cut),
     )
 
 
-class _Played(NamedTuple):
-    episode_return: float
-    length: int
-    cut: bool
-
-
 class _SlowEpisode:
-    """Reports an episode that does not end: after 10 seconds, and whenever it took twice as long."""
+    """Reports an episode that does not end, after 10 s and whenever it took twice as long."""
 
     def __init__(self, episode: int, tell: Callable[[str], None]) -> None:
         self._episode, self._tell = episode, tell
@@ -133,8 +126,8 @@ class _SlowEpisode:
         self._tell(
             f"Episode {self._episode} has not ended after {length:,} steps and {took:.0f} s. An "
             "environment that neither terminates nor truncates never ends: limit its episodes with "
-            "--max-steps (Ctrl-C stops this evaluation), or with evaluation.max_episode_steps in the "
-            "config."
+            "--max-steps (Ctrl-C stops this evaluation), or with evaluation.max_episode_steps in "
+            "the config."
         )
 
 
@@ -146,7 +139,8 @@ def _play(
     deterministic: bool,
     max_steps: int | None,
     on_step: Callable[[int], None],
-) -> _Played:
+) -> tuple[float, int, bool]:
+    """The return and length of one episode, and whether `max_steps` cut it."""
     policy.reset()
     policy.seed(seed)
     contract = Contract(env)
@@ -165,7 +159,7 @@ def _play(
         length += 1
         ended = bool(terminated or truncated)
         on_step(length)
-    return _Played(episode_return, length, not ended)
+    return episode_return, length, not ended
 
 
 def _statistics(name: str, values: Sequence[float]) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """`raytrain export`: the policy of a checkpoint in a directory of its own, for use elsewhere.
 
     DIR/policy.safetensors    the weights, as in the checkpoint
-        policy.json           network, spaces, filters, action mapping: `load_policy` needs nothing else
+        policy.json           network, spaces, filters, action mapping: all that `load_policy` needs
         README.md             the model card
-        policy.pt             TorchScript, if it was asked for
-        policy.onnx           ONNX, if it was asked for
+        policy.pt             TorchScript, on request
+        policy.onnx           ONNX, on request
 
-The network is described layer by layer in `policy.json`, so that `load_policy(DIR)` needs Torch,
-Gymnasium and safetensors, and neither Ray nor unpickling. Before anything is written, the description
-is tried against RLlib's module: the same bits for modes and for samples. A module of the user's own has
-no such description; its export needs RLlib to load, and says so. `policy.json` is written last: a
-directory that a kill left half-written is no policy.
+`policy.json` describes the network layer by layer, so `load_policy(DIR)` needs Torch, Gymnasium and
+safetensors, but no Ray and no unpickling. Before anything is written, the description is compared
+with RLlib's module: modes and samples must have the same bits. A module of the user's own cannot be
+described; its export needs RLlib to load, and says so. `policy.json` is written last: a directory
+that was interrupted before is no policy.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _TRIED = 16  # observations in the comparison with RLlib's module
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `needs_ray` says why loading needs RLlib, or is None; `onnx_difference` is the
-    largest one from Torch that was seen."""
+    """What was written. `needs_ray`: why loading needs RLlib, or None. `onnx_difference`: the
+    largest difference between ONNX and Torch in the comparison, or None."""
 
     path: str
     checkpoint: str
@@ -69,19 +69,19 @@ class Exported:
 def export_policy(
     argument: str, directory: str, *, onnx: bool = False, torchscript: bool = False
 ) -> Exported:
-    """Export the policy that `argument` (see `resolve`) means into `directory`, which must be new or
-    empty.
+    """Export the policy of the checkpoint `argument` (see `resolve`) into `directory`, which must
+    be new or empty.
 
     Raises:
-        BadInput: there is no such checkpoint, or `directory` holds something.
-        MissingExtra: ONNX was asked for and its packages are not installed.
-        PolicyFormatError: the policy cannot be exported in the form asked for; the reason is named.
+        BadInput: there is no such checkpoint, or `directory` is not empty.
+        MissingExtra: the packages for ONNX are not installed.
+        PolicyFormatError: the policy cannot be exported in this form; the message says why.
     """
     target = Location.of(directory)
     with storage_errors("Looking at the directory to export to", target):
         if target.exists() and (not target.is_dir() or target.listed()):
             raise BadInput(
-                f"{target} exists and is not an empty directory. Give another one, or delete it first."
+                f"{target} exists and is not an empty directory. Name another one, or delete it."
             )
     entry = resolve(argument)
     with scratch("export") as here:
@@ -106,7 +106,7 @@ def export_policy(
 
 
 def _described(parts: PolicyParts) -> tuple[PolicyParts, str | None]:
-    """The parts with their network described, or why that cannot be."""
+    """The parts with their network described, or unchanged with the reason why it cannot be."""
     from raytrain.policy.rllib_module import build_module
     from raytrain.policy.rllib_network import NotDefaultNetwork, describe_network
 
@@ -116,19 +116,19 @@ def _described(parts: PolicyParts) -> tuple[PolicyParts, str | None]:
     except (NotDefaultNetwork, PolicyFormatError) as reason:
         return parts, str(reason)
     if differs:
-        return parts, f"described layer by layer it gives other {differs} than RLlib's module"
+        return parts, f"its description layer by layer gives other {differs} than RLlib's module"
     return described, None
 
 
 def _difference(parts: PolicyParts, described: PolicyParts) -> str | None:
-    """What differs between the two policies, to the bit: modes, samples, or None."""
+    """What differs in a bit between the two policies: modes, samples, or None."""
     batches = [batch.numpy() for batch in observations(parts, _TRIED)]
     struct = base_struct(parts.observation_space)
     given = unstack(tree.unflatten_as(struct, batches))
     for name, deterministic in (("likeliest actions", True), ("sampled actions", False)):
         ours, theirs = (
-            _bits(Policy(each, metadata={}, seed=1), given, deterministic)
-            for each in (described, parts)
+            _bits(Policy(variant, metadata={}, seed=1), given, deterministic)
+            for variant in (described, parts)
         )
         if ours != theirs:
             return name
@@ -136,7 +136,7 @@ def _difference(parts: PolicyParts, described: PolicyParts) -> str | None:
 
 
 def _bits(policy: Policy, given: list[Any], deterministic: bool) -> list[bytes]:
-    actions = [policy.act(each, deterministic=deterministic) for each in given]
+    actions = [policy.act(observation, deterministic=deterministic) for observation in given]
     return [np.asarray(leaf).tobytes() for leaf in tree.flatten(actions)]
 
 
@@ -144,8 +144,8 @@ def _require_portable(why_not: str | None, *, onnx: bool, torchscript: bool) -> 
     wanted = [name for name, asked in (("ONNX", onnx), ("TorchScript", torchscript)) if asked]
     if wanted and why_not is not None:
         raise PolicyFormatError(
-            f"This policy cannot be written as {' or '.join(wanted)}: {why_not}. Dense and "
-            "convolutional networks of RLlib's own can; export it without."
+            f"This policy cannot be written as {' or '.join(wanted)}: {why_not}. Only RLlib's "
+            "dense and convolutional networks can. Export it without this format."
         )
 
 
@@ -154,7 +154,7 @@ def _try_torchscript(parts: PolicyParts, path: Path) -> None:
     with torch.no_grad():
         ours, theirs = torch.jit.load(str(path))(*given), ActingModule(parts)(*given)
     if not all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)):
-        raise PolicyFormatError("the TorchScript policy gives other actions than Torch; not kept")
+        raise PolicyFormatError("the TorchScript policy gives other actions than Torch")
 
 
 def _origin(entry: Entry) -> dict[str, Any]:

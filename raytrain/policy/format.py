@@ -7,7 +7,7 @@ and what lies between the environment and it:
     {"format": 1,
      "module": {"class": "pkg.mod:Class", "catalog": "pkg.mod:Class" | null, "model_config": {...},
                 "observation_space": SPACE},          # what the module sees, after the steps below
-     "network": [LAYER...] | null,        # the same network in plain Torch; in exported policies only
+     "network": [LAYER...] | null,      # the same network in plain Torch; in exported policies only
      "observation_space": SPACE, "action_space": SPACE,                     # the environment's own
      "preprocessing": [{"step": "flatten", "keys_to_remove": []},           # in this order
                        {"step": "mean_std", "count": 4000, "mean": ARRAY, "sum_sq_diff": ARRAY,

@@ -1,8 +1,8 @@
-"""The parts of a policy, taken from a live RLlib algorithm (PPO, new API stack, one agent).
+"""The parts of a policy, copied from a live RLlib algorithm (PPO, new API stack, one agent).
 
-This runs in the trial between two iterations, so it copies and nothing more; encoding, digest and
-files come later, in another thread (`write_policy`). It refuses what `Policy` could not repeat bit
-for bit: connectors of the user's own, and modules whose class has no importable name.
+This runs in the trial between two iterations, so it only copies; encoding, digest and files follow
+in another thread (`write_policy`). It refuses what `Policy` cannot repeat bit for bit: connectors
+of the user's own, and modules whose class has no importable name.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import copy
 import dataclasses
-import importlib
 import io
+import pkgutil
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,11 @@ def policy_parts(
     env_runner: Any = None,
     module_state: Mapping[str, torch.Tensor | np.ndarray[Any, Any]] | None = None,
 ) -> PolicyParts:
-    """Copies of all that makes the policy of `algo`; shares no memory with it.
+    """Copies of all parts of the policy of `algo`; they share no memory with it.
 
     `env_runner` (by default the local one) provides connectors, spaces and the module's
-    construction; it may be without environments. `module_state` is the state dict of the training
-    module where the caller has a copy already; by default it is fetched from the first learner.
+    construction; it needs no environments. `module_state` is a copy of the training module's state
+    dict; by default it is fetched from the first learner.
     Raises PolicyFormatError for a policy that cannot be exported exactly.
     """
     config = algo.config
@@ -57,9 +58,7 @@ def policy_parts(
         module_observation_space=module.observation_space,
         module_class=_importable_name(type(module), "the module class"),
         catalog_class=(
-            None
-            if module.catalog is None
-            else _importable_name(type(module.catalog), "the catalog class")
+            _importable_name(type(module.catalog), "the catalog class") if module.catalog else None
         ),
         model_config=_plain_model_config(module.model_config),
         normalize_actions=bool(config.normalize_actions),
@@ -105,12 +104,11 @@ def _plain_model_config(model_config: Any) -> dict[str, Any]:
 
 def _importable_name(cls: type, what: str) -> str:
     name = f"{cls.__module__}:{cls.__qualname__}"
-    found: Any = None
-    if cls.__module__ != "__main__" and "<locals>" not in cls.__qualname__:
-        found = importlib.import_module(cls.__module__)
-        for part in cls.__qualname__.split("."):
-            found = getattr(found, part, None)
-    if found is not cls:
+    imported: Any = None
+    if cls.__module__ != "__main__":
+        with suppress(AttributeError, ImportError, ValueError):  # ValueError: a local class
+            imported = pkgutil.resolve_name(name)
+    if imported is not cls:
         raise PolicyFormatError(
             f"{what} {name} cannot be imported by that name, so no other program could load the "
             "policy. Define it at the top level of a module that is importable."

@@ -1,4 +1,4 @@
-"""The model card of an exported policy: what it is, where it comes from, how to use it (Markdown)."""
+"""The model card of an exported policy (Markdown): its contents, its origin, how to use it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 from raytrain.checkpoint.catalogue import Entry
 from raytrain.checkpoint.experiment_file import ExperimentFile
 from raytrain.checkpoint.lineage import generation_text, line_of_descent
+from raytrain.checkpoint.manifest import Manifest
 from raytrain.policy.format import FlattenStep, PolicyParts
 from raytrain.policy.onnx import ONNX_FILE, TORCHSCRIPT_FILE, input_names
 from raytrain.storage.escapes import printable
@@ -35,11 +36,12 @@ def model_card(
             f"# {manifest.experiment}: a PPO policy for {parts.env or 'an environment of its own'}"
         ),
         printable(
-            f"Exported by raytrain from `{entry.location}`, after {manifest.timesteps:,} steps of training."
+            f"Exported by raytrain from `{entry.location}`, after {manifest.timesteps:,} steps of "
+            "training."
         ),
-        "## Run\n\n" + _table(_run_rows(entry)),
-        "## Scores\n\n" + _table(_score_rows(entry, experiment)),
-        "## Lineage\n\n" + _lineage(entry),
+        "## Run\n\n" + _table(_run_rows(entry, manifest)),
+        "## Scores\n\n" + _table(_score_rows(manifest, experiment)),
+        "## Lineage\n\n" + _lineage(entry, manifest),
         "## Policy\n\n" + _table(_policy_rows(parts)),
         "## Use\n\n" + _use(parts, needs_ray, directory),
     ]
@@ -49,13 +51,9 @@ def model_card(
     return printable("\n\n".join(sections), lines=True) + "\n"
 
 
-def _run_rows(entry: Entry) -> list[tuple[str, str]]:
-    manifest = entry.manifest
-    assert manifest is not None
-    exact = "yes"
-    if manifest.exact_lost is not None:
-        lost = manifest.exact_lost
-        exact = f"no, since iteration {lost.since_iteration}: {lost.why}"
+def _run_rows(entry: Entry, manifest: Manifest) -> list[tuple[str, str]]:
+    lost = manifest.exact_lost
+    exact = "yes" if lost is None else f"no, since iteration {lost.since_iteration}: {lost.why}"
     return [
         ("experiment", manifest.experiment),
         ("trial", manifest.trial_id),
@@ -69,32 +67,28 @@ def _run_rows(entry: Entry) -> list[tuple[str, str]]:
         ("exact", exact),
         ("weights SHA-256", manifest.weights_sha256),
         ("config SHA-256", manifest.config_digest),
-        ("versions", ", ".join(f"{name} {each}" for name, each in manifest.versions.items())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
     ]
 
 
 _SCORES = ("env_runners", "evaluation/env_runners")
 
 
-def _score_rows(entry: Entry, experiment: ExperimentFile | None) -> list[tuple[str, str]]:
-    manifest = entry.manifest
-    assert manifest is not None
+def _score_rows(manifest: Manifest, experiment: ExperimentFile | None) -> list[tuple[str, str]]:
     settings = {} if experiment is None else experiment.config.get("checkpoint", {})
     score = "none yet" if manifest.score is None else f"{manifest.score:g}"
     rows = [(f"score (`{settings.get('score', 'checkpoint.score')}`)", score)]
     for holder in _SCORES:
-        found: Any = manifest.metrics
+        metrics: Any = manifest.metrics
         for part in holder.split("/"):
-            found = found.get(part, {}) if isinstance(found, Mapping) else {}
+            metrics = metrics.get(part, {}) if isinstance(metrics, Mapping) else {}
         for name in ("episode_return_mean", "episode_return_min", "episode_return_max"):
-            if isinstance(found.get(name), int | float):
-                rows.append((f"{holder}/{name}", f"{found[name]:g}"))
+            if isinstance(metrics.get(name), int | float):
+                rows.append((f"{holder}/{name}", f"{metrics[name]:g}"))
     return rows
 
 
-def _lineage(entry: Entry) -> str:
-    manifest = entry.manifest
-    assert manifest is not None
+def _lineage(entry: Entry, manifest: Manifest) -> str:
     parent = manifest.parent
     if parent is None:
         return "Trained from the beginning: no parent."
@@ -141,14 +135,15 @@ def _use(parts: PolicyParts, needs_ray: str | None, directory: Path) -> str:
         needs = f"RLlib is imported (Ray is not started), for {needs_ray}. Nothing is unpickled."
     texts = [
         f"{needs}\n\n```python\nimport raytrain\n\npolicy = raytrain.load_policy(DIR)\n"
-        "action = policy.act(observation)  # or a batch of them; policy.reset() between episodes\n```"
+        "action = policy.act(observation)  # or a batch; policy.reset() between episodes\n```"
     ]
     inputs = ", ".join(f"`{name}`" for name in input_names(parts.observation_space, "observation"))
     outputs = ", ".join(f"`{name}`" for name in input_names(parts.action_space, "action"))
     if (directory / TORCHSCRIPT_FILE).exists():
         texts.append(
-            f"`{TORCHSCRIPT_FILE}` (TorchScript) takes batches of raw observations and returns a tuple "
-            f"of the likeliest actions, ready for the environment:\n\n```python\nimport torch\n\n"
+            f"`{TORCHSCRIPT_FILE}` (TorchScript) takes batches of raw observations and returns a "
+            "tuple of the likeliest actions, ready for the environment:"
+            "\n\n```python\nimport torch\n\n"
             f'(actions,) = torch.jit.load("{TORCHSCRIPT_FILE}")(observations)\n```'
         )
     if (directory / ONNX_FILE).exists():

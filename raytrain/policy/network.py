@@ -2,9 +2,9 @@
 
     [{"layer": "linear", "tensors": "encoder.actor_encoder.net.mlp.0"}, {"layer": "tanh"}, ...]
 
-`tensors` is the name under which the layer's weights lie in `policy.safetensors`. The list leads from
-a batch of preprocessed observations to the inputs of the action distribution, in the very operations
-of RLlib's module. The layers:
+`tensors` is the name of the layer's weights in `policy.safetensors`. The list leads from a batch of
+preprocessed observations to the inputs of the action distribution, in the operations of RLlib's
+module. The layers:
 
     linear, conv2d (stride), layer_norm (eps)          with tensors NAME.weight and NAME.bias
     lstm (layers)                                      with tensors NAME.weight_ih_l0 and so on
@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from raytrain.errors import BadInput
 from raytrain.policy.spaces import PolicyFormatError
 
 Layer = Mapping[str, Any]
@@ -71,7 +70,7 @@ def describe_layer(module: Any, name: str) -> Layer:
 def build_network(layers: Sequence[Layer], tensors: Tensors) -> nn.Sequential:
     """The layers with their weights, in eval mode; nothing is drawn from Torch's generator.
 
-    Raises PolicyFormatError for a layer that this version does not know, or whose weights are missing.
+    Raises PolicyFormatError for an unknown layer, or one whose weights are missing.
     """
     built = []
     for layer in layers:
@@ -94,21 +93,21 @@ States = tuple[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], ...]
 
 def first_states(network: nn.Sequential) -> States:
     """The states of an episode that begins; empty for a network that keeps none."""
-    lstms = [each for each in network if isinstance(each, nn.LSTM)]
-    zeros = [np.zeros((each.num_layers, each.hidden_size), np.float32) for each in lstms]
-    return tuple((each, each) for each in zeros)
+    lstms = [layer for layer in network if isinstance(layer, nn.LSTM)]
+    zeros = [np.zeros((lstm.num_layers, lstm.hidden_size), np.float32) for lstm in lstms]
+    return tuple((zero, zero) for zero in zeros)
 
 
 def run_recurrent(
     network: nn.Sequential, inputs: torch.Tensor, states: States
 ) -> tuple[torch.Tensor, States]:
-    """One step of a network with LSTMs: outputs (N, columns) for inputs (N, ...), and the states after
-    it."""
+    """One step of a network with LSTMs: outputs (N, columns) for inputs (N, ...), and the
+    states after it."""
     # With a time axis of length one, as RLlib runs a recurrent module.
     x, left, after = inputs.unsqueeze(1), list(states), []
     for layer in network:
         if isinstance(layer, nn.LSTM):
-            h, c = (torch.from_numpy(each).transpose(0, 1) for each in left.pop(0))
+            h, c = (torch.from_numpy(state).transpose(0, 1) for state in left.pop(0))
             x, (h, c) = layer(x, (h, c))
             after.append((h.transpose(0, 1).numpy(), c.transpose(0, 1).numpy()))
         else:
@@ -206,45 +205,3 @@ _BUILDERS: dict[str, Callable[[Layer, Tensors], nn.Module]] = {
         _tensor(tensors, layer["tensors"]), layer["bound"]
     ),
 }
-
-
-class ObservationError(BadInput):
-    """An observation that is neither one of the policy's observation space nor a batch of such."""
-
-
-class EpisodeStates:
-    """`initial` is the state of an episode that begins; states are nested arrays without a batch axis."""
-
-    def __init__(self, initial: Any) -> None:
-        self._initial = initial
-        self._states: list[Any] | None = None
-
-    def reset(self, mask: np.ndarray[Any, Any] | None) -> None:
-        """Forget all episodes, or those where `mask` is true."""
-        if mask is None or self._states is None:
-            self._states = None
-            return
-        if mask.shape != (len(self._states),):
-            raise BadInput(
-                f"reset got a mask of shape {mask.shape}, but the policy acts in "
-                f"{len(self._states)} episodes"
-            )
-        self._states = [
-            self._initial if starts else state
-            for starts, state in zip(mask, self._states, strict=True)
-        ]
-
-    def of(self, size: int) -> list[Any]:
-        """The states of the `size` episodes that act next."""
-        if self._states is None:
-            return [self._initial] * size
-        if len(self._states) != size:
-            raise ObservationError(
-                f"got {size} observations, but the policy keeps the recurrent state of "
-                f"{len(self._states)} episodes. Call reset() before acting in others."
-            )
-        return self._states
-
-    def keep(self, states: list[Any]) -> None:
-        """The states after that step."""
-        self._states = states

@@ -3,9 +3,9 @@
     inputs    one for each leaf of the observation space: (N, ...) in the leaf's dtype
     outputs   one for each leaf of the action space: (N, ...), ready for the environment
 
-The likeliest actions; the filter, one-hot encoding, unsquashing and clipping are inside. N may differ
-from call to call. Leaves are in the order of `tree.flatten` and are called `observation` and `action`,
-or, in nested spaces, `observation.KEY...` and `action.KEY...`.
+The actions are the likeliest ones. The filter, one-hot encoding, unsquashing and clipping are part
+of the module, and N may change between calls. Leaves have the order of `tree.flatten` and the names
+`observation` and `action`, or, in nested spaces, `observation.KEY...` and `action.KEY...`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import nn
 
 from raytrain.errors import require
-from raytrain.policy.arithmetic import base_struct, filter_divisor, normalise
+from raytrain.policy.arithmetic import base_struct, filter_divisor, normalize
 from raytrain.policy.distributions import ActionDistribution
 from raytrain.policy.env_actions import LeafMapping, scaled
 from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts
@@ -68,16 +68,17 @@ def input_names(space: gym.Space[Any], stem: str) -> list[str]:
 
 
 def write_torchscript(parts: PolicyParts, path: Path) -> None:
-    """Trace the policy; what is written is loaded with `torch.jit.load`, without raytrain."""
+    """Write the traced policy, which `torch.jit.load` loads without raytrain."""
     with _quiet(), torch.no_grad():
         traced = torch.jit.trace(ActingModule(parts), tuple(observations(parts, 2)), strict=False)
         traced.save(str(path))
 
 
 def write_onnx(parts: PolicyParts, path: Path) -> float:
-    """Write the policy for onnxruntime; the largest difference from Torch over 64 observations.
+    """Write the policy for onnxruntime; returns the largest difference from Torch in 64
+    observations.
 
-    Raises MissingExtra; PolicyFormatError if the difference is beyond `ONNX_TOLERANCE`.
+    Raises MissingExtra; PolicyFormatError if the difference is larger than `ONNX_TOLERANCE`.
     """
     require("export", "onnx", "onnxscript", "onnxruntime", what="An ONNX export")
     module = ActingModule(parts)
@@ -98,14 +99,14 @@ def write_onnx(parts: PolicyParts, path: Path) -> float:
     difference = _onnx_difference(module, parts, path)
     if not difference <= ONNX_TOLERANCE:
         raise PolicyFormatError(
-            f"the ONNX policy differs from Torch by {difference:g}, more than {ONNX_TOLERANCE:g}: it "
-            "is not kept. Use TorchScript, or the policy itself."
+            f"the ONNX policy differs from Torch by {difference:g}, more than {ONNX_TOLERANCE:g}, "
+            "so it was not kept. Use TorchScript, or the policy itself."
         )
     return difference
 
 
 def observations(parts: PolicyParts, size: int) -> list[torch.Tensor]:
-    """Random observations, a batch for each leaf of the space; the same ones each time."""
+    """Random observations, a batch for each leaf of the space; every call returns the same."""
     leaves: list[gym.Space[Any]] = tree.flatten(base_struct(parts.observation_space))
     batches = []
     for i, leaf in enumerate(leaves):
@@ -120,7 +121,7 @@ def _onnx_difference(module: ActingModule, parts: PolicyParts, path: Path) -> fl
     given = observations(parts, 64)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feeds = {
-        found.name: batch.numpy() for found, batch in zip(session.get_inputs(), given, strict=True)
+        entry.name: batch.numpy() for entry, batch in zip(session.get_inputs(), given, strict=True)
     }
     with torch.no_grad():
         expected = module(*given)
@@ -137,8 +138,8 @@ def _steps(parts: PolicyParts) -> list[nn.Module]:
         if isinstance(step, FlattenStep):
             if step.keys_to_remove:
                 raise PolicyFormatError(
-                    "FlattenObservations leaves keys out here, which ONNX and TorchScript exports do "
-                    "not repeat. Leave them out in a wrapper of the environment instead."
+                    "FlattenObservations removes keys, which ONNX and TorchScript exports cannot "
+                    "repeat. Remove them in a wrapper of the environment instead."
                 )
             steps.append(_Flatten(tree.flatten(base_struct(space))))
             space = Box(-np.inf, np.inf, shape=(1,))
@@ -171,22 +172,17 @@ def _one_hot(index: torch.Tensor, size: int) -> torch.Tensor:
 class _MeanStd(nn.Module):
     def __init__(self, step: MeanStdStep) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.from_numpy(step.mean))
-        self.register_buffer(
-            "divisor", torch.from_numpy(filter_divisor(step.sum_sq_diff, step.count))
-        )
-        self._settings: dict[str, Any] = {
-            "center": step.center,
-            "scale": step.scale,
-            "clip": step.clip,
-        }
+        divisor = filter_divisor(step.sum_sq_diff, step.count)
+        self.register_buffer("mean", torch.from_numpy(step.mean) if step.center else None)
+        self.register_buffer("divisor", torch.from_numpy(divisor) if step.scale else None)
+        self._clip = step.clip
 
     def forward(self, x: Any) -> torch.Tensor:
         value: torch.Tensor = x[0] if isinstance(x, list) else x
         # In float64 as NumPy, which takes that of a mean without axes too.
-        wide = value.double() if self._settings["center"] else value
-        normalised: torch.Tensor = normalise(wide, self.mean, self.divisor, **self._settings)
-        return normalised.to(value.dtype)
+        wide = value if self.mean is None else value.double()
+        normalized: torch.Tensor = normalize(wide, self.mean, self.divisor, self._clip)
+        return normalized.to(value.dtype)
 
 
 class _End(nn.Module):
@@ -194,32 +190,29 @@ class _End(nn.Module):
 
     def __init__(self, leaf: gym.Space[Any], parts: PolicyParts) -> None:
         super().__init__()
-        mapping = LeafMapping.of(leaf, normalize=parts.normalize_actions, clip=parts.clip_actions)
-        self._shift, self._scale, self._clip = (
-            each is not None for each in (mapping.shift, mapping.scale, mapping.clip)
+        self._mapping = mapping = LeafMapping.of(
+            leaf, normalize=parts.normalize_actions, clip=parts.clip_actions
         )
         if mapping.shift is not None:
-            self.register_buffer("start", torch.from_numpy(np.asarray(mapping.shift)))
-        # Torch's name for it, which is NumPy's too.
-        self._narrow = None if mapping.narrow is None else getattr(torch, mapping.narrow.name)
-        bounds = mapping.scale or mapping.clip
-        if bounds is not None:
-            self.register_buffer("low", torch.from_numpy(bounds[0]))
-            self.register_buffer("high", torch.from_numpy(bounds[1]))
+            self.register_buffer("shift", torch.from_numpy(np.asarray(mapping.shift)))
+        for name, bound in zip(("low", "high"), mapping.scale or mapping.clip or (), strict=False):
+            self.register_buffer(name, torch.from_numpy(bound))
 
     def forward(self, action: Any) -> Any:
-        if self._shift:
-            action = (action + self.start).to(self.start.dtype)
-        if self._scale:
+        mapping = self._mapping
+        if mapping.shift is not None:
+            action = (action + self.shift).to(self.shift.dtype)
+        if mapping.scale is not None:
             action = scaled(action, self.low, self.high)
-        if self._clip:
+        if mapping.clip is not None:
             action = torch.minimum(torch.maximum(action, self.low), self.high)
-        return action if self._narrow is None else action.to(self._narrow)
+        # Torch has NumPy's names for dtypes.
+        return action if mapping.narrow is None else action.to(getattr(torch, mapping.narrow.name))
 
 
 @contextmanager
 def _quiet() -> Any:
-    """Torch's exporters warn and print of what is not the user's doing."""
+    """Suppress warnings and output of Torch's exporters, which the user cannot act upon."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -4,15 +4,15 @@
     action = policy.act(observation)                  # one observation: one action for env.step
     actions = policy.act(observations)                # a batch: what a vector environment takes
 
-Between the observation and the action it does what RLlib's connectors do around the module: cast
-to the space's dtype (as Gymnasium's vector environments do), FlattenObservations and MeanStdFilter
-with frozen statistics, batch, forward pass, mode or sample of the distribution, unsquash or clip.
-The same observations in a batch of the same size give the same bits as in training; in a batch of
+From the observation to the action it does what RLlib's connectors do around the module: cast to the
+space's dtype (as Gymnasium's vector environments do), FlattenObservations and MeanStdFilter with
+frozen statistics, batch, forward pass, mode or sample of the distribution, unsquash or clip. The
+same observations in a batch of the same size give the same bits as in training; in a batch of
 another size the matrix product may round differently.
 
-An exported policy describes its network layer by layer and is built of plain Torch (`network`): RLlib
-is not even imported. A checkpoint's, and one whose network has no such description, is RLlib's module
-(`rllib_policy`).
+An exported policy describes its network layer by layer and is built of plain Torch (`network`),
+without an import of RLlib. A checkpoint's policy, and one whose network cannot be described so, is
+RLlib's module (`rllib_module`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,12 @@ import numpy as np
 import torch
 import tree
 
+from raytrain.errors import BadInput
 from raytrain.policy import arithmetic
 from raytrain.policy.distributions import ActionDistribution
 from raytrain.policy.env_actions import for_environment, mappings
 from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts, Step, read_policy
-from raytrain.policy.network import (
-    EpisodeStates,
-    ObservationError,
-    build_network,
-    first_states,
-    run_recurrent,
-)
+from raytrain.policy.network import build_network, first_states, run_recurrent
 
 
 def load_policy(path: str | os.PathLike[str], *, seed: int | None = None) -> Policy:
@@ -53,19 +48,64 @@ def load_policy(path: str | os.PathLike[str], *, seed: int | None = None) -> Pol
 
 
 class Network(Protocol):
-    """What chooses actions for preprocessed observations, and keeps the state of their episodes."""
+    """Chooses actions for preprocessed observations."""
 
     module: Any
+    initial_state: Any
+    """Of an episode that begins, as nested arrays; None if the network keeps no state."""
 
-    def actions(self, items: list[Any], *, deterministic: bool) -> Any:
-        """The nested actions of all `items`, as tensors or arrays with a batch axis in front."""
+    def actions(
+        self, items: list[Any], states: list[Any] | None, *, deterministic: bool
+    ) -> tuple[Any, list[Any] | None]:
+        """The nested actions of all `items`, as tensors or arrays with a batch axis in front, and
+        the states of their episodes after the step."""
+
+
+class ObservationError(BadInput):
+    """An observation that is neither one of the policy's observation space nor a batch of such."""
+
+
+class EpisodeStates:
+    """The recurrent states of the episodes that a policy acts in: nested arrays without a batch
+    axis. `initial` is that of an episode that begins."""
+
+    def __init__(self, initial: Any) -> None:
+        self._initial = initial
+        self._states: list[Any] | None = None
 
     def reset(self, mask: np.ndarray[Any, Any] | None) -> None:
-        """Forget the state of all episodes, or of those where `mask` is true."""
+        """Forget all episodes, or those where `mask` (N,) is true."""
+        if mask is None or self._states is None:
+            self._states = None
+            return
+        if mask.shape != (len(self._states),):
+            raise BadInput(
+                f"reset got a mask of shape {mask.shape}, but the policy acts in "
+                f"{len(self._states)} episodes"
+            )
+        self._states = [
+            self._initial if starts else state
+            for starts, state in zip(mask, self._states, strict=True)
+        ]
+
+    def of(self, size: int) -> list[Any]:
+        """The states of the `size` episodes that act next."""
+        if self._states is None:
+            return [self._initial] * size
+        if len(self._states) != size:
+            raise ObservationError(
+                f"got {size} observations, but the policy keeps the recurrent state of "
+                f"{len(self._states)} episodes. Call reset() before acting in others."
+            )
+        return self._states
+
+    def keep(self, states: list[Any]) -> None:
+        """The states after that step."""
+        self._states = states
 
 
 class Policy:
-    """Acts; keeps the recurrent state of the episodes it acts in, and its own random generator."""
+    """Keeps the recurrent states of its episodes, and a random generator of its own."""
 
     def __init__(self, parts: PolicyParts, *, metadata: Mapping[str, Any], seed: int = 0) -> None:
         self.observation_space = parts.observation_space
@@ -74,7 +114,8 @@ class Policy:
         self.env_config = dict(parts.env_config)
         self.metadata = dict(metadata)
         self._network = _network(parts)
-        self.module = self._network.module
+        self.module, initial = self._network.module, self._network.initial_state
+        self._states = None if initial is None else EpisodeStates(initial)
         self._steps = _prepared(parts.preprocessing, parts.observation_space)
         self._observation_struct = arithmetic.base_struct(parts.observation_space)
         self._action_struct = arithmetic.base_struct(parts.action_space)
@@ -93,7 +134,8 @@ class Policy:
 
         Call it when an episode starts. Without effect on modules that keep no state.
         """
-        self._network.reset(None if mask is None else np.asarray(mask, dtype=bool))
+        if self._states is not None:
+            self._states.reset(None if mask is None else np.asarray(mask, dtype=bool))
 
     def act(self, observation: Any, deterministic: bool = True) -> Any:
         """The action for one observation, or the actions for a batch of them, ready for `env.step`.
@@ -104,9 +146,12 @@ class Policy:
         or a list of observations. Sampling leaves torch's global generator alone.
         """
         items, is_batch = self._observations(observation)
+        states = None if self._states is None else self._states.of(len(items))
         with torch.no_grad(), self._own_randomness():
-            actions = self._network.actions(items, deterministic=deterministic)
-        actions = arithmetic.as_numpy(actions)
+            actions, after = self._network.actions(items, states, deterministic=deterministic)
+        if self._states is not None and after is not None:
+            self._states.keep(after)
+        actions = tree.map_structure(arithmetic.as_array, actions)
         actions = for_environment(actions, self._mappings)
         if is_batch:
             return actions
@@ -117,7 +162,7 @@ class Policy:
 
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        # torch.distributions draw from the global generator alone, so it is lent our state.
+        # Sampling draws from Torch's global generator, which gets our state meanwhile.
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._generator.get_state())
             yield
@@ -159,7 +204,7 @@ def _leaves(observation: Any, space: gym.Space[Any], struct: Any) -> tuple[Any, 
                 value = value[key]
             except (KeyError, IndexError, TypeError) as error:
                 raise ObservationError(
-                    f"the observation has no part {path!r}, expected is one of {space}"
+                    f"the observation has no part {path!r}; expected an observation of {space}"
                 ) from error
         try:
             array = np.asarray(value)
@@ -173,7 +218,7 @@ def _leaves(observation: Any, space: gym.Space[Any], struct: Any) -> tuple[Any, 
         else:
             raise ObservationError(
                 f"got an observation of shape {array.shape}{f' at {path!r}' if path else ''}: "
-                f"expected is {shape} for one observation or (N, {str(shape)[1:]} for a batch of N"
+                f"expected {shape} for one observation or (N, {str(shape)[1:]} for a batch of N"
             )
         if not (isinstance(value, list) or np.can_cast(array.dtype, leaf_space.dtype, "same_kind")):
             raise ObservationError(
@@ -181,7 +226,7 @@ def _leaves(observation: Any, space: gym.Space[Any], struct: Any) -> tuple[Any, 
                 f"{leaf_space.dtype}"
             )
         cast = array.astype(leaf_space.dtype)
-        # A scalar, not an array without axes: that is what an environment's step returns here.
+        # A scalar, not an array without axes, as an environment's step returns it.
         return cast[()] if cast.ndim == 0 else cast
 
     return tree.map_structure_with_path(convert, struct), sizes
@@ -195,17 +240,17 @@ def _prepared(steps: Sequence[Step], space: gym.Space[Any]) -> list[Callable[[An
             # From here on it is a vector of floats, nothing to be one-hot.
             space = gym.spaces.Box(-np.inf, np.inf, shape=(1,))
         else:
-            prepared.append(_normalising(step))
+            prepared.append(_normalizing(step))
     return prepared
 
 
-def _normalising(step: MeanStdStep) -> Callable[[Any], Any]:
-    divisor = arithmetic.filter_divisor(step.sum_sq_diff, step.count)
+def _normalizing(step: MeanStdStep) -> Callable[[Any], Any]:
+    mean = step.mean if step.center else None
+    divisor = arithmetic.filter_divisor(step.sum_sq_diff, step.count) if step.scale else None
 
     def apply(observation: Any) -> Any:
         value = np.asarray(observation)
-        settings: dict[str, Any] = {"center": step.center, "scale": step.scale, "clip": step.clip}
-        return arithmetic.normalise(value, step.mean, divisor, **settings).astype(value.dtype)
+        return arithmetic.normalize(value, mean, divisor, step.clip).astype(value.dtype)
 
     return apply
 
@@ -213,11 +258,11 @@ def _normalising(step: MeanStdStep) -> Callable[[Any], Any]:
 def _flattening(step: FlattenStep, space: gym.Space[Any]) -> Callable[[Any], Any]:
     struct, removed = arithmetic.base_struct(space), set(step.keys_to_remove)
     if removed:
-        struct = {key: each for key, each in struct.items() if key not in removed}
+        struct = {key: leaf for key, leaf in struct.items() if key not in removed}
 
     def apply(observation: Any) -> Any:
         if removed:
-            observation = {key: each for key, each in observation.items() if key not in removed}
+            observation = {key: leaf for key, leaf in observation.items() if key not in removed}
         return arithmetic.flat_vector(observation, struct)
 
     return apply
@@ -238,19 +283,15 @@ class _PlainNetwork:
         assert parts.network is not None
         self.module = build_network(parts.network, parts.module_state)
         self._distribution = ActionDistribution(arithmetic.base_struct(parts.action_space))
-        first = first_states(self.module)
-        self._states = EpisodeStates(first) if first else None
+        self.initial_state = first_states(self.module) or None
 
-    def actions(self, items: list[Any], *, deterministic: bool) -> Any:
-        given = arithmetic.as_tensor(arithmetic.stack(items))
-        if self._states is None:
-            outputs = self.module(given)
+    def actions(
+        self, items: list[Any], states: list[Any] | None, *, deterministic: bool
+    ) -> tuple[Any, list[Any] | None]:
+        inputs = arithmetic.as_tensor(arithmetic.stack(items))
+        if states is None:
+            outputs, after = self.module(inputs), None
         else:
-            states = arithmetic.stack(self._states.of(len(items)))
-            outputs, states = run_recurrent(self.module, given, states)
-            self._states.keep(arithmetic.unstack(states))
-        return self._distribution.actions(outputs, deterministic=deterministic)
-
-    def reset(self, mask: np.ndarray[Any, Any] | None) -> None:
-        if self._states is not None:
-            self._states.reset(mask)
+            outputs, stacked = run_recurrent(self.module, inputs, arithmetic.stack(states))
+            after = arithmetic.unstack(stacked)
+        return self._distribution.actions(outputs, deterministic=deterministic), after

@@ -1,9 +1,9 @@
-"""The policy's actions for the environment, where RLlib's connectors sample: `env_actions` in their place.
+"""`env_actions` as an RLlib connector, for RLlib's own sampling.
 
-RLlib's NormalizeAndClipActions knows no `start` of a discrete space, and clips nothing where a Box that
-is to be normalised has an infinite bound. Where it neither normalises nor clips, the environment gets the
-very arrays that the learner gets, and may write into them. Where any of this makes a difference,
-`ActionsForEnvironment` takes its place in the module-to-env pipeline.
+RLlib's NormalizeAndClipActions ignores the `start` of a discrete space, and clips nothing if a Box
+that is to be normalized has an infinite bound. If it neither normalizes nor clips, the environment
+receives the arrays of the learner itself, and may write into them. `ActionsForEnvironment` replaces
+it in the module-to-env pipeline where this makes a difference.
 """
 
 from __future__ import annotations
@@ -67,7 +67,6 @@ def _differs(space: gym.Space[Any], normalize: bool, clip: bool) -> bool:
 
 def _leaf_differs(leaf: gym.Space[Any], mapping: LeafMapping, normalize: bool) -> bool:
     if not isinstance(leaf, gym.spaces.Box):
-        return mapping.changes
-    if mapping.narrow is not None:
-        return True
-    return normalize and mapping.scale is None and mapping.shift is None
+        return mapping.shift is not None
+    unscaled = normalize and mapping.scale is None and mapping.shift is None
+    return unscaled or mapping.narrow is not None

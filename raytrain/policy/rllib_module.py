@@ -1,13 +1,12 @@
-"""A policy's module as RLlib builds it: for checkpoints, and for networks without a plain description.
+"""A policy's module as RLlib builds it, for checkpoints and for networks without a description.
 
-RLlib is imported, Ray is not started. The module's forward pass, its own distribution classes, and the
-recurrent state that RLlib's connectors would carry from step to step.
+RLlib is imported, Ray is not started. Forward pass and distributions are RLlib's own.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
+import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,58 +22,45 @@ from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
 from raytrain.policy.arithmetic import stack, unstack
 from raytrain.policy.format import PolicyParts
-from raytrain.policy.network import EpisodeStates
 from raytrain.policy.spaces import PolicyFormatError
 
 
 class RLlibNetwork:
-    """See the module's docstring; the protocol is `policy.Network`."""
+    """RLlib's module as a `policy.Network`."""
 
     def __init__(self, parts: PolicyParts) -> None:
         self.module = build_module(parts)
         stateful = self.module.is_stateful()
-        initial = convert_to_numpy(self.module.get_initial_state()) if stateful else None
-        self._states = EpisodeStates(initial) if stateful else None
+        self.initial_state = convert_to_numpy(self.module.get_initial_state()) if stateful else None
 
-    def reset(self, mask: np.ndarray[Any, Any] | None) -> None:
-        if self._states is not None:
-            self._states.reset(mask)
-
-    def actions(self, items: list[Any], *, deterministic: bool) -> Any:
-        outputs = self._forward(items, deterministic)
-        actions = convert_to_numpy(self._chosen(outputs, deterministic))
-        if self._states is not None:
-            actions = tree.map_structure(lambda leaf: np.squeeze(leaf, axis=1), actions)
-        return actions
-
-    def _forward(self, items: list[Any], deterministic: bool) -> dict[str, Any]:
-        """Forward pass over preprocessed single observations; keeps the state for the next call."""
+    def actions(
+        self, items: list[Any], states: list[Any] | None, *, deterministic: bool
+    ) -> tuple[Any, list[Any] | None]:
         columns: dict[str, Any] = {Columns.OBS: stack(items)}
-        if self._states is not None:
+        if states is not None:
             # A time axis of length one, as AddTimeDimToBatchAndZeroPad adds it.
             columns[Columns.OBS] = tree.map_structure(
                 lambda leaf: np.expand_dims(leaf, axis=1), columns[Columns.OBS]
             )
-            columns[Columns.STATE_IN] = stack(self._states.of(len(items)))
-        tensors = convert_to_torch_tensor(columns)
-        forward = (
-            self.module.forward_inference if deterministic else self.module.forward_exploration
-        )
-        outputs: dict[str, Any] = forward(tensors)
-        if self._states is not None:
-            self._states.keep(unstack(convert_to_numpy(outputs[Columns.STATE_OUT])))
-        return outputs
+            columns[Columns.STATE_IN] = stack(states)
+        module = self.module
+        forward = module.forward_inference if deterministic else module.forward_exploration
+        outputs = forward(convert_to_torch_tensor(columns))
+        actions = convert_to_numpy(self._chosen(outputs, deterministic))
+        if states is None:
+            return actions, None
+        actions = tree.map_structure(lambda leaf: np.squeeze(leaf, axis=1), actions)
+        return actions, unstack(convert_to_numpy(outputs[Columns.STATE_OUT]))
 
     def _chosen(self, outputs: Mapping[str, Any], deterministic: bool) -> Any:
-        """RLlib's GetActions: actions of the module itself, or of the distribution it describes."""
+        """As RLlib's GetActions: the module's own actions, or those of its distribution."""
         if Columns.ACTIONS in outputs:
             return outputs[Columns.ACTIONS]
         logits = outputs[Columns.ACTION_DIST_INPUTS]
         if deterministic:
-            distribution = self.module.get_inference_action_dist_cls().from_logits(logits)
-            return distribution.to_deterministic().sample()
-        distribution = self.module.get_exploration_action_dist_cls().from_logits(logits)
-        return distribution.sample()
+            kind = self.module.get_inference_action_dist_cls()
+            return kind.from_logits(logits).to_deterministic().sample()
+        return self.module.get_exploration_action_dist_cls().from_logits(logits).sample()
 
 
 def build_module(parts: PolicyParts) -> Any:
@@ -98,14 +84,15 @@ def build_module(parts: PolicyParts) -> Any:
             f"the weights do not fit the module {parts.module_class} as this program builds it: "
             f"{error}"
         ) from error
-    # RLlib's forward methods switch to eval mode and back; the way back is a third of their time.
+    # RLlib's forward methods switch to eval mode and back; switching back takes a third of
+    # their time.
     return module.eval()
 
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Ray 2.60: `RLModule.__init__` makes an object that is deprecated, whatever it is given, and so
-    each first module of a process logs a warning that nobody can act upon."""
+    """In Ray 2.60 `RLModule.__init__` always makes a deprecated object, so the first module of a
+    process logs a warning that the user cannot act upon."""
     logger = logging.getLogger("ray._common.deprecation")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -117,16 +104,13 @@ def _without_deprecations() -> Iterator[None]:
 
 def _imported(name: str, base: type) -> type:
     """The class of "package.module:Class"; raises PolicyFormatError if it is not there."""
-    module_name, _, qualname = name.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
-        for part in qualname.split("."):
-            found = getattr(found, part)
+        imported = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise PolicyFormatError(
             f"the policy needs the class {name}, which cannot be imported ({error}). Install the "
             "package it was trained with, or add its directory to PYTHONPATH."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(imported, type) and issubclass(imported, base)):
         raise PolicyFormatError(f"{name} is not a {base.__name__}: the policy cannot be built")
-    return found
+    return imported

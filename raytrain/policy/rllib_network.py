@@ -43,7 +43,7 @@ class PolicyLayers:
     log_std: nn.Parameter | None
     """(A,) float32, the log-stds that depend on no observation, to append to the head's output."""
     log_std_bound: float | None
-    """Log-stds are clipped to plus and minus this; None where they are not, or where there are none."""
+    """Log-stds are clipped to plus and minus this; None: not clipped, or no log-stds."""
 
     @classmethod
     def of(cls, module: Any) -> PolicyLayers:

@@ -1,8 +1,8 @@
 """RLlib's PPO with exact iterations and a complete state.
 
 `ExactPPO` is RLlib's `PPO` with another env runner, another learner and another way of moving data
-between them (see `env_runner`, `learner`, `collector`); loss, connectors, metric names and checkpoint
-files are RLlib's. `state` lists what a saved state consists of.
+between them (see `env_runner`, `learner`, `collector`); loss, connectors, metric names and
+checkpoint files are RLlib's. `state` lists what a saved state consists of.
 
 A new stage of the curriculum (see `curriculum`) changes the running processes:
 
@@ -88,9 +88,10 @@ def prepare(config: AlgorithmConfig) -> PPOConfig:
 class ExactPPO(PPO):
     """See the module's docstring.
 
-    `strategy` says how environments are snapshotted. With `stages` the algorithm goes through them,
-    and their configs and strategies hold. `recent` is the number of finished episodes that averages
-    are taken over. `rules` says how many env runner actors there are and what the loss of one means.
+    `strategy` says how environments are snapshotted. With `stages` the algorithm goes through
+    them, and their configs and strategies hold. `recent` is the number of finished episodes that
+    averages are taken over. `rules` says how many env runner actors there are and what the loss
+    of one means.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class ExactPPO(PPO):
         # Without a curriculum there is one stage without an end.
         first = StagePlan("", StopRule(), config, strategy)
         self.curriculum = Curriculum(stages or [first])
-        self._has_stages = bool(stages)
+        self.has_stages = bool(stages)
         self.strategy = self.curriculum.stage.strategy
         self.recent = RecentEpisodes(recent)
         self.rules = rules or RunnerRules()
@@ -159,8 +160,8 @@ class ExactPPO(PPO):
         super().cleanup()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """A context for each part of an iteration that waits for other processes: `sample`, `update`,
-        `weights`, `save`."""
+        """A context for each part of an iteration that waits for other processes: `sample`,
+        `update`, `weights`, `save`."""
         return nullcontext()
 
     # -- one iteration ---------------------------------------------------------------------------
@@ -212,7 +213,9 @@ class ExactPPO(PPO):
     @override(PPO)
     def step(self) -> dict[str, Any]:
         began = time.monotonic()
-        self.enter_next_stage()
+        plan = self.curriculum.next_stage(self.progress(self.iteration))
+        if plan is not None:
+            self.enter_stage(plan)
         before, known = self.env_steps_sampled, len(self.finished_episodes)
         result: dict[str, Any] = super().step()
         if self.env_steps_sampled <= before:
@@ -232,8 +235,8 @@ class ExactPPO(PPO):
         mean = float(metrics.get(EPISODE_RETURN_MEAN, 0.0))
         if not math.isfinite(mean) and metrics.get(NUM_EPISODES):
             self.tell(
-                f"The mean return of this evaluation is {mean}: the environment returned a reward that "
-                "is NaN or infinite. It is not used as a score."
+                f"The mean return of this evaluation is {mean}: the environment returned a reward "
+                "that is NaN or infinite. It is not used as a score."
             )
 
     @override(PPO)
@@ -301,9 +304,7 @@ class ExactPPO(PPO):
         before: Any = self.config
         self.config: Any = _frozen(plan.config)
         self.strategy = plan.strategy
-        self.evaluation_config = self.config.get_evaluation_config_object()
-        self.evaluation_config.validate()
-        self.evaluation_config.freeze()
+        self.evaluation_config = _frozen(self.config.get_evaluation_config_object())
         self.rllib_files = RLlibFiles(self)  # They hold the config.
         kl_coeff = self.config.kl_coeff if self.config.kl_coeff != before.kl_coeff else None
         self.learners.use_settings(self.config, self.env_steps_sampled, kl_coeff)
@@ -316,19 +317,9 @@ class ExactPPO(PPO):
                 groups.use_settings(settings, iteration=self.iteration)
         self.recent.clear()
 
-    def enter_next_stage(self) -> None:
-        """Begin the next stage if the present one has ended."""
-        plan = self.curriculum.next_stage(self.progress(self.iteration))
-        if plan is not None:
-            self.enter_stage(plan)
-
-    def curriculum_state(self) -> dict[str, Any] | None:
-        """As JSON types; None without stages."""
-        return self.curriculum.to_state() if self._has_stages else None
-
     def enter_saved_stage(self, saved: dict[str, Any] | None, *, fork: bool) -> None:
         """Enter the stage of a saved state before the rest is loaded. Raises StateMismatch."""
-        if not self._has_stages:
+        if not self.has_stages:
             return
         # A fork of a run without this stage begins with its own first stage.
         present = self.curriculum.stage.name
@@ -338,8 +329,8 @@ class ExactPPO(PPO):
         elif not fork:
             name = saved["stage"] if saved else "none"
             raise StateMismatch(
-                f"the checkpoint was saved in the stage {name!r}, which is not in `curriculum`. Put "
-                "the stage back, or fork the run (--from CHECKPOINT --name NEW)."
+                f"the checkpoint was saved in the stage {name!r}, which is not in `curriculum`. "
+                "Put the stage back, or fork the run (--from CHECKPOINT --name NEW)."
             )
 
     # -- state -----------------------------------------------------------------------------------
@@ -382,7 +373,7 @@ class ExactPPO(PPO):
         result.update({"custom": own} if (own := summarised(ended)) else {})
         result["recent"] = self.recent.means(REPORTED)
         self._report_evaluation(result)
-        if self._has_stages:
+        if self.has_stages:
             now = self.progress(self.iteration + 1)
             result["stage"] = self.curriculum.stage.name
             result["curriculum"] = self.curriculum.observe(now, result, self.recent)
@@ -433,8 +424,8 @@ class ExactPPO(PPO):
             self.weights_digest, self._damaged_weights = self.learners.weights_check()
         except LearnersDiffer as error:
             raise StateMismatch(
-                f"After iteration {self.iteration + 1} {error}. One of them computed other numbers; "
-                "resume from the last checkpoint, which is good."
+                f"After iteration {self.iteration + 1} {error}. One of them computed other "
+                "numbers; resume from the last checkpoint, which is good."
             ) from None
 
 
@@ -447,8 +438,8 @@ def _frozen(config: AlgorithmConfig) -> AlgorithmConfig:
 
 
 def algorithm_arguments(config: ExperimentConfig, snapshot: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `ExactPPO` for a trial's own config. `snapshot`: the entry of experiment.json
-    on how the environments are snapshotted."""
+    """The arguments of `ExactPPO` for a trial's own config. `snapshot`: the entry of
+    experiment.json on how the environments are snapshotted."""
     own = snapshot.get("stages", {})
     stages = [
         StagePlan(

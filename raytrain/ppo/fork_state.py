@@ -1,10 +1,10 @@
 """What a fork takes from the state that another run saved, and what its own config decides.
 
-    weights, optimizer, filters, counters      the parent's
-    learning rate, coefficients                this config's (the optimizer's state has the parent's)
-    KL coefficient                             the parent's, unless `training.kl_coeff` has changed
-    random generators                          the parent's, unless `seed` has changed
-    running episodes                           the parent's, unless the settings of episodes have changed
+    weights, optimizer, filters, counters    the parent's
+    learning rate, coefficients              this config's (the optimizer's state has the parent's)
+    KL coefficient                           the parent's, unless `training.kl_coeff` has changed
+    random generators                        the parent's, unless `seed` has changed
+    running episodes                         the parent's, unless their settings have changed
 
 The settings of the parent are in the saved state: `settings` in resume/state.json.
 """
@@ -25,8 +25,8 @@ _MODULE_STATE = "learner_group/learner/rl_module/default_policy/module_state.pkl
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """The settings of an `AlgorithmConfig`, as JSON types, that the random generators, the episodes,
-    their evaluation and the KL coefficient begin with."""
+    """The settings of an `AlgorithmConfig`, as JSON types, that the random generators, the
+    episodes, their evaluation and the KL coefficient begin with."""
     evaluation = config.evaluation_config
     settings = {
         "seed": config.seed,
@@ -71,8 +71,8 @@ IDENTICAL = ForkDifferences(seed=False, episodes=False, evaluation=False, kl=Fal
 
 
 def reseed(plain: dict[str, Any], learners: list[dict[str, Any]]) -> None:
-    """Replace the saved random generators by this run's. `learners`: the states of this run's learners,
-    before their first update."""
+    """Replace the saved random generators by this run's. `learners`: the states of this run's
+    learners, before their first update."""
     plain["rng"] = RngStreams.capture().to_state()
     for index, saved in enumerate(plain["learners"]):
         fresh = learners[index % len(learners)]

@@ -1,9 +1,10 @@
 """RLlib's PPO learner with a fast update, and with the part of its state that RLlib does not save.
 
 RLlib's checkpoint of a learner holds weights, optimizer and the learner's metrics. The next update
-also depends on the KL coefficient, the current values of the entropy and learning rate schedules, loss
-scalers, connector state, the generator of the minibatch order and the random generators of the process.
-`ExactPPOTorchLearner.exact_state()` returns these; each rank of a distributed learner has its own.
+also depends on the KL coefficient, the current values of the entropy and learning rate schedules,
+loss scalers, connector state, the generator of the minibatch order and the random generators of
+the process. `ExactPPOTorchLearner.exact_state()` returns these; each rank of a distributed learner
+has its own.
 """
 
 from __future__ import annotations
@@ -23,11 +24,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from raytrain import _ray
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
-from raytrain.ppo.fast_update.minibatches import (
-    generator_state,
-    minibatch_generator,
-    set_generator_state,
-)
+from raytrain.ppo.fast_update.minibatches import minibatch_generator, set_generator_state
 from raytrain.ppo.fast_update.update import FastUpdate
 from raytrain.rng import RngStreams
 
@@ -37,14 +34,16 @@ _NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class ExactPPOTorchLearner(PPOTorchLearner):
-    """`PPOTorchLearner` with `fast` updates where it can have them, and a state that is complete."""
+    """`PPOTorchLearner` with `fast` updates where possible, and a complete state."""
 
     fast: FastUpdate | None
     why_not_fast: str | None
     """Why RLlib's own update must be used; None where `fast` is."""
 
     def build(self) -> None:
-        if self._deterministic_kernels():
+        # RLlib switches deterministic kernels on for CPU builds of Torch only.
+        deterministic = self.config.learner_config_dict.get("deterministic", True)
+        if deterministic and torch.cuda.is_available():
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         with _ray.runners.quick_connectors():
@@ -62,11 +61,6 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         if log_std is not None:
             with torch.no_grad():
                 self.module[MODULE_ID].unwrapped().pi.log_std.fill_(log_std)
-
-    def _deterministic_kernels(self) -> bool:
-        # RLlib switches deterministic kernels on for CPU builds of Torch only.
-        wanted = bool(self.config.learner_config_dict.get("deterministic", True))
-        return wanted and torch.cuda.is_available()
 
     # -- the update ------------------------------------------------------------------------------
 
@@ -101,8 +95,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         return None if _no_metrics_reduce else self.metrics.reduce()
 
     def use_settings(self, config: Any, *, timesteps: int, kl_coeff: float | None) -> None:
-        """Use the training values of `config` from now on; weights and the optimizer's moments stay.
-        `timesteps` sampled so far give the values of schedules. `kl_coeff` None keeps the present one.
+        """Use the training values of `config` from now on; weights and the optimizer's moments
+        stay. `timesteps` sampled so far give the values of schedules. `kl_coeff` None keeps
+        the present one.
         """
         self.config = config.copy(copy_frozen=False)
         _ray.learners.use_training_values(self, timesteps)
@@ -113,8 +108,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> torch.Tensor:
-        """RLlib's loss, which logs its parts. For a minibatch of bootstrap rows and padding alone, where
-        RLlib divides by 0, it is 0 and nothing is logged."""
+        """RLlib's loss, which logs its parts. For a minibatch of bootstrap rows and padding alone,
+        where RLlib divides by 0, it is 0 and nothing is logged."""
         mask = batch.get(Columns.LOSS_MASK)
         if mask is None or bool(mask.any()):
             loss: torch.Tensor = super().compute_loss_for_module(
@@ -124,7 +119,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             self._last_loss = loss.detach()
             return loss
         self._hidden_loss = self._last_loss
-        # 0 of all that the loss depends on: several learners reduce the gradients of all parameters.
+        # 0 of all that the loss depends on: several learners reduce the gradients of
+        # all parameters.
         outputs = [fwd_out[Columns.ACTION_DIST_INPUTS].sum(-1)]
         if config.use_critic:
             module = self.module[module_id].unwrapped()
@@ -133,7 +129,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         return sum(torch.where(mask, output, 0.0).sum() for output in outputs)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """As RLlib's; but the total loss in the metrics is that of the last minibatch with a step."""
+        """As RLlib's, but the total loss reported is that of the last minibatch with a step."""
         if self._hidden_loss is not None:
             self.metrics.log_value((MODULE_ID, self.TOTAL_LOSS_KEY), self._hidden_loss, window=1)
         self._hidden_loss = self._last_loss = None
@@ -164,7 +160,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         }
         return {
             "rng": RngStreams.capture().to_state(),
-            "minibatch_order": generator_state(self.minibatch_generator),
+            "minibatch_order": self.minibatch_generator.bit_generator.state,
             "kl_coeff": {
                 module: float(value)
                 for module, value in _ray.learners.kl_coefficients(self).items()
@@ -185,8 +181,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         """
         if "minibatch_order" not in state:
             raise RaytrainError(
-                "The saved state of the learner has no minibatch order: another version of raytrain "
-                "wrote it. Use the version named in the checkpoint's manifest.json."
+                "The saved state of the learner has no minibatch order: another version of "
+                "raytrain wrote it. Use the version named in the checkpoint's manifest.json."
             )
         set_generator_state(self.minibatch_generator, state["minibatch_order"])
         for module, value in _ray.learners.kl_coefficients(self).items():
@@ -208,8 +204,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         RngStreams.from_state(state["rng"]).install()
 
     def weights_for_sampling(self, names: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-        """The parameters and buffers `names`, which env runners hold, and their sequence number. They
-        are arrays, which may share memory with the module, or tensors of a type that NumPy lacks.
+        """The parameters and buffers `names`, which env runners hold, and their sequence
+        number. They are arrays, which may share memory with the module, or tensors of a type
+        that NumPy lacks.
 
         Raises:
             RaytrainError: the module lacks one of the names.
@@ -219,17 +216,18 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         if missing:
             raise RaytrainError(
                 f"The module on the env runners has {', '.join(missing[:3])}, which the learner's "
-                "module lacks. A module must build with inference_only a part of what it builds without."
+                "module lacks. With inference_only a module must build a part of what it builds "
+                "without."
             )
         return {name: _plain(state[name]) for name in names}, _ray.learners.weights_version(self)
 
     def load_weights(self, weights: dict[str, np.ndarray]) -> None:
-        """Set all parameters and buffers. Raises RuntimeError if names or shapes are not the module's."""
+        """Set all parameters and buffers. Raises RuntimeError if names or shapes differ."""
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
         self._policy_module().load_state_dict(tensors, strict=True)
 
     def weights_check(self) -> tuple[str, list[str]]:
-        """The weights digest (64 hex digits), and the names of tensors with a NaN or an infinity."""
+        """The weights digest (64 hex digits), and the names of tensors with NaN or infinity."""
         state = self._policy_module().state_dict()
         damaged = [
             name

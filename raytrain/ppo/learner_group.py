@@ -1,14 +1,14 @@
 """All learners of a trial, called in rank order.
 
-RLlib's `foreach_learner` returns what the healthy learners answered, errors among the answers. Here an
-error is raised, and a missing answer is an error.
+RLlib's `foreach_learner` returns what the healthy learners answered, errors among the answers. Here
+an error is raised, and a missing answer is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,8 +50,8 @@ class Learners:
         return {COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: version}
 
     def weights_check(self) -> tuple[str, list[str]]:
-        """The weights digest, the same on all learners, and the names of tensors with a NaN or an
-        infinity.
+        """The weights digest, the same on all learners, and the names of tensors with a NaN
+        or an infinity.
 
         Raises:
             LearnersDiffer: the digests differ.
@@ -64,7 +64,7 @@ class Learners:
 
     def why_not_fast(self) -> str | None:
         """Why the learners use RLlib's own, slower update; None if they do not."""
-        reason: str | None = self._each(_why_not_fast)[0]
+        reason: str | None = self._each(attrgetter("why_not_fast"))[0]
         return reason
 
     def states(self) -> list[dict[str, Any]]:
@@ -72,8 +72,8 @@ class Learners:
         return sorted(self._each(methodcaller("exact_state")), key=lambda state: int(state["rank"]))
 
     def load(self, states: list[dict[str, Any]]) -> str | None:
-        """Load into every learner the state of its rank. If another number of learners saved them, they
-        are dealt out again, and a reason is returned why the run is not exact."""
+        """Load into every learner the state of its rank. If another number of learners saved them,
+        they are dealt out again, and a reason is returned why the run is not exact."""
         present = max(1, len(self._group))
         dealt = [states[rank % len(states)] for rank in range(present)]
         self._each(partial(_load, states=dealt))
@@ -82,8 +82,8 @@ class Learners:
         return None
 
     def read_files(self, directory: Path) -> None:
-        """Restore every learner from a directory of RLlib's files, which only this process has to be
-        able to read."""
+        """Restore every learner from a directory of RLlib's files, which only this process has to
+        be able to read."""
         files = {
             path.relative_to(directory).as_posix(): path.read_bytes()
             for path in directory.rglob("*")
@@ -115,10 +115,6 @@ class Learners:
 
 def _load(learner: ExactPPOTorchLearner, states: list[dict[str, Any]]) -> None:
     learner.load_exact_state(states[torch_rank() if len(states) > 1 else 0])
-
-
-def _why_not_fast(learner: ExactPPOTorchLearner) -> str | None:
-    return learner.why_not_fast
 
 
 def _read_files(learner: ExactPPOTorchLearner, files: Any) -> None:

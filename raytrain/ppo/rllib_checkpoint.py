@@ -1,15 +1,15 @@
 """RLlib's own checkpoint files, written outside of the training thread.
 
-`Algorithm.save_to_path` pickles and writes while training waits, and a remote learner writes its part
-to a disk of its own, from which it is fetched. Here
+`Algorithm.save_to_path` pickles and writes while training waits, and a remote learner writes its
+part to a disk of its own, from which it is fetched. Here
 
     RLlibFiles(algorithm)     once: what never changes (classes, constructor arguments, metadata)
     state = capture(kl_coeff) in the training thread: a copy of RLlib's `get_state()`
     state.write(directory)    in any thread: the files that `save_to_path` writes
     restore(directory)        RLlib's `restore_from_path`, but remote learners receive the files
 
-so `Algorithm.from_checkpoint` and other tools of RLlib read them as usual. They name RLlib's own classes
-(see `rllib_classes`).
+so `Algorithm.from_checkpoint` and other tools of RLlib read them as usual. They name RLlib's own
+classes (see `rllib_classes`).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class _Component:
 
 @dataclass(frozen=True)
 class RLlibState:
-    """One state of an algorithm. `module_state`: the state dict of the first learner's policy module;
-    None if RLlib's copy of it is not exact."""
+    """One state of an algorithm. `module_state`: the state dict of the first learner's policy
+    module; None if RLlib's copy of it is not exact."""
 
     module_state: Mapping[str, np.ndarray[Any, Any]] | None
     _tree: _Component
@@ -93,8 +93,8 @@ class RLlibFiles:
         return RLlibState(module_state, self._tree, state, with_kl_coeff(self._made_by, kl_coeff))
 
     def restore(self, directory: Path, learners: Learners) -> None:
-        """Restore from a directory. RLlib starts two more processes for every learner on another node to
-        fetch its part, which takes seconds, and drops their errors.
+        """Restore from a directory. RLlib starts two more processes for every learner on another
+        node to fetch its part, which takes seconds, and drops their errors.
 
         Raises:
             RaytrainError: a learner did not answer.
@@ -114,9 +114,9 @@ class RLlibFiles:
 
 
 def _copied(value: Any, *, only_views: bool = False) -> Any:
-    """`value` with containers rebuilt and arrays copied. With `only_views`, arrays that own their memory
-    are not copied: `get_state()` has copied most of a learner's weights and optimizer (floats become
-    float32), but an array of bytes shares memory with its tensor."""
+    """`value` with containers rebuilt and arrays copied. With `only_views`, arrays that own their
+    memory are not copied: `get_state()` has copied most of a learner's weights and optimizer
+    (floats become float32), but an array of bytes shares memory with its tensor."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray):
@@ -131,8 +131,8 @@ def _copied(value: Any, *, only_views: bool = False) -> Any:
 
 
 def _is_float32_only(learner: Any) -> bool:
-    """Whether `get_state()` returns the exact weights: it turns other floats into float32, int64 into
-    int32, and tensors without dimensions into numbers."""
+    """Whether `get_state()` returns the exact weights: it turns other floats into float32, int64
+    into int32, and tensors without dimensions into numbers."""
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
     return all(
         isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.ndim > 0

@@ -1,15 +1,15 @@
 """RLlib's own classes and settings, which a checkpoint names instead of raytrain's.
 
-RLlib writes the class and the constructor's arguments of each of its components into a checkpoint. With
-raytrain's classes there, no program without raytrain could load it, and no program at all could build a
-trial, which needs a directory on storage. So the classes are those of RLlib that raytrain's derive from,
-with a config by which they train in the same way:
+RLlib writes the class and the constructor's arguments of each of its components into a checkpoint.
+With raytrain's classes there, no program without raytrain could load it, and no program at all
+could build a trial, which needs a directory on storage. So the classes are those of RLlib that
+raytrain's derive from, with a config by which they train in the same way:
 
-    PPO.from_checkpoint(".../final")      is a PPO with its PPOConfig, and imports nothing of raytrain
+    PPO.from_checkpoint(".../final")    is a PPO with its PPOConfig, and imports nothing of raytrain
 
-Two settings differ from the run's config. `kl_coeff` is the KL coefficient that PPO has adapted so far,
-which RLlib does not save. The environment of a factory is named `module:factory`; a program that loads
-the checkpoint registers its environment under this name.
+Two settings differ from the run's config. `kl_coeff` is the KL coefficient that PPO has adapted so
+far, which RLlib does not save. The environment of a factory is named `module:factory`; a program
+that loads the checkpoint registers its environment under this name.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ray.rllib.env.env_runner import EnvRunner
 from raytrain import _ray
 from raytrain.config import name_for_others
 
-# As text: a function is pickled by its module, which is raytrain's here, or as byte code, which only one
-# Python version reads.
+# As text: a function is pickled by its module, which is raytrain's here, or as byte code, which
+# only one Python version reads.
 _MEAN_STD_FILTER = (
     "lambda env=None, spaces=None, device=None: __import__("
     "'ray.rllib.connectors.env_to_module', fromlist=['MeanStdFilter']).MeanStdFilter()"

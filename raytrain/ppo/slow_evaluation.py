@@ -1,4 +1,4 @@
-"""Reports an evaluation that takes long: after 30 s, and then whenever it has taken twice as long."""
+"""Reports an evaluation that takes long, after 30 s and whenever it took twice as long."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _FIRST_S = 30.0
 
 @contextmanager
 def reporting_if_slow(tell: Callable[[str], None], episodes: Callable[[], str]) -> Iterator[None]:
-    """Call `tell` from another thread while the body, an evaluation, runs. `episodes` returns what is
-    known of its episodes, as the end of a sentence."""
+    """Call `tell` from another thread while the body, an evaluation, runs. `episodes` returns what
+    is known of its episodes, as the end of a sentence."""
     ended = threading.Event()
 
     def watch() -> None:

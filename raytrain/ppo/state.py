@@ -7,9 +7,9 @@
     resume/eval_groups/...        the same for evaluation
     policy.json, policy.safetensors    the policy, loadable without unpickling
 
-A new part is a class with `capture` and `restore` in `PARTS`. Parts are restored in their order: the
-stage decides the config, RLlib's own state comes before ours, and the random generators come last,
-since every part before them may have drawn numbers.
+A new part is a class with `capture` and `restore` in `PARTS`. Parts are restored in their order:
+the stage decides the config, RLlib's own state comes before ours, and the random generators come
+last, since every part before them may have drawn numbers.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class Restored:
 
 @dataclass
 class SavedState:
-    """`plain`: resume/state.json, JSON types. `opaque`: resume/algorithm.pkl. `groups`, `eval_groups`:
-    snapshots by the group's index. `rllib`: RLlib's own state, where it was captured."""
+    """`plain`: resume/state.json, JSON types. `opaque`: resume/algorithm.pkl.
+    `groups`, `eval_groups`: snapshots by the group's index. `rllib`: RLlib's own
+    state, where it was captured."""
 
     plain: dict[str, Any] = field(default_factory=dict)
     opaque: dict[str, Any] = field(default_factory=dict)
@@ -68,8 +69,8 @@ class SavedState:
         plain = json.loads((resume / "state.json").read_text())
         if plain.get("format") != STATE_FORMAT:
             raise StateMismatch(
-                f"{directory}: resume state has format {plain.get('format')!r}, this raytrain reads "
-                f"{STATE_FORMAT}. Use the raytrain version named in its manifest.json."
+                f"{directory}: resume state has format {plain.get('format')!r}, this raytrain "
+                f"reads {STATE_FORMAT}. Use the raytrain version named in its manifest.json."
             )
         return cls(
             plain=plain,
@@ -103,7 +104,7 @@ class _Stage:
     """The stage of the curriculum, and its settings."""
 
     def capture(self, ppo: ExactPPO, state: SavedState) -> None:
-        state.plain["curriculum"] = ppo.curriculum_state()
+        state.plain["curriculum"] = ppo.curriculum.to_state() if ppo.has_stages else None
         state.plain["settings"] = settings_of(ppo.config)
         state.plain["strategy"] = ppo.strategy
 
@@ -215,7 +216,8 @@ class _Weights:
         if ppo.weights_digest != saved:
             raise StateMismatch(
                 f"{restoring.directory}: after the restore the weights digest is "
-                f"{ppo.weights_digest}, the saved one is {saved}. The checkpoint does not fit the config."
+                f"{ppo.weights_digest}, the saved one is {saved}. The checkpoint does not fit the "
+                "config."
             )
         if restoring.fork:
             kl_coeff = ppo.config.kl_coeff if restoring.differences.kl else None
@@ -274,12 +276,12 @@ def capture(ppo: ExactPPO) -> Callable[[Path], None]:
 
 
 def restore(ppo: ExactPPO, directory: Path, *, fork: bool) -> Restored:
-    """Restore what `capture` copied, and wait until every runner holds it. With `fork` another run wrote
-    it, and this run's config takes precedence (see `fork_state`).
+    """Restore what `capture` copied, and wait until every runner holds it. With `fork` another run
+    wrote it, and this run's config takes precedence (see `fork_state`).
 
     Raises:
-        StateMismatch: the directory holds no such state, or the weights after the restore are not the
-            saved ones.
+        StateMismatch: the directory holds no such state, or the restored weights are not the saved
+            ones.
     """
     restoring = Restoring(directory, SavedState.read(directory), fork)
     for part in PARTS:

@@ -36,9 +36,9 @@ class Progress:
 class StopRule:
     """The end of a run or of a stage: whichever criterion is met first.
 
-    `metrics` maps names of metrics to the values to reach (see `fields.Bounds`). Metrics of episodes
-    are averaged over the last `window` finished episodes, and there must be as many (None: over those
-    of the iteration).
+    `metrics` maps names of metrics to the values to reach (see `fields.Bounds`). Metrics of
+    episodes are averaged over the last `window` finished episodes, and there must be as many (None:
+    over those of the iteration).
     """
 
     timesteps: int | None = None
@@ -62,8 +62,8 @@ class StopRule:
     def reached(
         self, now: Progress, result: Mapping[str, Any], recent: RecentEpisodes | None = None
     ) -> str | None:
-        """The criterion that ended the run, as `name value`, or None. `recent`: the episodes that fill
-        a window; without them it is read from the result."""
+        """The criterion that ended the run, as `name value`, or None. `recent`: the episodes that
+        fill a window; without them it is read from the result."""
         counts = (
             ("timesteps", now.timesteps, self.timesteps),
             ("iterations", now.iteration, self.iterations),
@@ -80,8 +80,8 @@ class StopRule:
         return None
 
     def report(self, result: dict[str, Any], recent: RecentEpisodes) -> None:
-        """Add the averages that the rule needs to a result, from which `reached` reads them once the
-        episodes are gone, and the return, for display: {"window": 100, "episodes": 43,
+        """Add the averages that the rule needs to a result, from which `reached` reads them once
+        the episodes are gone, and the return, for display: {"window": 100, "episodes": 43,
         "episode_return_mean": 21.6, ...}. They are means of as many episodes as there are."""
         averages: dict[str, Any] = {"window": self.window}
         if self.window is not None:

@@ -49,8 +49,8 @@ class Stopwatch:
         self._spent[part] += seconds
 
     def split_sampling(self, whole: float, groups: Mapping[str, float]) -> None:
-        """Add the time of sampling. `groups` holds means over the env groups: `env_step` and `inference`
-        where they are known, and `rollout` (a group's whole time)."""
+        """Add the time of sampling. `groups` holds means over the env groups: `env_step` and
+        `inference` where they are known, and `rollout` (a group's whole time)."""
         known = {part: groups.get(part, 0.0) for part in ("env_step", "inference")}
         rollout = min(groups.get("rollout", whole), whole)
         self.add("waiting", whole - rollout)

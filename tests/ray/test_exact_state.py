@@ -173,7 +173,7 @@ def test_an_environment_that_cannot_be_restored_is_said_to_be_so(tmp_path):
         restored = again.load_exact(tmp_path / "state")
         assert restored.iteration == 2
         assert restored.exact_lost == (
-            "the environments cannot be restored; running episodes were started anew"
+            "the environments cannot be restored, so running episodes were started anew"
         )
         (went_on,) = iterate(again, 1)
     assert went_on.row["training_iteration"] == 3

@@ -226,12 +226,12 @@ def test_a_reward_that_is_nan_shows_in_the_losses_as_with_rllib(arguments, own):
 @pytest.mark.parametrize("own", [{}, OWN], ids=["hand-written", "autograd"])
 def test_a_ratio_that_overflows_on_a_bootstrap_row_does_not_spoil_the_others(own):
     lean = build(ExactPPOTorchLearner, BOX, **own)
-    columns = train_batch(episodes(lean))
-    columns.logp[~columns.loss_mask] = -1e3
-    tensors = lean.fast._columns(columns)
+    batch = train_batch(episodes(lean))
+    batch.columns["action_logp"][~batch.columns["loss_mask"]] = -1e3
+    tensors = lean.fast._columns(batch)
     before = weights(lean)
     # Two minibatches: autograd's last one goes through RLlib's own loss, which is spoilt.
-    lean.fast._run(tensors, np.tile(np.arange(len(columns)), (2, 1)))
+    lean.fast._run(tensors, np.tile(np.arange(len(batch)), (2, 1)))
     after = weights(lean)
     assert all(np.isfinite(weight).all() for weight in after.values())
     # A gradient that is not finite would have been taken for 0, and moved nothing.

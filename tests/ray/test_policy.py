@@ -403,7 +403,7 @@ def test_reset_of_some_episodes(trained):
 @pytest.mark.parametrize(
     ("observation", "message"),
     [
-        (np.zeros(5, np.float32), r"shape \(5,\): expected is \(4,\) for one .* \(N, 4,\)"),
+        (np.zeros(5, np.float32), r"shape \(5,\): expected \(4,\) for one .* \(N, 4,\)"),
         (np.zeros((2, 3, 4), np.float32), r"shape \(2, 3, 4\)"),
         (np.zeros((0, 4), np.float32), "empty"),
         (np.zeros(4, np.complex64), "dtype complex64"),

@@ -199,12 +199,12 @@ STEP = "step() must return five values: observation, reward, terminated, truncat
     [
         ("Shape", f"the observation must fit its space {BOX}", "its shape is (1, 2), not (2,)"),
         ("Text", "the observation must fit its space", "'here' (a str): its shape is (), not (2,)"),
-        ("ObservationNan", "the observation must fit its space", "NaN or infinity is in it"),
+        ("ObservationNan", "the observation must fit its space", "it contains NaN or infinity"),
         ("RewardArray", "the reward must be one finite number", "an array of shape (2,)"),
         ("RewardNone", "the reward must be one finite number", "returned None"),
         (
             "RewardHuge",
-            "the reward must be one finite number, and is kept with 32 bits",
+            "the reward must be one finite number, and is stored with 32 bits",
             "returned 1e+300 (a float)",
         ),
         (
@@ -282,7 +282,7 @@ def test_train_refuses_before_ray_starts(tmp_path: Path) -> None:
 def test_outside_of_the_space_is_a_warning() -> None:
     outside = prove(lambda: wrong_envs.Outside(after=20))
     (said,) = outside.warnings
-    assert re.match(r"\d+ of \d+ observations of the trial lay outside", said)
+    assert re.match(r"\d+ of \d+ observations of the trial were outside", said)
     assert "at [0] it is 50.0, and the bounds are -1.0 and 1.0" in said
     assert outside.strategy == "pickle"
     assert outside.exact

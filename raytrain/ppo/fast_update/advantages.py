@@ -19,8 +19,8 @@ def advantages_and_targets(
 ) -> tuple[Array, Array]:
     """Standardized advantages and value targets, (N,) float32 each.
 
-    `values` is (N,) float32: the value function of all rows, bootstrap rows included. Advantages are
-    standardized over all rows, bootstrap rows included, because RLlib does so.
+    `values` is (N,) float32: the value function of all rows, bootstrap rows included. Advantages
+    are standardized over all rows, bootstrap rows included, because RLlib does so.
     """
     rewards = batch.rewards.astype(np.float32)
     non_terminal = 1.0 - batch.terminateds

@@ -1,12 +1,13 @@
-"""The minibatch loop of a PPO update on a GPU, where each minibatch is one launch.
+"""The minibatch loop of a PPO update on a GPU, with one launch for each minibatch.
 
-A minibatch of a small network is some 150 kernels of a few microseconds each, and a CPU needs longer to
-launch them than the GPU to run them. A CUDA graph holds them all, captured once and replayed for every
-minibatch. The kernels are the same as without, in the same order, so the weights are the same, bit for bit.
+A minibatch of a small network is some 150 kernels of a few microseconds each, and a CPU needs
+longer to launch them than the GPU to run them. A CUDA graph holds them all, captured once and
+replayed for every minibatch. The kernels and their order are the same, so the weights are the same,
+bit for bit.
 
-What a graph reads lies where it lay when it was captured: the batch's columns are copied into buffers that
-stay, and what changes between updates (learning rate, coefficients of the entropy and of the KL) is in
-tensors.
+A graph reads the memory that it was captured with: the batch's columns are copied into
+buffers that stay, and what changes between updates (learning rate, coefficients of entropy
+and KL) is in tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from raytrain.ppo.fast_update.minibatch_loop import AutogradSteps, Loss, TensorC
 from raytrain.ppo.fast_update.train_batch import Array
 
 _WARM_UPS = 3
-"""Steps before a capture: libraries prepare themselves in the first ones, which a graph must not hold."""
+"""Steps before a capture, in which libraries initialize themselves: a graph must not hold that."""
 
 _KNOWN = ("torch.nn.", "ray.rllib.")
 
@@ -34,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 
 def can_be_captured(module: torch.nn.Module) -> bool:
-    """Whether all parts of a module are RLlib's or PyTorch's. Somebody's own may decide in Python what it
-    computes, and a graph would hold the decision of the first time for good."""
+    """Whether all parts of a module are RLlib's or PyTorch's. Others may decide in Python what to
+    compute, and a graph would repeat the first decision forever."""
     return all(type(part).__module__.startswith(_KNOWN) for part in module.modules())
 
 
@@ -55,7 +56,7 @@ class GraphedSteps(AutogradSteps):
         self._coefficients = torch.zeros(2, dtype=torch.float32, device=self._device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._captured: Any = None
-        """What the graph was captured for: it serves as long as this is the same."""
+        """What the graph was captured for; if this changes, another is captured."""
         self._refused = False
 
     def begin(self, columns: TensorColumns, settings: LossSettings) -> None:
@@ -84,7 +85,7 @@ class GraphedSteps(AutogradSteps):
         )
         if not fit:
             self._graph = None
-            # The number of bootstrap rows is another one in each batch.
+            # The number of bootstrap rows differs between batches.
             self._held = {
                 name: column.new_zeros((rows + rows // 8, *column.shape[1:]))
                 for name, column in columns.items()
@@ -94,7 +95,7 @@ class GraphedSteps(AutogradSteps):
         return self._held
 
     def _with_tensors(self, settings: LossSettings) -> LossSettings:
-        """A coefficient of 0 stays one: its term is not computed."""
+        """Coefficients as tensors; one of 0 stays a number, so that its term is not computed."""
         changing = {"entropy_coeff": settings.entropy_coeff, "kl_coeff": settings.kl_coeff}
         self._constants = replace(
             settings, **{name: float(bool(value)) for name, value in changing.items()}
@@ -121,7 +122,7 @@ class GraphedSteps(AutogradSteps):
                 self._step(self._index)
         except RuntimeError as error:
             logger.warning(
-                "Learner updates: no CUDA graph, and so slower, because this module cannot be captured: %s",
+                "Learner updates without a CUDA graph, which is slower; capturing failed: %s",
                 error,
             )
             self._refused = True
@@ -130,13 +131,13 @@ class GraphedSteps(AutogradSteps):
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
-        """What is computed within has no effect on what follows."""
+        """Undo what the body computes."""
         changed = (*self._adam.tensors, *self._module.buffers())
-        saved = [each.clone() for each in changed]
+        saved = [tensor.clone() for tensor in changed]
         with torch.random.fork_rng([self._device]):
             yield
-        for each, value in zip(changed, saved, strict=True):
-            each.copy_(value)
+        for tensor, value in zip(changed, saved, strict=True):
+            tensor.copy_(value)
 
 
 def _fits(column: torch.Tensor, held: torch.Tensor) -> bool:

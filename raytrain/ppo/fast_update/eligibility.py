@@ -27,7 +27,7 @@ from raytrain.ppo.fast_update.mlp_network import MlpPolicy
 
 
 def why_not_fast(learner: Any) -> str:
-    """Why RLlib's own update must serve this learner, which RLlib has built; empty if it need not."""
+    """Why a built learner needs RLlib's own update; empty if it does not."""
     if list(learner.module.keys()) != [DEFAULT_MODULE_ID]:
         return f"the modules are {sorted(learner.module.keys())}"
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
@@ -62,7 +62,7 @@ def _why_not_these_optimizers(learner: Any, module: Any) -> str:
     everything = {id(parameter) for parameter in module.parameters()}
     if set(served) != everything or len(trained) != len(served):
         return "the optimizer does not train all parameters of the module"
-    return FlatAdam.serves(optimizer) or ""
+    return FlatAdam.why_not(optimizer)
 
 
 def hand_written_network(learner: Any, module: Any) -> MlpPolicy | str:

@@ -1,15 +1,14 @@
 """Adam over one flat buffer, behind the `torch.optim.Adam` that RLlib knows and saves.
 
-Parameters, gradients and both moments of an update lie in four flat tensors, in one order:
+Parameters, gradients and both moments are in four flat tensors, in one order:
 
     weights   | p0 ......... | p1 .. | p2 ....... |      module parameters are views into it
-    gradient  | ............ | ..... | .......... |      written by whoever computes gradients
+    gradient  | ............ | ..... | .......... |      written by whatever computes gradients
     moments   | ............ | ..... | .......... |  x2  views into them are the optimizer's state
 
-so that one kernel steps them all, and one call reduces them over learners. The optimizer's own state
-dict stays what it would be: RLlib saves and loads it without knowing. `begin()` looks whether what was
-bound is still in place (loading replaces the optimizer's tensors) and binds again; `end()` writes the
-step count, the one thing that is not a view.
+so one kernel steps them all, and one call reduces them over learners. The optimizer keeps its usual
+state dict, which RLlib saves and loads. `begin()` binds the views again where loading has replaced
+tensors of the optimizer; `end()` writes the step count, which is not a view.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class FlatAdam:
-    """Steps the parameters of `optimizer`, which must be Adam in RLlib's settings (see `serves`)."""
+    """Steps the parameters of `optimizer`, an Adam with RLlib's settings (see `why_not`)."""
 
     def __init__(
         self,
@@ -35,8 +34,8 @@ class FlatAdam:
         *,
         compiled: bool = False,
     ) -> None:
-        """`parameters` are all of the optimizer's, in the order they shall have in the buffers.
-        `compiled`: step with a loop compiled by Numba, on a CPU."""
+        """`parameters`: all of the optimizer's, in their order in the buffers. `compiled`: step
+        with a loop compiled by Numba, on a CPU."""
         self._optimizer = optimizer
         self.parameters = list(parameters)
         self._sizes = [parameter.numel() for parameter in self.parameters]
@@ -45,22 +44,22 @@ class FlatAdam:
         self.gradient = torch.zeros_like(self.weights)
         self._moments = {name: torch.zeros_like(self.weights) for name in _MOMENTS}
         self._step = torch.zeros((), dtype=torch.float32, device=first.device)
-        # On a GPU a tensor: a graph that was captured once then steps with the rate of today.
+        # A tensor on a GPU, so that a captured graph steps with the present rate.
         self._lr = None if first.device.type == "cpu" else torch.zeros_like(self._step)
         self._loop: Any = None
         if compiled:
-            # Importing Numba takes half a second, and only who updates needs it.
+            # Importing Numba takes half a second, and only an update needs it.
             from raytrain.ppo.fast_update import kernels
 
             self._loop = kernels.adam
             flat = (self.weights, self.gradient, *self._moments.values())
-            self._arrays = tuple(each.numpy() for each in flat)
+            self._arrays = tuple(tensor.numpy() for tensor in flat)
         self._group: dict[str, Any] = {}
         self._bind_weights()
 
     @staticmethod
-    def serves(optimizer: Any) -> str | None:
-        """None, or why this optimizer cannot be stepped flat."""
+    def why_not(optimizer: Any) -> str:
+        """Why this optimizer cannot be stepped flat; empty if it can."""
         if type(optimizer) is not torch.optim.Adam:
             return f"the optimizer is a {type(optimizer).__name__}"
         if len(optimizer.param_groups) != 1:
@@ -73,7 +72,7 @@ class FlatAdam:
             return "not all parameters are float32"
         if len({parameter.device for parameter in group["params"]}) != 1:
             return "the parameters are on several devices"
-        return None
+        return ""
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """A flat buffer as tensors of the parameters' shapes, sharing its memory."""
@@ -83,15 +82,16 @@ class FlatAdam:
         ]
 
     def begin(self) -> None:
-        """To be called before an update: bind anew whatever has been replaced since the last."""
+        """Call before an update: binds again what has been replaced since the last one."""
         self._group = self._optimizer.param_groups[0]
         self._bind_weights()
         state = self._optimizer.state
         steps = {float(state[p]["step"]) if p in state else 0.0 for p in self.parameters}
         if len(steps) != 1:
             raise RaytrainError(
-                f"The optimizer's state has different step counts for its parameters: {sorted(steps)}. "
-                "It is not the state of one training run; use an older checkpoint."
+                "The optimizer's state has different step counts for its parameters: "
+                f"{sorted(steps)}. It is not the state of one training run. Use an older "
+                "checkpoint."
             )
         self._steps = int(next(iter(steps)))
         if self._lr is not None:
@@ -107,7 +107,7 @@ class FlatAdam:
                 state[parameter][name] = view
 
     def step(self, scale: float = 1.0) -> None:
-        """One step along `scale` times `gradient`, which may be changed by it."""
+        """One step along `scale` times `gradient`, which it may change."""
         if self._loop is not None:
             self._steps += 1
             beta1, beta2 = self._group["betas"]
@@ -118,8 +118,8 @@ class FlatAdam:
         if scale != 1.0:
             self.gradient.mul_(scale)
         self._step += 1
-        # `torch.optim.Adam(fused=True)` ends in this kernel; its Python around it costs more than the
-        # kernel does, at the sizes of a policy.
+        # The kernel of `torch.optim.Adam(fused=True)`, whose Python code takes longer than the
+        # kernel at the sizes of a policy.
         torch._fused_adam_(
             [self.weights],
             [self.gradient],
@@ -138,15 +138,15 @@ class FlatAdam:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All that a step reads or writes."""
+        """Everything that a step reads or writes."""
         return self.weights, self.gradient, *self._moments.values(), self._step
 
     def end(self) -> None:
-        """To be called after an update."""
+        """Call after an update."""
         if self._loop is not None:
             self._step.fill_(self._steps)
         for parameter in self.parameters:
-            # On the CPU, where Adam keeps step counts unless it was made otherwise.
+            # On the CPU, where Adam keeps step counts by default.
             self._optimizer.state[parameter]["step"] = self._step.cpu().clone()
 
     def _bind_weights(self) -> None:

@@ -1,7 +1,7 @@
 """From a minibatch's gradient to new weights: reduce over learners, check, clip, step.
 
-In RLlib's order and with its meaning. The gradient is flat, so that each of these is one call; RLlib
-does them for each parameter.
+The order and the meaning are RLlib's. The gradient is flat, so each of these is one call, where
+RLlib makes one for each parameter.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ray.rllib.utils.torch_utils import clip_gradients, compute_global_norm
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 
 _HUGE = 10e8
-"""What RLlib takes an infinite norm for."""
+"""RLlib's value for an infinite norm."""
 
 
 @dataclass(frozen=True)
 class Clipping:
-    """RLlib's settings: `by` is value, norm (of each parameter) or global_norm; no `limit`, none."""
+    """RLlib's settings: `by` is value, norm (of each parameter) or global_norm."""
 
     limit: float | None
     by: str
@@ -30,7 +30,7 @@ class Clipping:
 
     @property
     def wants_norm(self) -> bool:
-        """Whether the global norm is a metric."""
+        """Whether the global norm is reported as a metric."""
         return self.log_norm or bool(self.limit and self.by == "global_norm")
 
 
@@ -47,14 +47,14 @@ class GradientStep:
         """Global norm of the last gradient before clipping, if it is wanted."""
 
     def apply(self) -> None:
-        """Make a step along the gradient, and leave the gradient undefined."""
+        """Make a step along the gradient, which is undefined afterwards."""
         gradient, scale = self._adam.gradient, 1.0
         if self._learners > 1:
             # As DistributedDataParallel: the mean over learners.
             gradient /= self._learners
             torch.distributed.all_reduce(gradient)
         if self._on_cpu:
-            # Not finite if any element is not. (Or if the square overflows, which does no harm.)
+            # Not finite if an element is not (or if the square overflows, which does no harm).
             square = float(self._array.dot(self._array))
             if math.isfinite(square):
                 scale = self._clip_on_cpu(math.sqrt(square))
@@ -65,7 +65,7 @@ class GradientStep:
         self._adam.step(scale)
 
     def _clip_on_cpu(self, norm: float) -> float:
-        """What the gradient is to be scaled by, if it is clipped as a whole; else it is clipped here."""
+        """The factor that clips the gradient as a whole; other clipping is done here."""
         limit, by = self.clipping.limit, self.clipping.by
         self.norm = norm
         if not limit:
@@ -90,7 +90,7 @@ class GradientStep:
             gradient.clamp_(-limit, limit)
         elif limit and by == "norm":
             self._clip_each(limit)
-        # What RLlib does with a gradient that is not finite; a finite one it leaves as it is.
+        # As RLlib; a finite gradient stays as it is.
         gradient.nan_to_num_()
 
     def _clip_each(self, limit: float) -> None:
@@ -99,7 +99,7 @@ class GradientStep:
             view.mul_((limit / norm).clamp(max=1.0))
 
     def _clip_as_rllib(self) -> None:
-        """A gradient that is not finite, which RLlib clips as it is and then makes finite."""
+        """A gradient that is not finite: RLlib clips it and then makes it finite."""
         views = dict(enumerate(self._views))
         norm = None
         if self.clipping.limit:

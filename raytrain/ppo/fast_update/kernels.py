@@ -1,12 +1,12 @@
-"""Loops that NumPy and Torch take several passes over memory for, or many calls, compiled by Numba.
+"""Loops compiled by Numba, where NumPy and Torch take several passes over memory or many calls.
 
-At the sizes of a policy a hidden layer's activations just fit the cache, so that every pass over
-them costs as much as the arithmetic of a tenth of a matrix product: tanh with its bias takes NumPy
-and Torch five, and here one. What lies behind the heads is small, and there it is the calls: a PPO loss
-and its derivatives take NumPy some thirty of them a minibatch.
+At the sizes of a policy the activations of a hidden layer just fit into the cache, so each pass
+over them takes as long as a tenth of a matrix product: tanh with its bias takes NumPy and Torch
+five passes, and here one. What follows the heads is small, but takes many calls: a PPO loss and its
+derivatives take NumPy some thirty for each minibatch.
 
-Numba keeps what it has compiled on disk, beside this file or in the user's cache directory
-(`NUMBA_CACHE_DIR` names another place). Where neither can be written, each process compiles anew.
+Numba caches what it has compiled on disk, beside this file or in the user's cache directory
+(`NUMBA_CACHE_DIR` names another place). If neither can be written, each process compiles again.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _MATRIX = numba.float32[:, ::1]
 _VECTOR = numba.float32[::1]
 _NUMBER = numba.float64
 
-# Not `fastmath=True`: that would take NaN for impossible, and a policy that has diverged would go on.
+# Not `fastmath=True`, which assumes that there is no NaN and would hide that a policy has diverged.
 _ARITHMETIC = {"contract", "arcp", "nsz"}
 
 
 def _compiled(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
-    """Compile for just these types, when the module is imported."""
+    """Compile for these types, when the module is imported."""
 
     def compile_(function: _Kernel) -> _Kernel:
         def jit(keep: bool) -> _Kernel:
@@ -54,8 +54,8 @@ def _compiled(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
 
 
 def _compiled_once(*arguments: Any) -> Callable[[_Kernel], Callable[[], _Kernel]]:
-    """The same when it is asked for: a function without arguments that returns the compiled one. A policy
-    has one distribution, and compiling takes a second where nothing is kept on disk."""
+    """The same on demand: a function without arguments that returns the compiled one. A policy has
+    one distribution, and compiling without a cache takes a second."""
 
     def compile_(function: _Kernel) -> Callable[[], _Kernel]:
         return cache(lambda: _compiled(*arguments)(function))
@@ -67,14 +67,14 @@ def _compiled_once(*arguments: Any) -> Callable[[_Kernel], Callable[[], _Kernel]
 def add_bias_and_tanh(x: Array, bias: Array) -> None:
     """x (S, n, h) becomes tanh(x + bias), with bias (S, 1, h), to within 3e-7.
 
-    A quotient of polynomials, the one of Eigen's `ptanh_float`; beyond +-7.9 float32 has no value
-    between it and 1.
+    A quotient of polynomials, as in Eigen's `ptanh_float`; beyond +-7.9 tanh rounds to
+    1 in float32.
     """
     for s in range(x.shape[0]):
         for i in range(x.shape[1]):
             for j in range(x.shape[2]):
                 v = x[s, i, j] + bias[s, 0, j]
-                # Comparisons in which NaN stays NaN.
+                # These comparisons keep NaN.
                 v = _F32(7.90531110763549805) if v > _F32(7.90531110763549805) else v
                 v = _F32(-7.90531110763549805) if v < _F32(-7.90531110763549805) else v
                 q = v * v
@@ -92,7 +92,7 @@ def add_bias_and_tanh(x: Array, bias: Array) -> None:
 
 @_compiled(_LAYER, _LAYER, _LAYER)
 def back_through_tanh(d: Array, y: Array, d_bias: Array) -> None:
-    """d (S, n, h), the derivatives by y = tanh(x), become those by x; d_bias (S, 1, h), their sums."""
+    """d (S, n, h), derivatives by y = tanh(x), become those by x; d_bias (S, 1, h), their sums."""
     for s in range(d.shape[0]):
         d_bias[s] = _F32(0.0)
         for i in range(d.shape[1]):
@@ -116,9 +116,9 @@ def adam(  # noqa: PLR0917 - compiled loops take arrays and numbers
     beta2: float,
     eps: float,
 ) -> None:
-    """A step of Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980) along scale * gradient, in
-    Torch's order. All arrays are (P,); `first` and `second` are the moments. `step_size`: lr / (1 - beta1^t),
-    `root`: sqrt(1 - beta2^t).
+    """A step of Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980) along scale * gradient,
+    in Torch's order. All arrays are (P,); `first` and `second` are the moments. `step_size` is lr /
+    (1 - beta1^t), `root` is sqrt(1 - beta2^t).
     """
     s, to_first, keep, to_second = _F32(scale), _F32(1 - beta1), _F32(beta2), _F32(1 - beta2)
     along, r, e = _F32(step_size), _F32(root), _F32(eps)
@@ -133,9 +133,9 @@ def adam(  # noqa: PLR0917 - compiled loops take arrays and numbers
 
 @numba.njit(error_model="numpy", fastmath=_ARITHMETIC, inline="always")
 def _by_logp(logp: Any, old: Any, advantage: Any, cap: Any, share: Any) -> Any:
-    """Derivative of the surrogate by logp; `cap`: where the advantage times the ratio is clipped."""
+    """Derivative of the surrogate by logp; `cap` clips the product of advantage and ratio."""
     surrogate = np.exp(logp - old) * advantage
-    # A product, so that what is not a number stays so.
+    # A product, so that NaN stays NaN.
     return surrogate * (_F32(1.0) if surrogate <= cap else _F32(0.0)) * -share
 
 
@@ -160,8 +160,8 @@ def categorical(  # noqa: PLR0917 - compiled loops take arrays and numbers
 ) -> None:
     """The derivatives of a minibatch's PPO loss with a categorical policy of A actions, n rows.
 
-    `logits`, `d_logits` are (A, n); `values`, `d_values` (n,). `columns` has 4 + 2 A lines of n: old logp,
-    advantages, their caps, value targets; one-hot actions; old probabilities.
+    `logits`, `d_logits` are (A, n); `values`, `d_values` (n,). `columns` has 4 + 2 A lines of n:
+    old logp, advantages, their caps, value targets; one-hot actions; old probabilities.
     """
     actions, n = logits.shape
     share = _F32(1.0) / _F32(n)
@@ -186,7 +186,7 @@ def categorical(  # noqa: PLR0917 - compiled loops take arrays and numbers
                 entropy -= p[k] * (logits[k, j] - largest - log_total)
         by_logp = _by_logp(chosen - log_total, columns[0, j], columns[1, j], columns[2, j], share)
         for k in range(actions):
-            # d logp / d logit = one_hot - p, d KL / d logit = p - p_old, d H / d logit = -p (log p + H)
+            # By the logits: d logp = one_hot - p, d KL = p - p_old, d H = -p (log p + H)
             d = (columns[4 + k, j] - p[k]) * by_logp
             if kl_share != 0:
                 d += (p[k] - columns[4 + actions + k, j]) * kl_share
@@ -213,10 +213,10 @@ def gaussian(  # noqa: PLR0917 - compiled loops take arrays and numbers
 ) -> None:
     """The same with a diagonal Gaussian over A dimensions.
 
-    `outputs` are means and log-stds, (2 A, n); or the means alone, (A, n), where `free` holds a log-std
-    that depends on no observation, (A, 1), and `d_free` gets its derivative; otherwise both are (0, 1).
-    `columns` has 4 + 3 A lines: those above; actions; old means; old log-stds. `std_clip`: log-stds are clipped
-    to plus and minus this.
+    `outputs` are means and log-stds, (2 A, n); or the means alone, (A, n), where `free` holds
+    log-stds that depend on no observation, (A, 1), and `d_free` gets their derivative; otherwise
+    both are (0, 1). `columns` has 4 + 3 A lines: the first 4 as above; actions; old means; old
+    log-stds. Log-stds are clipped to plus and minus `std_clip`.
     """
     is_free = free.shape[0] > 0
     a = outputs.shape[0] if is_free else outputs.shape[0] // 2

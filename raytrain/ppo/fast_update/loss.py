@@ -1,7 +1,7 @@
 """PPO's loss as RLlib defines it, for autograd, with the usual distributions written out.
 
-The loss is that of `ppo_gradients`; rows that are not in the loss mask have no part in it, whatever
-they hold. Terms whose coefficient is 0 are not computed.
+The loss is the one in `loss_gradients`; rows outside of the loss mask do not count, whatever they
+hold. Terms whose coefficient is 0 are not computed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 from ray.rllib.evaluation.postprocessing import Postprocessing
+from torch import Tensor
 
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
 
 
 class PolicyTerms(NamedTuple):
-    """(n,) each; `entropy` and `kl` are None where they were not asked for."""
+    """(n,) each; `entropy` and `kl` are None where they are not needed."""
 
-    logp: torch.Tensor
-    entropy: torch.Tensor | None
-    kl: torch.Tensor | None
+    logp: Tensor
+    entropy: Tensor | None
+    kl: Tensor | None
     """KL(old | new)."""
 
 
@@ -31,8 +32,8 @@ TermsOf = Callable[..., PolicyTerms]
 
 
 def ppo_loss(
-    module: Any, minibatch: dict[str, torch.Tensor], settings: LossSettings, *, use_critic: bool
-) -> torch.Tensor:
+    module: Any, minibatch: dict[str, Tensor], settings: LossSettings, *, use_critic: bool
+) -> Tensor:
     """The mean loss of a minibatch; keys are RLlib's column names."""
     mask = minibatch[Columns.LOSS_MASK]
     output = module.forward_train(minibatch)
@@ -44,7 +45,7 @@ def ppo_loss(
         kl=_counts(settings.kl_coeff),
     )
     advantages = minibatch[Postprocessing.ADVANTAGES]
-    # Where a row has no part its ratio is 1: an overflow would be a NaN in the derivative.
+    # A row that does not count has the ratio 1: an overflow would be a NaN in the derivative.
     difference = torch.where(mask, terms.logp - minibatch[Columns.ACTION_LOGP], 0.0)
     ratio = torch.exp(difference)
     clipped = torch.clamp(ratio, 1 - settings.clip_param, 1 + settings.clip_param)
@@ -61,9 +62,9 @@ def ppo_loss(
     return torch.where(mask, loss, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def _counts(coefficient: float | torch.Tensor) -> bool:
-    """A tensor always does: to look at its value would be to wait for the GPU."""
-    return isinstance(coefficient, torch.Tensor) or bool(coefficient)
+def _counts(coefficient: float | Tensor) -> bool:
+    """Whether a term is computed; with a tensor always, since reading it would wait for the GPU."""
+    return isinstance(coefficient, Tensor) or bool(coefficient)
 
 
 def _terms_of(module: Any) -> TermsOf:
@@ -73,29 +74,22 @@ def _terms_of(module: Any) -> TermsOf:
     if new is old is TorchDiagGaussian:
         return _gaussian
 
-    def other(
-        inputs: torch.Tensor, old_inputs: torch.Tensor, actions: torch.Tensor, **wanted: bool
-    ) -> PolicyTerms:
+    def other(inputs: Tensor, old_inputs: Tensor, actions: Tensor, **needed: bool) -> PolicyTerms:
         now = new.from_logits(inputs)
         return PolicyTerms(
             now.logp(actions),
-            now.entropy() if wanted["entropy"] else None,
-            old.from_logits(old_inputs).kl(now) if wanted["kl"] else None,
+            now.entropy() if needed["entropy"] else None,
+            old.from_logits(old_inputs).kl(now) if needed["kl"] else None,
         )
 
     return other
 
 
 def _categorical(
-    logits: torch.Tensor,
-    old_logits: torch.Tensor,
-    actions: torch.Tensor,
-    *,
-    entropy: bool,
-    kl: bool,
+    logits: Tensor, old_logits: Tensor, actions: Tensor, *, entropy: bool, kl: bool
 ) -> PolicyTerms:
     log_p = torch.log_softmax(logits, dim=-1)
-    # Not `gather`, whose derivative is a scatter: deterministic kernels sort for that.
+    # Not `gather`: its derivative is a scatter, for which deterministic kernels sort.
     chosen = torch.arange(log_p.shape[-1], device=log_p.device) == actions.long().unsqueeze(-1)
     logp = torch.where(chosen, log_p, 0.0).sum(-1)
     entropy_, kl_ = None, None
@@ -112,12 +106,7 @@ def _categorical(
 
 
 def _gaussian(
-    inputs: torch.Tensor,
-    old_inputs: torch.Tensor,
-    actions: torch.Tensor,
-    *,
-    entropy: bool,
-    kl: bool,
+    inputs: Tensor, old_inputs: Tensor, actions: Tensor, *, entropy: bool, kl: bool
 ) -> PolicyTerms:
     mean, log_std = inputs.chunk(2, dim=-1)
     dimensions = mean.shape[-1]

@@ -1,15 +1,15 @@
-"""PPO's loss, differentiated by hand: what the network's outputs should change by.
+"""PPO's loss, differentiated by hand by the network's outputs.
 
 For a minibatch of n rows RLlib's PPO minimizes the mean of
 
-    - min(A r, A clip(r, 1 - e, 1 + e))  +  c_v min((v - R)^2, v_max)  -  c_s H  +  c_kl KL(old | new)
+    - min(A r, A clip(r, 1 - e, 1 + e)) + c_v min((v - R)^2, v_max) - c_s H + c_kl KL(old | new)
 
 with r = exp(logp - logp_old) (Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7).
-The first term's derivative by logp is -A r where r is not clipped and 0 where it is; each action head
-turns it into derivatives by its outputs, together with those of H and KL.
+The first term's derivative by logp is -A r where r is not clipped and 0 where it is; from it and
+from H and KL each action head computes the derivatives by its outputs.
 
-An array has a column for each row of the minibatch: (n,), or (K, n) with a line for each output. The
-arithmetic is in `kernels`, a loop for each distribution.
+An array has a column for each row of the minibatch: (n,), or (K, n) with a line for each output.
+The arithmetic is in `kernels`, a loop for each distribution.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ActionHead:
 
 
 def advantage_columns(batch: ArrayColumns, settings: LossSettings) -> list[Array]:
-    """The first lines of a minibatch, (N,) each: old logp, advantages, their caps, value targets."""
+    """The first lines of a minibatch (N,): old logp, advantages, their caps, value targets."""
     advantages, targets = batch[Postprocessing.ADVANTAGES], batch[Postprocessing.VALUE_TARGETS]
     # A r is clipped where it exceeds A times the bound on A's side.
     bound = np.where(advantages > 0, 1 + settings.clip_param, 1 - settings.clip_param)

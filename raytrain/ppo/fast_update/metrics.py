@@ -1,13 +1,12 @@
 """The metrics of a learner's update that RLlib counts for each minibatch, once for all of them.
 
 Names, reduction and meaning are those of RLlib's `Learner.update`. The times of single connectors
-(`learner_connector/timers/connectors/...`) are not among them: no connector runs.
+(`learner_connector/timers/connectors/...`) are missing, since no connector runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ray.rllib.utils.metrics import (
@@ -18,20 +17,19 @@ from ray.rllib.utils.metrics import (
     LEARNER_CONNECTOR_SUM_EPISODES_LENGTH_OUT,
     MODULE_TRAIN_BATCH_SIZE_MEAN,
     NUM_ENV_STEPS_TRAINED,
-    NUM_ENV_STEPS_TRAINED_LIFETIME,
     NUM_MODULE_STEPS_TRAINED,
-    NUM_MODULE_STEPS_TRAINED_LIFETIME,
     WEIGHTS_SEQ_NO,
 )
 
 from raytrain.ppo.fast_update.train_batch import TrainBatch
 
 
-@contextmanager
-def batch_building(metrics: Any) -> Iterator[None]:
-    """Time the body as the learner's connector pipeline, whose place it takes."""
-    with metrics.log_time((ALL_MODULES, LEARNER_CONNECTOR, CONNECTOR_PIPELINE_TIMER)):
-        yield
+def batch_building(metrics: Any) -> AbstractContextManager[None]:
+    """Time the body as the learner's connector pipeline, which it replaces."""
+    context: AbstractContextManager[None] = metrics.log_time(
+        (ALL_MODULES, LEARNER_CONNECTOR, CONNECTOR_PIPELINE_TIMER)
+    )
+    return context
 
 
 def log_steps(
@@ -42,28 +40,23 @@ def log_steps(
     minibatches: tuple[int, ...],
     sequence_number: int,
 ) -> None:
-    """`minibatches` is (how many, rows in each)."""
+    """`minibatches`: (number, rows of each)."""
     count, size = minibatches
     metrics.log_value((ALL_MODULES, LEARNER_CONNECTOR_SUM_EPISODES_LENGTH_IN), batch.timesteps)
     metrics.log_value((ALL_MODULES, LEARNER_CONNECTOR_SUM_EPISODES_LENGTH_OUT), len(batch))
     metrics.log_value((module_id, WEIGHTS_SEQ_NO), sequence_number, window=1)
     metrics.log_value((module_id, MODULE_TRAIN_BATCH_SIZE_MEAN), size, reduce="mean")
     module_steps = count * size
-    # RLlib takes each minibatch for the whole batch when it counts environment steps.
+    # RLlib counts the environment steps of the whole batch for each minibatch.
     env_steps = count * len(batch)
-    sums = {
+    steps = {
         (module_id, NUM_MODULE_STEPS_TRAINED): module_steps,
         (ALL_MODULES, NUM_MODULE_STEPS_TRAINED): module_steps,
         (ALL_MODULES, NUM_ENV_STEPS_TRAINED): env_steps,
     }
-    for key, value in sums.items():
+    for key, value in steps.items():
         # RLlib keeps no throughput of a single module's steps.
-        throughput = key[0] == ALL_MODULES
-        metrics.log_value(key, value, reduce="sum", with_throughput=throughput)
-    lifetimes = {
-        (module_id, NUM_MODULE_STEPS_TRAINED_LIFETIME): module_steps,
-        (ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME): module_steps,
-        (ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME): env_steps,
-    }
-    for key, value in lifetimes.items():
+        metrics.log_value(key, value, reduce="sum", with_throughput=key[0] == ALL_MODULES)
+    for (module, name), value in steps.items():
+        key = (module, f"{name}_lifetime")
         metrics.log_value(key, value, reduce="lifetime_sum", with_throughput=True)

@@ -5,9 +5,9 @@
     steps.run(rows, loss)        the same, and `loss` computes each minibatch's loss, and may log it
     steps.end()
 
-`HandWrittenSteps` is for RLlib's default network of dense layers on a CPU, `AutogradSteps` for every
-other module without a recurrent state, and for GPUs. Both change the module's own parameters and the
-state of RLlib's own optimizer.
+`HandWrittenSteps` is for RLlib's default network of dense layers on a CPU, `AutogradSteps` for
+every other module without a recurrent state, and for GPUs. Both change the module's own parameters
+and the state of RLlib's own optimizer.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ TensorColumns = dict[str, torch.Tensor]
 Loss = Callable[[TensorColumns], torch.Tensor]
 
 _ROWS_AT_ONCE = 4096
-"""Rows that are gathered in one go: minibatches are then slices, and the slices are in the cache."""
+"""Rows gathered at once: minibatches are slices of them, which are then in the cache."""
 
 
 class HandWrittenSteps:
-    """Forward and backward pass written out, on arrays that are made once."""
+    """Forward and backward pass written out, on arrays made once."""
 
     def __init__(self, network: MlpPolicy, adam: FlatAdam, gradient_step: GradientStep) -> None:
         self._network, self._adam, self._gradient_step = network, adam, gradient_step
@@ -69,7 +69,7 @@ class HandWrittenSteps:
                 for index in torch.from_numpy(rows):
                     loss({name: column[index] for name, column in self._tensors.items()})
         at_once = max(1, _ROWS_AT_ONCE // rows.shape[1])
-        # What is not finite is dealt with in `GradientStep`, and shows in the metrics.
+        # `GradientStep` handles what is not finite, and it shows in the metrics.
         with np.errstate(all="ignore"):
             for first in range(0, len(rows), at_once):
                 self._run_some(rows[first : first + at_once])
@@ -79,12 +79,12 @@ class HandWrittenSteps:
         del self._obs, self._tensors, self._columns
 
     def _run_some(self, rows: Array) -> None:
-        # Bootstrap rows count in a minibatch's size, and have no part in its loss.
-        kept = self._loss_mask[rows]
-        index = rows[kept]
+        # Bootstrap rows count in a minibatch's size, but not in its loss.
+        counts = self._loss_mask[rows]
+        index = rows[counts]
         obs, columns = self._obs.take(index, axis=0), self._columns.take(index, axis=1)
         start = 0
-        for n in kept.sum(axis=1).tolist():
+        for n in counts.sum(axis=1).tolist():
             stop = start + n
             if n:
                 self._differentiate(obs[start:stop], columns[:, start:stop])
@@ -108,7 +108,7 @@ class HandWrittenSteps:
 
 
 class AutogradSteps:
-    """Autograd through the module, without what RLlib does around it."""
+    """Autograd through the module, without RLlib's work around it."""
 
     def __init__(
         self,

@@ -1,15 +1,15 @@
-"""RLlib's default PPO network as stacked matrices: what it is made of, forward pass, backward pass.
+"""RLlib's default PPO network of dense layers as stacked matrices: forward and backward pass.
 
-RLlib's `DefaultPPOTorchRLModule` of dense layers is one or two encoders and two heads of one layer:
+Such a network is one or two encoders and two heads of one layer:
 
-    obs (n, D) -> S encoders of equal shape, S = 1 (shared) or 2 (policy, value)
-               -> policy head: (K, n)    one column for each row of the minibatch
-               -> value head:  (n,)
+    obs (n, D) ─> S encoders of equal shape, S = 1 (shared) or 2 (policy, value)
+               ─> policy head: (K, n)    one column for each row of the minibatch
+               ─> value head:  (n,)
 
-Equal layers of the two encoders lie behind each other in memory (`parameters` is that order), so that
-each is one (S, out, in) matrix and one call serves both. NumPy does the small things: there the time goes
-into calls, and its calls cost a third of Torch's. Torch has the faster products of large matrices,
-and `kernels` what would take several passes over memory.
+Equal layers of the two encoders are next to each other in memory (in the order of `parameters`), so
+that both are one (S, out, in) matrix and one call serves both. NumPy does the small operations,
+where the time goes into calls, which take a third of Torch's. Torch has the faster products of
+large matrices, and `kernels` does what would take several passes over memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from raytrain.ppo.fast_update.train_batch import Array
 
 @dataclass(frozen=True)
 class MlpPolicy:
-    """The layers of a default PPO network, found in its module."""
+    """The layers of a default PPO network."""
 
     hidden: tuple[tuple[tuple[nn.Linear, ...], str], ...]
     """For each hidden layer: the layer of each encoder, and the activation behind it."""
@@ -56,14 +56,14 @@ class MlpPolicy:
         )
 
     def parameters(self) -> list[nn.Parameter]:
-        """All parameters, in the order that puts equal layers behind each other."""
-        found: list[nn.Parameter] = []
+        """All parameters, equal layers of the encoders next to each other."""
+        parameters: list[nn.Parameter] = []
         for linears, _ in self.hidden:
-            found += [linear.weight for linear in linears]
-            found += [linear.bias for linear in linears]
+            parameters += [linear.weight for linear in linears]
+            parameters += [linear.bias for linear in linears]
         for head in (self.policy_head, self.value_head):
-            found += [head.weight, head.bias]
-        return found if self.log_std is None else [*found, self.log_std]
+            parameters += [head.weight, head.bias]
+        return parameters if self.log_std is None else [*parameters, self.log_std]
 
 
 class Matrices:
@@ -90,13 +90,13 @@ class Matrices:
 
 
 class Buffers:
-    """Memory for minibatches of up to so many rows; those of fewer rows use the beginning of it."""
+    """Memory by name; smaller minibatches use the beginning of that of larger ones."""
 
     def __init__(self) -> None:
         self._flat: dict[str, torch.Tensor] = {}
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
-        """The memory of this name, as this shape; contents are whatever was there."""
+        """The memory of this name, in this shape, with undefined contents."""
         size = int(np.prod(shape))
         flat = self._flat.get(name)
         if flat is None or len(flat) < size:
@@ -108,8 +108,8 @@ class Buffers:
 class Pass:
     """Forward and backward of a minibatch of n rows.
 
-    `forward` fills `outputs` (K, n) and `values` (n,); the caller then writes their derivatives into
-    `d_outputs` and `d_values`, and `backward` turns these into `gradient`.
+    `forward` fills `outputs` (K, n) and `values` (n,). The caller writes their derivatives into
+    `d_outputs` and `d_values`, from which `backward` computes `gradient`.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Pass:
         n: int,
         buffers: Buffers,
     ) -> None:
-        # Importing Numba takes half a second, and only who updates needs it.
+        # Importing Numba takes half a second, and only an update needs it.
         from raytrain.ppo.fast_update import kernels
 
         self._kernels = kernels
@@ -128,14 +128,14 @@ class Pass:
         self._activations = [activation for _, activation in network.hidden]
         sizes = [(len(linears), n, linears[0].out_features) for linears, _ in network.hidden]
 
-        def each(name: str) -> list[torch.Tensor]:
+        def for_each_layer(name: str) -> list[torch.Tensor]:
             return [buffers.take(f"{name}{at}", *size) for at, size in enumerate(sizes)]
 
-        self._hidden_torch = each("hidden")
+        self._hidden_torch = for_each_layer("hidden")
         self._hidden: list[Array] = [tensor.numpy() for tensor in self._hidden_torch]
-        self._d_hidden_torch = each("d_hidden")
+        self._d_hidden_torch = for_each_layer("d_hidden")
         self._d_hidden: list[Array] = [tensor.numpy() for tensor in self._d_hidden_torch]
-        self._scratch: list[Array] = [tensor.numpy() for tensor in each("scratch")]
+        self._scratch: list[Array] = [tensor.numpy() for tensor in for_each_layer("scratch")]
         # The first and the last encoder: policy and value, or twice the shared one.
         self._features = self._hidden[-1][0], self._hidden[-1][-1]
         outputs = len(weights.policy[0])

@@ -1,9 +1,9 @@
-"""Episodes -> columns: the train batch that RLlib's default learner connectors would build.
+"""From episodes to columns: the train batch that RLlib's default learner connectors would build.
 
-The rows are those of RLlib's batch, in its order: every chunk's timesteps, followed by one row that
-holds the chunk's last observation. That row exists for its value (the bootstrap value); it is part
-of the batch that minibatches are cut from, and `loss_mask` keeps it out of the loss. Its
-reward is 0, and its other columns repeat the row before it.
+The rows are those of RLlib's batch, in its order: the timesteps of each chunk, followed by one row
+with the chunk's last observation, which is there for its value (the bootstrap value). Minibatches
+are cut from all rows, and `loss_mask` excludes the bootstrap rows from the loss. Their reward is 0,
+and their other columns repeat the row before.
 
     episodes    a0 a1 a2 | b0 b1                 two chunks, of 3 and 2 timesteps
     rows        a0 a1 a2 a3* b0 b1 b2*           * bootstrap rows: loss_mask is False
@@ -16,40 +16,32 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from ray.rllib.core.columns import Columns
+
+from raytrain import _ray
 
 Array: TypeAlias = np.ndarray[Any, Any]
-
-ACTION_DIST_INPUTS = "action_dist_inputs"
-ACTION_LOGP = "action_logp"
-WEIGHTS_SEQ_NO = "weights_seq_no"
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Columns of N rows. Floats are float32, but rewards (float64, as environments return them)."""
+    """N rows. Floats are float32, but rewards (float64, as environments return them)."""
 
-    obs: Array
-    """(N, ...)"""
-    actions: Array
-    """(N,) or (N, A)"""
-    logp: Array
-    """(N,): log-probabilities of the actions under the policy that sampled them."""
-    dist_inputs: Array
-    """(N, K): what that policy put into its action distribution."""
+    columns: dict[str, Array]
+    """What the loss needs, by RLlib's names: `obs` (N, ...), `actions` (N,) or (N, A),
+    `action_logp` (N,) and `action_dist_inputs` (N, K) of the policy that sampled them,
+    `loss_mask` (N,) bool, and `weights_seq_no` (N,), the version of its weights, if the env
+    runner reports it."""
     rewards: Array
     terminateds: Array
     """(N,) bool: there is no next state. Never set on a bootstrap row."""
     truncateds: Array
     """(N,) bool: the chunk ends here, though the episode has a next state."""
-    loss_mask: Array
-    """(N,) bool: False on bootstrap rows."""
-    weights_seq_no: Array | None
-    """(N,): version of the weights that sampled the row, if the env runner says it."""
     timesteps: int
     """Timesteps of the episodes: N less the bootstrap rows."""
 
     def __len__(self) -> int:
-        return len(self.loss_mask)
+        return len(self.rewards)
 
 
 def train_batch(episodes: Sequence[Any]) -> TrainBatch:
@@ -82,11 +74,17 @@ def train_batch(episodes: Sequence[Any]) -> TrainBatch:
         return _float32(np.concatenate(parts)[source])
 
     outputs = [episode.extra_model_outputs for episode in episodes]
+    names = [Columns.ACTION_LOGP, Columns.ACTION_DIST_INPUTS]
+    names += [name for name in (_ray.learners.WEIGHTS_SEQ_NO,) if name in outputs[0]]
     return TrainBatch(
-        obs=_float32(np.concatenate([_items(episode.observations) for episode in episodes])),
-        actions=per_step([_items(episode.actions) for episode in episodes]),
-        logp=per_step([_items(columns[ACTION_LOGP]) for columns in outputs]),
-        dist_inputs=per_step([_items(columns[ACTION_DIST_INPUTS]) for columns in outputs]),
+        columns={
+            Columns.OBS: _float32(
+                np.concatenate([_items(episode.observations) for episode in episodes])
+            ),
+            Columns.ACTIONS: per_step([_items(episode.actions) for episode in episodes]),
+            Columns.LOSS_MASK: loss_mask,
+            **{name: per_step([_items(columns[name]) for columns in outputs]) for name in names},
+        },
         rewards=np.where(
             loss_mask,
             np.concatenate([_items(episode.rewards) for episode in episodes])[source],
@@ -94,12 +92,6 @@ def train_batch(episodes: Sequence[Any]) -> TrainBatch:
         ),
         terminateds=terminateds,
         truncateds=truncateds,
-        loss_mask=loss_mask,
-        weights_seq_no=(
-            per_step([_items(columns[WEIGHTS_SEQ_NO]) for columns in outputs])
-            if WEIGHTS_SEQ_NO in outputs[0]
-            else None
-        ),
         timesteps=int(lengths.sum()),
     )
 

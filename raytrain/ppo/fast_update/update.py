@@ -1,4 +1,5 @@
-"""The fast update of a learner: RLlib's loss, minibatches and metrics, without RLlib's work around them.
+"""The fast update of a learner: RLlib's loss, minibatches and metrics, without RLlib's
+work around them.
 
 episodes ─> columns (`train_batch`) ─> values, advantages (`advantages`)
          ─> the rows of each minibatch (`minibatches`)
@@ -40,7 +41,7 @@ class FastUpdate:
 
     @classmethod
     def of(cls, learner: Any) -> FastUpdate | str:
-        """The fast update of a PPO learner that RLlib has built, or the reason why RLlib must update."""
+        """The fast update of a built PPO learner, or the reason why RLlib must update."""
         reason = why_not_fast(learner)
         if reason:
             return reason
@@ -122,16 +123,7 @@ class FastUpdate:
 
     def _columns(self, batch: TrainBatch) -> TensorColumns:
         """The columns under RLlib's names, advantages included, on the learner's device."""
-        arrays = {
-            Columns.OBS: batch.obs,
-            Columns.ACTIONS: batch.actions,
-            Columns.ACTION_LOGP: batch.logp,
-            Columns.ACTION_DIST_INPUTS: batch.dist_inputs,
-            Columns.LOSS_MASK: batch.loss_mask,
-        }
-        if batch.weights_seq_no is not None:
-            arrays[_ray.learners.WEIGHTS_SEQ_NO] = batch.weights_seq_no
-        tensors = {name: self._on_device(array) for name, array in arrays.items()}
+        tensors = {name: self._on_device(array) for name, array in batch.columns.items()}
         with torch.no_grad():
             values = self._module.compute_values(tensors).cpu().numpy()
         config = self._learner.config

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from raytrain import _ray
-from raytrain.policy.arithmetic import filter_divisor, normalise
+from raytrain.policy.arithmetic import filter_divisor, normalize
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -41,15 +41,13 @@ class BatchFilter:
             means[index] = stats.mean_array
             squares[index] = stats.sum_sq_diff_array
             counts[index] = stats.num_pushes
-        normalised = normalise(
+        divisor = filter_divisor(squares, counts.reshape(-1, *[1] * (squares.ndim - 1)))
+        observations[...] = normalize(
             observations,
-            means,
-            filter_divisor(squares, counts.reshape(-1, *[1] * (squares.ndim - 1))),
-            center=self._filter.demean,
-            scale=self._filter.destd,
-            clip=self._filter.clip,
+            means if self._filter.demean else None,
+            divisor if self._filter.destd else None,
+            self._filter.clip,
         )
-        observations[...] = normalised
 
 
 def _push(stats: Any, observation: Array) -> None:

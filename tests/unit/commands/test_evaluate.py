@@ -64,7 +64,7 @@ def test_an_episode_that_takes_long_is_told_of(monkeypatch: pytest.MonkeyPatch) 
         ("FourValues", r"^step\(\) must return five values"),
         ("RewardNone", "^the reward must be one finite number"),
         ("RewardNan", "^the reward must be one finite number.* returned nan"),
-        ("ObservationNan", "^the observation must fit its space.*NaN or infinity is in it"),
+        ("ObservationNan", "^the observation must fit its space.*it contains NaN or infinity"),
         ("Shape", r"^the observation must fit its space.*its shape is \(1, 2\), not \(2,\)"),
         ("FlagNone", "^terminated must be True or False"),
         ("InfoNone", "^info must be a dict"),
