@@ -7,20 +7,18 @@ the trial would have borne by itself. Its process is then killed, and Tune start
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from raytrain import _ray
+from raytrain.cluster.adaptive_timeout import AdaptiveTimeout
 from raytrain.cluster.nodes import address_of
 
 _PATIENCE = 2.0
-_FIRST_FACTOR = 10.0
-_REMEMBERED = 31
+_REMEMBERED = 30
 
 
 class TrialWatchdog:
@@ -33,36 +31,37 @@ class TrialWatchdog:
         self._floor_s = floor_s
         self._clock = clock
         self._heard: dict[str, float] = {}
-        self._gaps: dict[str, deque[float]] = {}
+        self._timeouts: dict[str, AdaptiveTimeout] = {}
+        self._starting: set[str] = set()
 
     def started(self, trial: str) -> None:
         self._heard[trial] = self._clock()
-        self._gaps[trial] = deque(maxlen=_REMEMBERED)
+        self._timeouts[trial] = AdaptiveTimeout(self._factor, self._floor_s, window=_REMEMBERED)
+        self._starting.add(trial)
 
     def heard(self, trial: str) -> None:
         """A result came."""
-        now = self._clock()
-        self._gaps[trial].append(now - self._heard[trial])
-        self._heard[trial] = now
+        if trial in self._starting:  # The first gap includes the start.
+            self._starting.remove(trial)
+        else:
+            self._timeouts[trial].add(self.silence(trial))
+        self._heard[trial] = self._clock()
 
     def look(self, trials: list[Any]) -> dict[str, str]:
         """Kill what stands still; a sentence for each such trial."""
         return {
             str(trial): self._kill(trial)
             for trial in trials
-            if trial.status == "RUNNING" and self.silence(str(trial)) > self._limit(str(trial))
+            if trial.status == "RUNNING" and self._is_overdue(str(trial))
         }
 
     def silence(self, trial: str) -> float:
         """Seconds since something was heard of the trial."""
         return self._clock() - self._heard.get(trial, self._clock())
 
-    def _limit(self, trial: str) -> float:
-        # The first gap holds the start, of which the others say nothing.
-        gaps = list(self._gaps.get(trial, ()))[1:]
-        if not gaps:
-            return _PATIENCE * _FIRST_FACTOR * self._floor_s
-        return _PATIENCE * max(self._floor_s, self._factor * statistics.median(gaps))
+    def _is_overdue(self, trial: str) -> bool:
+        timeout = self._timeouts.get(trial)
+        return timeout is not None and self.silence(trial) > _PATIENCE * timeout.limit_s
 
     def _kill(self, trial: Any) -> str:
         silence = self.silence(str(trial))

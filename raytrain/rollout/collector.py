@@ -29,7 +29,7 @@ from raytrain.errors import RaytrainError
 from raytrain.rollout.env_runner import GroupEnvRunner, RunnerSettings
 from raytrain.rollout.env_snapshots import Strategy
 from raytrain.rollout.filters import merge_connector_states
-from raytrain.rollout.group_calls import Question, RetryingCall, RunnerLost
+from raytrain.rollout.group_calls import GroupCall, RetryingCall, RunnerLost
 from raytrain.rollout.rollout import Collected, Rollout
 from raytrain.rollout.runner_pool import RunnerPool, RunnerRules
 from raytrain.rollout.timeout import RolloutTimeout
@@ -77,7 +77,7 @@ class RolloutCollector:
         self._tell = tell
         self._lost_exactness = lost_exactness
         self._tell_after_s = sample_timeout_s
-        self._patience = RolloutTimeout(self._rules.timeout_s)
+        self._timeout = RolloutTimeout(self._rules.timeout_s)
         self._sync: Any = None
         self._digest: str | None = None
         self._snapshots: dict[int, bytes | None] = dict.fromkeys(self.indices)
@@ -103,7 +103,7 @@ class RolloutCollector:
         and how many fragments were given up."""
         return {
             "num_healthy_workers": len(self._pool.up),
-            "num_remote_worker_restarts": self._pool.losses,
+            "num_remote_worker_restarts": self._pool.failures,
             "num_env_runners_dropped_lifetime": self._fragments_dropped,
         }
 
@@ -121,15 +121,15 @@ class RolloutCollector:
         if not self._indices:
             return
         self._set_sync(sync)
-        self._pool.gather(self._expected)
+        self._pool.wait_for(self._expected)
         for host in self._pool.up:
-            host.holds.clear()
+            host.loaded.clear()
         self._settle()
         self._ask_all(None)
 
     def stop(self) -> None:
         """End the actors that RLlib does not end by itself."""
-        self._pool.end()
+        self._pool.stop()
 
     def sample(self, min_env_steps: int) -> Collected:
         """Sample fragments from all groups in step until there are `min_env_steps` steps; or fewer, if
@@ -249,10 +249,10 @@ class RolloutCollector:
         if not self._indices:
             return
         if not self._elastic:
-            self._pool.stay(self._indices)
-            self._pool.look()
+            self._pool.assign_to_own(self._indices)
+            self._pool.refresh()
             return
-        self._pool.adapt()
+        self._pool.scale()
         for host, group in self._pool.assign(self._indices):
             host.actor.release.remote(group)
 
@@ -262,29 +262,29 @@ class RolloutCollector:
         if not self._indices:
             assert self._local is not None
             return [self._local.rollout(None, snapshot=False)], set()
-        round_ = self._round(
-            Question(
-                load_group=self._adopt,
-                group_loaded=self._check_adopted,
+        call = self._call(
+            GroupCall(
+                load=self._load,
+                check_loaded=self._check_loaded,
                 ask=self._rollout,
                 about=f"iteration {self._iteration + 1}",
                 sampling=True,
-                losing=self._losing,
+                consequence=self._consequence,
             ),
             self._indices,
             lambda lost: self._may_drop(len(dropped) + lost),
         )
-        rollouts = round_.run()
+        rollouts = call.run()
         for index, rollout in rollouts.items():
-            self._patience.took(rollout.seconds["rollout"])
+            self._timeout.add(rollout.seconds["rollout"])
             self._snapshots[index] = rollout.snapshot
             self._connector_states[index] = rollout.connectors
-        return list(rollouts.values()), round_.dropped
+        return list(rollouts.values()), call.dropped
 
     def _rollout(self, actor: Any, index: int, limit_s: float | None) -> Any:
         return actor.rollout.remote(self._sync, snapshot=True, group=index, patience_s=limit_s)
 
-    def _adopt(self, actor: Any, index: int) -> Any:
+    def _load(self, actor: Any, index: int) -> Any:
         return actor.load_group.remote(
             self._strategy,
             self._sync,
@@ -294,7 +294,7 @@ class RolloutCollector:
             settings=self._settings,
         )
 
-    def _check_adopted(self, index: int, digest: str) -> None:
+    def _check_loaded(self, index: int, digest: str) -> None:
         if self._local is None:
             return
         if self._digest is None:
@@ -311,21 +311,21 @@ class RolloutCollector:
         indices: Collection[int] | None = None,
     ) -> dict[int, Any]:
         """The answers of all groups; without a question, after setting them up."""
-        question = Question(self._adopt, self._check_adopted, ask, losing=self._losing)
-        round_ = self._round(question, self._indices if indices is None else indices)
-        return round_.run()
+        group_call = GroupCall(self._load, self._check_loaded, ask, consequence=self._consequence)
+        call = self._call(group_call, self._indices if indices is None else indices)
+        return call.run()
 
-    def _round(
+    def _call(
         self,
-        question: Question,
+        group_call: GroupCall,
         indices: Collection[int],
         may_drop: Callable[[int], bool] = lambda lost: False,
     ) -> RetryingCall:
         return RetryingCall(
             self._pool,
             indices,
-            question,
-            patience=self._patience,
+            group_call,
+            timeout=self._timeout,
             tell=self._tell,
             tell_after_s=self._tell_after_s,
             elastic=self._elastic,
@@ -333,7 +333,7 @@ class RolloutCollector:
         )
 
     @property
-    def _losing(self) -> str:
+    def _consequence(self) -> str:
         if self._strategy == "reset":
             return "its running episodes are lost, since the environment cannot be restored"
         return "nothing is lost"

@@ -69,7 +69,7 @@ from raytrain.rollout.fast_sampling.episode_rows import (
 from raytrain.rollout.fast_sampling.fragments import Progress
 from raytrain.rollout.fast_sampling.sampler import FragmentSampler, Sampled, Wanted
 from raytrain.rollout.rollout import Rollout
-from raytrain.rollout.timeout import StallReporter, word_of
+from raytrain.rollout.timeout import StallReporter, stall_key
 
 _TRAINING, _EVALUATION = 0, 1
 _WORD_BY = 0.9
@@ -160,12 +160,12 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         if other is not None:
             other.stop()
 
-    def where(self) -> tuple[str, int, str]:
+    def process(self) -> tuple[str, int, str]:
         """The actor's id, the process id and the host's name: says that this process is there."""
         return _actor_id(), os.getpid(), socket.gethostname()
 
     def _leave_word(self, standing: str) -> None:
-        _ray_actors.publish_stall(word_of(_actor_id(), self._busy_with), standing)
+        _ray_actors.publish_stall(stall_key(_actor_id(), self._busy_with), standing)
 
     @override(SingleAgentEnvRunner)
     def stop(self) -> None:

@@ -1,24 +1,22 @@
-"""One question to every env group, asked until each has answered, whichever actors die meanwhile.
+"""One call to every env group, repeated until each has answered, whichever actors die meanwhile.
 
-    an actor lives     it is asked for all its groups at once and answers them one after the other
+    an actor lives     it gets the calls for all its groups at once and answers them one after the other
     an actor dies      its unanswered groups wait for whichever comes first: another actor that has
-                       nothing left to do, or its own one, started again by Ray
-    an actor hangs     it is killed after a while (see `timeout`), and that is a death like any other
-    none is left       it is told at once, and waited for, and in the end it is an error
+                       nothing left to do, or their own one, restarted by Ray
+    an actor hangs     it is killed after a while (see `timeout`), which counts as a death
+    none is left       a message is logged, and if none comes for some minutes, an error is raised
 
-A group that an actor does not hold yet is set up there first, from its last state, so the answer is the
-same wherever it comes from.
+A group that an actor does not hold yet is first set up there from its last state, so the answer does not
+depend on the actor.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray.exceptions import (
     ActorUnavailableError,
     NodeDiedError,
@@ -28,81 +26,84 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from raytrain._ray import actors as _ray_actors
 from raytrain.cluster.failures import why_it_died
 from raytrain.errors import RaytrainError
-from raytrain.rollout.runner_pool import Job, RunnerActor, RunnerPool
-from raytrain.rollout.timeout import RolloutTimeout, word_of
+from raytrain.rollout.runner_pool import PendingCall, RunnerActor, RunnerPool
+from raytrain.rollout.timeout import RolloutTimeout, stall_key
 
-_LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
-_MAX_LOSSES_IN_A_ROW = 5
-_MAX_HANGS_IN_A_ROW = 3
-_NOBODY_TOLD_S, _NOBODY_DEADLINE_S = 5.0, 300.0
+_ACTOR_GONE = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
+_MAX_CONSECUTIVE_DEATHS = 5
+_MAX_CONSECUTIVE_HANGS = 3
+_NO_RUNNER_MESSAGE_S, _NO_RUNNER_DEADLINE_S = 5.0, 300.0
 _TICK_S = 0.25
 
 
 class RunnerLost(RaytrainError):
-    """An env runner died and could not be started again."""
+    """An env runner died and could not be restarted."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """`load_group` sends an actor a group's state; `group_loaded` gets the group and the answer. `ask` sends the
-    question itself, with the seconds that it may take; None if there is none beside setting up. `about`
-    stands in sentences: "fragment of iteration 6"."""
+class GroupCall:
+    """What to call on an actor for a group. The callables return the reference of a remote call."""
 
-    load_group: Callable[[Any, int], Any]
-    group_loaded: Callable[[int, Any], None]
+    load: Callable[[Any, int], Any]
+    """(actor, group): sets the group up in the actor, from its last state."""
+    check_loaded: Callable[[int, Any], None]
+    """(group, answer of `load`)"""
     ask: Callable[[Any, int, float | None], Any] | None = None
+    """(actor, group, seconds that the call may take). None: the groups are only set up."""
     about: str = ""
+    """For messages: "iteration 6"."""
     sampling: bool = False
-    losing: str = "nothing is lost"
+    consequence: str = "nothing is lost"
+    """For messages: what the loss of an actor means for the run."""
 
 
 @dataclass
-class _Loss:
-    """What there is to tell of an actor's loss once its groups have answered from elsewhere. `host` is
-    a sentence's subject, as it was then; `waiting` are those of the groups that have not answered."""
+class _Recovery:
+    """A lost actor whose groups have not all answered from elsewhere yet."""
 
-    host: str
+    runner: str
     index: int
-    said: str
+    message: str
     groups: frozenset[int]
-    waiting: set[int]
+    unanswered: set[int]
     began: float
-    by: set[int] = field(default_factory=set)
+    answered_by: set[int] = field(default_factory=set)
 
 
 class RetryingCall:
-    """`may_drop(groups)`: whether the round may go on without the answers of these groups. `elastic`:
-    whether a group may be hosted by another actor than its own."""
+    """`elastic`: whether another actor than its own may host a group. `may_drop`: whether the answers
+    of so many groups may be missing. `tell` gets messages for the user, and one about a slow call after
+    every `tell_after_s` seconds (None: never)."""
 
     def __init__(
         self,
         pool: RunnerPool,
         groups: Collection[int],
-        question: Question,
+        call: GroupCall,
         *,
-        patience: RolloutTimeout,
+        timeout: RolloutTimeout,
         tell: Callable[[str], None],
         tell_after_s: float | None,
         elastic: bool,
         may_drop: Callable[[int], bool] = lambda lost: False,
     ) -> None:
         self._pool = pool
-        self._question = question
-        self._patience = patience
+        self._runtime = pool.runtime
+        self._call = call
+        self._timeout = timeout
         self._tell = tell
         self._tell_after_s = tell_after_s
         self._elastic = elastic
         self._may_drop = may_drop
-        self._open = set(groups)
-        self._in_a_row: Counter[int] = Counter()
-        self._told_of: Counter[int] = Counter()
-        self._losses: list[_Loss] = []
-        self._nobody_since: float | None = None
-        self._nobody_told = False
-        self._last_loss = "they were not started"
+        self._unanswered = set(groups)
+        self._consecutive_failures: Counter[int] = Counter()
+        self._slow_messages: Counter[int] = Counter()
+        self._recoveries: list[_Recovery] = []
+        self._no_runner_since: float | None = None
+        self._no_runner_told = False
+        self._last_failure = "did not start"
         self.answers: dict[int, Any] = {}
         self.dropped: set[int] = set()
 
@@ -113,190 +114,185 @@ class RetryingCall:
             RunnerLost: actors die or hang again and again, or none comes back.
             Exception: whatever a call raised in an actor.
         """
-        for host in self._pool.up:
-            host.jobs.clear()  # Of a round that was broken off.
-        while self._open:
+        for runner in self._pool.up:
+            runner.calls.clear()  # Left over if an earlier call was interrupted.
+        while self._unanswered:
             self._send()
             self._take_answers()
-            self._pool.look()
-            for host in self._pool.up:
-                if host.jobs:
-                    self._check_deadline(host)
+            self._pool.refresh()
+            for runner in self._pool.up:
+                if runner.calls:
+                    self._check_deadline(runner)
         return dict(sorted(self.answers.items()))
 
-    # -- asking ----------------------------------------------------------------------------------
+    # -- calls -----------------------------------------------------------------------------------
 
     def _send(self) -> None:
-        sent = {job.group for host in self._pool.up for job in host.jobs}
-        for group in sorted(self._open - sent):
-            host = self._host_for(group)
-            if host is None:
+        sent = {pending.group for runner in self._pool.up for pending in runner.calls}
+        for group in sorted(self._unanswered - sent):
+            runner = self._runner_for(group)
+            if runner is None:
                 continue
-            if not host.jobs:
-                host.since = time.monotonic()
-            host.jobs.append(self._job(host, group))
+            if not runner.calls:
+                runner.busy_since = self._runtime.now()
+            runner.calls.append(self._send_to(runner, group))
 
-    def _host_for(self, group: int) -> RunnerActor | None:
-        host = self._pool.host_of(group)
-        if host is not None or not self._elastic:
-            return host
-        idle = [each for each in self._pool.up if not each.jobs]
+    def _runner_for(self, group: int) -> RunnerActor | None:
+        runner = self._pool.runner_of(group)
+        if runner is not None or not self._elastic:
+            return runner
+        idle = [runner for runner in self._pool.up if not runner.calls]
         if not idle:
             return None
-        host = min(idle, key=lambda each: (len(each.holds), each.index))
-        self._pool.assigned[group] = host.index
-        return host
+        runner = min(idle, key=lambda candidate: (len(candidate.loaded), candidate.index))
+        self._pool.assigned[group] = runner.index
+        return runner
 
-    def _job(self, host: RunnerActor, group: int) -> Job:
-        question = self._question
-        if group not in host.holds or question.ask is None:
-            limit_s = self._patience.set_up_limit_s()
-            return Job(group, True, question.load_group(host.actor, group), limit_s)
-        limit_s = self._patience.set_up_limit_s()
-        if question.sampling:
-            limit_s = self._patience.limit_s()
-        return Job(group, False, question.ask(host.actor, group, limit_s), limit_s)
+    def _send_to(self, runner: RunnerActor, group: int) -> PendingCall:
+        call, limit_s = self._call, self._timeout.set_up_limit_s()
+        if group not in runner.loaded or call.ask is None:
+            return PendingCall(group, True, call.load(runner.actor, group), limit_s)
+        if call.sampling:
+            limit_s = self._timeout.limit_s()
+        return PendingCall(group, False, call.ask(runner.actor, group, limit_s), limit_s)
 
     # -- answers ---------------------------------------------------------------------------------
 
     def _take_answers(self) -> None:
-        asked = [(host, job) for host in self._pool.up for job in host.jobs]
-        if not asked:
-            self._wait_for_anybody()
+        sent = [(runner, pending) for runner in self._pool.up for pending in runner.calls]
+        if not sent:
+            self._wait_for_runner()
             return
-        self._nobody_since = None
-        references = [job.reference for _, job in asked]
-        # All at once where nothing happens; what came is looked at after each tick.
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=_TICK_S)
+        self._no_runner_since = None
+        references = [pending.reference for _, pending in sent]
+        # One wait for all answers if nothing happens; after each tick the present ones are taken.
+        ready, _ = self._runtime.wait(references, num_returns=len(references), timeout=_TICK_S)
         arrived = set(ready)
-        for host, job in asked:
-            if job.reference in arrived and job in host.jobs:
-                self._take(host, job)
+        for runner, pending in sent:
+            if pending.reference in arrived and pending in runner.calls:
+                self._take(runner, pending)
 
-    def _take(self, host: RunnerActor, job: Job) -> None:
+    def _take(self, runner: RunnerActor, pending: PendingCall) -> None:
         try:
-            answer = ray.get(job.reference)
+            answer = self._runtime.get(pending.reference)
         except RayTaskError as error:
-            # What was raised, and not a class that Ray makes of it: that one's text differs from time
-            # to time, so that a failure that comes back would not be recognised.
+            # The error itself, not the class that Ray derives from it: that one's text has process ids
+            # in it, so an error that comes again would not be recognised.
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
-        except _LOST as error:
-            died = f"died ({why_it_died(error)})"
-            # Ray may say of a call to an actor that has just come back that it was restarted
-            # meanwhile, when it learns late of the restart that brought it back.
-            late_news = isinstance(error, ActorUnavailableError) and not host.proven
-            self._lose(host, died, died, _MAX_LOSSES_IN_A_ROW, news=not late_news)
-            return
-        host.jobs.remove(job)
-        host.since, host.proven = time.monotonic(), True
-        if job.adopts:
-            self._question.group_loaded(job.group, answer)
-            host.holds.add(job.group)
-        if not job.adopts or self._question.ask is None:
-            self._close(job.group, host)
-            self.answers[job.group] = answer
-
-    def _close(self, group: int, host: RunnerActor) -> None:
-        self._open.discard(group)
-        for loss in [each for each in self._losses if group in each.waiting]:
-            loss.waiting.discard(group)
-            loss.by.add(host.index)
-            if not loss.waiting:
-                self._losses.remove(loss)
-                self._tell_recovered(loss)
-
-    # -- losses ----------------------------------------------------------------------------------
-
-    def _lose(
-        self, host: RunnerActor, said: str, cause: str, bearable: int, *, news: bool = True
-    ) -> None:
-        """`cause` is what `said` says without what differs from time to time, so that a failure that
-        comes back is recognised."""
-        first, groups = host.jobs[0].group, {job.group for job in host.jobs}
-        self._in_a_row[first] += 1
-        self._pool.lose(host, said, sure=news)
-        if self._in_a_row[first] >= bearable:
-            raise RunnerLost(
-                f"The env runner of group {first} was lost {self._in_a_row[first]} times in a row over "
-                f"the same {self._question.about or 'call'} and is given up: the last one {cause}. If it "
-                "comes again, the environment is the cause: look at its step() and reset()."
+        except _ACTOR_GONE as error:
+            message = f"died ({why_it_died(error)})"
+            # Ray may learn late of a restart and then report a call to the restarted actor as lost.
+            late_news = isinstance(error, ActorUnavailableError) and not runner.has_answered
+            self._on_failure(
+                runner, message, message, _MAX_CONSECUTIVE_DEATHS, confirmed=not late_news
             )
-        if not news:
             return
-        self._last_loss = cause
+        runner.calls.remove(pending)
+        runner.busy_since, runner.has_answered = self._runtime.now(), True
+        if pending.loads:
+            self._call.check_loaded(pending.group, answer)
+            runner.loaded.add(pending.group)
+        if not pending.loads or self._call.ask is None:
+            self._finish(pending.group, runner)
+            self.answers[pending.group] = answer
+
+    def _finish(self, group: int, runner: RunnerActor) -> None:
+        self._unanswered.discard(group)
+        for recovery in [entry for entry in self._recoveries if group in entry.unanswered]:
+            recovery.unanswered.discard(group)
+            recovery.answered_by.add(runner.index)
+            if not recovery.unanswered:
+                self._recoveries.remove(recovery)
+                self._tell_recovered(recovery)
+
+    # -- failures --------------------------------------------------------------------------------
+
+    def _on_failure(
+        self, runner: RunnerActor, message: str, cause: str, allowed: int, *, confirmed: bool = True
+    ) -> None:
+        """`cause` is `message` without times and other details that differ between repetitions, so that
+        a failure that comes again is recognised."""
+        first, groups = runner.calls[0].group, {pending.group for pending in runner.calls}
+        self._consecutive_failures[first] += 1
+        self._pool.mark_lost(runner, message, confirmed=confirmed)
+        if self._consecutive_failures[first] >= allowed:
+            raise RunnerLost(
+                f"The env runner of group {first} was lost {self._consecutive_failures[first]} times in "
+                f"a row in {self._call.about or 'the same call'} and is given up: the last one {cause}. "
+                "If this happens again, check the environment's step() and reset()."
+            )
+        if not confirmed:
+            return
+        self._last_failure = cause
         if self._may_drop(len(self.dropped) + len(groups)):
             self.dropped |= groups
-            self._open -= groups
+            self._unanswered -= groups
             self._tell(
-                f"{host} {said}. {self._question.about.capitalize()} goes on without {_named(groups)}, "
-                "as fault_tolerance.on_env_runner_loss is continue."
+                f"{runner} {message}. {self._call.about.capitalize()} continues without "
+                f"{_named(groups)} (fault_tolerance.on_env_runner_loss is continue)."
             )
             return
-        now = time.monotonic()
-        self._losses.append(_Loss(str(host), host.index, said, frozenset(groups), set(groups), now))
+        lost, now = frozenset(groups), self._runtime.now()
+        self._recoveries.append(_Recovery(str(runner), runner.index, message, lost, groups, now))
 
-    def _check_deadline(self, host: RunnerActor) -> None:
-        """Look whether an actor has had too long for the first of its calls."""
-        job, waited = host.jobs[0], time.monotonic() - host.since
-        if job.limit_s is not None and waited > job.limit_s:
-            self._end_hanging(host, job, waited)
+    def _check_deadline(self, runner: RunnerActor) -> None:
+        """Kill an actor that has worked too long on its first call."""
+        pending, waited = runner.calls[0], self._runtime.now() - runner.busy_since
+        if pending.limit_s is not None and waited > pending.limit_s:
+            self._end_hanging(runner, pending, waited)
             return
-        told = self._told_of[job.group] + 1
-        if self._tell_after_s is not None and waited > told * self._tell_after_s:
-            self._told_of[job.group] = told
+        count = self._slow_messages[pending.group] + 1
+        if self._tell_after_s is not None and waited > count * self._tell_after_s:
+            self._slow_messages[pending.group] = count
             self._tell(
-                f"{host} has been busy with group {job.group} for {waited:.0f} s and is waited for; is a "
-                "step of its environment hanging?"
+                f"{runner} has been busy with group {pending.group} for {waited:.0f} s. Training waits "
+                "for it; a step of its environment may be hanging."
             )
 
-    def _end_hanging(self, host: RunnerActor, job: Job, waited: float) -> None:
-        assert host.where is not None
-        word = _ray_actors.take_word(word_of(host.where.actor_id, job.group))
-        said = word or "nowhere that can be seen: it is stopped, cut off, or in native code"
-        self._pool.kill(host)
-        self._lose(
-            host,
-            f"hung for {waited:.0f} s over group {job.group} ({said}) and was killed",
-            f"hung ({said})",
-            _MAX_HANGS_IN_A_ROW,
-        )
+    def _end_hanging(self, runner: RunnerActor, pending: PendingCall, waited: float) -> None:
+        assert runner.process is not None
+        report = self._runtime.take_stall_report(stall_key(runner.process.actor_id, pending.group))
+        place = report or "where is unknown: it is stopped, cut off, or in native code"
+        self._runtime.kill(runner.actor, no_restart=False)
+        message = f"hung for {waited:.0f} s in group {pending.group} ({place}) and was killed"
+        self._on_failure(runner, message, f"hung ({place})", _MAX_CONSECUTIVE_HANGS)
 
-    def _wait_for_anybody(self) -> None:
-        """There is nobody to ask: loudly wait for an actor to come."""
-        gone = self._pool.why_none_will_come
+    def _wait_for_runner(self) -> None:
+        """No actor can be called: wait for one to start."""
+        gone = self._pool.why_empty
         if gone is not None:
-            raise RunnerLost(f"No env runner is left, and Ray starts none again: {gone}.")
-        now = time.monotonic()
-        if self._nobody_since is None:
-            self._nobody_since, self._nobody_told = now, False
-        waited = now - self._nobody_since
-        if waited > _NOBODY_DEADLINE_S:
+            raise RunnerLost(f"No env runner is left, and Ray restarts none: {gone}.")
+        now = self._runtime.now()
+        if self._no_runner_since is None:
+            self._no_runner_since, self._no_runner_told = now, False
+        waited = now - self._no_runner_since
+        if waited > _NO_RUNNER_DEADLINE_S:
             raise RunnerLost(
-                f"No env runner has come for {_named(self._open)} within {_NOBODY_DEADLINE_S:.0f} s: the "
-                f"last one {self._last_loss}. Look whether the cluster has room for one."
+                f"No env runner started for {_named(self._unanswered)} within "
+                f"{_NO_RUNNER_DEADLINE_S:.0f} s; the last one {self._last_failure}. Check whether the "
+                "cluster has room for one."
             )
-        if waited > _NOBODY_TOLD_S and not self._nobody_told:
-            self._nobody_told = True
+        if waited > _NO_RUNNER_MESSAGE_S and not self._no_runner_told:
+            self._no_runner_told = True
             self._tell(
-                f"No env runner is alive for {_named(self._open)}: the last one {self._last_loss}. "
-                f"Training stands still until one comes, for at most {_NOBODY_DEADLINE_S:.0f} s."
+                f"No env runner is alive for {_named(self._unanswered)}: the last one "
+                f"{self._last_failure}. Training waits for a new one, for at most "
+                f"{_NO_RUNNER_DEADLINE_S:.0f} s."
             )
-        self._pool.look(_TICK_S)
+        self._pool.refresh(_TICK_S)
 
-    # -- sentences -------------------------------------------------------------------------------
-
-    def _tell_recovered(self, loss: _Loss) -> None:
+    def _tell_recovered(self, recovery: _Recovery) -> None:
         by = " and ".join(
-            "a new process" if index == loss.index else f"the env runner of group {index}"
-            for index in sorted(loss.by)
+            "a new process" if index == recovery.index else f"the env runner of group {index}"
+            for index in sorted(recovery.answered_by)
         )
-        groups, one = _named(loss.groups), len(loss.groups) == 1
+        groups, one = _named(recovery.groups), len(recovery.groups) == 1
         what = f"{groups.capitalize()} {'is' if one else 'are'} set up"
-        if self._question.sampling:
-            what = f"{self._question.about.capitalize()} of {groups} is sampled"
+        if self._call.sampling:
+            what = f"{self._call.about.capitalize()} of {groups} is sampled"
         self._tell(
-            f"{loss.host} {loss.said}. {what} again from {'its' if one else 'their'} last state by {by}; "
-            f"{self._question.losing} ({time.monotonic() - loss.began:.1f} s)."
+            f"{recovery.runner} {recovery.message}. {what} again from {'its' if one else 'their'} last "
+            f"state by {by}; {self._call.consequence} ({self._runtime.now() - recovery.began:.1f} s)."
         )
 
 

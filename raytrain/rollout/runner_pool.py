@@ -1,12 +1,12 @@
-"""The env runner actors of a trial: which are there, and which groups each of them hosts.
+"""The env runner actors of a trial, and which groups each of them hosts.
 
     reserved   the first `min_actors`, in the trial's placement group: Tune starts the trial with them
-    further    up to `max_actors`, wherever the cluster has room: each is asked for at once, waits in
-               Ray's queue (an autoscaler sees it there), and joins at the start of an iteration
+    further    up to `max_actors`, outside of it: all are requested at once, wait in Ray's queue until
+               the cluster has room (an autoscaler sees them), and join at the start of an iteration
 
-There is an actor for each group at most, and actor i's own group is group i. An actor that dies is started
-again by Ray as soon as there is room for it. Until then its groups are hosted by the others. While another
-placement group is waiting for the resources of the further actors (see `placement`), they are given up.
+There is at most one actor per group, and actor i's own group is group i. Ray restarts an actor that died
+as soon as the cluster has room for it; until then the other actors host its groups. The further actors
+are given up while another placement group waits for their resources (see `placement`).
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from typing import Any, Literal, NamedTuple
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
+from raytrain._ray import actors as _ray_actors
 from raytrain.cluster.failures import why_it_died
 from raytrain.cluster.placement import another_group_waits
 from raytrain.config import ExperimentConfig
 
-_ASK_AGAIN_S = 0.1
-_ADAPT_EVERY_S = 2.0
-_JOIN_PATIENCE_S = 5.0
-_FAILED_PAUSE_S = 60.0
+_PING_EVERY_S = 0.1
+_SCALE_EVERY_S = 2.0
+_JOIN_TIMEOUT_S = 5.0
+_RETRY_FAILED_AFTER_S = 60.0
 
 
 @dataclass(frozen=True)
 class RunnerRules:
-    """What the config says of env runner actors and their loss (`env_runners`, `fault_tolerance`)."""
+    """What the config says about env runner actors and their loss (`env_runners`, `fault_tolerance`)."""
 
     min_actors: int = 1
     max_actors: int | None = None
@@ -53,13 +54,26 @@ class RunnerRules:
         )
 
     def actors(self, groups: int) -> tuple[int, int]:
-        """How many are reserved, and how many there are at most, for a number of groups."""
+        """The number of reserved actors, and the largest number of actors, for a number of groups."""
         most = groups if self.max_actors is None else min(self.max_actors, groups)
         return min(self.min_actors, most), most
 
 
-class Where(NamedTuple):
-    """The process of an actor."""
+@dataclass(frozen=True)
+class Runtime:
+    """What `RunnerPool` and `RetryingCall` use of Ray and the clock; unit tests replace it."""
+
+    get: Callable[..., Any] = ray.get
+    wait: Callable[..., Any] = ray.wait
+    kill: Callable[..., None] = ray.kill
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    take_stall_report: Callable[[str], str | None] = _ray_actors.take_word
+    another_group_waits: Callable[[], bool] = another_group_waits
+
+
+class ActorProcess(NamedTuple):
+    """The process that an actor runs in."""
 
     actor_id: str
     pid: int
@@ -70,41 +84,47 @@ class Where(NamedTuple):
 
 
 @dataclass
-class Job:
-    """A call that an actor has been sent for a group. `limit_s`: when it is taken for hanging."""
+class PendingCall:
+    """A call for one group that an actor has not answered yet."""
 
     group: int
-    adopts: bool
+    loads: bool
+    """Whether the call sets the group up, before it can be asked anything."""
     reference: Any
     limit_s: float | None
+    """After how many seconds the call counts as hung; None: never."""
 
 
 @dataclass
 class RunnerActor:
-    """An actor. `proven`: whether it has answered a call since it came; `holds`: the groups that are
-    set up in its process; `jobs`: what it has not answered yet, in order; `since`: when it began with
-    the first of them; `doubt`: the process that Ray said was gone, and how, though that may be late news
-    of the one before it."""
+    """An env runner actor, as the trial sees it."""
 
     index: int
     actor: Any
+    """The Ray actor handle."""
     up: bool = False
-    proven: bool = False
-    where: Where | None = None
-    holds: set[int] = field(default_factory=set)
-    jobs: list[Job] = field(default_factory=list)
-    since: float = 0.0
-    question: Any = None
-    asked_at: float = 0.0
-    doubt: tuple[Where, str] | None = None
+    has_answered: bool = False
+    """Whether the present process has answered a call."""
+    process: ActorProcess | None = None
+    loaded: set[int] = field(default_factory=set)
+    """The groups that are set up in the process."""
+    calls: list[PendingCall] = field(default_factory=list)
+    """In the order in which the actor works on them."""
+    busy_since: float = 0.0
+    """When the first of `calls` began."""
+    ping: Any = None
+    pinged_at: float = 0.0
+    unconfirmed: tuple[ActorProcess, str] | None = None
+    """A process that Ray reported dead, and how, if this may be late news of the process before it."""
 
     def __str__(self) -> str:
-        return f"The env runner of group {self.index}" + (f" ({self.where})" if self.where else "")
+        process = f" ({self.process})" if self.process else ""
+        return f"The env runner of group {self.index}{process}"
 
 
 class RunnerPool:
-    """See the module's docstring. `make` asks for another further actor, by index; without it there
-    are the reserved ones only."""
+    """The actors by index. `make` requests another further actor; None: there are none beyond the
+    reserved ones. `most`: the largest number of actors. `tell` receives messages for the user."""
 
     def __init__(
         self,
@@ -114,186 +134,186 @@ class RunnerPool:
         most: int,
         make: Callable[[int], Any] | None,
         tell: Callable[[str], None],
+        runtime: Runtime | None = None,
     ) -> None:
-        self._all = {
-            index: RunnerActor(index, each) for index, each in {**reserved, **further}.items()
+        self.runtime = runtime or Runtime()
+        self._runners = {
+            index: RunnerActor(index, actor) for index, actor in {**reserved, **further}.items()
         }
-        self._wanted = range(len(reserved), most) if make is not None else range(0)
+        self._further = range(len(reserved), most) if make is not None else range(0)
         self._make = make
         self._tell = tell
-        self._adapted_at = time.monotonic()
-        self._settled: list[int] = []
+        self._scaled_at = self.runtime.now()
+        self._last_used: set[int] = set()
         self._why_gone = ""
         self._gone_at: dict[int, float] = {}
-        self.losses = 0
-        """Actors that died or were killed so far."""
+        self.failures = 0
+        """How many actors died or were killed so far."""
         self.assigned: dict[int, int] = {}
-        """Which actor hosts a group."""
+        """The index of the actor that hosts a group."""
 
     @property
     def up(self) -> list[RunnerActor]:
         """The actors that are there, by index."""
-        return [host for _, host in sorted(self._all.items()) if host.up]
+        return [runner for _, runner in sorted(self._runners.items()) if runner.up]
 
     @property
-    def why_none_will_come(self) -> str | None:
-        """None as long as there is an actor that lives or that Ray will start again."""
-        return None if self._all else self._why_gone
+    def why_empty(self) -> str | None:
+        """Why no actor is left; None while an actor lives or will be restarted by Ray."""
+        return None if self._runners else self._why_gone
 
-    def host_of(self, group: int) -> RunnerActor | None:
-        """The actor that hosts a group, if it is there."""
-        host = self._all.get(self.assigned.get(group, -1))
-        return host if host is not None and host.up else None
+    def runner_of(self, group: int) -> RunnerActor | None:
+        """The actor that hosts a group; None if it is not there."""
+        runner = self._runners.get(self.assigned.get(group, -1))
+        return runner if runner is not None and runner.up else None
 
-    # -- who is there ----------------------------------------------------------------------------
+    # -- which actors are there ------------------------------------------------------------------
 
-    def look(self, timeout_s: float = 0.0) -> None:
-        """Find out which of the absent actors have come, waiting for the next to come at most so
-        long."""
-        absent = [host for host in self._all.values() if not host.up]
-        now = time.monotonic()
-        for host in absent:
-            # A call to an actor that Ray starts again waits for it, once Ray has noticed its death.
-            if host.question is None and now - host.asked_at >= _ASK_AGAIN_S:
-                host.question, host.asked_at = host.actor.where.remote(), now
-        questions = {host.question: host for host in absent if host.question is not None}
-        if not questions:
-            time.sleep(min(timeout_s, _ASK_AGAIN_S))
+    def refresh(self, timeout_s: float = 0.0) -> None:
+        """Find out which of the absent actors have started. Waits at most `timeout_s` for the next."""
+        absent = [runner for runner in self._runners.values() if not runner.up]
+        now = self.runtime.now()
+        for runner in absent:
+            # Once Ray has noticed the death, a call waits until Ray has restarted the actor.
+            if runner.ping is None and now - runner.pinged_at >= _PING_EVERY_S:
+                runner.ping, runner.pinged_at = runner.actor.process.remote(), now
+        pings = {runner.ping: runner for runner in absent if runner.ping is not None}
+        if not pings:
+            self.runtime.sleep(min(timeout_s, _PING_EVERY_S))
             return
-        answered, _ = ray.wait(list(questions), num_returns=len(questions), timeout=0)
+        answered, _ = self.runtime.wait(list(pings), num_returns=len(pings), timeout=0)
         if not answered and timeout_s > 0:
-            answered, _ = ray.wait(list(questions), num_returns=1, timeout=timeout_s)
+            answered, _ = self.runtime.wait(list(pings), num_returns=1, timeout=timeout_s)
         for reference in answered:
-            self._on_reply(questions[reference])
+            self._on_reply(pings[reference])
 
-    def gather(self, expected: int) -> None:
-        """Wait a few seconds for as many actors as the cluster had room for when they were asked for:
-        groups that are set up on their own actors at first need not move to them later."""
-        began = time.monotonic()
-        while len(self.up) < expected and time.monotonic() - began < _JOIN_PATIENCE_S:
-            self.look(_ASK_AGAIN_S)
+    def wait_for(self, expected: int) -> None:
+        """Wait a few seconds for as many actors as the cluster had room for when they were requested.
+        Groups that are set up on their own actors at first need not move there later."""
+        began = self.runtime.now()
+        while len(self.up) < expected and self.runtime.now() - began < _JOIN_TIMEOUT_S:
+            self.refresh(_PING_EVERY_S)
 
-    def lose(self, host: RunnerActor, said: str, *, sure: bool) -> None:
-        """An actor is not there any more; what it hosted is gone. If that is not `sure`, it is when
-        another process comes in its place."""
-        if sure:
-            self.losses += 1
-        elif host.where is not None:
-            host.doubt = (host.where, said)
-        host.up, host.proven, host.question, host.asked_at = False, False, None, 0.0
-        host.holds.clear()
-        host.jobs.clear()
+    def mark_lost(self, runner: RunnerActor, message: str, *, confirmed: bool) -> None:
+        """Record that an actor's process is gone, with all groups in it. Without `confirmed` the loss
+        counts only if the actor comes back in another process."""
+        if confirmed:
+            self.failures += 1
+        elif runner.process is not None:
+            runner.unconfirmed = (runner.process, message)
+        runner.up, runner.has_answered, runner.ping, runner.pinged_at = False, False, None, 0.0
+        runner.loaded.clear()
+        runner.calls.clear()
 
-    def kill(self, host: RunnerActor) -> None:
-        """End the actor's process, for Ray to start another one."""
-        ray.kill(host.actor, no_restart=False)
-
-    def _on_reply(self, host: RunnerActor) -> None:
-        question, host.question = host.question, None
+    def _on_reply(self, runner: RunnerActor) -> None:
+        ping, runner.ping = runner.ping, None
         try:
-            host.where = Where(*ray.get(question))
-            host.up = True
-            if host.doubt is not None:
-                before, said = host.doubt
-                host.doubt = None
-                if host.where != before:
-                    self.losses += 1
-                    self._tell(
-                        f"The env runner of group {host.index} ({before}) {said} before it had done "
-                        "anything, so nothing is lost; a new process is there."
-                    )
+            runner.process = ActorProcess(*self.runtime.get(ping))
         except RayActorError as error:
-            if not comes_back(error):
+            if not _will_restart(error):
                 self._why_gone = why_it_died(error)
-                self._tell(f"{host} is not started again: {self._why_gone}.")
-                self._gone_at[host.index] = time.monotonic()
-                del self._all[host.index]
+                self._tell(f"{runner} is not restarted: {self._why_gone}.")
+                self._gone_at[runner.index] = self.runtime.now()
+                del self._runners[runner.index]
+            return
+        runner.up = True
+        if runner.unconfirmed is not None:
+            (before, message), runner.unconfirmed = runner.unconfirmed, None
+            if runner.process != before:
+                self.failures += 1
+                self._tell(
+                    f"The env runner of group {runner.index} ({before}) {message} before it did any "
+                    "work, so nothing is lost; a new process has started."
+                )
 
-    # -- who hosts what --------------------------------------------------------------------------
+    # -- which actor hosts what ------------------------------------------------------------------
 
     def assign(self, groups: Collection[int]) -> list[tuple[RunnerActor, int]]:
-        """Spread the groups over the actors that are there now. Returns what an actor need not host
-        any more."""
-        self.look()
-        there = [host.index for host in self.up]
-        if not there:
+        """Spread the groups over the actors that are there. Returns what an actor no longer hosts."""
+        self.refresh()
+        runners = self.up
+        if not runners:
             return []
-        if self._settled and not set(there) <= set(self._settled):
+        indices = {runner.index for runner in runners}
+        if self._last_used and not indices <= self._last_used:
             self._tell(
-                f"{len(groups)} env group(s) are hosted by {len(there)} env runner(s) from here on "
-                f"({', '.join(str(host.where) for host in self.up)})."
+                f"{len(groups)} env group(s) are hosted by {len(runners)} env runner(s) from now on "
+                f"({', '.join(str(runner.process) for runner in runners)})."
             )
-        self._settled = there
-        before, self.assigned = self.assigned, spread(groups, there, self.assigned)
+        self._last_used = indices
+        before, self.assigned = self.assigned, spread(groups, indices, self.assigned)
         moved = []
         for group, index in before.items():
-            host = self._all.get(index)
-            if host is not None and group in host.holds and self.assigned[group] != index:
-                host.holds.discard(group)
-                moved.append((host, group))
+            runner = self._runners.get(index)
+            if runner is not None and group in runner.loaded and self.assigned[group] != index:
+                runner.loaded.discard(group)
+                moved.append((runner, group))
         return moved
 
-    def stay(self, groups: Iterable[int]) -> None:
-        """Every group at its own actor, whether that is there or not."""
+    def assign_to_own(self, groups: Iterable[int]) -> None:
+        """Assign every group to its own actor, whether that is there or not."""
         self.assigned = {group: group for group in groups}
 
-    def adapt(self) -> None:
-        """Ask for further actors that are missing, or give all of them up to somebody who waits."""
-        if not self._wanted or time.monotonic() - self._adapted_at < _ADAPT_EVERY_S:
+    def scale(self) -> None:
+        """Request the further actors that are missing, or give all of them up to another trial that
+        waits for resources."""
+        if self._make is None or not self._further:
             return
-        self._adapted_at = time.monotonic()
-        if not another_group_waits():
-            assert self._make is not None
-            for index in self._wanted:
-                # One that Ray gave up may not be able to start at all.
-                failed_s = self._adapted_at - self._gone_at.get(index, -math.inf)
-                if index not in self._all and failed_s > _FAILED_PAUSE_S:
-                    self._all[index] = RunnerActor(index, self._make(index))
+        now = self.runtime.now()
+        if now - self._scaled_at < _SCALE_EVERY_S:
             return
-        given_up = self.drop_further()
-        if given_up:
-            self._tell(
-                f"{given_up} env runner(s) beyond env_runners.min_actors are given up, since another "
-                "trial waits for room in the cluster."
-            )
+        self._scaled_at = now
+        if self.runtime.another_group_waits():
+            given_up = self._drop_further()
+            if given_up:
+                self._tell(
+                    f"Gave up {given_up} env runner(s) beyond env_runners.min_actors: another trial is "
+                    "waiting for resources."
+                )
+            return
+        for index in self._further:
+            # An actor that Ray gave up may be unable to start at all.
+            failed_s = now - self._gone_at.get(index, -math.inf)
+            if index not in self._runners and failed_s > _RETRY_FAILED_AFTER_S:
+                self._runners[index] = RunnerActor(index, self._make(index))
 
-    def end(self) -> None:
-        """End the actors that RLlib does not know of, and those that are not there: RLlib would wait
-        for them to come, if only to stop them."""
-        for host in self._all.values():
-            if host.index in self._wanted or not host.up:
-                ray.kill(host.actor)
-
-    def drop_further(self) -> int:
+    def _drop_further(self) -> int:
         """End all further actors. Returns how many of them were there."""
-        further = [self._all.pop(index) for index in self._wanted if index in self._all]
-        for host in further:
-            ray.kill(host.actor)
-        return sum(host.up for host in further)
+        further = [self._runners.pop(index) for index in self._further if index in self._runners]
+        for runner in further:
+            self.runtime.kill(runner.actor)
+        return sum(runner.up for runner in further)
+
+    def stop(self) -> None:
+        """End the further actors, which RLlib does not know, and the absent ones: to stop an absent
+        actor, RLlib would wait for it to start."""
+        for runner in self._runners.values():
+            if runner.index in self._further or not runner.up:
+                self.runtime.kill(runner.actor)
 
 
 def spread(
     groups: Collection[int], pool: Collection[int], before: Mapping[int, int]
 ) -> dict[int, int]:
-    """Which actor hosts each group: its own if that is there; else the one that hosts it already, if
-    that leaves none with more than its share; else the one with the fewest."""
+    """The actor that hosts each group: the group's own actor if it is there; else the one that hosts the
+    group already, unless it has its share of groups; else the one with the fewest groups."""
     share = math.ceil(len(groups) / len(pool))
-    placed = {group: group for group in groups if group in pool}
-    load = Counter(placed.values())
+    assigned = {group: group for group in groups if group in pool}
+    load = Counter(assigned.values())
     for group in sorted(groups):
-        if group in placed:
+        if group in assigned:
             continue
-        host = before.get(group, -1)
-        if host not in pool or load[host] >= share:
-            host = min(pool, key=lambda each: (load[each], each))
-        placed[group] = host
-        load[host] += 1
-    return placed
+        actor = before.get(group, -1)
+        if actor not in pool or load[actor] >= share:
+            actor = min(pool, key=lambda index: (load[index], index))
+        assigned[group] = actor
+        load[actor] += 1
+    return assigned
 
 
-def comes_back(error: BaseException) -> bool:
-    """Whether Ray restarts the actor: one without restarts left, killed on purpose, or that cannot be
-    made stays dead and says so at once."""
+def _will_restart(error: RayActorError) -> bool:
+    """Whether Ray restarts the actor. It does not if no restarts are left, if the actor was killed on
+    purpose, or if it cannot be constructed; the error then says so at once."""
     if not isinstance(error, ActorDiedError):
         return True
     signs = ("max_restarts", "ray.kill", "out of scope", "creation task")

@@ -18,7 +18,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,7 +25,9 @@ from typing import Any
 
 import gymnasium as gym
 
-_AT_LEAST_S, _UNKNOWN_S, _TIMES, _REMEMBERED = 60.0, 600.0, 5.0, 50
+from raytrain.cluster.adaptive_timeout import AdaptiveTimeout
+
+_FACTOR, _FLOOR_S, _REMEMBERED = 5.0, 60.0, 50
 _SET_UP_S = 300.0
 _METHODS = ("step", "reset", "__init__")
 
@@ -36,23 +37,21 @@ class RolloutTimeout:
 
     def __init__(self, timeout_s: float | str | None) -> None:
         self._timeout_s = timeout_s
-        self._recent: deque[float] = deque(maxlen=_REMEMBERED)
+        self._adaptive = AdaptiveTimeout(_FACTOR, _FLOOR_S, window=_REMEMBERED, statistic=max)
 
     def limit_s(self) -> float | None:
-        """How long the next fragment may take."""
+        """Seconds that the next fragment may take; None without a limit."""
         if self._timeout_s is None:
             return None
-        if self._timeout_s != "auto":
-            return float(self._timeout_s)
-        return max(_AT_LEAST_S, _TIMES * max(self._recent)) if self._recent else _UNKNOWN_S
+        return self._adaptive.limit_s if self._timeout_s == "auto" else float(self._timeout_s)
 
     def set_up_limit_s(self) -> float | None:
-        """How long setting a group up may take, or another call that is not a fragment."""
+        """Seconds that any other call may take, such as setting up a group; None without a limit."""
         return None if self._timeout_s is None else _SET_UP_S
 
-    def took(self, seconds: float) -> None:
-        """A fragment came."""
-        self._recent.append(seconds)
+    def add(self, seconds: float) -> None:
+        """Record the duration of a fragment."""
+        self._adaptive.add(seconds)
 
 
 class StallReporter:
@@ -104,8 +103,8 @@ class StallReporter:
                     self._report(standing(frame))
 
 
-def word_of(actor_id: str, group: int) -> str:
-    """Under which name an env runner leaves word of where it stands."""
+def stall_key(actor_id: str, group: int) -> str:
+    """The key under which an env runner reports where it stalls."""
     return f"stuck/{actor_id}/{group}"
 
 

@@ -22,10 +22,8 @@ import json
 import math
 import os
 import signal
-import statistics
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from raytrain import _ray
+from raytrain.cluster.adaptive_timeout import AdaptiveTimeout
 from raytrain.cluster.nodes import (
     Hung,
     NodeLost,
@@ -54,8 +53,6 @@ _LOOK_EVERY_S = 0.5
 _ASK_AFTER_S = 1.0
 _PEERS_PATIENCE_S = 2.0
 _STUCK_S = 10.0
-_REMEMBERED = 31
-_FIRST_FACTOR = 10.0
 _ANSWER_S = 5.0
 
 Actors = Mapping[str, Any]
@@ -108,7 +105,7 @@ class Watchdog:
         self._save_kept = save_kept
         self._clock = clock
         self._phase: _Phase | None = None
-        self._took: dict[str, deque[float]] = {}
+        self._timeouts: dict[str, AdaptiveTimeout] = {}
         self._node = ray.get_runtime_context().get_node_id()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="raytrain-watchdog", daemon=True)
@@ -132,12 +129,15 @@ class Watchdog:
         finally:
             self._phase = None
         # Not one that failed: it was cut short.
-        self._took.setdefault(name, deque(maxlen=_REMEMBERED)).append(self._clock() - began)
+        self._timeout(name).add(self._clock() - began)
 
     def usual(self, name: str) -> float | None:
         """The running median of a phase in seconds; None before its first end."""
-        took = self._took.get(name)
-        return statistics.median(took) if took else None
+        return self._timeout(name).usual_s
+
+    def _timeout(self, phase: str) -> AdaptiveTimeout:
+        timeout = AdaptiveTimeout(self._limits.factor, self._limits.floor_s)
+        return self._timeouts.setdefault(phase, timeout)
 
     def explain(self, error: Exception) -> Exception:
         """`error`, or what is behind it: a learner that lost its peer in the middle of a collective
@@ -225,16 +225,10 @@ class Watchdog:
         return _told(who, died)
 
     def _overdue(self, phase: _Phase) -> RaytrainError | None:
-        usual = self.usual(phase.name)
-        limits = self._limits
-        limit = (
-            _FIRST_FACTOR * limits.floor_s
-            if usual is None
-            else max(limits.floor_s, limits.factor * usual)
-        )
         took = self._clock() - phase.began
-        if took < limit:
+        if took < self._timeout(phase.name).limit_s:
             return None
+        usual = self.usual(phase.name)
         often = "it never ended before" if usual is None else f"usually {usual:.1f} s"
         return Hung(
             f"the {phase.name} has taken {took:.0f} s ({often}); no sign of life from {self._silent(phase)}"

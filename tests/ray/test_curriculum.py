@@ -289,13 +289,13 @@ def test_one_actor_takes_a_stage_over_for_all_groups(local_ray):
 def wait_for_both(algorithm: Told) -> None:
     """Two env runner actors are there."""
     pool = algorithm.env_groups._pool
-    until(lambda: pool.look(0.1) or len(pool.up) == 2, 600, lambda: str(algorithm.told))
+    until(lambda: pool.refresh(0.1) or len(pool.up) == 2, 600, lambda: str(algorithm.told))
 
 
 def pids_of(algorithm: Told) -> dict[int, int]:
     """The processes of the env runner actors that are there."""
     actors = algorithm.env_groups.actors
-    return {index: ray.get(actor.where.remote())[1] for index, actor in actors.items()}
+    return {index: ray.get(actor.process.remote())[1] for index, actor in actors.items()}
 
 
 # -- the config ----------------------------------------------------------------------------------

@@ -74,9 +74,9 @@ def test_room_is_what_no_placement_group_has_reserved():
 def test_patience_learns():
     patience = RolloutTimeout("auto")
     assert patience.limit_s() == 600
-    patience.took(0.2)
+    patience.add(0.2)
     assert patience.limit_s() == 60
-    patience.took(30.0)
+    patience.add(30.0)
     assert patience.limit_s() == 150
     assert RolloutTimeout(7.0).limit_s() == 7
     assert RolloutTimeout(None).limit_s() is None
@@ -122,7 +122,7 @@ def actors(algorithm: Told, count: int) -> list[Any]:
     deadline = time.monotonic() + 600
     while len(pool.up) != count:
         assert time.monotonic() < deadline, f"{len(pool.up)} instead of {count}: {algorithm.told}"
-        pool.look(0.1)
+        pool.refresh(0.1)
     return pool.up
 
 
@@ -143,7 +143,7 @@ def test_four_actors_then_one_then_three_as_nodes_go_and_come(cluster: Cluster):
         cluster.add_node(num_cpus=2)
         last = actors(algorithm, 3)[-1]
         trail += iterate(algorithm, 1)
-        os.kill(last.where.pid, signal.SIGKILL)
+        os.kill(last.process.pid, signal.SIGKILL)
         trail += iterate(algorithm, 1)
         assert hosted_by(trail[:4]) == [4, 1, 1, 3]
         assert any("4 env group(s) are hosted by 3" in each for each in algorithm.told)
@@ -168,7 +168,7 @@ def test_room_is_made_for_a_placement_group_and_taken_again(cluster: Cluster):
             assert time.monotonic() < deadline
         assert hosted_by(iterate(algorithm, 1)) == [1]
         assert any(
-            "are given up, since another trial waits for room" in each for each in algorithm.told
+            "another trial is waiting for resources" in message for message in algorithm.told
         )
         ray.util.remove_placement_group(wanted)
         while len(algorithm._groups._pool.up) < 2:

@@ -51,8 +51,8 @@ def pids(algorithm: Told, count: int) -> list[int]:
     deadline = time.monotonic() + 600
     while len(pool.up) < count:
         assert time.monotonic() < deadline, f"{len(pool.up)} of {count} came"
-        pool.look(0.1)
-    return [host.where.pid for host in pool.up]
+        pool.refresh(0.1)
+    return [host.process.pid for host in pool.up]
 
 
 def kill(*victims: int) -> None:
@@ -69,10 +69,10 @@ def kill_while_sampling(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None
     victims: list[int] = []
     take_answers = RetryingCall._take_answers
 
-    def take(round_: RetryingCall) -> None:
-        if victims and round_._question.sampling:
+    def take(call: RetryingCall) -> None:
+        if victims and call._call.sampling:
             os.kill(victims.pop(), signal.SIGKILL)
-        take_answers(round_)
+        take_answers(call)
 
     monkeypatch.setattr(RetryingCall, "_take_answers", take)
     return victims.append
@@ -104,7 +104,7 @@ def test_a_runner_killed_at_any_moment_changes_nothing(undisturbed, kill_while_s
             algorithm, 2
         )  # The loss of one that had done nothing yet is told when the next one comes.
         assert sorted(losses(algorithm.told)) == [0, 1, 1]
-        assert algorithm._groups._pool.losses == 3
+        assert algorithm._groups._pool.failures == 3
     assert unlike(undisturbed, trail) == []
 
 
@@ -112,7 +112,7 @@ def test_a_runner_killed_at_any_moment_changes_nothing(undisturbed, kill_while_s
 def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too(
     undisturbed, kill_while_sampling, monkeypatch
 ):
-    monkeypatch.setattr(group_calls, "_NOBODY_TOLD_S", 0.0)
+    monkeypatch.setattr(group_calls, "_NO_RUNNER_MESSAGE_S", -1.0)
     with built(**one_actor(TWO)) as algorithm:
         trail = iterate(algorithm, 1)
         kill_while_sampling(*pids(algorithm, 1))
@@ -144,7 +144,7 @@ def test_with_continue_an_iteration_goes_on_with_fewer_samples_but_not_for_ever(
     one, both = (each.row["num_env_steps_sampled_lifetime"] for each in trail)
     # Two groups take some 64 steps each; the second iteration in a row waits for both.
     assert 60 <= one <= 70 and 120 <= both - one <= 140
-    assert "Iteration 1 goes on without group 1, as fault_tolerance.on_env_runner_loss" in first
+    assert "Iteration 1 continues without group 1 (fault_tolerance.on_env_runner_loss" in first
     assert re.search(r"Iteration 2 of groups? 0.* is sampled again", second)
     (why,) = algorithm.inexact
     assert "iteration 1 went on without env group(s) 1" in why
@@ -162,7 +162,7 @@ def test_a_hanging_step_is_named_and_sampled_again_elsewhere(undisturbed, tmp_pa
         trail = iterate(algorithm, 3)
         told = next(each for each in algorithm.told if "hung for" in each)
     assert re.match(
-        r"The env runner of group \d \(pid \d+ on .+\) hung for \d+ s over group \d "
+        r"The env runner of group \d \(pid \d+ on .+\) hung for \d+ s in group \d "
         r"\(in Hanging.step \(tiny_envs.py, line \d+\), there in wait \(threading.py, line \d+\)\) "
         r"and was killed. Iteration 2 of group \d is sampled again",
         told,
@@ -176,7 +176,7 @@ def test_a_step_that_hangs_each_time_ends_the_trial(tmp_path):
     place = tmp_path / "no" / "such" / "directory"
     with built(**sections, environment=hanging(place)) as algorithm:
         iterate(algorithm, 1)
-        said = r"lost 3 times in a row over the same iteration 2 .*in Hanging.step \(tiny_envs.py"
+        said = r"lost 3 times in a row in iteration 2 .*in Hanging.step \(tiny_envs.py"
         with pytest.raises(RunnerLost, match=said):
             iterate(algorithm, 1)
 
@@ -207,7 +207,7 @@ def test_a_runner_that_ray_does_not_start_again_ends_the_trial():
         iterate(algorithm, 1)
         (host,) = algorithm._groups._pool.up
         ray.kill(host.actor)
-        with pytest.raises(RunnerLost, match="No env runner is left, and Ray starts none again"):
+        with pytest.raises(RunnerLost, match="No env runner is left, and Ray restarts none"):
             iterate(algorithm, 1)
 
 
