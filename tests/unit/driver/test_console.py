@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -36,7 +37,7 @@ class Screen:
         )
         self.reporter = ConsoleReporter(console, clock=self.clock)
 
-    def result(self, iteration: int, seconds: float = 1.0, trial: str = "t0", **more) -> None:
+    def result(self, iteration: int, seconds: float = 1.0, trial: str = "t0", **more: Any) -> None:
         self.clock.now += seconds
         row = {
             "training_iteration": iteration,
@@ -53,11 +54,11 @@ class Screen:
 
 
 @pytest.fixture
-def log():
+def log() -> Any:
     return Screen(terminal=False)
 
 
-def test_a_log_gets_one_line_now_and_then(log):
+def test_a_log_gets_one_line_now_and_then(log: Any) -> None:
     log.reporter.started("t0", stop=STOP)
     for iteration in range(1, 41):
         log.result(iteration)
@@ -72,20 +73,20 @@ def test_a_log_gets_one_line_now_and_then(log):
     assert not set(log.file.getvalue()) & {"\x1b", "\r", "\x07"}
 
 
-def test_the_last_result_is_not_printed_twice(log):
+def test_the_last_result_is_not_printed_twice(log: Any) -> None:
     log.reporter.started("t0", stop=STOP)
     log.result(1)
     log.reporter.finished("done")
     assert len(log.lines()) == 2
 
 
-def test_a_long_line_in_a_log_is_not_folded():
+def test_a_long_line_in_a_log_is_not_folded() -> None:
     narrow = Screen(terminal=False, width=40)
     narrow.reporter.event("t0", "warning", "\x1b[31ma sentence\x1b[0m\n" * 20)
     assert narrow.lines() == ["t0: " + " ".join(["a sentence"] * 20)]
 
 
-def test_at_a_terminal_one_line_a_trial_lives():
+def test_at_a_terminal_one_line_a_trial_lives() -> None:
     screen = Screen(terminal=True)
     screen.reporter.started("t0", stop=STOP)
     screen.reporter.started("t1", stop=STOP)
@@ -106,7 +107,7 @@ def test_at_a_terminal_one_line_a_trial_lives():
     assert "\x1b[?25h" in text  # the cursor is there again
 
 
-def test_an_event_is_said_once_until_the_trial_fails_again(log):
+def test_an_event_is_said_once_until_the_trial_fails_again(log: Any) -> None:
     log.reporter.started("t0", stop=STOP)
     for _ in range(3):
         log.reporter.event("t0", "info", "the disk is full")
@@ -119,7 +120,7 @@ def test_an_event_is_said_once_until_the_trial_fails_again(log):
     ]
 
 
-def test_failures_are_survived_and_the_rate_is_measured_anew(log):
+def test_failures_are_survived_and_the_rate_is_measured_anew(log: Any) -> None:
     log.reporter.started("t0", stop=STOP)
     log.result(1)
     log.result(2)
@@ -137,20 +138,20 @@ def test_failures_are_survived_and_the_rate_is_measured_anew(log):
     assert log.lines()[-1] == "t0: failed: again"
 
 
-def test_a_trial_of_an_earlier_start_whose_process_does_not_start_is_told_of(log):
+def test_a_trial_of_an_earlier_start_whose_process_does_not_start_is_told_of(log: Any) -> None:
     log.reporter.checkpointed("t0", 8)
     log.reporter.failed("t0", "it could not start", failures=1, will_retry=True)
     assert log.lines() == ["t0: it could not start; continues from checkpoint 8"]
 
 
-def test_a_continued_run_says_where_it_goes_on(log):
+def test_a_continued_run_says_where_it_goes_on(log: Any) -> None:
     log.reporter.started("t0", stop=STOP, iteration=12, timesteps=48_000, checkpoint=12)
     log.result(13)
     assert log.lines()[0] == "t0: continues after iteration 12"
     assert "4,000 steps/s" in log.lines()[1]
 
 
-def test_without_counters_the_first_result_sets_the_point_only(log):
+def test_without_counters_the_first_result_sets_the_point_only(log: Any) -> None:
     """A run that is continued, its counters unknown: 50 iterations were not trained in a second."""
     log.reporter.started("t0", stop=STOP)
     log.result(10, seconds=30)  # the start of Ray and the environments' first steps
@@ -163,7 +164,7 @@ def test_without_counters_the_first_result_sets_the_point_only(log):
     )
 
 
-def test_a_retry_without_counters_measures_within_the_attempt(log):
+def test_a_retry_without_counters_measures_within_the_attempt(log: Any) -> None:
     log.reporter.started("t0", stop=STOP)
     for iteration in range(1, 5):
         log.result(iteration)
@@ -177,7 +178,7 @@ def test_a_retry_without_counters_measures_within_the_attempt(log):
     assert "  200 steps/s  15m20s left" in log.lines()[-1]
 
 
-def test_while_a_retry_starts_the_line_stands_still():
+def test_while_a_retry_starts_the_line_stands_still() -> None:
     screen = Screen(terminal=True)
     screen.reporter.started("t0", stop=STOP)
     screen.result(20)
@@ -202,14 +203,14 @@ def test_while_a_retry_starts_the_line_stands_still():
         (StopTotals(), None),
     ],
 )
-def test_the_time_left_is_that_of_the_first_end(log, stop, left):
+def test_the_time_left_is_that_of_the_first_end(log: Any, stop: Any, left: Any) -> None:
     log.reporter.started("t0", stop=stop, iteration=9, timesteps=36_000)
     log.result(10)
     line = log.lines()[-1]
     assert left in line if left else "left" not in line
 
 
-def test_an_iteration_without_a_finished_episode_keeps_the_return(log):
+def test_an_iteration_without_a_finished_episode_keeps_the_return(log: Any) -> None:
     log.reporter.started("t0", stop=StopTotals(iterations=50))
     none = {"stop": {"window": 100, "episodes": 0}}
     log.result(1, **none)
@@ -241,13 +242,15 @@ def test_an_iteration_without_a_finished_episode_keeps_the_return(log):
         ({}, None, "-1.0"),
     ],
 )
-def test_the_return_is_shown_with_the_episodes_that_it_is_the_mean_of(log, stop, target, shown):
+def test_the_return_is_shown_with_the_episodes_that_it_is_the_mean_of(
+    log: Any, stop: Any, target: Any, shown: str
+) -> None:
     log.reporter.started("t0", stop=StopTotals(episode_return_mean=target))
     log.result(1, stop=stop)
     assert log.lines()[-1].endswith(f"  return {shown}")
 
 
-def test_nothing_goes_to_stdout(capsys):
+def test_nothing_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = ConsoleReporter()
     reporter.started("t0", stop=STOP)
     reporter.event("t0", "error", "something happened")
@@ -257,7 +260,7 @@ def test_nothing_goes_to_stdout(capsys):
     assert captured.err == "t0: something happened\ndone\n"
 
 
-def test_stdout_is_left_alone_while_the_line_lives(capsys):
+def test_stdout_is_left_alone_while_the_line_lives(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen(terminal=True)
     screen.reporter.started("t0", stop=STOP)
     sys.stdout.write("{}")
@@ -265,7 +268,7 @@ def test_stdout_is_left_alone_while_the_line_lives(capsys):
     assert capsys.readouterr().out == "{}" and "{}" not in screen.file.getvalue()
 
 
-def test_the_reporter_can_be_pickled_in_the_middle():
+def test_the_reporter_can_be_pickled_in_the_middle() -> None:
     screen = Screen(terminal=True)
     screen.reporter = ConsoleReporter(screen.reporter._given)
     screen.reporter.started("t0", stop=STOP)
