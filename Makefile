@@ -6,10 +6,13 @@ READY := $(VENV)/.ready
 # Two at a time, whatever the number of cores: each has a Ray of its own.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-all lint format bench clean
+.PHONY: train unit test test-all lint format bench clean
 
 train: $(READY)  ## Train CartPole to its stop.
 	$(BIN)/raytrain train configs/cartpole.yaml
+
+unit: $(READY)  ## What needs no Ray: under a minute.
+	$(PYTEST) -m "not slow" tests/unit
 
 test: $(READY)  ## Everything that takes minutes, with real Ray and real kills.
 	$(PYTEST) -m "not slow"

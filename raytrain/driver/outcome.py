@@ -45,6 +45,7 @@ def outcome_of(
     place: Location,
     watch: RunCallback,
     interrupts: Interrupts,
+    *,
     done: Mapping[str, Entry],
     command: str,
 ) -> Outcome:

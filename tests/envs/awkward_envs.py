@@ -25,12 +25,12 @@ class Walk(gym.Env):
         self.action_space = spaces.Discrete(2)
         self.place = self.speed = 0.0
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         self.place, self.speed = self.np_random.uniform(-1, 1), 0.0
         return self._observe(), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.speed = 0.9 * self.speed + (0.1 if action else -0.1) + self.noise()
         self.place += self.speed
         return self._observe(), self.place, bool(abs(self.place) > 2), False, {}
@@ -58,33 +58,33 @@ class Locked(Walk):
 
 
 class OwnState(Locked):
-    def get_state(self):
+    def get_state(self) -> Any:
         return {"place": self.place, "speed": self.speed}
 
-    def set_state(self, state):
+    def set_state(self, state: Any) -> None:
         self.place, self.speed = state["place"], state["speed"]
 
 
 class LyingState(Walk):
     """Its state lacks the speed."""
 
-    def get_state(self):
+    def get_state(self) -> Any:
         return {"place": self.place}
 
-    def set_state(self, state):
+    def set_state(self, state: Any) -> None:
         self.place = state["place"]
 
 
 class RaisingState(Walk):
-    def get_state(self):
+    def get_state(self) -> None:
         raise NotImplementedError("get_state is for\ngrown-ups")
 
-    def set_state(self, state):
+    def set_state(self, state: Any) -> None:
         raise NotImplementedError
 
 
 class GlobalNoise(CartPoleEnv):
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         observation, *rest = super().step(action)
         return (observation + np.random.randn(4).astype(np.float32), *rest)
 
@@ -97,7 +97,7 @@ class LockedGlobalNoise(Locked):
 class EpisodeCounter(Walk):
     """The first observations depend on how many episodes this PROCESS has seen."""
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         global EPISODES  # noqa: PLW0603
         EPISODES += 1
         super().reset(seed=seed)
@@ -115,12 +115,12 @@ class ModuleLevel(Walk):
 class StateInTable(Walk):
     """The speed lies in a table of the module, under a number that copies of the object share."""
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         self.number = len(TABLE)
         TABLE[self.number] = 0.0
         return super().reset(seed=seed)
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.speed = TABLE[self.number]
         result = super().step(action)
         TABLE[self.number] = self.speed
@@ -144,10 +144,10 @@ class Entropy(Walk):
 
 
 class RefusesCopies(Walk):
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> None:
         raise RuntimeError("no copies of me")
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> None:
         raise RuntimeError("no copies of me")
 
 
@@ -162,7 +162,7 @@ class Nested(Walk):
         )  # fmt: skip
         self.action_space = spaces.Dict({"go": spaces.Discrete(2), "by": spaces.Box(0, 1, (3,))})
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         observation, reward, *rest = super().step(action["go"])
         return (observation, reward + float(action["by"].sum()), *rest)
 
@@ -180,13 +180,13 @@ class LockedNested(Nested, Locked):
 class Drift(gym.ObservationWrapper):
     """A wrapper with a generator of its own, and a running mean that outlives episodes."""
 
-    def __init__(self, env) -> None:
+    def __init__(self, env: Any) -> None:
         super().__init__(env)
         self.random = np.random.default_rng(5)
         self.mean, self.count = np.zeros(2), 0
         self.inner = env
 
-    def observation(self, observation):
+    def observation(self, observation: Any) -> Any:
         self.count += 1
         self.mean += (observation - self.mean) / self.count
         return observation - self.mean + self.random.normal(0, 0.1, 2)

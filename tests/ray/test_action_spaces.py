@@ -7,6 +7,7 @@ The learner sees indices from 0 and unscaled numbers; the environment gets membe
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,8 +64,8 @@ def bits(struct: Any) -> list[Any]:
     ],
 )
 def test_training_and_every_form_of_the_policy_send_the_same_members_of_the_space(
-    name: str, clip: bool, tmp_path
-):
+    name: str, clip: bool, tmp_path: Path
+) -> None:
     space = action_envs.SERVED[name]
     given = config(**settings(name, clip_actions=clip), env_runners={"num_envs_per_env_runner": 1})
     ours, theirs = runner(EnvGroup, given), runner(Stock, given)
@@ -110,7 +111,7 @@ def test_training_and_every_form_of_the_policy_send_the_same_members_of_the_spac
         for name in action_envs.SERVED
     ],
 )
-def test_onnx_sends_the_same(name: str, tmp_path):
+def test_onnx_sends_the_same(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     given = config(**settings(name))
     made = runner(EnvGroup, given)
@@ -164,12 +165,12 @@ FAR = np.array([-7.0, 3.0], np.float32)
         (Box(0.0, 8.0, (2,)), False, True, FAR, [0, 3]),
     ],
 )
-def test_one_leaf(space, normalize, clip, action, expected):
+def test_one_leaf(space: Any, normalize: bool, clip: bool, action: Any, expected: Any) -> None:
     found = LeafMapping.of(space, normalize=normalize, clip=clip)(action)
     assert np.asarray(found).tolist() == expected
 
 
-def _written(tmp_path, name: str) -> Any:
+def _written(tmp_path: Any, name: str) -> Any:
     file = tmp_path / "run.yaml"
     file.write_text(
         f"environment: {{env: 'action_envs:Remembering', env_config: {{space: {name}}}}}\n"
@@ -179,14 +180,16 @@ def _written(tmp_path, name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", action_envs.REFUSED)
-def test_a_space_without_a_policy_is_refused_before_ray_starts(name: str, tmp_path, monkeypatch):
+def test_a_space_without_a_policy_is_refused_before_ray_starts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
     done = here("train", _written(tmp_path, name), "--storage-path", tmp_path / "results")
     assert done.code == 2, done.err
     assert action_envs.REFUSED[name][1] in " ".join(done.err.split())
 
 
-def test_a_log_std_of_its_own_needs_a_box(tmp_path):
+def test_a_log_std_of_its_own_needs_a_box(tmp_path: Path) -> None:
     file = _written(tmp_path, "discrete")
     done = here(
         "train",
@@ -200,7 +203,7 @@ def test_a_log_std_of_its_own_needs_a_box(tmp_path):
     assert "only a Box has a log-std" in " ".join(done.err.split())
 
 
-def test_bounds_that_are_taken_for_none_are_said():
+def test_bounds_that_are_taken_for_none_are_said() -> None:
     said: list[str] = []
     for name, normalize in (("largest-float", True), ("largest-float", False), ("dict", True)):
         given = {

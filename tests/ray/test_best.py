@@ -52,7 +52,7 @@ RUN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, local_ray) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     """Where the environment is, and every config: a module's name can stand for one file only."""
     place = tmp_path_factory.mktemp("home")
     (place / "earning_envs.py").write_text(ENV)
@@ -69,14 +69,14 @@ BY_PROFIT = {"score": "profit", "score_window": 20}
 
 
 @pytest.fixture(scope="module")
-def by_profit(home) -> Path:
+def by_profit(home: Path) -> Path:
     config = config_in(home, "profit", checkpoint=BY_PROFIT)
     train_here(config)
     return config
 
 
 @pytest.fixture(scope="module")
-def by_evaluation(home) -> Path:
+def by_evaluation(home: Path) -> Path:
     config = config_in(
         home,
         "evaluation",
@@ -91,7 +91,7 @@ def best_of(config: Path) -> Manifest:
     return read_manifest(Location.of(trial_of(config) / "best"))
 
 
-def test_an_environments_metric_is_recorded_and_averaged(by_profit):
+def test_an_environments_metric_is_recorded_and_averaged(by_profit: Path) -> None:
     table = read_episodes(trial_of(by_profit)).to_pylist()
     assert all(row["custom/profit"] == -row["length"] for row in table)
     assert {row["custom/risk/drift"] is None for row in table if row["length"] % 2 == 0} == {True}
@@ -117,14 +117,16 @@ def tags(trial: Path) -> set[str]:
     }
 
 
-def test_the_score_is_the_mean_over_its_window(by_profit):
+def test_the_score_is_the_mean_over_its_window(by_profit: Path) -> None:
     table = read_episodes(trial_of(by_profit)).to_pylist()
     for entry in Catalogue(Location.of(trial_of(by_profit))).entries():
         until = [row["custom/profit"] for row in table if row["iteration"] <= entry.iteration][-20:]
         assert entry.score == pytest.approx(sum(until) / len(until))
 
 
-def test_best_survives_retention_is_resumed_from_and_a_metric_ends_the_run(by_profit, home):
+def test_best_survives_retention_is_resumed_from_and_a_metric_ends_the_run(
+    by_profit: Path, home: Path
+) -> None:
     trial = trial_of(by_profit)
     kept = sorted(path.parent.name for path in trial.glob("*/manifest.json"))
     assert "best" in kept
@@ -153,7 +155,7 @@ def test_best_survives_retention_is_resumed_from_and_a_metric_ends_the_run(by_pr
     assert "run is finished" in train_here(config)
 
 
-def test_best_is_the_best_evaluated_iteration(by_evaluation):
+def test_best_is_the_best_evaluated_iteration(by_evaluation: Path) -> None:
     found = {
         row["training_iteration"]: row["evaluation"]["env_runners"]["episode_return_mean"]
         for row in rows(trial_of(by_evaluation))
@@ -164,13 +166,13 @@ def test_best_is_the_best_evaluated_iteration(by_evaluation):
     assert "profit" in rows(trial_of(by_evaluation))[0]["evaluation"]["custom"]
 
 
-def test_evaluation_changes_nothing(by_evaluation, by_profit):
+def test_evaluation_changes_nothing(by_evaluation: Path, by_profit: Path) -> None:
     assert [row["weights_sha256"] for row in rows(trial_of(by_evaluation))] == [
         row["weights_sha256"] for row in rows(trial_of(by_profit))
     ]
 
 
-def test_evaluation_plays_the_same_seeded_episodes_without_exploring(local_ray):
+def test_evaluation_plays_the_same_seeded_episodes_without_exploring(local_ray: None) -> None:
     evaluation = {"evaluation_interval": 2, "evaluation_duration": 3}
     with built(training={"lr": 1e-9}, evaluation=evaluation) as algorithm:
         trail = iterate(algorithm, 5)
@@ -209,7 +211,7 @@ def stages_config(**sections: Any) -> Any:
     )
 
 
-def test_a_stage_in_another_environment_begins_a_new_best(by_profit):
+def test_a_stage_in_another_environment_begins_a_new_best(by_profit: Path) -> None:
     assert eras(stages_config()) == {"a": 0, "b": 0, "c": 1}
     policy = BestPolicy("max", eras(stages_config()))
     old = manifest_with(by_profit, stage="a", score=100.0)
@@ -220,10 +222,10 @@ def test_a_stage_in_another_environment_begins_a_new_best(by_profit):
     assert not policy.replaces(1e9, "a", manifest_with(by_profit, stage="c", score=1.0))
 
 
-def test_scores_of_one_evaluation_environment_are_compared_throughout():
+def test_scores_of_one_evaluation_environment_are_compared_throughout() -> None:
     score = {"score": "evaluation/episode_return_mean"}
 
-    def eras_with(env_config):
+    def eras_with(env_config: Any) -> Any:
         evaluation = {"evaluation_interval": 1, "evaluation_config": {"env_config": env_config}}
         return eras(stages_config(evaluation=evaluation, checkpoint=score))
 

@@ -63,7 +63,7 @@ def staged(stages: list[dict[str, Any]], *, strategy: str = "pickle", **sections
     return algorithm
 
 
-def learning_rate(algorithm) -> float:
+def learning_rate(algorithm: Any) -> float:
     (optimizer,) = algorithm.learner_group._learner._named_optimizers.values()
     return optimizer.param_groups[0]["lr"]
 
@@ -71,7 +71,7 @@ def learning_rate(algorithm) -> float:
 # -- what ends a stage ---------------------------------------------------------------------------
 
 
-def test_a_stage_ends_by_its_own_timesteps_and_counters_run_on():
+def test_a_stage_ends_by_its_own_timesteps_and_counters_run_on() -> None:
     algorithm = staged([*STAGES[:1], {**STAGES[1], "until": {"timesteps": 120}}])
     try:
         trail = iterate(algorithm, 3)
@@ -87,7 +87,7 @@ def test_a_stage_ends_by_its_own_timesteps_and_counters_run_on():
     assert algorithm.curriculum.over
 
 
-def test_a_return_counts_episodes_of_the_stage_only_and_needs_as_many():
+def test_a_return_counts_episodes_of_the_stage_only_and_needs_as_many() -> None:
     until = {"episode_return_mean": 1.0, "window": 12, "timesteps": 10_000}
     algorithm = staged([{"name": "a", "until": until}, {"name": "b", "until": until}])
     try:
@@ -128,7 +128,9 @@ ALL = {key: value for values in EACH for key, value in values.items()}
     ],
     ids=lambda each: "all" if each is ALL else str(each),
 )
-def test_a_stages_values_hold_as_if_the_learner_had_been_built_with_them(training, tmp_path):
+def test_a_stages_values_hold_as_if_the_learner_had_been_built_with_them(
+    training: Any, tmp_path: Path
+) -> None:
     """A fork is built with the values; a stage changes a learner and a runner that are there."""
     stages = [STAGES[0], {"name": "hard", "environment": SHORT, "training": training}]
     algorithm = staged(stages)
@@ -147,7 +149,7 @@ def test_a_stages_values_hold_as_if_the_learner_had_been_built_with_them(trainin
             assert [each.weights_sha256 for each in iterate(without, 2)] != trail
 
 
-def test_the_optimizers_restored_rate_does_not_undo_a_stages(tmp_path):
+def test_the_optimizers_restored_rate_does_not_undo_a_stages(tmp_path: Path) -> None:
     algorithm = staged(STAGES)
     try:
         iterate(algorithm, 2)
@@ -166,7 +168,7 @@ def test_the_optimizers_restored_rate_does_not_undo_a_stages(tmp_path):
         again.stop()
 
 
-def test_episodes_begin_anew_in_the_new_environment():
+def test_episodes_begin_anew_in_the_new_environment() -> None:
     algorithm = staged(STAGES)
     try:
         iterate(algorithm, 2)
@@ -186,7 +188,7 @@ def test_episodes_begin_anew_in_the_new_environment():
     "saved_after",
     [pytest.param(1, marks=pytest.mark.slow), 2, 3, pytest.param(4, marks=pytest.mark.slow)],
 )
-def test_a_resume_is_exact_before_at_and_after_a_boundary(tmp_path, saved_after):
+def test_a_resume_is_exact_before_at_and_after_a_boundary(tmp_path: Path, saved_after: int) -> None:
     algorithm = staged(STAGES, env_runners={"observation_filter": "MeanStdFilter"})
     try:
         iterate(algorithm, saved_after)
@@ -203,7 +205,9 @@ def test_a_resume_is_exact_before_at_and_after_a_boundary(tmp_path, saved_after)
 
 
 @pytest.mark.slow
-def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(local_ray, tmp_path):
+def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(
+    local_ray: None, tmp_path: Path
+) -> None:
     """One dies at the boundary, so its group is set up as it was before and then taken into the stage;
     one dies in the stage, and is set up in it wherever there is an actor. And another process goes on in
     the stage, with one actor for both groups.
@@ -243,7 +247,7 @@ def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(local_
     assert max(row["length"] for each in trails[1][2:] for row in each.finished) <= 40
 
 
-def test_a_group_that_is_set_up_as_before_a_stage_has_the_environment_of_before():
+def test_a_group_that_is_set_up_as_before_a_stage_has_the_environment_of_before() -> None:
     """A process that is in the stage may be asked for it, when another has died at the boundary."""
     config = config_from_dict({**TINY, "curriculum": STAGES})
     plan = algorithm_arguments(config, {"strategy": "replay", "exact": True})["stages"][1]
@@ -273,7 +277,7 @@ def limits(runner: Any) -> set[int | None]:
 
 
 @pytest.mark.slow
-def test_one_actor_takes_a_stage_over_for_all_groups(local_ray):
+def test_one_actor_takes_a_stage_over_for_all_groups(local_ray: None) -> None:
     trails = []
     for actors in (2, 1):
         runners = {"num_env_runners": 2, "max_actors": actors}
@@ -318,7 +322,7 @@ def pids_of(algorithm: Told) -> dict[int, int]:
         ("[{name: ../a, until: {timesteps: 5}}]", "usable as a directory's name"),
     ],
 )
-def test_a_wrong_stage_is_said_with_its_line(tmp_path, stages, said):
+def test_a_wrong_stage_is_said_with_its_line(tmp_path: Path, stages: str, said: str) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(
         f"environment: {{env: CartPole-v1}}\nstop: {{timesteps: 9}}\ncurriculum: {stages}\n"
@@ -329,7 +333,7 @@ def test_a_wrong_stage_is_said_with_its_line(tmp_path, stages, said):
     assert "a.yaml:3" in str(caught.value)
 
 
-def test_a_return_that_may_never_come_needs_a_bound():
+def test_a_return_that_may_never_come_needs_a_bound() -> None:
     config = {**TINY, "stop": {"episode_return_mean": 9.0}}
     config["curriculum"] = [{"name": "a", "until": {"episode_return_mean": 5}}]
     with pytest.raises(ConfigError, match="may never end"):
@@ -360,14 +364,14 @@ def without_a_stop(config: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, local_ray) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     config = without_a_stop(write_config(tmp_path_factory.mktemp("curriculum") / "run.yaml", **RUN))
     said = train_here(config)
     config.with_name("said.txt").write_text(said)
     return config
 
 
-def test_a_finished_curriculum(finished):
+def test_a_finished_curriculum(finished: Path) -> None:
     trial = trial_of(finished)
     said = finished.with_name("said.txt").read_text()
     assert "stage hard (3 of 3)" in said
@@ -398,7 +402,9 @@ def test_a_finished_curriculum(finished):
 @pytest.mark.parametrize(
     "moment", ["stages/easy", pytest.param("checkpoint_000006", marks=pytest.mark.slow)]
 )
-def test_a_killed_curriculum_ends_as_the_one_that_was_left_alone(finished, tmp_path, moment):
+def test_a_killed_curriculum_ends_as_the_one_that_was_left_alone(
+    finished: Path, tmp_path: Path, moment: str
+) -> None:
     holds = Holds(tmp_path, 2, steps=64)  # Of the stage that is held: after the run's iteration 6.
     sections = {**RUN, **holds.sections, "environment": {"env": "held_env:make"}}
     easy, middle, hard = RUN["curriculum"]
@@ -425,13 +431,13 @@ def copied_config(finished: Path, place: Path) -> Path:
 
 
 @pytest.fixture
-def copied(finished, tmp_path) -> Path:
+def copied(finished: Path, tmp_path: Path) -> Path:
     """A finished run of its own."""
     shutil.copytree(experiment_of(finished), tmp_path / "results" / "run")
     return copied_config(finished, tmp_path)
 
 
-def test_starting_again_after_a_stage_repeats_it_and_deletes_nothing(copied):
+def test_starting_again_after_a_stage_repeats_it_and_deletes_nothing(copied: Path) -> None:
     trial = trial_of(copied)
     before = [row["weights_sha256"] for row in rows(trial)]
     ended = CliRunner().invoke(app, ["train", str(copied), "--from-stage", "nothing"])
@@ -454,7 +460,7 @@ def change_the_middle(config: Path) -> None:
     config.write_text(text.replace("max_episode_steps: 40", "max_episode_steps: 30"))
 
 
-def test_stages_that_have_begun_must_stay(copied):
+def test_stages_that_have_begun_must_stay(copied: Path) -> None:
     change_the_middle(copied)
     ended = CliRunner().invoke(app, ["train", str(copied)])
     assert ended.exit_code == 2
@@ -462,7 +468,7 @@ def test_stages_that_have_begun_must_stay(copied):
 
 
 @pytest.mark.slow
-def test_going_back_makes_them_others(copied):
+def test_going_back_makes_them_others(copied: Path) -> None:
     change_the_middle(copied)
     train_here(copied, "--from-stage", "easy")
     lengths = [
@@ -473,7 +479,7 @@ def test_going_back_makes_them_others(copied):
 
 
 @pytest.mark.slow
-def test_a_stage_may_be_added_to_a_finished_run(copied):
+def test_a_stage_may_be_added_to_a_finished_run(copied: Path) -> None:
     config = yaml.safe_load(copied.read_text())
     config["curriculum"].append({"name": "more", "until": {"timesteps": 200}})
     copied.write_text(yaml.safe_dump(config))
@@ -482,7 +488,7 @@ def test_a_stage_may_be_added_to_a_finished_run(copied):
     assert [row["stage"] for row in rows(trial_of(copied))[before:]] == ["more", "more"]
 
 
-def test_show_says_stage_k_of_n_and_how_to_go_back(finished):
+def test_show_says_stage_k_of_n_and_how_to_go_back(finished: Path) -> None:
     said = CliRunner().invoke(app, ["show", str(experiment_of(finished))]).output
     assert "stage hard (3 of 3)" in said
     assert f"{finished} --from-stage easy    # trial_00000/stages/easy" in said
@@ -494,7 +500,7 @@ def test_show_says_stage_k_of_n_and_how_to_go_back(finished):
     assert sorted(stages) == ["easy", "hard", "middle"]
 
 
-def test_prune_leaves_stages_best_and_final(copied):
+def test_prune_leaves_stages_best_and_final(copied: Path) -> None:
     ended = CliRunner().invoke(app, ["prune", str(experiment_of(copied)), "--yes", "--json"])
     assert ended.exit_code == 0, ended.output
     plan = json.loads(ended.output)
@@ -507,7 +513,7 @@ def test_prune_leaves_stages_best_and_final(copied):
         assert f"trial_00000/{name}" in plan["keep"]
 
 
-def test_plot_marks_the_stages(finished, tmp_path):
+def test_plot_marks_the_stages(finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "curves.svg"
     experiment = str(experiment_of(finished))
@@ -517,7 +523,7 @@ def test_plot_marks_the_stages(finished, tmp_path):
         assert f"<!-- {name} -->" in picture.read_text()
 
 
-def test_other_spaces_in_a_stage_are_refused_before_ray_starts(tmp_path):
+def test_other_spaces_in_a_stage_are_refused_before_ray_starts(tmp_path: Path) -> None:
     (tmp_path / "wide_envs.py").write_text(
         "import gymnasium as gym\n"
         "class Wide(gym.ActionWrapper):\n"
@@ -540,7 +546,7 @@ def test_other_spaces_in_a_stage_are_refused_before_ray_starts(tmp_path):
     assert "Discrete(2) to Discrete(3)" in ended.output
 
 
-def test_an_audit_goes_through_a_boundary(finished):
+def test_an_audit_goes_through_a_boundary(finished: Path) -> None:
     ended = CliRunner().invoke(app, ["audit", str(experiment_of(finished)), "--json"])
     assert ended.exit_code == 0, ended.output
     assert json.loads(ended.output)["equal"]

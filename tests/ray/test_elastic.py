@@ -29,7 +29,7 @@ FOUR: dict[str, Any] = {
 ITERATIONS = 5
 
 
-def test_groups_are_at_their_own_actors_or_spread_over_those_that_are_there():
+def test_groups_are_at_their_own_actors_or_spread_over_those_that_are_there() -> None:
     groups = range(4)
     assert spread(groups, [0, 1, 2, 3], {}) == {0: 0, 1: 1, 2: 2, 3: 3}
     assert spread(groups, [2], {0: 0, 1: 1, 2: 2, 3: 3}) == dict.fromkeys(groups, 2)
@@ -38,7 +38,7 @@ def test_groups_are_at_their_own_actors_or_spread_over_those_that_are_there():
     assert spread(groups, [0, 2, 3], {0: 0, 1: 2, 2: 2, 3: 0}) == {0: 0, 1: 2, 2: 2, 3: 3}
 
 
-def test_every_spread_is_even():
+def test_every_spread_is_even() -> None:
     for groups in range(1, 9):
         for pattern in range(1, 2**groups):
             pool = [index for index in range(groups) if pattern >> index & 1]
@@ -47,14 +47,14 @@ def test_every_spread_is_even():
             assert sum(counts) == groups and max(counts) - min(counts) <= 1
 
 
-def test_the_number_of_actors_is_bounded_by_that_of_groups():
+def test_the_number_of_actors_is_bounded_by_that_of_groups() -> None:
     assert RunnerRules().actors(4) == (1, 4)
     assert RunnerRules(min_actors=2, max_actors=3).actors(4) == (2, 3)
     assert RunnerRules(min_actors=2, max_actors=3).actors(1) == (1, 1)
     assert RunnerRules().actors(0) == (0, 0)
 
 
-def test_room_is_what_no_placement_group_has_reserved():
+def test_room_is_what_no_placement_group_has_reserved() -> None:
     nodes = {"a": {"CPU": 4.0}, "b": {"CPU": 2.0, "GPU": 1.0}}
     groups = {
         "placed": {"bundles": {0: {"CPU": 1.0}, 1: {"CPU": 2.0}}, "bundles_to_node_id": {0: "a", 1: "a"}},
@@ -71,7 +71,7 @@ def test_room_is_what_no_placement_group_has_reserved():
     assert not fits([{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], left)
 
 
-def test_patience_learns():
+def test_patience_learns() -> None:
     patience = RolloutTimeout("auto")
     assert patience.limit_s() == 600
     patience.add(0.2)
@@ -87,7 +87,7 @@ class Slow(gym.Env[Any, Any]):
         action.wait(600)
 
 
-def test_a_thread_that_stands_is_found_where_it_stands():
+def test_a_thread_that_stands_is_found_where_it_stands() -> None:
     said: list[str] = []
     heard = threading.Event()
 
@@ -135,7 +135,7 @@ def hosted_by(trail: list[Iteration]) -> list[int]:
 
 
 @pytest.mark.slow
-def test_four_actors_then_one_then_three_as_nodes_go_and_come(cluster: Cluster):
+def test_four_actors_then_one_then_three_as_nodes_go_and_come(cluster: Cluster) -> None:
     """4 groups. A node is lost with three of four actors in the middle of an iteration; another one
     with room for two joins; one of those is killed."""
     node = cluster.add_node(num_cpus=3)
@@ -159,7 +159,7 @@ def test_four_actors_then_one_then_three_as_nodes_go_and_come(cluster: Cluster):
 
 
 @pytest.mark.slow
-def test_room_is_made_for_a_placement_group_and_taken_again(cluster: Cluster):
+def test_room_is_made_for_a_placement_group_and_taken_again(cluster: Cluster) -> None:
     cluster.add_node(num_cpus=1)
     two = {**FOUR["env_runners"], "num_env_runners": 2, "max_actors": 2}
     with built(env_runners=two) as algorithm:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,9 @@ EXTRAS = [
         *EXTRAS,
     ],
 )
-def test_what_follows_a_loaded_state_is_what_followed_the_saved_one(case: Case, tmp_path: Path):
+def test_what_follows_a_loaded_state_is_what_followed_the_saved_one(
+    case: Case, tmp_path: Path
+) -> None:
     if case.strategy == "replay" and "HalfCheetah" in str(case.sections):
         pytest.importorskip("mujoco")
     if "pong" in str(case.sections):
@@ -165,7 +167,7 @@ def _require_movement(case: Case, trail: list[Any]) -> None:
         assert len(set(values)) == len(values), (name, values)
 
 
-def test_an_environment_that_cannot_be_restored_is_said_to_be_so(tmp_path):
+def test_an_environment_that_cannot_be_restored_is_said_to_be_so(tmp_path: Path) -> None:
     with built(strategy="reset") as original:
         iterate(original, 2)
         original.save_exact(tmp_path / "state")
@@ -212,7 +214,7 @@ def _saved(directory: Path, **sections: Any) -> Saved:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     saved = _saved(
         tmp_path_factory.mktemp("local") / "state",
         env_runners={"observation_filter": "MeanStdFilter"},
@@ -299,7 +301,9 @@ PIECES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", PIECES)
-def test_without_one_piece_of_the_state_the_run_is_another(piece, saved: Saved, tmp_path):
+def test_without_one_piece_of_the_state_the_run_is_another(
+    piece: Any, saved: Saved, tmp_path: Path
+) -> None:
     saved.again.load_exact(saved.broken(tmp_path / "state", PIECES[piece]))
     assert unlike(saved.expected, iterate(saved.again, 2))
 
@@ -315,7 +319,7 @@ PIECES_OF_RLLIBS_SAMPLING = {
 
 
 @pytest.fixture(scope="module")
-def saved_by_rllibs_sampling(tmp_path_factory):
+def saved_by_rllibs_sampling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EnvGroup, "sampling", "rllib")
         patch.setattr(FastUpdate, "of", lambda learner: "the test says so")
@@ -327,8 +331,8 @@ def saved_by_rllibs_sampling(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", PIECES_OF_RLLIBS_SAMPLING)
 def test_without_one_piece_of_rllibs_sampling_the_run_is_another(
-    piece, saved_by_rllibs_sampling: Saved, tmp_path
-):
+    piece: Any, saved_by_rllibs_sampling: Saved, tmp_path: Path
+) -> None:
     saved = saved_by_rllibs_sampling
     saved.again.load_exact(saved.broken(tmp_path / "state", PIECES_OF_RLLIBS_SAMPLING[piece]))
     assert unlike(saved.expected, iterate(saved.again, 2))
@@ -336,7 +340,7 @@ def test_without_one_piece_of_rllibs_sampling_the_run_is_another(
     assert unlike(saved.expected, iterate(saved.again, 2)) == []
 
 
-def test_an_algorithm_that_went_another_way_becomes_the_saved_one(saved: Saved):
+def test_an_algorithm_that_went_another_way_becomes_the_saved_one(saved: Saved) -> None:
     disturb()
     iterate(saved.again, 1)
     saved.again.load_exact(saved.directory)
@@ -346,19 +350,19 @@ def test_an_algorithm_that_went_another_way_becomes_the_saved_one(saved: Saved):
 # -- what a state is loaded into -----------------------------------------------------------------
 
 
-def test_weights_that_are_not_the_saved_ones_are_refused(saved: Saved, tmp_path):
+def test_weights_that_are_not_the_saved_ones_are_refused(saved: Saved, tmp_path: Path) -> None:
     other = _plain(lambda s: s.update(weights_sha256="0" * 64))
     with pytest.raises(StateMismatch, match=r"the weights digest is [0-9a-f]{64}, the saved one"):
         saved.again.load_exact(saved.broken(tmp_path / "state", other))
 
 
-def test_another_format_is_refused(saved: Saved, tmp_path):
+def test_another_format_is_refused(saved: Saved, tmp_path: Path) -> None:
     newer = _plain(lambda s: s.update(format=2))
     with pytest.raises(StateMismatch, match="format 2, this raytrain reads 1"):
         saved.again.load_exact(saved.broken(tmp_path / "state", newer))
 
 
-def test_fewer_groups_than_saved_end_exactness(saved: Saved, tmp_path):
+def test_fewer_groups_than_saved_end_exactness(saved: Saved, tmp_path: Path) -> None:
     def second(directory: Path) -> None:
         groups = directory / "resume" / "groups"
         shutil.copy(groups / "group_0000.pkl", groups / "group_0001.pkl")
@@ -368,7 +372,7 @@ def test_fewer_groups_than_saved_end_exactness(saved: Saved, tmp_path):
     assert iterate(saved.again, 1)[0].row["training_iteration"] == 3
 
 
-def test_two_runners_confirm_the_weights_and_more_groups_end_exactness(saved: Saved):
+def test_two_runners_confirm_the_weights_and_more_groups_end_exactness(saved: Saved) -> None:
     sections = {
         "env_runners": runners(2, observation_filter="MeanStdFilter"),
         "training": ALL_SCHEDULES,
@@ -385,7 +389,7 @@ def test_two_runners_confirm_the_weights_and_more_groups_end_exactness(saved: Sa
             wider.load_exact(saved.directory)
 
 
-def test_each_of_two_learners_has_its_own_state(tmp_path):
+def test_each_of_two_learners_has_its_own_state(tmp_path: Path) -> None:
     sections = {"learners": {"num_learners": 2}, "training": {**KL, "num_epochs": 3}}
     saved = _saved(tmp_path / "state", **sections)
     disturb()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -65,13 +66,13 @@ def require(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_is_valid(path):
+def test_every_config_is_valid(path: Any) -> None:
     require(path.stem)
     load_config(path)
 
 
 @pytest.mark.parametrize(("name", "strategy"), [trading, structure, halfcheetah])
-def test_the_environment_is_restored_exactly(name, strategy):
+def test_the_environment_is_restored_exactly(name: Any, strategy: Any) -> None:
     require(name)
     config = load_config(CONFIGS / f"{name}.yaml")
     creator = env_creator(config)
@@ -81,7 +82,7 @@ def test_the_environment_is_restored_exactly(name, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "strategy"), [trading, structure, halfcheetah])
-def test_a_small_run(name, strategy, tmp_path):
+def test_a_small_run(name: Any, strategy: Any, tmp_path: Path) -> None:
     require(name)
     settings = [f"--set={each}" for each in SMALL + FEW[name]]
     arguments = ("train", str(CONFIGS / f"{name}.yaml"), "--storage-path", str(tmp_path), *settings)
@@ -122,7 +123,7 @@ def test_a_small_run(name, strategy, tmp_path):
 
 
 @pytest.mark.mujoco
-def test_normalized_rewards_and_the_raw_return():
+def test_normalized_rewards_and_the_raw_return() -> None:
     require("halfcheetah")
     config = load_config(CONFIGS / "halfcheetah.yaml")
     creator = env_creator(config)
@@ -150,7 +151,7 @@ def test_normalized_rewards_and_the_raw_return():
     assert raw.step(np.ones(6))[1] == plain.step(np.ones(6))[1]
 
 
-def drifts(policy, seeds: range) -> tuple[np.ndarray, np.ndarray]:
+def drifts(policy: Any, seeds: range) -> tuple[np.ndarray, np.ndarray]:
     """Peak inter-storey drifts [m] with the policy and with the passive damper, by earthquake."""
     env, found = Structure(**policy.env_config), []
     for act in (policy.act, lambda _: np.zeros(1)):
@@ -167,7 +168,7 @@ def drifts(policy, seeds: range) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_the_trained_controller_beats_the_passive_damper(tmp_path):
+def test_the_trained_controller_beats_the_passive_damper(tmp_path: Path) -> None:
     arguments = ("train", str(CONFIGS / "structure.yaml"), "--storage-path", str(tmp_path))
     run = Run(*arguments, log=tmp_path / "log.txt")
     assert run.wait(2700) == 0, run.output()

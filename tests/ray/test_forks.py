@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.running import experiment_of, rows, train_here, trial_of, write_config
@@ -20,7 +21,7 @@ FILTERED = {"env_runners": {"observation_filter": "MeanStdFilter"}}
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The state after two iterations; two more of the same run are in `trail`."""
     place = tmp_path_factory.mktemp("parent")
     with built(**FILTERED) as parent:
@@ -35,18 +36,18 @@ def saved(tmp_path_factory) -> Path:
     return place
 
 
-def learning_rate(algorithm) -> float:
+def learning_rate(algorithm: Any) -> float:
     (optimizer,) = algorithm.learner_group._learner._named_optimizers.values()
     return optimizer.param_groups[0]["lr"]
 
 
-def forked(saved: Path, **sections):
+def forked(saved: Path, **sections: Any) -> Any:
     child = build(**{**FILTERED, **sections})
     child.load_exact(saved / "state", fork=True)
     return child
 
 
-def test_a_fork_that_changes_nothing_goes_on_as_its_parent(saved):
+def test_a_fork_that_changes_nothing_goes_on_as_its_parent(saved: Path) -> None:
     child = forked(saved)
     try:
         assert [each.weights_sha256 for each in iterate(child, 2)] == json.loads(
@@ -57,7 +58,7 @@ def test_a_fork_that_changes_nothing_goes_on_as_its_parent(saved):
 
 
 @pytest.mark.parametrize("training", [{"lr": 1e-4}, {"lr": [[0, 1e-4], [10**6, 1e-4]]}], ids=str)
-def test_another_learning_rate_holds_from_the_first_update(saved, training):
+def test_another_learning_rate_holds_from_the_first_update(saved: Path, training: Any) -> None:
     child = forked(saved, training=training)
     try:
         assert learning_rate(child) == pytest.approx(1e-4)
@@ -71,7 +72,7 @@ def test_another_learning_rate_holds_from_the_first_update(saved, training):
         child.stop()
 
 
-def test_a_schedule_stands_where_the_counters_are(saved):
+def test_a_schedule_stands_where_the_counters_are(saved: Path) -> None:
     child = forked(saved, training={"lr": [[0, 1e-3], [2 * 258, 1e-4]], "entropy_coeff": 0.02})
     try:
         at = child.env_steps_sampled
@@ -94,7 +95,7 @@ def test_a_schedule_stands_where_the_counters_are(saved):
     ],
     ids=str,
 )
-def test_a_fork_begins_the_same_each_time(saved, sections):
+def test_a_fork_begins_the_same_each_time(saved: Path, sections: Any) -> None:
     trails = []
     for _ in range(2):
         child = forked(saved, **sections)
@@ -107,7 +108,7 @@ def test_a_fork_begins_the_same_each_time(saved, sections):
     assert trails[0][0].weights_sha256 != json.loads((saved / "trail.json").read_text())[0]
 
 
-def test_weights_only_takes_weights_and_filters_and_counts_from_zero(saved):
+def test_weights_only_takes_weights_and_filters_and_counts_from_zero(saved: Path) -> None:
     with built(**FILTERED) as child:
         child.load_policy_state(saved / "state")
         state = json.loads((saved / "state" / "resume" / "state.json").read_text())
@@ -122,7 +123,7 @@ def test_weights_only_takes_weights_and_filters_and_counts_from_zero(saved):
         assert first.row["num_env_steps_sampled_lifetime"] < 200
 
 
-def test_weights_of_another_network_are_refused(saved):
+def test_weights_of_another_network_are_refused(saved: Path) -> None:
     other = {"rl_module": {"model_config": {"fcnet_hiddens": [8]}}}
     with built(**FILTERED, **other) as child, pytest.raises(StateMismatch, match="size mismatch"):
         child.load_policy_state(saved / "state")
@@ -138,7 +139,7 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory, local_ray) -> Path:
+def family(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     """The directory with a config and three runs: run, its fork `child`, and that one's `grandchild`."""
     place = tmp_path_factory.mktemp("family")
     config = write_config(place / "run.yaml", **SMALL, stop={"iterations": 3})
@@ -157,11 +158,11 @@ def family(tmp_path_factory, local_ray) -> Path:
     return place
 
 
-def here(*arguments: object):
+def here(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
-def test_the_childs_manifests_name_the_parent_and_its_digest(family):
+def test_the_childs_manifests_name_the_parent_and_its_digest(family: Path) -> None:
     trial = next((family / "results" / "child").glob("trial_*"))
     parent = read_manifest(Location.of(family / "moved" / trial.name / "best"))
     entries = Catalogue(Location.of(trial)).entries()
@@ -177,7 +178,7 @@ def test_the_childs_manifests_name_the_parent_and_its_digest(family):
     assert rows(trial)[0]["learners"]["default_policy"]["default_optimizer_learning_rate"] == 5e-4
 
 
-def test_inspect_shows_every_generation(family):
+def test_inspect_shows_every_generation(family: Path) -> None:
     text = here("inspect", family / "results" / "grandchild").output
     lines = text.split("line of descent:\n")[1].splitlines()
     assert [line.split()[1].split("/")[0] for line in lines] == ["child", "run"]
@@ -189,7 +190,7 @@ def test_inspect_shows_every_generation(family):
     assert document["iteration"] == 2
 
 
-def test_the_model_card_has_the_line_of_descent(family, tmp_path):
+def test_the_model_card_has_the_line_of_descent(family: Path, tmp_path: Path) -> None:
     ended = here("export", family / "results" / "grandchild", tmp_path / "policy")
     assert ended.exit_code == 0, ended.output
     card = (tmp_path / "policy" / "README.md").read_text()
@@ -198,13 +199,13 @@ def test_the_model_card_has_the_line_of_descent(family, tmp_path):
     assert lines[0].endswith("(weights only)")
 
 
-def test_what_a_fork_began_with_is_no_trial_of_its_own(family):
+def test_what_a_fork_began_with_is_no_trial_of_its_own(family: Path) -> None:
     shown = json.loads(here("show", family / "results" / "grandchild", "--json").output)
     assert [each["trial"] for each in shown["trials"]] == ["trial_00000"]
     assert shown["parent"]["experiment"] == "child"
 
 
-def test_the_same_command_finds_the_fork_finished(family):
+def test_the_same_command_finds_the_fork_finished(family: Path) -> None:
     config = family / "run.yaml"
     ended = here(
         "train", config, "--from", family / "results" / "child", "--name", "grandchild",
@@ -229,7 +230,9 @@ def test_the_same_command_finds_the_fork_finished(family):
     ],
     ids=lambda value: None if isinstance(value, list) else value[:12],
 )  # fmt: skip
-def test_what_cannot_be_forked_is_said_before_ray_starts(family, arguments, said):
+def test_what_cannot_be_forked_is_said_before_ray_starts(
+    family: Path, arguments: Any, said: str
+) -> None:
     (family / "my_envs.py").write_text(
         "import gymnasium as gym\n"
         "class Wide(gym.ActionWrapper):\n"
@@ -246,7 +249,7 @@ def test_what_cannot_be_forked_is_said_before_ray_starts(family, arguments, said
     assert not (family / "results" / "x").exists()
 
 
-def test_a_changed_space_names_both(family):
+def test_a_changed_space_names_both(family: Path) -> None:
     ended = here(
         "train", family / "run.yaml", "--from", family / "results" / "child", "--name", "x",
         "--set", "environment.env=Acrobot-v1",
@@ -255,7 +258,7 @@ def test_a_changed_space_names_both(family):
     assert "Box([ -1." in ended.output
 
 
-def test_a_run_that_is_no_fork_is_not_made_one(family, tmp_path):
+def test_a_run_that_is_no_fork_is_not_made_one(family: Path, tmp_path: Path) -> None:
     shutil.copytree(family / "moved", tmp_path / "results" / "run")
     config = write_config(tmp_path / "run.yaml", **SMALL, stop={"iterations": 3})
     ended = here("train", config, "--from", family / "results" / "child")
@@ -264,7 +267,7 @@ def test_a_run_that_is_no_fork_is_not_made_one(family, tmp_path):
     assert here("train", config, "--weights-only").exit_code == 2
 
 
-def test_a_changed_config_names_both_ways_on(family, tmp_path):
+def test_a_changed_config_names_both_ways_on(family: Path, tmp_path: Path) -> None:
     shutil.copytree(family / "results" / "child", tmp_path / "results" / "run")
     config = write_config(tmp_path / "run.yaml", **SMALL, stop={"iterations": 9})
     ended = here("train", config, "--set", "training.lr=0.5")

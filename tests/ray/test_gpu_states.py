@@ -60,7 +60,7 @@ def on(device: str, case: str, **values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("case", CASES)
 def test_what_follows_a_loaded_state_is_what_followed_the_saved_one(
     case: str, device: str, tmp_path: Path
-):
+) -> None:
     sections = on(device, case)
     with built(**sections) as original:
         began = iterate(original, 2)
@@ -78,7 +78,7 @@ def test_what_follows_a_loaded_state_is_what_followed_the_saved_one(
 
 @pytest.mark.parametrize("device", [GPU])
 @pytest.mark.parametrize("case", [case for case in CASES if case != "recurrent"])
-def test_a_graph_computes_the_same_bits(case: str, device: str):
+def test_a_graph_computes_the_same_bits(case: str, device: str) -> None:
     trails = []
     for wanted in (False, True):
         with built(**on(device, case, cuda_graphs=wanted)) as algorithm:
@@ -98,7 +98,7 @@ UPDATES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("case", UPDATES)
-def test_an_update_is_rllibs_to_rounding(case: str, graphs: bool, device: str):
+def test_an_update_is_rllibs_to_rounding(case: str, graphs: bool, device: str) -> None:
     own = {**learners(device), "learner_config_dict": {"cuda_graphs": graphs}}
     stock = build(PPOTorchLearner, **UPDATES[case])
     lean = build(ExactPPOTorchLearner, **UPDATES[case], learner=own)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 SHOWN = {f"{part}_s" for part in (*PARTS, "other", "total")}
 
 
-def test_parts_and_rest():
+def test_parts_and_rest() -> None:
     ticks = itertools.count(0.0, 1.0)
     watch = Stopwatch(clock=lambda: next(ticks))
     with watch.measure("update"):
@@ -40,14 +40,14 @@ def test_parts_and_rest():
     assert watch.row() == {**dict.fromkeys(SHOWN, 0.0), "other_s": 1.0, "total_s": 1.0}
 
 
-def test_sampling_that_is_not_told_apart():
+def test_sampling_that_is_not_told_apart() -> None:
     watch = Stopwatch(clock=lambda: 0.0)
     watch.split_sampling(5.0, {"rollout": 4.0})
     row = watch.row()
     assert (row["sampling_s"], row["waiting_s"], row["env_step_s"]) == (4.0, 1.0, 0.0)
 
 
-def test_an_iteration_shows_where_its_time_went():
+def test_an_iteration_shows_where_its_time_went() -> None:
     with built() as algorithm:
         algorithm.train()
         row = algorithm.train()["timers"]["iteration"]
@@ -57,7 +57,7 @@ def test_an_iteration_shows_where_its_time_went():
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-def test_a_slower_way_is_told_with_its_reason(recurrent: bool):
+def test_a_slower_way_is_told_with_its_reason(recurrent: bool) -> None:
     model = {"use_lstm": recurrent, "max_seq_len": 8}
     with built(rl_module={"model_config": model}) as algorithm:
         said = algorithm.told
@@ -67,7 +67,9 @@ def test_a_slower_way_is_told_with_its_reason(recurrent: bool):
     assert all("stateful" in line or "recurrent" in line for line in said)
 
 
-def test_a_wall_clock_that_is_set_changes_no_time_of_training(monkeypatch: pytest.MonkeyPatch):
+def test_a_wall_clock_that_is_set_changes_no_time_of_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It goes forward an hour each time that it is read: `stop.time_s` would end the run."""
     set_to = itertools.count(time.time(), 3600.0)
     with built() as algorithm:
@@ -78,7 +80,7 @@ def test_a_wall_clock_that_is_set_changes_no_time_of_training(monkeypatch: pytes
     assert 0 < row["time_this_iter_s"] < row["time_total_s"] < 3600
 
 
-def test_sleep_of_the_machine_is_noticed_once():
+def test_sleep_of_the_machine_is_noticed_once() -> None:
     now, asleep = [100.0], [5.0]
     sleep = MachineSleep(awake=lambda: now[0], passed=lambda: now[0] + asleep[0])
     assert sleep.seconds() == 0.0
@@ -91,7 +93,7 @@ def test_sleep_of_the_machine_is_noticed_once():
     assert sleep.seconds() == 0.0
 
 
-def test_the_clock_that_counts_sleep_is_not_behind():
+def test_the_clock_that_counts_sleep_is_not_behind() -> None:
     before = time.monotonic(), seconds_passed()
     after = time.monotonic(), seconds_passed()
     assert after[0] >= before[0] and after[1] >= before[1]
@@ -128,7 +130,7 @@ def trial_in(place: Path) -> TrialPPO:
 
 def test_sleep_of_the_machine_is_told_and_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
     trial = trial_in(tmp_path)
     asleep = itertools.count(0.0, 7200.0)

@@ -133,16 +133,16 @@ def agree_on_metrics(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", HAND_WRITTEN)
-def test_the_hand_written_update_is_rllibs(case):
+def test_the_hand_written_update_is_rllibs(case: Any) -> None:
     same_update(HAND_WRITTEN[case], "hand-written")
 
 
 @pytest.mark.parametrize("case", AUTOGRAD)
-def test_the_autograd_update_is_rllibs(case):
+def test_the_autograd_update_is_rllibs(case: Any) -> None:
     same_update(AUTOGRAD[case], "autograd")
 
 
-def test_a_second_update_goes_on_from_the_first():
+def test_a_second_update_goes_on_from_the_first() -> None:
     training = {"lr": [[0, 1e-2], [200, 1e-4]], "entropy_coeff": [[0, 0.1], [200, 0.0]]}
     stock, lean = pair(DISCRETE, training={**training, "kl_target": 1e-4})
     for seed in range(3):
@@ -153,7 +153,7 @@ def test_a_second_update_goes_on_from_the_first():
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_advantages_are_those_of_rllibs_connector(scale):
+def test_advantages_are_those_of_rllibs_connector(scale: float) -> None:
     stock, lean = pair(DISCRETE, training={"gamma": 0.97, "lambda_": 0.9})
     chunks = episodes(lean, scale=scale)
     theirs = stock._learner_connector(
@@ -169,7 +169,7 @@ def test_advantages_are_those_of_rllibs_connector(scale):
     assert len(columns) == sum(LENGTHS) + len(LENGTHS)
 
 
-def test_episodes_are_left_as_they_were():
+def test_episodes_are_left_as_they_were() -> None:
     lean = build(ExactPPOTorchLearner, DISCRETE)
     chunks = episodes(lean)
     before = [(chunk.id_, len(chunk), chunk.is_truncated) for chunk in chunks]
@@ -178,7 +178,7 @@ def test_episodes_are_left_as_they_were():
 
 
 @pytest.mark.parametrize(("rows", "size", "epochs"), [(105, 24, 3), (96, 32, 2), (10, 64, 5)])
-def test_minibatches_are_those_of_rllibs_iterator(rows, size, epochs):
+def test_minibatches_are_those_of_rllibs_iterator(rows: int, size: int, epochs: int) -> None:
     from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
     from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
 
@@ -209,7 +209,7 @@ def test_minibatches_are_those_of_rllibs_iterator(rows, size, epochs):
 
 @pytest.mark.parametrize("arguments", [{}, {"grad_clip": 0.5}], ids=["plain", "clipped"])
 @pytest.mark.parametrize("own", [{}, OWN], ids=["hand-written", "autograd"])
-def test_a_reward_that_is_nan_shows_in_the_losses_as_with_rllib(arguments, own):
+def test_a_reward_that_is_nan_shows_in_the_losses_as_with_rllib(arguments: Any, own: Any) -> None:
     stock, lean = pair(BOX, training=arguments, **own)
     chunks = episodes(lean)
     chunks[2].rewards.data[5] = float("nan")
@@ -224,7 +224,7 @@ def test_a_reward_that_is_nan_shows_in_the_losses_as_with_rllib(arguments, own):
 
 
 @pytest.mark.parametrize("own", [{}, OWN], ids=["hand-written", "autograd"])
-def test_a_ratio_that_overflows_on_a_bootstrap_row_does_not_spoil_the_others(own):
+def test_a_ratio_that_overflows_on_a_bootstrap_row_does_not_spoil_the_others(own: Any) -> None:
     lean = build(ExactPPOTorchLearner, BOX, **own)
     batch = train_batch(episodes(lean))
     batch.columns["action_logp"][~batch.columns["loss_mask"]] = -1e3
@@ -250,7 +250,7 @@ def test_a_ratio_that_overflows_on_a_bootstrap_row_does_not_spoil_the_others(own
     ],
     ids=["discrete", "box", "multi"],
 )
-def test_a_restored_learner_goes_on_as_the_saved_one(arguments):
+def test_a_restored_learner_goes_on_as_the_saved_one(arguments: Any) -> None:
     lean = build(ExactPPOTorchLearner, **arguments)
     batches = [episodes(lean, seed=seed) for seed in range(4)]
     for chunks in batches[:2]:
@@ -278,7 +278,7 @@ def lean_update(learner: Any, chunks: list[Any]) -> str:
     return digest
 
 
-def test_the_minibatch_order_is_part_of_the_state():
+def test_the_minibatch_order_is_part_of_the_state() -> None:
     lean = build(ExactPPOTorchLearner, DISCRETE)
     chunks = episodes(lean)
     lean_update(lean, chunks)
@@ -297,7 +297,7 @@ def test_the_minibatch_order_is_part_of_the_state():
 @pytest.mark.parametrize(
     "damage", [lambda s: s.pop("minibatch_order"), lambda s: s.update(minibatch_order={"a": 1})]
 )
-def test_a_state_without_its_minibatch_order_is_refused(damage):
+def test_a_state_without_its_minibatch_order_is_refused(damage: Any) -> None:
     lean = build(ExactPPOTorchLearner, DISCRETE)
     state = lean.exact_state()
     damage(state)
@@ -305,7 +305,7 @@ def test_a_state_without_its_minibatch_order_is_refused(damage):
         lean.load_exact_state(state)
 
 
-def test_the_optimizers_state_loads_into_rllibs_learner():
+def test_the_optimizers_state_loads_into_rllibs_learner() -> None:
     # RLlib's state has no KL coefficient.
     stock, lean = pair(BOX, training={"use_kl_loss": False})
     chunks = episodes(lean)
@@ -318,7 +318,7 @@ def test_the_optimizers_state_loads_into_rllibs_learner():
         agree(weight, weights(lean)[name])
 
 
-def test_equal_updates_are_equal_without_tolerance():
+def test_equal_updates_are_equal_without_tolerance() -> None:
     chunks = episodes(build(ExactPPOTorchLearner, BOX))
     digests = {lean_update(build(ExactPPOTorchLearner, BOX), chunks) for _ in range(3)}
     assert len(digests) == 1
@@ -340,7 +340,7 @@ class Passing(ConnectorV2):
         ({"observations": gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (2,)))}, "observation space"),
     ],
 )
-def test_what_the_lean_update_does_not_know_is_left_to_rllib(arguments, reason):
+def test_what_the_lean_update_does_not_know_is_left_to_rllib(arguments: Any, reason: str) -> None:
     if "observations" in arguments:
         arguments = {**arguments, "rl_module_spec": RLModuleSpec(module_class=_DictModule)}
     learner = build(ExactPPOTorchLearner, DISCRETE, **arguments)
@@ -348,7 +348,7 @@ def test_what_the_lean_update_does_not_know_is_left_to_rllib(arguments, reason):
     assert reason in learner.why_not_fast
 
 
-def test_a_hook_is_seen():
+def test_a_hook_is_seen() -> None:
     learner = build(_Hooked, DISCRETE)
     fast = learner.fast
     assert (fast.gradients, fast.reason) == ("autograd", "the module has hooks")
@@ -397,7 +397,7 @@ def _rank(rank: int, directory: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_learners_hold_the_same_weights_and_rllibs(tmp_path):
+def test_two_learners_hold_the_same_weights_and_rllibs(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_rank, (tmp_path.as_posix(),), nprocs=2)
     one, other = (pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in (0, 1))
     for gradients in SEVERAL:

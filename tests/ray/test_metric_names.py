@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import here
@@ -20,7 +22,7 @@ from raytrain.trial.missing_metrics import MissingMetrics, metric_names, named_m
 MINIMAL = {"name": "a", "environment": {"env": "CartPole-v1"}, "stop": {"iterations": 2}}
 
 
-def refused(tmp_path, text: str) -> str:
+def refused(tmp_path: Any, text: str) -> str:
     path = tmp_path / "run.yaml"
     path.write_text("environment: {env: CartPole-v1}\n" + text + "\n")
     with pytest.raises(ConfigError) as caught:
@@ -77,18 +79,20 @@ STOP = "stop: {iterations: 2}\n"
         ),
     ],
 )
-def test_a_name_or_a_bound_that_is_surely_wrong_is_refused_with_its_line(tmp_path, text, said):
+def test_a_name_or_a_bound_that_is_surely_wrong_is_refused_with_its_line(
+    tmp_path: Path, text: str, said: str
+) -> None:
     assert said in refused(tmp_path, text)
 
 
 @pytest.mark.parametrize("name", ["custom/episode_reward_mean", "profit", "learners/x/entropy"])
-def test_a_name_that_may_be_right_is_not(tmp_path, name):
+def test_a_name_that_may_be_right_is_not(tmp_path: Path, name: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"environment: {{env: CartPole-v1}}\n{STOP}checkpoint: {{score: {name}}}\n")
     assert load_config(path).checkpoint.score == name
 
 
-def test_a_mapping_is_refused_as_a_file_and_a_stored_config_is_not():
+def test_a_mapping_is_refused_as_a_file_and_a_stored_config_is_not() -> None:
     wrong = {**MINIMAL, "checkpoint": {"score": "evaluation/profit"}}
     with pytest.raises(ConfigError, match="nothing is evaluated"):
         raytrain.train(wrong)
@@ -109,14 +113,14 @@ def test_a_mapping_is_refused_as_a_file_and_a_stored_config_is_not():
         ("{evaluation/profit: 9}", "under metrics: {evaluation/profit: ...}"),
     ],
 )
-def test_a_metric_among_the_keys_of_stop(tmp_path, section, said):
+def test_a_metric_among_the_keys_of_stop(tmp_path: Path, section: str, said: str) -> None:
     assert said in refused(tmp_path, f"stop: {section}")
 
 
 # -- keys of other programs ----------------------------------------------------------------------
 
 
-def test_every_key_of_another_program_leads_to_a_key_that_exists():
+def test_every_key_of_another_program_leads_to_a_key_that_exists() -> None:
     fields = {".".join(path) for path in yaml_fields()}
     assert set(RENAMED.values()) <= fields
     # None of them is a key here, where it would never be looked up.
@@ -141,7 +145,7 @@ def test_every_key_of_another_program_leads_to_a_key_that_exists():
         ("training: {use_lstm: true}", "'rl_module.model_config.use_lstm'"),
     ],
 )
-def test_a_key_of_another_program(tmp_path, line, said):
+def test_a_key_of_another_program(tmp_path: Path, line: str, said: str) -> None:
     assert said in refused(tmp_path, STOP + line)
 
 
@@ -159,13 +163,13 @@ RESULT = {
 }
 
 
-def episodes(*profits):
+def episodes(*profits: Any) -> Any:
     recent = RecentEpisodes(100)
     recent.extend({"return": 1.0, "length": 5, "custom/profit": each} for each in profits)
     return recent
 
 
-def test_the_names_that_there_are():
+def test_the_names_that_there_are() -> None:
     assert metric_names(RESULT) == {
         "episode_return_mean",
         "episode_len_mean",
@@ -177,7 +181,9 @@ def test_the_names_that_there_are():
     }
 
 
-def looked(missing, recent, *, result=RESULT, stop=None, **checkpoint):
+def looked(
+    missing: Any, recent: Any, *, result: Any = RESULT, stop: Any = None, **checkpoint: Any
+) -> Any:
     config = config_from_dict(
         {**MINIMAL, "stop": stop or {"iterations": 2}, "checkpoint": checkpoint}
     )
@@ -185,7 +191,7 @@ def looked(missing, recent, *, result=RESULT, stop=None, **checkpoint):
     return list(missing.messages(named_metrics(config, stage), result, recent))
 
 
-def test_a_name_that_no_result_has_is_told_with_the_nearest_first_and_once():
+def test_a_name_that_no_result_has_is_told_with_the_nearest_first_and_once() -> None:
     missing = MissingMetrics()
     (said,) = looked(missing, episodes(1.0), score="profitt")
     assert said.startswith("checkpoint.score: there is no metric 'profitt' in the results")
@@ -194,7 +200,7 @@ def test_a_name_that_no_result_has_is_told_with_the_nearest_first_and_once():
     assert looked(missing, episodes(1.0), score="profitt") == []
 
 
-def test_an_environments_name_is_not_known_before_an_episode_has_ended():
+def test_an_environments_name_is_not_known_before_an_episode_has_ended() -> None:
     missing = MissingMetrics()
     without = {key: value for key, value in RESULT.items() if key != "custom"}
     assert looked(missing, episodes(), score="profitt", result=without) == []
@@ -203,7 +209,7 @@ def test_an_environments_name_is_not_known_before_an_episode_has_ended():
     assert len(looked(MissingMetrics(), episodes(), score="learners/default_policy/entrop")) == 1
 
 
-def test_one_of_evaluation_is_known_with_the_first_evaluation():
+def test_one_of_evaluation_is_known_with_the_first_evaluation() -> None:
     missing = MissingMetrics()
     assert looked(missing, episodes(1.0), score="evaluation/profitt") == []
     evaluated = {**RESULT, "evaluation": {"custom": {"profit": {"mean": 1.0}}}}
@@ -217,11 +223,11 @@ def test_one_of_evaluation_is_known_with_the_first_evaluation():
      "env_runners/episode_return_mean", "env_runners/num_episodes", "training_iteration",
      "learners/default_policy/entropy"],
 )  # fmt: skip
-def test_nothing_is_told_of_a_metric_that_is_there_or_nan_at_the_moment(name):
+def test_nothing_is_told_of_a_metric_that_is_there_or_nan_at_the_moment(name: str) -> None:
     assert looked(MissingMetrics(), episodes(1.0), score=name) == []
 
 
-def test_one_that_turns_up_later_is_told_too():
+def test_one_that_turns_up_later_is_told_too() -> None:
     missing = MissingMetrics()
     without = {key: value for key, value in RESULT.items() if key != "custom"}
     recent = RecentEpisodes(100)
@@ -233,7 +239,7 @@ def test_one_that_turns_up_later_is_told_too():
     assert looked(missing, recent, score="profit") == []
 
 
-def test_a_run_that_may_never_end_is_told_so():
+def test_a_run_that_may_never_end_is_told_so() -> None:
     (said,) = looked(MissingMetrics(), episodes(1.0), stop={"metrics": {"profitt": 3}})
     assert "so it cannot end the run, and nothing else may." in said
     (said,) = looked(
@@ -242,7 +248,9 @@ def test_a_run_that_may_never_end_is_told_so():
     assert "so it cannot end the run." in said
 
 
-def test_a_run_without_a_score_says_so_and_suggests_no_best(tmp_path, local_ray):
+def test_a_run_without_a_score_says_so_and_suggests_no_best(
+    tmp_path: Path, local_ray: None
+) -> None:
     config = write_config(
         tmp_path / "run.yaml",
         env_runners={"num_env_runners": 0},

@@ -12,8 +12,11 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -60,18 +63,18 @@ STEPS = 48
 class Noise(gym.Env):
     """Random observations of any space; episodes of 3 to 12 steps."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.observation_space = config["observation_space"]
         self.action_space = config["action_space"]
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         if seed is not None:
             self.observation_space.seed(seed)
         self._left = int(self.np_random.integers(3, 13))
         return self.observation_space.sample(), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self._left -= 1
         reward = float(self.np_random.normal())
         return self.observation_space.sample(), reward, self._left == 0, False, {}
@@ -80,22 +83,22 @@ class Noise(gym.Env):
 class Recorder(gym.Wrapper):
     """Writes down what the environment was sent and what it answered."""
 
-    def __init__(self, env):
+    def __init__(self, env: Any) -> None:
         super().__init__(env)
         self.events = []
 
-    def reset(self, **kwargs):
+    def reset(self, **kwargs: Any) -> Any:
         observation, info = self.env.reset(**kwargs)
         self.events.append((None, observation))
         return observation, info
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         observation, *rest = self.env.step(action)
         self.events.append((action, observation))
         return observation, *rest
 
 
-def noise(observation_space, action_space):
+def noise(observation_space: Any, action_space: Any) -> Any:
     return Noise({"observation_space": observation_space, "action_space": action_space})
 
 
@@ -161,7 +164,7 @@ CASES = {
 }
 
 
-def build(name, **overrides):
+def build(name: Any, **overrides: Any) -> Any:
     make_env, num_envs, model_config, connectors, actions = CASES[name]
     tune.register_env(f"policy-{name}", lambda _: Recorder(make_env()))
     settings = {
@@ -181,7 +184,7 @@ def build(name, **overrides):
     )
 
 
-def play(algo, explore):
+def play(algo: Any, explore: Any) -> Any:
     """Arrays of a rollout of the algorithm's env runner; leaf arrays are of shape (time, env, ...).
 
     Each vector step is one event of each environment: a step, or the reset that follows an end.
@@ -210,7 +213,7 @@ def play(algo, explore):
     return arrays
 
 
-def freeze_filters(algo):
+def freeze_filters(algo: Any) -> None:
     """An env runner goes on updating its statistics as it plays; the policy keeps them as saved."""
     for _, component in algo.env_runner.get_checkpointable_components():
         for piece in getattr(component, "connectors", ()):
@@ -219,14 +222,14 @@ def freeze_filters(algo):
 
 
 @pytest.fixture(scope="module")
-def ray_session():
+def ray_session() -> Iterator[Any]:
     own_ray.start(2, forked=False, configure_logging=False)
     yield
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def trained(ray_session, tmp_path_factory):
+def trained(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """{name: directory} of the policies, each with the recorded rollouts beside its files."""
     directories = {}
     for name in CASES:
@@ -304,7 +307,7 @@ print(json.dumps(report))
 """
 
 
-def actions_are_those_recorded(program, directories):
+def actions_are_those_recorded(program: Any, directories: Any) -> None:
     """`program` compares, for each of the directories, with and without sampling."""
     result = subprocess.run(
         [sys.executable, "-c", program, *map(str, directories.values())],
@@ -319,12 +322,12 @@ def actions_are_those_recorded(program, directories):
     assert {key: entry["wrong"] for key, entry in report.items() if entry["wrong"]} == {}
 
 
-def test_a_fresh_process_gives_the_actions_that_training_sent(trained):
+def test_a_fresh_process_gives_the_actions_that_training_sent(trained: Any) -> None:
     """Batches and single observations, mode and sample, for every case; Ray is not started."""
     actions_are_those_recorded(FRESH_PROCESS, trained)
 
 
-def test_the_recorded_rollouts_can_tell_policies_apart(trained):
+def test_the_recorded_rollouts_can_tell_policies_apart(trained: Any) -> None:
     """States, filters and bounds matter in these rollouts: without them the actions differ."""
     forgetful = load_policy(trained["lstm"])
     arrays = np.load(trained["lstm"] / "False.npz")
@@ -341,7 +344,7 @@ def test_the_recorded_rollouts_can_tell_policies_apart(trained):
     assert np.abs(clipped).max() <= 2.0
 
 
-def test_sampling_has_its_own_generator(trained):
+def test_sampling_has_its_own_generator(trained: Any) -> None:
     policy = load_policy(trained["discrete"], seed=5)
     observations = np.load(trained["discrete"] / "False.npz")["obs0"].reshape(-1, 4)
     torch.manual_seed(1)
@@ -359,7 +362,7 @@ def test_sampling_has_its_own_generator(trained):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_one_observation_or_a_batch(trained):
+def test_one_observation_or_a_batch(trained: Any) -> None:
     discrete = load_policy(trained["discrete"])
     assert type(discrete.act(np.zeros(4, np.float32))) is int
     assert type(discrete.act([0.0, 0.1, 0.0, 0.0])) is int
@@ -385,7 +388,7 @@ def test_one_observation_or_a_batch(trained):
     assert type(action["go"]) is int and action["how"].shape == (2,)
 
 
-def test_reset_of_some_episodes(trained):
+def test_reset_of_some_episodes(trained: Any) -> None:
     policy = load_policy(trained["lstm"])
     observations = np.load(trained["lstm"] / "False.npz")["obs0"][0]
     fresh = policy.act(observations)
@@ -410,12 +413,12 @@ def test_reset_of_some_episodes(trained):
         ([[1.0], [2.0, 3.0]], "not an array"),
     ],
 )
-def test_wrong_observations(trained, observation, message):
+def test_wrong_observations(trained: Any, observation: Any, message: str) -> None:
     with pytest.raises(ObservationError, match=message):
         load_policy(trained["discrete"]).act(observation)
 
 
-def test_wrong_composite_observations(trained):
+def test_wrong_composite_observations(trained: Any) -> None:
     policy = load_policy(trained["mixed"])
     sample = MIXED_OBSERVATION.sample()
     with pytest.raises(ObservationError, match=r"no part \('colour',\)"):
@@ -424,7 +427,7 @@ def test_wrong_composite_observations(trained):
         policy.act({**sample, "colour": np.array([0, 1])})
 
 
-def test_evaluate_depends_on_the_seed_alone(trained):
+def test_evaluate_depends_on_the_seed_alone(trained: Any) -> None:
     policy = load_policy(trained["discrete"], seed=99)
     make_env = partial(gym.make, "CartPole-v1")
     for deterministic in (True, False):
@@ -448,7 +451,7 @@ def test_evaluate_depends_on_the_seed_alone(trained):
     )
 
 
-def test_evaluate_limits_and_refusals(trained):
+def test_evaluate_limits_and_refusals(trained: Any) -> None:
     policy = load_policy(trained["discrete"])
     cut = evaluate(policy, partial(gym.make, "CartPole-v1"), episodes=2, seed=0, max_steps=3)
     assert cut.lengths == (3, 3)
@@ -458,7 +461,7 @@ def test_evaluate_limits_and_refusals(trained):
         evaluate(policy, partial(gym.make, "CartPole-v1"), episodes=0, seed=0)
 
 
-def commit(directory):
+def commit(directory: Any) -> Any:
     """A manifest as a checkpoint's commit writes it, over the files that are there."""
     files = tuple(
         FileEntry(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -492,20 +495,20 @@ def commit(directory):
 
 
 @pytest.fixture
-def checkpoint(trained, tmp_path):
+def checkpoint(trained: Any, tmp_path: Path) -> Any:
     for name in ("policy.json", "policy.safetensors"):
         shutil.copy(trained["discrete"] / name, tmp_path)
     commit(tmp_path)
     return tmp_path
 
 
-def flip_byte(path, position):
+def flip_byte(path: Any, position: Any) -> None:
     raw = bytearray(path.read_bytes())
     raw[position] ^= 1
     path.write_bytes(raw)
 
 
-def test_damage_is_found_and_named(checkpoint):
+def test_damage_is_found_and_named(checkpoint: Any) -> None:
     assert load_policy(checkpoint).metadata == {"iteration": 1}
     for name in ("policy.json", "policy.safetensors"):
         path = checkpoint / name
@@ -530,7 +533,7 @@ def test_damage_is_found_and_named(checkpoint):
         load_policy(checkpoint)
 
 
-def test_damage_without_a_manifest_is_found(checkpoint):
+def test_damage_without_a_manifest_is_found(checkpoint: Any) -> None:
     (checkpoint / "manifest.json").unlink()
     weights = checkpoint / "policy.safetensors"
     good = weights.read_bytes()
@@ -561,7 +564,7 @@ def test_damage_without_a_manifest_is_found(checkpoint):
         load_policy(checkpoint)
 
 
-def parts_with(**changes):
+def parts_with(**changes: Any) -> Any:
     parts = PolicyParts(
         module_state={"w": torch.zeros(2)},
         observation_space=UNIT,
@@ -576,7 +579,7 @@ def parts_with(**changes):
     return replace(parts, **changes)
 
 
-def test_tensors_of_every_kind_keep_their_bits(tmp_path):
+def test_tensors_of_every_kind_keep_their_bits(tmp_path: Path) -> None:
     shared = torch.arange(6, dtype=torch.float64).reshape(2, 3)
     state = {
         "scalar": torch.tensor(3),
@@ -604,7 +607,9 @@ def test_tensors_of_every_kind_keep_their_bits(tmp_path):
         ({"module_state": {"_extra_state": [1]}}, "'_extra_state' is a list"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_and_leaves_no_file(tmp_path, changes, message):
+def test_what_cannot_be_exported_is_refused_and_leaves_no_file(
+    tmp_path: Path, changes: Any, message: str
+) -> None:
     with pytest.raises(PolicyFormatError, match=message):
         write_policy(tmp_path, parts_with(**changes), metadata={})
     assert list(tmp_path.iterdir()) == []
@@ -626,7 +631,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_no_file(tmp_path, changes
     ],
     ids=str,
 )
-def test_spaces_come_back(space):
+def test_spaces_come_back(space: Any) -> None:
     plain = json.loads(json.dumps(encode_space(space), allow_nan=False))
     back = decode_space(plain)
     assert back == space
@@ -639,7 +644,7 @@ def test_spaces_come_back(space):
         assert list(back) == list(space)
 
 
-def _leaf_spaces(space):
+def _leaf_spaces(space: Any) -> Any:
     if isinstance(space, Dict):
         return [leaf for sub in space.values() for leaf in _leaf_spaces(sub)]
     if isinstance(space, Tuple):
@@ -647,7 +652,7 @@ def _leaf_spaces(space):
     return [space]
 
 
-def test_arrays_and_settings_come_back():
+def test_arrays_and_settings_come_back() -> None:
     for array in (
         np.array([0.1, -0.0, 0.0, np.nan, np.inf, 5e-324]),
         np.float32([1e-45, 3.4e38]).reshape(2, 1),
@@ -666,7 +671,7 @@ def test_arrays_and_settings_come_back():
 class Doubled(ConnectorV2):
     """A connector of a user's own."""
 
-    def __call__(self, *, batch, **kwargs):
+    def __call__(self, *, batch: Any, **kwargs: Any) -> Any:
         return batch
 
 
@@ -677,7 +682,9 @@ class Doubled(ConnectorV2):
         ("module_to_env_connector", "the module-to-env connectors are .*Doubled"),
     ],
 )
-def test_a_connector_that_cannot_be_repeated_is_refused(ray_session, setting, message):
+def test_a_connector_that_cannot_be_repeated_is_refused(
+    ray_session: Any, setting: str, message: str
+) -> None:
     algo = build("discrete", **{setting: lambda *_, **__: Doubled()})
     try:
         with pytest.raises(PolicyFormatError, match=message):
@@ -704,7 +711,7 @@ sys.meta_path.insert(0, Refuse())
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
+def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """{name: directory} of the exported policies, with TorchScript, and the rollouts beside them."""
     directories = {}
     for name, directory in trained.items():
@@ -722,12 +729,12 @@ def exported(trained, tmp_path_factory):
     return directories
 
 
-def test_exported_policies_give_the_actions_that_training_sent_without_ray(exported):
+def test_exported_policies_give_the_actions_that_training_sent_without_ray(exported: Any) -> None:
     """As above, but with RLlib out of reach."""
     actions_are_those_recorded(WITHOUT_RAY, exported)
 
 
-def recorded(directory):
+def recorded(directory: Any) -> Any:
     """Observations (a batch for each leaf of the space) and the actions that they were answered with."""
     arrays = np.load(directory / "False.npz")
     stepped = arrays["stepped"]
@@ -738,7 +745,7 @@ def recorded(directory):
 
 
 @pytest.mark.parametrize("name", WITHOUT_STATE)
-def test_torchscript_gives_the_actions_that_training_sent(exported, name):
+def test_torchscript_gives_the_actions_that_training_sent(exported: Any, name: Any) -> None:
     """In another batch size, so only to rounding."""
     given, expected = recorded(exported[name])
     with torch.no_grad():
@@ -754,7 +761,9 @@ def test_torchscript_gives_the_actions_that_training_sent(exported, name):
         for name in WITHOUT_STATE
     ],
 )
-def test_onnx_gives_the_actions_that_training_sent(exported, name, tmp_path):
+def test_onnx_gives_the_actions_that_training_sent(
+    exported: Any, name: Any, tmp_path: Path
+) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     parts, _ = read_policy(exported[name])
     assert write_onnx(parts, tmp_path / "policy.onnx") <= 1e-5
@@ -767,7 +776,9 @@ def test_onnx_gives_the_actions_that_training_sent(exported, name, tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_a_recurrent_policy_is_not_written_as_onnx(exported, trained, tmp_path):
+def test_a_recurrent_policy_is_not_written_as_onnx(
+    exported: Any, trained: Any, tmp_path: Path
+) -> None:
     source = exported["lstm"].parent / "checkpoint_000001"
     for wanted in ("onnx", "torchscript"):
         with pytest.raises(PolicyFormatError, match="it keeps a state"):
@@ -775,7 +786,7 @@ def test_a_recurrent_policy_is_not_written_as_onnx(exported, trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_is_described_wrongly_is_found(exported):
+def test_a_network_that_is_described_wrongly_is_found(exported: Any) -> None:
     directory = exported["discrete"]
     document = json.loads((directory / "policy.json").read_text())
     for layers, message in (

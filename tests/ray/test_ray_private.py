@@ -6,8 +6,10 @@ from __future__ import annotations
 import inspect
 import pickle
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -61,7 +63,7 @@ def test_quick_connectors_know_the_arguments_that_rllibs_own_know() -> None:
 
 
 @pytest.fixture(scope="module")
-def algorithm(tmp_path_factory):
+def algorithm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One that has trained for an iteration, with the learner and the runner in this process."""
     own_ray.ensure()
     with pytest.MonkeyPatch.context() as patch:
@@ -84,14 +86,14 @@ def learner(algorithm: Told) -> Learner:
     return algorithm.learner_group._learner
 
 
-def test_ray_is_the_version_that_this_was_written_against():
+def test_ray_is_the_version_that_this_was_written_against() -> None:
     assert ray.__version__.startswith("2.60.")
 
 
 # -- env runner actors (`_ray.actors`) -----------------------------------------------------------
 
 
-def test_an_env_runner_group_makes_its_actors_where_ours_intervenes():
+def test_an_env_runner_group_makes_its_actors_where_ours_intervenes() -> None:
     parameters = {
         name: set(inspect.signature(getattr(EnvRunnerGroup, name)).parameters)
         for name in ("__init__", "_setup", "add_workers", "_make_worker")
@@ -109,12 +111,12 @@ def test_an_env_runner_group_makes_its_actors_where_ours_intervenes():
     assert "pg_offset=self.config.num_env_runners" in source
 
 
-def test_an_algorithm_is_set_up_with_our_group(algorithm):
+def test_an_algorithm_is_set_up_with_our_group(algorithm: Any) -> None:
     assert isinstance(algorithm.env_runner_group, _ray_actors.ElasticRunnerGroup)
     assert rllib_algorithm.EnvRunnerGroup is EnvRunnerGroup  # Put back.
 
 
-def test_a_word_is_taken_once(algorithm):
+def test_a_word_is_taken_once(algorithm: Any) -> None:
     assert _ray_actors.take_stall("nobody") is None
     thread = threading.Thread(target=_ray_actors.publish_stall, args=("somebody", "in step"))
     thread.start()
@@ -126,7 +128,9 @@ def test_a_word_is_taken_once(algorithm):
 # -- env runners ---------------------------------------------------------------------------------
 
 
-def test_a_runner_has_the_attributes_and_no_others_that_change(runner):
+def test_a_runner_has_the_attributes_and_no_others_that_change(
+    runner: SingleAgentEnvRunner,
+) -> None:
     state = _ray.runners.runner_attributes(runner)
     assert all(len(episode) == 0 for episode in state["_ongoing_episodes"])
     assert state["_needs_initial_reset"] is False
@@ -144,7 +148,7 @@ def test_a_runner_has_the_attributes_and_no_others_that_change(runner):
     _ray.runners.set_runner_attributes(runner, present)
 
 
-def test_sampling_into_arrays_leaves_rllibs_memory_alone(algorithm):
+def test_sampling_into_arrays_leaves_rllibs_memory_alone(algorithm: Any) -> None:
     runner = EnvGroup(config=algorithm.config)
     runner.sample()
     before = dict(vars(runner))
@@ -157,7 +161,7 @@ def test_sampling_into_arrays_leaves_rllibs_memory_alone(algorithm):
     assert runner._needs_initial_reset is True
 
 
-def test_episodes_are_logged_as_rllib_logs_them(algorithm):
+def test_episodes_are_logged_as_rllib_logs_them(algorithm: Any) -> None:
     ended = [(3, 2.5, 0.1), (5, -1.0, 0.2), (4, 7.0, 0.3)]
     ours, theirs = (EnvGroup(config=algorithm.config) for _ in range(2))
     _ray.runners.log_episodes(ours, [])
@@ -174,26 +178,28 @@ def test_episodes_are_logged_as_rllib_logs_them(algorithm):
             assert list(ours.metrics.stats[name].values) == list(stats.values)
 
 
-def test_callback_functions_of_a_config_are_found():
+def test_callback_functions_of_a_config_are_found() -> None:
     config = PPOConfig().callbacks(on_episode_end=print, on_train_result=print)
     assert _ray.runners.sets_own_callbacks(config) == ["on_episode_end"]
     assert _ray.runners.sets_own_callbacks(PPOConfig()) == []
 
 
-def test_a_filter_is_found_before_its_first_use(algorithm):
+def test_a_filter_is_found_before_its_first_use(algorithm: Any) -> None:
     pipeline, _ = _ray.runners.connectors(EnvGroup(config=algorithm.config))
     found, updates = _ray.runners.mean_std_filter(pipeline.connectors[0])
     assert (found.running_stats.shape, found.clip, updates) == ((4,), 10.0, True)
 
 
-def test_a_runner_without_a_state_server_has_none(runner):
+def test_a_runner_without_a_state_server_has_none(runner: SingleAgentEnvRunner) -> None:
     assert _ray.runners.state_server(runner) is None
     assert "_env_runner_state_server.pull_if_newer" in inspect.getsource(
         SingleAgentEnvRunner.sample
     )
 
 
-def test_a_vector_environment_has_the_attributes_and_cannot_be_pickled(runner):
+def test_a_vector_environment_has_the_attributes_and_cannot_be_pickled(
+    runner: SingleAgentEnvRunner,
+) -> None:
     vector_env = runner.env.unwrapped
     assert isinstance(vector_env, gym.vector.SyncVectorEnv)
     state = _ray.runners.vector_env_attributes(vector_env)
@@ -207,7 +213,7 @@ def test_a_vector_environment_has_the_attributes_and_cannot_be_pickled(runner):
         pickle.dumps(vector_env)
 
 
-def test_the_first_reset_takes_the_seed_that_was_set(algorithm):
+def test_the_first_reset_takes_the_seed_that_was_set(algorithm: Any) -> None:
     # In the source, since a second environment would have to be made to see it.
     source = inspect.getsource(SingleAgentEnvRunner._reset_envs)
     assert "seed=self._seed" in source.replace(" ", "")
@@ -215,7 +221,7 @@ def test_the_first_reset_takes_the_seed_that_was_set(algorithm):
     assert isinstance(algorithm.env_runner._seed, int)
 
 
-def test_chunks_of_running_episodes_are_kept_by_episode(runner):
+def test_chunks_of_running_episodes_are_kept_by_episode(runner: SingleAgentEnvRunner) -> None:
     runner.sample()
     runner.get_metrics()  # drops those of episodes that have ended
     chunks = _ray.runners.unfinished_chunks(runner)
@@ -225,14 +231,14 @@ def test_chunks_of_running_episodes_are_kept_by_episode(runner):
     assert all(isinstance(each, list) for each in chunks.values())
 
 
-def test_a_runner_has_both_connector_pipelines(runner):
+def test_a_runner_has_both_connector_pipelines(runner: SingleAgentEnvRunner) -> None:
     to_module, to_env = _ray.runners.connectors(runner)
     assert "MeanStdFilter" in runner.get_state()["env_to_module_connector"]
     assert dict(to_module.get_checkpointable_components())["MeanStdFilter"]
     assert dict(to_env.get_checkpointable_components())
 
 
-def test_older_weights_are_still_dropped_without_a_word(runner):
+def test_older_weights_are_still_dropped_without_a_word(runner: SingleAgentEnvRunner) -> None:
     state = runner.get_state(components=["rl_module"])
     weights = state["rl_module"]
     module = weights.get("default_policy", weights)
@@ -254,7 +260,9 @@ def _same(runner: SingleAgentEnvRunner, name: str, value: np.ndarray) -> bool:
     return bool(np.array_equal(runner.module.state_dict()[name].numpy(), value))
 
 
-def test_actors_are_by_worker_index_and_their_config_stays_in_the_object_store(algorithm):
+def test_actors_are_by_worker_index_and_their_config_stays_in_the_object_store(
+    algorithm: Any,
+) -> None:
     assert _ray.runners.runner_actors(algorithm.env_runner_group) == {}
     assert "self._worker_manager" in inspect.getsource(EnvRunnerGroup.__init__)
     # Ray starts an actor again with a reference to the config; as long as the group holds it, so
@@ -262,14 +270,14 @@ def test_actors_are_by_worker_index_and_their_config_stays_in_the_object_store(a
     assert isinstance(algorithm.env_runner_group._remote_config_obj_ref, ray.ObjectRef)
 
 
-def test_the_sync_at_the_end_of_a_step_can_be_switched_off():
+def test_the_sync_at_the_end_of_a_step_can_be_switched_off() -> None:
     config = PPOConfig()
     assert config._dont_auto_sync_env_runner_states is False
     _ray.runners.set_auto_sync(config, False)
     assert "self.config._dont_auto_sync_env_runner_states" in inspect.getsource(Algorithm.step)
 
 
-def test_a_step_that_raises_still_becomes_an_error_without_a_message():
+def test_a_step_that_raises_still_becomes_an_error_without_a_message() -> None:
     # `EnvGroup.sample` raises what the environment raised instead.
     assert "raise RuntimeError from e" in inspect.getsource(SingleAgentEnvRunner._try_env_step)
 
@@ -293,7 +301,7 @@ def _two_runners_see(rounds: int, merge: object) -> tuple[RunningStat, np.ndarra
     return stats, np.array(seen)
 
 
-def test_rllib_still_merges_filters_wrongly():
+def test_rllib_still_merges_filters_wrongly() -> None:
     def theirs(before: RunningStat, after: list[RunningStat]) -> RunningStat:
         for stats in after:
             before.update(stats)
@@ -307,7 +315,7 @@ def test_rllib_still_merges_filters_wrongly():
     assert (stats.mean < 1.0).all()  # of numbers around 5
 
 
-def test_merged_filters_are_those_of_all_observations():
+def test_merged_filters_are_those_of_all_observations() -> None:
     connector = MeanStdFilter()
     pipeline = SimpleNamespace(get_checkpointable_components=lambda: [("Filter", connector)])
 
@@ -336,7 +344,7 @@ def test_merged_filters_are_those_of_all_observations():
 # -- learners ------------------------------------------------------------------------------------
 
 
-def test_schedulers_have_values_that_can_be_set(learner):
+def test_schedulers_have_values_that_can_be_set(learner: Learner) -> None:
     found = _ray.learners.schedulers(learner)
     assert sorted(found) == ["entropy/default_policy", "lr/default_policy_default_optimizer"]
     for scheduler in found.values():
@@ -346,7 +354,7 @@ def test_schedulers_have_values_that_can_be_set(learner):
         _ray.learners.set_scheduler_value(scheduler, before)
 
 
-def test_rllib_still_does_not_save_what_exact_state_saves(learner):
+def test_rllib_still_does_not_save_what_exact_state_saves(learner: Learner) -> None:
     (coefficient,) = _ray.learners.kl_coefficients(learner).values()
     before = coefficient.clone()
     state = learner.get_state()
@@ -357,20 +365,22 @@ def test_rllib_still_does_not_save_what_exact_state_saves(learner):
     assert not any("entropy" in key or "kl" in key or "rng" in key for key in state)
 
 
-def test_a_learner_has_its_other_parts(learner):
+def test_a_learner_has_its_other_parts(learner: Learner) -> None:
     assert _ray.learners.torch_schedulers(learner) == {}
     assert _ray.learners.grad_scalers(learner) == {}
     assert _ray.learners.learner_connector(learner).get_state() is not None
 
 
-def test_rllibs_ppo_learner_has_the_connectors_that_the_lean_update_stands_in_for(learner):
+def test_rllibs_ppo_learner_has_the_connectors_that_the_lean_update_stands_in_for(
+    learner: Learner,
+) -> None:
     assert _ray.learners.has_default_connectors(learner)
     taken = learner._learner_connector.connectors.pop()
     assert not _ray.learners.has_default_connectors(learner)
     learner._learner_connector.connectors.append(taken)
 
 
-def test_a_learner_tells_its_optimizers_and_rarer_settings(learner):
+def test_a_learner_tells_its_optimizers_and_rarer_settings(learner: Learner) -> None:
     ((name, optimizer),) = _ray.learners.optimizers(learner)
     assert name == "default_optimizer"
     assert len(optimizer.param_groups[0]["params"]) == len(
@@ -382,7 +392,7 @@ def test_a_learner_tells_its_optimizers_and_rarer_settings(learner):
     assert _ray.learners.unusual_torch_settings(config) == ["torch_skip_nan_gradients"]
 
 
-def test_an_update_is_counted_where_rllib_counts_it(learner):
+def test_an_update_is_counted_where_rllib_counts_it(learner: Learner) -> None:
     before = learner.get_state(components="nothing")["weights_seq_no"]
     assert _ray.learners.begin_update(learner) == before + 1
     assert learner.get_state(components="nothing")["weights_seq_no"] == before + 1
@@ -394,17 +404,19 @@ def test_an_update_is_counted_where_rllib_counts_it(learner):
 # -- an algorithm outside of Tune, and Tune ------------------------------------------------------
 
 
-def test_an_algorithm_outside_of_tune_puts_its_files_where_it_is_told(algorithm, tmp_path):
+def test_an_algorithm_outside_of_tune_puts_its_files_where_it_is_told(
+    algorithm: Any, tmp_path: Path
+) -> None:
     with _ray.local.files_below(str(tmp_path)):
         algorithm._setup_logdir()
     assert Path(algorithm.logdir).parent == tmp_path
 
 
-def test_keys_of_results_are_tunes():
+def test_keys_of_results_are_tunes() -> None:
     assert (TRIAL_INFO, SHOULD_CHECKPOINT) == (_ray.tune.TRIAL_INFO, _ray.tune.SHOULD_CHECKPOINT)
 
 
-def test_a_checkpoint_on_storage_is_what_save_may_return(tmp_path):
+def test_a_checkpoint_on_storage_is_what_save_may_return(tmp_path: Path) -> None:
     from pyarrow.fs import LocalFileSystem
 
     result = _ray.tune.training_result(str(tmp_path), LocalFileSystem(), {"training_iteration": 3})
@@ -412,7 +424,7 @@ def test_a_checkpoint_on_storage_is_what_save_may_return(tmp_path):
     assert result.metrics == {"training_iteration": 3}
 
 
-def test_a_trial_has_what_is_read_and_reset():
+def test_a_trial_has_what_is_read_and_reset() -> None:
     trial = Trial("PPO", stub=True)
     assert _ray.tune.trial_actor(trial) is None
     trial.run_metadata.num_failures = 5
@@ -426,7 +438,7 @@ def test_a_trial_has_what_is_read_and_reset():
     assert manager._checkpoint_results == []
 
 
-def test_tune_asks_whether_a_failed_trial_may_go_on(monkeypatch):
+def test_tune_asks_whether_a_failed_trial_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("should_recover", "handle_error"):
         monkeypatch.setattr(Trial, name, getattr(Trial, name))
     source = inspect.getsource(ray.tune.execution.tune_controller)
@@ -449,14 +461,16 @@ def test_tune_asks_whether_a_failed_trial_may_go_on(monkeypatch):
     assert not trial.should_recover()
 
 
-def test_a_tuner_says_its_run_config():
+def test_a_tuner_says_its_run_config() -> None:
     tuner = ray.tune.Tuner("PPO", run_config=ray.tune.RunConfig(name="x"))
     _ray.tune.set_run_config(tuner, callbacks=[], failure_config="ours", scheduler="ours too")
     assert tuner._local_tuner.get_run_config().failure_config == "ours"
     assert tuner._local_tuner._tune_config.scheduler == "ours too"
 
 
-def test_the_driver_prints_through_a_function_that_can_be_replaced(monkeypatch):
+def test_the_driver_prints_through_a_function_that_can_be_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from ray._private import worker
 
     assert callable(worker.print_to_stdstream)
@@ -465,17 +479,17 @@ def test_the_driver_prints_through_a_function_that_can_be_replaced(monkeypatch):
     assert worker.print_to_stdstream("anything") is None
 
 
-def test_whole_and_torn_pickles_are_told_apart():
+def test_whole_and_torn_pickles_are_told_apart() -> None:
     data = pickle.dumps({"tuner": list(range(100))})
     assert _ray.tune.unpickled(data) == {"tuner": list(range(100))}
     assert _ray.tune.unpickled(data[: len(data) // 2]) is None
 
 
-def test_a_search_says_whether_it_has_made_all_trials(tmp_path):
+def test_a_search_says_whether_it_has_made_all_trials(tmp_path: Path) -> None:
     search = BasicVariantGenerator(max_concurrent=1)
     search.add_configurations({"x": {"run": "PPO", "num_samples": 2}})
 
-    def all_made():
+    def all_made() -> Any:
         search.save_to_dir(str(tmp_path), "x")
         (state,) = tmp_path.glob("basic-variant-state-*.json")
         return _ray.tune.has_named_all_trials(_ray.tune.unpickled(state.read_bytes()))
@@ -492,7 +506,9 @@ def test_a_search_says_whether_it_has_made_all_trials(tmp_path):
     assert not _ray.tune.has_named_all_trials(_ray.tune.unpickled(b"torn"))
 
 
-def test_rllib_repeats_an_evaluation_in_later_results(algorithm, monkeypatch):
+def test_rllib_repeats_an_evaluation_in_later_results(
+    algorithm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which `ExactPPO` takes out."""
     monkeypatch.setattr(Told, "_report_evaluation", lambda self, result: None)
     made = build(evaluation={"evaluation_interval": 2, "evaluation_duration": 1})

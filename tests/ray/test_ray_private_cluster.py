@@ -36,7 +36,7 @@ def task() -> int:
     return os.getpid()
 
 
-def test_actors_are_found_on_their_nodes():
+def test_actors_are_found_on_their_nodes() -> None:
     (node,) = ray.nodes()
     actor = Actor.remote()
     ray.get(actor.answer.remote())
@@ -44,19 +44,19 @@ def test_actors_are_found_on_their_nodes():
     assert _ray.cluster.actor_node("f" * 32) is None
 
 
-def test_nodes_that_are_not_draining_are_not_said_to():
+def test_nodes_that_are_not_draining_are_not_said_to() -> None:
     assert _ray.cluster.draining_nodes() == {}
     assert callable(global_worker.gcs_client.drain_node)
 
 
-def test_a_group_that_learns_in_the_trial_has_no_learner_actors():
+def test_a_group_that_learns_in_the_trial_has_no_learner_actors() -> None:
     with built() as algorithm:
         assert _ray.cluster.learner_actors(algorithm.learner_group) == []
         assert remote_actors(algorithm) == {}
     assert "self._workers = [w.actor for w in" in inspect.getsource(LearnerGroup.__init__)
 
 
-def test_a_trial_says_what_it_asks_for():
+def test_a_trial_says_what_it_asks_for() -> None:
     asked = PlacementGroupFactory([{"CPU": 1.0}, {"GPU": 0.5}])
     trial = Trial("PPO", stub=True)
     assert hasattr(trial, "placement_group_factory")
@@ -64,7 +64,7 @@ def test_a_trial_says_what_it_asks_for():
     assert _ray.cluster.trial_resources(trial) == [{"CPU": 1.0}, {"GPU": 0.5}]
 
 
-def test_a_trial_that_leaves_is_paused_and_no_other():
+def test_a_trial_that_leaves_is_paused_and_no_other() -> None:
     scheduler = ExperimentScheduler({}, lambda trial: None)
     assert isinstance(scheduler, FIFOScheduler)
     leaves = {"raytrain/leaving/address": "10.0.0.1", "training_iteration": 3}

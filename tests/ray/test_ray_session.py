@@ -8,6 +8,9 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,11 +27,11 @@ _HEAVY = ("torch", "ray.rllib", "ray.tune")
 
 
 @pytest.fixture(scope="module")
-def lean():
+def lean() -> Iterator[Any]:
     """An instance, and those of its processes that a busy machine had not let run before it was there."""
     started, held = threading.Event(), set()
 
-    def hold():
+    def hold() -> None:
         while not started.wait(0.02):
             for each in _processes():
                 with contextlib.suppress(psutil.Error):
@@ -59,7 +62,7 @@ def _line(process: psutil.Process) -> str:
     return " ".join(process.cmdline())
 
 
-def test_a_lean_instance_has_no_process_that_a_run_does_not_use(lean):
+def test_a_lean_instance_has_no_process_that_a_run_does_not_use(lean: Any) -> None:
     lines = [_line(each) for each in _processes()]
     unused = ("monitor.py", "log_monitor.py", "dashboard/dashboard.py")
     assert not [line for line in lines if any(name in line for name in unused)]
@@ -68,7 +71,7 @@ def test_a_lean_instance_has_no_process_that_a_run_does_not_use(lean):
     assert workers + [line for line in lines if line.startswith("ray::IDLE")] == []
 
 
-def test_a_raylet_waits_for_no_agent(lean):
+def test_a_raylet_waits_for_no_agent(lean: Any) -> None:
     """Without the files with their ports it would end after 15 s."""
     assert lean
 
@@ -79,7 +82,7 @@ def test_a_raylet_waits_for_no_agent(lean):
     assert ray.get(told.remote()) == "by an agent"
 
 
-def test_ray_can_start_before_the_driver_imports_rllib_and_torch():
+def test_ray_can_start_before_the_driver_imports_rllib_and_torch() -> None:
     code = (
         f"import sys, raytrain.driver.ray_session; print([n for n in {_HEAVY} if n in sys.modules])"
     )
@@ -99,7 +102,7 @@ def test_ray_can_start_before_the_driver_imports_rllib_and_torch():
         {"evaluation": {"evaluation_interval": 2, "evaluation_num_env_runners": 2}},
     ],
 )
-def test_the_bound_of_a_trials_cpus_is_one(sections):
+def test_the_bound_of_a_trials_cpus_is_one(sections: Any) -> None:
     config = config_from_dict({**TINY, **sections})
     request = TrialPPO.default_resource_request(param_space(config))
     assert cpus_at_most(config) >= request.required_resources["CPU"]
@@ -108,7 +111,9 @@ def test_the_bound_of_a_trials_cpus_is_one(sections):
 @pytest.mark.parametrize("main", [0, 1])
 @pytest.mark.parametrize("runner", [0, 0.5])
 @pytest.mark.parametrize("learner", [0, 0.5])
-def test_an_actor_that_asks_for_no_cpu_has_a_place_that_is_next_to_nothing(main, runner, learner):
+def test_an_actor_that_asks_for_no_cpu_has_a_place_that_is_next_to_nothing(
+    main: int, runner: float, learner: float
+) -> None:
     sections = {
         "resources": {"num_cpus_for_main_process": main},
         "env_runners": {"num_env_runners": 1, "num_cpus_per_env_runner": runner},
@@ -121,7 +126,7 @@ def test_an_actor_that_asks_for_no_cpu_has_a_place_that_is_next_to_nothing(main,
     assert all(each in ({"memory": 1}, {"CPU": each.get("CPU")}) for each in request.bundles)
 
 
-def test_no_function_of_rays_starts_another_instance_within_a_run():
+def test_no_function_of_rays_starts_another_instance_within_a_run() -> None:
     """Tune asks Ray this and that when it tidies up after an instance that has died."""
     ray.shutdown()
     with _ray.local.no_instance_by_itself(), pytest.raises(Exception, match=r"ray\.init"):
@@ -129,7 +134,7 @@ def test_no_function_of_rays_starts_another_instance_within_a_run():
     assert not ray.is_initialized()
 
 
-def test_a_service_of_an_instance_that_did_not_come_up_is_none_of_the_next(tmp_path):
+def test_a_service_of_an_instance_that_did_not_come_up_is_none_of_the_next(tmp_path: Path) -> None:
     """Nobody waits for it, so it stays a child of this process; a run took it for its own that had died, and
     started Ray again and again."""
     program = tmp_path / "raylet"

@@ -91,7 +91,9 @@ def losses(told: list[str]) -> list[int]:
     return found
 
 
-def test_a_runner_killed_at_any_moment_changes_nothing(undisturbed, kill_while_sampling):
+def test_a_runner_killed_at_any_moment_changes_nothing(
+    undisturbed: list[Iteration], kill_while_sampling: Callable[[int], None]
+) -> None:
     with built(**TWO) as algorithm:
         # Ray starts an actor again with the arguments of its first start: they must live on.
         gc.collect()
@@ -110,8 +112,10 @@ def test_a_runner_killed_at_any_moment_changes_nothing(undisturbed, kill_while_s
 
 @pytest.mark.slow
 def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too(
-    undisturbed, kill_while_sampling, monkeypatch
-):
+    undisturbed: list[Iteration],
+    kill_while_sampling: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(group_calls, "_NO_RUNNER_MESSAGE_S", -1.0)
     with built(**one_actor(TWO)) as algorithm:
         trail = iterate(algorithm, 1)
@@ -127,8 +131,8 @@ def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too(
 
 @pytest.mark.slow
 def test_with_continue_an_iteration_goes_on_with_fewer_samples_but_not_for_ever(
-    kill_while_sampling,
-):
+    kill_while_sampling: Callable[[int], None],
+) -> None:
     rules = {"on_env_runner_loss": "continue", "max_short_iterations": 1}
     with built(**TWO, fault_tolerance=rules) as algorithm:
         trail = []
@@ -156,7 +160,9 @@ def hanging(place: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_hanging_step_is_named_and_sampled_again_elsewhere(undisturbed, tmp_path):
+def test_a_hanging_step_is_named_and_sampled_again_elsewhere(
+    undisturbed: list[Iteration], tmp_path: Path
+) -> None:
     sections = {**TWO, "fault_tolerance": {"env_runner_timeout_s": 20}}
     with built(**sections, environment=hanging(tmp_path / "hung")) as algorithm:
         trail = iterate(algorithm, 3)
@@ -171,7 +177,7 @@ def test_a_hanging_step_is_named_and_sampled_again_elsewhere(undisturbed, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_step_that_hangs_each_time_ends_the_trial(tmp_path):
+def test_a_step_that_hangs_each_time_ends_the_trial(tmp_path: Path) -> None:
     sections = {**TWO, "fault_tolerance": {"env_runner_timeout_s": 10}}
     place = tmp_path / "no" / "such" / "directory"
     with built(**sections, environment=hanging(place)) as algorithm:
@@ -181,7 +187,7 @@ def test_a_step_that_hangs_each_time_ends_the_trial(tmp_path):
             iterate(algorithm, 1)
 
 
-def test_what_a_step_raises_is_what_the_trial_raises_without_runners():
+def test_what_a_step_raises_is_what_the_trial_raises_without_runners() -> None:
     with (
         built(environment=STUMBLING) as algorithm,
         pytest.raises(EnvironmentFailed, match=STUMBLED),
@@ -189,7 +195,7 @@ def test_what_a_step_raises_is_what_the_trial_raises_without_runners():
         iterate(algorithm, 2)
 
 
-def test_what_a_step_raises_in_a_runner_is_what_the_trial_raises():
+def test_what_a_step_raises_in_a_runner_is_what_the_trial_raises() -> None:
     one = {**TWO, "env_runners": {"num_env_runners": 1}, "environment": STUMBLING}
     with built(**one) as algorithm:
         iterate(algorithm, 1)
@@ -202,7 +208,7 @@ def test_what_a_step_raises_in_a_runner_is_what_the_trial_raises():
 
 
 @pytest.mark.slow
-def test_a_runner_that_ray_does_not_start_again_ends_the_trial():
+def test_a_runner_that_ray_does_not_start_again_ends_the_trial() -> None:
     with built(**{**TWO, "env_runners": {"num_env_runners": 1}}) as algorithm:
         iterate(algorithm, 1)
         (host,) = algorithm.env_groups._pool.up
@@ -211,7 +217,7 @@ def test_a_runner_that_ray_does_not_start_again_ends_the_trial():
             iterate(algorithm, 1)
 
 
-def test_an_iteration_without_new_steps_is_an_error(monkeypatch):
+def test_an_iteration_without_new_steps_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with built() as algorithm:
         iterate(algorithm, 1)
         runner = algorithm.env_runner

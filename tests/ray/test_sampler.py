@@ -105,7 +105,7 @@ CASES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_episodes_are_those_of_rllib(name: str):
+def test_episodes_are_those_of_rllib(name: str) -> None:
     ours, theirs = pair(config(**CASES[name]))
     for version in (1, 2, 3):
         for each in (ours, theirs):
@@ -121,7 +121,7 @@ def test_episodes_are_those_of_rllib(name: str):
     assert one.episodes
 
 
-def test_what_is_wanted_of_a_single_call_is_what_rllib_brings():
+def test_what_is_wanted_of_a_single_call_is_what_rllib_brings() -> None:
     ours, theirs = pair(config(**env("Drift")))
     for wanted in (
         {"num_timesteps": 20},
@@ -138,7 +138,7 @@ class OtherVectorEnv(SyncVectorEnv):
     """Not the one that is known to the last line, so stepped as a whole."""
 
 
-def test_another_vector_environment_is_stepped_as_a_whole():
+def test_another_vector_environment_is_stepped_as_a_whole() -> None:
     ours, theirs = pair(config(**env("Drift")))
     ours.env.env.__class__ = OtherVectorEnv
     for _ in range(2):
@@ -147,7 +147,7 @@ def test_another_vector_environment_is_stepped_as_a_whole():
         assert one.finished == other.finished
 
 
-def test_an_episode_keeps_its_id_and_no_other_has_it():
+def test_an_episode_keeps_its_id_and_no_other_has_it() -> None:
     ours = runner(EnvGroup, config(**env("Drift")))
     episodes = [each for _ in range(3) for each in ours.rollout(None, snapshot=False).episodes]
     chunks: dict[str, list[Any]] = {}
@@ -163,7 +163,7 @@ def test_an_episode_keeps_its_id_and_no_other_has_it():
     assert len(chunks) > 10
 
 
-def test_episodes_and_what_is_sampled_later_leave_each_other_alone():
+def test_episodes_and_what_is_sampled_later_leave_each_other_alone() -> None:
     ours, theirs = pair(config(**env("Drift")))
     first, expected = ours.sample(), theirs.sample()
     assert unlike(ours.sample(), theirs.sample()) == []
@@ -182,7 +182,7 @@ def rollouts(pool: dict[int, Any], groups: range, times: int) -> list[list[Rollo
     return [[pool[g].call(g, "rollout", None, snapshot=True) for g in groups] for _ in range(times)]
 
 
-def test_a_snapshot_goes_on_as_its_group_does():
+def test_a_snapshot_goes_on_as_its_group_does() -> None:
     given = config(**env("forces"), env_runners=FILTER)
     original = runner(EnvGroup, given)
     original.rollout(None, snapshot=False)
@@ -199,7 +199,7 @@ def test_a_snapshot_goes_on_as_its_group_does():
         assert numbers(a.metrics) == numbers(b.metrics)
 
 
-def test_a_state_of_rllibs_sampling_is_refused_in_plain_words():
+def test_a_state_of_rllibs_sampling_is_refused_in_plain_words() -> None:
     given = config()
     ours, theirs = pair(given)
     ours.sample()
@@ -212,7 +212,7 @@ def test_a_state_of_rllibs_sampling_is_refused_in_plain_words():
 @pytest.mark.parametrize("kind", [EnvGroup, Stock])
 def test_a_groups_data_are_the_same_whoever_hosts_it(
     kind: type[EnvGroup], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(EnvGroup, "sampling", kind.sampling)
     given = config(
         **env("forces"), env_runners={**FILTER, "num_env_runners": 3, "num_envs_per_env_runner": 2}
@@ -290,7 +290,7 @@ NOT_SERVED = {
 
 
 @pytest.mark.parametrize("name", NOT_SERVED)
-def test_what_arrays_cannot_do_is_left_to_rllib_with_the_reason(name: str):
+def test_what_arrays_cannot_do_is_left_to_rllib_with_the_reason(name: str) -> None:
     sections, reason = NOT_SERVED[name]
     ours = runner(EnvGroup, config(**sections))
     said = ours.why_not_into_arrays()
@@ -299,7 +299,7 @@ def test_what_arrays_cannot_do_is_left_to_rllib_with_the_reason(name: str):
     assert ours.rollout(None, snapshot=True).episodes
 
 
-def test_nan_ends_the_run_and_names_the_observation():
+def test_nan_ends_the_run_and_names_the_observation() -> None:
     ours = runner(EnvGroup, config(**env("Faulty")))
     with pytest.raises(
         RaytrainError, match=r"NaN after 0 steps .* the observation \[nan nan nan\]"
@@ -328,7 +328,7 @@ def test_an_environment_that_writes_into_its_actions_changes_none_of_the_learner
     assert (np.asarray(episode.get_actions()["force"]) != 0).all()
 
 
-def test_where_the_time_went_is_in_the_metrics():
+def test_where_the_time_went_is_in_the_metrics() -> None:
     ours = runner(EnvGroup, config())
     timers = ours.rollout(None, snapshot=False).metrics["timers"]
     seconds = {name: float(each.peek()) for name, each in timers.items()}

@@ -99,7 +99,7 @@ def different(learner: Any, sampler: Any) -> list[str]:
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] * (n in ("lstm-conv", "filter"))) for n in KINDS],
 )
-def test_the_sampler_holds_the_learners_weights_after_an_update(name: str):
+def test_the_sampler_holds_the_learners_weights_after_an_update(name: str) -> None:
     sections, with_critic = KINDS[name]
     sampler, learner = made(sections)
     sampler.take_over(sync_of(learner, sampler))
@@ -125,7 +125,7 @@ def test_the_sampler_holds_the_learners_weights_after_an_update(name: str):
     ]
 
 
-def test_every_runner_answers_with_the_same_digest_which_is_the_first_ones():
+def test_every_runner_answers_with_the_same_digest_which_is_the_first_ones() -> None:
     sampler, learner = made(KINDS["lstm"][0])
     other = runner(EnvGroup, config(**KINDS["lstm"][0]), 1)
     sync = sync_of(learner, sampler)
@@ -143,7 +143,7 @@ class Precise(DefaultPPOTorchRLModule):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
 
-def test_a_learner_is_restored_to_the_bit_whatever_the_dtype():
+def test_a_learner_is_restored_to_the_bit_whatever_the_dtype() -> None:
     _, learner = made(own(Precise))
     module = learner.module[MODULE_ID].unwrapped()
     module.mean.fill_(1 + 2**-40)
@@ -154,7 +154,7 @@ def test_a_learner_is_restored_to_the_bit_whatever_the_dtype():
     assert again.weights_check() == learner.weights_check()
 
 
-def test_a_part_of_the_weights_is_refused():
+def test_a_part_of_the_weights_is_refused() -> None:
     sampler, learner = made(KINDS["lstm"][0])
     sync = sync_of(learner, sampler)
     sync["rl_module"] = {
@@ -164,13 +164,13 @@ def test_a_part_of_the_weights_is_refused():
         sampler.take_over(sync)
 
 
-def test_a_module_with_more_on_runners_than_on_the_learner_is_refused():
+def test_a_module_with_more_on_runners_than_on_the_learner_is_refused() -> None:
     sampler, learner = made(own(MoreOnRunners))
     with pytest.raises(RaytrainError, match="has own, which the learner's module lacks"):
         sync_of(learner, sampler)
 
 
-def test_read_only_arrays_are_copied_and_others_are_not_kept():
+def test_read_only_arrays_are_copied_and_others_are_not_kept() -> None:
     sampler, learner = made({})
     sync = sync_of(learner, sampler)
     frozen = {name: value.copy() for name, value in sync["rl_module"].items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import here
@@ -16,7 +18,7 @@ from raytrain.ppo.stopping import StopRule
 from raytrain.storage import Location
 
 
-def test_stop_score_and_stages_have_the_same_window_where_none_is_given():
+def test_stop_score_and_stages_have_the_same_window_where_none_is_given() -> None:
     stages = [{"name": "a", "until": {"timesteps": 5}}, {"name": "b"}]
     config = config_from_dict({**TINY, "curriculum": stages})
     assert config.stop.window == 100
@@ -24,11 +26,13 @@ def test_stop_score_and_stages_have_the_same_window_where_none_is_given():
     assert config.curriculum[0].until.window == 100
 
 
-def test_a_resume_in_the_middle_of_a_window_ends_at_the_same_iteration(tmp_path, local_ray):
+def test_a_resume_in_the_middle_of_a_window_ends_at_the_same_iteration(
+    tmp_path: Path, local_ray: None
+) -> None:
     """With 128 steps an iteration, four or five iterations of CartPole fill the window."""
     rule = StopRule(metrics={"episode_return_mean": 1.0}, window=25)
 
-    def until_reached(algorithm):
+    def until_reached(algorithm: Any) -> Any:
         ended = None
         while ended is None:
             result = algorithm.train()
@@ -48,7 +52,7 @@ def test_a_resume_in_the_middle_of_a_window_ends_at_the_same_iteration(tmp_path,
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory, local_ray):
+def ended(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Any:
     """A run that ended by its return; and what it said."""
     config = write_config(
         tmp_path_factory.mktemp("window") / "run.yaml",
@@ -59,7 +63,7 @@ def ended(tmp_path_factory, local_ray):
     return config, train_here(config)
 
 
-def test_a_run_ends_with_the_first_full_window_and_says_one_number_everywhere(ended):
+def test_a_run_ends_with_the_first_full_window_and_says_one_number_everywhere(ended: Any) -> None:
     config, said = ended
     records = rows(trial_of(config))
     full = [row["num_episodes_lifetime_"] >= 100 for row in with_lifetime(records)]
@@ -80,14 +84,16 @@ def test_a_run_ends_with_the_first_full_window_and_says_one_number_everywhere(en
     assert f"last {mean:.6g} over 100 episodes" in text
 
 
-def with_lifetime(records):
+def with_lifetime(records: Any) -> Any:
     return [
         {**row, "num_episodes_lifetime_": row["env_runners"]["num_episodes_lifetime"]}
         for row in records
     ]
 
 
-def test_a_run_of_a_former_version_that_had_ended_is_still_finished(ended, tmp_path):
+def test_a_run_of_a_former_version_that_had_ended_is_still_finished(
+    ended: Any, tmp_path: Path
+) -> None:
     """It averaged over the iteration, and its results say nothing of a window."""
     config, _ = ended
     shutil.copytree(experiment_of(config), tmp_path / "results" / "run")

@@ -8,6 +8,7 @@ import pickle
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import awkward_envs as awkward
 import gymnasium as gym
@@ -23,29 +24,29 @@ from raytrain.rollout.env_snapshots.fingerprint import digest
 from raytrain.rollout.env_snapshots.replay import ActionLog
 
 
-def cartpole():
+def cartpole() -> Any:
     return gym.make("CartPole-v1")
 
 
-def pendulum():
+def pendulum() -> Any:
     return gym.make("Pendulum-v1")
 
 
-def frozen_lake():
+def frozen_lake() -> Any:
     return gym.make("FrozenLake-v1")
 
 
-def half_cheetah():
+def half_cheetah() -> Any:
     pytest.importorskip("mujoco")
     return gym.make("HalfCheetah-v5", max_episode_steps=40)
 
 
-def pong():
+def pong() -> Any:
     gym.register_envs(pytest.importorskip("ale_py"))
     return gym.make("ALE/Pong-v5", max_episode_steps=40)
 
 
-def preprocessed_pong():
+def preprocessed_pong() -> Any:
     gym.register_envs(pytest.importorskip("ale_py"))
     pytest.importorskip("cv2")
     env = gym.make("ALE/Pong-v5", frameskip=1)
@@ -79,8 +80,8 @@ EXACT = [
 
 @pytest.mark.parametrize(("make_env", "strategy", "global_random"), EXACT)
 def test_the_first_exact_strategy_is_found_and_continues_a_vector_env(
-    make_env, strategy, global_random
-):
+    make_env: Any, strategy: Any, global_random: Any
+) -> None:
     before = RngStreams.capture()
     proof = prove(make_env, steps=60)
     assert (proof.strategy, proof.exact, proof.global_random) == (strategy, True, global_random), (
@@ -109,7 +110,7 @@ class Group:
     """Three environments in a NEXT_STEP vector env, a policy that draws from the global
     generators, and the streams; what a run's env group is, as small as it gets."""
 
-    def __init__(self, make_env, strategy, snapshot=None):
+    def __init__(self, make_env: Any, strategy: Any, snapshot: Any = None) -> None:
         self.own = snapshotter(strategy)
         self.frames: list[str] = []
         self.just_ended: list[int] = []
@@ -165,7 +166,7 @@ class Group:
         (awkward.LockedGlobalNoise, ["pickle: ", "cannot pickle", "replay: ", "global generators"]),
     ],
 )
-def test_what_cannot_be_exact_is_said_in_plain_words(make_env, words):
+def test_what_cannot_be_exact_is_said_in_plain_words(make_env: Any, words: Any) -> None:
     proof = prove(make_env, steps=60)
     assert (proof.strategy, proof.exact) == ("reset", False)
     assert not [word for word in words if word not in proof.reason], proof.reason
@@ -173,7 +174,7 @@ def test_what_cannot_be_exact_is_said_in_plain_words(make_env, words):
     assert "\n" not in proof.reason
 
 
-def test_state_of_the_process_is_found_out_in_a_fresh_one(monkeypatch):
+def test_state_of_the_process_is_found_out_in_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(awkward, "LEVEL", 3.0)
     proof = prove(awkward.ModuleLevel, steps=60)
     assert not proof.exact
@@ -181,7 +182,9 @@ def test_state_of_the_process_is_found_out_in_a_fresh_one(monkeypatch):
     assert len(proof.attempts) == 3
 
 
-def test_another_environment_registered_by_lost_code_does_not_matter(monkeypatch, tmp_path):
+def test_another_environment_registered_by_lost_code_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "soon_gone.py").write_text(
         "import gymnasium as gym\nclass Gone(gym.Env): pass\ngym.register('Gone-v0', Gone)\n"
     )
@@ -194,7 +197,7 @@ def test_another_environment_registered_by_lost_code_does_not_matter(monkeypatch
         del gym.registry["Gone-v0"], sys.modules["soon_gone"]
 
 
-def test_each_failed_attempt_says_what_was_seen():
+def test_each_failed_attempt_says_what_was_seen() -> None:
     details = {
         make_env: {each.strategy: each.detail for each in prove(make_env, steps=60).attempts}
         for make_env in (
@@ -212,15 +215,15 @@ def test_each_failed_attempt_says_what_was_seen():
     assert "observation and reward differ" in details[awkward.StateInTable]["pickle"]
 
 
-def test_the_proof_needs_an_environment_that_runs():
-    def broken():
+def test_the_proof_needs_an_environment_that_runs() -> None:
+    def broken() -> None:
         raise ValueError("no such map")
 
     with pytest.raises(SnapshotError, match="making the environment raised ValueError: no such"):
         prove(broken)
 
 
-def test_a_replay_that_comes_out_otherwise_is_refused():
+def test_a_replay_that_comes_out_otherwise_is_refused() -> None:
     own = snapshotter("replay")
     env = own.wrap(awkward.Locked())
     env.reset(seed=1)
@@ -231,7 +234,7 @@ def test_a_replay_that_comes_out_otherwise_is_refused():
         own.restore(own.wrap(awkward.Locked()), snapshot)
 
 
-def test_snapshots_of_other_wrappers_or_strategies_are_refused():
+def test_snapshots_of_other_wrappers_or_strategies_are_refused() -> None:
     own = snapshotter("replay")
     env = own.wrap(awkward.drifting())
     env.reset(seed=1)
@@ -245,7 +248,7 @@ def test_snapshots_of_other_wrappers_or_strategies_are_refused():
         snapshotter("memory")
 
 
-def test_wrappers_keep_their_references():
+def test_wrappers_keep_their_references() -> None:
     own = snapshotter("native")
     env = own.wrap(awkward.stacked())
     env.reset(seed=1)
@@ -259,7 +262,7 @@ def test_wrappers_keep_their_references():
 
 
 @pytest.mark.parametrize("strategy", ["replay", "pickle"])
-def test_a_snapshot_before_the_first_reset(strategy):
+def test_a_snapshot_before_the_first_reset(strategy: str) -> None:
     own = snapshotter(strategy)
     env = own.wrap(awkward.Walk())
     env.unwrapped.np_random.normal()
@@ -267,7 +270,7 @@ def test_a_snapshot_before_the_first_reset(strategy):
     assert np.array_equal(env.reset()[0], restored.reset()[0])
 
 
-def test_actions_come_back_as_they_went_in():
+def test_actions_come_back_as_they_went_in() -> None:
     reused = np.zeros(2, np.float32)
     log, expected = ActionLog(), []
     for value in range(200):
@@ -285,7 +288,7 @@ def test_actions_come_back_as_they_went_in():
     assert digest(list(discrete.copied())) == digest([np.int64(3)])
 
 
-def test_digests_see_every_bit():
+def test_digests_see_every_bit() -> None:
     nan = np.float32("nan")
     one = {"a": np.zeros(3, np.float32), "b": (np.array([1.0, nan]), 2)}
     same = {"b": (np.array([1.0, -nan]), 2), "a": np.zeros(3, np.float32)}
@@ -301,7 +304,7 @@ def test_digests_see_every_bit():
 
 
 @pytest.mark.atari
-def test_a_games_sticky_action_is_restored():
+def test_a_games_sticky_action_is_restored() -> None:
     """The emulator's system state lacks the action that sticky actions repeat."""
     pong()
     rng, own = np.random.default_rng(0), snapshotter("native")
@@ -316,14 +319,16 @@ def test_a_games_sticky_action_is_restored():
             assert digest(env.step(action)[:4]) == digest(copy.step(action)[:4])
 
 
-def test_the_fresh_process_imports_neither_torch_nor_ray(tmp_path: Path, monkeypatch):
+def test_the_fresh_process_imports_neither_torch_nor_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray.rllib  # as in a driver, where RLlib has registered environments of its own
 
     spec = gym.envs.registration.EnvSpec("OfRay-v0", entry_point=ray.rllib.BaseEnv)
     monkeypatch.setitem(gym.registry, spec.id, spec)
     found = tmp_path / "modules"
 
-    def make_env():
+    def make_env() -> Any:
         import sys
 
         found.write_text(" ".join(sys.modules))

@@ -24,7 +24,7 @@ FIRST, LAST = 4, 6
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment with checkpoints of the iterations 2, 4 and 6 (`final`), one searched value."""
     config = running.write_config(
         tmp_path_factory.mktemp("audit") / "run.yaml",
@@ -39,7 +39,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def experiment(finished, tmp_path) -> Path:
+def experiment(finished: Path, tmp_path: Path) -> Path:
     """A copy, to be damaged; experiments may be moved."""
     return Path(shutil.copytree(finished, tmp_path / finished.name))
 
@@ -63,7 +63,9 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
-def test_a_sound_run_is_equal_and_not_touched(experiment, capfd):
+def test_a_sound_run_is_equal_and_not_touched(
+    experiment: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = contents(experiment)
     found = audit(experiment)
     (trial,) = found.trials
@@ -78,7 +80,9 @@ def test_a_sound_run_is_equal_and_not_touched(experiment, capfd):
     assert contents(experiment) == before
 
 
-def test_a_silently_corrupted_optimizer_is_found_and_dated(local_ray, experiment):
+def test_a_silently_corrupted_optimizer_is_found_and_dated(
+    local_ray: None, experiment: Path
+) -> None:
     checkpoint = trial_in(experiment) / f"checkpoint_{FIRST:06d}"
     file = checkpoint / "learner_group" / "learner" / "state.pkl"
     state = pickle.loads(file.read_bytes())
@@ -99,7 +103,7 @@ def test_a_silently_corrupted_optimizer_is_found_and_dated(local_ray, experiment
     assert json.loads(json.dumps(found.to_dict()))["trials"][0]["equal"] is False
 
 
-def test_a_record_that_was_changed_is_found_and_dated(local_ray, experiment):
+def test_a_record_that_was_changed_is_found_and_dated(local_ray: None, experiment: Path) -> None:
     file = trial_in(experiment) / "result.json"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[LAST - 1]["env_runners"]["num_episodes_lifetime"] += 1
@@ -110,7 +114,9 @@ def test_a_record_that_was_changed_is_found_and_dated(local_ray, experiment):
     assert list(trial.difference.what) == ["env_runners/num_episodes_lifetime"]
 
 
-def test_other_versions_are_named_and_missing_records_borne(local_ray, experiment):
+def test_other_versions_are_named_and_missing_records_borne(
+    local_ray: None, experiment: Path
+) -> None:
     trial = trial_in(experiment)
     (trial / "result.json").unlink()
     manifest = json.loads((trial / "final" / "manifest.json").read_bytes())
@@ -123,7 +129,7 @@ def test_other_versions_are_named_and_missing_records_borne(local_ray, experimen
     assert "torch 1.0 -> " in found.text()
 
 
-def test_what_cannot_be_compared_is_refused(experiment, tmp_path):
+def test_what_cannot_be_compared_is_refused(experiment: Path, tmp_path: Path) -> None:
     trial = trial_in(experiment)
     with pytest.raises(CannotAudit, match=r"no good checkpoint of iteration 3\. .* 2, 4, 6"):
         audit(experiment, start=3)
@@ -151,7 +157,7 @@ def test_what_cannot_be_compared_is_refused(experiment, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_says_nothing_but_its_result(tmp_path):
+def test_the_command_says_nothing_but_its_result(tmp_path: Path) -> None:
     """Ray's C++ part has something to say of each env runner."""
     config = running.write_config(
         tmp_path / "run.yaml",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
 # Looking at checkpoints
 
 
-def test_checkpoints_as_json(run):
+def test_checkpoints_as_json(run: Finished) -> None:
     ended = command("checkpoints", run.experiment, "--json")
     assert (ended.code, ended.err) == (0, "")
     rows = ended.document
@@ -153,14 +154,14 @@ def test_checkpoints_as_json(run):
             assert row[key] == manifest[key]
 
 
-def test_another_of_the_group_can_continue_the_run(run):
+def test_another_of_the_group_can_continue_the_run(run: Finished) -> None:
     """Each file and directory may be written by whom the umask lets write."""
     modes = {each: each.lstat().st_mode & 0o777 for each in run.experiment.rglob("*")}
     wanted = {each: 0o775 if each.is_dir() else 0o664 for each in modes}
     assert {str(each): oct(m) for each, m in modes.items() if m != wanted[each]} == {}
 
 
-def test_each_option_has_its_name_written_out():
+def test_each_option_has_its_name_written_out() -> None:
     """Typer 0.27 forgets an option that has a metavar alone."""
     calls = [
         node
@@ -173,7 +174,7 @@ def test_each_option_has_its_name_written_out():
     assert [name for name in names if not str(name).startswith("-")] == []
 
 
-def test_checkpoints_as_a_table(run):
+def test_checkpoints_as_a_table(run: Finished) -> None:
     ended = here("checkpoints", run.trial)
     assert (ended.code, ended.err) == (0, "")
     title, *lines = ended.out.splitlines()
@@ -185,13 +186,13 @@ def test_checkpoints_as_a_table(run):
 
 
 @pytest.mark.parametrize("name", ["checkpoint_000002", "final"])
-def test_inspect_as_json_is_the_manifest(run, name):
+def test_inspect_as_json_is_the_manifest(run: Finished, name: str) -> None:
     ended = here("inspect", run.trial / name, "--json")
     assert (ended.code, ended.err) == (0, "")
     assert ended.document == json.loads((run.trial / name / "manifest.json").read_text())
 
 
-def test_inspect_of_an_experiment_is_its_newest_checkpoint(run):
+def test_inspect_of_an_experiment_is_its_newest_checkpoint(run: Finished) -> None:
     assert here("inspect", run.experiment, "--json").document["iteration"] == 4
     text = here("inspect", f"{run.experiment}:best").out
     best = json.loads((run.trial / "best" / "manifest.json").read_text())
@@ -199,7 +200,7 @@ def test_inspect_of_an_experiment_is_its_newest_checkpoint(run):
     assert f"weights_sha256: {best['weights_sha256']}\n" in text
 
 
-def test_verify_names_the_damaged_file(copied):
+def test_verify_names_the_damaged_file(copied: Finished) -> None:
     good = here("verify", copied.experiment)
     assert (good.code, good.err) == (0, "")
     assert len(good.out.splitlines()) == 3
@@ -228,7 +229,7 @@ def test_verify_names_the_damaged_file(copied):
 # Playing
 
 
-def test_evaluate_is_reproducible_and_starts_no_ray(run, tmp_path):
+def test_evaluate_is_reproducible_and_starts_no_ray(run: Finished, tmp_path: Path) -> None:
     first, left = left_behind(
         tmp_path, "evaluate", run.experiment, "--episodes", 3, "--seed", 5, "--json"
     )
@@ -252,14 +253,14 @@ def test_evaluate_is_reproducible_and_starts_no_ray(run, tmp_path):
     assert other.out.startswith(f"return: mean {numbers['episode_return_mean']:.6g}, ")
 
 
-def test_evaluate_outside_of_an_experiment_says_what_to_do(run, tmp_path):
+def test_evaluate_outside_of_an_experiment_says_what_to_do(run: Finished, tmp_path: Path) -> None:
     alone = shutil.copytree(run.trial / "final", tmp_path / "alone")
     ended = here("evaluate", alone)
     assert ended.code == 2
     assert "no experiment.json above it" in ended.err and "load_policy" in ended.err
 
 
-def test_probe_proves_a_way(tmp_path):
+def test_probe_proves_a_way(tmp_path: Path) -> None:
     ended = command("probe", "CartPole-v1", cwd=tmp_path)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("CartPole-v1: pickle, exact\n")
@@ -278,7 +279,7 @@ def test_probe_proves_a_way(tmp_path):
         (["CartPole-v1", "--env-config", "{a"], "not valid YAML"),
     ],
 )  # fmt: skip
-def test_probe_refuses_what_is_no_environment(arguments, said):
+def test_probe_refuses_what_is_no_environment(arguments: Any, said: str) -> None:
     ended = here("probe", *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
@@ -299,7 +300,9 @@ EVERYWHERE = {
 }  # fmt: skip
 
 
-def test_with_json_stdout_holds_the_document_alone_whatever_an_environment_prints(copied):
+def test_with_json_stdout_holds_the_document_alone_whatever_an_environment_prints(
+    copied: Finished,
+) -> None:
     shutil.copy(ENVS / "loud_envs.py", copied.experiment.parent)
     file = copied.experiment / "experiment.json"
     document = json.loads(file.read_text())
@@ -318,7 +321,9 @@ def test_with_json_stdout_holds_the_document_alone_whatever_an_environment_print
     )
 
 
-def test_probe_reads_values_as_a_config_does(tmp_path, monkeypatch):
+def test_probe_reads_values_as_a_config_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "measured_envs.py").write_text(
         "import gymnasium as gym\n"
         "def make(x):\n"
@@ -336,7 +341,7 @@ def test_probe_reads_values_as_a_config_does(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "inspect", "verify", "evaluate", "audit"])
-def test_a_path_that_is_none_of_ours(name, tmp_path):
+def test_a_path_that_is_none_of_ours(name: str, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("nothing")
     (tmp_path / "empty").mkdir()
@@ -347,7 +352,7 @@ def test_a_path_that_is_none_of_ours(name, tmp_path):
         assert here(name, path, "--json").out == ""
 
 
-def test_resume_needs_an_experiment(tmp_path):
+def test_resume_needs_an_experiment(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         ended = here("resume", path)
         assert (ended.code, ended.out) == (2, "")
@@ -355,7 +360,7 @@ def test_resume_needs_an_experiment(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_train_needs_a_file(run, tmp_path):
+def test_train_needs_a_file(run: Finished, tmp_path: Path) -> None:
     missing = here("train", run.config.with_name("tinny.yaml"))
     assert missing.code == 2
     assert "no such file" in missing.err and str(run.config) in missing.err
@@ -372,7 +377,7 @@ def test_train_needs_a_file(run, tmp_path):
         ("stop.iterations=soon", "must be a whole number"),
     ],
 )
-def test_nonsense_in_a_setting(run, setting, said):
+def test_nonsense_in_a_setting(run: Finished, setting: str, said: str) -> None:
     ended = here("train", run.config, "--set", setting)
     assert (ended.code, ended.out) == (2, "")
     assert f"--set {setting}" in ended.err and said in ended.err
@@ -389,13 +394,13 @@ def test_nonsense_in_a_setting(run, setting, said):
         ["trian", "a.yaml"],
     ],
 )
-def test_an_unknown_option_or_argument(arguments):
+def test_an_unknown_option_or_argument(arguments: Any) -> None:
     ended = here(*arguments)
     assert (ended.code, ended.out) == (2, "")
     assert "Error" in ended.err
 
 
-def test_help_and_version():
+def test_help_and_version() -> None:
     text = here("--help").out
     for code in ("0 ", "1 ", "2 ", "130/143 "):
         assert f"\n    {code}" in text
@@ -410,7 +415,7 @@ def test_help_and_version():
 # The same command again
 
 
-def test_a_finished_run_says_so_without_ray(run, tmp_path):
+def test_a_finished_run_says_so_without_ray(run: Finished, tmp_path: Path) -> None:
     before = files_of(run.experiment)
     for arguments in (["train", run.config], ["resume", run.experiment]):
         ended, left = left_behind(tmp_path, *arguments)
@@ -420,7 +425,7 @@ def test_a_finished_run_says_so_without_ray(run, tmp_path):
     assert files_of(run.experiment) == before
 
 
-def test_a_changed_config_is_refused_with_both_ways_on(run):
+def test_a_changed_config_is_refused_with_both_ways_on(run: Finished) -> None:
     before = files_of(run.experiment)
     ended = here("train", run.config, "--set", "training.lr=0.5", "--set", "seed=9")
     assert (ended.code, ended.out) == (2, "")
@@ -430,7 +435,7 @@ def test_a_changed_config_is_refused_with_both_ways_on(run):
     assert files_of(run.experiment) == before
 
 
-def test_fresh_sets_the_old_directory_aside(copied):
+def test_fresh_sets_the_old_directory_aside(copied: Finished) -> None:
     old = files_of(copied.experiment)
     ended = command("train", copied.config, "--fresh", "--set", "stop.iterations=1")
     assert (ended.code, ended.out) == (0, "")
@@ -442,7 +447,7 @@ def test_fresh_sets_the_old_directory_aside(copied):
     assert here("inspect", copied.experiment, "--json").document["iteration"] == 1
 
 
-def test_another_name_is_another_run(run, tmp_path):
+def test_another_name_is_another_run(run: Finished, tmp_path: Path) -> None:
     """It is refused for its environment, and the run of the file's own name is left alone."""
     before = files_of(run.experiment)
     ended = here("train", run.config, "--name", "other", "--set", "environment.env=CartPol-v1")
@@ -454,12 +459,12 @@ def test_another_name_is_another_run(run, tmp_path):
 # The Python API
 
 
-def test_importing_raytrain_imports_neither_ray_nor_torch():
+def test_importing_raytrain_imports_neither_ray_nor_torch() -> None:
     code = "import sys, raytrain; assert not {'ray', 'torch', 'gymnasium'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_list_checkpoints(run):
+def test_list_checkpoints(run: Finished) -> None:
     listed = raytrain.list_checkpoints(run.experiment)
     assert [entry.kind for entry in listed if entry.path != "best"] == ["periodic", "final"]
     assert all(entry.good for entry in listed)
@@ -467,7 +472,7 @@ def test_list_checkpoints(run):
         raytrain.list_checkpoints(run.experiment / "missing")
 
 
-def test_load_policy_acts_on_one_and_on_a_batch(run):
+def test_load_policy_acts_on_one_and_on_a_batch(run: Finished) -> None:
     best = json.loads((run.trial / "best" / "manifest.json").read_text())["iteration"]
     observations = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     actions = {}
@@ -483,7 +488,7 @@ def test_load_policy_acts_on_one_and_on_a_batch(run):
         np.testing.assert_array_equal(final, actions[f"{run.experiment}:best"])
 
 
-def test_sampled_actions_follow_the_seed(run):
+def test_sampled_actions_follow_the_seed(run: Finished) -> None:
     observation = np.zeros(4, np.float32)
 
     def sampled(seed: int) -> list[int]:
@@ -493,21 +498,21 @@ def test_sampled_actions_follow_the_seed(run):
     assert sampled(1) == sampled(1) != sampled(2)
 
 
-def test_load_policy_says_nothing(run):
+def test_load_policy_says_nothing(run: Finished) -> None:
     """Ray 2.60 logs a deprecation of its own making for the first module of a process."""
     code = f"import raytrain; raytrain.load_policy({str(run.experiment)!r})"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_a_mapping_is_a_config(run):
+def test_a_mapping_is_a_config(run: Finished) -> None:
     values = {**yaml.safe_load(run.config.read_text())}
     outcome = raytrain.train({**values, "import_path": str(run.config.parent)})
     assert outcome.exit_code == 0 and "is finished" in outcome.message
     assert raytrain.resume(outcome.path).exit_code == 0
 
 
-def test_a_closed_stdout_is_no_error(tmp_path):
+def test_a_closed_stdout_is_no_error(tmp_path: Path) -> None:
     program = f"exec {sys.executable} -m raytrain list {tmp_path} --json >&-"
     done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -516,7 +521,9 @@ def test_a_closed_stdout_is_no_error(tmp_path):
 # Storage that is not there
 
 
-def test_a_storage_path_that_is_none_and_one_that_nobody_answers(monkeypatch):
+def test_a_storage_path_that_is_none_and_one_that_nobody_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ended = here("checkpoints", "a\0b")
     assert ended.code == 2 and "a\\x00b' is not a path: it holds a NUL character." in ended.err
     ended = here("checkpoints", "s3://")
@@ -535,7 +542,9 @@ def test_a_storage_path_that_is_none_and_one_that_nobody_answers(monkeypatch):
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
 @pytest.mark.parametrize("name", ["show", "checkpoints"])
-def test_a_full_disk_below_stdout_is_told_in_one_sentence(run, name, options):
+def test_a_full_disk_below_stdout_is_told_in_one_sentence(
+    run: Finished, name: str, options: Any
+) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "raytrain", name, run.experiment, *options],

@@ -75,8 +75,8 @@ def observations() -> np.ndarray:
 
 
 def test_an_exported_policy_needs_no_ray_and_acts_as_the_checkpoint(
-    survivor, exported, observations, tmp_path
-):
+    survivor: Path, exported: Path, observations: np.ndarray, tmp_path: Path
+) -> None:
     np.save(tmp_path / "given.npy", observations)
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_RAY, str(exported), str(tmp_path / "given.npy")],
@@ -96,7 +96,9 @@ def test_an_exported_policy_needs_no_ray_and_acts_as_the_checkpoint(
         assert acted["metadata"][key] == manifest[key]
 
 
-def test_onnx_and_torchscript_take_raw_observations(exported, observations):
+def test_onnx_and_torchscript_take_raw_observations(
+    exported: Path, observations: np.ndarray
+) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     expected = raytrain.load_policy(exported).act(observations)
     (scripted,) = torch.jit.load(str(exported / "policy.pt"))(torch.from_numpy(observations))
@@ -109,7 +111,7 @@ def test_onnx_and_torchscript_take_raw_observations(exported, observations):
         assert actions.tolist() == expected[: len(given)].tolist()
 
 
-def test_the_model_card(survivor, exported):
+def test_the_model_card(survivor: Path, exported: Path) -> None:
     card = (exported / "README.md").read_text()
     manifest = json.loads((trial_of(survivor) / "best" / "manifest.json").read_text())
     assert card.startswith("# run: a PPO policy for stumbling_cartpole:make\n")
@@ -127,7 +129,9 @@ def test_the_model_card(survivor, exported):
         assert line in card
 
 
-def test_evaluate_plays_the_exported_policy_only_where_its_environment_is_known(exported):
+def test_evaluate_plays_the_exported_policy_only_where_its_environment_is_known(
+    exported: Path,
+) -> None:
     """It lies in no experiment; from Python it plays in any environment with its spaces."""
     found = here("evaluate", exported)
     assert found.code == 2 and "load_policy" in found.err
@@ -137,7 +141,7 @@ def test_evaluate_plays_the_exported_policy_only_where_its_environment_is_known(
     assert evaluate(policy, lambda: gym.make("CartPole-v1"), episodes=1, seed=0).lengths[0] > 1
 
 
-def test_export_as_json_and_to_other_storage(survivor, tmp_path):
+def test_export_as_json_and_to_other_storage(survivor: Path, tmp_path: Path) -> None:
     uri = f"memory://{tmp_path.name}/policy"
     found = here("export", trial_of(survivor) / "final", uri, "--json")
     assert (found.code, found.err) == (0, "")
@@ -148,7 +152,9 @@ def test_export_as_json_and_to_other_storage(survivor, tmp_path):
     assert raytrain.load_policy(copy).metadata["kind"] == "final"
 
 
-def test_export_refuses(survivor, exported, tmp_path, monkeypatch):
+def test_export_refuses(
+    survivor: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path.name: path.read_bytes() for path in exported.iterdir()}
     used = here("export", experiment_of(survivor), exported)
     assert used.code == 2 and "not an empty directory" in used.err
@@ -161,7 +167,7 @@ def test_export_refuses(survivor, exported, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_damage_is_not_exported(survivor, tmp_path):
+def test_damage_is_not_exported(survivor: Path, tmp_path: Path) -> None:
     experiment = shutil.copytree(experiment_of(survivor), tmp_path / "run")
     victim = experiment / "trial_00000" / "best" / "policy.safetensors"
     victim.write_bytes(victim.read_bytes()[:-1])
@@ -173,7 +179,7 @@ def test_damage_is_not_exported(survivor, tmp_path):
 # Videos
 
 
-def test_videos_of_the_very_episodes(survivor, tmp_path):
+def test_videos_of_the_very_episodes(survivor: Path, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     arguments = (
         "evaluate",
@@ -194,7 +200,9 @@ def test_videos_of_the_very_episodes(survivor, tmp_path):
     assert again.code == 2 and "exists already" in again.err
 
 
-def test_videos_are_refused_where_they_cannot_be_made(survivor, tmp_path, monkeypatch):
+def test_videos_are_refused_where_they_cannot_be_made(
+    survivor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experiment = shutil.copytree(experiment_of(survivor), tmp_path / "run")
     stored = json.loads((experiment / "experiment.json").read_text())
     stored["config"]["environment"]["env"] = "stumbling_cartpole:make_blind"
@@ -219,7 +227,7 @@ def written(console: Console) -> str:
     return console.file.getvalue()
 
 
-def test_a_bar_comes_up_when_the_work_takes_long():
+def test_a_bar_comes_up_when_the_work_takes_long() -> None:
     console, up = terminal(), threading.Event()
     original = console.file.write
 
@@ -237,7 +245,7 @@ def test_a_bar_comes_up_when_the_work_takes_long():
     assert "0/2" in written(console)
 
 
-def test_quick_work_and_logs_show_nothing():
+def test_quick_work_and_logs_show_nothing() -> None:
     console = terminal()
     assert list(track(iter("ab"), "Checking", total=2, console=console, delay_s=60)) == ["a", "b"]
     with busy("Looking", console=console, delay_s=60):
@@ -258,7 +266,7 @@ main()
 """
 
 
-def test_a_person_at_a_terminal_sees_how_far_an_evaluation_is(survivor):
+def test_a_person_at_a_terminal_sees_how_far_an_evaluation_is(survivor: Path) -> None:
     """The bar is drawn on stderr, a pseudo-terminal here; Ctrl-C ends it."""
     ours, theirs = pty.openpty()
     experiment = str(experiment_of(survivor))

@@ -52,7 +52,7 @@ def written(path: Path, device: str, case: str, **sections: Any) -> Path:
 
 @pytest.mark.parametrize("device", LONG_ON_THE_CPU)
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_that_was_killed_goes_on_bit_for_bit(case: str, device: str, tmp_path: Path):
+def test_a_run_that_was_killed_goes_on_bit_for_bit(case: str, device: str, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole = written(tmp_path / "whole" / "run.yaml", device, case)
@@ -69,7 +69,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(case: str, device: str, tmp_p
 
 
 @pytest.mark.parametrize("device", LONG_ON_THE_CPU)
-def test_two_trials_share_a_card(device: str, tmp_path: Path):
+def test_two_trials_share_a_card(device: str, tmp_path: Path) -> None:
     holds = Holds(tmp_path, 2, steps=256)
     config = write_config(
         tmp_path / "run.yaml",
@@ -91,7 +91,7 @@ def test_two_trials_share_a_card(device: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("device", LONG_ON_THE_CPU)
-def test_a_run_is_forked_evaluated_and_exported(device: str, tmp_path: Path):
+def test_a_run_is_forked_evaluated_and_exported(device: str, tmp_path: Path) -> None:
     config = written(tmp_path / "run.yaml", device, "dense, no runner")
     train(config)
     experiment = experiment_of(config)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -71,7 +72,7 @@ def damage(directory: Path) -> None:
 # show
 
 
-def test_show_gives_every_checkpoint_its_score_under_the_present_metric(copied):
+def test_show_gives_every_checkpoint_its_score_under_the_present_metric(copied: Path) -> None:
     file = copied / "experiment.json"
     document = json.loads(file.read_text())
     document["config"]["checkpoint"]["score"] = "learners/default_policy/entropy"
@@ -86,7 +87,7 @@ def test_show_gives_every_checkpoint_its_score_under_the_present_metric(copied):
         assert each["score"] == entropies[each["iteration"]]
 
 
-def test_show_tells_of_the_failure_and_of_the_time_it_cost(survivor):
+def test_show_tells_of_the_failure_and_of_the_time_it_cost(survivor: Path) -> None:
     found = here("show", experiment_of(survivor), "--json")
     assert (found.code, found.err) == (0, "")
     document = found.document
@@ -116,7 +117,7 @@ def test_show_tells_of_the_failure_and_of_the_time_it_cost(survivor):
     assert "survived 1 failure; " in text and "trained again" in text
 
 
-def test_show_gives_the_command_for_each_checkpoint(survivor, copied):
+def test_show_gives_the_command_for_each_checkpoint(survivor: Path, copied: Path) -> None:
     trial = with_every_kind(copied)
     damage(trial / "checkpoint_000004")
     (trial / "checkpoint_000004" / "policy.json").unlink()
@@ -141,7 +142,7 @@ def test_show_gives_the_command_for_each_checkpoint(survivor, copied):
     assert f"\n  {resume['stages/easy']}    # trial_00000/stages/easy" in text
 
 
-def test_show_tells_how_a_trial_ended_and_what_was_taken_from_it(copied):
+def test_show_tells_how_a_trial_ended_and_what_was_taken_from_it(copied: Path) -> None:
     (trial,) = copied.glob("trial_*")
     remove_checkpoint(Location.of(trial / "final"))
     losses = RestartCounts(Location.of(trial))
@@ -159,7 +160,7 @@ def test_show_tells_how_a_trial_ended_and_what_was_taken_from_it(copied):
     assert (found["state"], found["last_error"], found["lost_nodes"]) == ("stopped", None, 1)
 
 
-def test_show_says_who_is_running_and_how_far(copied):
+def test_show_says_who_is_running_and_how_far(copied: Path) -> None:
     (trial,) = copied.glob("trial_*")
     remove_checkpoint(Location.of(trial / "final"))
     stored = json.loads((copied / "experiment.json").read_text())
@@ -175,7 +176,7 @@ def test_show_says_who_is_running_and_how_far(copied):
 
 
 @pytest.mark.parametrize("command", ["show", "plot", "prune"])
-def test_a_directory_that_is_no_experiment(command, tmp_path):
+def test_a_directory_that_is_no_experiment(command: str, tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "missing"):
         found = here(command, place)
         assert (found.code, found.out) == (2, "")
@@ -192,7 +193,7 @@ class Kept:
         self.kind, self.iteration, self.metrics = kind, iteration, {"time_total_s": seconds}
 
 
-def test_time_lost():
+def test_time_lost() -> None:
     row = {"training_iteration": 8, "time_total_s": 80.0, "timestamp": 1000}
     assert time_lost(row, Kept("periodic", 6, 60.0), attempt=1, now=1030.0) is None
     assert time_lost(row, Kept("periodic", 6, 60.0), attempt=2, now=1030.0) == TimeLost(20.0, 30.0)
@@ -205,7 +206,7 @@ def test_time_lost():
     assert time_lost(row, Kept("periodic", 8, 80.0), attempt=2, now=1001.0) == TimeLost(0.0, 1.0)
 
 
-def test_the_last_row_is_the_last_whole_one(tmp_path):
+def test_the_last_row_is_the_last_whole_one(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     assert last_row(Location.of(file)) is None
     file.write_bytes(
@@ -220,7 +221,9 @@ def test_the_last_row_is_the_last_whole_one(tmp_path):
 # list
 
 
-def test_list_is_newest_first_and_passes_over_what_it_cannot_read(survivor, copied):
+def test_list_is_newest_first_and_passes_over_what_it_cannot_read(
+    survivor: Path, copied: Path
+) -> None:
     storage = copied.parent
     older = shutil.copytree(copied, storage / "older")
     stored = json.loads((older / "experiment.json").read_text())
@@ -244,7 +247,7 @@ def test_list_is_newest_first_and_passes_over_what_it_cannot_read(survivor, copi
     assert [line.split()[:2] for line in lines[1:]] == [["run", "finished"], ["older", "empty"]]
 
 
-def test_list_of_nothing(tmp_path):
+def test_list_of_nothing(tmp_path: Path) -> None:
     assert "no experiment" in here("list", tmp_path).out
     assert here("list", tmp_path, "--json").document == []
     assert here("list", tmp_path / "missing").code == 2
@@ -253,7 +256,7 @@ def test_list_of_nothing(tmp_path):
 # plot
 
 
-def test_plot_marks_failures_and_stages(copied):
+def test_plot_marks_failures_and_stages(copied: Path) -> None:
     with_every_kind(copied)
     written = here("plot", copied)
     assert (written.code, written.out) == (0, f"{copied}/curves.png\n")
@@ -270,7 +273,7 @@ def test_plot_marks_failures_and_stages(copied):
         assert f"<!-- {text} -->" in drawn
 
 
-def test_plot_refuses_what_it_cannot_draw(copied, monkeypatch):
+def test_plot_refuses_what_it_cannot_draw(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, said in (
         (["--out", copied / "curves.pdf"], ".png or .svg"),
         (["--out", copied / "missing" / "curves.png"], "there is no directory"),
@@ -287,7 +290,7 @@ def test_plot_refuses_what_it_cannot_draw(copied, monkeypatch):
 # prune
 
 
-def test_prune_deletes_nothing_until_it_is_told_to(copied):
+def test_prune_deletes_nothing_until_it_is_told_to(copied: Path) -> None:
     trial = with_every_kind(copied)
     before = names(copied)
     found = here("prune", copied, "--json")
@@ -308,7 +311,7 @@ def test_prune_deletes_nothing_until_it_is_told_to(copied):
     assert "Nothing to delete." in here("prune", copied, "--yes").out
 
 
-def test_prune_takes_more_when_it_is_asked_to(copied):
+def test_prune_takes_more_when_it_is_asked_to(copied: Path) -> None:
     with_every_kind(copied)
     before = names(copied)
     assert here("prune", copied, "--yes", "--keep", 2, "--errors").code == 0
@@ -319,7 +322,7 @@ def test_prune_takes_more_when_it_is_asked_to(copied):
     assert {"best", "final", "stages/easy", "checkpoint_000004"} == names(copied)
 
 
-def test_prune_keeps_the_newest_that_is_good_to_the_last_byte(copied):
+def test_prune_keeps_the_newest_that_is_good_to_the_last_byte(copied: Path) -> None:
     """Its sizes are right, so only reading all of it tells that the newest one is damaged."""
     (trial,) = copied.glob("trial_*")
     damage(trial / "checkpoint_000004")
@@ -329,7 +332,7 @@ def test_prune_keeps_the_newest_that_is_good_to_the_last_byte(copied):
     assert {"checkpoint_000002", "checkpoint_000004"} < names(copied)
 
 
-def test_prune_leaves_damage_for_those_who_look_into_it(copied):
+def test_prune_leaves_damage_for_those_who_look_into_it(copied: Path) -> None:
     (trial,) = copied.glob("trial_*")
     (trial / "checkpoint_000002" / "policy.json").unlink()
     assert here("prune", copied, "--yes").out == "Nothing to delete.\n"
@@ -337,7 +340,9 @@ def test_prune_leaves_damage_for_those_who_look_into_it(copied):
 
 
 @pytest.mark.parametrize("changes", [{"attempt": 0}, {"run_id": "another"}], ids=str)
-def test_what_the_next_start_would_set_aside_is_not_what_prune_keeps(copied, tmp_path, changes):
+def test_what_the_next_start_would_set_aside_is_not_what_prune_keeps(
+    copied: Path, tmp_path: Path, changes: Any
+) -> None:
     (trial,) = copied.glob("trial_*")
     run = checkpoint.ExperimentFile.read(Location.of(copied))
     put(Location.of(trial), tmp_path, 98, **{"run_id": run.run_id, "attempt": 1, **changes})
@@ -346,7 +351,7 @@ def test_what_the_next_start_would_set_aside_is_not_what_prune_keeps(copied, tmp
     assert {"checkpoint_000098", "checkpoint_000004"} < names(copied)
 
 
-def test_prune_is_refused_while_somebody_writes(copied):
+def test_prune_is_refused_while_somebody_writes(copied: Path) -> None:
     (trial,) = copied.glob("trial_*")
     before = names(copied)
     for place in (copied, trial):
@@ -361,7 +366,9 @@ def test_prune_is_refused_while_somebody_writes(copied):
     assert before - names(copied) == {"checkpoint_000002"}
 
 
-def test_prune_on_other_storage_takes_the_manifest_first(copied, monkeypatch):
+def test_prune_on_other_storage_takes_the_manifest_first(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = f"memory://{copied.parent.parent.name}/run"
     Location.of(copied).copy_tree(Location.of(uri))
     deleted: list[str] = []
@@ -385,7 +392,7 @@ def test_prune_on_other_storage_takes_the_manifest_first(copied, monkeypatch):
     assert (trial["state"], trial["failures_survived"]) == ("finished", 1)
 
 
-def test_a_run_goes_on_after_a_prune(copied, survivor):
+def test_a_run_goes_on_after_a_prune(copied: Path, survivor: Path) -> None:
     """What is left is enough: the newest good checkpoint is chosen."""
     assert here("prune", copied, "--yes").code == 0
     choice = checkpoint.Catalogue(Location.of(copied / "trial_00000")).choose_for_resume()
@@ -402,7 +409,7 @@ def called_as_a_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_the_yaml_file_is_found_by_its_name(survivor, copied):
+def test_the_yaml_file_is_found_by_its_name(survivor: Path, copied: Path) -> None:
     """Beside other files that are not it."""
     assert yaml.safe_load(survivor.read_text())["name"] == "run"
     (survivor.parent / "another.yaml").write_text("name: another\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,7 +55,7 @@ def raw_events(directory: Path) -> list[Event]:
     return events
 
 
-def assert_complete(directory: Path, last: int, make=row) -> None:
+def assert_complete(directory: Path, last: int, make: Any = row) -> None:
     expected = list(range(1, last + 1))
     lines = (directory / "result.json").read_text().splitlines()
     assert lines == [json.dumps(make(i), cls=SafeFallbackEncoder) for i in expected]
@@ -84,7 +86,7 @@ def json_flat(result: dict) -> set[str]:
     }
 
 
-def _parts(prefix: str, part: dict):
+def _parts(prefix: str, part: dict) -> Iterator[Any]:
     yield prefix, part
     for key, value in part.items():
         if isinstance(value, dict):

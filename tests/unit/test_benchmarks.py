@@ -38,7 +38,7 @@ with (place / "result.json").open("a") as out:
 """
 
 
-def test_ratios_are_taken_within_a_round():
+def test_ratios_are_taken_within_a_round() -> None:
     own, other = [10.0, 1.0, 30.0], [5.0, 1.0, 3.0]
     assert measuring.ratios(own, other) == [2.0, 1.0, 10.0]
     # The ratio of the medians would be 3.33.
@@ -46,7 +46,7 @@ def test_ratios_are_taken_within_a_round():
     assert measuring.spread([2.0, 1.0, 10.0], 1) == "2.0 (1.0-10.0)"
 
 
-def test_rounds_interleave():
+def test_rounds_interleave() -> None:
     order: list[str] = []
     found = measuring.interleave(
         {name: lambda n=name: order.append(n) or len(order) for name in "AB"}, 2, "order"
@@ -55,14 +55,14 @@ def test_rounds_interleave():
     assert found == {"A": [1, 3], "B": [2, 4]}
 
 
-def test_wait_for_a_checkpoint_is_what_a_cycle_takes_beyond_its_iterations():
+def test_wait_for_a_checkpoint_is_what_a_cycle_takes_beyond_its_iterations() -> None:
     # Results 1 to 16, a save after each fifth: it takes 3 s, and slows the iteration after it by 1.
     quiet = [1.0] * 4
     cycle = [4.0, 2.0, 1.0, 1.0, 1.0]
     assert checkpoint.longer([*quiet, *cycle, *cycle, 4.0]) == [4.0, 4.0]
 
 
-def test_a_run_is_watched_from_outside(tmp_path):
+def test_a_run_is_watched_from_outside(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     found = runs.watch([sys.executable, str(tmp_path / "program.py")], tmp_path)
     assert [row.steps for row in found.rows] == [100, 200, 300, 400]
@@ -71,12 +71,12 @@ def test_a_run_is_watched_from_outside(tmp_path):
     assert (first.steps, last.steps) == (200, 400)
 
 
-def test_a_run_that_fails_says_why(tmp_path):
+def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(runs.RunFailed, match="no such thing"):
         runs.watch([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path)
 
 
-def test_share_of_everything_else():
+def test_share_of_everything_else() -> None:
     def watched(rows: list[dict[str, float]]) -> runs.Watched:
         return runs.Watched(
             tuple(runs.Row(at=i, cpu=i / 2, values=row) for i, row in enumerate(rows)), 0
@@ -91,7 +91,7 @@ def test_share_of_everything_else():
     assert row["in CPU time"] == "40 %"
 
 
-def test_tables_are_kept_beside_each_other_and_written_into_the_docs(tmp_path):
+def test_tables_are_kept_beside_each_other_and_written_into_the_docs(tmp_path: Path) -> None:
     store, docs = tmp_path / "benchmarks.json", tmp_path / "benchmarks.md"
     docs.write_text((ROOT / "docs" / "develop" / "benchmarks.md").read_text())
     names = (*TABLES, "recovery", "learning")
@@ -110,13 +110,15 @@ def test_tables_are_kept_beside_each_other_and_written_into_the_docs(tmp_path):
         report.write_docs(docs, {"unknown": report.read(store)["scaling"]})
 
 
-def test_every_setting_is_a_valid_config():
+def test_every_setting_is_a_valid_config() -> None:
     for case in throughput.cases(quick=False):
         config_from_dict(case.config)
     config_from_dict(checkpoint.config(200, 1024, 4, cycles=1))
 
 
-def test_the_slow_store_counts_a_request_once(tmp_path, monkeypatch):
+def test_the_slow_store_counts_a_request_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slept: list[float] = []
     monkeypatch.setattr(slow_store.time, "sleep", slept.append)
     files = slow_store.SlowFileSystem()
@@ -127,14 +129,14 @@ def test_the_slow_store_counts_a_request_once(tmp_path, monkeypatch):
     assert len(slept) == 2
 
 
-def test_programs_measure_arithmetic(tmp_path):
+def test_programs_measure_arithmetic(tmp_path: Path) -> None:
     path = runs.write_config(tmp_path, settings.ppo("CartPole-v1", batch=64, iterations=2))
     found = runs.watch(runs.program("arithmetic", path), tmp_path)
     assert len(found.rows) == 2
     assert all(row.values["env_s"] > 0 and row.values["matmul_s"] > 0 for row in found.rows)
 
 
-def test_help_names_every_table():
+def test_help_names_every_table() -> None:
     command = [sys.executable, str(BENCHMARKS), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in (*TABLES, "recovery", "learning", "docs"):
@@ -142,7 +144,7 @@ def test_help_names_every_table():
 
 
 @pytest.mark.skipif(runs.last_core() is None, reason="this system cannot pin processes")
-def test_a_pinned_run_stays_on_one_core(tmp_path):
+def test_a_pinned_run_stays_on_one_core(tmp_path: Path) -> None:
     core = runs.last_core()
     program = "import os, pathlib; pathlib.Path('cores').write_text(str(os.sched_getaffinity(0)))"
     runs.watch([sys.executable, "-c", program], tmp_path, core=core)

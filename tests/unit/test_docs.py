@@ -104,7 +104,7 @@ def named_commands(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_relative_links_lead_somewhere(document):
+def test_relative_links_lead_somewhere(document: Any) -> None:
     for target in _LINK.findall(_FENCE.sub("", document.read_text())):
         if re.match(r"[a-z]+:", target):
             continue
@@ -117,7 +117,7 @@ def test_relative_links_lead_somewhere(document):
             assert anchor in slugs, f"{document.name}: {place.name} has no heading #{anchor}"
 
 
-def test_every_document_is_linked_from_the_readme():
+def test_every_document_is_linked_from_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for document in DOCUMENTS:
         path = document.relative_to(ROOT)
@@ -127,7 +127,7 @@ def test_every_document_is_linked_from_the_readme():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_and_options_exist(document):
+def test_commands_and_options_exist(document: Any) -> None:
     known = commands()
     every_option = set().union(*(options_of(command) for command in known.values()))
     for words in named_commands(document.read_text()):
@@ -145,7 +145,7 @@ def test_commands_and_options_exist(document):
             assert option in allowed, f"{document.name}: no {option} in `{' '.join(words)}`"
 
 
-def test_every_command_is_documented():
+def test_every_command_is_documented() -> None:
     text = "".join(path.read_text() for path in DOCUMENTS)
     for name, command in commands().items():
         assert f"raytrain {name}" in text, f"`raytrain {name}` is nowhere explained"
@@ -154,7 +154,7 @@ def test_every_command_is_documented():
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
-def test_yaml_blocks_are_valid_configs(block, tmp_path):
+def test_yaml_blocks_are_valid_configs(block: Any, tmp_path: Path) -> None:
     """A part of a config is completed with the two keys that are required."""
     text = block.text
     for key, line in (
@@ -170,7 +170,7 @@ def test_yaml_blocks_are_valid_configs(block, tmp_path):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_config_keys_in_prose_exist(document):
+def test_config_keys_in_prose_exist(document: Any) -> None:
     """`section.key` in a code span, and the KEY of `--set KEY=VALUE`."""
     known = {".".join(path) for path in yaml_fields()}
     sections = {name.partition(".")[0] for name in known if "." in name}
@@ -185,24 +185,24 @@ def test_config_keys_in_prose_exist(document):
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
-def test_python_blocks_compile(block):
+def test_python_blocks_compile(block: Any) -> None:
     compile(block.text, str(block), "exec")
 
 
-def test_manifest_keys_are_those_documented():
+def test_manifest_keys_are_those_documented() -> None:
     assert _first_column("concepts/storage.md", "manifest.json") == [
         *(each.name for each in fields(Manifest)),
         SIGNATURE,
     ]
 
 
-def test_experiment_keys_are_those_documented():
+def test_experiment_keys_are_those_documented() -> None:
     named = {each.name for each in fields(ExperimentFile)} - {"was_signed"}
     expected = {"format", SIGNATURE, *named}
     assert set(_first_column("concepts/storage.md", "experiment.json")) == expected
 
 
-def test_episode_columns_are_those_documented(tmp_path):
+def test_episode_columns_are_those_documented(tmp_path: Path) -> None:
     (tmp_path / "episodes").mkdir()
     documented = _first_column("concepts/storage.md", "Episode history")
     assert documented == [*read_episodes(tmp_path).column_names, "custom/*"]

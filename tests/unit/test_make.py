@@ -1,11 +1,14 @@
 """What `make` says of a Python that raytrain cannot run on, before it installs anything."""
 
+from __future__ import annotations
+
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.paths import ROOT
@@ -20,7 +23,7 @@ def make(directory: Path, python: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("version", [(2, 7), (3, 10), (3, 15)])
-def test_a_python_of_another_version_is_refused_at_once(tmp_path, version):
+def test_a_python_of_another_version_is_refused_at_once(tmp_path: Path, version: Any) -> None:
     python = tmp_path / "other"
     pretend = f"import sys; sys.version_info = {(*version, 1)}; exec(sys.argv[1])"
     python.write_text(
@@ -38,13 +41,13 @@ def test_a_python_of_another_version_is_refused_at_once(tmp_path, version):
     assert not (tmp_path / ".venv").exists()
 
 
-def test_a_missing_python_is_named(tmp_path):
+def test_a_missing_python_is_named(tmp_path: Path) -> None:
     done = make(tmp_path, "python3.99")
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("There is no python3.99 here. Name another one: make clean;")
 
 
-def test_the_versions_are_the_same_everywhere():
+def test_the_versions_are_the_same_everywhere() -> None:
     named = re.findall(r'"3\.(\d+)"', (ROOT / "Makefile").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">=3.{named[0]},<3.{int(named[-1]) + 1}"

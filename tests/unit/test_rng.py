@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from raytrain.rng import RngStreams, preserved
 
 
 @pytest.fixture(autouse=True)
-def own_streams_back():
+def own_streams_back() -> Iterator[Any]:
     with preserved():
         yield
 
@@ -24,7 +26,7 @@ def draws() -> list[float]:
             torch.rand(1).item(), torch.randn(1).item()]  # fmt: skip
 
 
-def test_seeded_streams_follow_from_their_entropy_alone():
+def test_seeded_streams_follow_from_their_entropy_alone() -> None:
     RngStreams.seeded(3, 1).install()
     first = draws()
     draws()
@@ -36,7 +38,7 @@ def test_seeded_streams_follow_from_their_entropy_alone():
     assert RngStreams.seeded(3, 1) != RngStreams.seeded(1, 3)
 
 
-def test_state_survives_json_with_half_used_gaussians():
+def test_state_survives_json_with_half_used_gaussians() -> None:
     RngStreams.seeded(1).install()
     draws()  # an odd number of normals: both generators hold the second of a pair
     saved = json.loads(json.dumps(RngStreams.capture().to_state()))
@@ -56,7 +58,7 @@ def test_state_survives_json_with_half_used_gaussians():
         (lambda: torch.rand(1), "torch"),
     ],
 )
-def test_one_draw_makes_exactly_one_generator_differ(draw, name):
+def test_one_draw_makes_exactly_one_generator_differ(draw: Any, name: str) -> None:
     np.random.randn()
     before = RngStreams.capture()
     assert before == RngStreams.capture()
@@ -65,7 +67,7 @@ def test_one_draw_makes_exactly_one_generator_differ(draw, name):
     assert before != RngStreams.capture()
 
 
-def test_active_streams_advance_and_the_process_does_not_notice():
+def test_active_streams_advance_and_the_process_does_not_notice() -> None:
     streams, straight = RngStreams.seeded(7), RngStreams.seeded(7)
     straight.install()
     expected = draws() + draws()
@@ -83,7 +85,7 @@ def test_active_streams_advance_and_the_process_does_not_notice():
     assert own == process
 
 
-def test_nothing_is_lost_when_the_body_raises():
+def test_nothing_is_lost_when_the_body_raises() -> None:
     streams, twin = RngStreams.seeded(7), RngStreams.seeded(7)
     before = RngStreams.capture()
     with pytest.raises(KeyError), streams.active():
@@ -95,7 +97,7 @@ def test_nothing_is_lost_when_the_body_raises():
     assert streams == twin
 
 
-def test_entering_twice_is_refused_and_a_copy_advances_alone():
+def test_entering_twice_is_refused_and_a_copy_advances_alone() -> None:
     streams = RngStreams.seeded(7)
     twin = streams.copy()
     with streams.active():
@@ -105,7 +107,7 @@ def test_entering_twice_is_refused_and_a_copy_advances_alone():
     assert twin == RngStreams.seeded(7) != streams
 
 
-def test_a_state_that_cannot_be_installed_leaves_the_process_alone():
+def test_a_state_that_cannot_be_installed_leaves_the_process_alone() -> None:
     broken = RngStreams.seeded(7)
     broken._torch_cpu = torch.zeros(3, dtype=torch.uint8)
     before = RngStreams.capture()
@@ -114,7 +116,7 @@ def test_a_state_that_cannot_be_installed_leaves_the_process_alone():
     assert before == RngStreams.capture()
 
 
-def test_a_damaged_state_is_named():
+def test_a_damaged_state_is_named() -> None:
     state = RngStreams.seeded(7).to_state()
     state["numpy"]["key"] = state["numpy"]["key"][:400]
     with pytest.raises(RaytrainError, match="random generators is damaged"):
@@ -122,7 +124,7 @@ def test_a_damaged_state_is_named():
 
 
 @pytest.mark.gpu
-def test_cuda_generators_belong_to_the_streams():
+def test_cuda_generators_belong_to_the_streams() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     torch.cuda.init()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import signal
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from raytrain.storage import Location
 from raytrain.trial.repeated_failures import RepeatedFailure, repeated_failure
 
 
-def test_the_same_error_at_the_same_iteration_is_repeated(tmp_path):
+def test_the_same_error_at_the_same_iteration_is_repeated(tmp_path: Any) -> None:
     def fails(iteration, error):
         return repeated_failure(Location.of(tmp_path), iteration, error)
 
@@ -28,18 +30,18 @@ def test_the_same_error_at_the_same_iteration_is_repeated(tmp_path):
     assert not may_retry(repeated)
 
 
-def test_addresses_do_not_make_errors_different(tmp_path):
+def test_addresses_do_not_make_errors_different(tmp_path: Any) -> None:
     trial = Location.of(tmp_path)
     assert repeated_failure(trial, 3, KeyError("<Thing at 0x7f0011>")) is None
     assert repeated_failure(trial, 3, KeyError("<Thing at 0x7f9922>")) is not None
 
 
-def test_a_damaged_memory_remembers_nothing(tmp_path):
+def test_a_damaged_memory_remembers_nothing(tmp_path: Path) -> None:
     (tmp_path / "last_failure.json").write_text('{"iteration": 3, "err')
     assert repeated_failure(Location.of(tmp_path), 3, KeyError("x")) is None
 
 
-def test_bad_input_is_not_retried_and_a_cause_is_looked_at():
+def test_bad_input_is_not_retried_and_a_cause_is_looked_at() -> None:
     class FromRay(Exception):
         cause = BadInput("no such thing")
 
@@ -48,7 +50,7 @@ def test_bad_input_is_not_retried_and_a_cause_is_looked_at():
     assert not may_retry(FromRay())
 
 
-def test_errors_cross_processes_whatever_their_arguments():
+def test_errors_cross_processes_whatever_their_arguments() -> None:
     class Local(Exception):
         pass
 
@@ -74,11 +76,11 @@ def test_errors_cross_processes_whatever_their_arguments():
         ("something new", "something new"),
     ],
 )
-def test_deaths_are_told_in_a_few_words(said, told):
+def test_deaths_are_told_in_a_few_words(said: str, told: str) -> None:
     assert told in why_it_died(RuntimeError(said))
 
 
-def test_a_signal_before_training_ends_it_and_handlers_are_put_back():
+def test_a_signal_before_training_ends_it_and_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interrupts() as interrupts, pytest.raises(InterruptedEarly):
         signal.raise_signal(signal.SIGTERM)
@@ -86,17 +88,17 @@ def test_a_signal_before_training_ends_it_and_handlers_are_put_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_during_training_a_signal_is_only_noted():
+def test_during_training_a_signal_is_only_noted() -> None:
     with Interrupts() as interrupts, interrupts.deferred():
         signal.raise_signal(signal.SIGINT)
         assert interrupts.received is signal.SIGINT
 
 
-def test_another_thread_takes_no_signals():
+def test_another_thread_takes_no_signals() -> None:
     before = signal.getsignal(signal.SIGINT)
     raised = []
 
-    def enter():
+    def enter() -> None:
         try:
             with Interrupts():
                 pass

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -49,7 +50,7 @@ MINIMAL = "environment: {env: CartPole-v1}\nstop: {iterations: 1}\n"
 
 
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path: Path) -> Any:
     def write_config(text: str, name: str = "run.yaml") -> Path:
         path = tmp_path / name
         path.write_text(text)
@@ -58,14 +59,14 @@ def write(tmp_path):
     return write_config
 
 
-def refusal(path, **arguments) -> str:
+def refusal(path: Any, **arguments: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(path, **arguments)
     assert isinstance(caught.value, BadInput) and caught.value.exit_code == 2
     return str(caught.value)
 
 
-def minimal(**sections):
+def minimal(**sections: Any) -> Any:
     return config_from_dict(
         {
             "name": "x",
@@ -79,7 +80,9 @@ def minimal(**sections):
 # What a file gives
 
 
-def test_minimal_file_takes_name_from_the_file_and_defaults(write, tmp_path, monkeypatch):
+def test_minimal_file_takes_name_from_the_file_and_defaults(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config(write(MINIMAL))
     assert config.name == "run"
@@ -100,11 +103,11 @@ def test_minimal_file_takes_name_from_the_file_and_defaults(write, tmp_path, mon
         ("/a/b", "/a/b"),
     ],
 )
-def test_storage_path(written, resolved):
+def test_storage_path(written: str, resolved: Any) -> None:
     assert minimal(storage_path=written).storage_path == resolved
 
 
-def test_numbers_of_yaml(write):
+def test_numbers_of_yaml(write: Any) -> None:
     path = write(
         MINIMAL + "training: {lr: 1e-4, train_batch_size_per_learner: 4e3, vf_clip_param: .inf}\n"
         "checkpoint: {every_timesteps: 200_000}\n"
@@ -116,7 +119,7 @@ def test_numbers_of_yaml(write):
     assert config.checkpoint.every_timesteps == 200_000
 
 
-def test_overrides_are_yaml_and_the_last_wins(write):
+def test_overrides_are_yaml_and_the_last_wins(write: Any) -> None:
     config = load_config(
         write(MINIMAL),
         overrides=[
@@ -134,25 +137,25 @@ def test_overrides_are_yaml_and_the_last_wins(write):
     assert (config.name, config.storage_path) == ("other", "gs://b/r")
 
 
-def test_an_empty_section_is_its_defaults(write):
+def test_an_empty_section_is_its_defaults(write: Any) -> None:
     assert load_config(write(MINIMAL + "evaluation:\n")).evaluation.evaluation_interval is None
 
 
-def test_merge_keys_and_anchors(write):
+def test_merge_keys_and_anchors(write: Any) -> None:
     text = "stop: &s {iterations: 3}\nenvironment: {env: CartPole-v1}\ntraining: {<<: {lr: 0.1}}\n"
     assert load_config(write(text)).training.lr == 0.1
 
 
-def test_config_is_immutable():
+def test_config_is_immutable() -> None:
     with pytest.raises(Exception, match="frozen"):
         minimal().training.lr = 1.0
 
 
-def test_every_cadence_may_be_off():
+def test_every_cadence_may_be_off() -> None:
     assert minimal(checkpoint={"checkpoint_frequency": 0}).checkpoint.every_seconds is None
 
 
-def test_loading_does_not_import_ray(write):
+def test_loading_does_not_import_ray(write: Any) -> None:
     path = write(MINIMAL)
     code = (
         "import sys; from raytrain.config import load_config, config_digest; "
@@ -164,25 +167,25 @@ def test_loading_does_not_import_ray(write):
 # What a file may not be
 
 
-def test_missing_file_names_the_nearest(write, tmp_path):
+def test_missing_file_names_the_nearest(write: Any, tmp_path: Path) -> None:
     write(MINIMAL, "cartpole.yaml")
     message = refusal(tmp_path / "cartpol.yaml")
     assert "cartpol.yaml: no such file" in message
     assert f"did you mean '{tmp_path / 'cartpole.yaml'}'" in message
 
 
-def test_directory(tmp_path):
+def test_directory(tmp_path: Path) -> None:
     assert f"{tmp_path}: is a directory" in refusal(tmp_path)
 
 
-def test_not_utf8(tmp_path):
+def test_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"name: \xff\xfe")
     assert "not a text file in UTF-8" in refusal(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_unreadable_file(write):
+def test_unreadable_file(write: Any) -> None:
     path = write(MINIMAL)
     path.chmod(0)
     assert "cannot be read: Permission denied" in refusal(path)
@@ -196,16 +199,16 @@ def test_unreadable_file(write):
         ("CartPole-v1\n", "it holds a str"),
     ],
 )
-def test_not_a_mapping(write, text, said):
+def test_not_a_mapping(write: Any, text: str, said: str) -> None:
     assert said in refusal(write(text))
 
 
-def test_syntax_error_has_line_and_column(write):
+def test_syntax_error_has_line_and_column(write: Any) -> None:
     path = write("name: a\ntraining: {lr: 0.1\nstop: {}\n")
     assert f"{path}:3:5: not valid YAML" in refusal(path)
 
 
-def test_two_documents(write):
+def test_two_documents(write: Any) -> None:
     assert ":3:1: not valid YAML" in refusal(write(MINIMAL + "---\na: 1\n"))
 
 
@@ -321,7 +324,7 @@ BAD_VALUES = [
 @pytest.mark.parametrize(
     ("lines", "place", "said"), [c[1:] for c in BAD_VALUES], ids=[c[0] for c in BAD_VALUES]
 )
-def test_bad_value(write, lines, place, said):
+def test_bad_value(write: Any, lines: Any, place: Any, said: Any) -> None:
     path = write(MINIMAL + lines + "\n")
     message = refusal(path)
     assert f"{path}{place}" in message
@@ -329,23 +332,23 @@ def test_bad_value(write, lines, place, said):
     assert "problems" not in message, "one problem must be said once"
 
 
-def test_empty_stop_and_missing_stop(write):
+def test_empty_stop_and_missing_stop(write: Any) -> None:
     path = write("environment: {env: CartPole-v1}\nstop: {}\n")
     assert f"{path}:2: stop: {{}}: the run would never end" in refusal(path)
     path = write("environment: {env: CartPole-v1}\n")
     assert f"{path}: stop: must be given" in refusal(path)
 
 
-def test_missing_env(write):
+def test_missing_env(write: Any) -> None:
     path = write("stop: {iterations: 1}\nenvironment: {env_config: {}}\n")
     assert f"{path}:2: environment.env: must be given" in refusal(path)
 
 
-def test_file_name_that_cannot_be_a_name(write):
+def test_file_name_that_cannot_be_a_name(write: Any) -> None:
     assert '"my run": must be usable as a directory' in refusal(write(MINIMAL, "my run.yaml"))
 
 
-def test_every_problem_is_said_at_once(write):
+def test_every_problem_is_said_at_once(write: Any) -> None:
     path = write(
         "environment: {env: Cartpole-v1}\nstop: {iterations: 1}\n"
         "training:\n  lrr: 0.1\n  gamma: x\n  minibatch_size: 5000\n"
@@ -381,16 +384,16 @@ def test_every_problem_is_said_at_once(write):
         ("name=", "--set name=: name: null: must be text"),
     ],
 )
-def test_bad_override(write, override, said):
+def test_bad_override(write: Any, override: Any, said: str) -> None:
     assert said in refusal(write(MINIMAL + "seed: 7\n"), overrides=[override])
 
 
-def test_bad_argument(write):
+def test_bad_argument(write: Any) -> None:
     message = refusal(write(MINIMAL), name="a b")
     assert message.startswith('--name a b: name: "a b": must be usable')
 
 
-def test_error_survives_pickling(write):
+def test_error_survives_pickling(write: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(MINIMAL + "sed: 1\nnam: 2\n"))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -423,7 +426,7 @@ gymnasium.register("Long-v0", entry_point=Named, kwargs={"length": 4.0})
 
 
 @pytest.fixture
-def envs(tmp_path, monkeypatch):
+def envs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     # A module name of its own for each test: a process imports a name once.
     name = f"envs_{re.sub('[^a-z0-9]', '_', tmp_path.name.lower())}"
     (tmp_path / f"{name}.py").write_text(ENVS)
@@ -432,25 +435,25 @@ def envs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("factory", ["Named", "keywords", "dictionary"])
-def test_factory_beside_the_file(write, envs, factory):
+def test_factory_beside_the_file(write: Any, envs: Any, factory: str) -> None:
     text = f"environment: {{env: '{envs}:{factory}', env_config: {{length: 2.0}}}}\n"
     config = load_config(write(text + "stop: {iterations: 1}\n"))
     assert make_env(config).unwrapped.length == 2.0
 
 
-def test_id_that_a_module_registers(write, envs):
+def test_id_that_a_module_registers(write: Any, envs: Any) -> None:
     path = write(f"environment: {{env: '{envs}:Long-v0'}}\nstop: {{iterations: 1}}\n")
     assert make_env(load_config(path)).unwrapped.length == 4.0
 
 
-def test_gymnasium_id_with_arguments():
+def test_gymnasium_id_with_arguments() -> None:
     config = minimal(environment={"env": "FrozenLake-v1", "env_config": {"map_name": "8x8"}})
     env = make_env(config)
     assert env.observation_space.n == 64
     assert isinstance(env, gymnasium.Env)
 
 
-def test_creator_works_in_another_process(write, envs, tmp_path):
+def test_creator_works_in_another_process(write: Any, envs: Any, tmp_path: Path) -> None:
     path = write(f"environment: {{env: '{envs}:keywords'}}\nstop: {{iterations: 1}}\n")
     config = load_config(path)
     stored = tmp_path / "creator.pkl"
@@ -462,7 +465,9 @@ def test_creator_works_in_another_process(write, envs, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
 
 
-def test_a_factory_that_changes_its_dictionary_does_not_change_the_config(write, envs):
+def test_a_factory_that_changes_its_dictionary_does_not_change_the_config(
+    write: Any, envs: Any
+) -> None:
     path = write(
         f"environment: {{env: '{envs}:dictionary', env_config: {{length: 2.0}}}}\n"
         "stop: {iterations: 1}\n"
@@ -483,7 +488,7 @@ def test_a_factory_that_changes_its_dictionary_does_not_change_the_config(write,
         ("{envs}:Longg-v0", "did you mean '{envs}:Long-v0'"),
     ],
 )
-def test_bad_env(write, envs, tmp_path, env, said):
+def test_bad_env(write: Any, envs: Any, tmp_path: Path, env: str, said: str) -> None:
     env = env.format(envs=envs)
     path = write(f"stop: {{iterations: 1}}\nenvironment: {{env: '{env}'}}\n")
     message = refusal(path)
@@ -491,7 +496,7 @@ def test_bad_env(write, envs, tmp_path, env, said):
     assert said.format(envs=envs, beside=tmp_path) in message
 
 
-def test_env_is_taken_on_trust_without_check(write):
+def test_env_is_taken_on_trust_without_check(write: Any) -> None:
     path = write("environment: {env: No-v0}\nstop: {iterations: 1}\n")
     config = load_config(path, check_env=False)
     with pytest.raises(ConfigError, match="No-v0"):
@@ -499,7 +504,7 @@ def test_env_is_taken_on_trust_without_check(write):
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "{envs}:keywords"])
-def test_bad_env_argument(write, envs, env):
+def test_bad_env_argument(write: Any, envs: Any, env: str) -> None:
     key = "lenght" if ":" in env else "sutton_bartow_reward"
     near = "length" if ":" in env else "sutton_barto_reward"
     path = write(
@@ -511,13 +516,13 @@ def test_bad_env_argument(write, envs, env):
     assert f"did you mean '{near}'" in message
 
 
-def test_factory_that_returns_no_env(write, envs):
+def test_factory_that_returns_no_env(write: Any, envs: Any) -> None:
     path = write(f"environment: {{env: '{envs}:not_an_env'}}\nstop: {{iterations: 1}}\n")
     with pytest.raises(ConfigError, match=r"must return a gymnasium\.Env; it returned a int"):
         make_env(load_config(path))
 
 
-def test_second_module_of_one_name_is_refused(write, envs, tmp_path):
+def test_second_module_of_one_name_is_refused(write: Any, envs: Any, tmp_path: Path) -> None:
     resolve_env(f"{envs}:Named", str(tmp_path))
     other = tmp_path / "other"
     other.mkdir()
@@ -533,7 +538,7 @@ def test_second_module_of_one_name_is_refused(write, envs, tmp_path):
         ("HalfCheetah-v5", "mujoco", "raytrain[mujoco]"),
     ],
 )
-def test_missing_extra_says_what_to_install(write, env, package, extra):
+def test_missing_extra_says_what_to_install(write: Any, env: str, package: str, extra: str) -> None:
     """In a process where the package cannot be imported, as where it is not installed."""
     path = write(f"environment: {{env: {env}}}\nstop: {{iterations: 1}}\n")
     code = f"""
@@ -551,14 +556,14 @@ except ConfigError as error: print(error)
 
 
 @pytest.mark.mujoco
-def test_mujoco_env(tmp_path, monkeypatch):
+def test_mujoco_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco")
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its log into the current directory.
     assert make_env(minimal(environment={"env": "HalfCheetah-v5"})).action_space.shape == (6,)
 
 
 @pytest.mark.atari
-def test_atari_env():
+def test_atari_env() -> None:
     pytest.importorskip("ale_py")
     assert make_env(minimal(environment={"env": "ALE/Pong-v5"})).action_space.n == 6
 
@@ -566,7 +571,7 @@ def test_atari_env():
 # Search spaces
 
 
-def searched():
+def searched() -> Any:
     return minimal(
         training={
             "lr": {"loguniform": [1e-5, 1e-3]},
@@ -581,7 +586,7 @@ def searched():
     )
 
 
-def test_search_spaces_round_trip_and_count():
+def test_search_spaces_round_trip_and_count() -> None:
     config = searched()
     assert config.search and not minimal().search
     assert num_trials(config) == 12
@@ -592,7 +597,7 @@ def test_search_spaces_round_trip_and_count():
     assert config_from_dict(json.loads(json.dumps(written))) == config
 
 
-def test_param_space_resolves_to_trials_that_validate():
+def test_param_space_resolves_to_trials_that_validate() -> None:
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     config = searched()
@@ -611,7 +616,7 @@ def test_param_space_resolves_to_trials_that_validate():
     assert all(trial.stop == config.stop and trial.name == "x" for trial in resolved)
 
 
-def test_algorithm_refuses_search_spaces():
+def test_algorithm_refuses_search_spaces() -> None:
     with pytest.raises(ConfigError, match=r"training\.lr"):
         to_algorithm_config(minimal(training={"lr": {"grid_search": [0.1, 0.2]}}))
 
@@ -633,7 +638,7 @@ OUR_OWN = (
 )
 
 
-def test_fields_are_arguments_of_rllib_and_defaults_are_its_own():
+def test_fields_are_arguments_of_rllib_and_defaults_are_its_own() -> None:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.algorithms.ppo import PPOConfig
 
@@ -656,7 +661,7 @@ def test_fields_are_arguments_of_rllib_and_defaults_are_its_own():
     assert departures == {"sample_timeout_s": (60.0, 600.0)}
 
 
-def test_model_config_keys_are_those_of_rllib():
+def test_model_config_keys_are_those_of_rllib() -> None:
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
     theirs = {
@@ -668,7 +673,7 @@ def test_model_config_keys_are_those_of_rllib():
     assert set(all_sections()["rl_module.model_config"].model_fields) == theirs | ours
 
 
-def test_initializers_are_those_of_torch():
+def test_initializers_are_those_of_torch() -> None:
     """Named without Torch; each takes what is said, in place."""
     import inspect
 
@@ -690,7 +695,7 @@ def test_initializers_are_those_of_torch():
     assert in_place == set(signatures)
 
 
-def test_algorithm_config_for_cartpole():
+def test_algorithm_config_for_cartpole() -> None:
     config = load_config(
         ROOT / "configs" / "cartpole.yaml",
         overrides=[
@@ -717,14 +722,14 @@ def test_algorithm_config_for_cartpole():
     ("model", "length"),
     [({"use_lstm": True}, 20), ({"use_lstm": True, "max_seq_len": 7}, 7), ({}, None)],
 )
-def test_a_recurrent_network_has_a_length_of_sequences(model, length):
+def test_a_recurrent_network_has_a_length_of_sequences(model: Any, length: Any) -> None:
     """RLlib's default, which RLlib itself does not put where it looks it up."""
     algorithm = to_algorithm_config(minimal(rl_module={"model_config": model}))
     assert algorithm.model_config.get("max_seq_len") == length
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_the_learner_is_told_what_rllib_has_no_key_for(wanted):
+def test_the_learner_is_told_what_rllib_has_no_key_for(wanted: bool) -> None:
     log_std = {"free_log_std": True, "log_std_init": -2} if wanted else {}
     sections = {
         "debugging": {"deterministic": wanted},
@@ -740,7 +745,7 @@ def test_the_learner_is_told_what_rllib_has_no_key_for(wanted):
     assert "log_std_init" not in algorithm.model_config
 
 
-def test_registered_env_is_the_one_that_make_env_makes(write, envs):
+def test_registered_env_is_the_one_that_make_env_makes(write: Any, envs: Any) -> None:
     from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
     path = write(
@@ -759,7 +764,7 @@ def test_registered_env_is_the_one_that_make_env_makes(write, envs):
 # Continuing
 
 
-def test_differences_and_what_they_mean():
+def test_differences_and_what_they_mean() -> None:
     old = minimal(stop={"iterations": 1}, training={"lr": 0.1, "gamma": 0.9})
     new = minimal(
         stop={"timesteps": 9},
@@ -801,12 +806,12 @@ def test_differences_and_what_they_mean():
         ("learners.num_gpus_per_learner", False, False),
     ],
 )
-def test_what_a_continued_run_may_change(field, allowed, inexact):
+def test_what_a_continued_run_may_change(field: str, allowed: bool, inexact: bool) -> None:
     assert allowed_on_continue(field) is allowed
     assert gives_up_exactness(field) is inexact
 
 
-def test_digest_covers_what_defines_the_run():
+def test_digest_covers_what_defines_the_run() -> None:
     digest = config_digest(minimal())
     assert re.fullmatch("[0-9a-f]{64}", digest)
     assert config_digest(minimal().to_dict()) == digest
@@ -823,7 +828,7 @@ def test_digest_covers_what_defines_the_run():
         assert config_digest(other) != digest
 
 
-def of_env(env_config):
+def of_env(env_config: Any) -> Any:
     return minimal(environment={"env": "CartPole-v1", "env_config": env_config})
 
 
@@ -833,7 +838,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("old", VALUES, ids=repr)
-def test_two_values_are_equal_if_their_digests_are(old):
+def test_two_values_are_equal_if_their_digests_are(old: Any) -> None:
     stored = json.loads(json.dumps(of_env({"a": old}).to_dict()))
     for new in VALUES:
         config = of_env({"a": new})
@@ -842,7 +847,7 @@ def test_two_values_are_equal_if_their_digests_are(old):
         assert (config_digest(stored) == config_digest(config)) is same
 
 
-def test_a_key_with_a_dot_is_no_section():
+def test_a_key_with_a_dot_is_no_section() -> None:
     dotted, nested = of_env({"a.b": 1}), of_env({"a": {"b": 1}})
     fields = [each.field for each in differences(dotted, nested)]
     assert fields == ['environment.env_config."a.b"', "environment.env_config.a.b"]
@@ -850,19 +855,19 @@ def test_a_key_with_a_dot_is_no_section():
     assert config_digest(of_env({'"a.b"': 1})) != config_digest(dotted)
 
 
-def test_what_may_differ_is_not_in_the_digest():
+def test_what_may_differ_is_not_in_the_digest() -> None:
     fewer = minimal(env_runners={"num_env_runners": 1}, learners={"num_learners": 2})
     assert config_digest(fewer) == config_digest(minimal())
 
 
-def test_a_digest_of_an_earlier_version_is_known():
+def test_a_digest_of_an_earlier_version_is_known() -> None:
     """SHA-256 with the number of env runners in it, as version 0.1.0 wrote it."""
     former = "84942a4bf782d7e75b2fbff858ac903b8e313e2777e1277604245d8cdfcd9eaf"
     assert has_digest(of_env({"k": 1}), former)
     assert not has_digest(of_env({"k": 2}), former)
 
 
-def test_a_stored_config_of_an_earlier_version_is_read():
+def test_a_stored_config_of_an_earlier_version_is_read() -> None:
     stored = minimal().to_dict()
     stored["learners"] = {**stored["learners"], "compile_updates": True}
     del stored["learners"]["cuda_graphs"]
@@ -870,8 +875,8 @@ def test_a_stored_config_of_an_earlier_version_is_read():
     assert allowed_on_continue("learners.cuda_graphs")
 
 
-def test_without_experiment_json_what_may_change_may_have_changed(tmp_path):
-    def saved(iteration, config):
+def test_without_experiment_json_what_may_change_may_have_changed(tmp_path: Path) -> None:
+    def saved(iteration: Any, config: Any) -> None:
         checkpoint = tmp_path / "trial_00000" / f"checkpoint_{iteration:06d}"
         told = manifest(iteration, config_digest=config_digest(config))
         commit(stage(tmp_path / "staging" / str(iteration)), Location.of(checkpoint), told)
@@ -888,25 +893,27 @@ def test_without_experiment_json_what_may_change_may_have_changed(tmp_path):
         require_same_run(begun, place, None, print, None)
 
 
-def test_stages_that_have_begun_are_compared_as_the_config_is(tmp_path):
+def test_stages_that_have_begun_are_compared_as_the_config_is(tmp_path: Path) -> None:
     checkpoint = Location.of(tmp_path / "trial_00000" / "checkpoint_000002")
     commit(stage(tmp_path / "staging"), checkpoint, manifest(2, stage="only"))
 
-    def stages(value):
+    def stages(value: Any) -> Any:
         return [{"name": "only", "environment": {"env_config": {"k": value}}}]
 
     assert may_change(Location.of(tmp_path), stages(math.nan), stages(float("nan")), None) is None
     assert may_change(Location.of(tmp_path), stages(1), stages(True), None) is not None
 
 
-def test_environments_are_proved_again_only_for_other_arguments(monkeypatch):
+def test_environments_are_proved_again_only_for_other_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     proof = {"strategy": "pickle", "exact": True, "reason": "", "global_random": []}
     proved = []
     monkeypatch.setattr(
         "raytrain.driver.stages._proved", lambda c, say: proved.append(c) or dict(proof)
     )
 
-    def stages(*values):
+    def stages(*values: Any) -> Any:
         each = [
             {
                 "name": f"s{i}",
@@ -927,17 +934,17 @@ def test_environments_are_proved_again_only_for_other_arguments(monkeypatch):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_load_and_round_trip(path):
+def test_shipped_configs_load_and_round_trip(path: Any) -> None:
     config = load_config(path)
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert config.import_path == str(path.parent)
 
 
-def test_grid_has_four_trials():
+def test_grid_has_four_trials() -> None:
     assert num_trials(load_config(ROOT / "configs" / "grid.yaml")) == 4
 
 
-def test_reference_matches_the_schema_both_ways():
+def test_reference_matches_the_schema_both_ways() -> None:
     text = (ROOT / "docs" / "guide" / "config.md").read_text()
     assert render(text) == text, "run: python -m raytrain.config.reference docs/guide/config.md"
     documented = re.findall(r"<!-- table: (\S+) -->", text)
@@ -983,7 +990,7 @@ def test_reference_matches_the_schema_both_ways():
         ("{on: 1, no: 2}", {"on": 1, "no": 2}),
     ],
 )
-def test_a_plain_value(text, value):
+def test_a_plain_value(text: str, value: Any) -> None:
     found = parse_yaml(text, "here").value
     assert (found, type(found)) == (value, type(value))
 
@@ -1022,8 +1029,8 @@ def test_what_is_no_plain_value_is_refused_with_its_line(text: str, said: str) -
     ],
 )
 def test_a_value_that_yaml_1_1_and_1_2_read_differently_is_refused_with_its_line(
-    write, text, instead
-):
+    write: Any, text: str, instead: str
+) -> None:
     said = refusal(write(f"{MINIMAL}env_config_:\n  - {{size: {text}}}\n"))
     line = MINIMAL.count("\n") + 2
     assert (
@@ -1032,7 +1039,7 @@ def test_a_value_that_yaml_1_1_and_1_2_read_differently_is_refused_with_its_line
     assert instead in said
 
 
-def test_what_is_written_is_read_as_the_same():
+def test_what_is_written_is_read_as_the_same() -> None:
     """A packed config holds the text of another file's values."""
     values = [
         "010",

@@ -30,7 +30,7 @@ def oscillator(damping_ratio: float, dt: float) -> LinearSystem:
     return LinearSystem(one, np.array([1.0]), dt)
 
 
-def test_free_vibration_of_a_single_degree_of_freedom():
+def test_free_vibration_of_a_single_degree_of_freedom() -> None:
     """Chopra, eq. 2.2.4: x0 e^(-zeta w t) (cos wd t + zeta / sqrt(1 - zeta^2) sin wd t)."""
     zeta, dt = 0.05, 0.02
     damped = OMEGA * math.sqrt(1 - zeta**2)
@@ -42,7 +42,7 @@ def test_free_vibration_of_a_single_degree_of_freedom():
         assert state[0] == pytest.approx(0.1 * math.exp(-zeta * OMEGA * t) * swing, abs=1e-12)
 
 
-def test_a_constant_force_and_a_growing_acceleration_are_solved_exactly():
+def test_a_constant_force_and_a_growing_acceleration_are_solved_exactly() -> None:
     force, slope, dt = 400.0, 3.0, 0.1  # a tenth of a period: no scheme of low order would do
     system = oscillator(0.0, dt)
     pushed = dragged = np.zeros(2)
@@ -67,7 +67,7 @@ def harmonic_error(dt: float) -> float:
     return worst
 
 
-def test_harmonic_ground_motion_at_resonance():
+def test_harmonic_ground_motion_at_resonance() -> None:
     """Chopra, eq. 3.1.12. All of the error is that a sine is not piecewise linear: order two."""
     amplitude = 10.0 * OMEGA / (2 * OMEGA**2)
     coarse, fine = harmonic_error(0.02), harmonic_error(0.01)
@@ -75,7 +75,7 @@ def test_harmonic_ground_motion_at_resonance():
     assert coarse / fine == pytest.approx(4.0, rel=0.02)
 
 
-def test_frequencies_and_damping_ratios_of_the_frame():
+def test_frequencies_and_damping_ratios_of_the_frame() -> None:
     """Of n equal storeys: 2 sqrt(k / m) sin((2 j - 1) pi / (2 (2 n + 1))), j = 1, ..., n."""
     n, mass, stiffness, ratio = 6, 1.2e5, 4.0e7, 0.03
     made = frame(n, mass, stiffness, ratio)
@@ -93,7 +93,7 @@ def energy(env: Structure) -> float:
     return float(v @ (env.structure.mass * v) + x @ env.structure.stiffness @ x) / 2
 
 
-def test_energy_is_kept_without_damping_and_lost_with_it():
+def test_energy_is_kept_without_damping_and_lost_with_it() -> None:
     start = 0.01 * np.sin(np.arange(12.0))
     for ratio in (0.0, 0.02):
         env = Structure(damping_ratio=ratio, damper_damping_ratio=ratio)
@@ -111,7 +111,7 @@ def test_energy_is_kept_without_damping_and_lost_with_it():
             assert energies[-1] < 1e-2 * energies[0]
 
 
-def test_the_actuator_works_what_the_structure_gains():
+def test_the_actuator_works_what_the_structure_gains() -> None:
     """Undamped, no earthquake: the change of energy in a step is u times the growth of the stroke."""
     env = Structure(damping_ratio=0.0, damper_damping_ratio=0.0)
     env.reset(seed=0)
@@ -135,14 +135,14 @@ def variance(tuning: float, damping_ratio: float, mu: float) -> float:
 
 
 @pytest.mark.parametrize("mu", [0.01, 0.05])
-def test_the_damper_is_tuned_to_the_optimum(mu):
+def test_the_damper_is_tuned_to_the_optimum(mu: float) -> None:
     found = minimize(
         lambda pair: variance(*pair, mu), (1.0, 0.1), method="Nelder-Mead", options={"xatol": 1e-6}
     )
     assert warburton(mu) == pytest.approx(tuple(found.x), rel=1e-4)
 
 
-def test_the_damper_that_is_installed_is_the_one_asked_for():
+def test_the_damper_that_is_installed_is_the_one_asked_for() -> None:
     made = with_damper(frame(5, 1e5, 5e7, 0.0), 0.02, 0.9, 0.1)
     omega = 0.9 * 2 * math.sqrt(5e7 / 1e5) * math.sin(math.pi / 22)
     assert made.mass[-1] == pytest.approx(0.02 * 5e5)
@@ -156,7 +156,7 @@ def kanai_tajimi(omega: np.ndarray, omega_g: float, zeta_g: float) -> np.ndarray
 
 
 @pytest.mark.parametrize("low_cut", [0.0, 0.2])
-def test_the_ground_moves_with_the_spectrum_of_kanai_and_tajimi(low_cut):
+def test_the_ground_moves_with_the_spectrum_of_kanai_and_tajimi(low_cut: float) -> None:
     omega_g, zeta_g, dt = 12.0, 0.4, 0.02
     ground, random = Ground(omega_g, zeta_g, low_cut), np.random.default_rng(5)
     times = dt * np.arange(2048)
@@ -178,7 +178,7 @@ def test_the_ground_moves_with_the_spectrum_of_kanai_and_tajimi(low_cut):
     assert samples.var() == pytest.approx(2 * whole.mean() * fine[-1], rel=0.02)
 
 
-def test_an_earthquake_grows_and_dies_away_and_has_its_peak():
+def test_an_earthquake_grows_and_dies_away_and_has_its_peak() -> None:
     times = np.linspace(0.0, 30.0, 301)
     shape = envelope(times, 30.0)
     assert shape[0] == 0.0
@@ -194,7 +194,7 @@ def test_an_earthquake_grows_and_dies_away_and_has_its_peak():
     assert 2.4 < max(peaks) <= 2.5
 
 
-def test_a_seed_is_an_earthquake_and_the_next_one_is_another():
+def test_a_seed_is_an_earthquake_and_the_next_one_is_another() -> None:
     first, second = Structure(), Structure()
     first.reset(seed=7)
     second.reset(seed=7)
@@ -216,7 +216,7 @@ def play(env: Structure, action: float, seed: int = 3) -> tuple[list[float], dic
     return rewards, info
 
 
-def test_what_is_reported_at_the_end():
+def test_what_is_reported_at_the_end() -> None:
     env = Structure(pga=2.0, pga_spread=0.0, force_penalty=0.0, force_limit=100e3)
     rewards, info = play(env, 0.5)
     assert len(rewards) == 1000
@@ -228,7 +228,7 @@ def test_what_is_reported_at_the_end():
     assert all(type(value) is float for value in info.values())
 
 
-def test_the_action_is_a_part_of_the_force_limit():
+def test_the_action_is_a_part_of_the_force_limit() -> None:
     weak, strong = Structure(force_limit=50e3), Structure(force_limit=150e3)
     for env in (weak, strong):
         env.reset(seed=1)
@@ -244,13 +244,13 @@ def test_the_action_is_a_part_of_the_force_limit():
     assert weak.action_space == strong.action_space
 
 
-def test_the_force_is_paid_for_and_nothing_else_is_hidden_in_the_reward():
+def test_the_force_is_paid_for_and_nothing_else_is_hidden_in_the_reward() -> None:
     free, costly = Structure(force_penalty=0.0), Structure(force_penalty=0.5)
     difference = np.subtract(play(free, 0.8)[0], play(costly, 0.8)[0])
     np.testing.assert_allclose(difference, 0.5 * 0.64, rtol=1e-6)
 
 
-def test_the_observation_holds_the_present_and_not_the_coming_acceleration():
+def test_the_observation_holds_the_present_and_not_the_coming_acceleration() -> None:
     env, other = Structure(), Structure()
     env.reset(seed=1)
     other.reset(seed=1)
@@ -262,7 +262,7 @@ def test_the_observation_holds_the_present_and_not_the_coming_acceleration():
     assert not np.array_equal(env.step(np.zeros(1))[0], other.step(np.zeros(1))[0])
 
 
-def test_the_passive_damper_helps():
+def test_the_passive_damper_helps() -> None:
     """Warburton's damper against one that is too light to do anything."""
     without, with_it = Structure(damper_mass_ratio=1e-6), Structure()
     drifts = [

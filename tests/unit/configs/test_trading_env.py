@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ def orders(count: int, seed: int = 0) -> np.ndarray:
     return np.cumsum(np.random.default_rng(seed).random(count) < 0.2) % 2
 
 
-def play(env: Stocks, actions: np.ndarray, seed: int = 0):
+def play(env: Stocks, actions: np.ndarray, seed: int = 0) -> Any:
     """Observations (steps + 1, features), rewards, and the last info."""
     observation, info = env.reset(seed=seed)
     observations, rewards = [observation], []
@@ -44,7 +45,7 @@ def play(env: Stocks, actions: np.ndarray, seed: int = 0):
 
 @pytest.mark.parametrize("last_action", [0, 1])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_return_is_the_profit_that_gym_anytrading_counts(seed, last_action):
+def test_the_return_is_the_profit_that_gym_anytrading_counts(seed: Any, last_action: int) -> None:
     prices, actions = walk(300, seed), orders(200, seed)
     actions[-1] = last_action
     theirs = StocksEnv(df=prices, window_size=20, frame_bound=(99, 300))
@@ -58,7 +59,7 @@ def test_the_return_is_the_profit_that_gym_anytrading_counts(seed, last_action):
     assert own["profit"] + 1 == pytest.approx(float(info["total_profit"]), rel=1e-5)
 
 
-def test_an_order_is_carried_out_at_a_close_that_was_not_seen():
+def test_an_order_is_carried_out_at_a_close_that_was_not_seen() -> None:
     prices = pd.DataFrame({"Close": [100.0] * 12 + [100.0, 50.0, 200.0, 400.0, 400.0]})
     env = Stocks(prices, 12, 16, window=5)
     env.reset()
@@ -70,7 +71,7 @@ def test_an_order_is_carried_out_at_a_close_that_was_not_seen():
 
 
 @pytest.mark.parametrize("day", [0, 1, 37, 150, 198])
-def test_no_look_ahead(day):
+def test_no_look_ahead(day: int) -> None:
     """Other prices after the day t: everything up to t is the same, and the step to t + 1 is not."""
     prices, actions = walk(300), orders(200)
     actions[day:] = 1  # held from here on, so that the reward tells
@@ -86,7 +87,7 @@ def test_no_look_ahead(day):
     assert rewards[day + 1 :] != other_rewards[day + 1 :]
 
 
-def test_an_observation_is_made_of_the_window_alone():
+def test_an_observation_is_made_of_the_window_alone() -> None:
     """Prices before it do not matter either, and there is no scale of the whole series."""
     prices = walk(300)
     changed = prices.copy()
@@ -101,13 +102,13 @@ def test_an_observation_is_made_of_the_window_alone():
     np.testing.assert_allclose(seen[0], [*returns, 0.0], atol=1e-6)
 
 
-def test_the_position_is_part_of_the_observation():
+def test_the_position_is_part_of_the_observation() -> None:
     env = Stocks(walk(60), 30, 59, window=5)
     held = [env.reset()[0][-1], *(env.step(action)[0][-1] for action in (0, 1, 1, 0, 0, 1))]
     assert held == [0, 0, 1, 1, 0, 0, 1]
 
 
-def test_episodes_begin_anywhere_in_the_range_and_nowhere_else():
+def test_episodes_begin_anywhere_in_the_range_and_nowhere_else() -> None:
     index = STOCKS_GOOGL.index
     first, last = index.searchsorted(["2010-01-01", "2010-06-30"])
     env = google("2010-01-01", "2010-06-30", days=100)
@@ -124,7 +125,7 @@ def test_episodes_begin_anywhere_in_the_range_and_nowhere_else():
     assert np.array_equal(again.reset(seed=5)[0], env.reset(seed=5)[0])
 
 
-def test_held_out_days_are_those_after_the_training():
+def test_held_out_days_are_those_after_the_training() -> None:
     training, held_out = google("2010-01-01", "2015-12-31"), google("2016-01-01", "2016-12-31")
     days = STOCKS_GOOGL.index
     closes = STOCKS_GOOGL["Close"].to_numpy()
@@ -135,7 +136,7 @@ def test_held_out_days_are_those_after_the_training():
     assert np.array_equal(first, second)
 
 
-def test_the_report_of_an_episode():
+def test_the_report_of_an_episode() -> None:
     prices = pd.DataFrame({"Close": [100.0] * 6 + [100.0, 100.0, 200.0, 150.0, 300.0, 300.0]})
     actions = np.array([1, 1, 1, 0, 0])
     _, rewards, info = play(Stocks(prices, 6, 11, window=5), actions)
@@ -150,7 +151,7 @@ def test_the_report_of_an_episode():
     assert (idle["profit"], idle["sharpe"], idle["max_drawdown"], idle["trades"]) == (0, 0, 0, 0)
 
 
-def test_a_range_that_does_not_fit_is_refused():
+def test_a_range_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="the days 5 to 20 with a window of 20"):
         Stocks(walk(30), 5, 20)
     with pytest.raises(ValueError, match="days is 50; the range allows for 2 to 9"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -35,7 +36,7 @@ class Screen:
         )
         self.reporter = ConsoleReporter(console, clock=self.clock)
 
-    def result(self, iteration: int, seconds: float = 1.0, trial: str = "t0", **more) -> None:
+    def result(self, iteration: int, seconds: float = 1.0, trial: str = "t0", **more: Any) -> None:
         self.clock.now += seconds
         row = {
             "training_iteration": iteration,
@@ -52,11 +53,11 @@ class Screen:
 
 
 @pytest.fixture
-def log():
+def log() -> Any:
     return Screen(terminal=False)
 
 
-def test_a_log_gets_one_line_now_and_then(log):
+def test_a_log_gets_one_line_now_and_then(log: Any) -> None:
     log.reporter.started("t0", stop=STOP)
     for iteration in range(1, 41):
         log.result(iteration)
@@ -71,20 +72,20 @@ def test_a_log_gets_one_line_now_and_then(log):
     assert not set(log.file.getvalue()) & {"\x1b", "\r", "\x07"}
 
 
-def test_the_last_result_is_not_printed_twice(log):
+def test_the_last_result_is_not_printed_twice(log: Any) -> None:
     log.reporter.started("t0", stop=STOP)
     log.result(1)
     log.reporter.finished("done")
     assert len(log.lines()) == 2
 
 
-def test_a_long_line_in_a_log_is_not_folded():
+def test_a_long_line_in_a_log_is_not_folded() -> None:
     narrow = Screen(terminal=False, width=40)
     narrow.reporter.event("t0", "warning", "\x1b[31ma sentence\x1b[0m\n" * 20)
     assert narrow.lines() == ["t0: " + " ".join(["a sentence"] * 20)]
 
 
-def test_at_a_terminal_one_line_a_trial_lives():
+def test_at_a_terminal_one_line_a_trial_lives() -> None:
     screen = Screen(terminal=True)
     screen.reporter.started("t0", stop=STOP)
     screen.reporter.started("t1", stop=STOP)
@@ -105,7 +106,7 @@ def test_at_a_terminal_one_line_a_trial_lives():
     assert "\x1b[?25h" in text  # the cursor is there again
 
 
-def test_an_event_is_said_once_until_the_trial_fails_again(log):
+def test_an_event_is_said_once_until_the_trial_fails_again(log: Any) -> None:
     log.reporter.started("t0", stop=STOP)
     for _ in range(3):
         log.reporter.event("t0", "info", "the disk is full")
@@ -118,7 +119,7 @@ def test_an_event_is_said_once_until_the_trial_fails_again(log):
     ]
 
 
-def test_failures_are_survived_and_the_rate_is_measured_anew(log):
+def test_failures_are_survived_and_the_rate_is_measured_anew(log: Any) -> None:
     log.reporter.started("t0", stop=STOP)
     log.result(1)
     log.result(2)
@@ -138,13 +139,13 @@ def test_failures_are_survived_and_the_rate_is_measured_anew(log):
     assert log.lines()[-1] == "t0: failed: again"
 
 
-def test_a_trial_of_an_earlier_start_whose_process_does_not_start_is_told_of(log):
+def test_a_trial_of_an_earlier_start_whose_process_does_not_start_is_told_of(log: Any) -> None:
     log.reporter.checkpointed("t0", 8)
     log.reporter.failed("t0", "it could not start", will_retry=True, survived="1 failure")
     assert log.lines() == ["t0: it could not start; continues from checkpoint 8"]
 
 
-def test_the_first_result_sets_the_point_only(log):
+def test_the_first_result_sets_the_point_only(log: Any) -> None:
     """A continued run: 50 iterations were not trained in a second."""
     log.reporter.started("t0", stop=STOP)
     log.result(10, seconds=30)  # the start of Ray and the environments' first steps
@@ -157,7 +158,7 @@ def test_the_first_result_sets_the_point_only(log):
     )
 
 
-def test_a_retry_measures_within_the_attempt(log):
+def test_a_retry_measures_within_the_attempt(log: Any) -> None:
     log.reporter.started("t0", stop=STOP)
     for iteration in range(1, 5):
         log.result(iteration)
@@ -171,7 +172,7 @@ def test_a_retry_measures_within_the_attempt(log):
     assert "  200 steps/s  15m20s left" in log.lines()[-1]
 
 
-def test_while_a_retry_starts_the_line_stands_still():
+def test_while_a_retry_starts_the_line_stands_still() -> None:
     screen = Screen(terminal=True)
     screen.reporter.started("t0", stop=STOP)
     screen.result(20)
@@ -196,7 +197,7 @@ def test_while_a_retry_starts_the_line_stands_still():
         (StopTotals(), None),
     ],
 )
-def test_the_time_left_is_that_of_the_first_end(log, stop, left):
+def test_the_time_left_is_that_of_the_first_end(log: Any, stop: Any, left: Any) -> None:
     log.reporter.started("t0", stop=stop)
     log.result(9)
     log.result(10)
@@ -205,7 +206,7 @@ def test_the_time_left_is_that_of_the_first_end(log, stop, left):
     assert left in line if left else "left" not in line
 
 
-def test_an_iteration_without_a_finished_episode_keeps_the_return(log):
+def test_an_iteration_without_a_finished_episode_keeps_the_return(log: Any) -> None:
     log.reporter.started("t0", stop=StopTotals(iterations=50))
     none = {"stop": {"window": 100, "episodes": 0}}
     log.result(1, **none)
@@ -237,13 +238,15 @@ def test_an_iteration_without_a_finished_episode_keeps_the_return(log):
         ({}, None, "-1.0"),
     ],
 )
-def test_the_return_is_shown_with_the_episodes_that_it_is_the_mean_of(log, stop, target, shown):
+def test_the_return_is_shown_with_the_episodes_that_it_is_the_mean_of(
+    log: Any, stop: Any, target: Any, shown: str
+) -> None:
     log.reporter.started("t0", stop=StopTotals(episode_return_mean=target))
     log.result(1, stop=stop)
     assert log.lines()[-1].endswith(f"  return {shown}")
 
 
-def test_nothing_goes_to_stdout(capsys):
+def test_nothing_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = ConsoleReporter()
     reporter.started("t0", stop=STOP)
     reporter.event("t0", "error", "something happened")
@@ -253,7 +256,7 @@ def test_nothing_goes_to_stdout(capsys):
     assert captured.err == "t0: something happened\ndone\n"
 
 
-def test_stdout_is_left_alone_while_the_line_lives(capsys):
+def test_stdout_is_left_alone_while_the_line_lives(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen(terminal=True)
     screen.reporter.started("t0", stop=STOP)
     sys.stdout.write("{}")

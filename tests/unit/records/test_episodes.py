@@ -51,7 +51,7 @@ def plain(directory: Path) -> list[int]:
     return sorted(pq.read_table(directory / "episodes")["episode"].to_pylist())
 
 
-def test_episodes_are_numbered_and_complete(tmp_path):
+def test_episodes_are_numbered_and_complete(tmp_path: Path) -> None:
     history = write(tmp_path, 1, 13, every=3)
     table = read_episodes(tmp_path)
     assert table.to_pylist() == expected(13)
@@ -66,7 +66,7 @@ def test_episodes_are_numbered_and_complete(tmp_path):
     assert parts(tmp_path)[0] == "part-00000001-00000003.parquet"
 
 
-def test_a_plain_reader_reads_parts_with_different_custom_columns(tmp_path):
+def test_a_plain_reader_reads_parts_with_different_custom_columns(tmp_path: Path) -> None:
     trial = tmp_path / "trial_lr=0.1"  # not to be taken for a partition
     history = EpisodeHistory(trial)
     episode = {"group": 0, "env_index": 0, "return": 1.0, "length": 5}
@@ -82,7 +82,7 @@ def test_a_plain_reader_reads_parts_with_different_custom_columns(tmp_path):
     assert table["custom/c"].to_pylist() == [None, None, None, 4.0]
 
 
-def test_nothing_is_seen_before_the_flush_and_the_future_stays_out(tmp_path):
+def test_nothing_is_seen_before_the_flush_and_the_future_stays_out(tmp_path: Path) -> None:
     history = EpisodeHistory(tmp_path)
     assert len(read_episodes(tmp_path)) == 0
     for iteration in (1, 2, 3):
@@ -96,7 +96,9 @@ def test_nothing_is_seen_before_the_flush_and_the_future_stays_out(tmp_path):
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 4, 7, 8, 11, 12])
 @pytest.mark.parametrize("every", [1, 4, 12])
-def test_episodes_after_the_checkpoint_are_cut_and_written_again(tmp_path, kept, every):
+def test_episodes_after_the_checkpoint_are_cut_and_written_again(
+    tmp_path: Path, kept: int, every: int
+) -> None:
     write(tmp_path, 1, 12, every)
     history = EpisodeHistory(tmp_path, kept)
     assert history._next == len(expected(kept))
@@ -105,14 +107,14 @@ def test_episodes_after_the_checkpoint_are_cut_and_written_again(tmp_path, kept,
     assert read_episodes(tmp_path).to_pylist() == expected(14)
 
 
-def test_many_parts_become_one(tmp_path):
+def test_many_parts_become_one(tmp_path: Path) -> None:
     write(tmp_path, 1, 200)
     assert len(parts(tmp_path)) <= 65
     assert read_episodes(tmp_path).to_pylist() == expected(200)
     assert plain(tmp_path) == list(range(len(expected(200))))
 
 
-def test_a_reader_never_sees_a_gap_or_a_repeat(tmp_path):
+def test_a_reader_never_sees_a_gap_or_a_repeat(tmp_path: Path) -> None:
     """Read again and again while another thread writes, merges and cuts."""
     EpisodeHistory(tmp_path)
     over, began, problems = threading.Event(), threading.Event(), []
@@ -145,7 +147,7 @@ def superseded(tmp_path: Path, names: list[str]) -> None:
         os.link(source / "episodes" / name, tmp_path / "trial" / "episodes" / name)
 
 
-def test_a_crash_before_the_merged_parts_are_deleted(tmp_path):
+def test_a_crash_before_the_merged_parts_are_deleted(tmp_path: Path) -> None:
     trial = tmp_path / "trial"
     write(trial, 1, 8, every=8)
     superseded(tmp_path, ["part-00000001-00000002.parquet", "part-00000005-00000006.parquet"])
@@ -154,7 +156,7 @@ def test_a_crash_before_the_merged_parts_are_deleted(tmp_path):
     assert parts(trial) == ["part-00000001-00000008.parquet"]
 
 
-def test_a_crash_before_the_cut_part_is_deleted(tmp_path):
+def test_a_crash_before_the_cut_part_is_deleted(tmp_path: Path) -> None:
     trial = tmp_path / "trial"
     write(trial, 1, 8, every=8)
     superseded(tmp_path, ["part-00000001-00000002.parquet"])  # the copy, shortened to 2
@@ -167,7 +169,7 @@ def test_a_crash_before_the_cut_part_is_deleted(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "middle"])
-def test_a_damaged_part_is_set_aside_and_said(tmp_path, damage):
+def test_a_damaged_part_is_set_aside_and_said(tmp_path: Path, damage: str) -> None:
     write(tmp_path, 1, 6, every=3)
     path = tmp_path / "episodes" / "part-00000004-00000006.parquet"
     data = path.read_bytes()
@@ -191,13 +193,13 @@ def test_a_damaged_part_is_set_aside_and_said(tmp_path, damage):
     assert numbers == [*range(len(expected(3))), *range(known, len(expected(7)))]
 
 
-def test_an_iteration_cannot_be_appended_twice(tmp_path):
+def test_an_iteration_cannot_be_appended_twice(tmp_path: Path) -> None:
     history = write(tmp_path, 1, 3)
     with pytest.raises(ValueError, match="iteration 3"):
         append_episodes(history, 3)
 
 
-def test_a_full_disk_keeps_the_episodes(small_disk):
+def test_a_full_disk_keeps_the_episodes(small_disk: Path) -> None:
     history = write(small_disk, 1, 3)
     ballast = fill(small_disk)
     append_episodes(history, 5)
@@ -210,7 +212,7 @@ def test_a_full_disk_keeps_the_episodes(small_disk):
     assert read_episodes(small_disk)["iteration"].to_pylist()[-5:] == [5, 5, 5, 6, 6]
 
 
-def test_killed_many_times_every_episode_is_there_once(tmp_path):
+def test_killed_many_times_every_episode_is_there_once(tmp_path: Path) -> None:
     """A real process is killed at any moment, merging and cutting included."""
     last = killed_often("episodes", tmp_path / "trial", kills=12)
     assert read_episodes(tmp_path / "trial").to_pylist() == expected(last)

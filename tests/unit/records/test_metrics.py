@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from raytrain.rollout.fast_sampling.episode_rows import finished_row, numbers_in
 NOW = Progress(5, 500, 50, 1.0)
 
 
-def own(info):
+def own(info: Any) -> Any:
     row = finished_row(0, 0, 1.5, 10, numbers_in(info))
     return {key.removeprefix("custom/"): value for key, value in row.items() if "custom/" in key}
 
@@ -37,11 +38,11 @@ def own(info):
     ],
     ids=str,
 )
-def test_what_is_recorded_of_an_info(info, expected):
+def test_what_is_recorded_of_an_info(info: Any, expected: Any) -> None:
     assert own(info) == expected
 
 
-def test_nan_is_recorded_and_not_averaged():
+def test_nan_is_recorded_and_not_averaged() -> None:
     rows = [
         finished_row(0, 0, 1.0, 1, numbers_in({"sharpe": value})) for value in (1.0, math.nan, 3.0)
     ]
@@ -50,7 +51,7 @@ def test_nan_is_recorded_and_not_averaged():
     assert summarised(rows[1:2]) == {}
 
 
-def test_episodes_without_a_metric_do_not_count_in_its_mean():
+def test_episodes_without_a_metric_do_not_count_in_its_mean() -> None:
     rows = [
         finished_row(0, 0, 1.0, 1, numbers_in(info))
         for info in ({"a": 1.0}, {"b": 2.0}, {"a": 5.0})
@@ -58,7 +59,7 @@ def test_episodes_without_a_metric_do_not_count_in_its_mean():
     assert {name: each["mean"] for name, each in summarised(rows).items()} == {"a": 3.0, "b": 2.0}
 
 
-def recent(*values, size=100):
+def recent(*values: Any, size: Any = 100) -> Any:
     episodes = RecentEpisodes(size)
     episodes.extend(
         finished_row(0, 0, value, 7, numbers_in({"profit": -value})) for value in values
@@ -98,11 +99,11 @@ RESULT = {
         ("nothing", None),
     ],
 )
-def test_a_metric_by_its_name(name, expected):
+def test_a_metric_by_its_name(name: str, expected: Any) -> None:
     assert metric(RESULT, name) == expected
 
 
-def test_a_window_averages_what_is_of_episodes_and_nothing_else():
+def test_a_window_averages_what_is_of_episodes_and_nothing_else() -> None:
     episodes = recent(1.0, 2.0, 6.0)
     assert averaged(RESULT, "episode_return_mean", episodes, 2) == Averaged(4.0, 2)
     assert averaged(RESULT, "env_runners/episode_return_mean", episodes, 2) == Averaged(4.0, 2)
@@ -127,13 +128,13 @@ def test_a_window_averages_what_is_of_episodes_and_nothing_else():
         ({"at_most": 2.0}, 2.0, True),
     ],
 )
-def test_a_bound_is_reached_from_its_side(bound, value, reached):
+def test_a_bound_is_reached_from_its_side(bound: Any, value: float, reached: bool) -> None:
     result = {"custom": {"drift": {"mean": value}}}
     rule = StopRule(metrics={"drift": bound})
     assert bool(rule.reached(NOW, result)) is reached
 
 
-def test_a_windowed_stop_needs_a_full_window_and_is_read_from_the_result_later():
+def test_a_windowed_stop_needs_a_full_window_and_is_read_from_the_result_later() -> None:
     rule = StopRule(metrics={"episode_return_mean": 3.0}, window=3)
     few, enough = recent(9.0, 9.0), recent(9.0, 1.0, 9.0, 2.0)
     assert rule.reached(NOW, RESULT, few) is None
@@ -148,7 +149,7 @@ def test_a_windowed_stop_needs_a_full_window_and_is_read_from_the_result_later()
     assert rule.reached(NOW, result) is None
 
 
-def test_what_is_no_mean_of_training_episodes_needs_no_full_window():
+def test_what_is_no_mean_of_training_episodes_needs_no_full_window() -> None:
     for name, value in (("evaluation/profit", 12), ("learners/default_policy/entropy", 0.4)):
         rule = StopRule(metrics={name: value}, window=100)
         result = dict(RESULT)
@@ -157,7 +158,7 @@ def test_what_is_no_mean_of_training_episodes_needs_no_full_window():
         assert rule.reached(NOW, result) == f"{name} {value}"
 
 
-def test_a_run_that_ended_by_an_iterations_episodes_stays_ended():
+def test_a_run_that_ended_by_an_iterations_episodes_stays_ended() -> None:
     """Former versions averaged over the iteration where `window` was not given, and said nothing."""
     rule = StopRule(metrics={"episode_return_mean": 9.0}, window=100)
     assert rule.reached(NOW, RESULT) == "episode_return_mean 9"
@@ -166,7 +167,7 @@ def test_a_run_that_ended_by_an_iterations_episodes_stays_ended():
     assert rule.reached(NOW, said) == "episode_return_mean 9.5 over 100 episodes"
 
 
-def test_recent_episodes_come_back_from_their_state():
+def test_recent_episodes_come_back_from_their_state() -> None:
     before = recent(1.0, math.nan, 3.0, size=3)
     after = RecentEpisodes(3)
     after.load(before.to_state())

@@ -29,12 +29,12 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in names}
 
 
-def test_a_fresh_run_is_complete_in_all_formats(tmp_path):
+def test_a_fresh_run_is_complete_in_all_formats(tmp_path: Path) -> None:
     assert write(tmp_path, 1, 8) == []
     assert_complete(tmp_path, 8)
 
 
-def test_values_are_written_as_tune_writes_them(tmp_path):
+def test_values_are_written_as_tune_writes_them(tmp_path: Path) -> None:
     write(tmp_path, 1, 6)
     with open(tmp_path / "progress.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -59,7 +59,7 @@ def test_values_are_written_as_tune_writes_them(tmp_path):
     assert "ray/tune/env_runners/episode_return_mean" not in {v.tag for v in first.summary.value}
 
 
-def test_numbers_beyond_single_precision_do_not_stop_the_records(tmp_path):
+def test_numbers_beyond_single_precision_do_not_stop_the_records(tmp_path: Path) -> None:
     records = TrialRecords(tmp_path)
     records.append(
         {"training_iteration": 1, "big": 1e300, "small": -(10**400), "inf": float("inf")}
@@ -75,7 +75,7 @@ def test_numbers_beyond_single_precision_do_not_stop_the_records(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 4, 5, 9, 10])
-def test_rows_after_the_checkpoint_are_cut_and_written_again(tmp_path, kept):
+def test_rows_after_the_checkpoint_are_cut_and_written_again(tmp_path: Path, kept: int) -> None:
     write(tmp_path / "whole", 1, 12)
     write(tmp_path / "resumed", 1, 10)
     assert write(tmp_path / "resumed", kept + 1, 12) == []
@@ -83,7 +83,7 @@ def test_rows_after_the_checkpoint_are_cut_and_written_again(tmp_path, kept):
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 
-def test_only_event_files_with_something_to_drop_are_rewritten(tmp_path):
+def test_only_event_files_with_something_to_drop_are_rewritten(tmp_path: Path) -> None:
     write(tmp_path, 1, 4)
     write(tmp_path, 4, 6, resume_from=3)  # another file begins, for the first one was cut
     write(tmp_path, 7, 9)  # continues the last file
@@ -96,7 +96,7 @@ def test_only_event_files_with_something_to_drop_are_rewritten(tmp_path):
 
 @pytest.mark.parametrize("name", ["result.json", "progress.csv", "events"])
 @pytest.mark.parametrize("tail", ["half", "garbage", "zeros"])
-def test_a_torn_end_is_cut(tmp_path, name, tail):
+def test_a_torn_end_is_cut(tmp_path: Path, name: str, tail: str) -> None:
     write(tmp_path, 1, 7)
     path = event_files(tmp_path)[0] if name == "events" else tmp_path / name
     whole = path.read_bytes()
@@ -109,7 +109,7 @@ def test_a_torn_end_is_cut(tmp_path, name, tail):
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "header", "behind", "last row"])
-def test_a_damaged_csv_is_rebuilt_from_the_json(tmp_path, damage):
+def test_a_damaged_csv_is_rebuilt_from_the_json(tmp_path: Path, damage: str) -> None:
     write(tmp_path, 1, 7)
     path = tmp_path / "progress.csv"
     whole = path.read_bytes()
@@ -130,7 +130,7 @@ def test_a_damaged_csv_is_rebuilt_from_the_json(tmp_path, damage):
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn", "flipped", "twice"])
-def test_damaged_event_files_are_rebuilt_from_the_json(tmp_path, damage):
+def test_damaged_event_files_are_rebuilt_from_the_json(tmp_path: Path, damage: str) -> None:
     write(tmp_path, 1, 7)
     path = event_files(tmp_path)[0]
     data = bytearray(path.read_bytes())
@@ -147,7 +147,7 @@ def test_damaged_event_files_are_rebuilt_from_the_json(tmp_path, damage):
     assert_complete(tmp_path, 9)
 
 
-def test_a_deleted_result_json_is_said_once_and_loses_nothing_else(tmp_path):
+def test_a_deleted_result_json_is_said_once_and_loses_nothing_else(tmp_path: Path) -> None:
     write(tmp_path, 1, 6)
     (tmp_path / "result.json").unlink()
     warnings = write(tmp_path, 6, 8, resume_from=5)
@@ -159,7 +159,7 @@ def test_a_deleted_result_json_is_said_once_and_loses_nothing_else(tmp_path):
     assert [json.loads(line)["training_iteration"] for line in lines] == [6, 7, 8, 9]
 
 
-def test_a_fork_does_not_miss_its_parents_rows(tmp_path):
+def test_a_fork_does_not_miss_its_parents_rows(tmp_path: Path) -> None:
     records = TrialRecords(tmp_path, 12, starts_after=12)
     records.append(row(13))
     records.close()
@@ -167,7 +167,7 @@ def test_a_fork_does_not_miss_its_parents_rows(tmp_path):
     assert [event.step for event in raw_events(tmp_path)] == [13]
 
 
-def test_an_iteration_cannot_be_recorded_twice(tmp_path):
+def test_an_iteration_cannot_be_recorded_twice(tmp_path: Path) -> None:
     records = TrialRecords(tmp_path)
     records.append(row(1))
     with pytest.raises(ValueError, match="iteration 1 was reported after iteration 1"):
@@ -185,7 +185,7 @@ def mirrored(directory: Path, place: Location, attempt: int) -> RecordsMirror:
     return RecordsMirror(directory, place, attempt, fence=lambda: None)
 
 
-def test_a_mirrored_trial_continues_elsewhere(tmp_path):
+def test_a_mirrored_trial_continues_elsewhere(tmp_path: Path) -> None:
     storage = pafs.SubTreeFileSystem(str(tmp_path / "storage"), pafs.LocalFileSystem())
     (tmp_path / "storage").mkdir()
     one, other = tmp_path / "one", tmp_path / "other"
@@ -210,7 +210,7 @@ def test_a_mirrored_trial_continues_elsewhere(tmp_path):
     assert (place / "attempts").subdirectories() == ["000002.records"]
 
 
-def test_a_mirror_that_was_replaced_leaves_the_records_of_its_successor(tmp_path):
+def test_a_mirror_that_was_replaced_leaves_the_records_of_its_successor(tmp_path: Path) -> None:
     """It wakes up after its fence, while its successor is in its first upload."""
     (tmp_path / "storage").mkdir()
     place = Location(
@@ -227,7 +227,7 @@ def test_a_mirror_that_was_replaced_leaves_the_records_of_its_successor(tmp_path
     assert (later / "result.json").exists()
 
 
-def test_the_event_log_survives_torn_lines_and_other_writers(tmp_path):
+def test_the_event_log_survives_torn_lines_and_other_writers(tmp_path: Path) -> None:
     path = tmp_path / "trial" / "events.jsonl"
     assert read_events(path) == []
     trial, driver = EventLog(path, clock=lambda: 1.5), EventLog(path, clock=lambda: 2.5)
@@ -243,7 +243,7 @@ def test_the_event_log_survives_torn_lines_and_other_writers(tmp_path):
     assert events[1].message == "the node died" and events[1].attempt == 2
 
 
-def test_rows_are_compared_without_time_and_place():
+def test_rows_are_compared_without_time_and_place() -> None:
     nan = float("nan")
     one = {
         "training_iteration": 3,

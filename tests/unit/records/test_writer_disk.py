@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.killed_writers import killed_often
@@ -17,14 +19,14 @@ from raytrain.records.append_file import replace_file
 from raytrain.trial.fencing import Superseded
 
 
-def test_killed_many_times_every_iteration_is_there_once(tmp_path):
+def test_killed_many_times_every_iteration_is_there_once(tmp_path: Path) -> None:
     """A real process is killed at any moment, opening included, and then gets to the end."""
     last = killed_often("records", tmp_path / "trial", kills=40)
     assert_complete(tmp_path / "trial", last)
 
 
 @pytest.mark.parametrize("leave", [0, 4096, 8192, 12288])
-def test_a_full_disk_keeps_the_rows_until_there_is_space(small_disk, leave):
+def test_a_full_disk_keeps_the_rows_until_there_is_space(small_disk: Path, leave: int) -> None:
     directory = small_disk / "trial"
     records = TrialRecords(directory)
     for iteration in (1, 2, 3):
@@ -47,7 +49,7 @@ def test_a_full_disk_keeps_the_rows_until_there_is_space(small_disk, leave):
     assert_complete(directory, 41)
 
 
-def test_a_disk_that_is_full_at_the_start_is_used_once_it_has_space(small_disk):
+def test_a_disk_that_is_full_at_the_start_is_used_once_it_has_space(small_disk: Path) -> None:
     directory = small_disk / "trial"
     write(directory, 1, 6)
     (directory / "progress.csv").unlink()
@@ -62,7 +64,7 @@ def test_a_disk_that_is_full_at_the_start_is_used_once_it_has_space(small_disk):
     assert_complete(directory, 7)
 
 
-def test_a_read_only_disk_keeps_the_rows(small_disk):
+def test_a_read_only_disk_keeps_the_rows(small_disk: Path) -> None:
     directory = small_disk / "trial"
     write(directory, 1, 3)
     # A file system with a file open for writing cannot be made read-only, so it is so at the start.
@@ -78,7 +80,7 @@ def test_a_read_only_disk_keeps_the_rows(small_disk):
     assert_complete(directory, 4)
 
 
-def test_the_event_log_on_a_full_disk_keeps_its_events(small_disk):
+def test_the_event_log_on_a_full_disk_keeps_its_events(small_disk: Path) -> None:
     log = EventLog(small_disk / "events.jsonl")
     log.write("a", "x" * 3000, attempt=1, iteration=1)
     ballast = fill(small_disk, 0)
@@ -89,7 +91,7 @@ def test_the_event_log_on_a_full_disk_keeps_its_events(small_disk):
 
 
 @pytest.fixture
-def failing_fsync(monkeypatch):
+def failing_fsync(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Arm it with how a file's name begins: that file's next fsync fails, once, and loses data.
 
     What a kernel does whose disk failed: the bytes since the last good fsync are gone, and it knows
@@ -116,7 +118,9 @@ def failing_fsync(monkeypatch):
 
 @pytest.mark.parametrize("name", ["result.json", "progress.csv", "events.out"])
 @pytest.mark.parametrize("durable", [0, 2, 6])
-def test_a_failed_fsync_has_the_rows_written_again(tmp_path, failing_fsync, name, durable):
+def test_a_failed_fsync_has_the_rows_written_again(
+    tmp_path: Path, failing_fsync: Any, name: str, durable: int
+) -> None:
     records = TrialRecords(tmp_path)
     for iteration in range(1, durable + 1):
         records.append(row(iteration))
@@ -133,7 +137,7 @@ def test_a_failed_fsync_has_the_rows_written_again(tmp_path, failing_fsync, name
     assert_complete(tmp_path, durable + 8)
 
 
-def test_a_failed_fsync_that_a_new_column_meets(tmp_path, failing_fsync):
+def test_a_failed_fsync_that_a_new_column_meets(tmp_path: Path, failing_fsync: Any) -> None:
     """The CSV is copied for the new column, with what its old file has lost."""
     records = TrialRecords(tmp_path)
     for iteration in (1, 2, 3, 4):
@@ -145,7 +149,9 @@ def test_a_failed_fsync_that_a_new_column_meets(tmp_path, failing_fsync):
     assert_complete(tmp_path, 6)
 
 
-def test_a_failure_that_append_is_told_fails_the_flush_under_way(tmp_path, monkeypatch):
+def test_a_failure_that_append_is_told_fails_the_flush_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel reports it once, here to the `append` that comes while `flush` syncs."""
     records = TrialRecords(tmp_path)
     for iteration in (1, 2, 3, 4):
@@ -172,7 +178,9 @@ def test_a_failure_that_append_is_told_fails_the_flush_under_way(tmp_path, monke
     assert_complete(tmp_path, 5)
 
 
-def test_rows_without_a_checkpoint_do_not_stay_in_memory_for_ever(tmp_path, monkeypatch):
+def test_rows_without_a_checkpoint_do_not_stay_in_memory_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("raytrain.records.writer._MOST_NOT_DURABLE", 5)
     synced, fsync = [], os.fsync
 
@@ -188,17 +196,17 @@ def test_rows_without_a_checkpoint_do_not_stay_in_memory_for_ever(tmp_path, monk
     assert sorted(set(synced)) == [1, 5, 10]
 
 
-def test_two_that_replace_one_file_at_once_do_not_write_into_each_other(tmp_path):
+def test_two_that_replace_one_file_at_once_do_not_write_into_each_other(tmp_path: Path) -> None:
     """One was stopped in the middle, and goes on when another has taken over."""
     path = tmp_path / "progress.csv"
     (tmp_path / ".progress.csv.tmp").write_text("of a former version that was killed")
     replaced = []
 
-    def fence():
+    def fence() -> None:
         if replaced:
             raise Superseded("taken over")
 
-    def chunks():
+    def chunks() -> Iterator[Any]:
         yield b"a,b\n"
         replace_file(path, [b"a,b\n1,2\n"], path.name)
         replaced.append(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,13 @@ def at(iteration: int, timesteps: int = 0, episodes: int = 0, time_s: float = 0.
     return Progress(iteration, timesteps, episodes, time_s)
 
 
-def test_every_so_many_iterations():
+def test_every_so_many_iterations() -> None:
     every = Checkpoint(checkpoint_frequency=3)
     due = [k for k in range(1, 10) if is_due(every, at(k), at(k - 1), 0.0)]
     assert due == [3, 6, 9]
 
 
-def test_a_multiple_that_was_passed_is_due_once():
+def test_a_multiple_that_was_passed_is_due_once() -> None:
     every = Checkpoint(checkpoint_frequency=0, every_timesteps=1000)
     steps = [0, 600, 1200, 1800, 2400, 3600]
     pairs = zip(enumerate(steps[1:], 1), steps, strict=False)
@@ -30,7 +31,7 @@ def test_a_multiple_that_was_passed_is_due_once():
     assert due == [2, 4, 5]
 
 
-def test_episodes_and_seconds():
+def test_episodes_and_seconds() -> None:
     episodes = Checkpoint(checkpoint_frequency=0, every_episodes=10)
     assert is_due(episodes, at(1, 0, 10), at(0, 0, 9), 0.0)
     assert not is_due(episodes, at(1, 0, 19), at(0, 0, 10), 0.0)
@@ -39,7 +40,7 @@ def test_episodes_and_seconds():
     assert not is_due(seconds, at(1, 0, 0, 11.9), at(0), 7.0)
 
 
-def test_nothing_set_is_never_due():
+def test_nothing_set_is_never_due() -> None:
     nothing = Checkpoint(checkpoint_frequency=0)
     assert not is_due(nothing, at(100, 10**6, 10**4, 1e5), at(99), 0.0)
 
@@ -66,11 +67,11 @@ def test_nothing_set_is_never_due():
         ),
     ],
 )
-def test_the_end(rule, now, result, reached):
+def test_the_end(rule: Any, now: Any, result: Any, reached: Any) -> None:
     assert rule.reached(now, result) == reached
 
 
-def test_metrics_by_path_and_by_short_name():
+def test_metrics_by_path_and_by_short_name() -> None:
     result = {"env_runners": {"episode_return_mean": 3}, "learners": {"p": {"loss": 0.5}}, "a": "x"}
     assert metric(result, "episode_return_mean") == 3.0
     assert metric(result, "learners/p/loss") == 0.5

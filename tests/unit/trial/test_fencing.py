@@ -85,7 +85,7 @@ def written(where: Path) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("generic", [False, True], ids=["disk", "lease"])
 def test_a_superseded_writer_writes_nothing_more(
-    tmp_path: Path, generic: bool, monkeypatch
+    tmp_path: Path, generic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
     where = place(tmp_path, generic)
@@ -110,7 +110,7 @@ def test_a_superseded_writer_writes_nothing_more(
 
 
 def test_a_failure_is_told_although_storage_does_not_say_who_writes(
-    tmp_path: Path, monkeypatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = begun(place(tmp_path, True))
 
@@ -136,7 +136,9 @@ def test_a_later_attempt_shuts_out_who_still_holds_the_lock(tmp_path: Path) -> N
     assert not (tmp_path / "checkpoint_000004").exists()
 
 
-def test_what_it_was_about_to_append_goes_nowhere(tmp_path: Path, monkeypatch) -> None:
+def test_what_it_was_about_to_append_goes_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It had asked the fence just before it was superseded."""
     where = place(tmp_path, False)
     old = begun(where)
@@ -151,7 +153,9 @@ def test_what_it_was_about_to_append_goes_nowhere(tmp_path: Path, monkeypatch) -
 
 
 @pytest.mark.parametrize("generic", [False, True], ids=["disk", "lease"])
-def test_what_it_still_commits_is_off_the_line(tmp_path: Path, generic: bool, monkeypatch) -> None:
+def test_what_it_still_commits_is_off_the_line(
+    tmp_path: Path, generic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
     where = place(tmp_path, generic)
     begun(where)
@@ -187,7 +191,7 @@ def test_what_it_still_commits_is_off_the_line(tmp_path: Path, generic: bool, mo
 @pytest.mark.parametrize("late", ["checkpoint_000003", "best", "best, later"])
 @pytest.mark.parametrize("generic", [False, True], ids=["disk", "lease"])
 def test_what_is_off_the_line_is_never_best(
-    tmp_path: Path, generic: bool, late: str, monkeypatch
+    tmp_path: Path, generic: bool, late: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However good it was. On this line iteration 4 is the first with a score, and 6 is better."""
     monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)

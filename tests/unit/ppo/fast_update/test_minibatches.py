@@ -76,7 +76,9 @@ def one_step_episodes(module: Any, count: int) -> list[Any]:
 
 @pytest.mark.parametrize("actions", [DISCRETE, BOX], ids=["discrete", "box"])
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_every_way_goes_on_and_tells_the_losses_of_the_last_step(actions: Any, clip: float | None):
+def test_every_way_goes_on_and_tells_the_losses_of_the_last_step(
+    actions: Any, clip: float | None
+) -> None:
     told, moved = {}, {}
     for way, arguments in WAYS.items():
         learner = build(
@@ -98,7 +100,7 @@ def test_every_way_goes_on_and_tells_the_losses_of_the_last_step(actions: Any, c
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_recurrent_module_goes_on_too(shared: bool):
+def test_a_recurrent_module_goes_on_too(shared: bool) -> None:
     """Sequences of 4: a chunk of 4 steps leaves its bootstrap row in a sequence of its own."""
     from support.samplers import config, runner
 
@@ -124,7 +126,7 @@ def test_a_recurrent_module_goes_on_too(shared: bool):
     assert learner.weights_check()[1] == []
 
 
-def test_its_loss_for_autograd_is_zero_with_a_gradient_of_zeros():
+def test_its_loss_for_autograd_is_zero_with_a_gradient_of_zeros() -> None:
     """Where several learners reduce their gradients, one NaN would take the others' with it."""
     learner = build(ExactPPOTorchLearner, DISCRETE, **OWN)
     module = learner.module[MODULE_ID].unwrapped()
@@ -151,7 +153,7 @@ def test_its_loss_for_autograd_is_zero_with_a_gradient_of_zeros():
         assert all(bool((gradient == 0).all()) for gradient in gradients)
 
 
-def test_which_minibatch_is_the_last_with_a_step():
+def test_which_minibatch_is_the_last_with_a_step() -> None:
     rows = np.arange(6).reshape(3, 2)
     mask = np.array([True, False, True, False, False, False])
     assert last_with_a_step(rows, mask) == 1
