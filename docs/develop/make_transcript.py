@@ -28,7 +28,9 @@ from rich.text import Text
 CONFIG = Path(__file__).parents[2] / "configs" / "cartpole.yaml"
 WIDTH = 100
 TRAIN = "raytrain train cartpole.yaml"
-DIGEST = "raytrain inspect {}/cartpole:final | grep weights"
+DIGESTS = (
+    "for run in results undisturbed; do raytrain inspect $run/cartpole:final | grep weights; done"
+)
 KILLED_AFTER = 13
 """Iterations until the first run is killed. Every second one is saved, so one is lost."""
 
@@ -111,8 +113,8 @@ def main() -> None:
         terminal.run(TRAIN, killed_after=KILLED_AFTER, comment="    # SIGKILL to all its processes")
         terminal.run(TRAIN, comment="    # the same command")
         terminal.run(f"{TRAIN} --storage-path undisturbed 2>&1 | grep finished")
-        digests = {terminal.run(DIGEST.format(name)) for name in ("results", "undisturbed")}
-    if len(digests) != 1:
+        digests = terminal.run(DIGESTS).splitlines()
+    if len(digests) != 2 or digests[0] != digests[1]:
         sys.exit(f"the weights differ: {digests}")
     svg = terminal.screen.export_svg(title="raytrain", theme=MONOKAI, unique_id="transcript")
     picture.write_text(_FONTS.sub("", svg))

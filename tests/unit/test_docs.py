@@ -23,7 +23,7 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-_LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
+_LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")  # and pictures
 _HEADING = re.compile(r"^#+ (.+)$", re.M)
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 # Programs whose options are not ours.
@@ -55,29 +55,29 @@ class Block:
 
 
 def blocks(*languages: str) -> list[Block]:
-    found = []
+    matching = []
     for document in DOCUMENTS:
         text = document.read_text()
         for match in _FENCE.finditer(text):
             if match[1] in languages:
                 line = text.count("\n", 0, match.start()) + 2
-                found.append(Block(document, line, match[1], match[2]))
-    return found
+                matching.append(Block(document, line, match[1], match[2]))
+    return matching
 
 
 def commands() -> dict[str, Any]:
-    """The commands of `raytrain`, by name, with the parameters that click knows of them."""
+    """The commands of `raytrain`, as click sees them, by name."""
     group: Any = typer.main.get_command(app)
     return dict(group.commands)
 
 
 def options_of(command: Any) -> set[str]:
-    named = {name for each in command.params for name in each.opts if name.startswith("--")}
-    return {"--help"} | named
+    names = {name for param in command.params for name in param.opts if name.startswith("--")}
+    return {"--help"} | names
 
 
 def named_commands(text: str) -> list[list[str]]:
-    """Every line of a shell block and every inline code span, split into words; a prompt left out."""
+    """Every line of a shell block and every inline code span, split into words, without prompts."""
     lines = [
         line
         for match in _FENCE.finditer(text)
@@ -110,10 +110,10 @@ def test_relative_links_lead_somewhere(document: Any) -> None:
             continue
         path, _, anchor = target.partition("#")
         place = (document.parent / path).resolve() if path else document
-        assert place.exists(), f"{document.name}: the link {target} leads nowhere"
+        assert place.exists(), f"{document.name}: the link {target} is broken"
         if anchor:
             headings = _HEADING.findall(_FENCE.sub("", place.read_text()))
-            slugs = {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+            slugs = {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
             assert anchor in slugs, f"{document.name}: {place.name} has no heading #{anchor}"
 
 
@@ -148,9 +148,9 @@ def test_commands_and_options_exist(document: Any) -> None:
 def test_every_command_is_documented() -> None:
     text = "".join(path.read_text() for path in DOCUMENTS)
     for name, command in commands().items():
-        assert f"raytrain {name}" in text, f"`raytrain {name}` is nowhere explained"
+        assert f"raytrain {name}" in text, f"`raytrain {name}` is not documented"
         for option in options_of(command) - {"--help"}:
-            assert option in text, f"{option} of `raytrain {name}` is nowhere explained"
+            assert option in text, f"{option} of `raytrain {name}` is not documented"
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
@@ -165,8 +165,7 @@ def test_yaml_blocks_are_valid_configs(block: Any, tmp_path: Path) -> None:
             text += f"{line}\n"
     path = tmp_path / "documented.yaml"
     path.write_text(text)
-    # A module that a document names is not here.
-    load_config(path, check_env=False)
+    load_config(path, check_env=False)  # The modules that documents name do not exist.
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -191,14 +190,14 @@ def test_python_blocks_compile(block: Any) -> None:
 
 def test_manifest_keys_are_those_documented() -> None:
     assert _first_column("concepts/storage.md", "manifest.json") == [
-        *(each.name for each in fields(Manifest)),
+        *(field.name for field in fields(Manifest)),
         SIGNATURE,
     ]
 
 
 def test_experiment_keys_are_those_documented() -> None:
-    named = {each.name for each in fields(ExperimentFile)} - {"was_signed"}
-    expected = {"format", SIGNATURE, *named}
+    names = {field.name for field in fields(ExperimentFile)} - {"was_signed"}
+    expected = {"format", SIGNATURE, *names}
     assert set(_first_column("concepts/storage.md", "experiment.json")) == expected
 
 
