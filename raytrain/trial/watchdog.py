@@ -8,8 +8,9 @@ learner is looked for earlier: a second into a phase, each remote process is ask
 life. A busy process answers after its work; the call to a dead one fails at once.
 
 **Nodes that are about to end.** Ray reports which nodes are draining, and when they end. If a
-process of the trial is on one, the trial leaves after its present iteration. If that may take longer
-than the node has, the state after the last iteration is committed from here, and the process ends.
+process of the trial is on one, the trial leaves after its present iteration. If that may take
+longer than the node has, the state after the last iteration is committed from here, and the process
+ends, so no finished iteration is lost.
 
     overdue / peer died ─> verdict ─> remote processes are killed
                                         ├─> the trial's own call fails, and it raises the verdict
@@ -47,7 +48,7 @@ from raytrain.errors import RaytrainError
 from raytrain.storage import Location
 
 LAST_WORDS = "last_words.json"
-"""Why a trial ended its own process: {"attempt", "loss", "message"}. The driver deletes the file."""
+"""Why a trial ended its process: {"attempt", "loss", "message"}. The driver deletes the file."""
 
 _LOOK_EVERY_S = 0.5
 _ASK_AFTER_S = 1.0
