@@ -46,6 +46,7 @@ def outcome_of(
     watch: RunCallback,
     interrupts: Interrupts,
     done: Mapping[str, Entry],
+    *,
     command: str,
 ) -> Outcome:
     """The outcome of a run with these finished trials: finished, stopped by a signal, or failed."""
