@@ -51,9 +51,9 @@ class PendingTrials:
         bundles = _ray.cluster.trial_resources(idle[0])
         names = {name for bundle in bundles for name in bundle}
         total = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in names}
-        there = "; ".join(f"{address}: {_text(has)}" for address, has in nodes) or "none"
+        present = "; ".join(f"{address}: {_text(has)}" for address, has in nodes) or "none"
         return [
-            f"No node has the resources that {idle[0]} needs: {_text(total)} (nodes: {there}). "
+            f"No node has the resources that {idle[0]} needs: {_text(total)} (nodes: {present}). "
             "Nothing is lost: the run waits for a node to join, and then continues."
         ]
 
