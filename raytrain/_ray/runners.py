@@ -189,6 +189,6 @@ def runner_actors(group: EnvRunnerGroup) -> dict[int, Any]:
 
 
 def set_auto_sync(config: AlgorithmConfig, value: bool) -> None:
-    """Whether RLlib syncs states at the end of `Algorithm.step()`. It does not wait for runners, and
+    """Whether RLlib syncs states at the end of `Algorithm.step()`. It waits for no runner, and
     drops a push to a runner that still has one in flight."""
     config._dont_auto_sync_env_runner_states = not value

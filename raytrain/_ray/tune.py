@@ -145,8 +145,8 @@ def set_run_config(
 
 
 def unpickled(data: bytes) -> Any | None:
-    """A pickle of Tune's (`tuner.pkl`, the search's state), or None if it is damaged. Tune reads them
-    without a check; a truncated one raises any of a dozen errors."""
+    """A pickle of Tune's (`tuner.pkl`, the search's state), or None if it is damaged. Tune reads
+    them without a check; a truncated one raises any of a dozen errors."""
     from ray import cloudpickle
 
     try:

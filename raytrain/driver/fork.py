@@ -26,6 +26,7 @@ from raytrain.checkpoint import (
 from raytrain.checkpoint.lineage import ancestors, experiment_around, generation, trial_of
 from raytrain.config import ExperimentConfig, make_env, stage_config
 from raytrain.config.model import SHAPE_OF_WEIGHTS
+from raytrain.driver.spaces import spaces_of
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.policy.spaces import decode_space
 from raytrain.ppo.curriculum import is_over
@@ -144,19 +145,14 @@ def _require_same_spaces(entry: Entry, config: ExperimentConfig) -> None:
     policy = _policy_json(entry)
     if policy is None:
         return  # The policy has no plain form; the trial compares the weights' names and shapes.
-    env = make_env(stage_config(config, 0))
-    try:
-        for name in ("observation_space", "action_space"):
-            before, now = decode_space(policy[name]), getattr(env, name)
-            if before != now:
-                raise CannotFork(
-                    f"the {name.replace('_', ' ')} has changed: {entry.location} was trained with "
-                    f"{before}, and environment.env {config.environment.env!r} has {now}. A fork "
-                    "needs the same spaces: wrap the environment, or train from the beginning "
-                    "(without --from)."
-                )
-    finally:
-        env.close()
+    for name, now in spaces_of(make_env(stage_config(config, 0))).items():
+        before = decode_space(policy[name.replace(" ", "_")])
+        if before != now:
+            raise CannotFork(
+                f"the {name} has changed: {entry.location} was trained with {before}, and "
+                f"environment.env {config.environment.env!r} has {now}. A fork needs the same "
+                "spaces: wrap the environment, or train from the beginning (without --from)."
+            )
 
 
 def _require_same_network(

@@ -16,7 +16,6 @@ from raytrain import _ray
 from raytrain.cluster.placement import fits
 
 _PATIENCE_S = 3.0
-_LOOK_EVERY_S = 1.0
 _REPEAT_S = 300.0
 
 
@@ -25,22 +24,21 @@ class PendingTrials:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._looked = 0.0
         self._since: float | None = None
         self._reported: float | None = None
 
     def look(self, trials: list[Any]) -> list[str]:
         """The messages to print."""
         now = self._clock()
-        if now - self._looked < _LOOK_EVERY_S:
-            return []
-        self._looked = now
         idle = [trial for trial in trials if trial.status in ("PENDING", "PAUSED")]
         running = any(trial.status == "RUNNING" for trial in trials)
         nodes = [] if running or not idle else _nodes()
         resources = [has for _, has in nodes]
-        needs = [_ray.cluster.trial_resources(trial) for trial in idle]
-        if running or not idle or any(fits(bundles, resources) for bundles in needs):
+        if (
+            running
+            or not idle
+            or any(fits(_ray.cluster.trial_resources(trial), resources) for trial in idle)
+        ):
             was_reported, self._since, self._reported = self._reported, None, None
             if was_reported and idle:
                 return ["A node with the resources is available again; the run continues."]
@@ -50,11 +48,12 @@ class PendingTrials:
         if now - self._since < _PATIENCE_S or recently:
             return []
         self._reported = now
-        names = {name for bundle in needs[0] for name in bundle}
-        total = {name: sum(bundle.get(name, 0.0) for bundle in needs[0]) for name in names}
-        there = "; ".join(f"{address}: {_text(has)}" for address, has in nodes) or "none"
+        bundles = _ray.cluster.trial_resources(idle[0])
+        names = {name for bundle in bundles for name in bundle}
+        total = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in names}
+        present = "; ".join(f"{address}: {_text(has)}" for address, has in nodes) or "none"
         return [
-            f"No node has the resources that {idle[0]} needs: {_text(total)} (nodes: {there}). "
+            f"No node has the resources that {idle[0]} needs: {_text(total)} (nodes: {present}). "
             "Nothing is lost: the run waits for a node to join, and then continues."
         ]
 

@@ -42,6 +42,15 @@ class UnsupportedActions(BadInput):
     """No policy can be made for the environment's action space."""
 
 
+def spaces_of(env: Any) -> dict[str, Any]:
+    """The environment's spaces by name; it is closed."""
+    from raytrain.rollout.env_snapshots import close
+
+    close(env)
+    names = ("observation_space", "action_space")
+    return {name.replace("_", " "): getattr(env, name, None) for name in names}
+
+
 # -- observations --------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from raytrain.checkpoint import SET_ASIDE, BestPolicy, Catalogue, Entry, replace, trials
 from raytrain.config import ExperimentConfig, env_creator, eras, make_env, same_value, stage_config
 from raytrain.config.user_code import of_environment, users_code
-from raytrain.driver.spaces import require_observations
+from raytrain.driver.spaces import require_observations, spaces_of
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location
 from raytrain.trial.fencing import FencingToken
@@ -49,7 +49,7 @@ def require_same_spaces(config: ExperimentConfig) -> None:
     """
     known: Spaces | None = None
     for index, stage in enumerate(config.curriculum):
-        spaces = _spaces(make_env(stage_config(config, index)))
+        spaces = spaces_of(make_env(stage_config(config, index)))
         if change := _change(known, spaces):
             raise StageDoesNotFit(
                 f"the stage {stage.name!r} changes the {change}. All stages need the same spaces: "
@@ -61,12 +61,12 @@ def require_same_spaces(config: ExperimentConfig) -> None:
         return
     from raytrain.config.environment import deep_merge
 
-    known = known or _spaces(make_env(config))
+    known = known or spaces_of(make_env(config))
     arguments = deep_merge(config.environment.env_config, evaluation.evaluation_config.env_config)
     with of_environment("of evaluation (evaluation.evaluation_config.env_config)"):
         env = env_creator(config)(arguments)
         _try(env)
-    if change := _change(known, _spaces(env)):
+    if change := _change(known, spaces_of(env)):
         raise StageDoesNotFit(
             f"evaluation.evaluation_config.env_config changes the {change}. Evaluation needs the "
             "spaces of training."
@@ -89,15 +89,6 @@ def _try(env: Any) -> None:
             returned = env.step(env.action_space.sample())
         contract.step(returned)
         over = bool(returned[2] or returned[3])
-
-
-def _spaces(env: Any) -> Spaces:
-    """The environment's spaces by name; it is closed."""
-    from raytrain.rollout.env_snapshots import close
-
-    close(env)
-    names = ("observation_space", "action_space")
-    return {name.replace("_", " "): getattr(env, name, None) for name in names}
 
 
 def _change(known: Spaces | None, spaces: Spaces) -> str | None:
