@@ -153,11 +153,7 @@ def places(error: BaseException) -> tuple[Place | None, Place | None]:
     if that is another one. Without such code, an installed package counts as the user's."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return Place(error.filename, error.lineno or 1), None
-    frames = []
-    trace = error.__traceback__
-    while trace is not None:
-        frames.append((trace.tb_frame, trace.tb_lineno))
-        trace = trace.tb_next
+    frames = list(traceback.walk_tb(error.__traceback__))
     theirs = [(frame, line) for frame, line in frames if _may_be_the_users(frame)]
     own = [(frame, line) for frame, line in theirs if not _is_installed(frame)]
     chosen = own[-1] if own else next(iter(theirs), None)
