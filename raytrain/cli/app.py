@@ -1,8 +1,7 @@
 """The program `raytrain` without its commands: what the commands share.
 
 Exit codes: 0 finished; 1 the run failed, or a checkpoint is damaged; 2 bad input; 130/143 stopped
-by SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout; everything else is on
-stderr.
+by SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout, all else is on stderr.
 """
 
 from __future__ import annotations
