@@ -1,7 +1,7 @@
 """Errors of a user's code, described with file and line.
 
     KeyError: 3, in Bug.step (f09_envs.py, line 44)
-    ConnectionError: refused, in Simulator.step (my_envs.py, line 42), there in connect (s.py, line 7)
+    ConnectionError: refused, in Simulator.step (my_envs.py, line 42), there in dial (s.py, line 7)
 
 `SystemExit` (of `sys.exit()`) and `KeyboardInterrupt` are errors too if the code itself raises
 them. If a signal raises them (Ctrl-C, or SIGTERM in Ray's handler), they pass.
@@ -99,7 +99,7 @@ def failed(message: str, error: BaseException) -> EnvironmentFailed:
 
 
 def _encodable(text: str) -> str:
-    """A file name that is not UTF-8 has lone surrogates; no file or message of Ray can hold them."""
+    """A file name that is not UTF-8 has lone surrogates, which no file or Ray message can hold."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
