@@ -1,8 +1,7 @@
 """The program `raytrain` without its commands: what the commands share.
 
 Exit codes: 0 finished; 1 the run failed, or a checkpoint is damaged; 2 bad input; 130/143 stopped
-by SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout; everything else is on
-stderr.
+by SIGINT/SIGTERM after saving. `--json` prints one JSON document on stdout, all else is on stderr.
 """
 
 from __future__ import annotations
@@ -73,10 +72,12 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key; can be given several times."),
 ]
-Name = Annotated[str | None, typer.Option(metavar="NAME", help="Another name: another run.")]
+Name = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Another name: another run.")
+]
 StoragePath = Annotated[
     str | None,
-    typer.Option(metavar="PATH", help="Where results go: a path or a URI."),
+    typer.Option("--storage-path", metavar="PATH", help="Where results go: a path or a URI."),
 ]
 Directory = Annotated[
     str, typer.Argument(metavar="EXPERIMENT_DIR", help="The experiment's directory.")
@@ -90,7 +91,9 @@ Checkpoint = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
-        metavar="ADDRESS", help="A running Ray cluster, such as auto or ray://host:10001."
+        "--address",
+        metavar="ADDRESS",
+        help="A running Ray cluster, such as auto or ray://host:10001.",
     ),
 ]
 

@@ -89,10 +89,14 @@ def verify(
 def evaluate(
     checkpoint: Checkpoint,
     *,
-    episodes: Annotated[int, typer.Option(metavar="N", min=1, help="Episodes to play.")] = 10,
+    episodes: Annotated[
+        int, typer.Option("--episodes", metavar="N", min=1, help="Episodes to play.")
+    ] = 10,
     seed: Annotated[
         int,
-        typer.Option(metavar="N", min=0, max=2**63 - 1, help="Episode i is played with seed + i."),
+        typer.Option(
+            "--seed", metavar="N", min=0, max=2**63 - 1, help="Episode i is played with seed + i."
+        ),
     ] = 0,
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode.")
@@ -100,6 +104,7 @@ def evaluate(
     max_steps: Annotated[
         int | None,
         typer.Option(
+            "--max-steps",
             metavar="N",
             min=1,
             help="End an episode after N steps; by default after evaluation.max_episode_steps of "
@@ -108,7 +113,9 @@ def evaluate(
     ] = None,
     video: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Record each episode in DIR (needs the extra video)."),
+        typer.Option(
+            "--video", metavar="DIR", help="Record each episode in DIR (needs the extra video)."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -151,7 +158,9 @@ def probe(
     ],
     env_config: Annotated[
         str | None,
-        typer.Option(metavar="MAPPING", help="Arguments of ENV in YAML, such as '{size: 5}'."),
+        typer.Option(
+            "--env-config", metavar="MAPPING", help="Arguments of ENV in YAML, such as '{size: 5}'."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -175,7 +184,7 @@ def audit(
         typer.Option("--from", metavar="N", help="Iteration of the checkpoint to begin at."),
     ] = None,
     to: Annotated[
-        int | None, typer.Option(metavar="N", help="Iteration of the checkpoint to reach.")
+        int | None, typer.Option("--to", metavar="N", help="Iteration of the checkpoint to reach.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -53,13 +53,17 @@ def plot(
     out: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="A .png or .svg file; by default curves.png in the directory."
+            "--out",
+            metavar="FILE",
+            help="A .png or .svg file; by default curves.png in the directory.",
         ),
     ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="A metric instead of the score, such as episode_len_mean."
+            "--metric",
+            metavar="NAME",
+            help="A metric instead of the score, such as episode_len_mean.",
         ),
     ] = None,
 ) -> None:
@@ -80,7 +84,9 @@ def prune(
     *,
     keep: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Newest good periodic checkpoints to keep."),
+        typer.Option(
+            "--keep", metavar="N", min=1, help="Newest good periodic checkpoints to keep."
+        ),
     ] = 1,
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="Also delete checkpoints in quarantine.")

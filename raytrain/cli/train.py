@@ -35,7 +35,11 @@ def train(
     ] = False,
     from_stage: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Go back to the end of this stage of the curriculum."),
+        typer.Option(
+            "--from-stage",
+            metavar="NAME",
+            help="Go back to the end of this stage of the curriculum.",
+        ),
     ] = None,
     address: Address = None,
 ) -> None:
@@ -99,6 +103,7 @@ def submit(
     address: Annotated[
         str,
         typer.Option(
+            "--address",
             metavar="ADDRESS",
             envvar="RAY_API_SERVER_ADDRESS",
             help="The cluster's dashboard, such as http://HOST:8265.",

@@ -9,8 +9,7 @@ corrupted unnoticed, that the environment is not deterministic, or that a librar
 computes other numbers than before; the audit reports the first iteration that differs.
 
 A run that was never exact is refused: a difference would prove nothing. So are iterations in which
-exactness was given up (another number of env groups or learners). Later iterations are audited as
-usual.
+exactness was given up (another number of env groups or learners); later ones can be audited.
 """
 
 from __future__ import annotations
@@ -182,8 +181,7 @@ def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, E
     """The checkpoints to begin at and to reach; every byte of them is checked."""
     good: dict[int, Entry] = {}
     for entry in Catalogue(trial).entries(verify=True):
-        # Kind `error` is a diverged state. Of several checkpoints of an iteration, use the
-        # numbered.
+        # Kind `error` is a diverged state. Of several of an iteration, use the numbered one.
         usable = entry.good and entry.kind != "error"
         if usable and (entry.is_periodic_place or entry.iteration not in good):
             good[entry.iteration] = entry

@@ -35,8 +35,7 @@ def evaluate_path(
 ) -> Evaluation:
     """Play `episodes` episodes with the policy at `path`, in the evaluation environment of the
     experiment around it. With `video`, each episode is recorded as an MP4 file in that directory.
-    An episode ends after `max_steps`, by default after `evaluation.max_episode_steps` of the
-    config.
+    `max_steps` ends an episode; its default is `evaluation.max_episode_steps` of the config.
 
     Raises:
         BadInput: there is no such policy, or its environment is unknown or cannot be rendered.

@@ -11,9 +11,8 @@ Every job of a run has the run's mark in its metadata, so that submitting twice 
 
 The newest job of the run decides. If it is running, it is the job. If it has finished the same
 config, nothing is submitted. Otherwise (failed, stopped, finished with another `stop`, or unknown
-to a new head) another job is submitted, which continues from storage. The entrypoint and the
-environment of a job contain no value of the config, as everybody who sees the dashboard can read
-them.
+to a new head) another job is submitted, which continues from storage. A job's entrypoint and
+environment contain no value of the config: everybody who sees the dashboard can read them.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ from raytrain.rollout.env_snapshots import Proof, prove
 
 
 def probe(env: str, env_config: str | None = None) -> Proof:
-    """Try the snapshot strategies on copies of `env`, which is looked up as for a config in the
-    current directory.
+    """Try the snapshot strategies on copies of `env`, looked up as for a file in this directory.
 
     Raises:
         BadInput: there is no such environment, or `env_config` is not a mapping.

@@ -7,8 +7,7 @@ they do not count. Quarantine and diverged states (`error_*`) are deleted only w
 
 Making a plan changes nothing. To prune, the experiment and each trial are locked, so no process
 writes there, and the plan is made again under the locks. A checkpoint loses its name or its
-manifest first (see `commit`), so a kill leaves no half checkpoint; the next prune or start removes
-the rest.
+manifest first (see `commit`), so a kill leaves no half checkpoint; the next start tidies up.
 """
 
 from __future__ import annotations

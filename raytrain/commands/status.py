@@ -227,19 +227,18 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
     entries = Catalogue(trial).entries()
     with storage_errors("Reading the trial's records", trial):
         events = read_events(trial / EVENT_LOG)
-        row = last_row(trial / "result.json")
+        row = last_row(trial / "result.json") or {}
     usable = [entry for entry in entries if entry.good is not False and entry.kind != "error"]
     newest = max(usable, key=lambda entry: entry.iteration, default=None)
     best = next((entry for entry in entries if entry.path == "best"), None)
     recovered = [event for event in events if event.kind == RECOVERED]
-    iteration, timesteps, episodes = _reached(row, newest)
+    reached = iteration, timesteps, episodes = _reached(row, newest)
     manifest = None if newest is None else newest.manifest
     number, stages = (manifest and manifest.stage_number) or (None, None)
     counts = RestartCounts(trial)
     state = _state(trial, config, entries, row, counts)
-    done = 1.0 if state == "finished" else _progress(config, iteration, timesteps, episodes, row)
     # The score of the last iteration; without one (no evaluation), that of the newest checkpoint.
-    last_score = (reported_score(row) if row else None) or _score_of(newest, config)
+    last_score = reported_score(row) or _score_of(newest, config)
     best_score = _score_of(best, config)
     return TrialView(
         trial=trial.name,
@@ -247,7 +246,7 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
         iteration=iteration,
         timesteps=timesteps,
         episodes=episodes,
-        progress=done,
+        progress=1.0 if state == "finished" else _progress(config, reached, row),
         stage=manifest.stage if manifest else None,
         stage_number=number,
         stages=stages,
@@ -297,36 +296,31 @@ def _checkpoint(
     )
 
 
-def _reached(row: Mapping[str, Any] | None, newest: Entry | None) -> tuple[int, int, int | None]:
-    """Iteration, timesteps and episodes: the latest that were recorded or saved."""
-    trained = int(row.get("training_iteration", 0)) if row else 0
+Reached = tuple[int, int, int | None]
+"""Iteration, timesteps and episodes; None: unknown."""
+
+
+def _reached(row: Mapping[str, Any], newest: Entry | None) -> Reached:
+    """The latest counters that were recorded or saved."""
+    trained = int(row.get("training_iteration", 0))
     if newest is not None and newest.manifest is not None and newest.iteration >= trained:
         return newest.iteration, newest.manifest.timesteps, newest.manifest.episodes
-    if row is None:
+    if not row:
         return 0, 0, 0
     steps = metric(row, "num_env_steps_sampled_lifetime") or 0.0
     episodes = metric(row, "num_episodes_lifetime")
     return trained, int(steps), None if episodes is None else int(episodes)
 
 
-def _progress(
-    config: ExperimentConfig,
-    iteration: int,
-    timesteps: int,
-    episodes: int | None,
-    row: Mapping[str, Any] | None,
-) -> float | None:
+def _progress(config: ExperimentConfig, reached: Reached, row: Mapping[str, Any]) -> float | None:
     """The fraction of the criterion of `stop` (or of the stages' timesteps) that is nearest to its
     end. Returns and metrics have no fraction."""
     stop = config.stop
-    seconds = float(row.get("time_total_s", 0.0)) if row else 0.0
-    reached = (
-        (iteration, stop.iterations),
-        (timesteps, total_timesteps(config)),
-        (episodes, stop.episodes),
-        (seconds, stop.time_s),
-    )
-    shares = [done / limit for done, limit in reached if done is not None and limit]
+    done = (*reached, float(row.get("time_total_s", 0.0)))
+    limits = (stop.iterations, total_timesteps(config), stop.episodes, stop.time_s)
+    shares = [
+        part / limit for part, limit in zip(done, limits, strict=True) if part is not None and limit
+    ]
     return min(1.0, max(shares)) if shares else None
 
 
@@ -334,7 +328,7 @@ def _state(
     trial: Location,
     config: ExperimentConfig,
     entries: list[Entry],
-    row: Mapping[str, Any] | None,
+    row: Mapping[str, Any],
     counts: RestartCounts,
 ) -> str:
     if who_writes(trial) is not None:
@@ -345,19 +339,19 @@ def _state(
         return "finished"
     if counts.ended_with is not None:
         return "failed"
-    if row is None and not usable:
+    if not row and not usable:
         return "empty"
-    reached = int(row.get("training_iteration", 0)) if row else 0
+    reached = int(row.get("training_iteration", 0))
     saved = any(entry.kind == "interrupted" and entry.iteration >= reached for entry in usable)
     return "interrupted" if saved else "stopped"
 
 
-def _changed_at(entries: list[Entry], row: Mapping[str, Any] | None) -> str | None:
+def _changed_at(entries: list[Entry], row: Mapping[str, Any]) -> str | None:
     moments = [
         datetime.fromisoformat(entry.manifest.created_at).astimezone(UTC)
         for entry in entries
         if entry.manifest is not None
     ]
-    if row is not None and isinstance(row.get("timestamp"), int | float):
+    if isinstance(row.get("timestamp"), int | float):
         moments.append(datetime.fromtimestamp(row["timestamp"], UTC))
     return max(moments).isoformat(timespec="seconds") if moments else None

@@ -21,7 +21,7 @@ from typing import Any
 
 from raytrain.config.loading import config_from_dict
 from raytrain.config.schema import ExperimentConfig
-from raytrain.config.search import LISTS, RANGES
+from raytrain.config.search import space_kind
 
 _MAY_DIFFER = frozenset(
     {
@@ -135,11 +135,7 @@ def _complete(config: ExperimentConfig | Mapping[str, Any]) -> dict[str, Any]:
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         field = prefix + (key if _PLAIN_KEY.fullmatch(key) else json.dumps(key))
-        if isinstance(value, Mapping) and value and not _is_search(value):
+        if isinstance(value, Mapping) and value and space_kind(value) is None:
             yield from _leaves(value, f"{field}.")
         else:
             yield field, value
-
-
-def _is_search(value: Mapping[str, Any]) -> bool:
-    return len(value) == 1 and next(iter(value)) in (*LISTS, *RANGES)

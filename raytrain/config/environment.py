@@ -126,8 +126,7 @@ class EnvCreator:
 def resolve_env(spec: str, import_path: str | None = None, *, check_env: bool = True) -> EnvCreator:
     """The creator of an environment that exists: its id is registered, or its module imports.
 
-    Raises ConfigError with the name that was not found, where it was searched, and the nearest
-    name.
+    Raises ConfigError with the missing name, the places that were searched, and the nearest name.
     """
     if _is_gymnasium_id(spec):
         _gymnasium_creator(spec, import_path, {})

@@ -1,6 +1,5 @@
 """The names that other programs have for the keys of the config: RLlib's old API stack, Tune,
-Stable-Baselines3 and rl-zoo, CleanRL. An unknown key with such a name is answered with the key
-here.
+Stable-Baselines3 and rl-zoo, CleanRL. For such an unknown key, the message names the key here.
 
     RENAMED   their name -> the key here
     NOTES     their name -> what is different, or why there is no such key

@@ -1,7 +1,6 @@
 """Initializers of `torch.nn.init` that a model config may name, known without importing Torch.
 
-RLlib looks the names up when it builds the network, in the trial, and accepts in-place
-initializers.
+RLlib looks names up when it builds the network, in the trial; only in-place initializers work.
 """
 
 from __future__ import annotations

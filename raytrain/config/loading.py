@@ -94,22 +94,21 @@ def _without_former_keys(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _read(path: Path) -> str:
+    near = None
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        near = None
+    except FileNotFoundError:
+        message = "no such file"
         if path.parent.is_dir():
             near = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_file()])
-        near = None if near is None else str(path.parent / near)
-        raise ConfigError(Problem("no such file", str(path), suggestion=near)) from error
-    except IsADirectoryError as error:
+    except IsADirectoryError:
         message = "is a directory; give the YAML file in it"
-        raise ConfigError(Problem(message, where=str(path))) from error
     except UnicodeDecodeError as error:
         message = f"not a text file in UTF-8: {error.reason} at byte {error.start}"
-        raise ConfigError(Problem(message, where=str(path))) from error
     except OSError as error:
-        raise ConfigError(Problem(f"cannot be read: {error.strerror}", where=str(path))) from error
+        message = f"cannot be read: {error.strerror}"
+    suggestion = None if near is None else str(path.parent / near)
+    raise ConfigError(Problem(message, where=str(path), suggestion=suggestion))
 
 
 class _Sources:

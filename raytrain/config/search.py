@@ -14,14 +14,14 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from raytrain.config.errors import KeyPath, Problem
 
-LISTS = ("grid_search", "choice")
-RANGES = ("uniform", "loguniform")
+_LISTS = ("grid_search", "choice")
+_RANGES = ("uniform", "loguniform")
 _GOLDEN = 0.381966
 """The fraction of a range at which a value is tried: it gives no whole number by chance."""
 _MAY_BE_SEARCHED: tuple[tuple[str, ...], ...] = (
@@ -48,10 +48,16 @@ class SearchSpace:
         at = (*self.path, self.kind)
         ends: list[tuple[KeyPath, Any]]
         ends = [((*at, index), value) for index, value in enumerate(self.values)]
-        if self.kind in LISTS:
+        if self.kind in _LISTS:
             return ends
         low, high = self.values
         return [*ends, (at, low + (high - low) * _GOLDEN)]
+
+
+def space_kind(value: Mapping[str, Any]) -> str | None:
+    """The kind of the search space that a mapping in the config is; None for any other mapping."""
+    kind = next(iter(value)) if len(value) == 1 else None
+    return kind if kind in (*_LISTS, *_RANGES) else None
 
 
 def put_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
@@ -75,8 +81,8 @@ def take_out(
     def walk(node: Any, path: tuple[str, ...]) -> Any:
         if not isinstance(node, dict):
             return node
-        kind = next(iter(node)) if len(node) == 1 else None
-        if kind not in (*LISTS, *RANGES) or not path:
+        kind = space_kind(node)
+        if kind is None or not path:
             walked = {key: walk(item, (*path, key)) for key, item in node.items()}
             return {key: item for key, item in walked.items() if item is not _REFUSED}
         message = _refusal(path, kind, node[kind])
@@ -99,7 +105,7 @@ def _refusal(path: tuple[str, ...], kind: str, values: Any) -> str | None:
         return f"cannot be searched; search spaces are allowed under {places}"
     if path in _MAY_BE_SEARCHED and path != ("seed",):
         return "a search space replaces one value; give each key of the section its own"
-    if kind in LISTS:
+    if kind in _LISTS:
         if not isinstance(values, list) or not values:
             return f"{kind} needs a list of at least one value"
         return None

@@ -1,7 +1,7 @@
 """Errors of a user's code, described with file and line.
 
     KeyError: 3, in Bug.step (f09_envs.py, line 44)
-    ConnectionError: refused, in Simulator.step (my_envs.py, line 42), there in connect (s.py, line 7)
+    ConnectionError: refused, in Simulator.step (my_envs.py, line 42), there in dial (s.py, line 7)
 
 `SystemExit` (of `sys.exit()`) and `KeyboardInterrupt` are errors too if the code itself raises
 them. If a signal raises them (Ctrl-C, or SIGTERM in Ray's handler), they pass.
@@ -99,7 +99,7 @@ def failed(message: str, error: BaseException) -> EnvironmentFailed:
 
 
 def _encodable(text: str) -> str:
-    """A file name that is not UTF-8 has lone surrogates; no file or message of Ray can hold them."""
+    """A file name that is not UTF-8 has lone surrogates, which no file or Ray message can hold."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -153,11 +153,7 @@ def places(error: BaseException) -> tuple[Place | None, Place | None]:
     if that is another one. Without such code, an installed package counts as the user's."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return Place(error.filename, error.lineno or 1), None
-    frames = []
-    trace = error.__traceback__
-    while trace is not None:
-        frames.append((trace.tb_frame, trace.tb_lineno))
-        trace = trace.tb_next
+    frames = list(traceback.walk_tb(error.__traceback__))
     theirs = [(frame, line) for frame, line in frames if _may_be_the_users(frame)]
     own = [(frame, line) for frame, line in theirs if not _is_installed(frame)]
     chosen = own[-1] if own else next(iter(theirs), None)

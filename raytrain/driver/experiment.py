@@ -210,7 +210,7 @@ def _train(
         after = finished_trials(config, place)
     except StorageError as error:
         return unreadable(config, place, watch, error, command)
-    return outcome_of(config, place, watch, interrupts, after, command=command)
+    return outcome_of(config, place, watch, interrupts, done=after, command=command)
 
 
 def _run(

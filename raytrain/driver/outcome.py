@@ -47,7 +47,6 @@ def outcome_of(
     interrupts: Interrupts,
     *,
     done: Mapping[str, Entry],
-    *,
     command: str,
 ) -> Outcome:
     """The outcome of a run with these finished trials: finished, stopped by a signal, or failed."""

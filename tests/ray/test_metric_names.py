@@ -137,7 +137,7 @@ def test_every_key_of_another_program_leads_to_a_key_that_exists() -> None:
         ("training: {lr_schedule: [[0, 1e-3]]}", "'lr'"),
         ("training: {lr_schedule: [[0, 1e-3]]}", "[[0, x], [timestep, y], ...]"),
         ("training: {batch_size: 64}", "'minibatch_size'"),
-        ("training: {target_kl: 0.01}", "no update is ended early"),
+        ("training: {target_kl: 0.01}", "updates do not end early"),
         ("num_workers: 4", "'env_runners.num_env_runners'"),
         ("framework: torch", "Torch is the only framework"),
         ("callbacks: {}", "there are no callbacks"),

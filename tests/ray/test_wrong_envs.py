@@ -165,7 +165,7 @@ def test_a_thread_that_a_module_leaves_behind_keeps_no_command_alive(tmp_path: P
     probed = probe(module)
     assert probed.returncode == 0, probed.stderr
     assert "pickle" in probed.stdout
-    assert "the environment's code has started have not ended: receiver." in probed.stderr
+    assert "the environment's code started have not ended: receiver." in probed.stderr
 
 
 def test_ctrl_c_is_no_mistake_of_the_code() -> None:

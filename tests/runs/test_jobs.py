@@ -177,7 +177,7 @@ def test_wrong_addresses_are_told_apart(cluster: Cluster, tmp_path: Path) -> Non
             (f"127.0.0.1:{free_port()}", "no answer"),
             (f"127.0.0.1:{silent.getsockname()[1]}", "is not Ray's job server"),
             (cluster.address, "is not Ray's job server"),
-            ("ray://127.0.0.1:10001", "jobs go to the cluster's dashboard"),
+            ("ray://127.0.0.1:10001", "jobs are submitted to the cluster's dashboard"),
             ("http://127.0.0.1:port", "not an address such as"),
         ):
             code, told = run(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,6 +21,7 @@ from support.running import experiment_of, rows, trial_of
 from raytrain import checkpoint
 from raytrain.checkpoint import Catalogue, read_manifest
 from raytrain.checkpoint.commit import commit, remove_checkpoint
+from raytrain.cli.documents import score_note
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.records import read_events
 from raytrain.records.downtime import TimeLost, time_lost
@@ -419,3 +421,18 @@ def test_the_yaml_file_is_found_by_its_name(survivor: Path, copied: Path) -> Non
     stored["config"]["import_path"] = str(copied / "missing")
     (copied / "experiment.json").write_text(json.dumps(stored))
     assert "train CONFIG --from" in here("show", copied).out
+
+
+def test_scores_of_different_metrics_are_noted():
+    """After `checkpoint.score` was changed; a checkpoint of a former version has no label."""
+
+    def checkpoints(*metrics: str | None) -> list:
+        labels = [
+            {} if metric is None else {"checkpoint": {"metric": metric}} for metric in metrics
+        ]
+        manifests = [SimpleNamespace(score=1.0, metrics=label) for label in labels]
+        return [(None, SimpleNamespace(manifest=manifest)) for manifest in manifests]
+
+    assert not score_note(checkpoints("profit", "profit", None))
+    note = score_note(checkpoints("profit", "episode_return_mean", "profit"))
+    assert note.startswith("The scores are of different metrics (episode_return_mean, profit): ")

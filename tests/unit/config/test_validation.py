@@ -287,7 +287,7 @@ BAD_VALUES = [
     ("learner's dictionary", "learners: {learner_config_dict: {deterministic: false}}",
      ":3: learners.learner_config_dict: {\"deterministic\": false}: not", "debugging.deterministic"),
     ("log-std", "rl_module: {model_config: {log_std_init: -1}}",
-     ":3: rl_module.model_config.log_std_init: -1.0: is the first value", "free_log_std"),
+     ":3: rl_module.model_config.log_std_init: -1.0: is the initial value", "free_log_std"),
     ("short of a sequence", "training: {minibatch_size: 10}\nrl_module: {model_config: {use_lstm: true}}",
      ":3: training.minibatch_size: 10: must not be smaller", "max_seq_len, which is 20"),
     ("recurrent log-std", "rl_module: {model_config: {use_lstm: true, free_log_std: true}}",
