@@ -231,6 +231,21 @@ def test_chunks_of_running_episodes_are_kept_by_episode(runner: SingleAgentEnvRu
     assert all(isinstance(each, list) for each in chunks.values())
 
 
+def test_the_default_pipelines_of_a_runner_are_known(runner: SingleAgentEnvRunner) -> None:
+    to_module, to_env = _ray.runners.connectors(runner)
+    for pipeline, defaults in (
+        (to_module, _ray.connectors.ENV_TO_MODULE),
+        (to_env, _ray.connectors.MODULE_TO_ENV),
+    ):
+        # Connectors of a config come before them.
+        kinds = [type(connector) for connector in pipeline.connectors][-len(defaults) :]
+        assert _ray.connectors.why_not_default(kinds, defaults) is None
+        assert "not RLlib's default" in str(_ray.connectors.why_not_default(kinds[1:], defaults))
+        of_same_name = type(kinds[0].__name__, (), {})
+        why = _ray.connectors.why_not_default([of_same_name, *kinds[1:]], defaults)
+        assert why == f"has {kinds[0].__name__}"
+
+
 def test_a_runner_has_both_connector_pipelines(runner: SingleAgentEnvRunner) -> None:
     to_module, to_env = _ray.runners.connectors(runner)
     assert "MeanStdFilter" in runner.get_state()["env_to_module_connector"]
