@@ -431,7 +431,7 @@ def test_scores_of_different_metrics_are_noted():
             {} if metric is None else {"checkpoint": {"metric": metric}} for metric in metrics
         ]
         manifests = [SimpleNamespace(score=1.0, metrics=label) for label in labels]
-        return [(None, SimpleNamespace(manifest=manifest)) for manifest in manifests]
+        return [SimpleNamespace(manifest=manifest) for manifest in manifests]
 
     assert not score_note(checkpoints("profit", "profit", None))
     note = score_note(checkpoints("profit", "episode_return_mean", "profit"))
