@@ -63,8 +63,8 @@ def config_of(name: str, directory: Path, changes: dict[str, Any]) -> dict[str, 
     }
     for key, value in changes.items():
         known = config.get(key)
-        merged = isinstance(known, dict) and isinstance(value, dict)
-        config[key] = {**known, **value} if merged else value
+        is_section = isinstance(known, dict) and isinstance(value, dict)
+        config[key] = {**(known or {}), **value} if is_section else value
     return config
 
 

@@ -77,4 +77,4 @@ def _arguments(options: Options) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -21,6 +21,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import settings
@@ -110,10 +111,7 @@ def measure(options: Options) -> list[Table]:
         values = config(width, batch, epochs, cycles)
         for store in STORES:
             found = interleave(
-                {
-                    name: lambda n=name, s=store, v=values: run(n, s, v)
-                    for name in ("raytrain", "stock Tune")
-                },
+                {name: partial(run, name, store, values) for name in ("raytrain", "stock Tune")},
                 rounds,
                 f"{megabytes} MB, {store}",
             )

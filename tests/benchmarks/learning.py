@@ -20,6 +20,7 @@ import types
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def measure(options: Options) -> list[Table]:
         (trainer, env, seed) for env in tasks for seed in range(seeds[env]) for trainer in TRAINERS
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
-        returns = list(pool.map(lambda each: run(*each, options.quick), runs))
+        returns = list(pool.map(partial(run, quick=options.quick), *zip(*runs, strict=True)))
     found: dict[tuple[str, str], list[float]] = {}
     for (trainer, env, _), value in zip(runs, returns, strict=True):
         found.setdefault((env, trainer), []).append(value)

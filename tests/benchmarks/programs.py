@@ -91,7 +91,7 @@ def timed(path: Path, store: str = "") -> None:
         file_system = slow_store.arrow_file_system()
     saves = path.parent / SAVES
 
-    class PPO(ppo.PPO):  # type: ignore[misc]
+    class PPO(ppo.PPO):
         """Its `save` writes the checkpoint and takes it to storage, before it trains on."""
 
         def save(self, *args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,9 +78,7 @@ def measure(options: Options) -> list[Table]:
     rows: list[dict[str, Any]] = []
     for fault in FAULTS[:1] if options.quick else FAULTS:
         trainers = (*TRAINERS, SAME_SETTING) if fault == "link cut" else TRAINERS
-        found = interleave(
-            {name: lambda n=name, f=fault: run(n, f) for name in trainers}, rounds, fault
-        )
+        found = interleave({name: partial(run, name, fault) for name in trainers}, rounds, fault)
         stock = [each.seconds for each in found["stock Tune"]]
         for name, runs in found.items():
             own, seconds = name == "raytrain", [each.seconds for each in runs]
@@ -98,7 +97,7 @@ def measure(options: Options) -> list[Table]:
 
 def checkpoints(rounds: int) -> Table:
     found = interleave(
-        {f"{count}": lambda n=count: checkpoint(n) for count in (1, 2)}, rounds, "checkpoints"
+        {f"{count}": partial(checkpoint, count) for count in (1, 2)}, rounds, "checkpoints"
     )
     rows = []
     for count, runs in found.items():

@@ -10,6 +10,7 @@ processes share is counted once.
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 import settings
@@ -61,12 +62,12 @@ def measure(options: Options) -> list[Table]:
     rounds = options.rounds_or(ROUNDS)
     iterations = 5 if options.quick else 12
     runners = interleave(
-        {str(n): lambda n=n: run(with_runners(n, iterations)) for n in RUNNERS},
+        {str(n): partial(run, with_runners(n, iterations)) for n in RUNNERS},
         rounds,
         "env runners",
     )
     learners = interleave(
-        {str(n): lambda n=n: run(with_learners(n, iterations)) for n in LEARNERS},
+        {str(n): partial(run, with_learners(n, iterations)) for n in LEARNERS},
         rounds,
         "learners",
     )

@@ -9,6 +9,7 @@ processes still start by then.
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 import settings
@@ -38,7 +39,7 @@ def run(what: str, quick: bool) -> Watched:
 
 def measure(options: Options) -> list[Table]:
     found = interleave(
-        {what: lambda w=what: run(w, options.quick) for what in ITERATIONS},
+        {what: partial(run, what, options.quick) for what in ITERATIONS},
         options.rounds_or(ROUNDS),
         NAME,
     )

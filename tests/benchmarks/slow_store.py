@@ -14,9 +14,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import pyarrow.fs as pafs
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 LATENCY_S = 0.05
 SCHEME = "slow"
@@ -61,7 +61,7 @@ def _slowed(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class SlowFileSystem(LocalFileSystem):  # type: ignore[misc]
+class SlowFileSystem(LocalFileSystem):
     """See the module's docstring."""
 
     protocol = SCHEME

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from functools import partial
 from typing import Any
 
 import settings
@@ -75,7 +76,7 @@ def measure(options: Options) -> list[Table]:
     rows: list[dict[str, Any]] = []
     for runners in RUNNERS[:1] if options.quick else RUNNERS:
         found = interleave(
-            {name: lambda n=name, r=runners: run(n, r) for name in ("raytrain", "stock Tune")},
+            {name: partial(run, name, runners) for name in ("raytrain", "stock Tune")},
             rounds,
             f"{runners} env runners",
         )

@@ -32,7 +32,7 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    size: dict[str, int] = {"iterations": 6, "batch": 2048 if quick else BATCH}
+    size: dict[str, Any] = {"iterations": 6, "batch": 2048 if quick else BATCH}
     small = settings.ppo("CartPole-v1", **size)
     large = settings.ppo("CartPole-v1", hiddens=(256, 256), minibatch=128, **size)
     cheetah = settings.ppo("HalfCheetah-v5", continuous=True, **size)

@@ -108,7 +108,7 @@ def _wrap(strike: Strike, marker: Path) -> None:
 
 
 def _subclasses(owner: Any) -> list[type]:
-    found = list(owner.__subclasses__()) if isinstance(owner, type) else []
+    found: list[type] = list(owner.__subclasses__()) if isinstance(owner, type) else []
     return [*found, *(below for each in found for below in _subclasses(each))]
 
 

@@ -30,7 +30,7 @@ class Right(gym.Env[Any, Any]):
     def step(self, action: Any) -> Any:  # here
         self.t += 1
         self.steps += 1
-        returned = np.zeros(2, np.float32), 1.0, self.t >= 10, False, {}
+        returned: tuple[Any, ...] = np.zeros(2, np.float32), 1.0, self.t >= 10, False, {}
         return self.wrong(*returned) if self.steps > self.after else returned
 
     def wrong(self, *returned: Any) -> Any:
@@ -131,7 +131,8 @@ class Outside(Right):
 
 class Bug(Right):
     def wrong(self, *returned: Any) -> Any:
-        return {}[3]
+        empty: dict[int, Any] = {}
+        return empty[3]
 
 
 class Exits(Right):

@@ -65,7 +65,7 @@ def staged(stages: list[dict[str, Any]], *, strategy: str = "pickle", **sections
 
 def learning_rate(algorithm: Any) -> float:
     (optimizer,) = algorithm.learner_group._learner._named_optimizers.values()
-    return optimizer.param_groups[0]["lr"]
+    return float(optimizer.param_groups[0]["lr"])
 
 
 # -- what ends a stage ---------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_a_return_counts_episodes_of_the_stage_only_and_needs_as_many() -> None:
 # -- a stage's values ----------------------------------------------------------------------------
 
 
-EACH = [
+EACH: list[dict[str, Any]] = [
     {"lr": 1e-4},
     {"entropy_coeff": 0.1},
     {"gamma": 0.8, "lambda_": 0.7},
@@ -293,7 +293,12 @@ def test_one_actor_takes_a_stage_over_for_all_groups(local_ray: None) -> None:
 def wait_for_both(algorithm: Told) -> None:
     """Two env runner actors are there."""
     pool = algorithm.env_groups._pool
-    until(lambda: pool.refresh(0.1) or len(pool.up) == 2, 600, lambda: str(algorithm.told))
+
+    def both() -> bool:
+        pool.refresh(0.1)
+        return len(pool.up) == 2
+
+    until(both, 600, lambda: str(algorithm.told))
 
 
 def pids_of(algorithm: Told) -> dict[int, int]:
@@ -379,6 +384,7 @@ def test_a_finished_curriculum(finished: Path) -> None:
     kept = {entry.path: entry.manifest for entry in Catalogue(Location.of(trial)).entries()}
     for name in ("easy", "middle", "hard"):
         manifest = kept[f"stages/{name}"]
+        assert manifest is not None
         assert (manifest.kind, manifest.stage) == ("stage", name)
         assert manifest.metrics["curriculum"]["ended"] == 1
     assert [each["curriculum"]["stage"] for each in rows(trial)] == sorted(
@@ -407,7 +413,8 @@ def test_a_killed_curriculum_ends_as_the_one_that_was_left_alone(
 ) -> None:
     holds = Holds(tmp_path, 2, steps=64)  # Of the stage that is held: after the run's iteration 6.
     sections = {**RUN, **holds.sections, "environment": {"env": "held_env:make"}}
-    easy, middle, hard = RUN["curriculum"]
+    curriculum: Any = RUN["curriculum"]
+    easy, middle, hard = curriculum
     held = {"env_config": {**SHORT["env_config"], **holds.sections["environment"]["env_config"]}}
     sections["curriculum"] = [easy, {**middle, "environment": held}, hard]
     config = without_a_stop(write_config(tmp_path / "run.yaml", **sections))

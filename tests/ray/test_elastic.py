@@ -90,7 +90,12 @@ class Slow(gym.Env[Any, Any]):
 def test_a_thread_that_stands_is_found_where_it_stands() -> None:
     said: list[str] = []
     heard = threading.Event()
-    reporter = StallReporter(lambda text: (said.append(text), heard.set()))
+
+    def report(text: str) -> None:
+        said.append(text)
+        heard.set()
+
+    reporter = StallReporter(report)
     for _ in range(3):  # What ends in time is not reported, nor is a later deadline waited for.
         with reporter.watching(60):
             pass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +24,9 @@ needs_ray = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture(params=["arrays", "rllib"])
-def sampling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def sampling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(GroupEnvRunner, "sampling", request.param)
-    return request.param
+    return str(request.param)
 
 
 def late(name: str, **sections: Any) -> dict[str, Any]:

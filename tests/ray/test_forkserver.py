@@ -218,9 +218,11 @@ def test_what_has_imported_another_raytrain_is_not_asked(
     monkeypatch.setenv("RAY_RAYLET_PID", "1")
     command = ["default_worker.py", "--raylet-name=/tmp/x/sockets/raylet"]
     before = forkserver._socket_paths(command)
-    assert before == forkserver._socket_paths(command)
+    assert before is not None and before == forkserver._socket_paths(command)
     (package / "kernels.py").write_text("SCALE = 2.0")
-    base, job = forkserver._socket_paths(command) or ()
+    paths = forkserver._socket_paths(command)
+    assert paths is not None
+    base, job = paths
     assert base not in before and job not in before
 
 

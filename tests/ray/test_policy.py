@@ -45,8 +45,9 @@ from raytrain.policy.format import (
     write_policy,
 )
 from raytrain.policy.from_algorithm import policy_parts
+from raytrain.policy.network import ObservationError
 from raytrain.policy.onnx import input_names, write_onnx
-from raytrain.policy.policy import ObservationError, load_policy
+from raytrain.policy.policy import load_policy
 from raytrain.policy.spaces import (
     PolicyFormatError,
     decode_array,
@@ -85,7 +86,7 @@ class Recorder(gym.Wrapper):
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
-        self.events = []
+        self.events: list[Any] = []
 
     def reset(self, **kwargs: Any) -> Any:
         observation, info = self.env.reset(**kwargs)
@@ -655,7 +656,7 @@ def _leaf_spaces(space: Any) -> Any:
 def test_arrays_and_settings_come_back() -> None:
     for array in (
         np.array([0.1, -0.0, 0.0, np.nan, np.inf, 5e-324]),
-        np.float32([1e-45, 3.4e38]).reshape(2, 1),
+        np.array([1e-45, 3.4e38], np.float32).reshape(2, 1),
         np.array([2**63, 2**64 - 1], np.uint64),
         np.full((200, 300), -0.0),
         np.zeros((0, 2)),

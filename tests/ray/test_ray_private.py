@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -285,7 +285,7 @@ def test_a_step_that_raises_still_becomes_an_error_without_a_message() -> None:
 # -- filters -------------------------------------------------------------------------------------
 
 
-def _two_runners_see(rounds: int, merge: object) -> tuple[RunningStat, np.ndarray]:
+def _two_runners_see(rounds: int, merge: Callable[..., Any]) -> tuple[RunningStat, np.ndarray]:
     """20 rounds of 2 runners that see numbers around 5, merged after each."""
     random, seen = np.random.default_rng(0), []
     stats = RunningStat((2,))
@@ -319,7 +319,7 @@ def test_merged_filters_are_those_of_all_observations() -> None:
     connector = MeanStdFilter()
     pipeline = SimpleNamespace(get_checkpointable_components=lambda: [("Filter", connector)])
 
-    def state(stats: RunningStat) -> dict:
+    def state(stats: RunningStat) -> dict[str, Any]:
         return {"Filter": {None: {"shape": [2], "running_stats": [stats.to_state()]}}}
 
     def ours(before: RunningStat, after: list[RunningStat]) -> RunningStat:

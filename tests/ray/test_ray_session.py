@@ -138,7 +138,9 @@ def test_a_service_of_an_instance_that_did_not_come_up_is_none_of_the_next(tmp_p
     """Nobody waits for it, so it stays a child of this process; a run took it for its own that had died, and
     started Ray again and again."""
     program = tmp_path / "raylet"
-    shutil.copy(shutil.which("sleep"), program)
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    shutil.copy(sleep, program)
     started = [subprocess.Popen([program, "600"]) for _ in range(2)]
     try:
         started[0].kill()

@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,18 @@ def pids(algorithm: Told, count: int) -> list[int]:
     while len(pool.up) < count:
         assert time.monotonic() < deadline, f"{len(pool.up)} of {count} came"
         pool.refresh(0.1)
-    return [host.process.pid for host in pool.up]
+    return [runner.process.pid for runner in pool.up if runner.process is not None]
+
+
+def _is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid)
 
 
 def kill(*victims: int) -> None:
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     for pid in victims:
-        until(lambda pid=pid: not psutil.pid_exists(pid), 600, lambda: "it lives on")
+        until(partial(_is_gone, pid), 600, lambda: "it lives on")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from raytrain.rollout.rollout import Rollout
 
 def numbers(metrics: dict[str, Any], at: str = "") -> dict[str, Any]:
     """Values of the stats that are no times, by name."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, dict):
             found |= numbers(value, f"{at}{name}/")
@@ -318,7 +318,7 @@ def test_what_an_environment_puts_into_its_infos_is_recorded_as_it_was(
 
 def test_an_environment_that_writes_into_its_actions_changes_none_of_the_learners() -> None:
     plain = {"normalize_actions": False, "clip_actions": False}
-    given = config(**{"environment": {**env("Meddling")["environment"], **plain}})
+    given = config(environment={**env("Meddling")["environment"], **plain})
     (episode, *_) = runner(GroupEnvRunner, given).sample(num_timesteps=30)
     assert (np.asarray(episode.get_actions()["force"]) != 0).all()
 

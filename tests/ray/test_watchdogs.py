@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayActorError
 from support.clusters import until
 
+from raytrain import _ray
 from raytrain.cluster import nodes
 from raytrain.cluster.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
 from raytrain.cluster.preemption import Notice
@@ -175,7 +176,14 @@ def test_losses_are_counted_over_the_life_of_a_trial(tmp_path: Path) -> None:
 
 
 def notice(**given: Any) -> Notice:
-    keys = {"command": None, "url": None, "headers": {}, "match": ".", "poll_s": 0.1, "grace_s": 30}
+    keys: dict[str, Any] = {
+        "command": None,
+        "url": None,
+        "headers": {},
+        "match": ".",
+        "poll_s": 0.1,
+        "grace_s": 30,
+    }
     return Notice(**{**keys, **given})
 
 
@@ -278,7 +286,7 @@ def test_a_wall_clock_that_is_set_ends_no_trial_before_its_node(
     )
     node, ends = ray.get_runtime_context().get_node_id(), time.time() + 120
     monkeypatch.setattr(found, "_end", ended.append)
-    monkeypatch.setattr(watchdog._ray.cluster, "draining_nodes", lambda: {node: ends})
+    monkeypatch.setattr(_ray.cluster, "draining_nodes", lambda: {node: ends})
     with found.phase("update"):
         found._look_at_nodes()
         with monkeypatch.context() as patch:

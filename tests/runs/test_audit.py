@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def trial_in(experiment: Path) -> Path:
     return trial
 
 
-def rewrite(checkpoint: Path, **changes: object) -> None:
+def rewrite(checkpoint: Path, **changes: Any) -> None:
     """A manifest that fits the files as they are now."""
     file = checkpoint / "manifest.json"
     manifest = Manifest.from_json(file.read_bytes(), "here")

@@ -170,7 +170,8 @@ def test_each_option_has_its_name_written_out() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "typer.Option"
     ]
     assert len(calls) > 20
-    names = [call.args[0].value if call.args else None for call in calls]
+    first = [call.args[0] if call.args else None for call in calls]
+    names = [argument.value if isinstance(argument, ast.Constant) else None for argument in first]
     assert [name for name in names if not str(name).startswith("-")] == []
 
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from support import fake_slurm
-from support.clusters import ROOT, environment, free_port, until
+from support.clusters import environment, free_port, until
+from support.paths import ROOT
 from support.running import Holds, Reference, committed, rows, trial_of, write_config
 
 LAUNCHER = [ROOT / "cluster.yaml", ROOT / "docs" / "cluster-gcp.yaml"]

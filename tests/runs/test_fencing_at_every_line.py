@@ -35,6 +35,8 @@ from raytrain.checkpoint import (
     commit,
     replacement,
 )
+from raytrain.checkpoint.commit import rename
+from raytrain.checkpoint.replacement import set_aside
 from raytrain.config import config_from_dict
 from raytrain.driver import stages
 from raytrain.driver.experiment import _set_aside
@@ -131,13 +133,13 @@ def test_a_start_that_was_replaced_sets_no_good_checkpoint_aside(
     first = Attempt(where)
     first.train(first.open(), 6)
     spoil(where / "checkpoint_000006" / "state")
-    third, move = Attempt(where), catalogue.set_aside
+    third = Attempt(where)
     quarantine = Catalogue.quarantine
 
     def overtaken(*args: Any, **named: Any) -> Any:
         patch.undo()
         third.train(third.open(), 6)
-        original = quarantine if moment == "before the fence" else move
+        original = quarantine if moment == "before the fence" else set_aside
         return original(*args, **named)
 
     if moment == "before the fence":
@@ -279,7 +281,8 @@ def test_a_start_looks_again_when_another_changes_something_under_it(
     where, first = seeded(tmp_path / "trial", False)
     first.train(3, 4)
     (where / "best").move_tree(where / "best.1-9.new")
-    rename, renamed = replacement._rename_into_place, []
+    rename = replacement._rename_into_place
+    renamed: list[Any] = []
 
     def overtaken(*args: Any) -> None:
         if not renamed:
@@ -316,7 +319,8 @@ def test_records_that_go_while_a_start_fetches_them_are_looked_for_again() -> No
 def test_a_number_of_a_replacement_that_failed_is_not_taken_again() -> None:
     """A file of it may still come, and would spoil the one that took its place."""
     where, first = seeded(Path("unused"), True)
-    copy, late = Location.copy_file, []
+    copy = Location.copy_file
+    late: list[Any] = []
 
     def refused(source: Location, target: Location) -> Any:
         if target.parent.name.startswith("best") and target.name == "state" and not late:
@@ -481,7 +485,6 @@ def test_a_start_that_is_killed_while_it_sets_its_successors_checkpoint_aside_lo
     first, second, third = (Attempt(where) for _ in range(3))
     first.train(first.open(), 6)
     spoil(where / "checkpoint_000006" / "state")
-    rename = replacement.rename
 
     def overtaken(place: Location, target: Location) -> None:
         monkeypatch.setattr(replacement, "rename", rename)

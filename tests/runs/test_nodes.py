@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +175,21 @@ def test_drained_nodes_and_none_left(two: Cluster, tmp_path: Path, undisturbed: 
     driver = start(two, config)
     driver.until(lambda: iteration_of(trial) == 3)
     drained = []
+
+    def told_of(count: int) -> bool:
+        return driver.output().count("is taken away") == count
+
+    def has_left(node: Node) -> bool:
+        now = two.where("ray::TrialPPO")
+        return bool(now) and node not in now
+
     for count in (1, 2):
         node = where(two)
         drained.append(node)
         drain(two, node)
-        lead(holds, lambda count=count: driver.output().count("is taken away") == count)
+        lead(holds, partial(told_of, count))
         if count == 1:  # It is on the other node, and held there.
-            driver.until(lambda node=node: (now := two.where("ray::TrialPPO")) and node not in now)
+            driver.until(partial(has_left, node))
     driver.until(lambda: "waits for a node to join" in driver.output())
     saved = iteration_of(trial)
     two.add(next(_names), cpus=3, resources={"worker": 1})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoint_children import put
@@ -81,7 +82,7 @@ def test_what_cannot_be_read_now_is_no_damage(
     for iteration in (4, 8):
         put(trial, tmp_path, iteration)
 
-    def refused(place: Location) -> bytes:
+    def refused(place: Location) -> Any:
         if "checkpoint_000008" in place.path:
             raise OSError(number, "refused", place.path)
         return ordinary(place)

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray._private.authentication_test_utils import reset_auth_token_state
-from support.clusters import NO_TOKEN, ROOT, Cluster, Node, environment, run, until
+from support.clusters import NO_TOKEN, Cluster, Node, environment, run, until
+from support.paths import ROOT
 from support.running import Run, write_config
 
 from raytrain import _ray
@@ -36,7 +38,7 @@ class Fixed:
         self.places = places
         self.processes: dict[str, Node] = {}
 
-    def add(self, name: str, *, path: Path | None = None, **env: str) -> None:
+    def add(self, name: str, *, path: Path | None = None, **env: Any) -> None:
         if path is not None:
             env["PYTHONPATH"] = f"{path}:{environment()['PYTHONPATH']}"
         resource = f"--resources={json.dumps({name: 1})}"
@@ -104,7 +106,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixed]:
     reset_auth_token_state()
 
 
-def refused(storage: Path | str, *asked: room.Node, **options: float) -> str:
+def refused(storage: Path | str, *asked: room.Node, **options: Any) -> str:
     with Envoys(asked) as envoys, pytest.raises(ClusterNotReady) as error:
         preflight(str(storage), envoys, **options)
     assert error.value.exit_code == 2

@@ -18,7 +18,8 @@ from raytrain.cli.tables import list_text, show_text
 from raytrain.commands import plot, prune, status
 from raytrain.driver.tuner import read_tune_files
 from raytrain.errors import BadInput, RaytrainError
-from raytrain.policy.format import PolicyFormatError, _parse_json
+from raytrain.policy.format import _parse_json
+from raytrain.policy.spaces import PolicyFormatError
 from raytrain.records.downtime import last_row, time_lost
 from raytrain.storage import Location, who_writes
 from raytrain.storage.json import DEEPEST, LARGEST, moment, parse_json

@@ -15,7 +15,8 @@ import pytest
 import struck_cartpole
 from support import s3_store
 from support.chaos.damage import checkpoints, damage, read, read_json
-from support.clusters import NO_TOKEN, ROOT, Cluster
+from support.clusters import NO_TOKEN, Cluster
+from support.paths import ROOT
 from support.running import Run, write_config
 from support.trial_states import FIRST_STOP, LAST_STOP, Case, table
 

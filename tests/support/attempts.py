@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ class Attempt:
 
     def train(self, after: int, last: int) -> None:
         for iteration in range(after + 1, last + 1):
-            row = {"training_iteration": iteration, "by": self.directory.attempt}
+            row: dict[str, Any] = {"training_iteration": iteration, "by": self.directory.attempt}
             row |= self.further.get(iteration, {})
             episode = {"group": 0, "env_index": 0, "return": 1.0, "length": iteration}
             self.directory.record(row, [episode], iteration * 10)

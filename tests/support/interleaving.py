@@ -171,7 +171,8 @@ class _Store(pafs.FileSystemHandler):
         )
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        start, found = selector.base_dir + "/", {}
+        start = selector.base_dir + "/"
+        found: dict[str, None] = {}
         for name in self.objects:
             if name.startswith(start):
                 parts = name[len(start) :].split("/")

@@ -200,7 +200,7 @@ def trial_of(config: Path, index: int = 0) -> Path:
 
 def experiment_of(config: Path) -> Path:
     values = yaml.safe_load(config.read_text())
-    return Path(values["storage_path"]) / values["name"]
+    return Path(values["storage_path"], str(values["name"]))
 
 
 def rows(trial: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
+from typing import TypeVar
 
 from struck_cartpole import Strike
 
@@ -144,6 +145,9 @@ class Case:
         )
 
 
+_T = TypeVar("_T")
+
+
 def table(seed: int) -> list[Case]:
     drawn = random.Random(seed)
     damages = _rounds(DAMAGES, drawn)
@@ -166,7 +170,7 @@ def table(seed: int) -> list[Case]:
     return cases
 
 
-def _rounds(values: tuple[object, ...], drawn: random.Random) -> Iterator[object]:
+def _rounds(values: tuple[_T, ...], drawn: random.Random) -> Iterator[_T]:
     """All values in an order of their own, again and again, in another order each time."""
     for _ in cycle((None,)):
         yield from drawn.sample(values, len(values))

@@ -27,6 +27,7 @@ from raytrain.checkpoint import (
     replace,
 )
 from raytrain.checkpoint import background_commit as committing
+from raytrain.checkpoint.replacement import commit_replacing
 from raytrain.config.schema import Checkpoint
 from raytrain.errors import RaytrainError
 from raytrain.storage import Location, Locked, StorageError
@@ -103,7 +104,7 @@ def test_what_final_makes_best_is_best_before_the_trial_is_finished(
     worker = committer(trial)
     for iteration in range(2, 2 + before):
         assert one(worker, job(tmp_path, iteration, 4.0)).ok
-    write = committing.commit_replacing
+    write = commit_replacing
 
     def die_at_final(staging: Path, target: Location, *args: Any, **kwargs: Any) -> Manifest:
         if target.name == "final":

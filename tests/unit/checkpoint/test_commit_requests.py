@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import pyarrow.fs as pafs
 import pytest
 from support.checkpoint_children import FILES, manifest, stage

@@ -26,6 +26,7 @@ from raytrain.checkpoint import (
     surplus,
 )
 from raytrain.checkpoint import verify as verifying
+from raytrain.checkpoint.commit import read_manifest
 from raytrain.errors import BadInput
 from raytrain.storage import Location
 
@@ -144,7 +145,7 @@ def test_a_best_that_is_replaced_while_it_is_read_is_no_damage(
 ) -> None:
     one, two = put(trial, tmp_path, 1), put(trial, tmp_path, 2)
     replace(one, trial / "best", kind="best")
-    read = verifying.read_manifest
+    read = read_manifest
 
     def read_and_replaced(place: Location) -> Manifest:
         found = read(place)

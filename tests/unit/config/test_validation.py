@@ -22,6 +22,7 @@ from support.paths import ROOT
 from raytrain.checkpoint import commit
 from raytrain.config import (
     ConfigError,
+    ExperimentConfig,
     allowed_on_continue,
     config_digest,
     config_from_dict,
@@ -613,7 +614,8 @@ def test_param_space_resolves_to_trials_that_validate() -> None:
     resolved = [with_trial_values(config, trial.config) for trial in trials]
     assert not any(has_search(trial) for trial in resolved)
     assert {trial.training.minibatch_size for trial in resolved} == {64, 128}
-    assert all(1e-5 <= trial.training.lr <= 1e-3 for trial in resolved)
+    rates = [trial.training.lr for trial in resolved]
+    assert all(isinstance(rate, float) and 1e-5 <= rate <= 1e-3 for rate in rates)
     assert all(trial.stop == config.stop and trial.name == "x" for trial in resolved)
 
 
@@ -910,9 +912,12 @@ def test_environments_are_proved_again_only_for_other_arguments(
 ) -> None:
     proof = {"strategy": "pickle", "exact": True, "reason": "", "global_random": []}
     proved = []
-    monkeypatch.setattr(
-        "raytrain.driver.stages._proved", lambda c, say: proved.append(c) or dict(proof)
-    )
+
+    def prove(config: ExperimentConfig, say: Any) -> dict[str, Any]:
+        proved.append(config)
+        return dict(proof)
+
+    monkeypatch.setattr("raytrain.driver.stages._proved", prove)
 
     def stages(*values: Any) -> Any:
         each = [
@@ -1040,7 +1045,7 @@ def test_a_value_that_yaml_1_1_and_1_2_read_differently_is_refused_with_its_line
 
 def test_what_is_written_is_read_as_the_same() -> None:
     """A packed config holds the text of another file's values."""
-    values = [
+    values: list[Any] = [
         "010",
         "08",
         "yes",

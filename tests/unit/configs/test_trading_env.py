@@ -18,17 +18,17 @@ from trading_env import Stocks, google
 pytestmark = pytest.mark.trading
 
 
-def walk(days: int, seed: int = 0) -> pd.DataFrame:
+def walk(days: int, seed: int | None = 0) -> pd.DataFrame:
     steps = np.random.default_rng(seed).normal(0.0, 0.02, days)
     return pd.DataFrame({"Close": 100.0 * np.exp(np.cumsum(steps))})
 
 
-def orders(count: int, seed: int = 0) -> np.ndarray:
+def orders(count: int, seed: int | None = 0) -> np.ndarray:
     """Stay for some days, then change one's mind."""
     return np.cumsum(np.random.default_rng(seed).random(count) < 0.2) % 2
 
 
-def play(env: Stocks, actions: np.ndarray, seed: int = 0) -> Any:
+def play(env: Stocks, actions: np.ndarray, seed: int | None = 0) -> Any:
     """Observations (steps + 1, features), rewards, and the last info."""
     observation, info = env.reset(seed=seed)
     observations, rewards = [observation], []

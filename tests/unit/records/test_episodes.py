@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,8 +16,8 @@ from support.small_disk import fill
 from raytrain.records import EpisodeHistory, FinishedEpisode, RecordsError, read_episodes
 
 
-def expected(last: int) -> list[dict]:
-    rows = []
+def expected(last: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for iteration in range(1, last + 1):
         for each in sorted(finished(iteration), key=lambda row: row.group):
             rows.append(
@@ -72,7 +73,8 @@ def test_episodes_are_numbered_and_complete(tmp_path: Path) -> None:
 def test_a_plain_reader_reads_parts_with_different_custom_columns(tmp_path: Path) -> None:
     trial = tmp_path / "trial_lr=0.1"  # not to be taken for a partition
     history = EpisodeHistory(trial)
-    for iteration, custom in enumerate([{"a": 1}, {"b": 2.5}, {}, {"a": 3, "c": 4.0}], start=1):
+    customs: list[dict[str, float]] = [{"a": 1}, {"b": 2.5}, {}, {"a": 3, "c": 4.0}]
+    for iteration, custom in enumerate(customs, start=1):
         history.append([FinishedEpisode(iteration, 10, 0, 0, 1.0, 5, custom=custom)])
         history.flush(iteration)
     table = pq.read_table(trial / "episodes")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorUnavailableError
 from support.fake_ray import FakeActor, FakeRay
 
 from raytrain.rollout.runner_pool import PendingCall, RunnerActor, RunnerPool
@@ -111,7 +112,7 @@ def test_an_actor_whose_ping_fails_is_not_pinged_again_at_once(ray: FakeRay) -> 
         pool.refresh()
         # Ray answers with an error while it has not noticed the death.
         for ping in actor._pings:
-            ping.set(error=_unavailable())
+            ping.set(error=ActorUnavailableError("not there yet", None))
         ray.sleep(0.03)
     assert 3 <= actor.pings - before <= 4
     assert pool.up == [] and pool.messages == [] and pool.why_empty is None
@@ -330,9 +331,3 @@ def test_stop_ends_what_rllib_does_not_know_and_what_is_absent(ray: FakeRay) -> 
     pool.fail(1)
     pool.stop()
     assert ray.killed == [(1, True), (2, True)]
-
-
-def _unavailable() -> Exception:
-    from ray.exceptions import ActorUnavailableError
-
-    return ActorUnavailableError("not there yet", None)

@@ -28,6 +28,7 @@ from raytrain.checkpoint import (
     experiment_file,
     prune,
 )
+from raytrain.checkpoint.replacement import replace
 from raytrain.config import config_from_dict
 from raytrain.driver import experiment
 from raytrain.driver.experiment import _read_experiment, _set_aside
@@ -100,7 +101,7 @@ def test_retention_waits_until_a_lost_best_is_chosen_again(monkeypatch: pytest.M
     """On a store both are done at once: what is the best of all that is kept may be what has to go."""
     monkeypatch.setattr("raytrain.storage.location.ThreadPoolExecutor", ThreadPoolExecutor)
     where = an_empty_store() / "trial"
-    first, replace, pruning = trained(where, 5), background_commit.replace, threading.Event()
+    first, pruning = trained(where, 5), threading.Event()
     for name in where.subdirectories():
         if name.startswith("best"):
             (where / name).delete_tree()
