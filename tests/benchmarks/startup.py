@@ -1,10 +1,10 @@
 """Seconds from the command to the first result, and where they go.
 
-`raytrain train` against the twenty lines of `stock_startup.py` (`Tuner("PPO").fit()`), with one small
-iteration of the same settings. Phases end when, seen from outside,
+`raytrain train` against the twenty lines of `stock_startup.py` (`Tuner("PPO").fit()`), with one
+small iteration of the same settings. Phases end when, seen from outside,
 
-    until Ray starts    the first of Ray's services is there: imports, and raytrain's checks of config and
-                        environment
+    until Ray starts    the first of Ray's services is there: imports, and raytrain's checks of
+                        config and environment
     Ray                 the first worker process is there
     trial's process     the actor of the trial is there: Tune, the actor's imports
     build               the first iteration begins: networks, env runners, learner

@@ -13,7 +13,8 @@ from gymnasium import spaces
 
 
 class Right(gym.Env[Any, Any]):
-    """Ten steps an episode; from step `after` on (counted over all episodes) `wrong` has its way."""
+    """Ten steps an episode; from step `after` on (counted over all episodes) `wrong`
+    has its way."""
 
     observation_space: Any = spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space: Any = spaces.Discrete(2)

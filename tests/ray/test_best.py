@@ -1,4 +1,5 @@
-"""`best` and the score it follows: training, evaluation, the environment's own; and what it survives."""
+"""`best` and the score it follows: training, evaluation, the environment's own; and
+what it survives."""
 
 from __future__ import annotations
 

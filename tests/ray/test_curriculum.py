@@ -1,4 +1,5 @@
-"""Stages: when they end, that their values hold, that nothing is lost at a boundary, and going back."""
+"""Stages: when they end, that their values hold, that nothing is lost at a boundary,
+and going back."""
 
 from __future__ import annotations
 
@@ -208,12 +209,12 @@ def test_a_resume_is_exact_before_at_and_after_a_boundary(tmp_path: Path, saved_
 def test_env_runners_take_a_stage_over_and_those_that_die_come_back_in_it(
     local_ray: None, tmp_path: Path
 ) -> None:
-    """One dies at the boundary, so its group is set up as it was before and then taken into the stage;
-    one dies in the stage, and is set up in it wherever there is an actor. And another process goes on in
-    the stage, with one actor for both groups.
+    """One dies at the boundary, so its group is set up as it was before and then taken into the
+    stage; one dies in the stage, and is set up in it wherever there is an actor. And another
+    process goes on in the stage, with one actor for both groups.
 
-    With replay an environment is made by its config; a pickled one would be the stage's in any case. And
-    a fragment is as long as the stage's batch asks for."""
+    With replay an environment is made by its config; a pickled one would be the stage's in any
+    case. And a fragment is as long as the stage's batch asks for."""
     stages = [STAGES[0], {**STAGES[1], "training": {"train_batch_size_per_learner": 192}}]
     trails = []
     for disturbed in (False, True):

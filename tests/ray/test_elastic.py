@@ -1,4 +1,5 @@
-"""Fewer or more actors, nodes that go and come, others who want room: the run stays the same run."""
+"""Fewer or more actors, nodes that go and come, others who want room: the run stays
+the same run."""
 
 from __future__ import annotations
 
@@ -57,9 +58,11 @@ def test_the_number_of_actors_is_bounded_by_that_of_groups() -> None:
 def test_room_is_what_no_placement_group_has_reserved() -> None:
     nodes = {"a": {"CPU": 4.0}, "b": {"CPU": 2.0, "GPU": 1.0}}
     groups = {
-        "placed": {"bundles": {0: {"CPU": 1.0}, 1: {"CPU": 2.0}}, "bundles_to_node_id": {0: "a", 1: "a"}},
+        "placed": {"bundles": {0: {"CPU": 1.0}, 1: {"CPU": 2.0}}, "bundles_to_node_id": {0: "a",
+            1: "a"}},
         # One of its nodes is gone.
-        "half": {"bundles": {0: {"CPU": 1.0}, 1: {"CPU": 2.0}}, "bundles_to_node_id": {0: "b", 1: "z"}},
+        "half": {"bundles": {0: {"CPU": 1.0}, 1: {"CPU": 2.0}}, "bundles_to_node_id": {0: "b",
+            1: "z"}},
         "new": {"bundles": {0: {"GPU": 1.0}}, "bundles_to_node_id": {0: ""}},
     }  # fmt: skip
     left, waiting = unplaced(nodes, groups)

@@ -1,4 +1,5 @@
-"""What an environment does wrong once training goes on: told with file and line, by both ways of sampling."""
+"""What an environment does wrong once training goes on: told with file and line, by both
+ways of sampling."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def late(name: str, **sections: Any) -> dict[str, Any]:
 
 
 def sample(name: str) -> None:
-    """100 steps of an environment that goes wrong after 30, by a runner in this process, without Ray."""
+    """100 steps of an environment that goes wrong after 30, by a runner in this
+    process, without Ray."""
     environment = {"env": f"wrong_envs:{name}", "env_config": {"after": 30}}
     config = config_from_dict({**TINY, "environment": environment})
     runner = GroupEnvRunner(config=prepare(to_algorithm_config(config)), worker_index=0)

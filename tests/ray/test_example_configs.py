@@ -1,4 +1,5 @@
-"""The configs in configs/ with environments of their own: exact snapshots, a small run each, and what they teach."""
+"""The configs in configs/ with environments of their own: exact snapshots, a small run each, and
+what they teach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Forks: what a new run takes of the one it came from, what its own config decides, and its descent."""
+"""Forks: what a new run takes of the one it came from, what its own config decides,
+and its descent."""
 
 from __future__ import annotations
 
@@ -140,7 +141,8 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
-    """The directory with a config and three runs: run, its fork `child`, and that one's `grandchild`."""
+    """The directory with a config and three runs: run, its fork `child`, and
+    that one's `grandchild`."""
     place = tmp_path_factory.mktemp("family")
     config = write_config(place / "run.yaml", **SMALL, stop={"iterations": 3})
     train_here(config)

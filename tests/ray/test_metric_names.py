@@ -1,4 +1,5 @@
-"""Names of metrics in a config: refused where they are surely wrong, told where no result has them."""
+"""Names of metrics in a config: refused where they are surely wrong, told where no
+result has them."""
 
 from __future__ import annotations
 

@@ -713,7 +713,8 @@ sys.meta_path.insert(0, Refuse())
 
 @pytest.fixture(scope="module")
 def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """{name: directory} of the exported policies, with TorchScript, and the rollouts beside them."""
+    """{name: directory} of the exported policies, with TorchScript, and the
+    rollouts beside them."""
     directories = {}
     for name, directory in trained.items():
         place = tmp_path_factory.mktemp(f"exported-{name}")
@@ -736,7 +737,8 @@ def test_exported_policies_give_the_actions_that_training_sent_without_ray(expor
 
 
 def recorded(directory: Any) -> Any:
-    """Observations (a batch for each leaf of the space) and the actions that they were answered with."""
+    """Observations (a batch for each leaf of the space) and the actions that they
+    were answered with."""
     arrays = np.load(directory / "False.npz")
     stepped = arrays["stepped"]
     return tuple(

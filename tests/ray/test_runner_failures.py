@@ -141,8 +141,8 @@ def test_with_continue_an_iteration_goes_on_with_fewer_samples_but_not_for_ever(
     rules = {"on_env_runner_loss": "continue", "max_short_iterations": 1}
     with built(**TWO, fault_tolerance=rules) as algorithm:
         trail = []
-        # Not the same one twice: whether one that came again had answered anything before it is killed
-        # again is chance, and nothing is dropped for the loss of one that had not.
+        # Not the same one twice: whether one that came again had answered anything before it is
+        # killed again is chance, and nothing is dropped for the loss of one that had not.
         for index in (1, 0):
             kill_while_sampling(pids(algorithm, 2)[index])
             trail += iterate(algorithm, 1)

@@ -1,5 +1,5 @@
-"""A group is sampled into arrays, and nobody can tell: episodes, rows, counters and filter state are
-those of RLlib's own sampling from the same random streams, without tolerance."""
+"""A group is sampled into arrays, and nobody can tell: episodes, rows, counters and filter state
+are those of RLlib's own sampling from the same random streams, without tolerance."""
 
 from __future__ import annotations
 
@@ -73,14 +73,26 @@ def module(kind: type) -> dict[str, Any]:
     return {"change": lambda given: given.rl_module(rl_module_spec=spec)}
 
 
+def environment(**settings: Any) -> dict[str, Any]:
+    return {"change": lambda given: given.environment(**settings)}
+
+
+def runners(**settings: Any) -> dict[str, Any]:
+    return {"change": lambda given: given.env_runners(**settings)}
+
+
+def model(**settings: Any) -> dict[str, Any]:
+    return {"rl_module": {"model_config": settings}}
+
+
 CASES: dict[str, Any] = {
     "discrete": {},
     "discrete-one-env": {"env_runners": {"num_envs_per_env_runner": 1}},
     "float64-observations": {"environment": {"env": "awkward_envs:Walk"}},
     "multi-discrete": env("levers"),
     "box-unsquashed": env("forces"),
-    "box-clipped": {**env("forces"), "change": lambda c: c.environment(normalize_actions=False, clip_actions=True)},
-    "box-as-it-is": {**env("one_way"), "change": lambda c: c.environment(normalize_actions=False)},
+    "box-clipped": {**env("forces"), **environment(normalize_actions=False, clip_actions=True)},
+    "box-as-it-is": {**env("one_way"), **environment(normalize_actions=False)},
     "box-half-bounded": env("one_way"),
     "box-float64": env("fine_forces"),
     "infos-and-truncations": env("Drift"),
@@ -91,15 +103,15 @@ CASES: dict[str, Any] = {
     "complete-episodes": {**env("Drift"), "env_runners": {"batch_mode": "complete_episodes"}},
     "likeliest-actions": {**env("forces"), "env_runners": {"explore": False}},
     "likeliest-levers": {**env("levers"), "env_runners": {"explore": False}},
-    "shared-layers": {"rl_module": {"model_config": {"vf_share_layers": True, "fcnet_hiddens": [16, 8]}}},
-    "free-log-std": {**env("forces"), "rl_module": {"model_config": {"free_log_std": True}}},
-    "relu": {"rl_module": {"model_config": {"fcnet_activation": "relu"}}},
-    "silu": {"rl_module": {"model_config": {"fcnet_activation": "silu", "head_fcnet_hiddens": [8]}}},
+    "shared-layers": model(vf_share_layers=True, fcnet_hiddens=[16, 8]),
+    "free-log-std": {**env("forces"), **model(free_log_std=True)},
+    "relu": model(fcnet_activation="relu"),
+    "silu": model(fcnet_activation="silu", head_fcnet_hiddens=[8]),
     "own-module": module(Chatty),
     "own-module-of-actions": {**module(Decided), "env_runners": {"num_env_runners": 2}},
-    "longer-lookback": {**env("Drift"), "change": lambda c: c.env_runners(episode_lookback_horizon=4)},
-    "no-lookback": {**env("Drift"), "change": lambda c: c.env_runners(episode_lookback_horizon=0)},
-    "short-fragments": {**env("Drift"), "change": lambda c: c.env_runners(rollout_fragment_length=2)},
+    "longer-lookback": {**env("Drift"), **runners(episode_lookback_horizon=4)},
+    "no-lookback": {**env("Drift"), **runners(episode_lookback_horizon=0)},
+    "short-fragments": {**env("Drift"), **runners(rollout_fragment_length=2)},
 }  # fmt: skip
 
 

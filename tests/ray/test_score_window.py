@@ -1,4 +1,5 @@
-"""One window for stop, score and console: the same number everywhere, and a part of the exact state."""
+"""One window for stop, score and console: the same number everywhere, and a part of
+the exact state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tune's side of an experiment: what its files are good for, which trials are started, and its errors."""
+"""Tune's side of an experiment: what its files are good for, which trials are started,
+and its errors."""
 
 from __future__ import annotations
 

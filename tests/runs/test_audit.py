@@ -1,4 +1,5 @@
-"""`raytrain audit` on a real run: equal to what is on storage, and not after a silent corruption."""
+"""`raytrain audit` on a real run: equal to what is on storage, and not after
+a silent corruption."""
 
 from __future__ import annotations
 

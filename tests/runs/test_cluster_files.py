@@ -29,7 +29,8 @@ COMMANDS = (
 
 
 def prepared(path: Path) -> dict[str, Any]:
-    """As `ray up` sees it: completed with the provider's defaults, and held against Ray's schema."""
+    """As `ray up` sees it: completed with the provider's defaults, and held
+    against Ray's schema."""
     config: dict[str, Any] = prepare_config(yaml.safe_load(path.read_text()))
     validate_config(config)
     return config

@@ -1,5 +1,5 @@
-"""A writer that is stopped at any line, and goes on when others have taken over, changes nothing that
-counts; nor does a second one that is killed at any line."""
+"""A writer that is stopped at any line, and goes on when others have taken over, changes nothing
+that counts; nor does a second one that is killed at any line."""
 
 from __future__ import annotations
 
@@ -180,7 +180,8 @@ def test_retention_that_was_replaced_leaves_what_its_successor_goes_on_from(
 def test_a_writer_that_was_replaced_marks_no_checkpoint_but_its_own(
     tmp_path: Path, on_store: bool, is_damaged: bool, every: int
 ) -> None:
-    """When it goes on its last checkpoint has been deleted, or set aside and another has the name."""
+    """When it goes on its last checkpoint has been deleted, or set aside and another
+    has the name."""
     tried = 0
     for step in steps(every):
         where, first = seeded(tmp_path / str(step), on_store)
@@ -241,7 +242,8 @@ def test_a_file_of_an_upload_that_was_given_up_may_arrive_at_any_time(name: str)
 def test_a_manifest_that_comes_after_its_files_were_cleared_away_makes_nothing_best(
     is_asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer of a new best was stopped before the manifest, or its request was under way for so long."""
+    """The writer of a new best was stopped before the manifest, or its request was under way
+    for so long."""
     where, first = seeded(Path("unused"), True)
     second, write = Attempt(where), Location.write_atomic
 
@@ -277,7 +279,8 @@ def test_a_manifest_that_comes_after_its_files_were_cleared_away_makes_nothing_b
 def test_a_start_looks_again_when_another_changes_something_under_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both repair a replacement of best that was cut short, and the one that was replaced is faster."""
+    """Both repair a replacement of best that was cut short, and the one that was
+    replaced is faster."""
     where, first = seeded(tmp_path / "trial", False)
     first.train(3, 4)
     (where / "best").move_tree(where / "best.1-9.new")
@@ -377,7 +380,8 @@ def test_what_a_start_clears_away_is_gone_before_its_writer_gives_it_a_name(
 def test_starting_again_after_a_stage_leaves_nothing_newer_in_sight(
     tmp_path: Path, on_store: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill left the best before the best; and a writer on a node that was cut off commits one more."""
+    """A kill left the best before the best; and a writer on a node that was cut off
+    commits one more."""
     experiment = an_empty_store() / "exp" if on_store else Location.of(tmp_path / "exp")
     where, first = experiment / "trial_00000", Attempt(experiment / "trial_00000")
     monkeypatch.setitem(SCORES, 6, 11.0)

@@ -1,4 +1,5 @@
-"""`--fresh`: the old directory is set aside whole, and what a kill leaves of it in the old place is whole."""
+"""`--fresh`: the old directory is set aside whole, and what a kill leaves of it in the old
+place is whole."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def whole(place: Location) -> list[str]:
 
 
 def die_at(monkeypatch: pytest.MonkeyPatch, request: int) -> None:
-    """At the deletion with this number. A store deletes a directory file by file, in the order of a list."""
+    """At the deletion with this number. A store deletes a directory file by file, in the order
+    of a list."""
     left = iter(range(request))
     delete = Location.delete_now
 

@@ -1,5 +1,5 @@
-"""Real raylets with addresses of their own die, are cut off and are taken away: the run ends as if left
-alone, and none of it is counted as its failure (`max_failures` is 0 throughout)."""
+"""Real raylets with addresses of their own die, are cut off and are taken away: the run ends as if
+left alone, and none of it is counted as its failure (`max_failures` is 0 throughout)."""
 
 from __future__ import annotations
 
@@ -209,7 +209,8 @@ def drain(cluster: Cluster, node: Node) -> None:
         sys.executable,
         "-c",
         f"import ray; ray.init({ADDRESS!r}, log_to_driver=False, logging_level='ERROR');"
-        "print(*(f'{n[\"NodeManagerAddress\"]}={n[\"NodeID\"]}' for n in ray.nodes() if n['Alive']))",
+        'print(*(f\'{n["NodeManagerAddress"]}={n["NodeID"]}\' for n in ray.nodes() if '
+        "n['Alive']))",
     )
     ids = dict(each.split("=") for each in listed.split() if each.startswith("10.77."))
     why = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message test"
@@ -335,8 +336,8 @@ GRID: dict[str, Any] = {
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_several_trials_survive_nodes_that_die_and_then_the_driver(tmp_path: Path) -> None:
-    """Four trials of half a (counted) GPU each on two nodes; these die one after another while others
-    join; then the driver dies; the same command brings all to their ends."""
+    """Four trials of half a (counted) GPU each on two nodes; these die one after another while
+    others join; then the driver dies; the same command brings all to their ends."""
     (tmp_path / "alone").mkdir()
     env = {
         "RAY_preload_python_modules": "support.counted_gpus",

@@ -59,7 +59,8 @@ def test_what_another_run_or_trial_wrote_is_set_aside(
 def test_what_a_former_attempt_staged_is_cleared_away_and_not_what_a_later_one_does(
     tmp_path: Path,
 ) -> None:
-    """One that was replaced and wakes up in its start, or in a save, deletes nothing of its successor's."""
+    """One that was replaced and wakes up in its start, or in a save, deletes nothing
+    of its successor's."""
     staging = tmp_path / "trial_00000" / ".staging"
     for name in (
         "0/checkpoint_000002",

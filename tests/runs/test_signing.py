@@ -203,8 +203,8 @@ def short_tmp() -> Iterator[Path]:
 def test_planted_pickles_are_not_executed_and_secrets_are_nowhere(
     tmp_path: Path, short_tmp: Path
 ) -> None:
-    """A signed run is stopped; somebody who may write to its directory plants pickles in every place
-    that a resume might look at; the run continues as if nothing were there."""
+    """A signed run is stopped; somebody who may write to its directory plants pickles in every
+    place that a resume might look at; the run continues as if nothing were there."""
     variables = {KEY_VARIABLE: KEY, "SIM_LICENCE": LICENCE, "TMPDIR": str(short_tmp)}
     (tmp_path / "licensed_env.py").write_text(ENVIRONMENT_FILE)
     environment = {

@@ -1,4 +1,5 @@
-"""JSON on storage may be anything: it is damage then, and never a crash, an endless read or a wrong number."""
+"""JSON on storage may be anything: it is damage then, and never a crash, an endless read or
+a wrong number."""
 
 from __future__ import annotations
 
@@ -149,7 +150,8 @@ DOCUMENTS = (
     b'{"a":' * 900 + b"1" + b"}" * 900,
 )
 VALUES: tuple[Any, ...] = (
-    [], None, "\ud800", float("inf"), float("nan"), -1, 10**299, 10**400, 1.7e308, "0001-01-01T00:00:00+14:00",
+    [], None, "\ud800", float("inf"), float("nan"), -1, 10**299, 10**400, 1.7e308,
+     "0001-01-01T00:00:00+14:00",
 )  # fmt: skip
 
 

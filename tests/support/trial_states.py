@@ -6,9 +6,8 @@
     signed       with a signing key or without
     store        a local disk or S3
 
-Every state stands in the table several times, with each time another damage; the rest is drawn from the
-seed so that each value comes up about as often as the others.
-"""
+Every state stands in the table several times, with each time another damage; the rest is drawn from
+the seed so that each value comes up about as often as the others."""
 
 from __future__ import annotations
 
@@ -46,9 +45,9 @@ DAMAGES = (
 
 @dataclass(frozen=True)
 class State:
-    """`runs`: the strikes of each run before the last one, which nothing strikes. `codes`: how each may
-    end. `raised`: the stop of the last two runs is higher than that of the first. `failures`: how
-    often a trial may fail, and `max_failures` of the config."""
+    """`runs`: the strikes of each run before the last one, which nothing strikes. `codes`: how each
+    may end. `raised`: the stop of the last two runs is higher than that of the first. `failures`:
+    how often a trial may fail, and `max_failures` of the config."""
 
     name: str
     runs: tuple[tuple[Strike, ...], ...]

@@ -1,4 +1,5 @@
-"""The benchmarks' own arithmetic, their tables, and one small program watched as they watch runs."""
+"""The benchmarks' own arithmetic, their tables, and one small program watched as
+they watch runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The documents against the product: links, commands, options, config keys, formats, Python blocks."""
+"""The documents against the product: links, commands, options, config keys,
+formats, Python blocks."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def options_of(command: Any) -> set[str]:
 
 
 def named_commands(text: str) -> list[list[str]]:
-    """Every line of a shell block and every inline code span, split into words; a prompt left out."""
+    """Every line of a shell block and every inline code span, split into words; a
+    prompt left out."""
     lines = [
         line
         for match in _FENCE.finditer(text)

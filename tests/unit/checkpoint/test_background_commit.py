@@ -164,8 +164,8 @@ def test_damaged_best_is_set_aside_and_the_best_that_is_kept_takes_its_place(
 
 
 def test_best_that_became_an_older_one_stays_best(trial: Location, tmp_path: Path) -> None:
-    """Lower became better on continuing: what was replaced is of a later iteration, and comes back neither
-    with the next start nor with a kill in the middle."""
+    """Lower became better on continuing: what was replaced is of a later iteration, and comes back
+    neither with the next start nor with a kill in the middle."""
     worker = committer(trial, keep=3)
     for iteration, score in ((2, 1.0), (4, 2.0), (6, 3.0)):
         one(worker, job(tmp_path, iteration, score))

@@ -1,4 +1,5 @@
-"""Which failures are retried, how deaths are told, and what a signal does before training begins."""
+"""Which failures are retried, how deaths are told, and what a signal does
+before training begins."""
 
 from __future__ import annotations
 

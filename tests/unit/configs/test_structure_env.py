@@ -1,4 +1,5 @@
-"""configs/structure_env.py against closed forms: oscillators, modes, Warburton's optimum, the spectrum."""
+"""configs/structure_env.py against closed forms: oscillators, modes, Warburton's
+optimum, the spectrum."""
 
 from __future__ import annotations
 
@@ -113,7 +114,8 @@ def test_energy_is_kept_without_damping_and_lost_with_it() -> None:
 
 
 def test_the_actuator_works_what_the_structure_gains() -> None:
-    """Undamped, no earthquake: the change of energy in a step is u times the growth of the stroke."""
+    """Undamped, no earthquake: the change of energy in a step is u times the growth
+    of the stroke."""
     env = Structure(damping_ratio=0.0, damper_damping_ratio=0.0)
     env.reset(seed=0)
     env.quake[:] = 0.0

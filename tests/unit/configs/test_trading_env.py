@@ -1,4 +1,5 @@
-"""configs/trading_env.py: what gym-anytrading counts is what is learned, and nobody sees the future."""
+"""configs/trading_env.py: what gym-anytrading counts is what is learned, and nobody
+sees the future."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def test_an_order_is_carried_out_at_a_close_that_was_not_seen() -> None:
 
 @pytest.mark.parametrize("day", [0, 1, 37, 150, 198])
 def test_no_look_ahead(day: int) -> None:
-    """Other prices after the day t: everything up to t is the same, and the step to t + 1 is not."""
+    """Other prices after the day t: everything up to t is the same, and the step to t +
+    1 is not."""
     prices, actions = walk(300), orders(200)
     actions[day:] = 1  # held from here on, so that the reward tells
     changed = prices.copy()

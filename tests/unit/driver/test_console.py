@@ -68,7 +68,8 @@ def test_a_log_gets_one_line_now_and_then(log: Any) -> None:
     assert [line.split()[1] for line in lines[:-1]] == ["4,000", "64,000", "124,000", "160,000"]
     assert lines[-1] == "done after 40 iterations"
     assert lines[1] == (
-        "t0  64,000 of 200,000 steps (32%)  return 168.0 of 475 over 100 episodes  4,000 steps/s  34s left"
+        "t0  64,000 of 200,000 steps (32%)  return 168.0 of 475 over 100 episodes  4,000 steps/s  "
+        "34s left"
     )
     assert not set(log.file.getvalue()) & {"\x1b", "\r", "\x07"}
 
@@ -131,7 +132,8 @@ def test_failures_are_survived_and_the_rate_is_measured_anew(log: Any) -> None:
     log.result(3, seconds=2)
     assert log.lines()[-2] == "t0: the node died; continues from checkpoint 2"
     assert log.lines()[-1] == (
-        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475 over 100 episodes  2,000 steps/s  1m34s left"
+        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475 over 100 episodes  2,000 steps/s  "
+        "1m34s left"
         "  checkpoint 2 (16m42s ago)  survived 1 failure"
     )
     log.reporter.failed("t0", "again", failures=2, will_retry=False)

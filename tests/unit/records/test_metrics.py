@@ -1,4 +1,5 @@
-"""Numbers that an environment puts into its last info: recorded, averaged, scored and stopped by."""
+"""Numbers that an environment puts into its last info: recorded, averaged, scored
+and stopped by."""
 
 from __future__ import annotations
 
@@ -159,7 +160,8 @@ def test_what_is_no_mean_of_training_episodes_needs_no_full_window() -> None:
 
 
 def test_a_run_that_ended_by_an_iterations_episodes_stays_ended() -> None:
-    """Former versions averaged over the iteration where `window` was not given, and said nothing."""
+    """Former versions averaged over the iteration where `window` was not given,
+    and said nothing."""
     rule = StopRule(metrics={"episode_return_mean": 9.0}, window=100)
     assert rule.reached(NOW, RESULT) == "episode_return_mean 9"
     assert rule.reached(NOW, RESULT, recent(9.0)) is None

@@ -94,10 +94,12 @@ def test_refresh_waits_for_nothing_if_all_actors_are_there(ray: FakeRay) -> None
 def test_an_absent_actor_has_one_ping_at_a_time(ray: FakeRay) -> None:
     pool = Pool(ray, 1)
     pool.refresh()
+    pool.actors[0].restart_s = 60.0
     pool.fail(0)
     before = pool.actors[0].pings
     for _ in range(20):
         pool.refresh()
+        ray.sleep(0.2)
     assert pool.actors[0].pings == before + 1
 
 
@@ -181,7 +183,8 @@ def test_an_unconfirmed_loss_counts_once_another_process_has_come(ray: FakeRay) 
     pool.refresh(2.0)
     assert pool.failures == 1
     assert pool.messages == [
-        "The env runner of group 0 (pid 100 on node) died (it was killed) before it did any work, so "
+        "The env runner of group 0 (pid 100 on node) died (it was killed) before it did any work, "
+        "so "
         "nothing is lost; a new process has started."
     ]
     pool.fail(0)
@@ -244,12 +247,19 @@ def test_an_actor_that_joins_is_announced(ray: FakeRay) -> None:
     pool.refresh(60.0)
     pool.assign(range(2))
     assert pool.messages == [
-        "2 env group(s) are hosted by 2 env runner(s) from now on (pid 100 on node, pid 201 on node)."
+        "2 env group(s) are hosted by 2 env runner(s) from now on (pid 100 on node, pid 201 on "
+        "node)."
     ]
     pool.fail(1)
     pool.refresh(60.0)
     pool.assign(range(2))
     assert len(pool.messages) == 1  # Another process of the same actor is no news.
+    pool.fail(1)
+    pool.assign(range(2))
+    assert len(pool.messages) == 1  # Nor is an actor less: its failure has a message of its own.
+    pool.refresh(60.0)
+    pool.assign(range(2))
+    assert len(pool.messages) == 2
 
 
 def test_without_actors_the_assignment_stays(ray: FakeRay) -> None:
@@ -293,11 +303,17 @@ def test_further_actors_are_given_up_to_another_trial_and_asked_for_again(ray: F
     pool.scale()
     assert len(pool.messages) == 1 and pool.made == []
     ray.another_group_waits = False
-    ray.sleep(2.0)
+    ray.sleep(1.9)
+    pool.scale()
+    assert pool.made == []
+    ray.sleep(0.1)
     pool.scale()
     assert pool.made == [1, 2]
     pool.wait_for(3)
     assert indices(pool) == [0, 1, 2]
+    ray.sleep(2.0)
+    pool.scale()
+    assert pool.made == [1, 2]  # None of them is missing.
 
 
 def test_a_further_actor_that_cannot_start_is_asked_for_again_after_a_minute(ray: FakeRay) -> None:

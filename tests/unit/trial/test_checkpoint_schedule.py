@@ -1,4 +1,5 @@
-"""When a checkpoint is due and when a run ends: the same iterations whether or not it was resumed."""
+"""When a checkpoint is due and when a run ends: the same iterations whether or not
+it was resumed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Writers that are stopped at a certain line, and what the others find: cases that a search at random lines does
-not meet."""
+"""Writers that are stopped at a certain line, and what the others find: cases that a search at
+random lines does not meet."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def test_a_manifest_without_files_is_damage(tmp_path: Path, on_store: bool) -> N
 
 
 def test_retention_waits_until_a_lost_best_is_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a store both are done at once: what is the best of all that is kept may be what has to go."""
+    """On a store both are done at once: what is the best of all that is kept may be what
+    has to go."""
     monkeypatch.setattr("raytrain.storage.location.ThreadPoolExecutor", ThreadPoolExecutor)
     where = an_empty_store() / "trial"
     first, pruning = trained(where, 5), threading.Event()
@@ -158,7 +159,8 @@ def test_a_start_moves_no_best_away_that_came_after_its_look(
 def test_a_best_that_a_start_has_taken_away_for_a_moment_is_still_the_best(
     tmp_path: Path, is_killed: bool
 ) -> None:
-    """It has seen a damaged one, and was replaced: what it moves is its successor's, which saves meanwhile."""
+    """It has seen a damaged one, and was replaced: what it moves is its successor's,
+    which saves meanwhile."""
     where = Location.of(tmp_path / "trial")
     trained(where, 4)
     put(where, tmp_path / "older", 2, attempt=1)
