@@ -34,7 +34,7 @@ envelope of Jennings, Housner and Tsai (1968): growing with t^2, then level, the
 exponentially; and scaled to its peak acceleration. All of it comes from the seed of `reset`.
 
 a_g is linear between its samples, u constant over a step. For that the equations are solved
-exactly, by the matrix exponential, so dt [s] bounds what can be seen, not what is right. """
+exactly, by the matrix exponential, so dt [s] bounds what can be seen, not what is right."""
 
 from __future__ import annotations
 
