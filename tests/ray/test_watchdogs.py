@@ -1,13 +1,11 @@
-"""Hangs are noticed, named and ended; notices of clouds reach Ray."""
+"""Hangs are noticed, named and ended; a node that is taken away ends its trial in time."""
 
 from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +18,6 @@ from support.clusters import until
 from raytrain import _ray
 from raytrain.cluster import nodes
 from raytrain.cluster.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
-from raytrain.cluster.preemption import Notice
-from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.driver.pending_trials import PendingTrials
 from raytrain.driver.trial_watchdog import TrialWatchdog
 from raytrain.storage import Location
@@ -163,71 +159,6 @@ def test_what_died_by_itself_is_a_failure_and_a_node_that_is_gone_is_not(
     assert node_is_gone("f" * 56)
 
 
-def test_losses_are_counted_over_the_life_of_a_trial(tmp_path: Path) -> None:
-    losses = RestartCounts(Location.of(tmp_path))
-    assert losses.text() == ""
-    for kind in ("failure", "lost_node", "lost_node"):
-        losses.add(kind)
-    again = RestartCounts(Location.of(tmp_path))
-    again.add("preemption")
-    assert again.text() == "1 failure, 2 lost nodes, 1 preemption"
-    (tmp_path / "losses.json").write_text('{"failure": 1, "lo')
-    assert RestartCounts(Location.of(tmp_path)).text() == ""
-
-
-def notice(**given: Any) -> Notice:
-    keys: dict[str, Any] = {
-        "command": None,
-        "url": None,
-        "headers": {},
-        "match": ".",
-        "poll_s": 0.1,
-        "grace_s": 30,
-    }
-    return Notice(**{**keys, **given})
-
-
-def test_a_command_gives_notice(tmp_path: Path) -> None:
-    asked = notice(command=f"test -e {tmp_path}/notice")
-    assert not asked.given()
-    (tmp_path / "notice").touch()
-    assert asked.given()
-
-
-@pytest.fixture
-def cloud() -> Any:
-    """A cloud's metadata server: `cloud.answer` is (code, body), for who sends the header."""
-    state = SimpleNamespace(answer=(404, ""))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            code, body = state.answer if self.headers["Metadata"] == "true" else (400, "no header")
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *arguments: Any) -> None:
-            return
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}/events"
-    yield state
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_url_gives_notice(cloud: Any) -> None:
-    asked = notice(url=cloud.url, headers={"Metadata": "true"}, match='"EventType": *"Preempt"')
-    assert not asked.given()
-    cloud.answer = (200, '{"Events": [{"EventType": "Reboot"}]}')
-    assert not asked.given()
-    cloud.answer = (200, '{"Events": [{"EventType": "Preempt"}]}')
-    assert asked.given()
-    assert not notice(url=cloud.url, match="Preempt").given(), "without the header it is refused"
-    assert not notice(url="http://127.0.0.1:9/").given(), "nobody answers there"
-
-
 def test_a_trial_that_stands_still_is_killed_and_named() -> None:
     now = [0.0]
     overdue = TrialWatchdog(3.0, 10.0, clock=lambda: now[0])
@@ -248,29 +179,6 @@ def test_a_trial_that_stands_still_is_killed_and_named() -> None:
     with pytest.raises(RayActorError):
         while True:  # It may answer for a moment yet.
             ray.get(actor.pid.remote(), timeout=600)
-
-
-def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:
-    now = [100.0]
-    waiting = PendingTrials(clock=lambda: now[0])
-
-    def trial(**needs: float) -> Any:
-        factory = SimpleNamespace(bundles=[{"CPU": 1.0}, needs])
-        return SimpleNamespace(status="PENDING", placement_group_factory=factory)
-
-    def look(*trials: Any) -> list[str]:
-        now[0] += 2.0
-        return waiting.look(list(trials))
-
-    assert look(trial(CPU=1.0)) == []
-    big = trial(GPU=1.0)
-    assert [look(big), look(big)] == [[], []]
-    (sentence,) = look(big)
-    assert "needs 1 CPU, 1 GPU" in sentence
-    assert "waits for a node to join" in sentence
-    assert look(big) == [], "not again at once"
-    assert look(trial(CPU=1.0)) == ["There is a node again; the run goes on."]
-    assert look(trial(CPU=1.0)) == []
 
 
 def test_a_wall_clock_that_is_set_ends_no_trial_before_its_node(
@@ -296,3 +204,26 @@ def test_a_wall_clock_that_is_set_ends_no_trial_before_its_node(
         now[0] += 119
         found._look_at_nodes()
     assert "is taken away before the iteration ends" in str(ended[0])
+
+
+def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:
+    now = [100.0]
+    waiting = PendingTrials(clock=lambda: now[0])
+
+    def trial(**needs: float) -> Any:
+        factory = SimpleNamespace(bundles=[{"CPU": 1.0}, needs])
+        return SimpleNamespace(status="PENDING", placement_group_factory=factory)
+
+    def look(*trials: Any) -> list[str]:
+        now[0] += 2.0
+        return waiting.look(list(trials))
+
+    assert look(trial(CPU=1.0)) == []
+    big = trial(GPU=1.0)
+    assert [look(big), look(big)] == [[], []]
+    (sentence,) = look(big)
+    assert "needs 1 CPU, 1 GPU" in sentence
+    assert "waits for a node to join" in sentence
+    assert look(big) == [], "not again at once"
+    assert look(trial(CPU=1.0)) == ["There is a node again; the run goes on."]
+    assert look(trial(CPU=1.0)) == []

@@ -13,15 +13,15 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from support.checkpoint_children import manifest, put
+from support.checkpoint_children import put
 from support.commands import here
 from support.running import experiment_of, rows, trial_of
 
 from raytrain import checkpoint
-from raytrain.checkpoint import Catalogue, Manifest, commit, read_manifest, remove_checkpoint
+from raytrain.checkpoint import Catalogue, commit, read_manifest, remove_checkpoint
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.records import read_events
-from raytrain.records.downtime import TimeLost, last_row, time_lost
+from raytrain.records.downtime import last_row
 from raytrain.storage import DirectoryLock, Location, who_writes
 
 
@@ -179,26 +179,6 @@ def test_a_directory_that_is_no_experiment(command: str, tmp_path: Path) -> None
         found = here(command, place)
         assert (found.code, found.out) == (2, "")
         assert str(place) in found.err
-
-
-# The time lost
-
-
-def saved(kind: str, iteration: int, seconds: float) -> Manifest:
-    return manifest(iteration, kind=kind, metrics={"time_total_s": seconds})
-
-
-def test_time_lost() -> None:
-    row = {"training_iteration": 8, "time_total_s": 80.0, "timestamp": 1000}
-    assert time_lost(row, saved("periodic", 6, 60.0), attempt=1, now=1030.0) is None
-    assert time_lost(row, saved("periodic", 6, 60.0), attempt=2, now=1030.0) == TimeLost(20.0, 30.0)
-    assert time_lost(row, None, attempt=2, now=1030.0) == TimeLost(80.0, 30.0)
-    assert time_lost(None, None, attempt=2, now=1030.0) == TimeLost(0.0, 0.0)
-    # Saved to the last iteration and left: nobody failed. Unless more was trained since.
-    assert time_lost(row, saved("interrupted", 8, 80.0), attempt=2, now=9e9) is None
-    assert time_lost(row, saved("final", 8, 80.0), attempt=2, now=9e9) is None
-    assert time_lost(row, saved("interrupted", 7, 75.0), attempt=3, now=1001) == TimeLost(5.0, 1.0)
-    assert time_lost(row, saved("periodic", 8, 80.0), attempt=2, now=1001.0) == TimeLost(0.0, 1.0)
 
 
 def test_the_last_row_is_the_last_whole_one(tmp_path: Path) -> None:

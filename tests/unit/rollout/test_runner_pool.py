@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 from support.fake_ray import FakeActor, FakeRay
 
-from raytrain.rollout.runner_pool import PendingCall, RunnerActor, RunnerPool
+from raytrain.rollout.runner_pool import PendingCall, RunnerActor, RunnerPool, RunnerRules, spread
 
 
 class Pool(RunnerPool):
@@ -347,3 +347,28 @@ def test_stop_ends_what_rllib_does_not_know_and_what_is_absent(ray: FakeRay) -> 
     pool.fail(1)
     pool.stop()
     assert ray.killed == [(1, True), (2, True)]
+
+
+def test_groups_are_at_their_own_actors_or_spread_over_those_that_are_there() -> None:
+    groups = range(4)
+    assert spread(groups, [0, 1, 2, 3], {}) == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert spread(groups, [2], {0: 0, 1: 1, 2: 2, 3: 3}) == dict.fromkeys(groups, 2)
+    assert spread(groups, [0, 2], dict.fromkeys(groups, 2)) == {0: 0, 1: 2, 2: 2, 3: 0}
+    # Who may stay stays.
+    assert spread(groups, [0, 2, 3], {0: 0, 1: 2, 2: 2, 3: 0}) == {0: 0, 1: 2, 2: 2, 3: 3}
+
+
+def test_every_spread_is_even() -> None:
+    for groups in range(1, 9):
+        for pattern in range(1, 2**groups):
+            pool = [index for index in range(groups) if pattern >> index & 1]
+            loads = list(spread(range(groups), pool, dict.fromkeys(range(groups), 0)).values())
+            counts = [loads.count(host) for host in pool]
+            assert sum(counts) == groups and max(counts) - min(counts) <= 1
+
+
+def test_the_number_of_actors_is_bounded_by_that_of_groups() -> None:
+    assert RunnerRules().actors(4) == (1, 4)
+    assert RunnerRules(min_actors=2, max_actors=3).actors(4) == (2, 3)
+    assert RunnerRules(min_actors=2, max_actors=3).actors(1) == (1, 1)
+    assert RunnerRules().actors(0) == (0, 0)
