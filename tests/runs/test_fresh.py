@@ -13,6 +13,12 @@ from raytrain.driver.experiment import _set_aside
 from raytrain.storage import Location
 
 
+@pytest.fixture(autouse=True)
+def nobody_else_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then a lock on a store need not wait for what others write."""
+    monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
+
+
 class Killed(BaseException):
     """As a SIGKILL: nothing that would tidy up runs after it."""
 
