@@ -72,7 +72,7 @@ def test_four_actors_then_one_then_three_as_nodes_go_and_come(cluster: Cluster) 
 
 
 @pytest.mark.slow
-def test_room_is_made_for_a_placement_group_and_taken_again(cluster: Cluster) -> None:
+def test_further_actors_make_room_for_a_placement_group_and_come_back(cluster: Cluster) -> None:
     cluster.add_node(num_cpus=1)
     two = {**FOUR["env_runners"], "num_env_runners": 2, "max_actors": 2}
     with built(env_runners=two) as algorithm:

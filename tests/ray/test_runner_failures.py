@@ -116,7 +116,7 @@ def test_a_runner_killed_at_any_moment_changes_nothing(
 
 
 @pytest.mark.slow
-def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too(
+def test_one_actor_for_several_groups_gives_the_same_result_and_may_die(
     undisturbed: list[Iteration],
     kill_while_sampling: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,

@@ -11,7 +11,7 @@ from support.running import train_here, write_config
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_an_error_of_tunes_is_said_although_everything_is_finished(
+def test_an_error_of_tune_is_reported_although_all_trials_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_config(

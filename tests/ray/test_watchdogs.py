@@ -123,7 +123,7 @@ def test_a_long_phase_is_left_alone_while_it_is_within_its_limits(tmp_path: Path
     ray.get(learner.pid.remote())
 
 
-def test_what_is_usual_sets_the_limit(tmp_path: Path) -> None:
+def test_earlier_durations_set_the_limit_of_a_phase(tmp_path: Path) -> None:
     now = [0.0]
     where, limits = Location.of(tmp_path), Limits(10, 0.2)
     actors = {"learner 0": Learner.remote()}
@@ -159,7 +159,7 @@ def test_what_died_by_itself_is_a_failure_and_a_node_that_is_gone_is_not(
     assert node_is_gone("f" * 56)
 
 
-def test_a_trial_that_stands_still_is_killed_and_named() -> None:
+def test_a_trial_that_stopped_reporting_is_killed_and_named() -> None:
     now = [0.0]
     overdue = TrialWatchdog(3.0, 10.0, clock=lambda: now[0])
     actor = Learner.remote()
@@ -206,7 +206,7 @@ def test_a_wall_clock_that_is_set_ends_no_trial_before_its_node(
     assert "is taken away before the iteration ends" in str(ended[0])
 
 
-def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:
+def test_a_trial_that_no_node_has_resources_for_waits_with_a_message() -> None:
     now = [100.0]
     waiting = PendingTrials(clock=lambda: now[0])
 

@@ -222,7 +222,7 @@ def test_list_is_newest_first_and_passes_over_what_it_cannot_read(
     assert [line.split()[:2] for line in lines[1:]] == [["run", "finished"], ["older", "empty"]]
 
 
-def test_list_of_nothing(tmp_path: Path) -> None:
+def test_list_where_there_are_no_experiments(tmp_path: Path) -> None:
     assert "no experiment" in here("list", tmp_path).out
     assert here("list", tmp_path, "--json").document == []
     assert here("list", tmp_path / "missing").code == 2

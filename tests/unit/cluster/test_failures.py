@@ -45,5 +45,5 @@ def test_errors_cross_processes_whatever_their_arguments() -> None:
         ("something new", "something new"),
     ],
 )
-def test_deaths_are_told_in_a_few_words(said: str, told: str) -> None:
+def test_why_a_process_died_is_said_in_a_few_words(said: str, told: str) -> None:
     assert told in why_it_died(RuntimeError(said))

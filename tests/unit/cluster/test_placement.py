@@ -5,7 +5,7 @@ from __future__ import annotations
 from raytrain.cluster.placement import fits, unplaced
 
 
-def test_room_is_what_no_placement_group_has_reserved() -> None:
+def test_free_resources_are_those_that_no_placement_group_reserves() -> None:
     nodes = {"a": {"CPU": 4.0}, "b": {"CPU": 2.0, "GPU": 1.0}}
     groups = {
         "placed": {"bundles": {0: {"CPU": 1.0}, 1: {"CPU": 2.0}}, "bundles_to_node_id": {0: "a",

@@ -25,7 +25,7 @@ def notice(**given: Any) -> Notice:
     return Notice(**{**keys, **given})
 
 
-def test_a_command_gives_notice(tmp_path: Path) -> None:
+def test_a_command_announces_a_preemption(tmp_path: Path) -> None:
     asked = notice(command=f"test -e {tmp_path}/notice")
     assert not asked.given()
     (tmp_path / "notice").touch()
@@ -55,7 +55,7 @@ def cloud() -> Any:
     server.server_close()
 
 
-def test_a_url_gives_notice(cloud: Any) -> None:
+def test_a_url_announces_a_preemption(cloud: Any) -> None:
     asked = notice(url=cloud.url, headers={"Metadata": "true"}, match='"EventType": *"Preempt"')
     assert not asked.given()
     cloud.answer = (200, '{"Events": [{"EventType": "Reboot"}]}')

@@ -8,7 +8,7 @@ from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.storage import Location
 
 
-def test_losses_are_counted_over_the_life_of_a_trial(tmp_path: Path) -> None:
+def test_restarts_are_counted_over_the_life_of_a_trial(tmp_path: Path) -> None:
     losses = RestartCounts(Location.of(tmp_path))
     assert losses.text() == ""
     for kind in ("failure", "lost_node", "lost_node"):

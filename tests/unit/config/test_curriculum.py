@@ -29,7 +29,7 @@ from raytrain.config import ConfigError, config_from_dict, load_config
         ("[{name: ../a, until: {timesteps: 5}}]", "usable as a directory's name"),
     ],
 )
-def test_a_wrong_stage_is_said_with_its_line(tmp_path: Path, stages: str, said: str) -> None:
+def test_a_wrong_stage_is_refused_with_its_line(tmp_path: Path, stages: str, said: str) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(
         f"environment: {{env: CartPole-v1}}\nstop: {{timesteps: 9}}\ncurriculum: {stages}\n"

@@ -59,7 +59,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, request: int) -> None:
     monkeypatch.setattr(Location, "delete_tree", tree)
 
 
-def test_what_a_kill_leaves_in_the_old_place_on_a_store_is_whole(
+def test_a_kill_while_a_run_is_set_aside_leaves_whole_checkpoints_on_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request, finished = 0, False
@@ -83,7 +83,7 @@ def test_what_a_kill_leaves_in_the_old_place_on_a_store_is_whole(
     assert {name.split("/")[1] for name in (root / "run").files()} == {"attempts"}
 
 
-def test_of_a_checkpoint_that_was_being_written_to_a_store_the_marker_stays(tmp_path: Path) -> None:
+def test_the_marker_of_an_unfinished_checkpoint_on_a_store_stays(tmp_path: Path) -> None:
     """What its writer still sends is garbage."""
     root = Location.of(f"memory://{tmp_path.name}-marked")
     experiment(root / "run", tmp_path)

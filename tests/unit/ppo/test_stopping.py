@@ -109,5 +109,7 @@ def at(iteration: int, timesteps: int = 0, episodes: int = 0, time_s: float = 0.
         ),
     ],
 )
-def test_the_end(rule: Any, now: Any, result: Any, reached: Any) -> None:
+def test_a_stop_rule_names_the_bound_that_was_reached(
+    rule: Any, now: Any, result: Any, reached: Any
+) -> None:
     assert rule.reached(now, result) == reached

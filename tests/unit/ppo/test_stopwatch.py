@@ -9,7 +9,7 @@ from raytrain.ppo.stopwatch import PARTS, Stopwatch
 SHOWN = {f"{part}_s" for part in (*PARTS, "other", "total")}
 
 
-def test_parts_and_rest() -> None:
+def test_the_parts_of_an_iteration_add_up_to_its_total() -> None:
     ticks = itertools.count(0.0, 1.0)
     watch = Stopwatch(clock=lambda: next(ticks))
     with watch.measure("update"):

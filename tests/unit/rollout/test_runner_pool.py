@@ -349,7 +349,7 @@ def test_stop_ends_what_rllib_does_not_know_and_what_is_absent(ray: FakeRay) -> 
     assert ray.killed == [(1, True), (2, True)]
 
 
-def test_groups_are_at_their_own_actors_or_spread_over_those_that_are_there() -> None:
+def test_groups_stay_at_their_own_actors_or_spread_over_the_present_ones() -> None:
     groups = range(4)
     assert spread(groups, [0, 1, 2, 3], {}) == {0: 0, 1: 1, 2: 2, 3: 3}
     assert spread(groups, [2], {0: 0, 1: 1, 2: 2, 3: 3}) == dict.fromkeys(groups, 2)

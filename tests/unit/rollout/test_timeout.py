@@ -10,7 +10,7 @@ import gymnasium as gym
 from raytrain.rollout.timeout import RolloutTimeout, StallReporter
 
 
-def test_patience_learns() -> None:
+def test_the_timeout_follows_the_longest_recent_fragment() -> None:
     patience = RolloutTimeout("auto")
     assert patience.limit_s() == 600
     patience.add(0.2)
@@ -26,7 +26,7 @@ class Slow(gym.Env[Any, Any]):
         action.wait(600)
 
 
-def test_a_thread_that_stands_is_found_where_it_stands() -> None:
+def test_a_step_that_hangs_is_reported_with_its_line() -> None:
     said: list[str] = []
     heard = threading.Event()
 

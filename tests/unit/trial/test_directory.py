@@ -74,7 +74,7 @@ def test_what_a_former_attempt_staged_is_cleared_away_and_not_what_a_later_one_d
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ESTALE])
 @pytest.mark.parametrize("method", ["digest", "read_bytes"])
-def test_what_cannot_be_read_now_is_no_damage(
+def test_a_read_error_is_not_taken_for_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, method: str
 ) -> None:
     trial = Location.of(tmp_path / "trial_00000")

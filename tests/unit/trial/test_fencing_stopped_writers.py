@@ -206,7 +206,7 @@ def test_what_retention_has_not_begun_to_delete_is_brought_back(
     assert Attempt(where).open() == 4
 
 
-def test_retention_of_one_that_was_replaced_deletes_nothing_that_its_successor_goes_on_from(
+def test_retention_of_a_superseded_attempt_keeps_what_its_successor_resumed_from(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for iteration in (2, 4, 6):
@@ -220,7 +220,7 @@ def test_retention_of_one_that_was_replaced_deletes_nothing_that_its_successor_g
     assert Attempt(where).open() == 4
 
 
-def test_a_start_that_was_replaced_clears_nothing_away_that_its_successor_goes_on_from() -> None:
+def test_a_superseded_start_keeps_what_its_successor_resumed_from() -> None:
     """A manifest came when it had looked."""
     where = an_empty_store() / "trial"
     first = Attempt(where)
@@ -384,7 +384,7 @@ def test_a_start_that_was_replaced_deletes_no_episodes_of_its_successor(tmp_path
     assert_ended_well(where)
 
 
-def test_a_merge_of_one_that_was_replaced_deletes_no_episodes_of_its_successor(
+def test_a_merge_by_a_superseded_attempt_keeps_the_episodes_of_its_successor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = Location.of(tmp_path / "trial")

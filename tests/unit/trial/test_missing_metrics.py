@@ -33,7 +33,7 @@ def episodes(*profits: Any) -> Any:
     return recent
 
 
-def test_the_names_that_there_are() -> None:
+def test_metrics_of_a_result_by_name() -> None:
     assert metric_names(RESULT) == {
         "episode_return_mean",
         "episode_len_mean",
