@@ -314,7 +314,7 @@ def test_an_actor_that_hangs_is_killed_named_and_replaced() -> None:
 def test_an_actor_that_hangs_without_a_report_is_killed_as_well() -> None:
     trial = Trial(plan=hanging(1, 1))
     trial.call(timeout_s=20).run()
-    assert "(where is unknown: it is stopped, cut off, or in native code)" in trial.messages[0]
+    assert "it is stopped, cut off, or in native code) and was killed" in trial.messages[0]
 
 
 def test_the_third_hang_in_a_row_is_given_up_in_words_that_stay_the_same() -> None:
