@@ -12,8 +12,8 @@ _FIRST_FACTOR = 10.0
 class AdaptiveTimeout:
     """Allows `factor` times the usual duration, and at least `floor_s` seconds.
 
-    The usual duration is the `statistic` of the last `window` durations. The first run of its kind also
-    imports and compiles: it may take ten times the floor.
+    The usual duration is the `statistic` of the last `window` durations. The first run of its kind
+    also imports and compiles: it may take ten times the floor.
     """
 
     def __init__(

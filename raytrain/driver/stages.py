@@ -155,7 +155,7 @@ def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
     """Raises ConfigError if no network can be built for the environment, and EnvironmentFailed if it
     raises or breaks Gymnasium's contract."""
     from raytrain.rollout.env_snapshots import close, prove
-    from raytrain.rollout.timeout import StallReporter
+    from raytrain.rollout.timeout import reporting_stalls
 
     def tell(standing: str) -> None:
         say(
@@ -164,7 +164,7 @@ def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
         )
 
     with (
-        StallReporter(tell).watching(SLOW_TRIAL_S),
+        reporting_stalls(tell, SLOW_TRIAL_S),
         of_environment(config.environment.env),
     ):
         env = make_env(config)

@@ -61,7 +61,8 @@ from raytrain.records.recent_episodes import RecentEpisodes, summarised
 from raytrain.rng import RngStreams
 from raytrain.rollout.collector import NoNewEnvSteps, RolloutCollector
 from raytrain.rollout.divergence import why_not_finite
-from raytrain.rollout.env_runner import GroupEnvRunner, RunnerSettings
+from raytrain.rollout.env_group import RunnerSettings
+from raytrain.rollout.env_runner import EnvRunnerActor
 from raytrain.rollout.env_snapshots import Strategy
 from raytrain.rollout.fast_sampling.episode_rows import EpisodeRecorder
 from raytrain.rollout.runner_pool import RunnerRules
@@ -75,7 +76,7 @@ class NonFinite(RaytrainError):
 
 def prepare(config: AlgorithmConfig) -> PPOConfig:
     """Plug the exact env runner, learner and episode recorder into a PPO config (in place)."""
-    config.env_runners(env_runner_cls=GroupEnvRunner)
+    config.env_runners(env_runner_cls=EnvRunnerActor)
     config.learners(learner_class=ExactPPOTorchLearner)
     config.callbacks(callbacks_class=EpisodeRecorder)
     # A dead runner is started again at once by Ray; what it does then is up to `collector`.
@@ -247,7 +248,7 @@ class ExactPPO(PPO):
         if self._eval_groups is not None:
             sync = {**self._sampler_weights(), **self._groups.connector_state()}
             self._eval_groups.take_over(sync)
-            self._eval_groups.take_snapshots_again()
+            self._eval_groups.forget_snapshots()
 
     @property
     def env_groups(self) -> RolloutCollector:

@@ -33,7 +33,7 @@ class Learners:
 
     def sampler_weights(self, names: Collection[str]) -> dict[str, Any]:
         """The parameters and buffers `names` of the policy module, with their sequence number, as
-        `GroupEnvRunner.take_over` wants them. `names` are those that the env runners' module has: a
+        `EnvGroup.take_over` wants them. `names` are those that the env runners' module has: a
         feed-forward one acts without the critic; a recurrent one computes the critic's states too.
 
         Raises:

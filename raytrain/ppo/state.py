@@ -29,7 +29,7 @@ from raytrain.ppo.fork_state import IDENTICAL, ForkDifferences, reseed, settings
 from raytrain.ppo.learner import MODULE_ID
 from raytrain.ppo.rllib_checkpoint import RLlibState
 from raytrain.rng import RngStreams
-from raytrain.rollout.env_runner import without_episodes
+from raytrain.rollout.env_group import without_episodes
 
 if TYPE_CHECKING:
     from raytrain.ppo.algorithm import ExactPPO

@@ -1,6 +1,6 @@
-"""Why a loss is not finite: what the environments returned is looked at first, then the network.
+"""Why a loss is not finite: checks what the environments returned first, then blames the network.
 
-Looked at only when it has happened; the episodes of an iteration are kept until its losses are known.
+Runs only after it has happened; the episodes of an iteration are kept until its losses are known.
 """
 
 from __future__ import annotations
@@ -10,41 +10,37 @@ from typing import Any
 
 import numpy as np
 
-_ENVIRONMENT = "Mend the environment: a smaller training.lr cannot help"
+_ENVIRONMENT = "Fix the environment: a smaller training.lr cannot help"
 
 
 def why_not_finite(episodes: Iterable[Any]) -> str:
-    """Sentences for a person. `episodes`: RLlib's `SingleAgentEpisode`s of the iteration."""
+    """Sentences for the user. `episodes`: RLlib's `SingleAgentEpisode`s of the iteration."""
     least, most = np.inf, -np.inf
     for episode in episodes:
-        for what, values in (
-            ("observation", episode.get_observations()),
-            ("reward", episode.get_rewards()),
-        ):
-            found = np.asarray(values)
-            at = first_not_finite(found)
-            if at is not None:
-                step = episode.t_started + at
+        observations, rewards = episode.get_observations(), np.asarray(episode.get_rewards())
+        for what, values in (("observation", np.asarray(observations)), ("reward", rewards)):
+            index = first_not_finite(values)
+            if index is not None:
                 return (
-                    f"The environment returned the {what} {_shown(found[at])} in step {step} of an "
-                    f"episode. {_ENVIRONMENT}."
+                    f"The environment returned the {what} {_shown(values[index])} in step "
+                    f"{episode.t_started + index} of an episode. {_ENVIRONMENT}."
                 )
-        rewards = np.asarray(episode.get_rewards(), np.float64)
         if rewards.size:
             least, most = min(least, float(rewards.min())), max(most, float(rewards.max()))
     return (
-        f"The environment's observations and rewards are finite (rewards from {least:g} to {most:g}), so "
-        "the update is the cause: try a smaller training.lr or training.grad_clip, or smaller rewards."
+        f"The environment's observations and rewards are finite (rewards from {least:g} to "
+        f"{most:g}), so the update is the cause: try a smaller training.lr or training.grad_clip, "
+        "or smaller rewards."
     )
 
 
 def why_no_action(observation: Any) -> str:
-    """Why the policy's output for one observation is NaN, and what to do."""
+    """Why the policy's output for an observation is NaN, and what to do."""
     if first_not_finite(np.asarray(observation)) is not None:
         return f"The environment returned the observation {_shown(observation)}. {_ENVIRONMENT}."
     return (
-        f"The observation is finite ({_shown(observation)}), so the network is the cause: try a smaller "
-        "training.lr or training.grad_clip."
+        f"The observation is finite ({_shown(observation)}), so the network is the cause: try a "
+        "smaller training.lr or training.grad_clip."
     )
 
 

@@ -1,14 +1,14 @@
-"""What fails while a group is sampled, told with the environment's file and line.
+"""Errors while a group is sampled, reported with the environment's file and line.
 
-An error crosses processes as `EnvironmentFailed`: its own class may be known only where the environment
-is, and its traceback stays behind.
+An error crosses processes as `EnvironmentFailed`: its own class may be known only where the
+environment is, and its traceback stays behind.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import gymnasium as gym
@@ -23,8 +23,8 @@ from raytrain.rollout.divergence import first_not_finite, why_no_action
 
 @contextmanager
 def environment_errors(env: Any) -> Iterator[None]:
-    """Raise what the environments of the vector environment `env` raised in the body, or made Gymnasium
-    raise by what they returned, as `EnvironmentFailed`. Other errors pass."""
+    """Raise what the environments of the vector environment `env` raised in the body, or made
+    Gymnasium raise by what they returned, as `EnvironmentFailed`. Other errors pass."""
     try:
         yield
     except RaytrainError:
@@ -32,9 +32,12 @@ def environment_errors(env: Any) -> Iterator[None]:
     except BaseException as error:
         if not by_the_code_itself(error):
             raise
-        if _went_through_an_environment(error) or isinstance(error, SystemExit):
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        owners = (frame.f_locals.get("self") for frame in frames)
+        if isinstance(error, SystemExit) or any(isinstance(owner, gym.Env) for owner in owners):
             raise failed(f"the environment raised {told(error)}", error) from None
-        if _went_through_the_vector_env(error):
+        modules = (str(frame.f_globals.get("__name__")) for frame in frames)
+        if any(module.startswith("gymnasium.vector") for module in modules):
             raise failed(_why_refused(env, error), error) from None
         if not_finite := _not_finite(env):
             raise failed(not_finite, error) from None
@@ -42,40 +45,21 @@ def environment_errors(env: Any) -> Iterator[None]:
 
 
 def _not_finite(env: Any) -> str | None:
-    """That a policy failed because of what an environment returned."""
+    """The message, if the policy failed because the environment returned NaN or infinity."""
     for observation in _ray.runners.vector_env_attributes(env.unwrapped)["_env_obs"]:
-        found = np.asarray(observation) if isinstance(observation, np.ndarray) else np.zeros(0)
-        if first_not_finite(found) is not None:
-            return f"The policy fails. {why_no_action(found)}"
+        if isinstance(observation, np.ndarray) and first_not_finite(observation) is not None:
+            return f"The policy failed. {why_no_action(observation)}"
     return None
 
 
-def _frames(error: BaseException) -> Iterator[FrameType]:
-    trace = error.__traceback__
-    while trace is not None:
-        yield trace.tb_frame
-        trace = trace.tb_next
-
-
-def _went_through_an_environment(error: BaseException) -> bool:
-    return any(isinstance(each.f_locals.get("self"), gym.Env) for each in _frames(error))
-
-
-def _went_through_the_vector_env(error: BaseException) -> bool:
-    return any(
-        str(each.f_globals.get("__name__")).startswith("gymnasium.vector")
-        for each in _frames(error)
-    )
-
-
 def _why_refused(env: Any, error: BaseException) -> str:
-    """Gymnasium's vector environment could not take what one of its environments returned."""
+    """Why Gymnasium's vector environment cannot take what one of its environments returned."""
     vector_env = env.unwrapped
-    memory = _ray.runners.vector_env_attributes(vector_env)
-    for each, observation in zip(vector_env.envs, memory["_env_obs"], strict=True):
+    observations = _ray.runners.vector_env_attributes(vector_env)["_env_obs"]
+    for single_env, observation in zip(vector_env.envs, observations, strict=True):
         if observation is not None:
             try:
-                Contract(each).observation("step", observation)
+                Contract(single_env).observation("step", observation)
             except ContractBroken as broken:
                 return str(broken)
     place = method_place(vector_env.envs[0], "step")

@@ -1,13 +1,13 @@
-"""Merging the connector states of several env runners, with running statistics that are right.
+"""Merging the connector states of several env runners, with correct running statistics.
 
-After each iteration what the runners' observation filters have seen since the last one is put
-together. RLlib 2.60 does this with wrong numbers: a runner reports by how much its mean has moved
+After each iteration the observations that the runners' filters have seen since the last one are
+merged. RLlib 2.60 computes wrong numbers: a runner reports by how much its mean has moved
 (`RunningStat.mean_delta_array`), and `RunningStat.update` takes that for the mean of the new
 observations, so the merged mean drifts to zero and the variance takes up the difference
 (observations of mean 5 and deviation 1 end as 0.5 and 4.0 after 20 merges of 2 runners).
 
-Here each runner's new observations (count n, mean m, sum of squared deviations s) follow from its
-statistics before (0) and after (1), and are added in group order, both by the formulas of Chan,
+Here each runner's new observations (count n, mean m, sum of squared deviations s) are computed from
+its statistics before (0) and after (1), and are added in group order, both by the formulas of Chan,
 Golub and LeVeque (1979), eq. 2.1:
 
     n = n1 - n0        m = m0 + (m1 - m0) n1 / n        s = s1 - s0 - (m - m0)^2 n0 n / n1
@@ -28,18 +28,16 @@ State = Mapping[str, Any]
 
 
 def merge_connector_states(pipeline: Any, before: State, states: Sequence[State]) -> dict[str, Any]:
-    """The merged state of a connector pipeline. `before`: the state that all runners began with;
-    `states`: theirs now, in group order."""
+    """The merged state of a connector pipeline. `before`: the state that all runners started from;
+    `states`: their states now, in group order."""
     merged = {}
     for name, connector in pipeline.get_checkpointable_components():
-        # A connector that has no state is not among the states at all.
-        each = [state[name] for state in states if state.get(name)]
-        if not each:
-            continue
-        if isinstance(connector, MeanStdFilter):
-            merged[name] = _merge_filters(before[name], each)
-        else:
-            merged[name] = connector.merge_states(each)
+        # The states have no entry for a connector without state.
+        own = [state[name] for state in states if state.get(name)]
+        if own and isinstance(connector, MeanStdFilter):
+            merged[name] = _merge_filters(before[name], own)
+        elif own:
+            merged[name] = connector.merge_states(own)
     return merged
 
 
@@ -60,7 +58,7 @@ def _merge_filters(before: State, states: list[State]) -> dict[Any, Any]:
 
 
 def _merge(before: RunningStat, after: list[RunningStat]) -> RunningStat:
-    # The deltas of RunningStat stay zero: nothing reads them any more.
+    # The deltas of RunningStat stay zero: nothing reads them.
     total = RunningStat(before.shape)
     if len(after) == 1:
         total.num_pushes = after[0].num_pushes
@@ -74,9 +72,9 @@ def _merge(before: RunningStat, after: list[RunningStat]) -> RunningStat:
         if new == 0:
             continue
         new_mean, new_squares = _new_observations(before, stats, new)
-        apart = new_mean - mean
-        squares = squares + new_squares + apart * apart * (n * new / (n + new))
-        mean = mean + apart * (new / (n + new))
+        shift = new_mean - mean
+        squares = squares + new_squares + shift * shift * (n * new / (n + new))
+        mean = mean + shift * (new / (n + new))
         n += new
     total.num_pushes, total.mean_array, total.sum_sq_diff_array = n, mean, squares
     return total
@@ -86,7 +84,7 @@ def _new_observations(before: RunningStat, after: RunningStat, new: int) -> tupl
     """Mean and sum of squared deviations of the `new` observations between the two."""
     n0, n1 = before.num_pushes, after.num_pushes
     mean = before.mean_array + (after.mean_array - before.mean_array) * (n1 / new)
-    apart = mean - before.mean_array
-    squares = after.sum_sq_diff_array - before.sum_sq_diff_array - apart * apart * (n0 * new / n1)
-    # Rounding may leave a little less than nothing.
+    shift = mean - before.mean_array
+    squares = after.sum_sq_diff_array - before.sum_sq_diff_array - shift * shift * (n0 * new / n1)
+    # Rounding may leave it slightly negative.
     return mean, np.maximum(squares, 0.0)

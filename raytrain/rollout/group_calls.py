@@ -1,20 +1,20 @@
 """One call to every env group, repeated until each has answered, whichever actors die meanwhile.
 
-    an actor lives     it gets the calls for all its groups at once and answers them one after the other
+    an actor lives     it gets the calls for all its groups at once and answers one after another
     an actor dies      its unanswered groups wait for whichever comes first: another actor that has
                        nothing left to do, or their own one, restarted by Ray
     an actor hangs     it is killed after a while (see `timeout`), which counts as a death
     none is left       a message is logged, and if none comes for some minutes, an error is raised
 
-A group that an actor does not hold yet is first set up there from its last state, so the answer does not
-depend on the actor.
+A group that an actor does not hold yet is first set up there from its last state, so the answer
+does not depend on the actor.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from ray.exceptions import (
@@ -72,32 +72,25 @@ class _Recovery:
     answered_by: set[int] = field(default_factory=set)
 
 
+@dataclass
 class RetryingCall:
-    """`elastic`: whether another actor than its own may host a group. `may_drop`: whether the answers
-    of so many groups may be missing. `tell` gets messages for the user, and one about a slow call after
-    every `tell_after_s` seconds (None: never)."""
+    """`elastic`: whether another actor than its own may host a group. `may_drop`: whether the
+    answers of so many groups may be missing. `tell` gets messages for the user, and one about a
+    slow call after every `tell_after_s` seconds (None: never)."""
 
-    def __init__(
-        self,
-        pool: RunnerPool,
-        groups: Collection[int],
-        call: GroupCall,
-        *,
-        timeout: RolloutTimeout,
-        tell: Callable[[str], None],
-        tell_after_s: float | None,
-        elastic: bool,
-        may_drop: Callable[[int], bool] = lambda lost: False,
-    ) -> None:
-        self._pool = pool
-        self._runtime = pool.runtime
-        self._call = call
-        self._timeout = timeout
-        self._tell = tell
-        self._tell_after_s = tell_after_s
-        self._elastic = elastic
-        self._may_drop = may_drop
-        self._unanswered = set(groups)
+    pool: RunnerPool
+    groups: Collection[int]
+    call: GroupCall
+    _: KW_ONLY
+    timeout: RolloutTimeout
+    tell: Callable[[str], None]
+    tell_after_s: float | None
+    elastic: bool
+    may_drop: Callable[[int], bool] = lambda lost: False
+
+    def __post_init__(self) -> None:
+        self._runtime = self.pool.runtime
+        self._unanswered = set(self.groups)
         self._consecutive_failures: Counter[int] = Counter()
         self._slow_messages: Counter[int] = Counter()
         self._recoveries: list[_Recovery] = []
@@ -114,13 +107,13 @@ class RetryingCall:
             RunnerLost: actors die or hang again and again, or none comes back.
             Exception: whatever a call raised in an actor.
         """
-        for runner in self._pool.up:
+        for runner in self.pool.up:
             runner.calls.clear()  # Left over if an earlier call was interrupted.
         while self._unanswered:
             self._send()
             self._take_answers()
-            self._pool.refresh()
-            for runner in self._pool.up:
+            self.pool.refresh()
+            for runner in self.pool.up:
                 if runner.calls:
                     self._check_deadline(runner)
         return dict(sorted(self.answers.items()))
@@ -128,7 +121,7 @@ class RetryingCall:
     # -- calls -----------------------------------------------------------------------------------
 
     def _send(self) -> None:
-        sent = {pending.group for runner in self._pool.up for pending in runner.calls}
+        sent = {pending.group for runner in self.pool.up for pending in runner.calls}
         for group in sorted(self._unanswered - sent):
             runner = self._runner_for(group)
             if runner is None:
@@ -138,28 +131,28 @@ class RetryingCall:
             runner.calls.append(self._send_to(runner, group))
 
     def _runner_for(self, group: int) -> RunnerActor | None:
-        runner = self._pool.runner_of(group)
-        if runner is not None or not self._elastic:
+        runner = self.pool.runner_of(group)
+        if runner is not None or not self.elastic:
             return runner
-        idle = [runner for runner in self._pool.up if not runner.calls]
+        idle = [runner for runner in self.pool.up if not runner.calls]
         if not idle:
             return None
         runner = min(idle, key=lambda candidate: (len(candidate.loaded), candidate.index))
-        self._pool.assigned[group] = runner.index
+        self.pool.assigned[group] = runner.index
         return runner
 
     def _send_to(self, runner: RunnerActor, group: int) -> PendingCall:
-        call, limit_s = self._call, self._timeout.set_up_limit_s()
+        call, limit_s = self.call, self.timeout.set_up_limit_s()
         if group not in runner.loaded or call.ask is None:
             return PendingCall(group, True, call.load(runner.actor, group), limit_s)
         if call.sampling:
-            limit_s = self._timeout.limit_s()
+            limit_s = self.timeout.limit_s()
         return PendingCall(group, False, call.ask(runner.actor, group, limit_s), limit_s)
 
     # -- answers ---------------------------------------------------------------------------------
 
     def _take_answers(self) -> None:
-        sent = [(runner, pending) for runner in self._pool.up for pending in runner.calls]
+        sent = [(runner, pending) for runner in self.pool.up for pending in runner.calls]
         if not sent:
             self._wait_for_runner()
             return
@@ -176,8 +169,8 @@ class RetryingCall:
         try:
             answer = self._runtime.get(pending.reference)
         except RayTaskError as error:
-            # The error itself, not the class that Ray derives from it: that one's text has process ids
-            # in it, so an error that comes again would not be recognised.
+            # The error itself, not the class that Ray derives from it: that one's text has process
+            # ids in it, so an error that comes again would not be recognised.
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except _ACTOR_GONE as error:
             message = f"died ({why_it_died(error)})"
@@ -190,9 +183,9 @@ class RetryingCall:
         runner.calls.remove(pending)
         runner.busy_since, runner.has_answered = self._runtime.now(), True
         if pending.loads:
-            self._call.check_loaded(pending.group, answer)
+            self.call.check_loaded(pending.group, answer)
             runner.loaded.add(pending.group)
-        if not pending.loads or self._call.ask is None:
+        if not pending.loads or self.call.ask is None:
             self._finish(pending.group, runner)
             self.answers[pending.group] = answer
 
@@ -210,25 +203,25 @@ class RetryingCall:
     def _on_failure(
         self, runner: RunnerActor, message: str, cause: str, allowed: int, *, confirmed: bool = True
     ) -> None:
-        """`cause` is `message` without times and other details that differ between repetitions, so that
-        a failure that comes again is recognised."""
+        """`cause` is `message` without times and other details that differ between repetitions, so
+        that a failure that comes again is recognised."""
         first, groups = runner.calls[0].group, {pending.group for pending in runner.calls}
         self._consecutive_failures[first] += 1
-        self._pool.mark_lost(runner, message, confirmed=confirmed)
+        self.pool.mark_lost(runner, message, confirmed=confirmed)
         if self._consecutive_failures[first] >= allowed:
             raise RunnerLost(
-                f"The env runner of group {first} was lost {self._consecutive_failures[first]} times in "
-                f"a row in {self._call.about or 'the same call'} and is given up: the last one {cause}. "
-                "If this happens again, check the environment's step() and reset()."
+                f"The env runner of group {first} was lost {self._consecutive_failures[first]} "
+                f"times in a row in {self.call.about or 'the same call'} and is given up: the last "
+                f"one {cause}. If this happens again, check the environment's step() and reset()."
             )
         if not confirmed:
             return
         self._last_failure = cause
-        if self._may_drop(len(self.dropped) + len(groups)):
+        if self.may_drop(len(self.dropped) + len(groups)):
             self.dropped |= groups
             self._unanswered -= groups
-            self._tell(
-                f"{runner} {message}. {self._call.about.capitalize()} continues without "
+            self.tell(
+                f"{runner} {message}. {self.call.about.capitalize()} continues without "
                 f"{_named(groups)} (fault_tolerance.on_env_runner_loss is continue)."
             )
             return
@@ -242,24 +235,24 @@ class RetryingCall:
             self._end_hanging(runner, pending, waited)
             return
         count = self._slow_messages[pending.group] + 1
-        if self._tell_after_s is not None and waited > count * self._tell_after_s:
+        if self.tell_after_s is not None and waited > count * self.tell_after_s:
             self._slow_messages[pending.group] = count
-            self._tell(
-                f"{runner} has been busy with group {pending.group} for {waited:.0f} s. Training waits "
-                "for it; a step of its environment may be hanging."
+            self.tell(
+                f"{runner} has been busy with group {pending.group} for {waited:.0f} s. Training "
+                "waits for it; a step of its environment may be hanging."
             )
 
     def _end_hanging(self, runner: RunnerActor, pending: PendingCall, waited: float) -> None:
         assert runner.process is not None
         report = self._runtime.take_stall_report(stall_key(runner.process.actor_id, pending.group))
-        place = report or "where is unknown: it is stopped, cut off, or in native code"
+        place = report or "position unknown: it is stopped, cut off, or in native code"
         self._runtime.kill(runner.actor, no_restart=False)
         message = f"hung for {waited:.0f} s in group {pending.group} ({place}) and was killed"
         self._on_failure(runner, message, f"hung ({place})", _MAX_CONSECUTIVE_HANGS)
 
     def _wait_for_runner(self) -> None:
         """No actor can be called: wait for one to start."""
-        gone = self._pool.why_empty
+        gone = self.pool.why_empty
         if gone is not None:
             raise RunnerLost(f"No env runner is left, and Ray restarts none: {gone}.")
         now = self._runtime.now()
@@ -269,17 +262,17 @@ class RetryingCall:
         if waited > _NO_RUNNER_DEADLINE_S:
             raise RunnerLost(
                 f"No env runner started for {_named(self._unanswered)} within "
-                f"{_NO_RUNNER_DEADLINE_S:.0f} s; the last one {self._last_failure}. Check whether the "
-                "cluster has room for one."
+                f"{_NO_RUNNER_DEADLINE_S:.0f} s; the last one {self._last_failure}. Check whether "
+                "the cluster has room for one."
             )
         if waited > _NO_RUNNER_MESSAGE_S and not self._no_runner_told:
             self._no_runner_told = True
-            self._tell(
+            self.tell(
                 f"No env runner is alive for {_named(self._unanswered)}: the last one "
                 f"{self._last_failure}. Training waits for a new one, for at most "
                 f"{_NO_RUNNER_DEADLINE_S:.0f} s."
             )
-        self._pool.refresh(_TICK_S)
+        self.pool.refresh(_TICK_S)
 
     def _tell_recovered(self, recovery: _Recovery) -> None:
         by = " and ".join(
@@ -287,12 +280,13 @@ class RetryingCall:
             for index in sorted(recovery.answered_by)
         )
         groups, one = _named(recovery.groups), len(recovery.groups) == 1
+        seconds = self._runtime.now() - recovery.began
         what = f"{groups.capitalize()} {'is' if one else 'are'} set up"
-        if self._call.sampling:
-            what = f"{self._call.about.capitalize()} of {groups} is sampled"
-        self._tell(
-            f"{recovery.runner} {recovery.message}. {what} again from {'its' if one else 'their'} last "
-            f"state by {by}; {self._call.consequence} ({self._runtime.now() - recovery.began:.1f} s)."
+        if self.call.sampling:
+            what = f"{self.call.about.capitalize()} of {groups} is sampled"
+        self.tell(
+            f"{recovery.runner} {recovery.message}. {what} again from {'its' if one else 'their'} "
+            f"last state by {by}; {self.call.consequence} ({seconds:.1f} s)."
         )
 
 

@@ -1,12 +1,14 @@
 """The env runner actors of a trial, and which groups each of them hosts.
 
-    reserved   the first `min_actors`, in the trial's placement group: Tune starts the trial with them
-    further    up to `max_actors`, outside of it: all are requested at once, wait in Ray's queue until
-               the cluster has room (an autoscaler sees them), and join at the start of an iteration
+    reserved   the first `min_actors`, in the trial's placement group: the trial starts with them
+    further    up to `max_actors`, outside of it: all are requested at once, wait in Ray's queue
+               until the cluster has room (an autoscaler sees them), and join at the start of an
+               iteration
 
-There is at most one actor per group, and actor i's own group is group i. Ray restarts an actor that died
-as soon as the cluster has room for it; until then the other actors host its groups. The further actors
-are given up while another placement group waits for their resources (see `placement`).
+There is at most one actor per group, and actor i's own group is group i. Ray restarts an
+actor that died as soon as the cluster has room for it; until then the other actors host its
+groups. The further actors are given up while another placement group waits for their
+resources (see `placement`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ _RETRY_FAILED_AFTER_S = 60.0
 
 @dataclass(frozen=True)
 class RunnerRules:
-    """What the config says about env runner actors and their loss (`env_runners`, `fault_tolerance`)."""
+    """What the config says about env runner actors and their loss (`env_runners`,
+    `fault_tolerance`)."""
 
     min_actors: int = 1
     max_actors: int | None = None
@@ -44,17 +47,18 @@ class RunnerRules:
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> RunnerRules:
-        faults = config.fault_tolerance
+        runners, faults = config.env_runners, config.fault_tolerance
         return cls(
-            min_actors=config.env_runners.min_actors,
-            max_actors=config.env_runners.max_actors,
+            min_actors=runners.min_actors,
+            max_actors=runners.max_actors,
             on_loss=faults.on_env_runner_loss,
             max_short_iterations=faults.max_short_iterations,
             timeout_s=faults.env_runner_timeout_s,
         )
 
     def actors(self, groups: int) -> tuple[int, int]:
-        """The number of reserved actors, and the largest number of actors, for a number of groups."""
+        """The number of reserved actors, and the largest number of actors, for a
+        number of groups."""
         most = groups if self.max_actors is None else min(self.max_actors, groups)
         return min(self.min_actors, most), most
 
@@ -113,9 +117,10 @@ class RunnerActor:
     busy_since: float = 0.0
     """When the first of `calls` began."""
     ping: Any = None
-    pinged_at: float = 0.0
+    pinged_at: float = -math.inf
     unconfirmed: tuple[ActorProcess, str] | None = None
-    """A process that Ray reported dead, and how, if this may be late news of the process before it."""
+    """A process that Ray reported dead, and how, if this may be late news of the
+    process before it."""
 
     def __str__(self) -> str:
         process = f" ({self.process})" if self.process else ""
@@ -170,7 +175,8 @@ class RunnerPool:
     # -- which actors are there ------------------------------------------------------------------
 
     def refresh(self, timeout_s: float = 0.0) -> None:
-        """Find out which of the absent actors have started. Waits at most `timeout_s` for the next."""
+        """Find out which of the absent actors have started. Waits at most `timeout_s`
+        for the next."""
         absent = [runner for runner in self._runners.values() if not runner.up]
         now = self.runtime.now()
         for runner in absent:
@@ -188,20 +194,21 @@ class RunnerPool:
             self._on_reply(pings[reference])
 
     def wait_for(self, expected: int) -> None:
-        """Wait a few seconds for as many actors as the cluster had room for when they were requested.
-        Groups that are set up on their own actors at first need not move there later."""
+        """Wait a few seconds for as many actors as the cluster had room for when they were
+        requested. Groups that are set up on their own actors at first need not move there later."""
         began = self.runtime.now()
         while len(self.up) < expected and self.runtime.now() - began < _JOIN_TIMEOUT_S:
             self.refresh(_PING_EVERY_S)
 
     def mark_lost(self, runner: RunnerActor, message: str, *, confirmed: bool) -> None:
-        """Record that an actor's process is gone, with all groups in it. Without `confirmed` the loss
-        counts only if the actor comes back in another process."""
+        """Record that an actor's process is gone, with all groups in it. Without `confirmed` the
+        loss counts only if the actor comes back in another process."""
         if confirmed:
             self.failures += 1
         elif runner.process is not None:
             runner.unconfirmed = (runner.process, message)
-        runner.up, runner.has_answered, runner.ping, runner.pinged_at = False, False, None, 0.0
+        runner.up = runner.has_answered = False
+        runner.ping, runner.pinged_at = None, -math.inf
         runner.loaded.clear()
         runner.calls.clear()
 
@@ -222,14 +229,15 @@ class RunnerPool:
             if runner.process != before:
                 self.failures += 1
                 self._tell(
-                    f"The env runner of group {runner.index} ({before}) {message} before it did any "
-                    "work, so nothing is lost; a new process has started."
+                    f"The env runner of group {runner.index} ({before}) {message} before it did "
+                    "any work, so nothing is lost; a new process has started."
                 )
 
     # -- which actor hosts what ------------------------------------------------------------------
 
     def assign(self, groups: Collection[int]) -> list[tuple[RunnerActor, int]]:
-        """Spread the groups over the actors that are there. Returns what an actor no longer hosts."""
+        """Spread the groups over the actors that are there. Returns what an actor
+        no longer hosts."""
         self.refresh()
         runners = self.up
         if not runners:
@@ -237,8 +245,8 @@ class RunnerPool:
         indices = {runner.index for runner in runners}
         if self._last_used and not indices <= self._last_used:
             self._tell(
-                f"{len(groups)} env group(s) are hosted by {len(runners)} env runner(s) from now on "
-                f"({', '.join(str(runner.process) for runner in runners)})."
+                f"{len(groups)} env group(s) are hosted by {len(runners)} env runner(s) from now "
+                f"on ({', '.join(str(runner.process) for runner in runners)})."
             )
         self._last_used = indices
         before, self.assigned = self.assigned, spread(groups, indices, self.assigned)
@@ -267,8 +275,8 @@ class RunnerPool:
             given_up = self._drop_further()
             if given_up:
                 self._tell(
-                    f"Gave up {given_up} env runner(s) beyond env_runners.min_actors: another trial is "
-                    "waiting for resources."
+                    f"Gave up {given_up} env runner(s) beyond env_runners.min_actors: another "
+                    "trial is waiting for resources."
                 )
             return
         for index in self._further:
@@ -295,8 +303,9 @@ class RunnerPool:
 def spread(
     groups: Collection[int], pool: Collection[int], before: Mapping[int, int]
 ) -> dict[int, int]:
-    """The actor that hosts each group: the group's own actor if it is there; else the one that hosts the
-    group already, unless it has its share of groups; else the one with the fewest groups."""
+    """The actor that hosts each group: the group's own actor if it is there; else the
+    one that hosts the group already, unless it has its share of groups; else the one
+    with the fewest groups."""
     share = math.ceil(len(groups) / len(pool))
     assigned = {group: group for group in groups if group in pool}
     load = Counter(assigned.values())
@@ -312,8 +321,8 @@ def spread(
 
 
 def _will_restart(error: RayActorError) -> bool:
-    """Whether Ray restarts the actor. It does not if no restarts are left, if the actor was killed on
-    purpose, or if it cannot be constructed; the error then says so at once."""
+    """Whether Ray restarts the actor. It does not if no restarts are left, if the actor was killed
+    on purpose, or if it cannot be constructed; the error then says so at once."""
     if not isinstance(error, ActorDiedError):
         return True
     signs = ("max_restarts", "ray.kill", "out of scope", "creation task")

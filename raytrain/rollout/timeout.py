@@ -1,23 +1,21 @@
-"""A step that never returns: how long a fragment is waited for, and where the process stands then.
+"""A step that never returns: how long to wait for a fragment, and where the process stalls.
 
-`RolloutTimeout` is the trial's part. By itself it learns how long fragments take:
+`RolloutTimeout` is used by the trial. With "auto" it learns how long fragments take:
 
-    auto    five times the longest of the last fragments, but at least a minute; ten minutes before there
-            is one
-    number  so many seconds
-    None    for ever
+    auto    five times the longest of the last fragments, but at least a minute; ten minutes before
+            the first fragment
+    number  that many seconds
+    None    no limit
 
-`StallReporter` is the env runner's part: a background thread that leaves word of where the process
-stands, shortly before the trial's patience ends. It cannot where native code does not let Python run.
+`reporting_stalls` is used by the env runner, which reports where it stalls shortly before that
+limit. It cannot while native code holds Python's interpreter lock.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -46,7 +44,8 @@ class RolloutTimeout:
         return self._adaptive.limit_s if self._timeout_s == "auto" else float(self._timeout_s)
 
     def set_up_limit_s(self) -> float | None:
-        """Seconds that any other call may take, such as setting up a group; None without a limit."""
+        """Seconds that any other call may take, such as setting up a group; None
+        without a limit."""
         return None if self._timeout_s is None else _SET_UP_S
 
     def add(self, seconds: float) -> None:
@@ -54,53 +53,21 @@ class RolloutTimeout:
         self._adaptive.add(seconds)
 
 
-class StallReporter:
-    """`report` gets one sentence when the body of `watching` takes too long. It is called in the
-    background thread."""
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
-        self._changed = threading.Condition()
-        self._deadline: float | None = None
-        self._wakes_at = math.inf
-        self._thread_id = 0
-        self._thread: threading.Thread | None = None
-
-    @contextmanager
-    def watching(self, patience_s: float | None) -> Iterator[None]:
-        """Watch the body, which runs in the calling thread."""
-        if patience_s is None:
-            yield
-            return
-        self._set(time.monotonic() + patience_s)
-        try:
-            yield
-        finally:
-            self._set(None)
-
-    def _set(self, deadline: float | None) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="raytrain-stall", daemon=True)
-            self._thread.start()
-        with self._changed:
-            self._deadline, self._thread_id = deadline, threading.get_ident()
-            # The thread sleeps on until the deadline of an earlier body: that saves a wake-up for each.
-            if deadline is not None and deadline < self._wakes_at:
-                self._changed.notify()
-
-    def _run(self) -> None:
-        with self._changed:
-            while True:
-                if self._deadline is None or self._deadline > time.monotonic():
-                    self._wakes_at = math.inf if self._deadline is None else self._deadline
-                    self._changed.wait(
-                        None if self._deadline is None else self._wakes_at - time.monotonic()
-                    )
-                    continue
-                self._deadline = None
-                frame = sys._current_frames().get(self._thread_id)
-                if frame is not None:
-                    self._report(standing(frame))
+@contextmanager
+def reporting_stalls(report: Callable[[str], None], after_s: float | None) -> Iterator[None]:
+    """If the body takes more than `after_s` seconds, call `report` once in another thread, with the
+    position of the body: "in Maze.step (maze.py, line 12)". None: never."""
+    if after_s is None:
+        yield
+        return
+    thread_id = threading.get_ident()
+    timer = threading.Timer(after_s, lambda: report(position(sys._current_frames()[thread_id])))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def stall_key(actor_id: str, group: int) -> str:
@@ -108,21 +75,18 @@ def stall_key(actor_id: str, group: int) -> str:
     return f"stuck/{actor_id}/{group}"
 
 
-def standing(frame: FrameType) -> str:
-    """Where a thread stands: the environment's method, and the innermost line."""
-    inner, each = frame, frame
-    step: FrameType | None = None
-    while each.f_back is not None and step is None:
-        owner: Any = each.f_locals.get("self")
-        if each.f_code.co_name in _METHODS and isinstance(owner, gym.Env):
-            step = each
-        each = each.f_back
-    if step is None:
-        return f"in {_line(inner)}"
-    named = f"in {type(step.f_locals['self']).__name__}.{_line(step)}"
-    return named if step is inner else f"{named}, there in {_line(inner)}"
+def position(frame: FrameType) -> str:
+    """Where a thread is: the environment's method, and the innermost line."""
+    outer = frame
+    while outer.f_back is not None:
+        owner: Any = outer.f_locals.get("self")
+        if outer.f_code.co_name in _METHODS and isinstance(owner, gym.Env):
+            method = f"in {type(owner).__name__}.{_line(outer)}"
+            return method if outer is frame else f"{method}, there in {_line(frame)}"
+        outer = outer.f_back
+    return f"in {_line(frame)}"
 
 
 def _line(frame: FrameType) -> str:
-    place = os.path.basename(frame.f_code.co_filename)
-    return f"{frame.f_code.co_name} ({place}, line {frame.f_lineno})"
+    file = os.path.basename(frame.f_code.co_filename)
+    return f"{frame.f_code.co_name} ({file}, line {frame.f_lineno})"

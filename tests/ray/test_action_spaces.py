@@ -31,7 +31,7 @@ from raytrain.policy.policy import Policy
 from raytrain.policy.rllib_layers import layers_of
 from raytrain.policy.rllib_module import build_module
 from raytrain.ppo.learner import MODULE_ID
-from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.env_group import EnvGroup
 
 
 def settings(name: str, **environment: Any) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_training_and_every_form_of_the_policy_send_the_same_members_of_the_spac
 ) -> None:
     space = action_envs.SERVED[name]
     given = config(**settings(name, clip_actions=clip), env_runners={"num_envs_per_env_runner": 1})
-    ours, theirs = runner(GroupEnvRunner, given), runner(Stock, given)
+    ours, theirs = runner(EnvGroup, given), runner(Stock, given)
     one, other = ours.sample(num_timesteps=30), theirs.sample(num_timesteps=30)
     # Nested spaces are sampled in RLlib's way in any case.
     assert ours._sampler is None or unlike(one, other) == []
@@ -114,7 +114,7 @@ def test_training_and_every_form_of_the_policy_send_the_same_members_of_the_spac
 def test_onnx_sends_the_same(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     given = config(**settings(name))
-    made = runner(GroupEnvRunner, given)
+    made = runner(EnvGroup, given)
     learner = given.build_learner(
         spaces={MODULE_ID: (action_envs.Remembering.observation_space, action_envs.SERVED[name])}
     )

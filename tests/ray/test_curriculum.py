@@ -38,7 +38,7 @@ from raytrain.cli import app
 from raytrain.config import config_from_dict
 from raytrain.ppo.algorithm import algorithm_arguments
 from raytrain.records import read_episodes
-from raytrain.rollout.env_runner import RunnerSettings
+from raytrain.rollout.env_group import RunnerSettings
 from raytrain.rollout.runner_pool import RunnerRules
 from raytrain.storage import Location
 
@@ -262,7 +262,7 @@ def test_a_group_that_is_set_up_as_before_a_stage_has_the_environment_of_before(
         assert limits(runner) == {40}
         assert limits(runner.hosted(1)) == {500}
         weights = {COMPONENT_RL_MODULE: runner.module.state_dict()}
-        runner.load_group("replay", weights, before, iteration=1)
+        runner.load("replay", weights, before, iteration=1)
         assert limits(runner) == {500}
         assert cart_states(runner) == states
     finally:

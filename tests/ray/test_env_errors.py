@@ -17,7 +17,7 @@ from raytrain.config import config_from_dict, to_algorithm_config
 from raytrain.config.user_code import EnvironmentFailed
 from raytrain.errors import RaytrainError
 from raytrain.ppo.algorithm import NonFinite, prepare
-from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.env_group import EnvGroup
 from raytrain.storage import Location
 from raytrain.trial.tracebacks import where_the_traceback_is, write_traceback
 
@@ -26,7 +26,7 @@ needs_ray = pytest.mark.usefixtures("local_ray")
 
 @pytest.fixture(params=["arrays", "rllib"])
 def sampling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(GroupEnvRunner, "sampling", request.param)
+    monkeypatch.setattr(EnvGroup, "sampling", request.param)
     return str(request.param)
 
 
@@ -40,7 +40,7 @@ def sample(name: str) -> None:
     process, without Ray."""
     environment = {"env": f"wrong_envs:{name}", "env_config": {"after": 30}}
     config = config_from_dict({**TINY, "environment": environment})
-    runner = GroupEnvRunner(config=prepare(to_algorithm_config(config)), worker_index=0)
+    runner = EnvGroup(config=prepare(to_algorithm_config(config)), worker_index=0)
     runner.use_strategy("pickle")
     runner.sample(num_timesteps=100)
 
@@ -112,7 +112,7 @@ def test_what_a_step_returns(sampling: str, name: str, said: str) -> None:
 def test_a_nan_in_the_observation_is_named_before_the_learning_rate(sampling: str) -> None:
     with pytest.raises(RaytrainError) as caught:
         sample("ObservationNan")
-    assert "The environment returned the observation [nan nan]. Mend the environment" in str(
+    assert "The environment returned the observation [nan nan]. Fix the environment" in str(
         caught.value
     )
 

@@ -30,7 +30,7 @@ from raytrain.ppo.fast_update.minibatches import minibatch_generator
 from raytrain.ppo.learner import ExactPPOTorchLearner
 from raytrain.ppo.state import Restored, StateMismatch
 from raytrain.rng import RngStreams
-from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.env_group import EnvGroup
 from raytrain.rollout.group_calls import RunnerLost
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -323,7 +323,7 @@ PIECES_OF_RLLIBS_SAMPLING = {
 @pytest.fixture(scope="module")
 def saved_by_rllibs_sampling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GroupEnvRunner, "sampling", "rllib")
+        patch.setattr(EnvGroup, "sampling", "rllib")
         patch.setattr(ExactPPOTorchLearner, "_tier", lambda self: Tier(RLLIB))
         saved = _saved(tmp_path_factory.mktemp("rllib") / "state")
     yield saved

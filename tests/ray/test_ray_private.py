@@ -35,7 +35,7 @@ from support.tiny_ppo import Told, build
 
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
-from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.env_group import EnvGroup
 from raytrain.rollout.filters import merge_connector_states
 
 PPO_SETTINGS = {
@@ -68,7 +68,7 @@ def algorithm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     own_ray.ensure()
     with pytest.MonkeyPatch.context() as patch:
         # What is private to RLlib's sampling shows only where RLlib samples.
-        patch.setattr(GroupEnvRunner, "sampling", "rllib")
+        patch.setattr(EnvGroup, "sampling", "rllib")
         made = build(training=PPO_SETTINGS, env_runners={"observation_filter": "MeanStdFilter"})
     made.train()
     yield made
@@ -149,7 +149,7 @@ def test_a_runner_has_the_attributes_and_no_others_that_change(
 
 
 def test_sampling_into_arrays_leaves_rllibs_memory_alone(algorithm: Any) -> None:
-    runner = GroupEnvRunner(config=algorithm.config)
+    runner = EnvGroup(config=algorithm.config)
     runner.sample()
     before = dict(vars(runner))
     version, seed = _ray.runners.weights_version(runner), _ray.runners.runner_seed(runner)
@@ -163,7 +163,7 @@ def test_sampling_into_arrays_leaves_rllibs_memory_alone(algorithm: Any) -> None
 
 def test_episodes_are_logged_as_rllib_logs_them(algorithm: Any) -> None:
     ended = [(3, 2.5, 0.1), (5, -1.0, 0.2), (4, 7.0, 0.3)]
-    ours, theirs = (GroupEnvRunner(config=algorithm.config) for _ in range(2))
+    ours, theirs = (EnvGroup(config=algorithm.config) for _ in range(2))
     _ray.runners.log_episodes(ours, [])
     assert ours.metrics.stats == {}
     _ray.runners.log_episodes(ours, ended)
@@ -185,7 +185,7 @@ def test_callback_functions_of_a_config_are_found() -> None:
 
 
 def test_a_filter_is_found_before_its_first_use(algorithm: Any) -> None:
-    pipeline, _ = _ray.runners.connectors(GroupEnvRunner(config=algorithm.config))
+    pipeline, _ = _ray.runners.connectors(EnvGroup(config=algorithm.config))
     found, updates = _ray.runners.mean_std_filter(pipeline.connectors[0])
     assert (found.running_stats.shape, found.clip, updates) == ((4,), 10.0, True)
 
@@ -278,7 +278,7 @@ def test_the_sync_at_the_end_of_a_step_can_be_switched_off() -> None:
 
 
 def test_a_step_that_raises_still_becomes_an_error_without_a_message() -> None:
-    # `GroupEnvRunner.sample` raises what the environment raised instead.
+    # `EnvGroup.sample` raises what the environment raised instead.
     assert "raise RuntimeError from e" in inspect.getsource(SingleAgentEnvRunner._try_env_step)
 
 

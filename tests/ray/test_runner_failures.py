@@ -75,7 +75,7 @@ def kill_while_sampling(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None
     take_answers = RetryingCall._take_answers
 
     def take(call: RetryingCall) -> None:
-        if victims and call._call.sampling:
+        if victims and call.call.sampling:
             os.kill(victims.pop(), signal.SIGKILL)
         take_answers(call)
 
@@ -156,7 +156,7 @@ def test_with_continue_an_iteration_goes_on_with_fewer_samples_but_not_for_ever(
     assert "Iteration 1 continues without group 1 (fault_tolerance.on_env_runner_loss" in first
     assert re.search(r"Iteration 2 of groups? 0.* is sampled again", second)
     (why,) = algorithm.inexact
-    assert "iteration 1 went on without env group(s) 1" in why
+    assert "iteration 1 continued without env group(s) 1" in why
 
 
 def hanging(place: Path) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from support.samplers import CONV, FILTER, Stock, config, env, pair, runner, unlike
 
 from raytrain.errors import RaytrainError
-from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.env_group import EnvGroup
+from raytrain.rollout.env_runner import EnvRunnerActor
 from raytrain.rollout.rollout import Rollout
 
 
@@ -159,7 +160,7 @@ def test_another_vector_environment_is_stepped_as_a_whole() -> None:
 
 
 def test_an_episode_keeps_its_id_and_no_other_has_it() -> None:
-    ours = runner(GroupEnvRunner, config(**env("Drift")))
+    ours = runner(EnvGroup, config(**env("Drift")))
     episodes = [each for _ in range(3) for each in ours.rollout(None, snapshot=False).episodes]
     chunks: dict[str, list[Any]] = {}
     for each in episodes:
@@ -190,18 +191,18 @@ def test_episodes_and_what_is_sampled_later_leave_each_other_alone() -> None:
 
 
 def rollouts(pool: dict[int, Any], groups: range, times: int) -> list[list[Rollout]]:
-    return [[pool[g].rollout(None, snapshot=True, group=g) for g in groups] for _ in range(times)]
+    return [[pool[g].call(g, "rollout", None, snapshot=True) for g in groups] for _ in range(times)]
 
 
 def test_a_snapshot_goes_on_as_its_group_does() -> None:
     given = config(**env("forces"), env_runners=FILTER)
-    original = runner(GroupEnvRunner, given)
+    original = runner(EnvGroup, given)
     original.rollout(None, snapshot=False)
     saved, weights = original.snapshot(), original.get_state(components=["rl_module"])
-    other = runner(GroupEnvRunner, given)
+    other = runner(EnvGroup, given)
     np.random.seed(11)
     other.rollout(None, snapshot=False)
-    other.load_group("pickle", weights, saved, iteration=1)
+    other.load("pickle", weights, saved, iteration=1)
     for _ in range(2):
         a, b = original.rollout(None, snapshot=True), other.rollout(None, snapshot=True)
         assert unlike(a.episodes, b.episodes) == []
@@ -220,24 +221,28 @@ def test_a_state_of_rllibs_sampling_is_refused_in_plain_words() -> None:
             one.restore(saved, iteration=1)
 
 
-@pytest.mark.parametrize("kind", [GroupEnvRunner, Stock])
-def test_a_groups_data_are_the_same_whoever_hosts_it(kind: type[GroupEnvRunner]) -> None:
+@pytest.mark.parametrize("kind", [EnvGroup, Stock])
+def test_a_groups_data_are_the_same_whoever_hosts_it(
+    kind: type[EnvGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EnvGroup, "sampling", kind.sampling)
     given = config(
         **env("forces"), env_runners={**FILTER, "num_env_runners": 3, "num_envs_per_env_runner": 2}
     )
     groups = range(3)
-    apart = {group: runner(kind, given, group) for group in groups}
-    together = runner(kind, given, 1)  # whose own group is one of them
+    apart = {group: runner(EnvRunnerActor, given, group) for group in groups}
+    together = runner(EnvRunnerActor, given, 1)  # whose own group is one of them
     weights = apart[0].get_state(components=["rl_module"])
     for group in groups:
-        apart[group].load_group("pickle", weights, None, iteration=0, group=group)
-        together.load_group("pickle", weights, None, iteration=0, group=group)
+        apart[group].load("pickle", weights, None, iteration=0)
+        together.call(group, "load", "pickle", weights, None, iteration=0)
     alone = rollouts(apart, groups, 3)
     hosted = rollouts(dict.fromkeys(groups, together), groups, 2)
     # The last iteration by an actor that gets all of it from snapshots, in another order.
-    late = runner(kind, given, 2)
+    late = runner(EnvRunnerActor, given, 2)
     for group in reversed(groups):
-        late.load_group("pickle", weights, hosted[-1][group].snapshot, iteration=2, group=group)
+        saved = hosted[-1][group].snapshot
+        late.call(group, "load", "pickle", weights, saved, iteration=2)
     hosted += rollouts(dict.fromkeys(groups, late), groups, 1)
     for one, other in zip(alone, hosted, strict=True):
         for group in groups:
@@ -299,7 +304,7 @@ NOT_SERVED = {
 @pytest.mark.parametrize("name", NOT_SERVED)
 def test_what_arrays_cannot_do_is_left_to_rllib_with_the_reason(name: str) -> None:
     sections, reason = NOT_SERVED[name]
-    ours = runner(GroupEnvRunner, config(**sections))
+    ours = runner(EnvGroup, config(**sections))
     said = ours.why_not_into_arrays()
     assert said is not None
     assert reason in said
@@ -307,16 +312,16 @@ def test_what_arrays_cannot_do_is_left_to_rllib_with_the_reason(name: str) -> No
 
 
 def test_nan_ends_the_run_and_names_the_observation() -> None:
-    ours = runner(GroupEnvRunner, config(**env("Faulty")))
+    ours = runner(EnvGroup, config(**env("Faulty")))
     with pytest.raises(
         RaytrainError, match=r"NaN after 0 steps .* the observation \[nan nan nan\]"
     ):
         ours.sample()
 
 
-@pytest.mark.parametrize("kind", [GroupEnvRunner, Stock])
+@pytest.mark.parametrize("kind", [EnvGroup, Stock])
 def test_what_an_environment_puts_into_its_infos_is_recorded_as_it_was(
-    kind: type[GroupEnvRunner],
+    kind: type[EnvGroup],
 ) -> None:
     made = runner(kind, config(**env("Reusing")))
     made.sample(num_timesteps=300)
@@ -331,12 +336,12 @@ def test_what_an_environment_puts_into_its_infos_is_recorded_as_it_was(
 def test_an_environment_that_writes_into_its_actions_changes_none_of_the_learners() -> None:
     plain = {"normalize_actions": False, "clip_actions": False}
     given = config(environment={**env("Meddling")["environment"], **plain})
-    (episode, *_) = runner(GroupEnvRunner, given).sample(num_timesteps=30)
+    (episode, *_) = runner(EnvGroup, given).sample(num_timesteps=30)
     assert (np.asarray(episode.get_actions()["force"]) != 0).all()
 
 
 def test_where_the_time_went_is_in_the_metrics() -> None:
-    ours = runner(GroupEnvRunner, config())
+    ours = runner(EnvGroup, config())
     timers = ours.rollout(None, snapshot=False).metrics["timers"]
     seconds = {name: float(each.peek()) for name, each in timers.items()}
     assert seconds.keys() == {"env_step_s", "inference_s", "other_s"}

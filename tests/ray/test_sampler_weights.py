@@ -16,7 +16,7 @@ from support.samplers import CONV, FILTER, config, env, runner
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.ppo.learner import MODULE_ID
-from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.env_group import EnvGroup
 
 LSTM = {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 8, "fcnet_hiddens": [16]}
 
@@ -75,7 +75,7 @@ def made(sections: dict[str, Any]) -> tuple[Any, Any]:
     """A runner and the learner of one config."""
     # A value loss that is clipped has no gradient.
     given = config(training={"vf_clip_param": 1e6}, **sections)
-    sampler = runner(GroupEnvRunner, given)
+    sampler = runner(EnvGroup, given)
     spaces = sampler.env.single_observation_space, sampler.env.single_action_space
     torch.manual_seed(4)
     return sampler, given.build_learner(spaces={MODULE_ID: spaces})
@@ -128,9 +128,9 @@ def test_the_sampler_holds_the_learners_weights_after_an_update(name: str) -> No
 
 def test_every_runner_answers_with_the_same_digest_which_is_the_first_ones() -> None:
     sampler, learner = made(KINDS["lstm"][0])
-    other = runner(GroupEnvRunner, config(**KINDS["lstm"][0]), 1)
+    other = runner(EnvGroup, config(**KINDS["lstm"][0]), 1)
     sync = sync_of(learner, sampler)
-    digests = {each.load_group("pickle", sync, None, iteration=0) for each in (sampler, other)}
+    digests = {each.load("pickle", sync, None, iteration=0) for each in (sampler, other)}
     state = learner.module[MODULE_ID].unwrapped().state_dict()
     assert digests == {weights_sha256(state)}
 
@@ -161,9 +161,7 @@ def test_a_part_of_the_weights_is_refused() -> None:
     sync["rl_module"] = {
         name: value for name, value in sync["rl_module"].items() if not name.startswith("vf.")
     }
-    with pytest.raises(
-        RaytrainError, match=r"(?s)cannot take over the learner's weights: .*vf\.net"
-    ):
+    with pytest.raises(RaytrainError, match=r"(?s)cannot load the learner's weights: .*vf\.net"):
         sampler.take_over(sync)
 
 

@@ -210,7 +210,7 @@ def test_each_failed_attempt_says_what_was_seen() -> None:
         "NotImplementedError: get_state is for grown-ups"
         in (details[awkward.RaisingState]["native"])
     )
-    assert "rebuilt from their constructor arguments" in details[awkward.Rebuilt]["pickle"]
+    assert "rebuilt from constructor arguments" in details[awkward.Rebuilt]["pickle"]
     assert "no copies of me" in details[awkward.RefusesCopies]["pickle"]
     assert "observation and reward differ" in details[awkward.StateInTable]["pickle"]
 

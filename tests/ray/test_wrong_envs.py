@@ -379,13 +379,13 @@ def test_an_environment_that_hangs_in_its_trial_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seen(frame: Any) -> str:
-        found = standing(frame)
+        found = position(frame)
         if "Slow" in found:
             wrong_envs.SEEN.set()
         return found
 
-    standing = timeout.standing
-    monkeypatch.setattr(timeout, "standing", seen)
+    position = timeout.position
+    monkeypatch.setattr(timeout, "position", seen)
     monkeypatch.setattr("raytrain.driver.stages.SLOW_TRIAL_S", 1.0)
     ended = with_config(tmp_path, environment={"env": "wrong_envs:Slow"})
     said = f"is still in Slow.__init__ ({HERE}, line {line_of('SEEN.wait(60)')}), there in wait"

@@ -128,7 +128,7 @@ def test_killed_everywhere(tmp_path: Path, undisturbed: Reference) -> None:
     trial = trial_of(config)
     run = start(config)
     run.until(lambda: iteration_of(trial) == 3)
-    os.kill(run.one("ray::GroupEnvRunner"), signal.SIGKILL)
+    os.kill(run.one("ray::EnvRunnerActor"), signal.SIGKILL)
     holds.release()
     run.until(lambda: iteration_of(trial) == 5)
     run.kill_everything()

@@ -33,7 +33,7 @@ def start(config: Path, *overrides: str) -> Run:
 
 
 def runners(run: Run) -> list[int]:
-    return run.pids("ray::GroupEnvRunner")
+    return run.pids("ray::EnvRunnerActor")
 
 
 def healthy(trial: Path) -> list[int]:
@@ -118,12 +118,12 @@ def test_going_on_with_fewer_samples_is_in_the_manifest(tmp_path: Path) -> None:
     trial = trial_of(config)
     run = start(config)
     run.until(lambda: iteration_of(trial) == 3 and len(runners(run)) == 2)
-    os.kill(run.one("ray::GroupEnvRunner"), signal.SIGKILL)
+    os.kill(run.one("ray::EnvRunnerActor"), signal.SIGKILL)
     holds.release()
     assert run.wait() == 0, run.output()
     lost = json.loads((trial / "final" / "manifest.json").read_text())["exact_lost"]
     since = lost["since_iteration"]
-    assert f"iteration {since} went on without env group(s)" in lost["why"]
+    assert f"iteration {since} continued without env group(s)" in lost["why"]
     assert f"From iteration {since} on this run is not exact any more" in run.output()
     steps = [row["num_env_steps_sampled_lifetime"] for row in rows(trial)]
     taken = [after - before for before, after in zip([0, *steps], steps, strict=False)]

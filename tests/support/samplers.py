@@ -10,14 +10,14 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from raytrain.config import config_from_dict, to_algorithm_config
 from raytrain.ppo.algorithm import prepare
-from raytrain.rollout.env_runner import GroupEnvRunner
+from raytrain.rollout.env_group import EnvGroup
 from support.tiny_ppo import TINY
 
 FILTER = {"observation_filter": "MeanStdFilter"}
 CONV = {"model_config": {"conv_filters": [[4, 3, 2], [8, 3, 2]], "head_fcnet_hiddens": [8]}}
 
 
-class Stock(GroupEnvRunner):
+class Stock(EnvGroup):
     sampling = "rllib"
 
 
@@ -35,7 +35,7 @@ def config(change: Callable[[Any], Any] | None = None, **sections: Any) -> Any:
     return prepared
 
 
-def runner(kind: type[GroupEnvRunner], given: Any, group: int = 0, **options: Any) -> Any:
+def runner(kind: type[EnvGroup], given: Any, group: int = 0, **options: Any) -> Any:
     torch.manual_seed(3)  # for the weights
     made = kind(config=given, worker_index=group + 1, **options)
     made.use_strategy("pickle")
@@ -43,7 +43,7 @@ def runner(kind: type[GroupEnvRunner], given: Any, group: int = 0, **options: An
 
 
 def pair(given: Any) -> tuple[Any, Any]:
-    ours, theirs = runner(GroupEnvRunner, given), runner(Stock, given)
+    ours, theirs = runner(EnvGroup, given), runner(Stock, given)
     assert ours._sampler is not None
     assert theirs._sampler is None
     return ours, theirs

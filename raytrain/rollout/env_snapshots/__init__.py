@@ -6,13 +6,13 @@
     snapshot = own.take(env)                 # between any two steps; picklable, isolated
     env = own.restore(own.wrap(make_env()), snapshot)
 
-Importing raytrain and raytrain.rollout must stay light (no Ray, no Torch): the proof imports this package in
-a new process.
+The proof imports this package in a new process, so it must stay light, and `raytrain` and
+`raytrain.rollout` too: no Ray, no Torch.
 """
 
-from raytrain.rollout.env_snapshots.continuation import close
-from raytrain.rollout.env_snapshots.proof import Proof, prove
-from raytrain.rollout.env_snapshots.protocol import SnapshotError, Snapshotter, Strategy
+from raytrain.rollout.env_snapshots.base import SnapshotError, Snapshotter, Strategy
+from raytrain.rollout.env_snapshots.comparison import close
+from raytrain.rollout.env_snapshots.probe import Proof, prove
 from raytrain.rollout.env_snapshots.strategies import snapshotter
 
 __all__ = [

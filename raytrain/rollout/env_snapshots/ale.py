@@ -1,12 +1,11 @@
 """The part of an ALE game's state that its system state leaves out.
 
 With sticky actions (`repeat_action_probability`, 0.25 in every v5 game) the emulator repeats the
-action that it applied last. That action is not in `cloneSystemState()`, and it cannot be asked for:
-which actions were applied is decided by the emulator's generator. (ale-py 0.12.1.) So the calls of
-`act` are recorded, from the game's reset or from an earlier system state on, and done again
-before the system state is restored: the same generator applies the same actions. A recorded
-stretch that does not begin at a reset is so long that one of its actions was applied for certain
-(but for a chance of 1e-19).
+action that it applied last. That action is not in `cloneSystemState()` and cannot be read: the
+emulator's generator decides which actions are applied. (ale-py 0.12.1.) So the calls of `act` are
+recorded, from the game's reset or from an earlier system state on, and repeated before the system
+state is restored: the same generator applies the same actions. A recording that does not begin at a
+reset is long enough that one of its actions was applied (but for a chance of 1e-19).
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from raytrain.rollout.env_snapshots.protocol import SnapshotError
+from raytrain.rollout.env_snapshots.base import SnapshotError
 
 
 class RecordedEmulator:
-    """Takes the place of `env.unwrapped.ale`; passes everything on to it."""
+    """Replaces `env.unwrapped.ale` and passes everything on to it."""
 
     def __init__(self, ale: Any) -> None:
         self._ale = ale
@@ -48,7 +47,7 @@ class RecordedEmulator:
         self._begin()
 
     def get_state(self) -> tuple[Any, list[Any], Any]:
-        """The system state that a stretch of acts begins at, the acts, and the state now."""
+        """The system state at which the recording begins, the recorded acts, and the state now."""
         anchor, acts = self._anchor, self._acts
         if self._before is not None:
             anchor, acts = self._before[0], self._before[1] + acts
@@ -58,8 +57,8 @@ class RecordedEmulator:
         anchor, acts, present = state
         self._ale.restoreSystemState(present)
         frame, over = self._ale.getFrameNumber(), self._ale.game_over()
-        # The action before a stretch that begins in mid-game is unknown. It changes nothing but a
-        # few frames, unless the game ends in them and the stretch stops short: then try others.
+        # The action before a recording that begins in mid-game is unknown. It changes nothing but a
+        # few frames, unless the game ends in them and the repetition stops short: then try others.
         for earlier in [None, *dict.fromkeys(acts)]:
             self._act_again(anchor, acts, earlier)
             if over or self._ale.getFrameNumber() == frame:
@@ -67,7 +66,7 @@ class RecordedEmulator:
         else:
             raise SnapshotError(
                 f"the emulator did not come back to frame {frame} when its last {len(acts)} "
-                "actions were done again: continue from an older checkpoint"
+                "actions were repeated: continue from an older checkpoint"
             )
         self._ale.restoreSystemState(present)
         self._before = None

@@ -1,7 +1,8 @@
 """What an environment returned, as digests that are equal only for the same bits.
 
-A frame is (observation, reward, terminated, truncated), each a SHA-256 in hex over type, dtype,
-shape and contents, nested spaces' values included. One liberty: a NaN equals a NaN of any payload.
+A frame is (observation, reward, terminated, truncated), each a SHA-256 in hex over type,
+dtype, shape and contents, including the values of nested spaces. One exception: a NaN equals
+a NaN of any payload.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def frame_of(observation: Any, reward: Any, terminated: Any, truncated: Any) -> 
 
 
 def difference(one: Frame, other: Frame) -> str:
-    """ "observation differs", "observation and reward differ"; empty if nothing does."""
+    """As "observation differs" or "observation and reward differ"; empty if nothing does."""
     parts = [part for part, a, b in zip(_PARTS, one, other, strict=True) if a != b]
     if not parts:
         return ""
@@ -32,10 +33,7 @@ def difference(one: Frame, other: Frame) -> str:
 
 
 def digest(value: Any) -> str:
-    found = hashlib.sha256()
-    for piece in _pieces(value):
-        found.update(piece)
-    return found.hexdigest()
+    return hashlib.sha256(b"".join(_pieces(value))).hexdigest()
 
 
 def _pieces(value: Any) -> Iterator[bytes]:

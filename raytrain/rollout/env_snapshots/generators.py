@@ -1,7 +1,7 @@
 """Random generators that an environment's objects hold, read and set in place.
 
-In place because other objects of the environment may hold the same generator: one that is replaced
-would leave them drawing from the old one. Global generators are the business of `raytrain.rng`.
+In place, because other objects of the environment may hold the same generator: if it were replaced,
+they would still draw from the old one. See `raytrain.rng` for the global generators.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def read(generator: Any) -> tuple[str, Any, Any]:
         bits = generator.bit_generator
         return "Generator", type(bits), bits.state
     if isinstance(generator, np.random.RandomState):
-        # The state's name of the bit generator, not its class: RandomState hides the object.
+        # The state names the bit generator; RandomState hides the object and its class.
         return "RandomState", None, generator.get_state(legacy=False)
     return "Random", None, generator.getstate()
 
@@ -48,7 +48,7 @@ def write(holder: dict[str, Any], name: str, saved: tuple[str, Any, Any]) -> Non
 
 
 def read_space(space: gym.Space[Any]) -> list[Any]:
-    """The states of a space's generator and of its subspaces'; None for one not yet created."""
+    """The states of the generators of a space and its subspaces; None for one not yet created."""
     return [
         None if (own := vars(part).get("_np_random")) is None else read(own)
         for part in _parts(space)
@@ -65,9 +65,6 @@ def _parts(space: gym.Space[Any]) -> Iterator[gym.Space[Any]]:
     yield space
     for value in vars(space).values():
         inner = value.values() if isinstance(value, dict) else value
-        if isinstance(inner, gym.Space):
-            yield from _parts(inner)
-        elif isinstance(value, (dict, list, tuple)):
-            for item in inner:
-                if isinstance(item, gym.Space):
-                    yield from _parts(item)
+        for item in inner if isinstance(value, (dict, list, tuple)) else [inner]:
+            if isinstance(item, gym.Space):
+                yield from _parts(item)

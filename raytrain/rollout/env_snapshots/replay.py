@@ -1,14 +1,14 @@
 """Strategy "replay": how the running episode began, and every action since.
 
-For environments whose state is out of reach (MuJoCo, Box2D) but which follow from their generator's
-state and the actions. A recorder, the outermost wrapper, notes the state of all layers BEFORE each
+For environments whose state is out of reach (MuJoCo, Box2D) but determined by their generator's
+state and the actions. A recorder, the outermost wrapper, keeps the state of all layers BEFORE each
 reset (wrappers whole; of the base environment its generators and plain attributes), the reset's
-seed and options, and each action. Restoring puts a fresh environment into the state before the
-reset, does the same reset and the same steps, compares the last observation bit for bit, and sets
-the layers to their state at the snapshot.
+seed and options, and each action. Restoring brings a fresh environment to the state before the
+reset, repeats the reset and the steps, compares the last observation bit for bit, and sets the
+layers to their state at the snapshot.
 
 An environment that draws from the process's generators, or that carries other state from one
-episode to the next, does not come out the same, and the comparison says so.
+episode to the next, does not come out the same; the comparison reports it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,27 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from raytrain.rng import preserved
+from raytrain.rollout.env_snapshots.base import SnapshotError, Snapshotter
 from raytrain.rollout.env_snapshots.fingerprint import difference, frame_of
-from raytrain.rollout.env_snapshots.protocol import SnapshotError, Strategy, check_strategy
 from raytrain.rollout.env_snapshots.wrapper_state import Layers
 
 
-class ReplaySnapshots:
-    strategy: Strategy = "replay"
+class ReplaySnapshots(Snapshotter):
+    strategy = "replay"
 
     def __init__(self) -> None:
         self._before_reset = Layers("plain")
-        # Plain attributes of the base environment only there: the replay has brought them to the
-        # present already, and one that names something of the process (an index, a file
-        # descriptor) must stay the copy's own.
+        # Without the base environment's plain attributes: the replay has brought them up to
+        # date, and one that names something of the process (an index, a file descriptor) must
+        # stay the copy's own.
         self._present = Layers("generators")
 
     def wrap(self, env: Any) -> Any:
         return Recorder(env, self._before_reset)
 
-    def take(self, env: Any) -> dict[str, Any]:
+    def _take(self, env: Any) -> dict[str, Any]:
         recorder = _recorder(env)
         snapshot: dict[str, Any] = {
-            "strategy": self.strategy,
             "present": self._present.capture(recorder.env),
             "episode": None,
         }
@@ -54,30 +52,28 @@ class ReplaySnapshots:
             }
         return snapshot
 
-    def restore(self, env: Any, snapshot: dict[str, Any]) -> Any:
-        check_strategy(snapshot, self.strategy)
+    def _restore(self, env: Any, snapshot: dict[str, Any]) -> Any:
         recorder = _recorder(env)
         episode = snapshot["episode"]
-        with preserved():
-            if episode is not None:
-                self._before_reset.restore(recorder.env, episode["before_reset"])
-                recorder.reset(**copy.deepcopy(episode["reset_arguments"]))
-                for action in episode["actions"]:
-                    recorder.step(copy.deepcopy(action))
-                different = difference(episode["last"], frame_of(*recorder.last))
-                if different:
-                    raise SnapshotError(
-                        f"after its {len(episode['actions'])} steps were replayed, the episode's "
-                        f"last {different}: the environment depends on something other than "
-                        "its own generator and the actions (the process's global generators, the "
-                        "time, state that outlives an episode)"
-                    )
-            self._present.restore(recorder.env, snapshot["present"])
+        if episode is not None:
+            self._before_reset.restore(recorder.env, episode["before_reset"])
+            recorder.reset(**copy.deepcopy(episode["reset_arguments"]))
+            for action in episode["actions"]:
+                recorder.step(copy.deepcopy(action))
+            different = difference(episode["last"], frame_of(*recorder.last))
+            if different:
+                raise SnapshotError(
+                    f"after its {len(episode['actions'])} steps were replayed, the episode's last "
+                    f"{different}: the environment depends on something other than its own "
+                    "generator and the actions (the process's global generators, the time, state "
+                    "that outlives an episode)"
+                )
+        self._present.restore(recorder.env, snapshot["present"])
         return recorder
 
 
 class Recorder(gym.Wrapper):  # untyped base
-    """Notes what a replay needs; changes nothing."""
+    """Records what a replay needs; changes nothing."""
 
     def __init__(self, env: Any, layers: Layers) -> None:
         super().__init__(env)
@@ -90,8 +86,8 @@ class Recorder(gym.Wrapper):  # untyped base
         self.last: tuple[Any, Any, Any, Any] = (None, None, None, None)
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        # An environment creates its generator when it is first used, from the system's entropy:
-        # now, so that the state can be noted.
+        # An environment creates its generator, from the system's entropy, when it is first used. It
+        # is created here, so that its state can be captured.
         getattr(self.unwrapped, "np_random", None)
         self.before_reset = self._layers.capture(self.env)
         self.reset_arguments = copy.deepcopy(arguments)
@@ -138,11 +134,8 @@ class ActionLog:
 
     def _fits(self, action: Any) -> bool:
         # A 0-d array would come out of the array as a scalar; object arrays hold references.
-        if not isinstance(action, np.generic) and not (
-            type(action) is np.ndarray and action.ndim > 0
-        ):
-            return False
-        if action.dtype.hasobject:
+        is_array = type(action) is np.ndarray and action.ndim > 0
+        if not (is_array or isinstance(action, np.generic)) or action.dtype.hasobject:
             return False
         if self._array is None:
             self._kind = type(action)

@@ -1,9 +1,10 @@
-"""The state of an environment's wrappers, and as much of the base environment's as is asked for.
+"""The state of an environment's wrappers, and a part of the base environment's state.
 
 An environment is a stack of objects, the outermost wrapper first and `env.unwrapped` last. A
-wrapper's state is its `__dict__` without `env`: elapsed steps, frame stacks, running means. All
-layers are pickled as ONE object, so what two attributes share they share again after restoring.
-What is not copied is referred to, and found again in the environment that is restored into:
+wrapper's state is its `__dict__` without `env`: elapsed steps, frame stacks, running means.
+All layers are pickled as ONE object, so objects that two attributes share are shared again
+after restoring. What is not copied is a reference, which is resolved in the environment that
+is restored into:
 
 - the layers themselves (a wrapper that holds `env.unwrapped` gets the new one);
 - attributes that are left out: functions and classes, spaces, `spec`, what cannot be pickled, and
@@ -24,7 +25,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from raytrain.rollout.env_snapshots import generators
-from raytrain.rollout.env_snapshots.protocol import SnapshotError
+from raytrain.rollout.env_snapshots.base import SnapshotError
 
 Base = Literal["generators", "plain", "all"]
 """What of the base environment is saved: its generators; also its plain numbers, strings and
@@ -55,8 +56,8 @@ class Layers:
         try:
             return self._dump(stack, extra)
         except Exception:
-            # Any object of a user's environment may refuse to be pickled in its own way. Those
-            # that do are left out, and the proof tells whether that matters.
+            # Objects of a user's environment may raise anything when they are pickled. Those are
+            # left out, and the proof shows whether that matters.
             before = len(self._unpicklable)
             self._find_unpicklable(stack)
             if len(self._unpicklable) == before:
@@ -66,17 +67,19 @@ class Layers:
     def restore(
         self, env: Any, captured: bytes, use_extra: Callable[[Any], None] | None = None
     ) -> None:
-        """Bring a fresh stack to that state; `use_extra` is called with `extra` before.
+        """Bring a fresh stack to that state; `use_extra` is called with `extra` first.
 
         Raises:
             SnapshotError: `env` is built of other layers than the captured one.
         """
         stack = _stack(env)
         names, base_generators, body = pickle.loads(captured)
-        if names != [_name(layer) for layer in stack]:
+        present_names = [_name(layer) for layer in stack]
+        if names != present_names:
             raise SnapshotError(
-                f"the environment is built of {[_name(layer) for layer in stack]}, its snapshot of "
-                f"{names}: continue with the environment and the wrappers the run started with"
+                f"the environment is built of {present_names}, its snapshot of "
+                f"{names}: continue with the environment and the wrappers that the run was started "
+                "with"
             )
         for name, state in base_generators.items():
             generators.write(vars(stack[-1]), name, state)
@@ -100,11 +103,9 @@ class Layers:
             for name, value in vars(stack[-1]).items()
             if isinstance(value, generators.GENERATOR_TYPES)
         }
-        references: dict[int, tuple[Any, ...]] = {}
+        references = _references(stack)
         saved_layers = []
         spaces = []
-        for index, layer in enumerate(stack):
-            references[id(layer)] = ("layer", index)
         for index, layer in enumerate(stack):
             saved, kept = {}, []
             for name, value in vars(layer).items():
@@ -119,7 +120,8 @@ class Layers:
             saved_layers.append((saved, kept))
         body = io.BytesIO()
         _Pickler(body, references).dump((saved_layers, spaces, extra))
-        # The body apart: generators must be in place before it is read, since it refers to them.
+        # The body is nested: generators must be in place before it is read, since it
+        # refers to them.
         return pickle.dumps(([_name(layer) for layer in stack], base_generators, body.getvalue()))
 
     def _is_saved(self, stack: list[Any], index: int, name: str, value: Any) -> bool:
@@ -132,7 +134,7 @@ class Layers:
         return self._base == "all" or (self._base == "plain" and isinstance(value, _PLAIN))
 
     def _find_unpicklable(self, stack: list[Any]) -> None:
-        references = {id(layer): ("layer", index) for index, layer in enumerate(stack)}
+        references = _references(stack)
         for index, layer in enumerate(stack):
             for name, value in vars(layer).items():
                 if not self._is_saved(stack, index, name, value):
@@ -162,6 +164,10 @@ class _Unpickler(pickle.Unpickler):
             return self._stack[reference[1]]
         _, index, name = reference
         return vars(self._stack[index])[name]
+
+
+def _references(stack: list[Any]) -> dict[int, tuple[Any, ...]]:
+    return {id(layer): ("layer", index) for index, layer in enumerate(stack)}
 
 
 def _stack(env: Any) -> list[Any]:

@@ -1,8 +1,8 @@
-"""Which env groups can be sampled into arrays (`sampler`), and why another cannot.
+"""Which env groups can be sampled into arrays (`sampler`), and why others cannot.
 
-The array sampler does what RLlib's default connectors do, without connectors. So it can stand for
-them only where there are no others, where an observation is one array and an action too, and where
-nobody wants to look at an episode while it is being made.
+The array sampler does what RLlib's default connectors do, without connectors. So it can replace
+them only if there are no other connectors, if observations and actions are single arrays, and if no
+callback looks at running episodes.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def observation_filter(runner: Any) -> Any | None:
 
 
 def why_not(runner: Any, callbacks: type) -> str | None:
-    """Why RLlib's own way must sample for `runner`; None if arrays will do. `callbacks` are those
-    that the array sampler stands in for."""
+    """Why RLlib must sample for `runner`; None if it can be sampled into arrays. `callbacks`: the
+    callbacks class whose work the array sampler does."""
     return (
         _about_the_config(runner.config, callbacks)
         or _about_the_spaces(runner.env)
@@ -61,12 +61,13 @@ def why_not(runner: Any, callbacks: type) -> str | None:
 def _about_the_config(config: Any, callbacks: type) -> str | None:
     if config.is_multi_agent:
         return "the environment is multi-agent"
-    others = [each.__name__ for each in force_list(config.callbacks_class) if each is not callbacks]
+    classes = force_list(config.callbacks_class)
+    others = [cls.__name__ for cls in classes if cls is not callbacks]
     others += _ray.runners.sets_own_callbacks(config)
     if others:
         return f"the callbacks {', '.join(others)} may look at running episodes"
     if config.restart_failed_sub_environments:
-        return "restart_failed_sub_environments makes environments anew between two steps"
+        return "restart_failed_sub_environments replaces environments between two steps"
     if not config.episodes_to_numpy:
         return "episodes_to_numpy is off"
     return None
@@ -97,11 +98,11 @@ def _about_the_connectors(runner: Any) -> str | None:
         if list(normalising.get_state()) != [None]:
             return "its MeanStdFilter is a multi-agent one"
         pieces = pieces[1:]
-    for pipeline, found, expected in (
+    for pipeline, connectors, expected in (
         ("env-to-module", pieces, _TO_MODULE),
         ("module-to-env", to_env.connectors, _TO_ENV),
     ):
-        names = [type(each).__name__ for each in found]
+        names = [type(connector).__name__ for connector in connectors]
         if names != expected:
             others = [name for name in names if name not in expected]
             what = f"has {', '.join(others)}" if others else "is not RLlib's default"
@@ -119,7 +120,7 @@ def _about_the_module(runner: Any) -> str | None:
         return "its module is stateful"
     if type(module) is DefaultPPOTorchRLModule:
         return None
-    # A module of the user's own is asked once, on a copy, what it returns.
+    # A custom module: a copy of it is called once, to see what it returns.
     env = runner.env
     space = env.single_observation_space
     zeros = np.zeros((env.num_envs, *space.shape), space.dtype)

@@ -1,13 +1,13 @@
-"""Finished episodes: a row for each, and what their ends need of chunks returned before.
+"""Finished episodes: a row for each, and the totals of the chunks returned before.
 
 group, env_index     where it was played
 return, length       of the whole episode
-custom/<name>        the numbers that the environment put into its last `info`, as float64; those of a
-                     mapping within it as custom/<its name>/<name>
+custom/<name>        the numbers that the environment put into its last `info`, as float64; those
+                     of a nested mapping as custom/<its name>/<name>
 
-Left out: what is no number (text, arrays of more than one element, true and false), names that begin
-with an underscore (Gymnasium's own of vectorised infos), and `episode` (RecordEpisodeStatistics: return
-and length are recorded anyway).
+Left out: what is not a number (text, arrays of more than one element, true and false), names that
+begin with an underscore (Gymnasium's, in vectorised infos), and `episode` (of
+RecordEpisodeStatistics: return and length are recorded anyway).
 """
 
 from __future__ import annotations
@@ -26,37 +26,38 @@ from ray.rllib.utils.annotations import override
 def finished_row(
     group: int, env_index: int, episode_return: float, length: int, measured: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The row of an episode that ended; `measured` are the numbers of its last info."""
-    row: dict[str, Any] = {
+    """The row of an episode that ended. `measured`: see `numbers_in`, of its last info."""
+    return {
         "group": group,
         "env_index": env_index,
         "return": float(episode_return),
         "length": length,
+        **measured,
     }
-    row.update(measured)
-    return row
 
 
 def numbers_in(info: Mapping[Any, Any] | None) -> dict[str, float]:
-    """The numbers of an info under the names that they are recorded by. To be taken when it is returned: the
-    environment may write the next ones into the same objects."""
+    """The numbers of an info, by recorded name. Call this when the environment returns the info: it
+    may write the next numbers into the same objects."""
     return dict(_numbers(info or {}, "custom/"))
 
 
 def _numbers(info: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for given, found in info.items():
-        if not isinstance(given, str) or given.startswith("_"):
+    for key, value in info.items():
+        if not isinstance(key, str) or key.startswith("_"):
             continue
-        name = given.encode("utf-8", "backslashreplace").decode()  # No file holds half a character.
-        if isinstance(found, Mapping):
+        name = key.encode(
+            "utf-8", "backslashreplace"
+        ).decode()  # Lone surrogates cannot be written.
+        if isinstance(value, Mapping):
             if (prefix, name) != ("custom/", "episode"):
-                yield from _numbers(found, f"{prefix}{name}/")
+                yield from _numbers(value, f"{prefix}{name}/")
             continue
-        one = isinstance(found, np.ndarray) and found.size == 1 and found.dtype.kind in "iuf"
-        value = found.item() if one else found
+        is_number = isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "iuf"
+        number = value.item() if is_number else value
         # A boolean is a number to Python.
-        if isinstance(value, numbers.Real) and not isinstance(value, bool):
-            yield f"{prefix}{name}", _float(value)
+        if isinstance(number, numbers.Real) and not isinstance(number, bool):
+            yield f"{prefix}{name}", _float(number)
 
 
 def _float(value: Any) -> float:
@@ -68,7 +69,8 @@ def _float(value: Any) -> float:
 
 @dataclass(frozen=True)
 class ChunkTotals:
-    """Stands for the returned chunks of a running episode: all that its end still needs of them."""
+    """Replaces the returned chunks of a running episode. Group snapshots pickle it
+    under this name."""
 
     length: int
     episode_return: float
@@ -85,7 +87,7 @@ class ChunkTotals:
 
 
 class EpisodeRecorder(RLlibCallback):
-    """Notes every finished episode on its runner, where RLlib samples."""
+    """Records every finished episode in its group, where RLlib samples."""
 
     @override(RLlibCallback)
     def on_episode_end(
@@ -100,8 +102,8 @@ class EpisodeRecorder(RLlibCallback):
         chunks = list(prev_episode_chunks or ())
         env_runner.note_finished(
             env_index,
-            episode.get_return() + sum(c.get_return() for c in chunks),
-            len(episode) + sum(len(c) for c in chunks),
+            episode.get_return() + sum(chunk.get_return() for chunk in chunks),
+            len(episode) + sum(len(chunk) for chunk in chunks),
             numbers_in(episode.get_infos(-1)),
         )
 

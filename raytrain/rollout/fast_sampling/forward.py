@@ -1,16 +1,16 @@
-"""One batched forward pass a step: from observations to actions, and what the learner needs of them.
+"""One batched forward pass per step: from observations to actions and the learner's inputs.
 
-RLlib's way there is its module, an action distribution object and six connectors. Here the same
-operations run on the same tensors in the same order, without what is around them, so that actions,
+RLlib uses its module, an action distribution object and six connectors. Here the same operations
+run on the same tensors in the same order, without the code around them, so that actions,
 `action_logp` and `action_dist_inputs` are RLlib's to the last bit and draw the same random numbers:
 
     Discrete        softmax of the normalised logits, one draw by the exponential trick of
                     `torch.multinomial` (the largest p / q of q ~ Exp(1))
     MultiDiscrete   the same for each component, in order
-    Box             `torch.normal(mean, exp(log_std))`, the log density as `torch.distributions.Normal`
+    Box             `torch.normal(mean, exp(log_std))`, log density as `torch.distributions.Normal`
 
-Everything else that RLlib can sample from (no exploration, distributions of one's own, modules of one's
-own) goes through its own objects, still as one batch and without connectors.
+Everything else that RLlib can sample from (no exploration, custom distributions, custom modules)
+goes through RLlib's own objects, still as one batch and without connectors.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 class Acting:
     """The policy of one fragment: its weights must not be replaced while it is in use.
 
-    `act(observations, t)` returns actions and model outputs as arrays [N, ...], with the dtypes that
-    RLlib's connectors give them (int32 and float32), in RLlib's order of columns; they are only good
-    until the next call. `t` counts the environment steps sampled so far, for modules whose exploration
-    depends on it.
+    `act(observations, t)` returns actions and model outputs as arrays [N, ...], with the dtypes
+    that RLlib's connectors give them (int32 and float32), in RLlib's order of columns. The arrays
+    are valid until the next call. `t`: the environment steps sampled so far, for modules whose
+    exploration depends on it.
     """
 
     def __init__(self, module: Any, action_space: gym.Space[Any], *, explore: bool) -> None:
@@ -63,8 +63,8 @@ class Acting:
 
     def act(self, observations: Array, t: int) -> tuple[Array, dict[str, Array]]:
         if self._observations is None:
-            self._make_room(observations)
-        self._room[...] = observations
+            self._allocate(observations)
+        self._array[...] = observations
         if self._layers is not None:
             return self._act_directly(self._layers)
         batch = {Columns.OBS: self._observations.to(self._device, copy=True)}
@@ -84,11 +84,11 @@ class Acting:
         arrays = {name: as_array(value) for name, value in outputs.items()}
         return arrays.pop(Columns.ACTIONS), arrays
 
-    def _make_room(self, observations: Array) -> None:
-        # As RLlib's NumpyToTensor does: no 64 bits. Writing into the array is writing into the tensor.
+    def _allocate(self, observations: Array) -> None:
+        # No 64 bits, as in RLlib's NumpyToTensor. The tensor shares the array's memory.
         wide = observations.dtype == np.float64
-        self._room = np.zeros(observations.shape, np.float32 if wide else observations.dtype)
-        self._observations = torch.from_numpy(self._room)
+        self._array = np.zeros(observations.shape, np.float32 if wide else observations.dtype)
+        self._observations = torch.from_numpy(self._array)
 
     def _act_directly(self, layers: list[Layer]) -> tuple[Array, dict[str, Array]]:
         with torch.inference_mode():
@@ -112,7 +112,7 @@ class Acting:
 
 
 def as_array(value: Any) -> Any:
-    """As RLlib's TensorToNumpy does: on the CPU, no 64 bits."""
+    """On the CPU and without 64 bits, as RLlib's TensorToNumpy converts."""
     array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
     if not isinstance(array, np.ndarray):
         return array
@@ -134,7 +134,7 @@ def _layers(module: Any) -> list[Layer] | None:
     actor = encoder.encoder if encoder.config.shared else encoder.actor_encoder
     if type(actor) not in (TorchMLPEncoder, TorchCNNEncoder):
         return None
-    # Dropout and the like would act otherwise; RLlib's exploration pass does the same.
+    # For dropout and the like; RLlib's exploration pass does the same.
     module.eval()
     layers = _flat(actor.net)
     if type(module.pi) is not TorchMLPHead:
@@ -147,29 +147,29 @@ def _layers(module: Any) -> list[Layer] | None:
 
 
 def _flat(net: torch.nn.Module) -> list[Layer]:
-    """`net` as functions, without the modules that only call others."""
+    """`net` as functions, without the modules that only call other modules."""
     inner: Any = getattr(net, "mlp", net)
     if type(inner) is not torch.nn.Sequential:
         return [inner.forward]
     layers: list[Layer] = []
-    dense = False  # what came before: a new tensor that nobody else holds
-    for each in inner:
-        if type(each) is torch.nn.Linear and each.bias is not None:
-            layers.append(_Dense(each))
+    dense = False  # Whether the layer before returns a tensor that nothing else refers to.
+    for layer in inner:
+        if type(layer) is torch.nn.Linear and layer.bias is not None:
+            layers.append(_Dense(layer))
             dense = True
             continue
-        if type(each) is torch.nn.Tanh and dense:
+        if type(layer) is torch.nn.Tanh and dense:
             layers.append(torch.tanh_)
-        elif type(each) is torch.nn.ReLU and dense:
+        elif type(layer) is torch.nn.ReLU and dense:
             layers.append(torch.relu_)
         else:
-            layers.append(each.forward)
+            layers.append(layer.forward)
         dense = False
     return layers
 
 
 class _Dense:
-    """`torch.nn.functional.linear`, which is this `addmm`, into memory that is used again: making and
+    """`torch.nn.functional.linear`, which is this `addmm`, into reused memory: allocating and
     freeing a small tensor takes longer than computing it."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
@@ -183,7 +183,7 @@ class _Dense:
 
 
 def _hooked(module: torch.nn.Module) -> bool:
-    return any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 def _clip_log_std(outputs: Any, low: Any, high: Any) -> Any:
@@ -192,21 +192,21 @@ def _clip_log_std(outputs: Any, low: Any, high: Any) -> Any:
 
 
 def _sampling(module: Any, space: gym.Space[Any]) -> Sampling | None:
-    """How to sample from the module's distribution; None if it is none of RLlib's usual ones."""
+    """How to sample from the module's distribution; None if it is not one of RLlib's defaults."""
     kind = module.get_exploration_action_dist_cls()
     if kind is TorchCategorical:
         return _categorical
     if kind is TorchDiagGaussian:
         return _gaussian
-    # The one of a MultiDiscrete space is a class that RLlib makes for it.
+    # RLlib creates a class for each MultiDiscrete space.
     if isinstance(space, gym.spaces.MultiDiscrete) and type(module) is DefaultPPOTorchRLModule:
         return partial(_categoricals, sizes=[int(n) for n in space.nvec])
     return None
 
 
 def _categorical(logits: Any) -> tuple[Any, Any]:
-    # logsumexp in the operations it consists of, without its detours: about a third of the time. (It
-    # takes infinite maxima for 0; here they become NaN, which the sampler reports.)
+    # The operations of logsumexp take about a third of its time. (It replaces infinite maxima by 0;
+    # here they become NaN, which the sampler reports.)
     largest = logits.amax(-1, True)
     normalised = logits - (logits - largest).exp_().sum(-1, True).log_().add_(largest)
     race = torch.softmax(normalised, -1)
@@ -216,8 +216,8 @@ def _categorical(logits: Any) -> tuple[Any, Any]:
 
 
 def _categoricals(logits: Any, sizes: list[int]) -> tuple[Any, Any]:
-    drawn = [_categorical(each) for each in torch.split(logits, sizes, dim=-1)]
-    actions = torch.stack([each for each, _ in drawn], dim=-1)
+    drawn = [_categorical(part) for part in torch.split(logits, sizes, dim=-1)]
+    actions = torch.stack([action for action, _ in drawn], dim=-1)
     return actions, torch.sum(torch.stack([logp for _, logp in drawn]), dim=0)
 
 

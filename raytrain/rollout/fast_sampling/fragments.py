@@ -1,20 +1,21 @@
 """What a group samples: arrays of one fragment, and the episodes cut from them.
 
-A fragment of T vector steps of N environments is a column of [L + T, N, ...] for each quantity (one row
-more of observations), where the first L rows are the end of the fragment before: an episode that runs
-on begins with up to L steps of lookback, as RLlib's do (`episode_lookback_horizon`).
+A fragment of T vector steps of N environments has a column [L + T, N, ...] for each quantity (one
+more row of observations). The first L rows are the end of the fragment before: an episode that
+continues has up to L steps of lookback, as RLlib's episodes have (`episode_lookback_horizon`).
 
     row of `observations`     0 .. L-1        L          L+1   ...   L+T
                               lookback        current    after step 1, ..., after step T
     row r of other columns    the step from observation r to r+1
 
-Between fragments only `Progress` is kept: the last L rows, the current observations, and a few numbers
-for each environment. Plain arrays, numbers and strings; the columns are used again.
+Only `Progress` is kept between fragments: the last L rows, the current observations, and a few
+numbers for each environment, as plain arrays, numbers and strings. The columns' memory is reused.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -33,7 +34,7 @@ _REWARDS_SPACE = gym.spaces.Box(-np.inf, np.inf, (), np.float32)
 
 @dataclass
 class Progress:
-    """Where a group's environments stand between two fragments. N environments, lookback L."""
+    """The state of a group's episodes between two fragments. N environments, lookback L."""
 
     observations: Array
     """[L + 1, N, ...], the last row current (filtered, if there is a filter)."""
@@ -48,26 +49,35 @@ class Progress:
     returns: Array
     """[N] float64: their rewards so far."""
     durations: Array
-    """[N] float64: seconds they took so far."""
+    """[N] float64: their seconds so far."""
     ids: list[str]
     """[N] of the running episodes."""
     born: int
-    """Episodes begun so far, which is the next one's number."""
+    """Number of episodes begun so far; the next one's number."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A chunk [start, stop) of rows with which an episode of an environment ended."""
+class Chunk:
+    """The steps [start, stop) of an environment, by row: its episode in this fragment, or a part of
+    it. `steps_before`: the episode's steps in earlier fragments."""
 
     env_index: int
     start: int
     stop: int
     id: str
-    terminated: bool
-    truncated: bool
     steps_before: int
-    episode_return: float
-    duration_s: float
+    terminated: bool = False
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Ended(Chunk):
+    """A chunk with which an episode ended. Return and duration are those of the whole episode."""
+
+    episode_return: float = 0.0
+    duration_s: float = 0.0
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """The numbers of the last info."""
 
     @property
     def length(self) -> int:
@@ -76,11 +86,10 @@ class Ended:
 
 
 class Fragment:
-    """Columns of one fragment after another. `rows` is the number of rows that are filled."""
+    """Columns for one fragment after another. `rows`: the number of filled rows."""
 
     def __init__(self, lookback: int, num_envs: int, observation_space: Any) -> None:
         self.lookback = lookback
-        self.num_envs = num_envs
         self.observations = np.zeros(
             (lookback + 1, num_envs, *observation_space.shape), observation_space.dtype
         )
@@ -108,14 +117,14 @@ class Fragment:
         self.observations = _longer(self.observations, rows + 1)
         self.terminateds = _longer(self.terminateds, rows)
         self.truncateds = _longer(self.truncateds, rows)
-        self.columns = {name: _longer(each, rows) for name, each in self.columns.items()}
+        self.columns = {name: _longer(column, rows) for name, column in self.columns.items()}
 
     @property
     def full(self) -> bool:
         return self.rows == self._capacity
 
     def column(self, name: str, like: Array) -> Array:
-        """The column of that name, made for rows like those of `like` if there is none."""
+        """The column of that name; a new one, for rows like those of `like`, if none fits them."""
         column = self.columns.get(name)
         if column is None or column.shape[1:] != like.shape[1:] or column.dtype != like.dtype:
             column = np.zeros((self._capacity, *like.shape[1:]), like.dtype)
@@ -123,11 +132,11 @@ class Fragment:
         return column
 
     def tail(self) -> tuple[Array, dict[str, Array], list[Infos]]:
-        """Copies of the last rows, as `Progress` keeps them."""
+        """Observations, columns and infos of the last rows (copies), as `Progress` keeps them."""
         first = self.rows - self.lookback
         return (
             self.observations[first : self.rows + 1].copy(),
-            {name: each[first : self.rows].copy() for name, each in self.columns.items()},
+            {name: column[first : self.rows].copy() for name, column in self.columns.items()},
             self.infos[-self.lookback - 1 :],
         )
 
@@ -139,37 +148,28 @@ def _longer(array: Array, rows: int) -> Array:
 
 
 class Episodes:
-    """Makes RLlib's episodes from a fragment: their arrays are slices of one copy a column, laid out
-    by environment, which nothing else refers to."""
+    """Makes RLlib's episodes from a fragment. Their arrays are slices of a copy of each column,
+    laid out by environment, which nothing else refers to."""
 
     def __init__(self, fragment: Fragment, observation_space: Any, action_space: Any) -> None:
         self._lookback = fragment.lookback
         self._infos = fragment.infos
-        # The infos may begin later than the other columns, at the beginning of a run.
+        # At the beginning of a run the infos begin later than the other columns.
         self._no_infos = fragment.rows + 1 - len(fragment.infos)
         self._observation_space = observation_space
         self._action_space = action_space
         self._observations = _by_env(fragment.observations, fragment.rows + 1)
-        columns = {name: _by_env(each, fragment.rows) for name, each in fragment.columns.items()}
+        columns = {
+            name: _by_env(column, fragment.rows) for name, column in fragment.columns.items()
+        }
         self._actions = columns.pop(ACTIONS)
         self._rewards = columns.pop(REWARDS)
         self._outputs = columns
 
-    def make(
-        self,
-        env_index: int,
-        start: int,
-        stop: int,
-        *,
-        episode_id: str,
-        steps_before: int,
-        terminated: bool = False,
-        truncated: bool = False,
-    ) -> SingleAgentEpisode:
-        """The chunk of steps [start, stop) of an environment, before which its episode had
-        `steps_before`."""
+    def make(self, chunk: Chunk) -> SingleAgentEpisode:
+        index, start, stop = chunk.env_index, chunk.start, chunk.stop
         # RLlib's lookback does not reach beyond the episode's beginning.
-        lookback = min(self._lookback, steps_before) if start == self._lookback else 0
+        lookback = min(self._lookback, chunk.steps_before) if start == self._lookback else 0
         first = start - lookback
         no_infos, infos = self._no_infos, self._infos
 
@@ -177,21 +177,21 @@ class Episodes:
             return InfiniteLookbackBuffer(data, lookback, space)
 
         return SingleAgentEpisode(
-            episode_id,
+            chunk.id,
             observations=buffer(
-                self._observations[env_index, first : stop + 1], self._observation_space
+                self._observations[index, first : stop + 1], self._observation_space
             ),
             observation_space=self._observation_space,
-            infos=buffer([infos[row - no_infos][env_index] for row in range(first, stop + 1)]),
-            actions=buffer(self._actions[env_index, first:stop], self._action_space),
+            infos=buffer([infos[row - no_infos][index] for row in range(first, stop + 1)]),
+            actions=buffer(self._actions[index, first:stop], self._action_space),
             action_space=self._action_space,
-            rewards=buffer(self._rewards[env_index, first:stop], _REWARDS_SPACE),
+            rewards=buffer(self._rewards[index, first:stop], _REWARDS_SPACE),
             extra_model_outputs={
-                name: buffer(each[env_index, first:stop]) for name, each in self._outputs.items()
+                name: buffer(column[index, first:stop]) for name, column in self._outputs.items()
             },
-            terminated=terminated,
-            truncated=truncated,
-            t_started=steps_before,
+            terminated=chunk.terminated,
+            truncated=chunk.truncated,
+            t_started=chunk.steps_before,
         )
 
 

@@ -1,10 +1,10 @@
 """RLlib's MeanStdFilter on a batch of observations: the same numbers, without episodes.
 
 RLlib pushes the observations of a batch into the running statistics one by one, in the order of the
-environments, and normalises each with the statistics that include it. The pushes depend on one another
-and stay a loop; the normalisation is done for all at once. The statistics are those of RLlib's
-connector, in place, so that its state is what it would be. (RLlib's filter also fills a buffer,
-which is part of no state and read by nobody.)
+environments, and normalises each with the statistics that include it. The pushes depend on one
+another and remain a loop; the normalisation is done for all at once. The statistics of RLlib's
+connector are updated in place, so its state is the same. (RLlib's filter also fills a buffer, which
+is in no state and which nothing reads.)
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 
 class BatchFilter:
-    """Normalises in the way and with the running statistics of an RLlib MeanStdFilter connector.
-    To be made anew whenever the connector's state was set."""
+    """Normalises with the running statistics of an RLlib MeanStdFilter connector. Construct a new
+    one whenever the connector's state was set."""
 
     def __init__(self, connector: Any) -> None:
         self._filter, self._update = _ray.runners.mean_std_filter(connector)
         self._stats = self._filter.running_stats
 
     def __call__(self, observations: Array) -> None:
-        """Update the statistics with `observations` [N, ...], in order, and normalise them in place."""
+        """Update the statistics with `observations` [N, ...], in order, and normalise
+        them in place."""
         stats = self._stats
         shape = observations.shape
         means = np.empty(shape)

@@ -1,17 +1,17 @@
-"""Sampling a group's fragment into arrays, a vector step at a time.
+"""Sampling a group's fragment into arrays, one vector step at a time.
 
-    observations --act--> actions --step--> observations, rewards, flags      (one row of `Fragment`)
+    observations --act--> actions --step--> observations, rewards, flags    (one row of `Fragment`)
 
-What comes out are RLlib's episodes, bit for bit those that its own env runner makes from the same
-random streams, in its order: first the finished ones as they ended, then the running ones by
-environment. A step that resets an environment belongs to no episode and is not counted.
+The result is RLlib's episodes, bit for bit those that its own env runner makes from the same random
+streams, in its order: first the finished ones as they ended, then the running ones by environment.
+A step that resets an environment belongs to no episode and is not counted.
 
 Every info that an environment returns is kept in its episode, as the environment gave it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import Any
 
@@ -27,6 +27,7 @@ from raytrain.rollout.fast_sampling.forward import Acting
 from raytrain.rollout.fast_sampling.fragments import (
     ACTIONS,
     REWARDS,
+    Chunk,
     Ended,
     Episodes,
     Fragment,
@@ -46,12 +47,10 @@ class Wanted:
 
 @dataclass
 class Sampled:
-    """What one `sample()` brought. Seconds are wall-clock."""
+    """The result of one `sample()`. Seconds are wall-clock."""
 
     episodes: list[Any] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
-    measured: list[dict[str, float]] = field(default_factory=list)
-    """The numbers of the last info of each in `ended`."""
     env_steps: int = 0
     vector_steps: int = 0
     inference_s: float = 0.0
@@ -60,35 +59,37 @@ class Sampled:
 
 
 class FragmentSampler:
-    """Samples the environments of one group. Its whole memory between calls is `progress`."""
+    """Samples the environments of one group. Between two calls it remembers `progress`,
+    and no more."""
 
     def __init__(self, runner: Any, filter_connector: Any, *, id_prefix: str) -> None:
-        self._runner = runner
-        self._filter_connector = filter_connector
+        self.runner = runner
+        self.filter_connector = filter_connector
         self._id_prefix = id_prefix
         env, config = runner.env, runner.config
-        self._num_envs = int(env.num_envs)
-        self._action_space = env.single_action_space
-        self._observation_space = env.single_observation_space
-        self._episodes_space = (
-            filter_connector.observation_space if filter_connector else self._observation_space
+        self.num_envs = int(env.num_envs)
+        self.action_space = env.single_action_space
+        observation_space = env.single_observation_space
+        self.episodes_space = (
+            filter_connector.observation_space if filter_connector else observation_space
         )
-        self._for_environment = LeafMapping.of(
-            self._action_space, normalize=config.normalize_actions, clip=config.clip_actions
+        self.for_environment = LeafMapping.of(
+            self.action_space, normalize=config.normalize_actions, clip=config.clip_actions
         )
-        self._lookback = int(config.episode_lookback_horizon)
-        self._fragment = Fragment(self._lookback, self._num_envs, self._observation_space)
+        self.lookback = int(config.episode_lookback_horizon)
+        self.fragment = Fragment(self.lookback, self.num_envs, observation_space)
         self.progress: Progress | None = None
-        self._present: _Run | None = None
+        self.present: Sampled | None = None
+        """What the present call of `sample` has so far. Safe to read in any thread."""
 
     def begin_episodes(self, seed: int | None) -> None:
         """Reset every environment; running episodes are dropped."""
-        observations, infos = self._runner.env.reset(seed=seed, options=None)
-        n = self._num_envs
-        rows = np.zeros((self._lookback + 1, *observations.shape), observations.dtype)
+        observations, infos = self.runner.env.reset(seed=seed, options=None)
+        n = self.num_envs
+        rows = np.zeros((self.lookback + 1, *observations.shape), observations.dtype)
         rows[-1] = observations
-        if self._filter_connector is not None:
-            BatchFilter(self._filter_connector)(rows[-1])
+        if self.filter_connector is not None:
+            BatchFilter(self.filter_connector)(rows[-1])
         born = 0 if self.progress is None else self.progress.born
         self.progress = Progress(
             observations=rows,
@@ -98,77 +99,74 @@ class FragmentSampler:
             lengths=np.zeros(n, np.int64),
             returns=np.zeros(n),
             durations=np.zeros(n),
-            ids=[self._id(born + index) for index in range(n)],
+            ids=[self.episode_id(born + index) for index in range(n)],
             born=born + n,
         )
 
     def sample(self, wanted: Wanted, *, explore: bool, version: int) -> Sampled:
-        """Sample a fragment. `version`: the sequence number of the weights, which goes into the
-        episodes."""
+        """Sample a fragment. `version`: the sequence number of the weights, which is put
+        into the episodes."""
         assert self.progress is not None, "begin_episodes() comes first"
         began = perf_counter_ns()
-        self._present = run = _Run(self, wanted, explore=explore)
-        run.step_on()
-        if run.fragment.rows > self._lookback:
-            version_column = run.fragment.column(WEIGHTS_SEQ_NO, _versions(self._num_envs))
-            version_column[self._lookback : run.fragment.rows] = version
-        sampled = run.finish()
-        self._present = None
+        run = _Run(self, self.progress, wanted, explore=explore)
+        self.present = sampled = run.sampled
+        run.step_all()
+        if sampled.vector_steps:
+            self.progress = run.finish(version)
+        self.present = None
         sampled.other_s = (
             (perf_counter_ns() - began) / 1e9 - sampled.inference_s - sampled.env_step_s
         )
         return sampled
 
-    def present_sampling(self) -> str:
-        """How far the present call of `sample` is, as the end of a sentence. Safe in any thread."""
-        return "" if self._present is None else self._present.so_far()
-
-    def _id(self, number: int) -> str:
+    def episode_id(self, number: int) -> str:
         # RLlib draws its ids from the system's entropy. These are the same at every repetition.
         return f"{self._id_prefix}{number:016x}"
 
 
 class _Run:
-    """One fragment in the making."""
+    """The sampling of one fragment."""
 
-    def __init__(self, sampler: FragmentSampler, wanted: Wanted, *, explore: bool) -> None:
-        progress = sampler.progress
-        assert progress is not None
+    def __init__(
+        self, sampler: FragmentSampler, progress: Progress, wanted: Wanted, *, explore: bool
+    ) -> None:
         self._sampler = sampler
-        self._progress = progress
         self._wanted = wanted
+        runner = sampler.runner
         # RLlib's estimate of the steps of all groups, for modules whose exploration depends on it.
-        self._groups = int(sampler._runner.config.num_env_runners or 1)
-        self._steps_before_us = sampler._runner.num_env_steps_sampled_lifetime // self._groups
-        self._acting = Acting(sampler._runner.module, sampler._action_space, explore=explore)
-        connector = sampler._filter_connector
+        self._groups = int(runner.config.num_env_runners or 1)
+        self._steps_before = runner.num_env_steps_sampled_lifetime // self._groups
+        self._acting = Acting(runner.module, sampler.action_space, explore=explore)
+        connector = sampler.filter_connector
         self._filter = None if connector is None else BatchFilter(connector)
-        self._stepper = stepper(sampler._runner.env)
-        self.fragment = sampler._fragment
-        self.fragment.begin(progress, self._rows_expected())
-        n = sampler._num_envs
-        self._start = [sampler._lookback] * n
-        self._steps_before: list[int] = progress.lengths.tolist()
-        self._ids = list(progress.ids)
-        self._born = progress.born
-        self._returns = np.zeros(n)  # of this chunk
-        self._returns_before: list[float] = progress.returns.tolist()
-        self._durations_before: list[float] = progress.durations.tolist()
+        self._stepper = stepper(runner.env)
+        self._fragment = sampler.fragment
+        self._fragment.begin(progress, self._rows_expected())
+        self._progress = replace(
+            progress,
+            lengths=progress.lengths.copy(),
+            returns=progress.returns.copy(),
+            durations=progress.durations.copy(),
+            ids=list(progress.ids),
+        )
+        # Of the present chunk of each environment: its first row, and its return so far.
+        self._start = [sampler.lookback] * sampler.num_envs
+        self._returns = np.zeros(sampler.num_envs)
         self._resetting: list[int] = np.flatnonzero(progress.ended).tolist()
         self._times: list[int] = []
-        self._sampled = Sampled()
+        self.sampled = Sampled()
 
     def _rows_expected(self) -> int:
         if self._wanted.env_steps is None:
             return 256
-        # Resets take a row too; `reserve` makes room for more.
-        return -(-self._wanted.env_steps // self._sampler._num_envs) * 9 // 8 + 8
+        # Resets take a row too; `reserve` adds more if needed.
+        return -(-self._wanted.env_steps // self._sampler.num_envs) * 9 // 8 + 8
 
-    def step_on(self) -> None:
-        """Step until there is what is wanted."""
-        fragment, sampled, n = self.fragment, self._sampled, self._sampler._num_envs
+    def step_all(self) -> None:
+        """Step until the fragment is complete."""
+        fragment, sampled, n = self._fragment, self.sampled, self._sampler.num_envs
         act, step = self._acting.act, self._stepper.step
-        for_environment, filtered = self._sampler._for_environment, self._filter
+        for_environment, filtered = self._sampler.for_environment, self._filter
         returns, times = self._returns, self._times
         inference = stepping = 0
         times.append(perf_counter_ns())
@@ -177,7 +175,7 @@ class _Run:
                 fragment.reserve(fragment.rows * 3 // 2 + 8)
             row = fragment.rows
             began = perf_counter_ns()
-            t = (self._steps_before_us + sampled.env_steps) * self._groups
+            t = (self._steps_before + sampled.env_steps) * self._groups
             actions, outputs = act(fragment.observations[row], t)
             if not outputs.keys() <= fragment.columns.keys() or row == fragment.lookback:
                 self._make_columns(actions, outputs)
@@ -210,137 +208,94 @@ class _Run:
         self._stepper.leave()
         sampled.inference_s, sampled.env_step_s = inference / 1e9, stepping / 1e9
 
-    def so_far(self) -> str:
-        """For `FragmentSampler.present_sampling`."""
-        ended = len(self._sampled.ended)
-        episodes = (
-            "no episode has" if not ended else f"{ended} episode{'s have' if ended > 1 else ' has'}"
-        )
-        return f": {episodes} ended in {self._sampled.env_steps:,} steps"
-
     def _more(self) -> bool:
         if self._wanted.env_steps is not None:
-            return self._sampled.env_steps < self._wanted.env_steps
+            return self.sampled.env_steps < self._wanted.env_steps
         assert self._wanted.episodes is not None
-        return len(self._sampled.ended) < self._wanted.episodes
+        return len(self.sampled.ended) < self._wanted.episodes
 
     def _make_columns(self, actions: Any, outputs: dict[str, Any]) -> None:
-        self.fragment.column(ACTIONS, actions[None])
-        self.fragment.column(REWARDS, np.zeros((1, self._sampler._num_envs)))
+        self._fragment.column(ACTIONS, actions[None])
+        self._fragment.column(REWARDS, np.zeros((1, self._sampler.num_envs)))
         for name, values in outputs.items():
-            self.fragment.column(name, values[None])
+            self._fragment.column(name, values[None])
 
     def _begin_episodes(self) -> None:
         for index in self._resetting:
-            self._start[index] = self.fragment.rows
+            self._start[index] = self._fragment.rows
             self._returns[index] = 0.0
         self._resetting = []
 
     def _end_episodes(self, terminateds: Any, truncateds: Any) -> None:
-        row = self.fragment.rows
+        progress = self._progress
         for index in np.flatnonzero(terminateds | truncateds).tolist():
-            self._sampled.ended.append(
+            extent = self._extent(index)
+            self._add_chunk(index)
+            self.sampled.ended.append(
                 Ended(
-                    env_index=index,
-                    start=self._start[index],
-                    stop=row,
-                    id=self._ids[index],
+                    **extent,
                     terminated=bool(terminateds[index]),
                     truncated=bool(truncateds[index]),
-                    steps_before=self._steps_before[index],
-                    episode_return=float(self._returns[index]) + self._returns_before[index],
-                    duration_s=self._seconds(index, row) + self._durations_before[index],
+                    episode_return=float(progress.returns[index]),
+                    duration_s=float(progress.durations[index]),
+                    measured=numbers_in(self._fragment.infos[-1][index]),
                 )
             )
-            self._sampled.measured.append(numbers_in(self.fragment.infos[-1][index]))
-            self._ids[index] = self._sampler._id(self._born)
-            self._born += 1
-            self._steps_before[index] = 0
-            self._returns_before[index] = self._durations_before[index] = 0.0
+            progress.ids[index] = self._sampler.episode_id(progress.born)
+            progress.born += 1
+            progress.lengths[index] = 0
+            progress.returns[index] = progress.durations[index] = 0.0
             self._resetting.append(index)
-            if len(self._sampled.ended) == self._wanted.episodes:
+            if len(self.sampled.ended) == self._wanted.episodes:
                 return
 
-    def _seconds(self, index: int, row: int) -> float:
-        first = self._sampler._lookback
-        return (self._times[row - first] - self._times[self._start[index] - first]) / 1e9
+    def _extent(self, index: int) -> dict[str, Any]:
+        """Fields of the `Chunk` that an environment's episode has in this fragment so far."""
+        return {
+            "env_index": index,
+            "start": self._start[index],
+            "stop": self._fragment.rows,
+            "id": self._progress.ids[index],
+            "steps_before": int(self._progress.lengths[index]),
+        }
 
-    def finish(self) -> Sampled:
-        """Make the episodes, and put the sampler's progress where this fragment ends."""
-        fragment, sampled = self.fragment, self._sampled
-        if not sampled.vector_steps:
-            return sampled
+    def _add_chunk(self, index: int) -> None:
+        """Add the chunk so far to the totals of the environment's episode."""
+        progress, first = self._progress, self._sampler.lookback
+        start, stop = self._start[index], self._fragment.rows
+        seconds = (self._times[stop - first] - self._times[start - first]) / 1e9
+        progress.lengths[index] += stop - start
+        progress.returns[index] = float(progress.returns[index]) + float(self._returns[index])
+        progress.durations[index] = float(progress.durations[index]) + seconds
+
+    def finish(self, version: int) -> Progress:
+        """Make the episodes. Returns the progress at the end of the fragment."""
         self._check_log_probabilities()
-        episodes = Episodes(fragment, self._sampler._episodes_space, self._sampler._action_space)
-        for each in sampled.ended:
-            episode = episodes.make(
-                each.env_index,
-                each.start,
-                each.stop,
-                episode_id=each.id,
-                steps_before=each.steps_before,
-                terminated=each.terminated,
-                truncated=each.truncated,
-            )
-            sampled.episodes.append(episode)
-        if self._wanted.env_steps is not None:
-            sampled.episodes += self._running(episodes)
-        self._put_progress()
-        return sampled
-
-    def _running(self, episodes: Episodes) -> list[Any]:
-        row = self.fragment.rows
-        return [
-            episodes.make(
-                index,
-                self._start[index],
-                row,
-                episode_id=self._ids[index],
-                steps_before=self._steps_before[index],
-            )
-            for index in range(self._sampler._num_envs)
-            if index not in self._resetting and self._start[index] < row
-        ]
-
-    def _put_progress(self) -> None:
-        row = self.fragment.rows
-        ended = np.zeros(self._sampler._num_envs, np.bool_)
+        fragment, sampled, n = self._fragment, self.sampled, self._sampler.num_envs
+        versions = fragment.column(WEIGHTS_SEQ_NO, np.zeros((1, n), np.int64))
+        versions[fragment.lookback : fragment.rows] = version
+        episodes = Episodes(fragment, self._sampler.episodes_space, self._sampler.action_space)
+        sampled.episodes += [episodes.make(ended) for ended in sampled.ended]
+        ended = np.zeros(n, np.bool_)
         ended[self._resetting] = True
-        lengths, returns, durations = (
-            self._steps_before,
-            self._returns_before,
-            self._durations_before,
-        )
         for index in np.flatnonzero(~ended).tolist():
-            lengths[index] += row - self._start[index]
-            returns[index] += float(self._returns[index])
-            durations[index] += self._seconds(index, row)
-        observations, columns, infos = self.fragment.tail()
-        self._sampler.progress = Progress(
-            observations=observations,
-            columns=columns,
-            infos=infos,
-            ended=ended,
-            lengths=np.array(lengths, np.int64),
-            returns=np.array(returns),
-            durations=np.array(durations),
-            ids=self._ids,
-            born=self._born,
+            if self._wanted.env_steps is not None and self._start[index] < fragment.rows:
+                sampled.episodes.append(episodes.make(Chunk(**self._extent(index))))
+            self._add_chunk(index)
+        observations, columns, infos = fragment.tail()
+        return replace(
+            self._progress, observations=observations, columns=columns, infos=infos, ended=ended
         )
 
     def _check_log_probabilities(self) -> None:
         """Actions drawn from NaN are no actions; Torch's own sampling would have raised."""
-        first, rows = self.fragment.lookback, self.fragment.rows
-        logp = self.fragment.columns.get(Columns.ACTION_LOGP)
+        first, rows = self._fragment.lookback, self._fragment.rows
+        logp = self._fragment.columns.get(Columns.ACTION_LOGP)
         if logp is None or not np.isnan(logp[first:rows]).any():
             return
         row, index = np.argwhere(np.isnan(logp[first:rows]))[0][:2]
-        observation = self.fragment.observations[first + row, index]
+        observation = self._fragment.observations[first + row, index]
         raise RaytrainError(
-            f"The policy's output for environment {index} is NaN after {row} steps of the fragment. "
-            f"{why_no_action(observation)}"
+            f"The policy's output for environment {index} is NaN after {row} steps of the "
+            f"fragment. {why_no_action(observation)}"
         )
-
-
-def _versions(num_envs: int) -> Any:
-    return np.zeros((1, num_envs), np.int64)

@@ -1,14 +1,15 @@
 """Stepping the environments of a group into given arrays.
 
-`SyncVectorEnv` copies every observation batch, and packs the infos of its environments into arrays
-that RLlib's wrapper takes apart again. Here its environments are stepped one after another as it
-does (NEXT_STEP autoreset: the step after an episode's end resets, whatever the action), and their
-results go straight to where they are wanted. Any other vector environment is stepped as a whole.
+`SyncVectorEnv` copies every observation batch, and packs the infos of its environments into
+arrays that RLlib's wrapper takes apart again. Here its environments are stepped one after another
+in the same way (NEXT_STEP autoreset: the step after an episode's end resets, whatever the
+action), and their results are written straight into the given arrays. Any other vector
+environment is stepped as a whole.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -25,7 +26,7 @@ _NOTHING: Any = object()
 
 
 class StepArrays(NamedTuple):
-    """Where the results of one step go."""
+    """The arrays that the results of one step are written to."""
 
     observations: Array
     """[N, ...]"""
@@ -37,53 +38,44 @@ class StepArrays(NamedTuple):
     """[N] bool"""
 
 
-class Stepper(Protocol):
-    """Steps N environments once."""
+class Stepper:
+    """Steps the N environments of a vector environment once."""
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
 
     def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
-        """Step with `actions` [N, ...] and write what came of it `into` the arrays. Returns the N
+        """Step with `actions` [N, ...] and write the results `into` the arrays. Returns the N
         infos, and whether any episode ended."""
+        observations, rewards, terminateds, truncateds = into
+        result = self._env.step(actions)
+        observations[...], rewards[:], terminateds[:], truncateds[:], infos = result
+        return list(infos), bool(terminateds.any() or truncateds.any())
 
     def leave(self) -> None:
-        """Make the vector environment's own memory that of its last step."""
+        """Bring the vector environment's own memory up to date with the last step."""
 
 
 def stepper(env: Any) -> Stepper:
     """A stepper for the vector environment of a runner, to be used for one fragment."""
     if type(env) is DictInfoToList and type(env.env) is SyncVectorEnv:
         return _OneByOne(env.env)
-    return _Whole(env)
+    return Stepper(env)
 
 
 def resets_at_next_step(env: Any) -> bool:
     """Whether `env` resets an environment in the step after its episode's end."""
-    mode = env.metadata.get("autoreset_mode")
-    return bool(mode == AutoresetMode.NEXT_STEP)
+    return bool(env.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP)
 
 
-class _Whole:
-    def __init__(self, env: Any) -> None:
-        self._env = env
-
-    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
-        observations, rewards, terminateds, truncateds = into
-        observations[...], rewards[:], terminateds[:], truncateds[:], infos = self._env.step(
-            actions
-        )
-        return list(infos), bool(terminateds.any() or truncateds.any())
-
-    def leave(self) -> None:
-        pass
-
-
-class _OneByOne:
+class _OneByOne(Stepper):
     def __init__(self, env: SyncVectorEnv) -> None:
-        self._env = env
+        super().__init__(env)
         memory = _ray.runners.vector_env_attributes(env)
         self._last: list[Any] = list(memory["_env_obs"])
         self._resetting: list[bool] = memory["_autoreset_envs"].tolist()
         self._envs = list(env.envs)
-        self._steps = [_inner(each).step for each in self._envs]
+        self._steps = [_inner(single_env).step for single_env in self._envs]
         self._results: StepArrays | None = None
 
     def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
@@ -108,16 +100,16 @@ class _OneByOne:
                     if terminated or truncated:
                         ended = resetting[index] = True
                 infos.append(dict(info) if info else {})
-            # Not one by one: it checks shapes and casts as the vector environment does.
+            # All at once: `stack` checks shapes and casts as the vector environment does.
             np.stack(last, axis=0, out=observations)
         except (TypeError, ValueError):
-            self._look_for_a_breach(len(infos), returned, resets=resets)
+            self._check_contract(len(infos), returned, resets=resets)
             raise
         self._results = into
         return infos, ended
 
-    def _look_for_a_breach(self, index: int, returned: Any, *, resets: bool) -> None:
-        """Raise ContractBroken if it is what an environment returned that a step failed of: the
+    def _check_contract(self, index: int, returned: Any, *, resets: bool) -> None:
+        """Raise ContractBroken if a step failed because of what an environment returned:
         environment `index`, or any one if all were stepped."""
         if index < len(self._envs):
             contract = Contract(self._envs[index])
@@ -130,7 +122,7 @@ class _OneByOne:
     def leave(self) -> None:
         if self._results is None:
             return
-        observations, rewards, terminateds, truncateds = (each.copy() for each in self._results)
+        observations, rewards, terminateds, truncateds = (array.copy() for array in self._results)
         memory = {
             "_env_obs": list(self._last),
             "_observations": observations,
@@ -143,13 +135,9 @@ class _OneByOne:
 
 
 def _inner(env: Any) -> Any:
-    """`env` without outer wrappers that have checked it and now only pass each step on."""
-    while _only_passes_on(env):
+    """`env` without outer wrappers that have done their checks and now only pass each step on."""
+    while (type(env) is gym.wrappers.OrderEnforcing and env.has_reset) or (
+        type(env) is gym.wrappers.PassiveEnvChecker and env.checked_step
+    ):
         env = env.env
     return env
-
-
-def _only_passes_on(env: Any) -> bool:
-    if type(env) is gym.wrappers.OrderEnforcing:
-        return bool(env.has_reset)
-    return type(env) is gym.wrappers.PassiveEnvChecker and bool(env.checked_step)

@@ -22,7 +22,7 @@ from support.running import Run
 PROCESSES = {
     "trial": "ray::TrialPPO",
     "learner": "ray::_WrappedExecutable",
-    "env runner": "ray::GroupEnvRunner",
+    "env runner": "ray::EnvRunnerActor",
 }
 """The titles of the processes of a trial, by the kind of fault that kills one."""
 

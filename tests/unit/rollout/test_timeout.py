@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from raytrain.rollout.timeout import RolloutTimeout, StallReporter
+from raytrain.rollout.timeout import RolloutTimeout, reporting_stalls
 
 
 def test_the_timeout_follows_the_longest_recent_fragment() -> None:
@@ -34,14 +34,13 @@ def test_a_step_that_hangs_is_reported_with_its_line() -> None:
         said.append(text)
         heard.set()
 
-    reporter = StallReporter(report)
     for _ in range(3):  # What ends in time is not reported, nor is a later deadline waited for.
-        with reporter.watching(60):
+        with reporting_stalls(report, 60):
             pass
-    with reporter.watching(0.05):
+    with reporting_stalls(report, 0.05):
         Slow().step(heard)
     line = Slow.step.__code__.co_firstlineno + 1
     assert said[0].startswith(f"in Slow.step (test_timeout.py, line {line}), there in wait (thread")
-    with reporter.watching(None):
+    with reporting_stalls(report, None):
         pass
     assert len(said) == 1

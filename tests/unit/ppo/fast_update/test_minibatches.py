@@ -104,7 +104,7 @@ def test_a_recurrent_module_goes_on_too(shared: bool) -> None:
     """Sequences of 4: a chunk of 4 steps leaves its bootstrap row in a sequence of its own."""
     from support.samplers import config, runner
 
-    from raytrain.rollout.env_runner import GroupEnvRunner
+    from raytrain.rollout.env_group import EnvGroup
 
     model = {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 4, "vf_share_layers": shared}
     given = config(
@@ -112,7 +112,7 @@ def test_a_recurrent_module_goes_on_too(shared: bool) -> None:
         env_runners={"num_envs_per_env_runner": 1, "rollout_fragment_length": 4},
         training={"train_batch_size_per_learner": 4, "minibatch_size": 4},
     )
-    sampler = runner(GroupEnvRunner, given)
+    sampler = runner(EnvGroup, given)
     spaces = sampler.env.single_observation_space, sampler.env.single_action_space
     learner = given.build_learner(spaces={MODULE_ID: spaces})
     chunks = sampler.sample(num_timesteps=4)

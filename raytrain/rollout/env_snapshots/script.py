@@ -1,0 +1,159 @@
+"""The script by which a strategy is tried: operations on an environment, and what each returned.
+
+    reset(seed)  *  some steps  *  more steps  *  on to a terminal step  *  reset  *  some steps  *
+    ... reset, steps, reset, steps
+
+A snapshot is taken at each *. If no episode ends within the given number of steps, the reset comes
+in mid-episode. The later resets have no seed: they test the environment's own generator. Actions
+come from a separate generator. Before each operation numbers are drawn from the process's
+generators, as a policy draws them.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from raytrain.policy.env_contract import Contract
+from raytrain.rng import RngStreams
+from raytrain.rollout.env_snapshots.base import user_code
+from raytrain.rollout.env_snapshots.fingerprint import Frame, frame_of
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A reset (with a seed or without), or a step."""
+
+    is_reset: bool
+    seed: int | None = None
+    action: Any = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """`frames`: what each operation returned. `moments`: the operations after which a snapshot is
+    taken, by index, with a description. `global_random`: see `Proof`."""
+
+    operations: tuple[Operation, ...]
+    frames: tuple[Frame, ...]
+    moments: dict[int, str]
+    global_random: tuple[str, ...]
+    draws_torch: bool = True
+    """Whether the policy's draws, and the streams, include Torch's."""
+
+    def for_fresh_process(self) -> Script:
+        """The same script. Importing Torch takes seconds, and only an environment that draws from it
+        needs it there."""
+        return replace(self, draws_torch="torch" in self.global_random)
+
+    def streams(self, state: dict[str, Any]) -> RngStreams:
+        """Streams of a `RngStreams.to_state()`."""
+        without_torch: dict[str, Any] = {"torch_cpu": None, "torch_cuda": []}
+        return RngStreams.from_state(state if self.draws_torch else {**state, **without_torch})
+
+
+def perform(env: Any, operation: Operation, draws_torch: bool) -> Frame:
+    """One operation, after the draws of a policy, on the process's present generators."""
+    _draw_like_a_policy(draws_torch)
+    return frame_of(*_call(env, operation))
+
+
+class FirstRun:
+    """Steps an environment and writes the script. `steps`, `budget_s`: the most steps, and the
+    seconds, in which to wait for an episode's end."""
+
+    def __init__(self, env: Any, seed: int, steps: int, budget_s: float) -> None:
+        self._env = env
+        self.contract = Contract(env)
+        self._seed = seed
+        self._steps = steps
+        self._random = np.random.default_rng(seed)
+        # A copy: the environment may draw from its own space.
+        self._actions = copy.deepcopy(env.action_space)
+        self._actions.seed(int(self._random.integers(2**31)))
+        self._deadline = time.monotonic() + budget_s
+        self._operations: list[Operation] = []
+        self._frames: list[Frame] = []
+        self._moments: dict[int, str] = {}
+        self._global_random: set[str] = set()
+        self._over = True
+
+    def run(self) -> Script:
+        self._reset(self._seed)
+        self._snapshot_here("after the first reset")
+        self._step(int(self._random.integers(3, max(4, self._steps // 10))))
+        self._snapshot_here("in mid-episode")
+        self._step(int(self._random.integers(3, max(4, self._steps // 5))))
+        self._snapshot_here("deeper in an episode")
+        for _ in range(self._steps):
+            if self._over or time.monotonic() > self._deadline:
+                break
+            self._step(1)
+        if self._over:
+            self._snapshot_here("after an episode's last step")
+        self._reset()
+        self._snapshot_here("after a later reset")
+        self._step(int(self._random.integers(5, max(6, self._steps // 8))))
+        self._snapshot_here("in a later episode")
+        for _ in range(2):
+            self._step(3)
+            self._reset()
+        self._step(8)
+        names = tuple(sorted(self._global_random))
+        return Script(tuple(self._operations), tuple(self._frames), self._moments, names)
+
+    def _snapshot_here(self, moment: str) -> None:
+        self._moments[len(self._operations) - 1] = moment
+
+    def _reset(self, seed: int | None = None) -> None:
+        self._do(Operation(is_reset=True, seed=seed))
+
+    def _step(self, count: int) -> None:
+        """Operations, of which one is a reset where an episode is over (as in a vector env)."""
+        for _ in range(count):
+            if self._over:
+                self._reset()
+            else:
+                self._do(Operation(is_reset=False, action=self._actions.sample()))
+
+    def _do(self, operation: Operation) -> None:
+        _draw_like_a_policy(draws_torch=True)
+        before = RngStreams.capture()
+        result = _call(self._env, operation, self.contract)
+        self._global_random.update(before.differing(RngStreams.capture()))
+        self._over = bool(result[2] or result[3])
+        self._operations.append(operation)
+        self._frames.append(frame_of(*result))
+
+
+def _draw_like_a_policy(draws_torch: bool) -> None:
+    random.random()
+    np.random.random()
+    if draws_torch:
+        import torch
+
+        torch.rand(1)
+
+
+def _call(
+    env: Any, operation: Operation, contract: Contract | None = None
+) -> tuple[Any, Any, Any, Any]:
+    """Observation, reward, terminated and truncated; the last three are None after a reset."""
+    if operation.is_reset:
+        with user_code("reset()"):
+            returned = env.reset(**({} if operation.seed is None else {"seed": operation.seed}))
+            if contract is not None:
+                contract.reset(returned)
+            observation, _ = returned
+        return observation, None, None, None
+    with user_code("step()"):
+        returned = env.step(copy.deepcopy(operation.action))
+        if contract is not None:
+            contract.step(returned)
+        observation, reward, terminated, truncated, _ = returned
+    return observation, reward, terminated, truncated
