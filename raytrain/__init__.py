@@ -121,4 +121,4 @@ def list_checkpoints(path: str | PathLike[str]) -> list[Entry]:
     `path`, `kind`, `iteration`, `timesteps`, `score`, `weights_sha256`, `good` and `problem`."""
     from raytrain.checkpoint.resolve import entries_below
 
-    return [entry for _, entry in entries_below(str(path))]
+    return entries_below(str(path))

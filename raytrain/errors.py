@@ -1,8 +1,8 @@
-"""The errors that a user sees: a message for a person, and the exit code of the command line.
+"""The errors that a user sees: a message, and the exit code of the command line.
 
-Every message says what was found, where, and what to do. The command line prints the message of a
-`RaytrainError` without a traceback and exits with its `exit_code`; anything else is a defect.
-`may_retry` says whether starting a trial again could help.
+Every message says what is wrong, where, and what to do. The command line prints the message of a
+`RaytrainError` without a traceback and exits with its `exit_code`; any other exception is a defect.
+`may_retry` says whether restarting the trial could help.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 
 class RaytrainError(Exception):
-    """The run failed or cannot go on: exit code 1."""
+    """The run failed or cannot continue: exit code 1."""
 
     exit_code = 1
     may_retry = True
 
     def __reduce__(self) -> Any:
-        # An error crosses processes whatever arguments its class takes: as its message and attributes.
+        # Pickled as message and attributes, whatever arguments the class's constructor takes.
         return _revive, (type(self), str(self), dict(self.__dict__))
 
 
@@ -30,7 +30,7 @@ def _revive(kind: type[RaytrainError], message: str, attributes: dict[str, Any])
 
 
 class BadInput(RaytrainError):
-    """What the user gave cannot be used (config, path, argument): exit code 2."""
+    """A config, path or argument cannot be used: exit code 2."""
 
     exit_code = 2
     may_retry = False

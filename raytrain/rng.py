@@ -1,15 +1,15 @@
 """The global random generators of a process, as a value that can be saved and swapped.
 
 Python's `random`, NumPy's legacy global generator and Torch's default generators belong to a
-process. What an env group draws must not depend on which process hosts it, so each group has
-streams of its own, which are swapped in around every `sample()`:
+process. What an env group draws must not depend on which process hosts it, so each group has its
+own streams, which are swapped in around every `sample()`:
 
     streams = RngStreams.seeded(seed, group_index)
-    with streams.active():      # the group's generators are the process's
+    with streams.active():      # the process's generators are those of the group
         runner.sample()         # ... and advance here
     state = streams.to_state()  # JSON: base64 strings and numbers, nothing pickled
 
-The plain state:
+The JSON state:
 
     {"python": {"version": 3, "state": base64 of 625 little-endian uint32,
                 "gauss": hex float | null},
@@ -17,10 +17,10 @@ The plain state:
                 "gauss": hex float},
      "torch_cpu": base64 | null, "torch_cuda": [base64, one for each device]}
 
-Torch is touched only where it has been imported already (or is part of the state): a process
-that proves an environment in half a second does not import it for nothing. CUDA's generators are
-part of the streams from the moment CUDA is initialised; a device that the streams hold no state
-for is seeded from their CPU state, never left as the host process had it.
+Torch is used only if it was imported already, or is part of the state: a process that probes an
+environment in half a second does not import it for nothing. CUDA's generators are part of the
+streams once CUDA is initialised; a device without a state in the streams is seeded from their CPU
+state, and never keeps the state of the host process.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class RngStreams:
 
     @classmethod
     def capture(cls) -> RngStreams:
-        """The process's generators as they stand now."""
+        """The current state of the process's generators."""
         torch = sys.modules.get("torch")
         return cls(
             random.getstate(),
@@ -101,14 +101,16 @@ class RngStreams:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Run the body on these streams; keep what it drew, put the process's own streams back.
+        """Run the body on these streams, keep their new state, and restore the process's own.
 
         Also after an exception. The generators are global, so no two threads of a process may be
         inside `active()` at once, and one object may not be entered twice.
         """
         if self._active:
-            raise RuntimeError("these RNG streams are already active: the inner body would draw "
-                               "the outer body's numbers again")  # fmt: skip
+            raise RuntimeError(
+                "These RNG streams are already active: the inner body would repeat the numbers of "
+                "the outer one."
+            )
         own = RngStreams.capture()
         self._active = True
         try:
@@ -133,7 +135,7 @@ class RngStreams:
         return RngStreams(self._python, self._numpy, self._torch_cpu, self._torch_cuda)
 
     def differing(self, other: RngStreams) -> tuple[str, ...]:
-        """Which generators stand elsewhere in `other`: of "random", "numpy", "torch"."""
+        """The generators whose states differ in `other`: of "random", "numpy", "torch"."""
         names = []
         if self._python != other._python:
             names.append("random")
@@ -189,8 +191,8 @@ class RngStreams:
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise RaytrainError(
-                f"the saved state of the random generators is damaged ({error!r}); "
-                "use an older checkpoint"
+                f"The saved state of the random generators is damaged ({error!r}). Use an older "
+                "checkpoint."
             ) from error
 
     def _cuda_seed(self, device: int) -> int:
@@ -200,7 +202,7 @@ class RngStreams:
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Whatever the body draws from the process's generators, they stand as before afterwards."""
+    """Restore the process's generators after the body, whatever it draws from them."""
     own = RngStreams.capture()
     try:
         yield
@@ -212,8 +214,8 @@ def _legacy_state(source: Any) -> NumpyState:
     state = source.get_state()
     if not isinstance(state, tuple) or state[0] != "MT19937":
         raise RaytrainError(
-            "NumPy's global generator was replaced with np.random.set_bit_generator; raytrain "
-            "saves and restores only the standard one (MT19937): use a Generator of your own"
+            "NumPy's global generator was replaced with np.random.set_bit_generator. raytrain "
+            "saves and restores only the standard one (MT19937); use your own Generator instead."
         )
     return state
 

@@ -1,4 +1,4 @@
-"""The versions that a run's bits depend on."""
+"""The versions of the libraries that a run's numbers depend on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _PACKAGES = ("raytrain", "ray", "torch", "gymnasium", "numpy", "numba")
 
 @cache
 def versions() -> dict[str, str]:
-    """Version of raytrain, of Python, and of each library that the numbers come from."""
-    found = {"python": platform.python_version()}
+    """Version of Python, raytrain and each such library, by name; "unknown" if not installed."""
+    by_name = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            by_name[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+            by_name[package] = "unknown"
+    return by_name

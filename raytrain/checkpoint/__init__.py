@@ -1,7 +1,7 @@
-"""What lies on storage: manifest, commit, verify, choose, keep, prune.
+"""Checkpoints on storage: manifest, commit, verification, catalogue, retention. Knows no Ray.
 
-Nothing here knows Ray. Writing goes staging directory -> `Committer` (or `commit`) -> storage;
-reading goes storage -> `Catalogue` -> `choose_for_resume` -> `fetch`.
+Written: staging directory -> `Committer` (or `commit`) -> storage.
+Read: storage -> `Catalogue` -> `choose_for_resume` -> `fetch`.
 """
 
 from raytrain.checkpoint.background_commit import (
@@ -10,18 +10,12 @@ from raytrain.checkpoint.background_commit import (
     CommitOutcome,
     Committer,
     RetentionPolicy,
-    prune,
-    surplus,
 )
-from raytrain.checkpoint.catalogue import Catalogue, Entry, NoGoodCheckpoint
+from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.commit import (
-    CheckpointExists,
-    DamagedCheckpoint,
     Fence,
-    commit,
     copy_checkpoint,
     read_manifest,
-    remove_checkpoint,
     rewrite_manifest,
 )
 from raytrain.checkpoint.digest import weights_sha256
@@ -36,14 +30,12 @@ from raytrain.checkpoint.lineage import FORKED_FROM, SET_ASIDE, is_of_run, line_
 from raytrain.checkpoint.manifest import (
     MANIFEST_NAME,
     ExactLost,
-    FileEntry,
     Manifest,
-    ManifestError,
     Parent,
 )
 from raytrain.checkpoint.replacement import replace
 from raytrain.checkpoint.resolve import is_trial, resolve, trials
-from raytrain.checkpoint.verify import check, fetch
+from raytrain.checkpoint.verify import fetch
 
 __all__ = [
     "ATTEMPTS",
@@ -53,38 +45,28 @@ __all__ = [
     "SET_ASIDE",
     "BestPolicy",
     "Catalogue",
-    "CheckpointExists",
     "CommitJob",
     "CommitOutcome",
     "Committer",
-    "DamagedCheckpoint",
     "Entry",
     "ExactLost",
     "ExperimentFile",
     "ExperimentFileError",
     "Fence",
-    "FileEntry",
     "Manifest",
-    "ManifestError",
-    "NoGoodCheckpoint",
     "Parent",
     "RetentionPolicy",
-    "check",
-    "commit",
     "copy_checkpoint",
     "fetch",
     "is_of_run",
     "is_trial",
     "line_of_descent",
     "own_name",
-    "prune",
     "read_manifest",
-    "remove_checkpoint",
     "replace",
     "require_key",
     "resolve",
     "rewrite_manifest",
-    "surplus",
     "trials",
     "weights_sha256",
 ]

@@ -1,22 +1,21 @@
-"""Committing checkpoints while the next iteration trains.
+"""Commits of checkpoints while the next iteration trains, with `best` and retention.
 
-`submit` hands a staging directory over; one background thread brings it to storage, then
+`submit` hands over a staging directory; one background thread brings it to storage, then
 
     1. calls the job's `prepare`, which fills the directory
-    2. commits it; what the job wants durable before the checkpoint exists is written along with its files
-    3. replaces `best` if the score is better than that of the `best` on storage (before 2 for `final`, after
-       which nobody looks at the trial's checkpoints again)
+    2. commits it, and calls the job's `before_manifest` while its files are written
+    3. replaces `best` if the score is better than that of the `best` on storage (before 2 for
+       `final`, after which the trial's checkpoints are not looked at again)
     4. deletes the checkpoints that the retention policy does not keep (elsewhere than on a local
-       disk while `best` is being replaced, once it is known that there is a good one: the two have no file
-       in common)
+       disk while `best` is being replaced, once a good `best` is known: they share no file)
     5. deletes the staging directory, whatever happened
 
-`submit` waits until the checkpoint handed over before is committed (not for 3 and 4), so that a crash
-costs at most what was trained since the one before the last was due. Training waits for storage
-only where checkpoints are due faster than storage takes them, and at most two states are held in
-memory. While the store does not answer at all, training does not wait for it: one job may wait, and
-gives way to the newer one. A job that fails leaves the older checkpoints as they were; it is for the
-caller to look at `outcomes()` and to say so.
+`submit` waits until the previous checkpoint is committed (not for 3 and 4), so that a crash costs
+at most what was trained since the checkpoint before the last one was due. Training waits for
+storage only if checkpoints are due faster than storage takes them, and at most two states are held
+in memory. During an outage of the store training does not wait: one job may wait, and a newer one
+replaces it. A failed job leaves the older checkpoints as they were; the caller finds the failure in
+`outcomes()` and must report it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from __future__ import annotations
 import math
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -33,6 +31,7 @@ from pathlib import Path
 
 from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.commit import DamagedCheckpoint, Fence, commit, nothing
+from raytrain.checkpoint.file_names import has_fixed_name
 from raytrain.checkpoint.manifest import Manifest
 from raytrain.checkpoint.replacement import bring_back, commit_replacing, repair, replace
 from raytrain.errors import RaytrainError
@@ -57,29 +56,29 @@ class CommitJob:
 
 @dataclass(frozen=True)
 class CommitOutcome:
-    """`ok`: the checkpoint is committed. `manifest` is None if it is not.
+    """`manifest` is that of the committed checkpoint, or None if the job failed with `error`.
 
     `warnings`: what went wrong with `best` or the deletion of old checkpoints; the commit stands.
-    `became_best` and `deleted` say what else changed on storage.
+    `deleted`: the names of the checkpoints that were deleted.
     """
 
     name: str
     iteration: int
-    ok: bool
-    error: RaytrainError | None
-    seconds: float
     manifest: Manifest | None
-    became_best: bool = False
-    deleted: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    error: RaytrainError | None
+    deleted: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
 
 
 @dataclass(frozen=True)
 class BestPolicy:
     """Higher is better for `max`, lower for `min`. NaN and a missing score are never best, and a
-    tie changes nothing. Scores of stages with different numbers in `eras` are not compared: of these
-    the later is better. `ranked` gives a checkpoint its score under the present metric.
-    """
+    tie changes nothing. Scores of stages with different numbers in `eras` are not compared: the
+    later stage is better. `ranked` gives a checkpoint its score under the current metric."""
 
     mode: str = "max"
     eras: Mapping[str, int] = field(default_factory=dict)
@@ -97,7 +96,7 @@ class BestPolicy:
         return score > best if self.mode == "max" else score < best
 
     def replaces(self, score: float | None, stage: str | None, best: Manifest | None) -> bool:
-        """Whether a checkpoint with this score is better than the present best one."""
+        """Whether a checkpoint with this score is better than the current best one."""
         if best is None:
             return self.better(score, None)
         era, before = self.eras.get(stage or "", 0), self.eras.get(best.stage or "", 0)
@@ -106,7 +105,7 @@ class BestPolicy:
         return self.better(score, self.ranked(best).score)
 
     def best_of(self, entries: Iterable[Entry]) -> Entry | None:
-        """The best of these checkpoints; post-mortems and what is damaged do not count."""
+        """The best of these checkpoints, leaving out damaged ones and post-mortems."""
         best: Entry | None = None
         for entry in entries:
             if entry.manifest is None or entry.good is False or entry.kind == "error":
@@ -126,9 +125,11 @@ class _InFlight:
 
 
 class Committer:
-    """The only writer of checkpoints of one trial. `fence` raises a `RaytrainError` if it no longer
-    is. What is `off_the_line` was written by a former one after this had taken over: it does not count.
-    `attempt` tells the writer's number.
+    """The only writer of checkpoints of one trial.
+
+    `fence` raises a `RaytrainError` if another writer has taken over. An entry that is
+    `off_the_line`, written by a former writer after this one had taken over, does not count.
+    `attempt` returns this writer's number.
     """
 
     def __init__(
@@ -137,22 +138,21 @@ class Committer:
         *,
         retention: RetentionPolicy,
         best: BestPolicy | None,
-        fence: Fence | None = None,
+        fence: Fence = nothing,
         off_the_line: Callable[[Entry], bool] = lambda entry: False,
         attempt: Callable[[], int] = lambda: 0,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._trial = trial
         self._catalogue = Catalogue(trial, remembered={})
         self._retention = retention
         self._best = best
         self._fence = fence
         self._off_the_line = off_the_line
         self._attempt = attempt
-        self._clock = clock
-        # A process before this one, or a store that went away, may have cut its replacement short.
+        # A former process, or an outage of the store, may have cut its replacement short.
         self._best_is_unsure = True
-        # The executor's thread is joined when the interpreter exits, so a commit in flight is not
-        # cut by an exit.
+        # The interpreter joins the executor's thread on exit, so an exit does not cut
+        # a commit short.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="raytrain-commit")
         self._unseen: list[_InFlight] = []
 
@@ -174,103 +174,64 @@ class Committer:
         return not wait_for([job.future for job in self._unseen], timeout).not_done
 
     def outcomes(self) -> list[CommitOutcome]:
-        """What ended since the last call, in order."""
+        """The outcomes of the jobs that ended since the last call, in order."""
         done = [job for job in self._unseen if job.future.done()]
         self._unseen = [job for job in self._unseen if job not in done]
         return [job.future.result() for job in done]
 
     def close(self) -> None:
-        """Wait for the jobs in flight and end the thread; `outcomes` can still be asked."""
+        """Wait for the jobs in flight and end the thread; `outcomes` can still be called."""
         self._pool.shutdown(wait=True)
 
     def _run(self, job: CommitJob, settled: threading.Event) -> CommitOutcome:
-        started = self._clock()
         manifest: Manifest | None = None
         error: RaytrainError | None = None
         warnings: list[str] = []
-        best, deleted = False, ()  # type: tuple[bool, tuple[str, ...]]
+        deleted: list[str] = []
         try:
             try:
                 job.prepare()
                 if job.name == "final":
-                    best = self._update_best(job, job.manifest, warnings, ahead=True)
+                    self._update_best(job, job.manifest, warnings, ahead=True)
                 manifest = self._commit(job)
             except RaytrainError as problem:
                 error = problem
             settled.set()
             if manifest is not None and manifest.kind != "error":
-                became_best, deleted = self._tidy(job, manifest, warnings)
-                best = best or became_best
+                self._tidy(job, manifest, warnings, deleted)
         finally:
             settled.set()
             shutil.rmtree(job.staging, ignore_errors=True)
         return CommitOutcome(
-            name=job.name,
-            iteration=job.manifest.iteration,
-            ok=error is None,
-            error=error,
-            seconds=self._clock() - started,
-            manifest=manifest,
-            became_best=best,
-            deleted=deleted,
-            warnings=tuple(warnings),
+            job.name, job.manifest.iteration, manifest, error, tuple(deleted), tuple(warnings)
         )
 
     def _commit(self, job: CommitJob) -> Manifest:
-        target = self._catalogue.trial / job.name
-        fixed = job.name in ("best", "final") or job.name.startswith("stages/")
-        write = commit_replacing if fixed else commit
+        write = commit_replacing if has_fixed_name(job.name) else commit
         return write(
             job.staging,
-            target,
+            self._trial / job.name,
             job.manifest,
             fence=self._fence,
             before_manifest=job.before_manifest,
         )
 
     def _tidy(
-        self, job: CommitJob, manifest: Manifest, warnings: list[str]
-    ) -> tuple[bool, tuple[str, ...]]:
-        became_best: list[bool] = []
-        deleted: list[str] = []
+        self, job: CommitJob, manifest: Manifest, warnings: list[str], deleted: list[str]
+    ) -> None:
         known = threading.Event()
 
         def update_best() -> None:
             try:
-                became_best.append(self._update_best(job, manifest, warnings, tell_known=known.set))
+                self._update_best(job, manifest, warnings, tell_known=known.set)
             finally:
                 known.set()
 
         def delete_old_ones() -> None:
-            known.wait()  # One of them may be what `best` has to become.
+            known.wait()  # `best` may have to become one of them.
             deleted.extend(self._prune(warnings))
 
-        together(update_best, delete_old_ones, serial=self._catalogue.trial.is_local)
-        return became_best == [True], tuple(deleted)
-
-    def _copy_to_best(self, job: CommitJob, manifest: Manifest, *, ahead: bool = False) -> None:
-        trial = self._catalogue.trial
-        if ahead:
-            commit_replacing(
-                job.staging,
-                trial / "best",
-                manifest.with_files((), kind="best"),
-                fence=self._fence,
-                before_manifest=job.before_manifest,
-                take=False,
-            )
-            return
-        # On a local disk the staged files were moved into the checkpoint.
-        staged = None if trial.is_local else Location.of(job.staging)
-        replace(
-            trial / job.name,
-            trial / "best",
-            kind="best",
-            fence=self._fence,
-            files=staged,
-            manifest=manifest,
-            attempt=self._attempt(),
-        )
+        together(update_best, delete_old_ones, serial=self._trial.is_local)
 
     def _update_best(
         self,
@@ -280,79 +241,91 @@ class Committer:
         *,
         ahead: bool = False,
         tell_known: Callable[[], None] = nothing,
-    ) -> bool:
-        """Whether the job's checkpoint has become `best`. `ahead`: it is not committed yet. `tell_known` is
-        called once `best` is a good one, or there is nothing of which it could be made."""
-        if self._best is None or job.name == "best":
-            return False
+    ) -> None:
+        """Make `best` the job's checkpoint if that is better. `ahead`: it is not committed yet.
+
+        `tell_known` is called once `best` is a good checkpoint, or there is none to make it of.
+        """
+        if self._best is None:
+            return
         try:
             if self._best_is_unsure:
-                repair(self._catalogue.trial, "best", self._fence or nothing)
+                repair(self._trial, "best", self._fence)
             best = self._catalogue.entry("best")
             if best is not None and best.good is False:
-                aside = self._catalogue.quarantine(best, self._fence or nothing)
-                warnings.append(f"best was damaged ({best.problem}); it was set aside at {aside}")
+                aside = self._catalogue.quarantine(best, self._fence)
+                warnings.append(f"best was damaged ({best.problem}); it was moved to {aside}")
                 best = None
             if best is None or self._best_is_unsure or self._off_the_line(best):
-                became_best = self._choose_best(job, manifest)
+                self._choose_best(job, manifest)
                 self._best_is_unsure = False
                 if not ahead:
-                    return became_best
+                    return
                 best = self._catalogue.entry("best")
             tell_known()
-            if not self._best.replaces(
-                manifest.score, manifest.stage, best.manifest if best else None
-            ):
-                return False
-            self._copy_to_best(job, manifest, ahead=ahead)
+            best_manifest = best.manifest if best else None
+            if not self._best.replaces(manifest.score, manifest.stage, best_manifest):
+                return
+            if ahead:
+                commit_replacing(
+                    job.staging,
+                    self._trial / "best",
+                    manifest.with_files((), kind="best"),
+                    fence=self._fence,
+                    before_manifest=job.before_manifest,
+                    take=False,
+                )
+            else:
+                self._copy_to_best(self._trial / job.name, manifest, self._staged(job))
         except RaytrainError as problem:
             self._best_is_unsure = True
             warnings.append(f"best was not updated: {problem}")
-            return False
-        return True
 
-    def _choose_best(self, job: CommitJob, manifest: Manifest) -> bool:
-        """Make `best` the best of all that is kept and good. Whether it is that of `job`."""
-        trial = self._catalogue.trial
-        if trial.is_local:  # One that was replaced may have been stopped when it had taken it away.
-            (self._fence or nothing)()
-            bring_back(trial, trial.listed())
+    def _staged(self, job: CommitJob) -> Location | None:
+        """On a local disk the staged files were moved into the checkpoint."""
+        return None if self._trial.is_local else Location.of(job.staging)
+
+    def _copy_to_best(self, source: Location, manifest: Manifest, files: Location | None) -> None:
+        replace(
+            source,
+            self._trial / "best",
+            kind="best",
+            fence=self._fence,
+            files=files,
+            manifest=manifest,
+            attempt=self._attempt(),
+        )
+
+    def _choose_best(self, job: CommitJob, manifest: Manifest) -> None:
+        """Make `best` the best of all good checkpoints that are kept."""
+        assert self._best is not None
+        if self._trial.is_local:  # A former writer may have been stopped while moving it away.
+            self._fence()
+            bring_back(self._trial, self._trial.listed())
         entries = self._catalogue.entries()
         while (best := self._best_kept(entries)) is not None:
+            assert best.manifest is not None
+            # Compared by manifest: an older checkpoint may have the job's name.
+            just_committed = best.manifest == manifest
+            ranked = manifest if just_committed else self._best.ranked(best.manifest)
+            if best.path == "best" and ranked == best.manifest:
+                return
+            files = self._staged(job) if just_committed else None
             try:
-                return self._make_best(best, job, manifest)
+                self._copy_to_best(best.location, ranked, files)
+                return
             except DamagedCheckpoint:
-                # Of the right size, and so not known for damaged before it was read.
-                entries = [each for each in entries if each.path != best.path]
-        return False
+                # Its sizes are right, so the damage showed only when it was read.
+                entries = [entry for entry in entries if entry.path != best.path]
 
     def _best_kept(self, entries: Iterable[Entry]) -> Entry | None:
         assert self._best is not None
-        own = [each for each in entries if not self._off_the_line(each)]
-        return self._best.best_of(sorted(own, key=lambda each: each.path != "best"))
+        own = [entry for entry in entries if not self._off_the_line(entry)]
+        return self._best.best_of(sorted(own, key=lambda entry: entry.path != "best"))
 
-    def _make_best(self, best: Entry, job: CommitJob, manifest: Manifest) -> bool:
-        assert self._best is not None
-        assert best.manifest is not None
-        if best.manifest == manifest:  # Else there is an older one under the job's name.
-            self._copy_to_best(job, manifest)
-            return True
-        ranked = self._best.ranked(best.manifest)
-        if best.path == "best" and ranked == best.manifest:
-            return False
-        replace(
-            best.location,
-            self._catalogue.trial / "best",
-            kind="best",
-            fence=self._fence,
-            manifest=ranked,
-            attempt=self._attempt(),
-        )
-        return False
-
-    def _prune(self, warnings: list[str]) -> tuple[str, ...]:
+    def _prune(self, warnings: list[str]) -> list[str]:
         try:
-            # While `best` is not what it should be, the checkpoint that it should be a copy of stays.
+            # While `best` is not up to date, the checkpoint that it should be a copy of stays.
             unsure = self._best is not None and self._best_is_unsure
             spared = self._best_kept(self._catalogue.entries()) if unsure else None
             deleted = prune(
@@ -362,18 +335,15 @@ class Committer:
                 self._off_the_line,
                 spared=lambda entry: spared is not None and entry.path == spared.path,
             )
-            return tuple(entry.path for entry in deleted)
+            return [entry.path for entry in deleted]
         except RaytrainError as problem:
             warnings.append(f"old checkpoints were not deleted: {problem}")
-            return ()
-
-
-_DISPOSABLE = frozenset({"periodic", "interrupted"})
+            return []
 
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """Keep the good checkpoints of the newest `num_to_keep` iterations; all of them if it is None."""
+    """Keep the good checkpoints of the newest `num_to_keep` iterations, or all if it is None."""
 
     num_to_keep: int | None
 
@@ -388,11 +358,7 @@ def surplus(entries: Sequence[Entry], policy: RetentionPolicy) -> list[Entry]:
     """The entries to delete, the oldest first."""
     if policy.num_to_keep is None:
         return []
-    good = [
-        entry
-        for entry in entries
-        if entry.is_periodic_place and entry.kind in _DISPOSABLE and entry.good is not False
-    ]
+    good = [entry for entry in entries if entry.is_disposable and entry.good is not False]
     kept = sorted({entry.iteration for entry in good})[-policy.num_to_keep :]
     return sorted((e for e in good if e.iteration < kept[0]), key=lambda e: e.iteration)
 
@@ -400,19 +366,20 @@ def surplus(entries: Sequence[Entry], policy: RetentionPolicy) -> list[Entry]:
 def prune(
     catalogue: Catalogue,
     policy: RetentionPolicy,
-    fence: Fence | None = None,
+    fence: Fence = nothing,
     off_the_line: Callable[[Entry], bool] = lambda entry: False,
     spared: Callable[[Entry], bool] = lambda entry: False,
 ) -> list[Entry]:
-    """Delete the surplus of a trial; what was deleted. Raises `StorageError`, and what `fence` raises: it
-    is called between the look and the deletion. What is `off_the_line` of the run is left alone, and does
-    not count as kept; what is `spared` stays beside those that are kept.
+    """Delete the surplus checkpoints of a trial, and return their entries.
+
+    Entries `off_the_line` of the run are left alone, and do not count as kept; `spared` ones stay
+    in addition to those that are kept. Raises `StorageError`, and what `fence` raises, which is
+    called between the listing and the deletion.
     """
     if policy.num_to_keep is None:
         return []
     own = [entry for entry in catalogue.periodic() if not off_the_line(entry)]
     deleted = [entry for entry in surplus(own, policy) if not spared(entry)]
-    fence = fence or nothing
     if deleted:
         fence()
     in_parallel(lambda entry: entry.remove(fence), deleted, serial=catalogue.trial.is_local)

@@ -1,12 +1,12 @@
-"""The checkpoints of one trial: what there is, what is good, which one to continue from.
+"""The checkpoints of one trial: which exist, which are good, and which one to resume from.
 
     <trial>/checkpoint_000012/   periodic or interrupted
             error_000012/        post-mortem, never used on resume
             stages/<name>/  best/  final/
             quarantine/<name>[.k]/    damaged, as found
 
-Storage is asked each time, with one listing; what is remembered at most is a manifest that the listing
-says has not changed. Directories that are being written, or that a crash left half-written, are not
+Storage is listed each time; only a manifest that has not changed since, by the listing, may be
+remembered. Directories that are being written, or that a crash left half-written, are not
 checkpoints and do not appear.
 """
 
@@ -60,24 +60,24 @@ class NoGoodCheckpoint(RaytrainError):
         lines = "".join(f"\n  {printable(entry.path)}: {entry.problem}" for entry in damaged)
         super().__init__(
             f"No good checkpoint is left in {trial}:{lines}\n"
-            "Restore the files named (from a backup or a snapshot of the storage), or start anew "
-            "with --fresh, which sets this directory aside."
+            "Restore these files (from a backup or a snapshot of the storage), or start again with "
+            "--fresh, which sets this directory aside."
         )
-        self.damaged = damaged
 
 
 @dataclass(frozen=True)
 class Entry:
     """One checkpoint directory.
 
-    `path` is its name, relative to the trial, and `location` where it lies: elsewhere than on a local disk
-    `best`, `final` and stages lie in an original of another name (see `replacement`).
+    `path` is its name, relative to the trial, and `location` where it is: elsewhere than on a local
+    disk `best`, `final` and stages are in an original of another name (see `replacement`).
 
-    `good`: False is damaged or in quarantine (`problem` says why),
-    True had every byte checked, None had only names and sizes checked. Without a readable manifest,
-    `kind` and `iteration` are what the directory's name says (iteration -1 if it says nothing).
+    `good`: False is damaged or in quarantine (`problem` says why), True had every byte checked,
+    None had only names and sizes checked. Without a readable manifest, `kind` and `iteration` are
+    those of the directory's name (iteration -1 if it has none).
     """
 
+    trial: Location
     path: str
     location: Location
     kind: str
@@ -107,6 +107,11 @@ class Entry:
     def is_periodic_place(self) -> bool:
         return self.path.startswith("checkpoint_")
 
+    @property
+    def is_disposable(self) -> bool:
+        """Whether retention may delete it: a periodic or interrupted checkpoint."""
+        return self.is_periodic_place and self.kind in ("periodic", "interrupted")
+
     def remove(self, fence: Fence = nothing) -> None:
         """Delete it. Raises `StorageError`, and what `fence` raises (see `remove_checkpoint`)."""
         with storage_errors(f"Deleting {self.path}", self.location):
@@ -121,30 +126,28 @@ class Entry:
 
 @dataclass(frozen=True)
 class Choice:
-    """The newest good checkpoint, or None, and the damaged ones that were newer."""
+    """The newest good checkpoint, or None, and the damaged ones that are newer."""
 
     entry: Entry | None
     damaged: tuple[Entry, ...]
 
 
 Remembered = MutableMapping[str, tuple[Listed, Manifest]]
-"""Manifests by the checkpoint's path, with what the listing said of the file when it was read."""
+"""Manifests by the checkpoint's path, with the file's entry in the listing when it was read."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
     """The checkpoints in one trial directory. Methods raise `StorageError` if the storage cannot be
-    read. With `remembered`, a manifest is not read again while the listing says that it is the same
-    file; not for `verify`, which reads every byte.
-    """
+    read. With `remembered`, a manifest whose listing has not changed is not read again, except for
+    `verify`, which reads every byte."""
 
     trial: Location
     remembered: Remembered | None = field(default=None, compare=False)
 
     def entries(self, verify: bool = False) -> list[Entry]:
-        """All checkpoints by iteration, the quarantine last. With `verify` every byte is read, but
-        in quarantine.
-        """
+        """All checkpoints by iteration, the quarantine last. With `verify` every byte is read,
+        except in the quarantine."""
         return self._entries(_is_checkpoint_path, verify)
 
     def periodic(self) -> list[Entry]:
@@ -167,16 +170,14 @@ class Catalogue:
             return self._look_at(path, path, present, verify)
 
     def newest_good(self) -> Choice:
-        """The newest checkpoint of which every byte is right, kind `error` and the quarantine left
-        out.
-        """
+        """The newest checkpoint whose bytes are all right, without kind `error` and quarantine."""
         damaged: list[Entry] = []
         for candidate in sorted(self.entries(), key=_newest_first):
             if candidate.kind == "error" or candidate.in_quarantine:
                 continue
             verified = candidate
             if candidate.good is None:
-                # It may have gone since it was listed: then it was never there.
+                # It may have been deleted since it was listed.
                 verified = self.entry(candidate.path, verify=True) or candidate
             if verified.good:
                 return Choice(verified, tuple(damaged))
@@ -184,11 +185,8 @@ class Catalogue:
         return Choice(None, tuple(damaged))
 
     def choose_for_resume(self) -> Choice | None:
-        """The newest good checkpoint and the damaged ones passed over; None if there never was a
-        checkpoint.
-
-        Raises `NoGoodCheckpoint` if there are only damaged ones, quarantine included.
-        """
+        """The newest good checkpoint and the damaged ones skipped; None if there never was one.
+        Raises `NoGoodCheckpoint` if there are only damaged ones, including the quarantine."""
         choice = self.newest_good()
         if choice.entry:
             return choice
@@ -198,41 +196,33 @@ class Catalogue:
         return None
 
     def quarantine(self, entry: Entry, fence: Fence = nothing) -> Location:
-        """Move a damaged checkpoint into `quarantine/`, as it is; where it lies now."""
+        """Move a damaged checkpoint into `quarantine/`, as it is; its new place."""
 
         def is_damaged(place: Location) -> bool:
             return check(place, contents=True).problem is not None
 
-        name = entry.path.replace("/", "_")
-        with storage_errors(f"Setting aside {entry.path}", entry.location):
+        name, place = entry.path.replace("/", "_"), entry.location
+        with storage_errors(f"Setting aside {entry.path}", place):
             fence()
-            return set_aside(
-                self.trial, entry.location, QUARANTINE, name, is_meant=is_damaged, fence=fence
-            )
+            return set_aside(self.trial, place, QUARANTINE, name, is_meant=is_damaged, fence=fence)
 
     def set_aside(
         self, entry: Entry, directory: str, name: str = "", fence: Fence = nothing
     ) -> Location:
-        """Move a checkpoint, good or damaged, into a directory of the trial, under `name` or its own;
-        where it lies now."""
+        """Move a checkpoint, good or damaged, into a directory of the trial, under `name` or its
+        own; its new place."""
 
         def is_the_same(place: Location) -> bool:
             return check(place, contents=False).manifest == entry.manifest
 
-        with storage_errors(f"Setting aside {entry.path}", entry.location):
+        name, place = name or entry.path, entry.location
+        with storage_errors(f"Setting aside {entry.path}", place):
             fence()
-            take_down(entry.location)
-            return set_aside(
-                self.trial,
-                entry.location,
-                directory,
-                name or entry.path,
-                is_meant=is_the_same,
-                fence=fence,
-            )
+            take_down(place)
+            return set_aside(self.trial, place, directory, name, is_meant=is_the_same, fence=fence)
 
     def sweep(self, fence: Fence = nothing) -> list[str]:
-        """Repair and clear away what crashes left; only before the first commit of this process."""
+        """Repair or delete what crashes left; only before the first commit of this process."""
         return sweep(self.trial, fence)
 
     def _entries(self, wanted: Callable[[str], bool], verify: bool) -> list[Entry]:
@@ -242,13 +232,13 @@ class Catalogue:
                 for gone in self.remembered.keys() - listing.keys():
                     del self.remembered[gone]
             places = _places(listing, local=self.trial.is_local)
-            found = in_parallel(
+            entries = in_parallel(
                 lambda path: self._look_at(path, places[path], listing[places[path]], verify),
                 filter(wanted, places),
                 serial=self.trial.is_local,
             )
-        listed = [entry for entry in found if entry is not None]
-        return sorted(listed, key=lambda e: (e.in_quarantine, e.iteration, e.path))
+        present = [entry for entry in entries if entry is not None]
+        return sorted(present, key=lambda e: (e.in_quarantine, e.iteration, e.path))
 
     def _look_at(
         self,
@@ -259,10 +249,10 @@ class Catalogue:
         *,
         second_look: bool = False,
     ) -> Entry | None:
-        """`place`: the directory in which the checkpoint `path` lies; `present`: everything below it."""
+        """`place`: the directory of the checkpoint `path`; `present`: everything below it."""
         location = self.trial / place
         files = file_sizes(present)
-        # Elsewhere than on a local disk, directories without a file in them are nothing.
+        # Directories without files exist only on a local disk.
         names = present if location.is_local else files
         state = state_by_names(names, local=location.is_local)
         if state == "incomplete" or not (files or location.is_local):
@@ -271,17 +261,20 @@ class Catalogue:
         known = None if verify else self._known(place, present.get(MANIFEST_NAME))
         checked = check(location, contents=verify and not quarantined, present=files, known=known)
         if checked.problem is not None and has_fixed_name(path) and not second_look:
-            # It may have been replaced while it was being read: then the next look tells of another.
+            # It may have been replaced while it was being read: look once more.
             listing = by_directory(self.trial)
             there = _places(listing, local=self.trial.is_local).get(path)
             if there is not None:
                 return self._look_at(path, there, listing[there], verify, second_look=True)
-        kind, iteration = _told_by_name(path)
+        kind, iteration = _by_name(path)
         if checked.manifest:
             kind, iteration = checked.manifest.kind, checked.manifest.iteration
             if self.remembered is not None and not known:
                 self.remembered[place] = present[MANIFEST_NAME], checked.manifest
-        found = Entry(
+        if quarantined and not checked.problem:
+            checked = replace(checked, problem="set aside as damaged")
+        return Entry(
+            trial=self.trial,
             path=path,
             location=location,
             kind=kind,
@@ -291,9 +284,6 @@ class Catalogue:
             manifest=checked.manifest,
             size_bytes=checked.size_bytes,
         )
-        if quarantined:
-            return replace(found, good=False, problem=found.problem or "set aside as damaged")
-        return found
 
     def _known(self, place: str, file: Listed | None) -> Manifest | None:
         if self.remembered is None or file is None or file.mtime_ns is None:
@@ -303,11 +293,11 @@ class Catalogue:
 
 
 def _places(listing: Mapping[str, dict[str, Listed]], *, local: bool) -> dict[str, str]:
-    """Of each checkpoint the directory in which it lies."""
+    """The directory of each checkpoint, by the checkpoint's path."""
     places = {path: path for path in listing if _is_checkpoint_path(path)}
     for name in {name for path in listing if (name := target_of(path))}:
         complete = [p for p in versions_of(name, listing) if is_complete(file_sizes(listing[p]))]
-        # On a local disk it is in its place, but for a moment and after a crash.
+        # On a local disk it is in its place, except for a moment and after a crash.
         if complete and not (local and MANIFEST_NAME in listing.get(name, ())):
             places[name] = max(complete, key=order_of)
     return places
@@ -318,7 +308,8 @@ def _is_checkpoint_path(path: str) -> bool:
     return is_plain_name(name) if holder else bool(numbered(name)) or name in FIXED_NAMES
 
 
-def _told_by_name(path: str) -> tuple[str, int]:
+def _by_name(path: str) -> tuple[str, int]:
+    """Kind and iteration, as far as the directory's name says."""
     name = path.removeprefix(QUARANTINE + "/")
     match = _ONCE_NUMBERED.match(name)
     if match:
@@ -329,5 +320,5 @@ def _told_by_name(path: str) -> tuple[str, int]:
 
 
 def _newest_first(entry: Entry) -> tuple[int, int]:
-    kind_of_place, _ = _told_by_name(entry.path)
+    kind_of_place, _ = _by_name(entry.path)
     return -entry.iteration, _PREFERENCE.index(kind_of_place)

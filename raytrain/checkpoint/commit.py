@@ -1,35 +1,38 @@
-"""How a checkpoint comes to be and how it goes, so that neither a kill nor a writer that was replaced by
+"""How a checkpoint is written and deleted, so that neither a kill nor a writer that was replaced by
 another leaves any doubt about it.
 
 A checkpoint directory is in one of these states:
 
-    manifest.json present                    committed (whatever else is there: the manifest wins); elsewhere
-                                             than on a local disk not if .incomplete is all that is beside it
-    .incomplete, no manifest.json            garbage of a crash, or being written: may be deleted
-    neither                                  damage: somebody took the manifest away; never deleted
+    manifest.json present             committed, whatever else is there; elsewhere than on a local
+                                      disk not if .incomplete is the only other file
+    .incomplete, no manifest.json     garbage of a crash, or being written: may be deleted
+    neither                           damage: the manifest was removed; never deleted
 
 Writing (`commit`):
 
-    local disk    `.NAME.ATTEMPT-ITERATION.incoming`: every file, hashed as it is read ─> manifest.json
-                  ─> sync ─> fence() ─> rename to NAME, which fails if there is anything in NAME
-    elsewhere     NAME: .incomplete ─> every file ─> fence() ─> manifest.json (atomic, last) ─> fence()
-                  ─> delete the marker
+    local disk    `.NAME.ATTEMPT-ITERATION.incoming`: every file, hashed as it is read
+                  ─> manifest.json ─> sync ─> fence() ─> rename to NAME, which fails if NAME has
+                  files
+    elsewhere     NAME: .incomplete ─> every file ─> fence() ─> manifest.json (atomic, last)
+                  ─> fence() ─> delete the marker
 
 Deleting (`remove_checkpoint`):
 
-    local disk    rename to `.NAME.outgoing` (atomic, needs no space on a full disk) ──> fence() ──> delete that
-    elsewhere     .incomplete ──> delete manifest.json ──> delete the rest ──> delete the marker;
-                  of one that was never complete, the marker stays: a file of it that was under way may
-                  still arrive, however late, and is garbage then as well
+    local disk    rename to `.NAME.outgoing` (atomic, needs no space on a full disk) ─> fence()
+                  ─> delete that
+    elsewhere     .incomplete ─> delete manifest.json ─> delete the rest ─> delete the marker;
+                  the marker of one that was never complete stays: a late file of it may still
+                  arrive, and is garbage then as well
 
-`fence` raises if this writer has been replaced by another. A writer may be stopped for any time between
-the fence and what follows it, and go on when another has taken over. So what it writes has a name that
-nobody else writes to, until one rename that overwrites nothing: on a local disk by the attempt in the
-name of the incoming directory, elsewhere by the attempt in NAME itself (`layout.own_name`). And what it
-deletes after the fence is what every later attempt, which lists the storage after that, does without.
+`fence` raises if another writer has taken over. A writer may be stopped for any time between
+the fence and the next step, and continue after another has taken over. So it writes under a
+name that nobody else writes to, until one rename that overwrites nothing: on a local disk the
+name of the incoming directory holds the attempt, elsewhere NAME itself does
+(`file_names.own_name`). And what it deletes after the fence is not needed by any later attempt,
+since those list the storage afterwards.
 
-Where a request is mostly waiting, what need not come one after the other is asked for at once: an
-arrow above is one wait, however many files there are.
+On a store a request is mostly waiting, so independent requests are made at once: each arrow above
+is one wait, however many files there are.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from raytrain.checkpoint.file_names import INCOMING
+from raytrain.checkpoint.file_names import INCOMING, OUTGOING
 from raytrain.checkpoint.manifest import (
     HALF_WRITTEN_NAME,
     INCOMPLETE_NAME,
@@ -55,6 +58,7 @@ from raytrain.errors import RaytrainError
 from raytrain.storage.location import (
     Location,
     StorageError,
+    fsync,
     in_parallel,
     make_directories,
     storage_errors,
@@ -67,11 +71,11 @@ State = Literal["missing", "empty", "committed", "incomplete", "bare"]
 
 
 def nothing() -> None:
-    """No fence, or nothing to wait for."""
+    """The fence of a writer without competitors, and the default of callbacks."""
 
 
 class CheckpointExists(StorageError):
-    """The place to write to holds a checkpoint already, good or damaged."""
+    """There is a checkpoint already, good or damaged, where one was to be written."""
 
 
 class DamagedCheckpoint(RaytrainError):
@@ -82,14 +86,12 @@ class DamagedCheckpoint(RaytrainError):
             f"The checkpoint {place} is damaged: {problem}. Restore these files, or use another "
             "checkpoint (`raytrain checkpoints EXPERIMENT_DIR` lists them)."
         )
-        self.problem = problem
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to go into a checkpoint. `expected` is what a manifest says of it; `take`: it may be
-    moved away.
-    """
+    """A file to put into a checkpoint. `expected`: its entry in a manifest; `take`: it
+    may be moved."""
 
     name: str
     place: Location
@@ -98,7 +100,7 @@ class Source:
 
 
 def state_of(place: Location) -> State:
-    """Elsewhere than on a local disk, directories without a file in them are nothing."""
+    """Directories without files exist only on a local disk."""
     if place.is_local:
         names = set(place.listed())
         return state_by_names(names, local=True) if names or place.is_dir() else "missing"
@@ -107,7 +109,7 @@ def state_of(place: Location) -> State:
 
 
 def state_by_names(names: Collection[str], *, local: bool) -> State:
-    """The state of a directory with these files in it; on a local disk directories count as well."""
+    """The state of a directory with these files; on a local disk `names` includes directories."""
     if MANIFEST_NAME in names:
         late = not local and INCOMPLETE_NAME in names and not is_complete(names)
         return "incomplete" if late else "committed"
@@ -117,8 +119,8 @@ def state_by_names(names: Collection[str], *, local: bool) -> State:
 
 
 def is_complete(names: Collection[str]) -> bool:
-    """By the names of files alone: a manifest, and what it tells of. To an object store the manifest of what has
-    been cleared away may come late."""
+    """Whether there is a manifest, and any file that it could list: on an object store the manifest
+    of a deleted checkpoint may arrive late."""
     return MANIFEST_NAME in names and not set(names) <= {MANIFEST_NAME, INCOMPLETE_NAME}
 
 
@@ -133,24 +135,23 @@ def commit(
     target: Location,
     manifest: Manifest,
     *,
-    fence: Fence | None = None,
+    fence: Fence = nothing,
     before_manifest: Callable[[], None] = nothing,
 ) -> Manifest:
     """Make the files in `staging` the checkpoint `target`; the manifest with its list of files.
 
-    `before_manifest` is called after the first fence and is done before the manifest is written:
-    for what has to be on storage before the checkpoint exists. The files may be moved out of
-    `staging`; the caller deletes what is left of it. When it raises (`StorageError`, or what `fence`
-    or `before_manifest` raised) there is no checkpoint at `target`, and other checkpoints are as they
-    were.
+    `before_manifest` is called after the first fence and ends before the manifest is written: for
+    what must be on storage before the checkpoint exists. The files may be moved out of `staging`;
+    the caller deletes the rest. Raises `StorageError`, and what `fence` or `before_manifest` raise;
+    then there is no checkpoint at `target`, and other checkpoints are as they were.
     """
     with storage_errors(f"Writing the checkpoint {target.name}", target):
-        return write_checkpoint(staged(staging), target, manifest, fence, before_manifest)
+        return write_checkpoint(staged_files(staging), target, manifest, fence, before_manifest)
 
 
 def copy_checkpoint(source: Location, target: Location, fence: Fence) -> Manifest:
-    """Make a checkpoint with the same manifest at `target`, where there must be none. Raises as `commit`, and
-    `DamagedCheckpoint`."""
+    """Copy a checkpoint and its manifest to `target`, where there must be none. Raises as
+    `commit`, and `DamagedCheckpoint`."""
     with storage_errors(f"Copying {source.name} to {target.name}", target):
         manifest = read_manifest(source)
         return write_checkpoint(
@@ -159,14 +160,12 @@ def copy_checkpoint(source: Location, target: Location, fence: Fence) -> Manifes
 
 
 def sources_of(manifest: Manifest, place: Location) -> list[Source]:
-    """The files of a manifest, to be copied from `place` and compared with it."""
-    return [Source(each.path, place / each.path, expected=each) for each in manifest.files]
+    """The files of a manifest in `place`, to be compared with it while they are copied."""
+    return [Source(file.path, place / file.path, expected=file) for file in manifest.files]
 
 
-def staged(staging: Path, *, take: bool = True) -> list[Source]:
-    """The files below `staging`, to be moved where that is possible if they are to be taken. Refuses links
-    and special files.
-    """
+def staged_files(staging: Path, *, take: bool = True) -> list[Source]:
+    """The files below `staging`; with `take` they may be moved. Refuses links and special files."""
     sources = []
     for directory, _, names in os.walk(staging):
         for name in names:
@@ -184,39 +183,38 @@ def write_checkpoint(
     sources: Sequence[Source],
     target: Location,
     manifest: Manifest,
-    fence: Fence | None,
+    fence: Fence,
     before_manifest: Callable[[], None] = nothing,
     *,
     marked: bool = True,
 ) -> Manifest:
-    """The protocol of the module's docstring. Lets `OSError` through. Without `marked` there is no
-    marker (elsewhere than on a local disk), and nothing may be at `target`: for a name that is nobody's
-    checkpoint until its manifest is there.
-    """
-    fence = fence or nothing
-    manifest.with_files(()).to_json()  # a manifest that cannot be written fails before anything is
-    if marked or target.is_local:
+    """The protocol of the module's docstring. Raises `OSError`. Without `marked` there is no marker
+    elsewhere than on a local disk, and nothing may be at `target`: for a name that counts as a
+    checkpoint only once its manifest is there."""
+    manifest.with_files(()).to_json()  # Fails before anything is written if it cannot be written.
+    local = target.is_local
+    has_marker = marked and not local
+    if marked or local:
         _make_room(target, fence)
-    if target.is_local:
+    place = target
+    if local:
         mark = f"{manifest.attempt}-{manifest.iteration}"
         place = target.parent / f".{target.name}.{mark}{INCOMING}"
         place.delete_tree()
-    else:
-        place = target
     names = [source.name for source in sources]
     entries: list[FileEntry] = []
+
+    def copy_files() -> None:
+        entries.extend(in_parallel(lambda s: _place(s, place / s.name), sources, serial=local))
+
     try:
         make_directories(place, names)
-        if marked and not target.is_local:
+        if has_marker:
             (place / INCOMPLETE_NAME).write_bytes(b"")
-        together(
-            lambda: entries.extend(_place_all(sources, place)),
-            before_manifest,
-            serial=target.is_local,
-        )
+        together(copy_files, before_manifest, serial=local)
         complete = manifest.with_files(tuple(entries))
         data = complete.to_json()
-        if target.is_local:
+        if local:
             (place / MANIFEST_NAME).write_bytes(data)
             sync_directories(place, names)
             fence()
@@ -225,15 +223,15 @@ def write_checkpoint(
             fence()
             place.write_atomic(MANIFEST_NAME, data)
     except (OSError, RaytrainError):
-        with suppress(OSError):  # If this fails too, the next sweep gives back the space.
-            if marked and not target.is_local:
+        with suppress(OSError):  # If this fails too, the next sweep frees the space.
+            if has_marker:
                 remove_checkpoint(place)
             else:
                 place.delete_tree()
         raise
-    if marked and not target.is_local:
-        # The checkpoint is committed, and the marker means nothing now. It stays if another writer has taken
-        # over: that one may have cleared the files away.
+    if has_marker:
+        # The checkpoint is committed, and the marker means nothing now. It stays if another writer
+        # has taken over: that one may have deleted the files.
         with suppress(OSError, RaytrainError):
             fence()
             (place / INCOMPLETE_NAME).delete_file()
@@ -241,13 +239,12 @@ def write_checkpoint(
 
 
 def remove_checkpoint(place: Location, fence: Fence = nothing) -> None:
-    """Delete a checkpoint, or garbage, so that a kill in between never leaves something that looks
-    good or damaged. Raises what `fence` raises; on a local disk the checkpoint is in its place then.
-    """
+    """Delete a checkpoint, or garbage, so that a kill in between leaves nothing that looks good or
+    damaged. Raises what `fence` raises; on a local disk the checkpoint is in its place then."""
     if place.is_local:
         if not place.exists():
             return
-        outgoing = place.parent / f".{place.name}.outgoing"
+        outgoing = place.parent / f".{place.name}{OUTGOING}"
         outgoing.delete_tree()
         os.rename(place.path, outgoing.path)
         place.parent.sync()
@@ -270,10 +267,10 @@ def remove_checkpoint(place: Location, fence: Fence = nothing) -> None:
 
 
 def rewrite_manifest(place: Location, manifest: Manifest, fence: Fence) -> None:
-    """Give a checkpoint of this writer another manifest. Raises `StorageError`, and what `fence` raises.
+    """Replace the manifest of this writer's checkpoint. Raises what `fence` raises, `StorageError`.
 
-    If another takes over after the fence, its checkpoints stay as they are. On a local disk the directory
-    that is written to is the one that had the name before the fence, whatever has the name now.
+    If another writer takes over after the fence, its checkpoints stay as they are: on a local disk
+    the manifest goes into the directory that had the name before the fence.
     """
     with storage_errors(f"Writing the manifest of {place.name}", place):
         if place.is_local:
@@ -307,9 +304,8 @@ def _write_manifest(directory: int, manifest: Manifest) -> None:
 
 
 def move_checkpoint(source: Location, target: Location) -> None:
-    """Move a checkpoint, good or damaged, to a place that is free; elsewhere than on a local disk:
-    copy, then delete.
-    """
+    """Move a checkpoint, good or damaged, to a free place; elsewhere than on a local disk by
+    copying and deleting it."""
     if source.is_local:
         source.move_tree(target)
         return
@@ -327,10 +323,10 @@ def move_checkpoint(source: Location, target: Location) -> None:
 
 
 def _make_room(target: Location, fence: Fence) -> None:
-    """Refuse to write over a checkpoint, and clear away what a crash left of one."""
-    seen: list[State] = []
-    together(lambda: seen.append(state_of(target)), fence, serial=target.is_local)
-    (state,) = seen
+    """Refuse to overwrite a checkpoint, and delete what a crash left of one."""
+    states: list[State] = []
+    together(lambda: states.append(state_of(target)), fence, serial=target.is_local)
+    (state,) = states
     if state == "incomplete":
         remove_checkpoint(target)
     elif state != "missing":
@@ -338,11 +334,10 @@ def _make_room(target: Location, fence: Fence) -> None:
 
 
 def _exists(target: Location, state: State) -> CheckpointExists:
-    found = "a complete checkpoint" if state == "committed" else "a checkpoint without its manifest"
+    kind = "a complete checkpoint" if state == "committed" else "a checkpoint without its manifest"
     return CheckpointExists(
-        f"There is {found} at {target} already. It is not overwritten: move it away, or set the "
+        f"There is {kind} at {target} already, which is not overwritten. Move it away, or set the "
         "experiment aside with --fresh.",
-        path=str(target),
         errno=errno.EEXIST,
     )
 
@@ -358,14 +353,9 @@ def rename(place: Location, target: Location) -> None:
     target.parent.sync()
 
 
-def _place_all(sources: Sequence[Source], target: Location) -> list[FileEntry]:
-    take = target.is_local
-    return in_parallel(lambda s: _place(s, target / s.name, take), sources, serial=take)
-
-
-def _place(source: Source, target: Location, take: bool) -> FileEntry:
-    """Bring one file to its place and say what it is; checks it against what its manifest says."""
-    if source.take and take:
+def _place(source: Source, target: Location) -> FileEntry:
+    """Bring one file to its place; its entry for the manifest, compared with the expected one."""
+    if source.take and target.is_local:
         size, sha256 = _move(source.place, target)
     else:
         size, sha256 = source.place.copy_file(target)
@@ -375,7 +365,7 @@ def _place(source: Source, target: Location, take: bool) -> FileEntry:
 
 
 def _move(source: Location, target: Location) -> tuple[int, str]:
-    """Hash, sync and rename: no byte is copied. Across devices it is a copy."""
+    """Hash, rename and sync without copying a byte; across devices, copy."""
     size, sha256 = source.digest()
     try:
         os.rename(source.path, target.path)
@@ -383,9 +373,5 @@ def _move(source: Location, target: Location) -> tuple[int, str]:
         if error.errno != errno.EXDEV:
             raise
         return source.copy_file(target)
-    descriptor = os.open(target.path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(target.path)
     return size, sha256

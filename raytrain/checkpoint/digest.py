@@ -1,8 +1,7 @@
-"""Digests: of a module's weights, and of files.
+"""The digest of a module's weights, which is the identity of a policy.
 
-The weights' digest is the identity of a policy. It depends on names, dtypes, shapes and bits alone,
-not on how a library writes its files. For every parameter and buffer, in the order of the sorted
-names, SHA-256 is fed with
+It depends on names, dtypes, shapes and bits alone, not on how a library writes its files. For every
+parameter and buffer, in the order of the sorted names, SHA-256 is fed with
 
     name in UTF-8     "\\n"
     dtype's name      "\\n"      float32, bfloat16, int64, bool, ...
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor | np.ndarray[Any, Any]]) -> str:
-    """Hexadecimal digest of a module's parameters and buffers (`module.state_dict()`), wherever
-    they live.
+    """Hexadecimal digest of a module's parameters and buffers (`state_dict()`), on any device.
 
     Raises `TypeError` for a value that is neither a tensor nor an array of numbers.
     """

@@ -1,12 +1,12 @@
-"""The directories of a trial in which a checkpoint may lie, from one listing of the storage.
+"""The directories of a trial that may hold a checkpoint, from one listing of the storage.
 
 <trial>/NAME                   checkpoint_000012, error_000012, best, final
 <trial>/stages/NAME  <trial>/quarantine/NAME
-NAME.ATTEMPT                   elsewhere than on a local disk: checkpoint_000012.2, of the second attempt
+NAME.ATTEMPT                   elsewhere than on a local disk: checkpoint_000012.2, of attempt 2
 NAME.ATTEMPT-NUMBER[-K].new    best, final or a stage, complete, on its way into its place
 NAME.ATTEMPT-NUMBER[-K].old    what it replaces, on a local disk
 .NAME.ATTEMPT-ITERATION.incoming  .NAME.outgoing  .NAME.TOKEN.aside
-                               a checkpoint on its way in, out, or into the quarantine, on a local disk
+                               on its way in, out, or into the quarantine, on a local disk
 """
 
 from __future__ import annotations
@@ -18,70 +18,77 @@ from collections.abc import Iterable, Mapping
 from raytrain.storage.location import Listed, Location
 
 QUARANTINE, STAGES = "quarantine", "stages"
-ATTEMPTS = (
-    "attempts"  # who wrote there, and their records (see `trial.fencing`, `records.remote_copy`)
-)
+ATTEMPTS = "attempts"  # the writers and their records: `trial.fencing`, `records.remote_copy`
 NEW, OLD = ".new", ".old"
 INCOMING, OUTGOING, ASIDE = ".incoming", ".outgoing", ".aside"
 FIXED_NAMES = ("best", "final")
 
 _NUMBERED = re.compile(r"(checkpoint|error)_(\d+)(?:\.\d+)?")
-# Former versions put no numbers in.
+# Former versions wrote no numbers.
 _IN_PASSING = re.compile(r"(.+?)(?:\.(\d+)-(\d+)(?:-(\d+))?)?\.(?:new|old)")
 _ON_ITS_WAY_ASIDE = re.compile(r"((?:.+/)?)\.([^/]+)\.[0-9a-f]+\.aside")
 
 
 def by_directory(trial: Location) -> dict[str, dict[str, Listed]]:
-    """Every directory at these places, whatever it is, and all that is below it."""
-    found: dict[str, dict[str, Listed]] = {}
+    """Every directory in these places, whatever it is, with everything below it."""
+    directories: dict[str, dict[str, Listed]] = {}
     for path, listed in trial.tree().items():
         parts = path.split("/")
         depth = 2 if parts[0] in (QUARANTINE, STAGES) else 1
         inner = "/".join(parts[depth:])
         if inner:
-            found.setdefault("/".join(parts[:depth]), {})[inner] = listed
+            directories.setdefault("/".join(parts[:depth]), {})[inner] = listed
         elif len(parts) == depth and listed.is_dir:
-            found.setdefault(path, {})
-    return found
+            directories.setdefault(path, {})
+    return directories
+
+
+def split(place: Location) -> tuple[Location, str]:
+    """The trial of a checkpoint's directory, and its path relative to the trial."""
+    holder = place.parent
+    if holder.name in (STAGES, QUARANTINE):
+        return holder.parent, f"{holder.name}/{place.name}"
+    return holder, place.name
 
 
 def file_sizes(listing: Mapping[str, Listed]) -> dict[str, int]:
-    """Of a listing the files alone, and their sizes."""
-    return {name: each.size for name, each in listing.items() if not each.is_dir}
+    """The files of a listing, with their sizes."""
+    return {name: entry.size for name, entry in listing.items() if not entry.is_dir}
 
 
 def numbered(name: str) -> tuple[str, int] | None:
-    """`("checkpoint", 12)` for `checkpoint_000012`, also of a later attempt; None for another name."""
+    """`("checkpoint", 12)` for `checkpoint_000012`, of any attempt; None for another name."""
     match = _NUMBERED.fullmatch(name)
     return None if match is None else (match[1], int(match[2]))
 
 
 def own_name(trial: Location, name: str, attempt: int) -> str:
-    """The name under which a checkpoint is written: one that is numbered has the attempt in it, so that no
-    other attempt writes there. On a local disk a rename sees to that; the first attempt has none before it."""
+    """The name under which a checkpoint is written. A numbered one includes the attempt, so
+    that no other attempt writes there. On a local disk a rename ensures that; attempt 1 has
+    none before it."""
     if trial.is_local or attempt <= 1 or not numbered(name):
         return name
     return f"{name}.{attempt}"
 
 
 def has_fixed_name(path: str) -> bool:
-    """Is this `best`, `final` or a stage, which are replaced?"""
+    """Whether this is `best`, `final` or a stage, which are replaced."""
     return path in FIXED_NAMES or path.startswith(STAGES + "/")
 
 
-def versions_of(path: str, found: Iterable[str]) -> list[str]:
-    """Of the directories `found`, those that were written to become `path`, or were it."""
-    return [each for each in found if target_of(each) == path]
+def versions_of(path: str, directories: Iterable[str]) -> list[str]:
+    """Those of the directories that were written to become `path`, or were it."""
+    return [directory for directory in directories if target_of(directory) == path]
 
 
 def target_of(path: str) -> str | None:
-    """`best` for `best.2-17.new`; None if this is the name of no checkpoint on its way."""
+    """`best` for `best.2-17.new`; None if this is not a checkpoint on its way."""
     match = _IN_PASSING.fullmatch(path)
     return match[1] if match and has_fixed_name(match[1]) else None
 
 
 def order_of(path: str) -> tuple[int, int, int]:
-    """The replacement of a checkpoint on its way (attempt and number), and how often the same name was taken."""
+    """Attempt and number of a checkpoint on its way, and how often the same name was taken."""
     match = _IN_PASSING.fullmatch(path)
     if match is None or match[2] is None:
         return -1, -1, 0
@@ -89,21 +96,21 @@ def order_of(path: str) -> tuple[int, int, int]:
 
 
 def is_passing_name(name: str) -> bool:
-    """Is this the name of a directory on its way in or out, on a local disk?"""
+    """Whether this is a directory on its way in or out, on a local disk."""
     return name.startswith(".") and name.endswith((INCOMING, OUTGOING))
 
 
 def way_aside(name: str) -> str:
-    """The name of a checkpoint, in the same directory, while it is on its way into the quarantine."""
+    """The name of a checkpoint on its way into the quarantine, in the directory where it was."""
     return f".{name}.{uuid.uuid4().hex}{ASIDE}"
 
 
 def taken_from(path: str) -> str | None:
-    """Where a checkpoint was that is on its way aside at `path`; None if `path` is no such place."""
+    """The former path of a checkpoint on its way aside at `path`; None if it is not on its way."""
     match = _ON_ITS_WAY_ASIDE.fullmatch(path)
     return match[1] + match[2] if match else None
 
 
 def is_plain_name(name: str) -> bool:
-    """Is this no directory that is on its way?"""
+    """Whether this is not a directory on its way."""
     return not name.startswith(".") and not name.endswith((NEW, OLD))

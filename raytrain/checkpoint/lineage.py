@@ -6,7 +6,7 @@
     forked_from/     a full copy of the parent's checkpoint, beside the trials: the parent may be
                      pruned, moved or deleted, and the fork can still begin (again)
 
-A GENERATION is what is known of the checkpoint that a run began from: {experiment, trial,
+A GENERATION describes the checkpoint that a run began from: {experiment, trial,
 checkpoint, weights_sha256, iteration, timesteps, score, weights_only, place}. `ancestors` begins
 with the parent and ends with the first run of the line.
 """
@@ -27,20 +27,17 @@ _TRIAL_ID = re.compile(r"_(\d+)$")  # 8a6d5_00001
 
 FORKED_FROM = "forked_from"
 SET_ASIDE = "set_aside"
-"""In a trial's directory: what `--from-stage` went back behind, by the moment."""
+"""In a trial's directory: what came after the stage that `--from-stage` went back to, by date."""
 
 
 def trial_of(entry: Entry) -> Location:
-    """The trial's directory that a checkpoint lies in, also one that was set aside there."""
-    place = entry.location
-    for _ in entry.path.split("/"):
-        place = place.parent
-    above = place.parent
-    return above.parent if above.name == SET_ASIDE else place
+    """The trial's directory of a checkpoint, also of one that was set aside there."""
+    holder = entry.trial.parent
+    return holder.parent if holder.name == SET_ASIDE else entry.trial
 
 
 def experiment_around(entry: Entry) -> ExperimentFile | None:
-    """The experiment that a checkpoint lies in; None if there is none, or its file is damaged."""
+    """The experiment of a checkpoint; None if there is none around it, or its file is damaged."""
     try:
         return ExperimentFile.read(trial_of(entry).parent)
     except ExperimentFileError:
@@ -48,24 +45,24 @@ def experiment_around(entry: Entry) -> ExperimentFile | None:
 
 
 def is_of_run(manifest: Manifest, run_id: str, trial: Location) -> bool:
-    """Whether a checkpoint was written by this run, in the trial of this directory. A signature alone does
-    not say that: with one key, all runs have it."""
+    """Whether a checkpoint was written by this run, in the trial of this directory. A signature
+    does not show that: all runs with one key have it."""
     here, there = _DIRECTORY.match(trial.name), _TRIAL_ID.search(manifest.trial_id)
     same_trial = here is None or there is None or here[1] == there[1]
     return manifest.run_id == run_id and same_trial
 
 
-def told(found: Mapping[str, Any]) -> str:
-    """A generation in words."""
-    text = f"{found['experiment']}/{found['trial']}/{found['checkpoint']}"
-    if "iteration" in found:
-        text += f", iteration {found['iteration']}, {found['timesteps']:,} steps"
-    text += f", weights {found['weights_sha256'][:12]}"
-    return f"{text} (weights only)" if found.get("weights_only") else text
+def generation_text(generation: Mapping[str, Any]) -> str:
+    """A generation in one line."""
+    text = f"{generation['experiment']}/{generation['trial']}/{generation['checkpoint']}"
+    if "iteration" in generation:
+        text += f", iteration {generation['iteration']}, {generation['timesteps']:,} steps"
+    text += f", weights {generation['weights_sha256'][:12]}"
+    return f"{text} (weights only)" if generation.get("weights_only") else text
 
 
 def generation(entry: Entry, *, weights_only: bool) -> dict[str, Any]:
-    """A checkpoint as the beginning of a run."""
+    """The generation of a run that begins from this checkpoint."""
     manifest = entry.manifest
     assert manifest is not None, "a verified checkpoint has a manifest"
     trial = trial_of(entry)
@@ -83,15 +80,15 @@ def generation(entry: Entry, *, weights_only: bool) -> dict[str, Any]:
 
 
 def ancestors(experiment: ExperimentFile | None) -> list[Mapping[str, Any]]:
-    """The generations that a run comes from, its parent first; empty if it is no fork."""
+    """The generations of a run, its parent first; empty if it is not a fork."""
     if experiment is None or experiment.fork is None:
         return []
     return list(experiment.fork.get("ancestors", ()))
 
 
 def line_of_descent(entry: Entry) -> list[Mapping[str, Any]]:
-    """The generations that a checkpoint comes from, its run's parent first. Of a checkpoint that lies
-    outside of its experiment only the parent is known."""
+    """The generations of a checkpoint's run, its parent first. Of a checkpoint outside of its
+    experiment only the parent is known."""
     parent = entry.manifest.parent if entry.manifest else None
     if parent is None:
         return []

@@ -1,7 +1,6 @@
 """`manifest.json`: what a checkpoint is, and the mark that it is complete.
 
-The manifest is written after every other file of its checkpoint. It is strict JSON with exactly
-these keys:
+The manifest is written after every other file of its checkpoint. It is strict JSON. Its keys are:
 
     format             1
     kind               periodic | stage | best | final | interrupted | error
@@ -18,10 +17,9 @@ these keys:
     snapshot_strategy  how the environments' states were saved, or null
     versions           {"raytrain": ..., "ray": ..., "torch": ...}
     created_at         ISO 8601 with offset
-    files              [{path, size, sha256}, ...]; paths relative to the checkpoint, "/" between
-    parts
-    replacement        only in best, final and stages: [attempt, number] of the replacement that put it
-                       there, each with a higher one than what it replaced (see `replacement`)
+    files              [{path, size, sha256}, ...]; paths relative to the checkpoint, with "/"
+    replacement        only in best, final and stages: [attempt, number] of the replacement that put
+                       it there, each higher than the one that it replaced (see `replacement`)
     signature          only where a signing key is set, see `signing`
 
 JSON has no NaN and no infinity. Inside `metrics` they are written {"$float": "nan" | "inf" |
@@ -36,93 +34,134 @@ import json
 import math
 import os
 import posixpath
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    TypeAdapter,
+)
 
 from raytrain.errors import RaytrainError
-from raytrain.storage.json import moment, parse_json, require_bounds
+from raytrain.storage.json import Moment, Text, parse_json, require_bounds, validated
 from raytrain.storage.signing import signed, unsigned
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
 INCOMPLETE_NAME = ".incomplete"
-HALF_WRITTEN_NAME = (
-    f".{MANIFEST_NAME}.tmp"  # by `Location.write_atomic`; a kill leaves it on a local disk
-)
+# What a kill within `Location.write_atomic` leaves on a local disk.
+HALF_WRITTEN_NAME = f".{MANIFEST_NAME}.tmp"
 KINDS = ("periodic", "stage", "best", "final", "interrupted", "error")
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ManifestError(RaytrainError):
     """A manifest that cannot be read or may not be written; the message names the key."""
 
 
+def _inner_path(path: str) -> str:
+    """Refuse a path that leads out of the checkpoint, or to a file of the protocol."""
+    outside = path.startswith(("/", "../")) or path == ".."
+    if outside or posixpath.normpath(path) != path or path == "." or "\\" in path or "\0" in path:
+        raise ValueError(f"{path!r} is not a plain path inside the checkpoint")
+    os.fsencode(path)  # A UnicodeEncodeError, which is a ValueError, if no file can have this name.
+    if path in (MANIFEST_NAME, INCOMPLETE_NAME):
+        raise ValueError(f"{path!r} is the protocol's own file")
+    return path
+
+
+def _listed_once(files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+    if len({file.path for file in files}) != len(files):
+        raise ValueError("a path is listed twice")
+    return files
+
+
+_Count: TypeAlias = Annotated[int, Field(strict=True, ge=0)]
+_Kind: TypeAlias = Annotated[str, Field(strict=True, pattern=f"^({'|'.join(KINDS)})$")]
+_SHA256: TypeAlias = Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
+
+
 @dataclass(frozen=True)
 class FileEntry:
-    path: str
-    size: int
-    sha256: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    path: Annotated[Text, AfterValidator(_inner_path)]
+    size: _Count
+    sha256: _SHA256
 
 
 @dataclass(frozen=True)
 class Parent:
     """Where a fork began."""
 
-    experiment: str
-    trial: str
-    checkpoint: str
-    weights_sha256: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    experiment: Text
+    trial: Text
+    checkpoint: Text
+    weights_sha256: _SHA256
 
 
 @dataclass(frozen=True)
 class ExactLost:
-    why: str
-    since_iteration: int
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    why: Text
+    since_iteration: _Count
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """See the module's docstring. `files` is empty until the commit has hashed them. Two are equal if the
-    same is written for both: a metric that is NaN is equal to itself, and an array to the list of its values."""
+    """See the module's docstring. `files` is empty until the commit has hashed them.
 
-    kind: str
-    experiment: str
-    trial_id: str
-    run_id: str
-    attempt: int
-    iteration: int
-    timesteps: int
-    episodes: int
-    stage: str | None
-    score: float | None
-    metrics: Mapping[str, Any]
-    config_digest: str
-    weights_sha256: str
+    The types are checked when a manifest is read, and before it is written. Two manifests are equal
+    if the same is written for both: a metric that is NaN is equal to itself, and an array to the
+    list of its values.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    kind: _Kind
+    experiment: Text
+    trial_id: Text
+    run_id: Text
+    attempt: _Count
+    iteration: _Count
+    timesteps: _Count
+    episodes: _Count
+    stage: Text | None
+    score: StrictFloat | None
+    metrics: Annotated[Mapping[str, Any], InstanceOf()]
+    config_digest: Text
+    weights_sha256: _SHA256
     parent: Parent | None
-    exact: bool
+    exact: StrictBool
     exact_lost: ExactLost | None
-    snapshot_strategy: str | None
-    versions: Mapping[str, str]
-    created_at: str
-    files: tuple[FileEntry, ...] = ()
-    replacement: tuple[int, int] | None = None
-    format: int = field(default=FORMAT)
+    snapshot_strategy: Text | None
+    versions: Mapping[str, Text]
+    created_at: Moment
+    files: Annotated[tuple[FileEntry, ...], AfterValidator(_listed_once)] = ()
+    replacement: tuple[_Count, _Count] | None = None
+    format: StrictInt = FORMAT
 
     @property
     def stage_number(self) -> tuple[int, int] | None:
         """Which stage of how many `stage` is, counted from 1; None without a curriculum."""
-        said = self.metrics.get("curriculum")
-        if self.stage is None or not isinstance(said, Mapping):
+        curriculum = self.metrics.get("curriculum")
+        if self.stage is None or not isinstance(curriculum, Mapping):
             return None
-        number, of = said.get("stage"), said.get("stages")
+        number, of = curriculum.get("stage"), curriculum.get("stages")
         return (number, of) if isinstance(number, int) and isinstance(of, int) else None
 
     @property
-    def stage_told(self) -> str | None:
-        """The stage for a person: `strong (2 of 3)`."""
+    def stage_text(self) -> str | None:
+        """The stage as it is shown: `strong (2 of 3)`."""
         number = self.stage_number
         return self.stage if number is None else f"{self.stage} ({number[0]} of {number[1]})"
 
@@ -132,7 +171,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """Raises `ManifestError` for a value that would not come back from `from_json`."""
         plain = self._plain()
-        _read(plain, "the manifest to be written")
+        _read(plain, "The manifest to be written")
         plain = signed("manifest", plain)
         # A line for each key. (`indent` would do without json's encoder in C: 5 ms a manifest.)
         lines = (
@@ -143,7 +182,7 @@ class Manifest:
         try:
             require_bounds(data)
         except ValueError as error:
-            raise ManifestError(f"the manifest to be written: {error}") from None
+            raise ManifestError(f"The manifest to be written: {error}") from None
         return data
 
     @classmethod
@@ -159,7 +198,7 @@ class Manifest:
             content = unsigned("manifest", plain)
         except ValueError as error:
             raise ManifestError(f"{where} is not trusted: {error}") from None
-        return cls(**_read(content, where))
+        return _read(content, where)
 
     def __eq__(self, other: object) -> bool:
         return self._plain() == other._plain() if isinstance(other, Manifest) else NotImplemented
@@ -230,126 +269,13 @@ def _decode(value: Any, key: str) -> Any:
     return decoded
 
 
-# -- strict reading: one check a key -------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
+
+_SCHEMA = TypeAdapter(Manifest)
+_REQUIRED = {field.name for field in fields(Manifest)} - {"replacement"}
 
 
-def _of(*types: type, least: float | None = None) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        wrong_bool = isinstance(value, bool) and bool not in types
-        if wrong_bool or not isinstance(value, types):
-            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-            raise ValueError(f"expected {wanted}, found {type(value).__name__} {value!r}")
-        if least is not None and cast(float, value) < least:
-            raise ValueError(f"expected at least {least}, found {value!r}")
-        return value
-
-    return check
-
-
-def _kind(value: Any) -> str:
-    if value not in KINDS:
-        raise ValueError(f"expected one of {', '.join(KINDS)}, found {value!r}")
-    return str(value)
-
-
-def _sha256(value: Any) -> str:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"expected 64 hexadecimal digits, found {value!r}")
-    return value
-
-
-def _moment(value: Any) -> str:
-    moment(_of(str)(value))
-    return str(value)
-
-
-def _inner_path(value: Any) -> str:
-    """A file path that stays inside the checkpoint, whatever the manifest says."""
-    path = _of(str)(value)
-    outside = posixpath.isabs(path) or path.split("/")[0] == ".."
-    if outside or posixpath.normpath(path) != path or path == "." or "\\" in path or "\0" in path:
-        raise ValueError(f"{path!r} is not a plain path inside the checkpoint")
-    os.fsencode(path)  # A UnicodeEncodeError, which is a ValueError, if no file can have this name.
-    if path in (MANIFEST_NAME, INCOMPLETE_NAME):
-        raise ValueError(f"{path!r} is the protocol's own file")
-    return str(path)
-
-
-def _versions(value: Any) -> dict[str, str]:
-    return {name: _of(str)(version) for name, version in _of(dict)(value).items()}
-
-
-def _files(value: Any) -> tuple[FileEntry, ...]:
-    checks = {"path": _inner_path, "size": _of(int, least=0), "sha256": _sha256}
-    files = tuple(FileEntry(**_record(item, checks)) for item in _of(list)(value))
-    if len({f.path for f in files}) != len(files):
-        raise ValueError("a path is listed twice")
-    return files
-
-
-def _replacement(value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError(f"expected an attempt and a number, found {value!r}")
-    attempt, number = (_of(int, least=0)(each) for each in value)
-    return attempt, number
-
-
-def _parent(value: Any) -> Parent | None:
-    text = _of(str)
-    checks = {"experiment": text, "trial": text, "checkpoint": text, "weights_sha256": _sha256}
-    return None if value is None else Parent(**_record(value, checks))
-
-
-def _exact_lost(value: Any) -> ExactLost | None:
-    checks = {"why": _of(str), "since_iteration": _of(int, least=0)}
-    return None if value is None else ExactLost(**_record(value, checks))
-
-
-def _record(value: Any, checks: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    record = _of(dict)(value)
-    missing, unknown = checks.keys() - record.keys(), record.keys() - checks.keys()
-    if missing:
-        raise ValueError(f"the key {min(missing)!r} is missing")
-    if unknown:
-        raise ValueError(f"the key {min(unknown)!r} is unknown")
-    read = {}
-    for name, check in checks.items():
-        try:
-            read[name] = check(record[name])
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    return read
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "format": _of(int),
-    "kind": _kind,
-    "experiment": _of(str),
-    "trial_id": _of(str),
-    "run_id": _of(str),
-    "attempt": _of(int, least=0),
-    "iteration": _of(int, least=0),
-    "timesteps": _of(int, least=0),
-    "episodes": _of(int, least=0),
-    "stage": _of(str, type(None)),
-    "score": _of(int, float, type(None)),
-    "metrics": _of(dict),
-    "config_digest": _of(str),
-    "weights_sha256": _sha256,
-    "parent": _parent,
-    "exact": _of(bool),
-    "exact_lost": _exact_lost,
-    "snapshot_strategy": _of(str, type(None)),
-    "versions": _versions,
-    "created_at": _moment,
-    "files": _files,
-    "replacement": _replacement,
-}
-
-
-def _read(plain: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _read(plain: Mapping[str, Any], where: str) -> Manifest:
     if plain.get("format", FORMAT) != FORMAT:
         versions = plain.get("versions")
         writer = versions.get("raytrain", "unknown") if isinstance(versions, Mapping) else "unknown"
@@ -358,10 +284,11 @@ def _read(plain: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"raytrain reads format {FORMAT}. Use raytrain {writer} or newer for this run."
         )
     try:
-        read = _record({"replacement": None, **plain}, _CHECKS)
+        if missing := _REQUIRED - plain.keys():
+            raise ValueError(f"the key {min(missing)!r} is missing")
+        manifest = validated(_SCHEMA, plain)
+        if manifest.exact == (manifest.exact_lost is not None):
+            raise ValueError("exact_lost must say why exactly if exact is false")
     except ValueError as error:
         raise ManifestError(f"{where}: {error}") from error
-    if read["exact"] == (read["exact_lost"] is not None):
-        raise ManifestError(f"{where}: exact_lost: exactly when exact is false it says why")
-    read["metrics"] = _decode(read["metrics"], f"{where}: metrics")
-    return read
+    return replace(manifest, metrics=_decode(manifest.metrics, f"{where}: metrics"))

@@ -5,7 +5,7 @@
     EXPERIMENT_DIR          the newest good checkpoint of its only trial
     TRIAL_DIR:best  EXPERIMENT_DIR:final          the checkpoint of that name
 
-Each may be a local path or a URI. What is returned has been verified byte for byte.
+Each may be a local path or a URI. The checkpoint returned was verified byte for byte.
 """
 
 from __future__ import annotations
@@ -16,39 +16,49 @@ from pathlib import Path
 
 from raytrain.checkpoint.catalogue import Catalogue, Entry, NoGoodCheckpoint
 from raytrain.checkpoint.commit import DamagedCheckpoint, state_of
-from raytrain.checkpoint.file_names import FIXED_NAMES, QUARANTINE, STAGES, numbered, target_of
+from raytrain.checkpoint.file_names import (
+    FIXED_NAMES,
+    QUARANTINE,
+    STAGES,
+    numbered,
+    split,
+    target_of,
+)
 from raytrain.checkpoint.verify import fetch
 from raytrain.errors import BadInput
 from raytrain.storage.location import Location, storage_errors
 from raytrain.storage.scratch import scratch
 from raytrain.storage.signing import signing_key
 
+_GIVE = "Give the directory that `raytrain train` wrote (<storage_path>/<name>)."
 _TRIAL_FILES = frozenset({"result.json", "params.json", "progress.csv"})
 
 
 def trials(experiment: Location) -> list[Location]:
-    """The trial directories of an experiment, by name; empty if it is none."""
+    """The trial directories of an experiment, by name; empty if it has none."""
     with storage_errors("Listing the trials", experiment):
         below = [experiment / name for name in experiment.subdirectories()]
         return [place for place in below if place.name[0] != "." and is_trial(place)]
 
 
 def is_trial(place: Location) -> bool:
-    """Does it hold checkpoints, or the results that Tune writes for a trial?"""
-    for child in place.children():
-        if child.name in _TRIAL_FILES or _is_checkpoint(child.name):
-            return True
-        if child.name in (STAGES, QUARANTINE) and child.is_dir():
-            return True
-    return False
+    """Whether there are checkpoints in it, or the results that Tune writes for a trial."""
+    return any(
+        name in _TRIAL_FILES
+        or _is_checkpoint(name)
+        or (name in (STAGES, QUARANTINE) and entry.is_dir)
+        for name, entry in place.listed().items()
+    )
 
 
 def resolve(argument: str, *, damaged_too: bool = False) -> Entry:
     """The verified checkpoint that a path argument means.
 
-    Raises `BadInput` if it means none or several, `DamagedCheckpoint` if the one named is damaged
-    (with `damaged_too` it is returned, its `problem` saying why), `NoGoodCheckpoint` if a trial has
-    only damaged ones.
+    Raises:
+        BadInput: it means none or several.
+        DamagedCheckpoint: the one named is damaged. With `damaged_too` it is returned instead, and
+            its `problem` says why.
+        NoGoodCheckpoint: a trial has only damaged ones.
     """
     path, _, fixed = argument.rpartition(":")
     if fixed not in FIXED_NAMES or not path:
@@ -59,8 +69,8 @@ def resolve(argument: str, *, damaged_too: bool = False) -> Entry:
             before, colon, name = argument.rpartition(":")
             if colon and not fixed and Location.of(before).is_dir():
                 raise BadInput(
-                    f"There is no name {name!r} for a checkpoint of {before}. After the colon stands "
-                    f"{' or '.join(FIXED_NAMES)}; others are given by their directory, such as "
+                    f"There is no name {name!r} for a checkpoint of {before}. After the colon "
+                    f"write {' or '.join(FIXED_NAMES)}; give others by their directory, such as "
                     f"{before}/{STAGES}/NAME."
                 )
             raise BadInput(
@@ -91,28 +101,22 @@ def _is_checkpoint(name: str) -> bool:
 def _only_trial(place: Location) -> Location:
     if is_trial(place):
         return place
-    found = trials(place)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise BadInput(
-            f"{place} is neither a checkpoint nor a trial nor an experiment: nothing in it is one. "
-            "Give the directory that `raytrain train` wrote (<storage_path>/<name>)."
-        )
-    listed = "".join(f"\n  {trial}" for trial in found)
-    raise BadInput(f"{place} has {len(found)} trials; name one of them:{listed}")
+    candidates = trials(place)
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise BadInput(f"{place} is neither a checkpoint nor a trial nor an experiment. {_GIVE}")
+    lines = "".join(f"\n  {trial}" for trial in candidates)
+    raise BadInput(f"{place} has {len(candidates)} trials; name one of them:{lines}")
 
 
 def _named(place: Location, damaged_too: bool) -> Entry:
-    holder = place.parent
-    inside = holder.name in (STAGES, QUARANTINE)
-    trial = holder.parent if inside else holder
-    path = f"{holder.name}/{place.name}" if inside else place.name
+    trial, path = split(place)
     entry = Catalogue(trial).entry(target_of(path) or path, verify=True)
     if entry is None:
         raise BadInput(
             f"There is no complete checkpoint at {place}. "
-            f"`raytrain checkpoints {trial}` lists those that there are."
+            f"`raytrain checkpoints {trial}` lists the existing ones."
         )
     if entry.good is False and not damaged_too:
         raise DamagedCheckpoint(place, entry.problem or "set aside as damaged")
@@ -121,70 +125,52 @@ def _named(place: Location, damaged_too: bool) -> Entry:
 
 _POLICY_FILE = "policy.json"
 
-
-Track = Callable[[list[tuple[Location, str]]], Iterable[tuple[Location, str]]]
-"""Passes the checkpoints on, by trial and path, and may show how many are done."""
+Track = Callable[[list[Entry]], Iterable[Entry]]
+"""Passes the checkpoints on, and may show progress."""
 
 
 def require_directory(place: Location) -> None:
-    """Raise `BadInput` unless there is a directory, where an experiment's is asked for."""
+    """Raise `BadInput` unless there is a directory at `place`, where an experiment is expected."""
     if not place.is_dir():
-        raise BadInput(
-            f"There is no directory {place}. Give an experiment's directory, as `raytrain train` "
-            "printed it."
-        )
+        raise BadInput(f"There is no directory {place}. {_GIVE}")
 
 
 def trials_at(argument: str) -> tuple[Location, list[Location]]:
-    """An experiment's or a trial's directory, and the trials of it.
-
-    Raises:
-        BadInput: there is neither at `argument`.
-    """
+    """The directory of an experiment or a trial, and its trials. Raises `BadInput` if
+    it is neither."""
     place = Location.of(argument)
     with storage_errors("Looking for checkpoints", place):
         require_directory(place)
-        found = [place] if is_trial(place) else trials(place)
-    if not found:
-        raise BadInput(
-            f"{place} is neither an experiment nor a trial: nothing in it is a checkpoint. Give the "
-            "directory that `raytrain train` wrote (<storage_path>/<name>)."
-        )
-    return place, found
+        below = [place] if is_trial(place) else trials(place)
+    if not below:
+        raise BadInput(f"{place} is neither an experiment nor a trial. {_GIVE}")
+    return place, below
 
 
-def entries_below(argument: str, track: Track = iter) -> list[tuple[Location, Entry]]:
-    """Every checkpoint of an experiment's or a trial's directory, every byte checked, with its trial.
-
-    Raises:
-        BadInput: there is neither at `argument`.
-    """
-    _, found = trials_at(argument)
-    listed = [(trial, entry.path) for trial in found for entry in Catalogue(trial).entries()]
-    checked = [(trial, Catalogue(trial).entry(path, verify=True)) for trial, path in track(listed)]
-    # One may have been deleted since it was listed.
-    return [(trial, entry) for trial, entry in checked if entry is not None]
+def entries_below(argument: str, track: Track = iter) -> list[Entry]:
+    """Every checkpoint of an experiment or a trial, with every byte checked. Raises `BadInput` if
+    `argument` is neither."""
+    _, below = trials_at(argument)
+    listed = [entry for trial in below for entry in Catalogue(trial).entries()]
+    checked = [Catalogue(entry.trial).entry(entry.path, verify=True) for entry in track(listed)]
+    return [entry for entry in checked if entry is not None]  # None: deleted since the listing
 
 
-def entries_at(argument: str, track: Track = iter) -> list[tuple[Location, Entry]]:
+def entries_at(argument: str, track: Track = iter) -> list[Entry]:
     """The one checkpoint that `argument` is, damaged or not, or all below it."""
     place = Location.of(argument)
     with storage_errors("Looking for checkpoints", place):
         holds_several = place.is_dir() and (is_trial(place) or bool(trials(place)))
     if holds_several:
         return entries_below(argument, track)
-    entry = resolve(argument, damaged_too=True)
-    trial = entry.location
-    for _ in entry.path.split("/"):
-        trial = trial.parent
-    return [(trial, entry)]
+    return [resolve(argument, damaged_too=True)]
 
 
 @contextmanager
 def local_policy_directory(argument: str) -> Iterator[Path]:
-    """A local directory with the verified policy that `argument` means: an exported policy, or what
-    `resolve` makes of it. Where signatures are checked, only a checkpoint: what was exported has
-    none."""
+    """A local directory with the verified policy that `argument` means: an exported policy, or the
+    checkpoint that `resolve` finds. Where signatures are checked, only a checkpoint, since an
+    exported policy has no signature."""
     place = Location.of(argument)
     with_key = signing_key() is not None
     if place.is_local and place.is_dir() and (place / _POLICY_FILE).exists() and not with_key:

@@ -1,12 +1,12 @@
-"""Is a checkpoint what its manifest says? By names and sizes (cheap), or by the SHA-256 of every
-byte.
+"""The check of a checkpoint against its manifest: by names and sizes (cheap), or by SHA-256.
 
 A problem is a text that names files, several joined by "; ". A file that the manifest does not list
-is a problem too: RLlib would load it.
+is a problem too, since RLlib would load it.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,14 @@ from raytrain.storage.json import LARGEST
 from raytrain.storage.location import Location, in_parallel, storage_errors
 from raytrain.storage.signing import signing_key
 
-# Anything else that a file system or a store says (too many open files, no right, an input/output error) tells
-# nothing of what is in the file: it is no damage, and raised.
+# Other errors (too many open files, no permission, an input/output error) say nothing about the
+# content of the file: they are raised, and are no damage.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """`problem` is None if nothing wrong was found by the check that was made."""
+    """`problem` is None if the check found nothing wrong."""
 
     manifest: Manifest | None
     problem: str | None
@@ -47,9 +47,8 @@ def check(
     known: Manifest | None = None,
 ) -> Checked:
     """Check the checkpoint at `place`; with `contents`, read and hash every file. Damage is
-    reported, not raised; raised is whatever kept a file from being read. `present`: its files and their
-    sizes, if they have just been listed; `known`: its manifest, if it has been read before and has not changed.
-    """
+    returned, not raised; an error that kept a file from being read is raised. `present`: its files
+    with their sizes, if just listed; `known`: its manifest, if it was read and has not changed."""
     if present is None:
         present = place.files()
     size = sum(present.values())
@@ -68,19 +67,20 @@ def check(
     )
     if contents:
         sized = [f for f in manifest.files if present.get(f.path) == f.size]
-        found = in_parallel(lambda f: _by_contents(place, f), sized, serial=place.is_local)
-        problems += [problem for problem in found if problem]
+        results = in_parallel(lambda f: _by_contents(place, f), sized, serial=place.is_local)
+        problems += [problem for problem in results if problem]
     return Checked(manifest, printable("; ".join(problems)) or None, size)
 
 
 def fetch(place: Location, local_dir: Path) -> Path:
-    """A local directory with the checkpoint's files, each checked by SHA-256 as it is read here and
-    now.
+    """A local directory with the checkpoint's files, each checked by SHA-256 as it is read.
 
-    A checkpoint on a local disk is checked where it lies, and its own path returned. Any other is
-    copied into `local_dir`, which must be new or empty; and so is every one where signatures are
-    checked, since somebody might alter a file between the check and the use. Raises `DamagedCheckpoint`,
-    `ManifestError`, `StorageError`.
+    A checkpoint on a local disk is checked in place, and its own path is returned. Any other is
+    copied into `local_dir`, which must be new or empty. With signatures every checkpoint is copied:
+    a file might be altered between the check and the use.
+
+    Raises:
+        DamagedCheckpoint, ManifestError, StorageError: it is damaged, or cannot be read.
     """
     with storage_errors(f"Reading the checkpoint {place.name}", place):
         if place.is_local and signing_key() is None:
@@ -94,17 +94,17 @@ def fetch(place: Location, local_dir: Path) -> Path:
 def _download(place: Location, local_dir: Path) -> Path:
     local_dir.mkdir(parents=True, exist_ok=True)
     if any(local_dir.iterdir()):
-        raise FileExistsError(17, "the directory to fetch into is not empty", str(local_dir))
+        raise FileExistsError(errno.EEXIST, "the directory is not empty", str(local_dir))
     manifest = read_manifest(place)
     for file in manifest.files:
         (local_dir / file.path).parent.mkdir(parents=True, exist_ok=True)
 
     def copy(file: FileEntry) -> str | None:
         try:
-            found = (place / file.path).download(local_dir / file.path)
+            size, sha256 = (place / file.path).download(local_dir / file.path)
         except FileNotFoundError:
             return f"{file.path}: missing file"
-        return _difference(file, *found)
+        return _difference(file, size, sha256)
 
     problems = [problem for problem in in_parallel(copy, manifest.files) if problem]
     if problems:

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raytrain.checkpoint import MANIFEST_NAME, Entry, line_of_descent
-from raytrain.checkpoint.lineage import told
+from raytrain.checkpoint.lineage import generation_text
 from raytrain.storage import Location
 from raytrain.storage.escapes import printable
 from raytrain.storage.json import read_json
 
 
-def checkpoint_rows(found: Iterable[tuple[Location, Entry]], argument: str) -> list[dict[str, Any]]:
+def checkpoint_rows(entries: Iterable[Entry], argument: str) -> list[dict[str, Any]]:
     """A row for each checkpoint; `path` is relative to the directory that was asked for."""
     asked = Location.of(argument).path.rstrip("/")
     rows = []
-    for _, entry in found:
+    for entry in entries:
         row = entry.as_dict()
         place = entry.location.path
         row["path"] = place.removeprefix(asked).lstrip("/") or entry.path
@@ -39,14 +39,14 @@ def manifest_text(entry: Entry) -> str:
     descent = document.pop("line_of_descent", [])
     lines = [f"{key}: {_short(value)}" for key, value in document.items()]
     if entry.manifest is not None and entry.manifest.stage is not None:
-        stage = f"stage: {entry.manifest.stage_told}"
+        stage = f"stage: {entry.manifest.stage_text}"
         lines = [stage if line.startswith("stage: ") else line for line in lines]
     size = sum(each["size"] for each in files)
     lines.append(f"files: {len(files)}, {size / 1e6:.2f} MB")
     lines.append(f"metrics: {len(metrics)} (with --json)")
     if descent:
         lines.append("line of descent:")
-        lines += [f"  from {told(each)}" for each in descent]
+        lines += [f"  from {generation_text(each)}" for each in descent]
     return "".join(f"{printable(line)}\n" for line in [str(entry.location), *lines])
 
 

@@ -25,7 +25,6 @@ from raytrain.storage import DirectoryLock, Location, in_parallel
 from raytrain.trial.fencing import FencingToken
 
 _LOOKERS_S = 1.0  # somebody who looks at a lock holds it for a moment
-_DISPOSABLE = frozenset({"periodic", "interrupted"})
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def _looked_at(catalogue: Catalogue, entries: list[Entry], count: int) -> set[st
     for entry in sorted(entries, key=lambda each: -each.iteration):
         if good == count:
             break
-        if entry.is_periodic_place and entry.kind in _DISPOSABLE:
+        if entry.is_disposable:
             verified = catalogue.entry(entry.path, verify=True)
             good += verified is not None and bool(verified.good)
             paths.add(entry.path)
@@ -159,7 +158,7 @@ def _may_go(entry: Entry, rule: Rule) -> bool:
         return rule.quarantine
     if entry.path.startswith("error_"):
         return rule.errors
-    return entry.is_periodic_place and entry.kind in _DISPOSABLE and entry.good is not False
+    return entry.is_disposable and entry.good is not False
 
 
 def _as_plan(place: Location, sorted_out: list[tuple[list[Entry], list[Entry]]]) -> Plan:

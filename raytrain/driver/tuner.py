@@ -122,11 +122,11 @@ def read_tune_files(experiment: Location) -> TuneFiles:
     if signing_key() is not None:
         return TuneFiles((), "they are not signed")
     with storage_errors("Reading Tune's state", experiment):
-        names = sorted(
-            child.name
-            for child in experiment.children()
-            if child.name == _TUNER or child.name.startswith((_STATE, _SEARCH))
-        )
+        names = [
+            name
+            for name in experiment.listed()
+            if name == _TUNER or name.startswith((_STATE, _SEARCH))
+        ]
         if _TUNER not in names:
             return TuneFiles(tuple(names), f"{_TUNER} is missing")
         states = [name for name in names if name.startswith(_STATE)]

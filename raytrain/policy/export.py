@@ -25,7 +25,7 @@ import torch
 import tree
 
 from raytrain.checkpoint.catalogue import Entry
-from raytrain.checkpoint.experiment_file import ExperimentFile
+from raytrain.checkpoint.lineage import experiment_around
 from raytrain.checkpoint.resolve import resolve
 from raytrain.checkpoint.verify import fetch
 from raytrain.errors import BadInput
@@ -78,7 +78,7 @@ def export_policy(
     """
     target = Location.of(directory)
     with storage_errors("Looking at the directory to export to", target):
-        if target.exists() and (not target.is_dir() or target.children()):
+        if target.exists() and (not target.is_dir() or target.listed()):
             raise BadInput(
                 f"{target} exists and is not an empty directory. Give another one, or delete it first."
             )
@@ -96,7 +96,7 @@ def export_policy(
             write_torchscript(parts, ready / TORCHSCRIPT_FILE)
             _try_torchscript(parts, ready / TORCHSCRIPT_FILE)
         difference = write_onnx(parts, ready / ONNX_FILE) if onnx else None
-        card = model_card(entry, parts, _experiment_around(entry), needs_ray, ready)
+        card = model_card(entry, parts, experiment_around(entry), needs_ray, ready)
         (ready / CARD).write_text(card, encoding="utf-8")
         with storage_errors("Exporting the policy", target):
             Location.of(ready).copy_tree(target, last=POLICY_JSON)
@@ -163,13 +163,3 @@ def _origin(entry: Entry) -> dict[str, Any]:
     keys = "experiment trial_id run_id kind iteration timesteps episodes stage score created_at"
     found = {key: getattr(manifest, key) for key in keys.split()}
     return {**found, "config_digest": manifest.config_digest, "versions": dict(manifest.versions)}
-
-
-def _experiment_around(entry: Entry) -> ExperimentFile | None:
-    place = entry.location
-    for _ in range(4):  # experiment / trial / stages / name, at most
-        place = place.parent
-        found = ExperimentFile.read(place)
-        if found is not None:
-            return found
-    return None

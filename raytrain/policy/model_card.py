@@ -12,7 +12,7 @@ import yaml
 
 from raytrain.checkpoint.catalogue import Entry
 from raytrain.checkpoint.experiment_file import ExperimentFile
-from raytrain.checkpoint.lineage import line_of_descent, told
+from raytrain.checkpoint.lineage import generation_text, line_of_descent
 from raytrain.policy.format import FlattenStep, PolicyParts
 from raytrain.policy.onnx import ONNX_FILE, TORCHSCRIPT_FILE, input_names
 from raytrain.storage.escapes import printable
@@ -64,7 +64,7 @@ def _run_rows(entry: Entry) -> list[tuple[str, str]]:
         ("iteration", f"{manifest.iteration:,}"),
         ("steps", f"{manifest.timesteps:,}"),
         ("episodes", f"{manifest.episodes:,}"),
-        ("stage", manifest.stage_told or "none"),
+        ("stage", manifest.stage_text or "none"),
         ("saved", manifest.created_at),
         ("exact", exact),
         ("weights SHA-256", manifest.weights_sha256),
@@ -98,7 +98,9 @@ def _lineage(entry: Entry) -> str:
     parent = manifest.parent
     if parent is None:
         return "Trained from the beginning: no parent."
-    line = "\n".join(printable(f"- from {told(each)}") for each in line_of_descent(entry))
+    line = "\n".join(
+        printable(f"- from {generation_text(each)}") for each in line_of_descent(entry)
+    )
     forked = f"Forked from {parent.checkpoint} of {parent.experiment}/{parent.trial}, weights "
     return (
         f"{printable(forked)}{parent.weights_sha256}.\n\n"

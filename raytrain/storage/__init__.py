@@ -1,4 +1,4 @@
-"""Files on a disk or an object store: places, retries, locks and signatures. Knows no checkpoint."""
+"""Files on a disk or an object store: locations, retries, locks, signatures. No checkpoints."""
 
 from raytrain.storage.location import (
     Location,

@@ -1,9 +1,8 @@
 """An fsspec file system for pyarrow, with one request where pyarrow's own adapter makes several.
 
-`pyarrow.fs.FSSpecHandler` asks whether a file is there before it opens or deletes it, and whether a
-directory is one before it lists it. On a store where a request takes 50 ms that doubles the time of
-nearly everything, and the answer may be out of date by the next request. Here the operation itself
-tells.
+`pyarrow.fs.FSSpecHandler` checks that a file exists before it opens or deletes it, and that a
+directory is one before it lists it. On a store where a request takes 50 ms this doubles the time of
+nearly everything, and the answer may be outdated by the next request.
 """
 
 from __future__ import annotations
@@ -18,26 +17,21 @@ class LeanFSSpecHandler(pafs.FSSpecHandler):
     """See the module's docstring. `fs` is an fsspec file system."""
 
     def get_file_info_selector(self, selector: Any) -> list[Any]:
+        base = selector.base_dir
         try:
-            found = self._listed(selector)
+            if selector.recursive:
+                entries = self.fs.find(base, withdirs=True, detail=True)
+            else:
+                entries = {info["name"]: info for info in self.fs.ls(base, detail=True)}
         except FileNotFoundError:
-            found = {}
-        if not found and not selector.allow_not_found and not self.fs.exists(selector.base_dir):
-            raise FileNotFoundError(selector.base_dir)
-        base = selector.base_dir.strip("/")
+            entries = {}
+        if not entries and not selector.allow_not_found and not self.fs.exists(base):
+            raise FileNotFoundError(base)
         return [
             self._create_file_info(path, info)
-            for path, info in found.items()
-            if path.strip("/") != base
+            for path, info in entries.items()
+            if path.strip("/") != base.strip("/")
         ]
-
-    def _listed(self, selector: Any) -> dict[str, dict[str, Any]]:
-        if selector.recursive:
-            found: dict[str, dict[str, Any]] = self.fs.find(
-                selector.base_dir, withdirs=True, detail=True
-            )
-            return found
-        return {info["name"]: info for info in self.fs.ls(selector.base_dir, detail=True)}
 
     def create_dir(self, path: str, recursive: bool) -> None:
         self.fs.makedirs(path, exist_ok=True)

@@ -1,16 +1,19 @@
 """JSON that is read back from storage, where others may have written it.
 
-Its size and its depth are looked at before it is parsed: what is nested deep is not too much for the
-parser alone, but for everything that walks through the document after it, the check of a signature first.
+Its size and its depth are checked before it is parsed: deep nesting is too much for the parser, and
+for everything that walks through the document afterwards, such as the check of a signature.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+
+from pydantic import AfterValidator, InstanceOf, TypeAdapter, ValidationError
 
 if TYPE_CHECKING:
     from raytrain.storage.location import Location
@@ -19,20 +22,46 @@ LARGEST = 16 << 20
 """Bytes of a document; a manifest has some ten thousand."""
 DEEPEST = 100
 """Lists and objects within one another; a manifest has ten."""
-_MOST_DIGITS = 300  # of an integer, so that it is not too large for a float
+_MOST_DIGITS = 300  # of an integer: a float can hold it
 _MOST = 1e15  # steps, seconds
 
-# One that is never closed ends with the document.
+# A string that is never closed ends with the document.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
+_T = TypeVar("_T")
+
 
 def parse_json(data: bytes, *, largest: int = LARGEST, **options: Any) -> Any:
-    """What `json.loads` makes of `data` and `options`. Raises `ValueError` if it is not JSON in UTF-8, is
-    larger than `largest` bytes, is nested deeper than `DEEPEST`, or has an integer that no float can hold."""
+    """What `json.loads` makes of `data` and `options`. Raises `ValueError` if it is not JSON in
+    UTF-8, is larger than `largest` bytes, is nested deeper than `DEEPEST`, or has an integer that
+    no float can hold."""
     require_bounds(data, largest=largest)
     return json.loads(data.decode("utf-8-sig"), parse_int=_integer, **options)
+
+
+def read_json(file: Location) -> Any:
+    """As `parse_json`, reading no more of the file than may be parsed. Raises `OSError`, too."""
+    return parse_json(file.read_bytes(LARGEST + 1))
+
+
+def validated(schema: TypeAdapter[_T], document: Mapping[str, Any]) -> _T:
+    """`document` as what `schema` describes. Raises `ValueError`, naming the first key that is
+    wrong and what was found there."""
+    try:
+        return schema.validate_python(document)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "missing":
+        raise ValueError(f"the key {key!r} is missing")
+    if problem["type"] == "unexpected_keyword_argument":
+        raise ValueError(f"the key {key!r} is unknown")
+    if problem["type"] == "value_error":
+        raise ValueError(f"{key}: {problem['ctx']['error']}")
+    message = re.sub(r"^\w+ should ", "must ", problem["msg"])
+    raise ValueError(f"{key}: {message}, found {problem['input']!r:.100}")
 
 
 def is_amount(value: Any) -> bool:
@@ -43,17 +72,23 @@ def is_amount(value: Any) -> bool:
 def moment(text: str) -> datetime:
     """The moment of an ISO 8601 text with an offset from UTC, as it is written into files. Raises
     `ValueError` for another text, and for a year that some time zone's calendar does not reach."""
-    found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
+    parsed = datetime.fromisoformat(text)
+    if parsed.tzinfo is None:
         raise ValueError(f"{text!r} has no offset from UTC")
-    if not 1970 <= found.year < 9999:
+    if not 1970 <= parsed.year < 9999:
         raise ValueError(f"{text!r} is not in a year from 1970 to 9998")
-    return found
+    return parsed
 
 
-def read_json(file: Location) -> Any:
-    """As `parse_json`, of a file of which no more is read than may be parsed. Raises `OSError`, too."""
-    return parse_json(file.read_bytes(LARGEST + 1))
+def _moment_text(text: str) -> str:
+    moment(text)
+    return text
+
+
+Text: TypeAlias = InstanceOf[str]
+"""A string in a schema. Pydantic's own `str` refuses the surrogates of names that are not UTF-8."""
+Moment: TypeAlias = Annotated[Text, AfterValidator(_moment_text)]
+"""The text of a `moment` in a schema."""
 
 
 def require_bounds(data: bytes, *, largest: int = LARGEST) -> None:
@@ -63,7 +98,7 @@ def require_bounds(data: bytes, *, largest: int = LARGEST) -> None:
     if data.count(b"[") + data.count(b"{") <= DEEPEST:
         return
     brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
-    if max(accumulate(_STEPS[each] for each in brackets), default=0) > DEEPEST:
+    if max(accumulate(_STEPS[bracket] for bracket in brackets), default=0) > DEEPEST:
         raise ValueError(f"it is nested deeper than {DEEPEST} levels")
 
 

@@ -1,20 +1,20 @@
 """A place on storage: a pyarrow file system and a path in it.
 
-Everything in this room reads and writes through `Location`, so a checkpoint directory on a laptop's
-disk, on S3 or behind any fsspec file system is the same thing to the code above. Two facts decide
-how:
+Everything in this package reads and writes through `Location`, so that a checkpoint directory on a
+laptop's disk, on S3 or behind any fsspec file system is the same thing to the code above. They
+differ in two ways:
 
-- On a local disk a rename is atomic and a file is safe only once it and its directory are synced,
-  so files are written by hand (temporary file, fsync, `os.replace`, fsync of the directory).
+- On a local disk a rename is atomic, and a file is safe only once it and its directory are synced.
+  So files are written step by step (temporary file, fsync, `os.replace`, fsync of the directory).
 - On an object store one put is atomic, a directory is only a common prefix, and there is no rename.
 
-A symbolic link on a local disk counts as what it leads to, so a checkpoint may be moved to another disk
-and linked. Deleting it deletes the link and nothing that it leads to. A link that leads nowhere, or to a
-directory around it, counts as an empty directory, and links inside a linked directory are not followed:
-a listing ends, whatever links there are.
+A symbolic link on a local disk counts as its target, so that a checkpoint may be moved to another
+disk and linked. Deleting the link deletes nothing in its target. A link that is broken, or leads to
+a directory around it, counts as an empty directory, and links inside a linked directory are not
+followed: a listing ends, whatever links there are.
 
-`OSError` of the file system travels inside this room; `storage_errors` turns it into a
-`StorageError`, with the place and the remedy, at the functions that other rooms call.
+Inside this package and `checkpoint`, file system errors are `OSError`. `storage_errors` turns them
+into a `StorageError`, with the place and the remedy, in the functions that other packages call.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -42,80 +42,71 @@ from raytrain.storage.escapes import printable
 from raytrain.storage.fsspec import LeanFSSpecHandler
 from raytrain.storage.retry import STORE, patient
 
-CHUNK = 1 << 20  # bytes per read while copying and hashing
+_CHUNK = 1 << 20  # bytes per read while copying and hashing
 
-# File systems without real directories: making one would cost a request and leave an empty object
-# behind.
+# They have no real directories: making one would cost a request and leave an empty object behind.
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 
-# What the system says of a path, or of a link's target, that is not there.
+# The errors for a path, or a link's target, that does not exist.
 _NOTHING_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 _CREDENTIALS = re.compile(
     r"^[^/]*://[^/@]*:[^/@]*@|[?&][^=]*(secret|password|token|key)[^=]*=", re.I
 )
 
-_REMEDY = {
-    errno.ENOSPC: "no space is left there: free some, or lower checkpoint.num_to_keep; "
-    "older checkpoints are untouched",
-    errno.EDQUOT: "the disk quota is used up: free some space, or lower checkpoint.num_to_keep; "
-    "older checkpoints are untouched",
-    errno.EROFS: "the file system is mounted read-only: mount it writable, "
-    "or set another storage_path",
-    errno.EACCES: "permission is denied: give this user the right to it, "
-    "or set another storage_path",
-    errno.EPERM: "the operation is not permitted: give this user the right to it, "
-    "or set another storage_path",
-    errno.ENOENT: "it does not exist: check the path, and that the storage is mounted",
+_FREE_SPACE = "Free some space, or lower checkpoint.num_to_keep; older checkpoints are untouched."
+_GIVE_PERMISSION = "Give this user the permission, or set another storage_path."
+_REMEDIES = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EROFS: "Mount the file system writable, or set another storage_path.",
+    errno.EACCES: _GIVE_PERMISSION,
+    errno.EPERM: _GIVE_PERMISSION,
+    errno.ENOENT: "Check the path, and that the storage is mounted.",
+    errno.EILSEQ: "Rename or delete the file.",
 }
-
-_REMEDY_OF_A_STORE = {
-    "NO_SUCH_BUCKET|Bucket .* not found": "make the bucket, or check its name and the endpoint",
-    "ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN": "check the credentials, which come from the environment "
-    "(AWS_ACCESS_KEY_ID, ...) or from the machine's role, and what they are allowed to do",
+_REMEDIES_OF_A_STORE = {
+    "NO_SUCH_BUCKET|Bucket .* not found": "Create the bucket, or check its name and the endpoint.",
+    "ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN": "Check the credentials and their permissions. They "
+    "come from the environment (AWS_ACCESS_KEY_ID, ...) or from the machine's role.",
 }
 
 
 class StorageError(RaytrainError):
     """The storage refused an operation. `errno` is the system's number, or None."""
 
-    def __init__(self, message: str, *, path: str, errno: int | None = None) -> None:
+    def __init__(self, message: str, *, errno: int | None = None) -> None:
         super().__init__(message)
-        self.path = path
         self.errno = errno
 
 
 @contextmanager
 def storage_errors(doing: str, where: Location) -> Iterator[None]:
-    """Turn an `OSError` inside into a `StorageError` that says what was being done, where, and what
-    helps.
-    """
+    """Turn an `OSError` into a `StorageError` that says what failed, where, why, and what helps."""
     try:
         yield
     except OSError as error:
         path = os.fspath(error.filename) if error.filename else str(where)
-        remedy = _remedy(error)
-        found = error.strerror or str(error)
-        message = printable(f"{doing} failed at {path}: {found}; {remedy}.")
+        reason = error.strerror or str(error)
+        message = printable(f"{doing} failed at {path}: {reason.rstrip('.')}. {_remedy(error)}")
         missing = isinstance(error, FileNotFoundError)  # Some file systems leave the number out.
-        raise StorageError(
-            message, path=path, errno=errno.ENOENT if missing else error.errno
-        ) from error
+        number = errno.ENOENT if missing else error.errno
+        raise StorageError(message, errno=number) from error
 
 
 def _remedy(error: OSError) -> str:
-    if error.errno in _REMEDY:
-        return _REMEDY[error.errno]
-    for words, remedy in _REMEDY_OF_A_STORE.items():
+    if error.errno in _REMEDIES:
+        return _REMEDIES[error.errno]
+    for words, remedy in _REMEDIES_OF_A_STORE.items():
         if re.search(words, str(error)):
             return remedy
-    return "check the storage, then give the same command again"
+    return "Check the storage, then try again."
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What a listing says of a file or directory: its size in bytes (0 for a directory), and when
-    it changed last, in nanoseconds since 1970, if the store tells."""
+    """A file or directory in a listing: its size in bytes (0 for a directory), and its last change
+    in nanoseconds since 1970, if the store tells."""
 
     is_dir: bool
     size: int
@@ -139,17 +130,17 @@ class Location:
             return place
         text = os.fspath(place)
         if "\0" in text:
-            raise BadInput(f"'{printable(text)}' is no path: it holds a NUL character.")
+            raise BadInput(f"'{printable(text)}' is not a path: it holds a NUL character.")
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
-        refuse_credentials(text)
+        _refuse_credentials(text)
         try:
             fs, path = pafs.FileSystem.from_uri(_with_options(text))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
             return cls._through_fsspec(text, refusal)
         except OSError as error:  # S3 is asked for the region of a bucket.
-            said = printable(f"Opening the storage {text} failed: {error}; {_remedy(error)}.")
-            raise StorageError(said, path=text, errno=error.errno) from error
+            message = printable(f"Opening the storage {text} failed: {error}. {_remedy(error)}")
+            raise StorageError(message, errno=error.errno) from error
         if not path.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
             raise BadInput(
                 f"{text!r} names no bucket. Write {text.partition('://')[0]}://BUCKET/DIRECTORY."
@@ -158,21 +149,18 @@ class Location:
 
     @classmethod
     def _through_fsspec(cls, uri: str, refusal: Exception) -> Location:
-        problem: Exception = refusal
         try:
             from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
             # A cached listing would hide what another process wrote or deleted.
             fs, path = url_to_fs(uri, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            problem = error
-        else:
-            handler = pafs.PyFileSystem(LeanFSSpecHandler(fs))
-            return cls(handler, str(path).rstrip("/") or "/")
-        raise BadInput(
-            f"Cannot open the storage {uri.partition('?')[0]!r}: pyarrow says '{refusal}', fsspec says '{problem}'. "
-            "Use a local path, s3://..., gs://..., or install the fsspec package for this scheme."
-        )
+        except (ImportError, ValueError) as problem:
+            raise BadInput(
+                f"Cannot open the storage {uri.partition('?')[0]!r}: pyarrow says '{refusal}', "
+                f"fsspec says '{problem}'. Use a local path, s3://..., gs://..., or install the "
+                "fsspec package for this scheme."
+            ) from None
+        return cls(pafs.PyFileSystem(LeanFSSpecHandler(fs)), str(path).rstrip("/") or "/")
 
     def __str__(self) -> str:
         if self.is_local:
@@ -181,7 +169,7 @@ class Location:
         return f"{scheme}://{self.path.lstrip('/')}"
 
     def __format__(self, spec: str) -> str:
-        """In a message: the text of it, as it may be printed."""
+        """In an f-string: its text with control characters escaped."""
         return format(printable(str(self)), spec)
 
     def __truediv__(self, name: str) -> Location:
@@ -212,7 +200,7 @@ class Location:
     # -- looking ---------------------------------------------------------------------------------
 
     def first_free(self, names: Iterable[str]) -> Location:
-        """The first of these names, below here, that nothing has."""
+        """The place below here with the first of these names that is not taken."""
         return next(place for name in names if not (place := self / name).exists())
 
     def exists(self) -> bool:
@@ -234,54 +222,44 @@ class Location:
                 raise
             return True if os.path.islink(self.path) else None
 
-    def children(self) -> list[Location]:
-        """The files and directories directly in here, by name; none if this does not exist."""
-        return [self / name for name in self.listed()]
-
     def subdirectories(self) -> list[str]:
         """The names of the directories directly in here; none if this does not exist."""
-        return [name for name, each in self.listed().items() if each.is_dir]
-
-    def listed(self) -> dict[str, Listed]:
-        """The files and directories directly in here, by name; empty if this does not exist."""
-        return self._list(recursive=False)
+        return [name for name, entry in self.listed().items() if entry.is_dir]
 
     def tree(self) -> dict[str, Listed]:
-        """Every file and directory below here, by its path relative to here; one request on an
-        object store. Empty if this does not exist.
-        """
-        return self._list(recursive=True)
+        """Every file and directory below here, by its relative path; empty if this does not exist.
+        One request on an object store."""
+        return self.listed(recursive=True)
 
     @patient
-    def _list(self, *, recursive: bool) -> dict[str, Listed]:
+    def listed(self, *, recursive: bool = False) -> dict[str, Listed]:
+        """The files and directories directly in here, by name; empty if this does not exist."""
         if self.is_local:
             return dict(sorted(_listed_on_disk(self.path, recursive=recursive)))
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         start = self.path.rstrip("/") + "/"
-        found = {}
+        entries = {}
         try:
             for info in self.fs.get_file_info(selector):
-                inside = info.path.startswith(start)
-                name = (
-                    info.path[len(start) :] if inside else posixpath.relpath(info.path, self.path)
-                )
+                name = info.path.removeprefix(start)
+                if name == info.path:
+                    name = posixpath.relpath(info.path, self.path)
                 is_dir = info.type == pafs.FileType.Directory
-                found[name.rstrip("/")] = Listed(is_dir, int(info.size or 0), info.mtime_ns)
+                entries[name.rstrip("/")] = Listed(is_dir, int(info.size or 0), info.mtime_ns)
         except UnicodeError as error:
-            said = f"a file there has a name that is not UTF-8 ({error}); rename or delete it"
-            raise OSError(errno.EILSEQ, said, str(self)) from None
-        return dict(sorted(found.items()))
+            problem = f"a file there has a name that is not UTF-8 ({error})"
+            raise OSError(errno.EILSEQ, problem, str(self)) from None
+        return dict(sorted(entries.items()))
 
     def files(self) -> dict[str, int]:
-        """Every file below here: its path relative to here, and its size in bytes."""
-        return {name: each.size for name, each in self.tree().items() if not each.is_dir}
+        """The size in bytes of every file below here, by its relative path."""
+        return {name: entry.size for name, entry in self.tree().items() if not entry.is_dir}
 
     # -- reading and writing ---------------------------------------------------------------------
 
     @contextmanager
     def reader(self) -> Iterator[Any]:
-        """Raises `FileNotFoundError` for what is no regular file on a local disk: a pipe or a device
-        might never end."""
+        """Raises `FileNotFoundError` for a pipe or a device on a local disk: it might never end."""
         if self.is_local:
             with open(self.path, "rb", buffering=0, opener=_open_at_once) as stream:
                 if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -312,35 +290,30 @@ class Location:
                 self._must_be_whole(len(data), stream.size())
         return data
 
-    def _must_be_whole(self, found: int, expected: int) -> None:
-        """A connection that is cut off may look like the end of the file, and even like an empty one.
-        That is no damage, so the store is asked."""
-        if found == expected and found:
+    def _must_be_whole(self, size: int, expected: int) -> None:
+        """Ask the store for the size: a connection that is cut off may look like the end of the
+        file, even of an empty one, and that is no damage."""
+        if size == expected and size:
             return
         actual = self.fs.get_file_info(self.path).size
-        if found != actual:
-            raise ConnectionError(f"{self}: the answer ended after {found} of {actual} bytes")
+        if size != actual:
+            raise ConnectionError(f"{self}: the answer ended after {size} of {actual} bytes")
 
     @patient
     def write_bytes(self, data: bytes) -> None:
         self.write_now(data)
 
     def write_now(self, data: bytes) -> None:
-        """`write_bytes` for what must not be written late: a store that does not answer is not asked
-        again.
-        """
+        """`write_bytes` without a retry, for what must not be written late."""
         with self.writer() as stream:
             stream.write(data)
 
     def write_atomic(self, name: str, data: bytes) -> None:
-        """Write the file `name` in this directory so that a reader sees the old or the new bytes,
-        nothing else.
-        """
+        """Write the file `name` in this directory; a reader sees the old bytes or the new ones."""
         if not self.is_local:
             (self / name).write_bytes(data)
             return
-        # One fixed temporary name: what a crash left is overwritten by the next attempt, so
-        # leftovers never add up.
+        # A fixed temporary name: the next attempt overwrites what a crash left.
         temporary = self / f".{name}.tmp"
         try:
             temporary.write_bytes(data)
@@ -352,7 +325,7 @@ class Location:
 
     @patient
     def make(self) -> None:
-        """Make this directory and those above it, where the file system has directories."""
+        """Make this directory and its parents, where the file system has directories."""
         if self.is_local:
             os.makedirs(self.path, exist_ok=True)
         elif self.fs.type_name not in _OBJECT_STORES:
@@ -360,21 +333,12 @@ class Location:
 
     def sync(self) -> None:
         """Make the entries of this directory survive a power cut (local disks only)."""
-        if not self.is_local:
-            return
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if self.is_local:
+            fsync(self.path)
 
     @patient
     def delete_file(self) -> None:
-        """Does nothing if the file is not there."""
-        self.delete_now()
-
-    def delete_now(self) -> None:
-        """`delete_file` for what must not be deleted late."""
+        """Delete this file, if it exists."""
         try:
             if self.is_local:
                 os.unlink(self.path)
@@ -385,7 +349,7 @@ class Location:
 
     @patient
     def delete_tree(self) -> None:
-        """Delete the directory with all in it, or the link to it; does nothing if it is not there."""
+        """Delete this directory with all in it, or the link to it, if it exists."""
         try:
             if self.is_local and os.path.islink(self.path):
                 os.unlink(self.path)
@@ -395,10 +359,10 @@ class Location:
                 self.fs.delete_dir(self.path)
         except FileNotFoundError:
             if self.exists():
-                raise  # something in it went while it was being deleted
+                raise  # A file in it was deleted at the same time.
 
     def copy_tree(self, target: Location, *, last: str | None = None) -> None:
-        """Copy all files below here to `target`, the file named `last` after all others."""
+        """Copy all files below here to `target`, the file `last` after all others."""
         names = [n for n in self.files() if n != last]
         make_directories(target, names)
         in_parallel(lambda n: (self / n).copy_file(target / n), names, serial=target.is_local)
@@ -408,7 +372,7 @@ class Location:
             target.sync()
 
     def copy_file(self, target: Location) -> tuple[int, str]:
-        """Copy one file, reading it once; its size and SHA-256 as they were read."""
+        """Copy this file, reading it once; its size and SHA-256 as they were read."""
 
         def copy() -> tuple[int, str]:
             with target.writer() as sink:
@@ -416,18 +380,17 @@ class Location:
 
         if self.is_local and target.is_local:
             return copy()
-        found: tuple[int, str] = STORE.tried(copy, self if target.is_local else target)
-        return found
+        return STORE.call(copy, self if target.is_local else target)
 
     @patient
     def download(self, path: Path) -> tuple[int, str]:
-        """Copy one file to a scratch place of this machine, unsynced; its size and SHA-256."""
+        """Copy this file to a local path, unsynced; its size and SHA-256."""
         with open(path, "wb") as sink:
             return self._read_into(sink.write)
 
     @patient
     def duplicate(self, target: Location) -> None:
-        """Copy one file within this file system, by the store itself where it can."""
+        """Copy this file within its file system, by the store itself where it can."""
         if self.is_local:
             self.copy_file(target)
             return
@@ -444,7 +407,7 @@ class Location:
     def _read_into(self, write: Callable[[bytes], Any] | None) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
         with self.reader() as stream:
-            while chunk := stream.read(CHUNK):
+            while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
                 if write is not None:
@@ -473,24 +436,33 @@ def with_numbers(name: str) -> Iterator[str]:
     yield from (f"{name}.{number}" for number in itertools.count(1))
 
 
+def fsync(path: str) -> None:
+    """Write a file or directory of a local disk through to the device."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _open_at_once(path: str, flags: int) -> int:
-    """As `os.open`, but a pipe that nobody writes to is not waited for."""
+    """As `os.open`, without waiting for the writer of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _listed_on_disk(root: str, *, recursive: bool) -> Iterator[tuple[str, Listed]]:
-    """What is in the directory `root`, by path relative to it; links as the module's docstring says. A
-    byte of a name that is not UTF-8 is a surrogate, as everywhere in Python."""
+    """The entries below `root`, by relative path; for links see the module's docstring. Bytes of a
+    name that are not UTF-8 are surrogates, as everywhere in Python."""
     waiting = [("", False)]
     while waiting:
         inside, linked = waiting.pop()
         try:
-            with os.scandir(os.path.join(root, inside)) as found:
-                entries = list(found)
+            with os.scandir(os.path.join(root, inside)) as scan:
+                entries = list(scan)
         except OSError as error:
             if error.errno not in _NOTHING_THERE:
                 raise
-            continue  # It has gone, or is a file.
+            continue  # It was deleted, or is a file.
         for entry in entries:
             listed = _listed_entry(entry)
             if listed is None:
@@ -503,7 +475,7 @@ def _listed_on_disk(root: str, *, recursive: bool) -> Iterator[tuple[str, Listed
 
 
 def _listed_entry(entry: os.DirEntry[str]) -> Listed | None:
-    """None if it has gone since the directory was read."""
+    """None if it was deleted since the directory was read."""
     try:
         status = entry.stat()
     except OSError as error:
@@ -519,29 +491,29 @@ def _leads_up(link: os.DirEntry[str]) -> bool:
     return os.path.commonpath([target, holder]) == target
 
 
-def refuse_credentials(uri: str) -> None:
-    """Raise `BadInput` for a URI with a password in it: the path of the storage is written into the
+def _refuse_credentials(uri: str) -> None:
+    """Raise `BadInput` for a URI with a password: the path of the storage is written into the
     experiment's files, and printed."""
     if _CREDENTIALS.search(uri):
         scheme = uri.partition("://")[0]
         raise BadInput(
-            f"The storage path {scheme}://... holds credentials. It is written to storage and to logs, "
-            "so give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "GOOGLE_APPLICATION_CREDENTIALS, ...) or by the machine's role; see docs/security.md."
+            f"The storage path {scheme}://... holds credentials. It is written to storage and "
+            "logs, so pass them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS, ...) or the machine's role; see docs/security.md."
         )
 
 
 def _with_options(uri: str) -> str:
-    """With it pyarrow writes a small file with one request instead of three."""
+    """Let pyarrow write a small file with one request instead of three."""
     if not uri.startswith("s3://") or "allow_delayed_open" in uri:
         return uri
     return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def make_directories(root: Location, names: Iterable[str]) -> None:
-    """Make `root` and every directory that the relative file names below it need."""
+    """Make `root` and every directory that the relative file `names` need."""
     needed = {"."} | {posixpath.dirname(name) or "." for name in names}
-    # A directory is made with those above it, so the innermost are enough.
+    # A directory is made with its parents, so the innermost are enough.
     inner = [
         d for d in needed if not any(o != d and (d == "." or o.startswith(d + "/")) for o in needed)
     ]
@@ -549,28 +521,23 @@ def make_directories(root: Location, names: Iterable[str]) -> None:
 
 
 def sync_directories(root: Location, names: Iterable[str]) -> None:
-    """Sync every directory between `root` and the files named, the deepest first, then `root`'s
-    parent.
-    """
+    """Sync the directories between `root` and the files, the deepest first, and `root`'s parent."""
     if not root.is_local:
         return
-    directories = {"."}
-    for name in names:
-        parts = name.split("/")[:-1]
-        directories |= {"/".join(parts[: i + 1]) for i in range(len(parts))}
-    for directory in sorted(directories, key=lambda d: -d.count("/") if d != "." else 1):
-        (root / directory).sync()
+    directories = {parent for name in names for parent in PurePosixPath(name).parents}
+    for directory in sorted(directories, key=lambda path: -len(path.parts)):
+        (root / str(directory)).sync()
     root.parent.sync()
 
 
-# Requests in flight at once. A checkpoint of the usual 26 files is one wait, not two.
+# Concurrent requests: a checkpoint of the usual 26 files is one wait, not two.
 REQUESTS = 32
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 def in_parallel(work: Callable[[_T], _R], items: Iterable[_T], *, serial: bool = False) -> list[_R]:
-    """`work` on each item; the results in order. All are tried; the first failure is raised."""
+    """`work` on each item; the results in order. All are run, then the first failure is raised."""
     listed = list(items)
     if serial or len(listed) < 2:
         return [work(item) for item in listed]

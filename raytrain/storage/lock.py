@@ -1,36 +1,35 @@
 """One writer of a directory at a time.
 
 On a local disk: an exclusive `flock` on `.raytrain.lock`, which the kernel releases when its holder
-dies, however it dies. The file's content only says who holds it; the file stays when the lock is
-released, since deleting it would let two processes lock two files of one name.
+dies, however it dies. The file's content only says who holds it. The file stays when the lock is
+released: if it were deleted, two processes could lock two files of one name.
 
-Elsewhere (and where `flock` is not supported) a lease, since there is nothing that the death of a
-process releases:
+Elsewhere, and without support for `flock`: a lease, which the death of a process does not release:
 
     {"pid", "host", "boot", "started", "token", "former", "renewed", "count", "released"}
-    in `.raytrain.lock`, written anew every 10 s by a thread; `former`: tokens of those before
+    in `.raytrain.lock`, rewritten every 10 s by a thread; `former`: the tokens of former holders
 
-No machine's clock is compared with another's. Who wants a lease watches it, and may take one that has
-stood still for 60 s of the watcher's own clock, or whose process is known to be dead. An object store
-offers no compare-and-swap here, so a taker writes within a second of its look, lets another second
-pass, and reads back whether its own token stayed.
+No clock of one machine is compared with that of another. A process that wants a lease watches it,
+and may take a lease that has not changed for 60 s of the watcher's own clock, or whose holder is
+known to be dead. An object store offers no compare-and-swap here, so a taker writes within a second
+of its look, waits another second, and reads back whether its own token is still there.
 
-The holder counts from the beginning of its last renewal, by its own clock. After 60 s the lease has run
-out, since another may have taken it: it is not renewed any more.
+The holder counts from the start of its last renewal, by its own clock. After 60 s the lease has
+expired, since another process may have taken it, and is not renewed any more:
 
     read: another's token, or no file    the lease is lost, whatever is read later
-    read: its own token                  nobody took it while the store was away or the machine slept;
+    read: its own token                  nobody took it while the store or this machine was away;
                                          the holder takes it again, as any other process would
 
-A renewal or a release of a former holder may reach the store after the lease was taken from it. Whoever
-took it knows the tokens of those before and writes its own again; who takes its own lease again waits for
-that. So a lease is not deleted when it is released: it says so. `check` raises when the lease is lost, and
-serves as the fence of a commit.
+A renewal or release by a former holder may reach the store after the lease was taken from it. The
+new holder knows the former tokens and writes its own again; a holder that takes its own lease again
+waits for that. So a released lease is not deleted, but marked as released. `check` raises if the
+lease is lost, and serves as the fence of a commit.
 
-A holder may be known to be out of the world: its node was cut off, and the run goes on elsewhere.
-Such a lock is seized: another file takes the name of the locked one (on a local disk), or another
-token is written (elsewhere). The old holder's `check` raises from then on, also when it comes back. A
-process that lives on this very machine is never out of the world.
+A holder may be known to be gone: its node was cut off, and the run continues elsewhere. Such a lock
+is seized: another file takes the name of the locked one (on a local disk), or another token is
+written (elsewhere). From then on the old holder's `check` raises, also if its node comes back. A
+living process of this machine is never gone.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from raytrain.errors import RaytrainError
@@ -58,17 +56,18 @@ from raytrain.storage.json import read_json
 from raytrain.storage.location import Location, storage_errors
 
 LOCK_NAME = ".raytrain.lock"
-_FORMER_HOLDERS = 8  # whose late requests are known for what they are
+_FORMER_HOLDERS = 8  # whose late requests are recognised
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
-LEASE_PATIENCE_S = 75.0  # for a holder that is about to end
-SETTLE_SECONDS = 1.0  # as long as two takers' writes can overlap by
-_WRITE_WITHIN_S = 1.0  # of the look that found the lease free
+LEASE_PATIENCE_S = 75.0  # a wait for a holder that is about to end
+SETTLE_SECONDS = 1.0  # two takers' writes overlap by this much at most
+_WRITE_WITHIN_S = 1.0  # from the look that found the lease free
 _WRITES = 10
 _POLL_SECONDS = 0.2
-_A_MOMENT_S = 2.0  # a wait that need not be told of
-# A store is asked for a file's size first and for its bytes then: one that was replaced in between by a
-# longer one is read cut short. So all records of a lease have one size, and an unreadable one is read again.
+_A_MOMENT_S = 2.0  # a shorter wait is not reported
+# A store is asked for a file's size first and for its bytes then: a file that was replaced in
+# between by a longer one is cut short. So all records of a lease have one size, and an unreadable
+# one is read again.
 _LEASE_BYTES = 1024
 _READ_AGAIN = 5
 _READ_AGAIN_S = 0.1
@@ -81,7 +80,7 @@ class Locked(RaytrainError):
 
 @dataclass(frozen=True)
 class Times:
-    """A clock that nobody sets, pause and date, so that a test need not wait a minute."""
+    """Clock, pause and date: parameters, so that tests need not wait a minute."""
 
     now: Callable[[], float] = seconds_passed
     sleep: Callable[[float], None] = time.sleep
@@ -89,13 +88,15 @@ class Times:
 
 
 class DirectoryLock:
-    """`with DirectoryLock(place, wait=30): ...` Raises `Locked` if another holds it for `wait` more
-    seconds. Whether the holder of a lease lives is found out first, which takes up to 60 s. `tell` hears
-    of a wait once, if it is longer than a moment.
+    """`with DirectoryLock(place, wait=30): ...`
 
-    `note` is added to what the file says of the holder; `out_of_the_world` is asked about another
-    holder (the file's content) that does not live on this machine, and the lock is seized if it says so.
-    `seized` tells.
+    Raises `Locked` if another process holds the lock for `wait` more seconds. Whether the holder of
+    a lease lives is found out first, which takes up to 60 s. `tell` is called once if the wait is
+    longer than a moment.
+
+    `note` is added to what the file says of the holder. `holder_is_gone` is asked about a holder
+    (the file's content) that does not live on this machine; if it is gone, the lock is seized and
+    `seized` is True.
     """
 
     def __init__(
@@ -106,14 +107,14 @@ class DirectoryLock:
         times: Times | None = None,
         tell: Callable[[str], None] = lambda text: None,
         note: Mapping[str, str] | None = None,
-        out_of_the_world: Callable[[Mapping[str, Any]], bool] = lambda holder: False,
+        holder_is_gone: Callable[[Mapping[str, Any]], bool] = lambda holder: False,
     ) -> None:
         self._place = place
         self._wait = wait
         self._tell = tell
         self._times = times or Times()
         self._note = dict(note or {})
-        self._out_of_the_world = out_of_the_world
+        self._holder_is_gone = holder_is_gone
         self._held: _Flock | _Lease | None = None
         self.seized = False
 
@@ -121,23 +122,18 @@ class DirectoryLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.release()
 
     def acquire(self) -> None:
         deadline = self._times.now() + self._wait
         watch = _Watch(self._place, self._times)
-        told = False
+        reported = False
         with storage_errors("Locking the directory", self._place):
             self._place.make()
             while True:
                 self._held = self._try(watch)
-                if self._held is None and self._is_out_of_the_world(_read(self._place)):
+                if self._held is None and self._is_gone(_read(self._place)):
                     self._held = self._try(watch, seize=True)
                     self.seized = self._held is not None
                 if self._held is not None:
@@ -145,21 +141,19 @@ class DirectoryLock:
                 left = max(deadline - self._times.now(), watch.undecided_s)
                 if left <= 0:
                     raise Locked(self._who())
-                if not told and left > _A_MOMENT_S:
-                    told = True
+                if not reported and left > _A_MOMENT_S:
+                    reported = True
                     self._tell(f"{self._holder()}. Waiting {left:.0f} s at most for it to end.")
                 self._times.sleep(_POLL_SECONDS)
 
     @property
     def taken_over(self) -> bool:
-        """Whether there may be a former holder that does not know of it: it was seized, or is a lease that
-        was not renewed."""
+        """Whether a former holder may not know that it lost the lock: the lock was seized, or it is
+        a lease that was not renewed."""
         return self.seized or (isinstance(self._held, _Lease) and self._held.taken_over)
 
     def check(self) -> None:
-        """Raise `Locked` if the lock is not held, or was lost to another. Cheap; fit to be a
-        commit's fence.
-        """
+        """Raise `Locked` if the lock is not held or was lost. Cheap; serves as a commit's fence."""
         if self._held is None:
             raise Locked(f"The lock on {self._place} is not held; acquire it before writing.")
         with storage_errors("Checking the lock", self._place):
@@ -172,9 +166,9 @@ class DirectoryLock:
             with storage_errors("Releasing the lock", self._place):
                 held.release()
 
-    def _is_out_of_the_world(self, holder: Mapping[str, Any]) -> bool:
+    def _is_gone(self, holder: Mapping[str, Any]) -> bool:
         lives_here = _is_here(holder) and _alive(holder.get("pid"))
-        return not lives_here and self._out_of_the_world(holder)
+        return not lives_here and self._holder_is_gone(holder)
 
     def _try(self, watch: _Watch, *, seize: bool = False) -> _Flock | _Lease | None:
         record = {**_self(), **self._note}
@@ -187,26 +181,25 @@ class DirectoryLock:
         return _Lease.take(watch, record, seize=seize)
 
     def _who(self) -> str:
-        return (
-            f"{self._holder()}. Wait for it to end, or stop it, then give the same command again."
-        )
+        return f"{self._holder()}. Wait for it to end, or stop it, then run the same command again."
 
     def _holder(self) -> str:
-        return f"{self._place} is being written by {_described(_read(self._place))}"
+        return f"{self._place} is being written by {_description(_read(self._place))}"
 
 
 def who_writes(place: Location) -> str | None:
-    """Who holds the lock on a directory at this moment, in words; None if nobody does.
+    """A description of the process that holds the lock on a directory now; None if none does.
 
-    A lease is not watched for that: it counts as held if it was renewed within the last 60 s by this
-    machine's date, and the words say when. That is good enough to be shown, and for nothing else.
+    A lease is not watched for that: it counts as held if it was renewed within the last 60 s
+    by this machine's date, and the description says when. That is good enough to be shown, and
+    for nothing else.
     """
-    with storage_errors("Looking at the lock", place):
+    with storage_errors("Reading the lock", place):
         holder = _read(place)
         if not holder:
             return None
         free = not _renewed_lately(holder) if "token" in holder else _could_lock(place)
-    return None if free else _described(holder)
+    return None if free else _description(holder)
 
 
 def _renewed_lately(holder: Mapping[str, Any]) -> bool:
@@ -216,17 +209,17 @@ def _renewed_lately(holder: Mapping[str, Any]) -> bool:
     return abs(time.time() - renewed) <= STALE_SECONDS
 
 
-def _described(holder: Mapping[str, Any]) -> str:
+def _description(holder: Mapping[str, Any]) -> str:
     since = holder.get("started", "an unknown time")
-    told = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
+    text = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
     with suppress(TypeError, ValueError, OverflowError, OSError, KeyError):
         renewed = datetime.fromtimestamp(holder["renewed"], UTC).isoformat(timespec="seconds")
-        told += f", last renewed at {renewed} by its own clock"
-    return printable(told)
+        text += f", last renewed at {renewed} by its own clock"
+    return printable(text)
 
 
 def _could_lock(place: Location) -> bool:
-    """Held for a moment and shared, so that those who look do not disturb each other."""
+    """Take the lock for a moment, shared, so that readers do not disturb each other."""
     descriptor = os.open((place / LOCK_NAME).path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -253,9 +246,9 @@ class _Flock:
         cls, place: Location, record: Mapping[str, Any], *, seize: bool = False
     ) -> _Flock | None:
         path = (place / LOCK_NAME).path
-        # Locked before it gets its name, so that nobody is between the two when it is seized.
+        # A seized file is locked before it gets its name, so that nobody can lock it in between.
         opened = f"{path}.{uuid.uuid4().hex}" if seize else path
-        # Programs it starts do not inherit it (O_CLOEXEC is the default); forks: see below.
+        # Child programs do not inherit it (O_CLOEXEC is the default); for forks see below.
         descriptor = os.open(opened, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -270,7 +263,7 @@ class _Flock:
             os.close(descriptor)
             raise
         taken = cls(descriptor, path)
-        if not taken.still_held():  # Seized by another between the opening and the locking.
+        if not taken.still_held():  # Another seized it between the open and the lock.
             taken.release()
             return None
         return taken
@@ -301,7 +294,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class _Watch:
-    """What a process that wants a lease sees of it, by its own clock."""
+    """How a lease changes, as seen by a process that wants it, by its own clock."""
 
     def __init__(self, place: Location, times: Times) -> None:
         self.place = place
@@ -309,37 +302,37 @@ class _Watch:
         self.looked_at = 0.0
         self._record: dict[str, Any] | None = None
         self._since = 0.0
-        self._stood_still_s = 0.0
+        self._unchanged_s = 0.0
         self._is_renewed = False
 
     def look(self) -> dict[str, Any]:
-        """The record. How long it stands still is counted from the end of the first look at it to the
-        beginning of the last one."""
+        """The record. How long it stays the same is counted from the end of the first look at it to
+        the start of the last one."""
         self.looked_at = self.times.now()
         record = _read(self.place)
         if record == self._record:
-            self._stood_still_s = self.looked_at - self._since
+            self._unchanged_s = self.looked_at - self._since
         else:
             self._is_renewed = self._record is not None
-            self._record, self._since, self._stood_still_s = record, self.times.now(), 0.0
+            self._record, self._since, self._unchanged_s = record, self.times.now(), 0.0
         return record
 
     @property
     def is_free(self) -> bool:
-        """Whether the lease that was looked at may be taken."""
-        stale = self._stood_still_s >= STALE_SECONDS
+        """Whether the lease may be taken, as of the last look."""
+        stale = self._unchanged_s >= STALE_SECONDS
         return not self._record or _is_released(self._record) or stale or _is_dead(self._record)
 
     @property
     def undecided_s(self) -> float:
-        """After so many seconds it is known whether the holder lives; 0 if it is, or there is none."""
+        """Seconds until it is known whether the holder lives; 0 if known, or if there is none."""
         if not self._record or self._is_renewed or _is_released(self._record):
             return 0.0
-        return STALE_SECONDS - self._stood_still_s
+        return STALE_SECONDS - self._unchanged_s
 
 
 class _Lease:
-    """A file renewed by a thread. `before`: what it said when the lease was taken."""
+    """A file renewed by a thread. `before`: its content when the lease was taken."""
 
     def __init__(
         self, place: Location, times: Times, record: Mapping[str, Any], before: Mapping[str, Any]
@@ -353,7 +346,7 @@ class _Lease:
         self._count = 0
         self._renewed = 0.0
         self._lost = False
-        self._guard = threading.Lock()  # the thread that renews it, and those that ask
+        self._guard = threading.Lock()  # between the thread that renews and those that check
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="raytrain-lease", daemon=True)
 
@@ -361,10 +354,10 @@ class _Lease:
     def take(
         cls, watch: _Watch, record: Mapping[str, Any], *, seize: bool = False
     ) -> _Lease | None:
-        found = watch.look()
+        before = watch.look()
         if not seize and not watch.is_free:
             return None
-        lease = cls(watch.place, watch.times, record, found)
+        lease = cls(watch.place, watch.times, record, before)
         if not lease._take(watch.looked_at, SETTLE_SECONDS):
             return None
         lease._thread.start()
@@ -377,14 +370,14 @@ class _Lease:
     def release(self) -> None:
         self._stop.set()
         self._thread.join()
-        # Where the store does not answer, or answers late, the lease goes stale by itself.
+        # If the store does not answer, or answers late, the lease goes stale by itself.
         with suppress(OSError):
             if not self._lost and self._reads() == self._token and self._is_in_time():
                 self._record["released"] = True
                 self.write(patient=False)
 
     def write(self, *, patient: bool) -> None:
-        """Write the record, with another count: who watches it sees that it does not stand still."""
+        """Write the record with a new count, so that a watcher sees a change."""
         self._count += 1
         record = {**self._record, "renewed": self._times.date(), "count": self._count}
         data = json.dumps(record).ljust(_LEASE_BYTES).encode()
@@ -394,19 +387,19 @@ class _Lease:
             (self._place / LOCK_NAME).write_now(data)
 
     def _hold(self, *, renew: bool) -> bool:
-        """Whether the lease is held; it is taken again, or renewed, where that is due."""
+        """Whether the lease is held. It is taken again, or renewed, if that is due."""
         if self._lost:
             return False
         looked_at = self._times.now()
-        found = self._reads()
+        token = self._reads()
         in_time = self._is_in_time()
-        if found == self._token and in_time:
+        if token == self._token and in_time:
             if renew:
                 self._renew_once()
-        elif found == self._token:
-            # Longer than a taker needs to see, and to put right, what was written over its record.
+        elif token == self._token:
+            # Longer than a taker needs to notice, and write again, a record that was overwritten.
             self._lost = not self._take(looked_at, RENEW_SECONDS + SETTLE_SECONDS)
-        elif found in self._former and in_time:
+        elif token in self._former and in_time:
             self._lost = not self._take(looked_at, SETTLE_SECONDS)
         else:
             self._lost = True
@@ -415,12 +408,12 @@ class _Lease:
     def _renew_once(self) -> None:
         began = self._times.now()
         self.write(patient=False)
-        if self._is_in_time():  # Otherwise it was written after another may have taken the lease.
+        if self._is_in_time():  # Otherwise another may have taken the lease before the write.
             self._renewed = began
 
     def _take(self, looked_at: float, settle_s: float) -> bool:
-        """Write the record, and see whether it stays. Another taker may have looked before that, so a
-        record that was written late counts for nothing."""
+        """Write the record, and check that it stays. Another taker may have looked before the
+        write, so a late one does not count."""
         for _ in range(_WRITES):
             began = self._times.now()
             self.write(patient=True)
@@ -448,7 +441,7 @@ class _Lease:
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
-            with suppress(OSError), self._guard:  # tried again
+            with suppress(OSError), self._guard:  # The next round tries again.
                 if not self._hold(renew=True):
                     return
 
@@ -459,8 +452,8 @@ def _self() -> dict[str, Any]:
 
 
 def _identity() -> dict[str, str | None]:
-    """In what a pid means something: host, process namespace, and boot. Host names repeat, and the first
-    namespace of each machine has the same number; `boot` is None where one of them is not known."""
+    """The scope of a pid: host, process namespace, and boot. Host names repeat, and the first
+    namespace of every machine has the same number. `boot` is None if one of them is unknown."""
     host = socket.gethostname()
     try:
         namespace = os.readlink("/proc/self/ns/pid").removeprefix("pid:")
@@ -471,13 +464,13 @@ def _identity() -> dict[str, str | None]:
 
 
 def _is_here(holder: Mapping[str, Any]) -> bool:
-    """Whether the holder's pid is one of those that this process knows."""
+    """Whether the holder's pid has the same scope as this process's own."""
     own = _identity()
     return own["boot"] is not None and all(holder.get(key) == own[key] for key in own)
 
 
 def _is_dead(holder: Mapping[str, Any]) -> bool:
-    """Whether it is known that the holder is dead."""
+    """Whether the holder is known to be dead."""
     return _is_here(holder) and not _alive(holder.get("pid"))
 
 
@@ -486,15 +479,15 @@ def _is_released(record: Mapping[str, Any]) -> bool:
 
 
 def _former_tokens(record: Mapping[str, Any]) -> list[str]:
-    """The tokens of the last holders, the last one at the end."""
+    """The tokens of the last holders, the newest last."""
     before = record.get("former")
     tokens = [*(before if isinstance(before, list) else ()), record.get("token")]
-    return [each for each in tokens if isinstance(each, str)][-_FORMER_HOLDERS:]
+    return [token for token in tokens if isinstance(token, str)][-_FORMER_HOLDERS:]
 
 
 def _read(place: Location) -> dict[str, Any]:
-    """What the file says; empty if there is none. If it stays unreadable, all that is known is that it
-    is there."""
+    """The file's content; empty if there is no file. Of a file that stays unreadable it is only
+    known that it exists."""
     for attempt in range(1 if place.is_local else _READ_AGAIN):
         if attempt:
             time.sleep(_READ_AGAIN_S)

@@ -1,15 +1,15 @@
-"""Trying again where a store does not answer.
+"""Retries of what a store does not answer.
 
     operation ── fails ──> pause 0.5 s ──> again ──> pause 1 s ──> ... 15 s ──> ... ──> the error
                  (passing)                                            after `PATIENCE_S`
-                 or at once, if trying again cannot help (no such bucket, access denied)
+                 or at once, if a retry cannot help (no such bucket, access denied)
 
-A store that has never answered this process, or has been given up, is given `SHORT_PATIENCE_S` only: a
-mistyped endpoint should not take minutes, nor a run's end on a store that is gone.
+A store that has never answered this process, or was given up, is retried for `SHORT_PATIENCE_S`
+only: neither a mistyped endpoint nor the end of a run without its store should take minutes.
 
-A request that fails now and then is nobody's concern. One that has failed for `TELL_AFTER_S` is told to
-whoever has called `listen`: one sentence when the trouble begins, one when it is over, however many
-requests and threads there are.
+Requests that fail now and then are not reported. A request that has failed for `TELL_AFTER_S` is an
+outage: one message when it begins and one when it is over go to whoever has called `listen`,
+however many requests and threads fail.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -33,7 +32,7 @@ TELL_AFTER_S = 3.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
 
-# pyarrow raises an OSError without a number for all that a store says.
+# pyarrow raises an OSError without a number for every answer of a store.
 _PASSING = frozenset(
     {
         None,
@@ -60,7 +59,7 @@ _FINAL = (
     PermissionError,
     InterruptedError,
 )
-# What a store will say again, however often it is asked.
+# Errors of a store that no retry helps against.
 _FINAL_WORDS = re.compile(
     "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE|EXPIRED_TOKEN"
     "|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|OPT_IN_REQUIRED"
@@ -69,92 +68,91 @@ _FINAL_WORDS = re.compile(
 
 logger = logging.getLogger(__name__)
 _Operation = TypeVar("_Operation", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class Times:
-    """Clock, pause and chance, so that a test need not wait."""
-
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    chance: Callable[[], float] = random.Random().random  # its own: training's stays untouched
+_T = TypeVar("_T")
 
 
 class Retries:
-    """How the stores of this process answer. One for the process: see `STORE`."""
+    """How the stores of this process answer. There is one for the process: `STORE`.
 
-    def __init__(self, times: Times | None = None) -> None:
-        self._times = times or Times()
+    Clock, pause and randomness are parameters, so that tests need not wait."""
+
+    def __init__(
+        self,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.Random().random,  # apart from training's generator
+    ) -> None:
+        self._now, self._sleep, self._chance = now, sleep, chance
         self._lock = threading.Lock()
-        self._tell: Callable[[str], None] = logger.warning
-        self._answers = False  # has it answered, and not been given up since?
-        self._waiting = 0  # operations that have failed for so long that it was told
-        self._since: float | None = None  # when the trouble that was told began
+        self._report: Callable[[str], None] = logger.warning
+        self._answers = False  # It has answered, and was not given up since.
+        self._waiting = 0  # operations that are part of a reported outage
+        self._since: float | None = None  # when the reported outage began
 
     @property
     def in_trouble(self) -> bool:
-        """Has it been told that the storage does not answer, and not yet that it does again?"""
+        """Whether an outage was reported that is not over yet."""
         return self._since is not None
 
-    def listen(self, tell: Callable[[str], None]) -> None:
-        """Have the two sentences told to `tell`, which may be called from any thread."""
-        self._tell = tell
+    def listen(self, report: Callable[[str], None]) -> None:
+        """Pass the two messages to `report`, which may be called from any thread."""
+        self._report = report
 
-    def tried(self, operation: Callable[[], Any], where: object) -> Any:
-        """The operation's result. Raises its last `OSError` when patience has ended."""
-        began = self._times.now()
-        pause, told = _FIRST_PAUSE_S, False
+    def call(self, operation: Callable[[], _T], where: object) -> _T:
+        """The operation's result. Raises its last `OSError` after the last retry."""
+        began = self._now()
+        pause, reported = _FIRST_PAUSE_S, False
         while True:
             try:
                 result = operation()
             except OSError as error:
                 if not may_pass(error):
-                    self._ended(told, answered=True)
+                    self._ended(reported, answered=True)
                     raise
-                waited = self._times.now() - began
+                waited = self._now() - began
                 if waited + pause > self._limit():
-                    self._ended(told, answered=False)
+                    self._ended(reported, answered=False)
                     raise
-                if not told and waited >= TELL_AFTER_S:
-                    told = True
-                    self._trouble(error, where, began)
-                # Of many that wait, not all ask again at the same moment.
-                self._times.sleep(pause * (0.5 + self._times.chance()))
+                if not reported and waited >= TELL_AFTER_S:
+                    reported = True
+                    self._outage(error, where, began)
+                # Jitter: many threads that wait do not ask again at the same moment.
+                self._sleep(pause * (0.5 + self._chance()))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             else:
-                self._ended(told, answered=True)
+                self._ended(reported, answered=True)
                 return result
 
     def _limit(self) -> float:
         return PATIENCE_S if self._answers else SHORT_PATIENCE_S
 
-    def _trouble(self, error: OSError, where: object, began: float) -> None:
+    def _outage(self, error: OSError, where: object, began: float) -> None:
         with self._lock:
             self._waiting += 1
             if self._since is not None:
                 return
             self._since = began
             limit = self._limit()
-        said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        self._tell(
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        self._report(
             printable(
-                f"The storage does not answer ({where}: {said}). It is asked again with growing "
-                f"pauses, for {limit:.0f} s at most."
+                f"The storage does not answer ({where}: {reason}). Requests are retried with "
+                f"growing pauses, for {limit:.0f} s at most."
             )
         )
 
-    def _ended(self, told: bool, *, answered: bool) -> None:
+    def _ended(self, reported: bool, *, answered: bool) -> None:
         with self._lock:
-            self._waiting -= told
+            self._waiting -= reported
             self._answers = answered
             if self._since is None or self._waiting or not answered:
                 return
             since, self._since = self._since, None
-        self._tell(f"The storage answers again, after {self._times.now() - since:.0f} s.")
+        self._report(f"The storage answers again, after {self._now() - since:.0f} s.")
 
 
 def may_pass(error: OSError) -> bool:
-    """Is this what a store says that is away, or has too much to do?"""
+    """Whether the error may come from a store that is away or overloaded."""
     return (
         not isinstance(error, _FINAL)
         and error.errno in _PASSING
@@ -166,13 +164,13 @@ STORE = Retries()
 
 
 def patient(method: _Operation) -> _Operation:
-    """Try a method of `Location` again while the store does not answer. A local disk is not asked
-    twice: what it refuses, it has refused. The method must be fit to be done twice."""
+    """Retry a method of `Location` while the store does not answer. Nothing is retried on a local
+    disk: its errors are final. The method must be fit to be run twice."""
 
     @wraps(method)
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
         if self.is_local:
             return method(self, *arguments, **options)
-        return STORE.tried(lambda: method(self, *arguments, **options), self)
+        return STORE.call(lambda: method(self, *arguments, **options), self)
 
     return cast(_Operation, call)

@@ -1,7 +1,8 @@
-"""Directories of this machine for what is needed for a while.
+"""Temporary directories that are deleted even after their process was killed.
 
-A process that is killed cannot delete its own. Each holds a lock in it as long as it lives, however it
-dies, so the next process of the same user knows which ones nobody needs any more, and deletes them.
+A process that is killed cannot delete its own. Each process holds a lock in its directory as long
+as it lives, however it dies, so the next process of the same user can tell which directories nobody
+needs any more, and deletes them.
 """
 
 from __future__ import annotations
@@ -23,12 +24,10 @@ def scratch(purpose: str) -> Iterator[Path]:
     """A directory of this process, deleted at the end."""
     sweep()
     directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-"))
-    # Locked before it gets its name, or it could be taken for a dead one's.
+    # Locked before it gets its name, or `sweep` of another process could delete it.
     descriptor = os.open(directory / f"{_HELD}.new", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with suppress(
-            OSError
-        ):  # A file system without locks: nobody will delete it but this process.
+        with suppress(OSError):  # Without locks in the file system, only this process deletes it.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.rename(directory / f"{_HELD}.new", directory / _HELD)
         yield directory
@@ -38,7 +37,7 @@ def scratch(purpose: str) -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Delete what killed processes of this user left."""
+    """Delete the directories of this user's killed processes."""
     for held in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_HELD}"):
         with suppress(OSError):
             if held.lstat().st_uid != os.getuid():

@@ -100,7 +100,7 @@ class TrialDirectory:
             location,
             wait=_LOCK_PATIENCE_S,
             note={"node": node},
-            out_of_the_world=lambda holder: "node" in holder and node_is_gone(str(holder["node"])),
+            holder_is_gone=lambda holder: "node" in holder and node_is_gone(str(holder["node"])),
         )
         self._is_own = is_own
         self._fencing = FencingToken(location, self._lock)
@@ -388,8 +388,7 @@ class TrialDirectory:
                 self._mirror.upload()
             except OSError as error:
                 raise StorageError(
-                    f"The records could not be copied to {self.location}: {error}",
-                    path=str(self.location),
+                    f"The records could not be copied to {self.location}: {error}"
                 ) from error
 
     def _note_failed_save(self, name: str, iteration: int, error: Exception) -> None:

@@ -298,7 +298,7 @@ class TrialPPO(ExactPPO):
         except NonFinite as error:
             kept = self._saver.save_broken(f"error_{self.iteration:06d}", result)
             raise NonFinite(f"{error} {kept}") from None
-        slept = self._machine_sleep.lately()
+        slept = self._machine_sleep.seconds()
         if slept:
             self.tell(
                 f"The machine slept for {slept:.0f} s. This time is not counted as training, nor by "

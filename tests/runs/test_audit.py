@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from support import running
 
-from raytrain.checkpoint import ExactLost, FileEntry, Manifest
+from raytrain.checkpoint import ExactLost, Manifest
+from raytrain.checkpoint.manifest import FileEntry
 from raytrain.commands.audit import CannotAudit, audit
 from raytrain.storage import Location
 

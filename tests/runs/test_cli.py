@@ -527,7 +527,7 @@ def test_a_storage_path_that_is_none_and_one_that_nobody_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ended = here("checkpoints", "a\0b")
-    assert ended.code == 2 and "a\\x00b' is no path: it holds a NUL character." in ended.err
+    assert ended.code == 2 and "a\\x00b' is not a path: it holds a NUL character." in ended.err
     ended = here("checkpoints", "s3://")
     assert ended.code == 2 and "names no bucket. Write s3://BUCKET/DIRECTORY" in ended.err
 

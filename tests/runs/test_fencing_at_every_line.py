@@ -31,12 +31,11 @@ from raytrain.checkpoint import (
     Catalogue,
     Entry,
     catalogue,
-    check,
-    commit,
     replacement,
 )
-from raytrain.checkpoint.commit import rename
+from raytrain.checkpoint.commit import commit, rename
 from raytrain.checkpoint.replacement import set_aside
+from raytrain.checkpoint.verify import check
 from raytrain.config import config_from_dict
 from raytrain.driver import stages
 from raytrain.driver.experiment import _set_aside

@@ -13,11 +13,12 @@ import pytest
 from support.checkpoint_children import FILES, manifest, put
 from support.s3_store import SECRET, Proxy
 
-from raytrain.checkpoint import BestPolicy, Catalogue, RetentionPolicy, check, read_manifest
+from raytrain.checkpoint import BestPolicy, Catalogue, RetentionPolicy, read_manifest
+from raytrain.checkpoint.verify import check
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location, Locked, StorageError, retry
 from raytrain.storage.lock import Times as LockTimes
-from raytrain.storage.retry import Retries, Times, may_pass
+from raytrain.storage.retry import Retries, may_pass
 from raytrain.trial.directory import SavesFailing, TrialDirectory
 from raytrain.trial.fencing import Superseded
 
@@ -289,24 +290,24 @@ def test_patience_pauses_longer_each_time_and_ends() -> None:
         now[0] += seconds
 
     told: list[str] = []
-    store = Retries(Times(lambda: now[0], sleep, lambda: 0.5))
+    store = Retries(lambda: now[0], sleep, lambda: 0.5)
     store.listen(told.append)
 
     def away() -> None:
         raise ConnectionRefusedError(111, "nobody listens")
 
     with pytest.raises(ConnectionRefusedError):
-        store.tried(away, "s3://bucket/a")
+        store.call(away, "s3://bucket/a")
     assert now[0] <= retry.SHORT_PATIENCE_S  # a store that has never answered
-    assert store.tried(lambda: 3, "s3://bucket/a") == 3
+    assert store.call(lambda: 3, "s3://bucket/a") == 3
     began = now[0]
     with pytest.raises(ConnectionRefusedError):
-        store.tried(away, "s3://bucket/a")
+        store.call(away, "s3://bucket/a")
     assert retry.PATIENCE_S - 16 <= now[0] - began <= retry.PATIENCE_S
     longest = pauses[-8:]
     assert longest == sorted(longest) and max(pauses) == 15.0
     with pytest.raises(ConnectionRefusedError):
-        store.tried(away, "s3://bucket/a")  # it was given up: not for minutes again
+        store.call(away, "s3://bucket/a")  # it was given up: not for minutes again
     assert now[0] - began <= retry.PATIENCE_S + retry.SHORT_PATIENCE_S
     assert [text.split(" (")[0] for text in told] == [
         "The storage does not answer",

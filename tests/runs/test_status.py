@@ -18,7 +18,8 @@ from support.commands import here
 from support.running import experiment_of, rows, trial_of
 
 from raytrain import checkpoint
-from raytrain.checkpoint import Catalogue, commit, read_manifest, remove_checkpoint
+from raytrain.checkpoint import Catalogue, read_manifest
+from raytrain.checkpoint.commit import commit, remove_checkpoint
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.records import read_events
 from raytrain.records.downtime import last_row

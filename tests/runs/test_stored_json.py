@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from support.checkpoint_children import manifest, put
 
-from raytrain.checkpoint import Catalogue, Manifest, ManifestError, Parent, resolve
+from raytrain.checkpoint import Catalogue, Manifest, Parent, resolve
+from raytrain.checkpoint.manifest import ManifestError
 from raytrain.checkpoint.resolve import entries_at
 from raytrain.cli.documents import json_ready, manifest_document, manifest_text
 from raytrain.cli.tables import list_text, show_text
@@ -289,7 +290,9 @@ def test_a_damaged_experiment_file_says_what_is_wrong(results: Path) -> None:
     before = file.read_bytes()
     try:
         file.write_text(json.dumps({**FILES["experiment.json"], "config": [1]}))
-        with pytest.raises(BadInput, match=r"is damaged \(TypeError: config is \[1\]\). Delete it"):
+        with pytest.raises(
+            BadInput, match=r"is damaged \(config: must be .*found \[1\]\). Delete it"
+        ):
             status.view(str(results / "exp"))
     finally:
         file.write_bytes(before)

@@ -18,7 +18,9 @@ from pathlib import Path
 import fsspec  # type: ignore[import-untyped]
 import pyarrow.fs as pafs
 
-from raytrain.checkpoint import Catalogue, Manifest, RetentionPolicy, commit, prune, replace
+from raytrain.checkpoint import Catalogue, Manifest, RetentionPolicy, replace
+from raytrain.checkpoint.background_commit import prune
+from raytrain.checkpoint.commit import commit
 from raytrain.storage import Location
 from raytrain.storage.fsspec import LeanFSSpecHandler
 

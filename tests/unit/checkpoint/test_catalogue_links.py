@@ -11,16 +11,9 @@ from pathlib import Path
 import pytest
 from support.checkpoint_children import FILES, manifest, place, put, stage
 
-from raytrain.checkpoint import (
-    Catalogue,
-    CheckpointExists,
-    RetentionPolicy,
-    commit,
-    fetch,
-    prune,
-    replace,
-    resolve,
-)
+from raytrain.checkpoint import Catalogue, RetentionPolicy, fetch, replace, resolve
+from raytrain.checkpoint.background_commit import prune
+from raytrain.checkpoint.commit import CheckpointExists, commit
 from raytrain.checkpoint.resolve import entries_at
 from raytrain.storage import Location, StorageError
 
@@ -128,7 +121,7 @@ def test_a_name_that_is_not_utf8_is_damage_like_any_other(trial: Location, tmp_p
         open(checkpoint + name, "wb").close()
     os.mkdir(checkpoint + b"/" + BAD + BAD)
     os.mkdir(os.path.join(os.fsencode(trial.path), BAD))
-    found = {entry.path: entry for _, entry in entries_at(str(trial))}
+    found = {entry.path: entry for entry in entries_at(str(trial))}
     assert [path for path, entry in found.items() if entry.good] == [
         "checkpoint_000001",
         "checkpoint_000002",
@@ -174,7 +167,7 @@ def test_a_pipe_or_a_device_is_damage_and_not_waited_for(
     file = trial.local_path / "checkpoint_000003" / name
     file.unlink()
     SPECIAL[kind](file)
-    (bad,) = [entry for _, entry in entries_at(str(trial)) if not entry.good]
+    (bad,) = [entry for entry in entries_at(str(trial)) if not entry.good]
     assert bad.problem == f"{name}{'' if name == 'manifest.json' else ':'} unreadable: " + (
         "it is not a regular file"
     )

@@ -14,14 +14,8 @@ import pytest
 import torch
 from support.checkpoint_children import manifest
 
-from raytrain.checkpoint import (
-    ExactLost,
-    FileEntry,
-    Manifest,
-    ManifestError,
-    Parent,
-    weights_sha256,
-)
+from raytrain.checkpoint import ExactLost, Manifest, Parent, weights_sha256
+from raytrain.checkpoint.manifest import FileEntry, ManifestError
 
 KEYS = [
     "attempt",

@@ -11,22 +11,11 @@ from pathlib import Path
 import pytest
 from support.checkpoint_children import FILES, manifest, place, put, stage
 
-from raytrain.checkpoint import (
-    Catalogue,
-    CheckpointExists,
-    DamagedCheckpoint,
-    Manifest,
-    NoGoodCheckpoint,
-    RetentionPolicy,
-    commit,
-    fetch,
-    prune,
-    replace,
-    resolve,
-    surplus,
-)
+from raytrain.checkpoint import Catalogue, Manifest, RetentionPolicy, fetch, replace, resolve
 from raytrain.checkpoint import verify as verifying
-from raytrain.checkpoint.commit import read_manifest
+from raytrain.checkpoint.background_commit import prune, surplus
+from raytrain.checkpoint.catalogue import NoGoodCheckpoint
+from raytrain.checkpoint.commit import CheckpointExists, DamagedCheckpoint, commit, read_manifest
 from raytrain.errors import BadInput
 from raytrain.storage import Location
 
@@ -325,7 +314,7 @@ def test_resolve(tmp_path: Path) -> None:
         (f"{experiment}:final", "no complete checkpoint"),
         (f"{tmp_path}/nothing", "no directory"),
         (f"{tmp_path}/nothing:best", "no directory"),
-        (f"{experiment}:bst", "no name 'bst'.* After the colon stands best or final"),
+        (f"{experiment}:bst", "no name 'bst'.* After the colon write best or final"),
         (f"{trial}/checkpoint_000001/resume", "neither a checkpoint"),
         ("warp://x/y", "Cannot open"),
     ]:

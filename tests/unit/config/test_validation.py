@@ -19,7 +19,7 @@ import pytest
 from support.checkpoint_children import manifest, stage
 from support.paths import ROOT
 
-from raytrain.checkpoint import commit
+from raytrain.checkpoint.commit import commit
 from raytrain.config import (
     ConfigError,
     ExperimentConfig,

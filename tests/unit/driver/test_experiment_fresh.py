@@ -44,7 +44,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, request: int) -> None:
     """At the deletion with this number. A store deletes a directory file by file, in the order
     of a list."""
     left = iter(range(request))
-    delete = Location.delete_now
+    delete = Location.delete_file
 
     def file(location: Location) -> None:
         if next(left, None) is None:
@@ -55,7 +55,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, request: int) -> None:
         for name in sorted(location.files()):
             file(location / name)
 
-    monkeypatch.setattr(Location, "delete_now", file)
+    monkeypatch.setattr(Location, "delete_file", file)
     monkeypatch.setattr(Location, "delete_tree", tree)
 
 

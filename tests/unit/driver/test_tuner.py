@@ -111,7 +111,7 @@ def test_a_trial_that_failed_is_started_if_storage_does_not_say_how_far_it_is(
 
     def find(place: Location) -> Any:
         said = f"Listing the checkpoints failed at {place}"
-        raise StorageError(said, path=str(place), errno=errno.EIO)
+        raise StorageError(said, errno=errno.EIO)
 
     scheduler = ExperimentScheduler({}, find)
     scheduler.on_trial_error(None, trial)

@@ -21,7 +21,8 @@ from rich.console import Console
 from support.checkpoint_children import manifest, put, stage
 from support.commands import here
 
-from raytrain.checkpoint import Catalogue, Parent, commit, resolve
+from raytrain.checkpoint import Catalogue, Parent, resolve
+from raytrain.checkpoint.commit import commit
 from raytrain.checkpoint.experiment_file import ExperimentFile
 from raytrain.cli.app import say
 from raytrain.cli.text_table import table
@@ -33,7 +34,7 @@ from raytrain.records.writer import TrialRecords
 from raytrain.storage import Location, who_writes
 from raytrain.storage.escapes import printable
 from raytrain.storage.lock import LOCK_NAME
-from raytrain.storage.retry import Retries, Times
+from raytrain.storage.retry import Retries
 
 CLEAR = "\x1b[2J"
 NASTY = f"{CLEAR}\x07\r\nall: good [/y] :warning: \\$\\foo$ $\\foo$ \u202e \x9b2J \udcff"
@@ -254,7 +255,7 @@ def test_what_is_logged_is_one_line(
         raise ConnectionError(NASTY.partition("\r\n")[0])
 
     with caplog.at_level(logging.WARNING), pytest.raises(ConnectionError):
-        Retries(Times(lambda: now[0], sleep, lambda: 0.5)).tried(away, NASTY)
+        Retries(lambda: now[0], sleep, lambda: 0.5).call(away, NASTY)
     place = tmp_path / NASTY.replace("/", "")
     records = TrialRecords(place)
     records._warn(f"records cannot be written in {place}")

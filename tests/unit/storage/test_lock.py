@@ -388,10 +388,10 @@ def test_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             time.sleep(0.005)
 
 
-def test_a_process_of_this_machine_that_lives_is_never_out_of_the_world(tmp_path: Path) -> None:
+def test_a_process_of_this_machine_that_lives_is_never_gone(tmp_path: Path) -> None:
     """A new Ray knows nothing of the nodes of one whose driver was killed."""
     child = holder(tmp_path)
-    taker = DirectoryLock(Location.of(tmp_path), out_of_the_world=lambda record: True)
+    taker = DirectoryLock(Location.of(tmp_path), holder_is_gone=lambda record: True)
     with pytest.raises(Locked, match=f"process {child.pid} on"):
         taker.acquire()
     child.communicate("")

@@ -12,15 +12,15 @@ from support.checkpoint_children import manifest, put
 
 from raytrain.checkpoint import (
     Catalogue,
-    DamagedCheckpoint,
     ExperimentFile,
     ExperimentFileError,
     Manifest,
-    ManifestError,
-    NoGoodCheckpoint,
     fetch,
     require_key,
 )
+from raytrain.checkpoint.catalogue import NoGoodCheckpoint
+from raytrain.checkpoint.commit import DamagedCheckpoint
+from raytrain.checkpoint.manifest import ManifestError
 from raytrain.checkpoint.resolve import local_policy_directory
 from raytrain.driver.tuner import read_tune_files
 from raytrain.errors import BadInput, RaytrainError
@@ -71,7 +71,7 @@ def _other(value: Any) -> Any:
 def test_a_signature_of_one_kind_of_file_is_none_of_another(key: str) -> None:
     document = signed("manifest", {"iteration": 3})
     assert unsigned("manifest", document) == {"iteration": 3}
-    with pytest.raises(ValueError, match="its signature is not that"):
+    with pytest.raises(ValueError, match="its signature does not match"):
         unsigned("experiment", document)
 
 

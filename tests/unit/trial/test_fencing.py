@@ -13,7 +13,8 @@ import pytest
 from support.checkpoint_children import manifest, place, put
 from support.running import began_after, rows
 
-from raytrain.checkpoint import BestPolicy, Catalogue, Manifest, RetentionPolicy, commit, replace
+from raytrain.checkpoint import BestPolicy, Catalogue, Manifest, RetentionPolicy, replace
+from raytrain.checkpoint.commit import commit
 from raytrain.storage import DirectoryLock, Location, Locked, StorageError, lock
 from raytrain.storage.lock import Times
 from raytrain.trial.directory import TrialDirectory
@@ -114,7 +115,7 @@ def test_a_failure_is_told_although_storage_does_not_say_who_writes(
     trial = begun(place(tmp_path, True))
 
     def away(*_: object) -> None:
-        raise StorageError("Checking the lock failed", path="trial", errno=errno.EIO)
+        raise StorageError("Checking the lock failed", errno=errno.EIO)
 
     with monkeypatch.context() as patch:
         patch.setattr(DirectoryLock, "check", away)
@@ -243,13 +244,13 @@ def test_a_start_that_wakes_up_while_it_counts_itself_ends_nobodys_run(
     later[0].close()
 
 
-def test_a_lock_is_seized_only_from_a_holder_that_is_out_of_the_world(tmp_path: Path) -> None:
+def test_a_lock_is_seized_only_from_a_holder_that_is_gone(tmp_path: Path) -> None:
     where = Location.of(tmp_path)
     holder = DirectoryLock(where, note={"node": "a"})
     holder.acquire()
     with pytest.raises(Locked):
-        DirectoryLock(where, out_of_the_world=lambda record: record["node"] != "a").acquire()
-    taker = DirectoryLock(where, out_of_the_world=lambda record: record["node"] == "a")
+        DirectoryLock(where, holder_is_gone=lambda record: record["node"] != "a").acquire()
+    taker = DirectoryLock(where, holder_is_gone=lambda record: record["node"] == "a")
     taker.acquire()
     assert (taker.seized, holder.seized) == (True, False)
     taker.check()
@@ -268,7 +269,7 @@ def test_a_lease_is_seized_as_well(tmp_path: Path) -> None:
     times = Times(sleep=lambda seconds: None)
     holder = DirectoryLock(where, times=times, note={"node": "a"})
     holder.acquire()
-    taker = DirectoryLock(where, times=times, out_of_the_world=lambda record: True)
+    taker = DirectoryLock(where, times=times, holder_is_gone=lambda record: True)
     taker.acquire()
     assert taker.seized
     with pytest.raises(Locked, match="was lost"):

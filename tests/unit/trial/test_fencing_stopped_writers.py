@@ -24,11 +24,11 @@ from raytrain.checkpoint import (
     ExperimentFileError,
     Manifest,
     background_commit,
-    check,
     experiment_file,
-    prune,
 )
+from raytrain.checkpoint.background_commit import prune
 from raytrain.checkpoint.replacement import replace
+from raytrain.checkpoint.verify import check
 from raytrain.config import config_from_dict
 from raytrain.driver import experiment
 from raytrain.driver.experiment import _read_experiment, _set_aside
@@ -226,7 +226,7 @@ def test_a_superseded_start_keeps_what_its_successor_resumed_from() -> None:
     first = Attempt(where)
     first.open()
     saving = stopped(partial(first.train, 0, 2), "write_checkpoint", "place.write_atomic(MANIFEST")
-    starting = stopped(Attempt(where).open, "sweep", "remove_checkpoint(trial / path)")
+    starting = stopped(Attempt(where).open, "_sweep", "remove_checkpoint(place)")
     saving.go_on()
     assert Attempt(where).open() == 2
     starting.go_on()

@@ -19,7 +19,7 @@ from raytrain.storage import StorageError
 from raytrain.trial.checkpoint_schedule import CheckpointSchedule
 from raytrain.trial.saving import REPORT, CheckpointSaver
 
-AWAY = StorageError("Listing failed", path="s3://bucket", errno=errno.EIO)
+AWAY = StorageError("Listing failed", errno=errno.EIO)
 
 
 class Directory:
