@@ -31,6 +31,8 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _OTHERS = {
     "tensorboard",
     "pip",
+    "pre-commit",
+    "pytest",
     "git",
     "make",
     "python",
