@@ -17,12 +17,13 @@ unit: $(READY)  ## What needs no Ray: under a minute.
 test: $(READY)  ## Everything that takes minutes, with real Ray and real kills.
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY)  ## And what takes longer.
-	$(PYTEST)
+test-all: $(READY)  ## And what takes longer, with the lines that were run: build/coverage/html.
+	$(PYTEST) --cov --cov-report=term --cov-report=html
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

@@ -1,7 +1,7 @@
 """A MuJoCo environment with rewards of about 1, whatever the task: `NormalizeReward`, and a clip.
 
-PPO's value function learns returns; those of HalfCheetah grow from -300 to thousands while it learns
-to run. So the field divides rewards by the running standard deviation of the discounted return and
+PPO's value function learns returns; those of HalfCheetah grow from -300 to thousands while it
+learns. So the field divides rewards by the running standard deviation of the discounted return and
 clips them (Engstrom et al. 2020, "Implementation Matters in Deep RL"; Stable-Baselines3's
 VecNormalize, Gymnasium's NormalizeReward). Each environment has its own running statistics here;
 they are part of its snapshot, so a continued run goes on with the same ones.

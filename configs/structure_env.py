@@ -23,8 +23,8 @@ shape is 1 at the roof, and omega_1 [rad/s] the building's first frequency:
 
 The earthquake is Gaussian noise with the spectrum of Kanai (1957) and Tajimi (1960), white noise
 through a layer of soil with the frequency omega_g and the damping ratio zeta_g, and without what is
-slower than omega_f (Clough and Penzien, Dynamics of Structures, sec. 23-4). With r = omega / omega_g
-and q = omega / omega_f:
+slower than omega_f (Clough and Penzien, Dynamics of Structures, sec. 23-4). With
+r = omega / omega_g and q = omega / omega_f:
 
     S(omega) = S_0 (1 + 4 zeta_g^2 r^2) / ((1 - r^2)^2 + 4 zeta_g^2 r^2)
                    q^4 / ((1 - q^2)^2 + 4 zeta_f^2 q^2)
@@ -33,8 +33,8 @@ made as a sum of cosines with random phases (Shinozuka and Deodatis 1991), shape
 envelope of Jennings, Housner and Tsai (1968): growing with t^2, then level, then decaying
 exponentially; and scaled to its peak acceleration. All of it comes from the seed of `reset`.
 
-a_g is linear between its samples, u constant over a step. For that the equations are solved exactly,
-by the matrix exponential, so dt [s] bounds what can be seen, not what is right.
+a_g is linear between its samples, u constant over a step. For that the equations are solved
+exactly, by the matrix exponential, so dt [s] bounds what can be seen, not what is right.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ class Matrices:
 
 
 class LinearSystem:
-    """M z'' + C z' + K z = -M 1 a + b u, in steps of dt: exact for a linear from `before` to `after`
-    and u constant. States are (z, z'), n displacements and n velocities."""
+    """M z'' + C z' + K z = -M 1 a + b u, in steps of dt: exact for a linear from `before` to
+    `after` and u constant. States are (z, z'), n displacements and n velocities."""
 
     def __init__(self, of: Matrices, push: np.ndarray, dt: float) -> None:
         n = len(of.mass)

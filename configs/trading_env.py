@@ -11,12 +11,12 @@ What is changed, and why:
 
 - Observations are logarithmic daily returns over the window, in units of 2 % (about the standard
   deviation of a stock's day), not dollars: at 200 dollars a share a policy would learn nothing that
-  holds at 1000. Every number is made of prices up to t alone; nothing is normalized over the series.
+  holds at 1000. Every number is made of prices up to t; nothing is normalized over the series.
 - The observation also says whether the stock is held. Otherwise the same window would ask for
   different actions.
 - The reward is the step's change of log(wealth), fees included, so that an episode's return is
-  exactly the log of gym-anytrading's `total_profit`. Its own reward is in dollars, knows no fees, and
-  forgets a position that is still open at the end.
+  exactly the log of gym-anytrading's `total_profit`. Its own reward is in dollars, knows no fees,
+  and forgets a position that is still open at the end.
 - Episodes of `days` begin anywhere in the range, drawn from the environment's generator. Without
   `days` the one episode is the whole range.
 - `history`, which grows with every step, is not kept.

@@ -15,40 +15,48 @@ from support.paths import ENVS
 from support.running import Reference, Run, train, trial_of, write_config
 from support.small_disk import mounted
 
-# Ray replaces a worker that needs more than 60 s to start, by one that begins its imports anew: on a machine
-# that is busy with other things, for ever.
+# Ray replaces a worker that needs more than 60 s to start, by one that begins its imports anew: on
+# a machine that is busy with other things, for ever.
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
 
 
 _LONGEST = (
-    "test_disturbed_runs",
-    "test_cli",
-    "test_signals",
-    "test_curriculum",
-    "test_trial_states",
-    "test_export",
-    "test_jobs",
-    "test_exact_state",
-    "test_preflight",
-    "test_audit",
-    "test_watchdogs",
-    "test_stock_rllib",
-    "test_snapshots",
-    "test_forkserver",
+    "runs/test_disturbed_runs",
+    "runs/test_cli",
+    "runs/test_signals",
+    "ray/test_curriculum",
+    "runs/test_trial_states",
+    "runs/test_export",
+    "runs/test_jobs",
+    "runs/test_s3",
+    "ray/test_exact_state",
+    "runs/test_preflight",
+    "ray/test_snapshots",
+    "ray/test_forkserver",
+    "runs/test_fencing_at_every_line",
+    "ray/test_sampler",
+    "ray/test_policy",
+    "runs/test_audit",
+    "ray/test_watchdogs",
+    "ray/test_stock_rllib",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first: two processes that take file by file end at about the same time."""
+    """The files that take longest come first, so that two processes end at about the same time."""
     places = {name: place for place, name in enumerate(_LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+    def place(item: pytest.Item) -> int:
+        return places.get(f"{item.path.parent.name}/{item.path.stem}", len(places))
+
+    items.sort(key=place)
 
 
 def trained_once(
     factory: pytest.TempPathFactory, name: str, configure: Callable[[Path], Path]
 ) -> Path:
-    """The config of a finished run for all processes of this test run, which only read it: the first that
-    asks trains it. `configure` writes `run.yaml` into a directory."""
+    """The config of a finished run for all processes of this test run, which only read it: the
+    first that asks trains it. `configure` writes `run.yaml` into a directory."""
     place = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = place.parent
@@ -87,8 +95,8 @@ def _stumbling(place: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def survivor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config of a finished run of 6 iterations that failed once: in iteration 4, after checkpoint 2.
-    Its environment is in a module beside the YAML file."""
+    """The config of a finished run of 6 iterations that failed once: in iteration 4, after
+    checkpoint 2. Its environment is in a module beside the YAML file."""
     return trained_once(tmp_path_factory, "survivor", _stumbling)
 
 

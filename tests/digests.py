@@ -1,7 +1,7 @@
 """Digests of short runs of every kind, to prove that a change altered no number.
 
     python tests/digests.py before.json               # at the commit before
-    python tests/digests.py after.json before.json    # and at the one after; exit code 1 if any differs
+    python tests/digests.py after.json before.json    # after it; exit code 1 if any differs
 
 Equal digests are to be expected on one machine alone.
 """
@@ -63,8 +63,8 @@ def config_of(name: str, directory: Path, changes: dict[str, Any]) -> dict[str, 
     }
     for key, value in changes.items():
         known = config.get(key)
-        merged = isinstance(known, dict) and isinstance(value, dict)
-        config[key] = {**known, **value} if merged else value
+        is_section = isinstance(known, dict) and isinstance(value, dict)
+        config[key] = {**(known or {}), **value} if is_section else value
     return config
 
 

@@ -5,11 +5,11 @@
     scaling       more env runners, more learners, and what each costs in memory
     checkpoint    seconds that training waits for a checkpoint
     startup       seconds from the command to the first result
-    goodput       useful work while something dies once a minute, on a cluster; left out without root
-    recovery      seconds from a fault on a cluster to the next new result; needs root, so only when named
+    goodput       useful work while something dies once a minute, on a cluster; needs root
+    recovery      seconds from a fault to the next new result; needs root, only when named
     gpu           updates and whole runs with the learner on a GPU; needs one, so only when named
     learning      the same returns as stock RLlib; hours, and so only when named
-    docs          nothing is measured: the tables of the JSON file go into docs/develop/benchmarks.md
+    docs          nothing is measured: the tables of the JSON file go into docs/benchmarks.md
 
 Without a name, the first six. Tables are printed and written to build/benchmarks.json.
 """
@@ -77,4 +77,4 @@ def _arguments(options: Options) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

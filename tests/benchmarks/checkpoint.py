@@ -1,19 +1,19 @@
 """Seconds that training waits for a checkpoint, raytrain against stock Tune.
 
-CartPole-v1 with layers so wide that weights and Adam's two moments are 1, 20 and 200 MB; a checkpoint
-every 5 iterations (raytrain's default), to this machine's disk and to a store of which each request
-takes 50 ms (`slow_store.py`).
+CartPole-v1 with layers so wide that weights and Adam's two moments are 1, 20 and 200 MB; a
+checkpoint every 5 iterations (raytrain's default), to this machine's disk and to a store of which
+each request takes 50 ms (`slow_store.py`).
 
-    waits         what the trial does not train for the sake of a checkpoint: `save()` of stock's trial, and of
-                  raytrain's what it reports as `timers/iteration/checkpoint_s`
-    cycle longer  what 5 iterations from one checkpoint to the next take beyond five times the median iteration:
-                  also what the commit behind training takes away from it, and Tune's own part
+    waits         how long the trial does not train because of a checkpoint: stock's `save()`, and
+                  what raytrain reports as `timers/iteration/checkpoint_s`
+    cycle longer  what 5 iterations from one checkpoint to the next take beyond five times the
+                  median iteration: with what the commit in the background takes from training,
+                  and Tune's own part
 
-With 20 and 200 MB iterations are made short, or a run would take hours; but not so short that five of them
-are over before a checkpoint is committed. For the share of the wall time, the wait is divided by five
-iterations of 2048 steps, 10 passes, minibatch 64, of which only the matrix arithmetic is counted: a real
-iteration is longer, and the share smaller.
-"""
+With 20 and 200 MB iterations are made short, or a run would take hours; but not so short that five
+of them are over before a checkpoint is committed. For the share of the wall time, the wait is
+divided by five iterations of 2048 steps, 10 passes, minibatch 64, of which only the matrix
+arithmetic is counted: a real iteration is longer, and the share smaller."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import settings
@@ -82,9 +83,10 @@ def run(trainer: str, store: str, settings_of_run: dict[str, Any]) -> Costs:
 
 
 def longer(gaps: Sequence[float], cadence: int = CADENCE) -> list[float]:
-    """Seconds beyond the median iteration, summed over each cycle. `gaps[i]` is the time from result
-    i + 1 to result i + 2; a cycle begins with the gap after a result whose number is a multiple of
-    the cadence, in which the save lies. The first cycle is left out, and what is not whole."""
+    """Seconds beyond the median iteration, summed over each cycle. `gaps[i]` is the time
+    from result i + 1 to result i + 2; a cycle begins with the gap after a result whose
+    number is a multiple of the cadence, in which the save lies. The first cycle is left out,
+    and what is not whole."""
     later = gaps[cadence - 1 :]
     base = statistics.median(later)
     whole = len(later) // cadence
@@ -110,10 +112,7 @@ def measure(options: Options) -> list[Table]:
         values = config(width, batch, epochs, cycles)
         for store in STORES:
             found = interleave(
-                {
-                    name: lambda n=name, s=store, v=values: run(n, s, v)
-                    for name in ("raytrain", "stock Tune")
-                },
+                {name: partial(run, name, store, values) for name in ("raytrain", "stock Tune")},
                 rounds,
                 f"{megabytes} MB, {store}",
             )

@@ -1,25 +1,24 @@
 """How much of the work stays when something dies once a minute, on a cluster of real raylets.
 
 An experiment of four trials trains on two workers, `raytrain train --address` against stock Tune
-(`Tuner("PPO").fit()`, started again with `Tuner.restore`) on the same cluster, with the same settings,
-checkpoints and number of failures that may be survived:
+(`Tuner("PPO").fit()`, started again with `Tuner.restore`) on the same cluster, with the same
+settings, checkpoints and number of failures that may be survived:
 
-    warm-up ── undisturbed, 20 s ── fault, and the rest of a minute ── undisturbed, 20 s ── fault, ...
+    warm-up ── undisturbed, 20 s ── fault, rest of a minute ── undisturbed, 20 s ── fault, ...
 
     trial, env runner    SIGKILL to one of these processes
     driver               SIGKILL; the command is given again at once
     raylet               SIGKILL to a node that carries a trial; another one joins in its place
     link                 such a node loses its network, for some seconds or for good
 
-Goodput is the iterations per second in the minutes that begin with a fault over those in the undisturbed
-times between them, of the same run: a shared machine gets faster and slower by a tenth within minutes, and
-so nothing is compared that is far apart. Only useful iterations count, those that the result consists of:
-how far all trials are at the end, less how far they were at the beginning, so one that is done again
-counts once.
+Goodput is the iterations per second in the minutes that begin with a fault over those in the
+undisturbed times between them, of the same run: a shared machine gets faster and slower by a tenth
+within minutes, and so nothing is compared that is far apart. Only useful iterations count, those
+that the result consists of: how far all trials are at the end, less how far they were at the
+beginning, so one that is done again counts once.
 
-Both trainers meet the same schedule, which a seed has drawn (`tests/support/chaos/schedule.py`); in each further
-round it is another one. Needs root (see `tests/support/namespaces.py`).
-"""
+Both trainers meet the same schedule, which a seed has drawn (`tests/support/chaos/schedule.py`); in
+each further round it is another one. Needs root (see `tests/support/namespaces.py`)."""
 
 from __future__ import annotations
 

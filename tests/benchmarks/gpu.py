@@ -1,8 +1,9 @@
-"""PPO with the learner on a GPU: an update alone, and whole runs, against stock RLlib on the same card.
+"""PPO with the learner on a GPU: an update alone, and whole runs, against stock RLlib on
+the same card.
 
-An update is RLlib's `learner.update(episodes=...)` in this process, 10 epochs over a batch of 8 x 256
-steps; a rate counts every row of every minibatch. Runs are as in `throughput`, but not held on one core.
-"""
+An update is RLlib's `learner.update(episodes=...)` in this process, 10 epochs over a batch of 8 x
+256 steps; a rate counts every row of every minibatch. Runs are as in `throughput`, but not held on
+one core."""
 
 from __future__ import annotations
 

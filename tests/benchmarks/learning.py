@@ -1,13 +1,12 @@
 """Do raytrain and stock RLlib learn the same? Final returns of both with the same hyperparameters.
 
 Each environment and seed is trained once by each. A run's final return is the mean of
-`episode_return_mean` over its last tenth of iterations. Shown are interquartile means over the seeds with 95 %
-bootstrap intervals (Agarwal et al. 2021, computed by rliable), and the interval of their difference: the two agree
-where it holds zero. `--rounds` is the number of seeds of every environment (by default those of `SEEDS`), `--jobs` how
-many runs go at a time. Each run's return is
-kept in build/learning_runs.jsonl, and a benchmark that was broken off goes on from there; delete the file to begin
-again.
-"""
+`episode_return_mean` over its last tenth of iterations. Shown are interquartile means over the
+seeds with 95 % bootstrap intervals (Agarwal et al. 2021, computed by rliable), and the interval of
+their difference: the two agree where it holds zero. `--rounds` is the number of seeds of every
+environment (by default those of `SEEDS`), `--jobs` how many runs go at a time. Each run's return is
+kept in build/learning_runs.jsonl, and a benchmark that was broken off goes on from there; delete
+the file to begin again."""
 
 from __future__ import annotations
 
@@ -20,6 +19,7 @@ import types
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from runs import Watched, program, raytrain_command, scratch, watch, write_confi
 
 KEPT = Path(__file__).parents[2] / "build" / "learning_runs.jsonl"
 SEEDS = {"HalfCheetah-v5": 15}
-"""Seeds of an environment whose returns scatter more than those of the others, which have `ROUNDS`."""
+"""Seeds of an environment whose returns scatter more than those of the others,
+which have `ROUNDS`."""
 ROUNDS = 5
 REPETITIONS = 5000
 TRAINERS = ("raytrain", "stock RLlib")
@@ -88,7 +89,7 @@ def measure(options: Options) -> list[Table]:
         (trainer, env, seed) for env in tasks for seed in range(seeds[env]) for trainer in TRAINERS
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
-        returns = list(pool.map(lambda each: run(*each, options.quick), runs))
+        returns = list(pool.map(partial(run, quick=options.quick), *zip(*runs, strict=True)))
     found: dict[tuple[str, str], list[float]] = {}
     for (trainer, env, _), value in zip(runs, returns, strict=True):
         found.setdefault((env, trainer), []).append(value)

@@ -1,9 +1,8 @@
 """How runs become figures: rounds that interleave the rivals, and medians of ratios within a round.
 
-A machine has slow minutes, so a rate alone means little. Every round runs each rival once, one after
-the other (A B C, A B C, ...); a ratio is taken between runs of the same round, and of these ratios
-the median is shown with the lowest and the highest. Rates are medians too.
-"""
+A machine has slow minutes, so a rate alone means little. Every round runs each rival once, one
+after the other (A B C, A B C, ...); a ratio is taken between runs of the same round, and of these
+ratios the median is shown with the lowest and the highest. Rates are medians too."""
 
 from __future__ import annotations
 

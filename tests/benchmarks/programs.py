@@ -1,10 +1,10 @@
 """What runs in the processes that are measured, beside `raytrain train`.
 
     python programs.py stock CONFIG          stock RLlib PPO: `algo.train()` in this process
-    python programs.py tune CONFIG           the same under stock Tune, with Tune's checkpoints; given
-                                             again, it restores the experiment
-    python programs.py timed CONFIG [slow]   the same with the seconds of each save in `saves.json`, to
-                                             the disk or to the store `slow://`
+    python programs.py tune CONFIG           the same under stock Tune, with Tune's checkpoints;
+                                             given again, it restores the experiment
+    python programs.py timed CONFIG [slow]   the same with the seconds of each save in `saves.json`,
+                                             to the disk or to the store `slow://`
     python programs.py sb3 CONFIG            Stable-Baselines3 PPO
     python programs.py raytrain CONFIG       `raytrain train` that knows the store `slow://`
     python programs.py arithmetic CONFIG     nothing but env steps and matrix products
@@ -91,7 +91,7 @@ def timed(path: Path, store: str = "") -> None:
         file_system = slow_store.arrow_file_system()
     saves = path.parent / SAVES
 
-    class PPO(ppo.PPO):  # type: ignore[misc]
+    class PPO(ppo.PPO):
         """Its `save` writes the checkpoint and takes it to storage, before it trains on."""
 
         def save(self, *args: Any, **kwargs: Any) -> Any:

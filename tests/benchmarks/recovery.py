@@ -1,18 +1,19 @@
 """Seconds from a fault to the next new result, on a cluster of real raylets in network namespaces.
 
-`raytrain train --address` against stock Tune (`Tuner("PPO").fit()` on the same cluster, with the same
-settings and checkpoints). A trial trains on one of two nodes; after some seconds
+`raytrain train --address` against stock Tune (`Tuner("PPO").fit()` on the same cluster, with the
+same settings and checkpoints). A trial trains on one of two nodes; after some seconds
 
     node killed       SIGKILL to the trial's node
     learner killed    SIGKILL to one of two remote learners, each on a node of its own
-    link cut          the trial's node loses its network: heads notice it in about 9 s with the setting of
-                      docs/clusters/nodes.md, with which raytrain runs; stock runs with Ray's own, and with that
+    link cut          the trial's node loses its network: heads notice it in about 9 s with the
+                      setting of docs/nodes.md, with which raytrain runs; stock runs with
+                      Ray's own, and with that
 
 A result is new when its iteration was not reached before the fault, and another process than before
 has made it: a node without its network goes on for a while, and its files are shared here.
 
-The second table: what a checkpoint costs with one remote learner and with two, each on a node of its
-own: seconds that training waits for it, and until it is committed.
+The second table: what a checkpoint costs with one remote learner and with two, each on a node of
+its own: seconds that training waits for it, and until it is committed.
 
 Needs root (see `tests/support/namespaces.py`).
 """
@@ -25,6 +26,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,9 +79,7 @@ def measure(options: Options) -> list[Table]:
     rows: list[dict[str, Any]] = []
     for fault in FAULTS[:1] if options.quick else FAULTS:
         trainers = (*TRAINERS, SAME_SETTING) if fault == "link cut" else TRAINERS
-        found = interleave(
-            {name: lambda n=name, f=fault: run(n, f) for name in trainers}, rounds, fault
-        )
+        found = interleave({name: partial(run, name, fault) for name in trainers}, rounds, fault)
         stock = [each.seconds for each in found["stock Tune"]]
         for name, runs in found.items():
             own, seconds = name == "raytrain", [each.seconds for each in runs]
@@ -98,7 +98,7 @@ def measure(options: Options) -> list[Table]:
 
 def checkpoints(rounds: int) -> Table:
     found = interleave(
-        {f"{count}": lambda n=count: checkpoint(n) for count in (1, 2)}, rounds, "checkpoints"
+        {f"{count}": partial(checkpoint, count) for count in (1, 2)}, rounds, "checkpoints"
     )
     rows = []
     for count, runs in found.items():
@@ -204,16 +204,17 @@ def learner_elsewhere(cluster: Cluster, home: Node) -> Node:
 
 
 def result_files(place: Path, cluster: Cluster) -> dict[str, Path]:
-    """The `result.json` of each trial. Tune writes it on the driver's node, in the session's directory, and
-    copies it to the storage every ten seconds or so; raytrain writes to the storage."""
+    """The `result.json` of each trial. Tune writes it on the driver's node, in the
+    session's directory, and copies it to the storage every ten seconds or so; raytrain
+    writes to the storage."""
     staged = "head/session_2*/artifacts/*/*/driver_artifacts/*/result.json"
     found = [*place.glob("results/*/*/result.json"), *cluster.files.glob(staged)]
     return {path.parent.name: path for path in sorted(found, key=lambda path: path.stat().st_mtime)}
 
 
 def read(path: Path, *, last: bool = False) -> list[Result]:
-    """What is in a `result.json`, in the order of its writing; or the last result alone, which costs little
-    enough to be read again and again beside the run."""
+    """What is in a `result.json`, in the order of its writing; or the last result alone, which
+    costs little enough to be read again and again beside the run."""
     with path.open("rb") as file:
         if last:
             file.seek(max(0, path.stat().st_size - _TAIL))

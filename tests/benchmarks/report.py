@@ -1,8 +1,8 @@
-"""Tables on the screen, in `build/benchmarks.json` and in `docs/develop/benchmarks.md`.
+"""Tables on the screen, in `build/benchmarks.json` and in `docs/benchmarks.md`.
 
-    build/benchmarks.json         {"throughput": {"command", "measured", "machine", "versions",
-                                  "rounds", "quick", "tables": [{"title", "rows", "notes"}]}, ...}
-    docs/develop/benchmarks.md    <!-- throughput --> ... <!-- end of throughput -->, prose around it
+    build/benchmarks.json    {"throughput": {"command", "measured", "machine", "versions", "rounds",
+                             "quick", "tables": [{"title", "rows", "notes"}]}, "scaling": ...}
+    docs/benchmarks.md       <!-- throughput --> ... <!-- end of throughput -->, prose around it
 
 Measuring one table leaves the others in the file as they were.
 """
@@ -16,6 +16,7 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,13 @@ def write_docs(path: Path, document: Mapping[str, Any]) -> list[str]:
         if not place.search(text):
             raise ValueError(f"{path} has no place `<!-- {name} -->` ... `<!-- end of {name} -->`")
         filled = markdown(found)
-        text = place.sub(lambda match, new=filled: f"{match[1]}\n{new}\n\n{match[2]}", text)
+        text = place.sub(partial(_filled, filled), text)
     path.write_text(text)
     return list(document)
+
+
+def _filled(content: str, place: re.Match[str]) -> str:
+    return f"{place[1]}\n{content}\n\n{place[2]}"
 
 
 def _cell(value: Any) -> str:

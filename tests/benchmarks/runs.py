@@ -4,10 +4,9 @@
             --> appends a line to some `result.json` below that directory for each iteration
     watch   --> for each line: seconds since the command, CPU seconds of all its processes, the row
 
-raytrain and Tune write such a file anyway, the other trainers through `programs.py`, so everybody is
-measured in the same way, with everything in between: checkpoints, records, Ray's own processes. A
-line is noticed within `POLL_S`.
-"""
+raytrain and Tune write such a file anyway, the other trainers through `programs.py`, so everybody
+is measured in the same way, with everything in between: checkpoints, records, Ray's own processes.
+A line is noticed within `POLL_S`."""
 
 from __future__ import annotations
 
@@ -122,8 +121,8 @@ def watch(
     gpu: bool = False,
 ) -> Watched:
     """Run a command to its end. `core`: all its processes stay on this core; `memory_at`: measure
-    memory once so many results are there; `phases`: also note when kinds of processes appear; `gpu`: it
-    sees the machine's GPUs.
+    memory once so many results are there; `phases`: also note when kinds of processes appear;
+    `gpu`: it sees the machine's GPUs.
 
     Raises RunFailed.
     """
@@ -166,7 +165,8 @@ def watch(
 
 
 def environment(place: Path, *, gpu: bool = False) -> dict[str, str]:
-    """No GPU unless it is asked for, one thread for arithmetic, temporary files in the run's directory; quiet."""
+    """No GPU unless it is asked for, one thread for arithmetic, temporary files in the
+    run's directory; quiet."""
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     path = [str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]
     return {
@@ -240,7 +240,8 @@ def _has_steps(path: Path) -> bool:
 
 
 class Tree:
-    """The processes of a run, also those that have ended: CPU seconds, memory, when each appeared."""
+    """The processes of a run, also those that have ended: CPU seconds, memory,
+    when each appeared."""
 
     def __init__(self, root: psutil.Process) -> None:
         self._root = root

@@ -1,15 +1,15 @@
 """More env runners and more learners: steps/s, samples/s, and memory.
 
-Env runners: HalfCheetah-v5, 4 environments each, an iteration that samples 8192 steps and learns little
-(one pass, one gradient step), so that its rate is that of sampling. Learners: CartPole-v1, [256, 256], 2048
-steps for each learner, minibatch 128, 20 passes, so that its rate is that of learning; samples are timesteps
-times passes. Whole iterations are counted in both. Runs are not pinned. Memory is PSS, in which what
-processes share is counted once.
-"""
+Env runners: HalfCheetah-v5, 4 environments each, an iteration that samples 8192 steps and learns
+little (one pass, one gradient step), so that its rate is that of sampling. Learners: CartPole-v1,
+[256, 256], 2048 steps for each learner, minibatch 128, 20 passes, so that its rate is that of
+learning; samples are timesteps times passes. Whole iterations are counted in both. Runs are not
+pinned. Memory is PSS, in which what processes share is counted once."""
 
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 import settings
@@ -61,12 +61,12 @@ def measure(options: Options) -> list[Table]:
     rounds = options.rounds_or(ROUNDS)
     iterations = 5 if options.quick else 12
     runners = interleave(
-        {str(n): lambda n=n: run(with_runners(n, iterations)) for n in RUNNERS},
+        {str(n): partial(run, with_runners(n, iterations)) for n in RUNNERS},
         rounds,
         "env runners",
     )
     learners = interleave(
-        {str(n): lambda n=n: run(with_learners(n, iterations)) for n in LEARNERS},
+        {str(n): partial(run, with_learners(n, iterations)) for n in LEARNERS},
         rounds,
         "learners",
     )

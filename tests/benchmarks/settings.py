@@ -1,4 +1,5 @@
-"""The hyperparameters of all trainers, in the shape of raytrain's YAML; each reads the same file."""
+"""The hyperparameters of all trainers, in the shape of raytrain's YAML; each reads
+the same file."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """The share of an iteration that is neither env stepping nor matrix arithmetic.
 
-`raytrain train` with its checkpoints, all its processes on one core, against bare loops of what has to be
-done in any case (`programs.py arithmetic`): as many env steps, and matrix products of the shapes and the
-number that the networks need. Steady state: what lies before the fourth result is left out, as
-processes still start by then.
-"""
+`raytrain train` with its checkpoints, all its processes on one core, against bare loops of what has
+to be done in any case (`programs.py arithmetic`): as many env steps, and matrix products of the
+shapes and the number that the networks need. Steady state: what lies before the fourth result is
+left out, as processes still start by then."""
 
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 import settings
@@ -38,7 +38,7 @@ def run(what: str, quick: bool) -> Watched:
 
 def measure(options: Options) -> list[Table]:
     found = interleave(
-        {what: lambda w=what: run(w, options.quick) for what in ITERATIONS},
+        {what: partial(run, what, options.quick) for what in ITERATIONS},
         options.rounds_or(ROUNDS),
         NAME,
     )

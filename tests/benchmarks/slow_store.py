@@ -1,9 +1,9 @@
 """`slow://`: a local directory as a remote store of which every request takes 50 ms longer.
 
-A request is one call from outside: a listing, a look at a file, opening one, deleting one. Reading and
-writing an open file is as fast as the disk. pyarrow sees it through fsspec, as it sees any store that it does
-not know itself. Processes that get such a file system from another find this module on their path.
-"""
+A request is one call from outside: a listing, a look at a file, opening one, deleting one. Reading
+and writing an open file is as fast as the disk. pyarrow sees it through fsspec, as it sees any
+store that it does not know itself. Processes that get such a file system from another find this
+module on their path."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import pyarrow.fs as pafs
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 LATENCY_S = 0.05
 SCHEME = "slow"
@@ -61,7 +61,7 @@ def _slowed(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class SlowFileSystem(LocalFileSystem):  # type: ignore[misc]
+class SlowFileSystem(LocalFileSystem):
     """See the module's docstring."""
 
     protocol = SCHEME

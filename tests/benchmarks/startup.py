@@ -1,10 +1,10 @@
 """Seconds from the command to the first result, and where they go.
 
-`raytrain train` against the twenty lines of `stock_startup.py` (`Tuner("PPO").fit()`), with one small
-iteration of the same settings. Phases end when, seen from outside,
+`raytrain train` against the twenty lines of `stock_startup.py` (`Tuner("PPO").fit()`), with one
+small iteration of the same settings. Phases end when, seen from outside,
 
-    until Ray starts    the first of Ray's services is there: imports, and raytrain's checks of config and
-                        environment
+    until Ray starts    the first of Ray's services is there: imports, and raytrain's checks of
+                        config and environment
     Ray                 the first worker process is there
     trial's process     the actor of the trial is there: Tune, the actor's imports
     build               the first iteration begins: networks, env runners, learner
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from functools import partial
 from typing import Any
 
 import settings
@@ -75,7 +76,7 @@ def measure(options: Options) -> list[Table]:
     rows: list[dict[str, Any]] = []
     for runners in RUNNERS[:1] if options.quick else RUNNERS:
         found = interleave(
-            {name: lambda n=name, r=runners: run(n, r) for name in ("raytrain", "stock Tune")},
+            {name: partial(run, name, runners) for name in ("raytrain", "stock Tune")},
             rounds,
             f"{runners} env runners",
         )

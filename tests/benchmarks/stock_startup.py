@@ -1,4 +1,5 @@
-"""Stock RLlib PPO under Tune as a person would write it, for `startup.py`: `stock_startup.py DIR RUNNERS`."""
+"""Stock RLlib PPO under Tune as a person would write it, for `startup.py`:
+`stock_startup.py DIR RUNNERS`."""
 
 import sys
 

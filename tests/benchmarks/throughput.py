@@ -2,9 +2,8 @@
 
 raytrain is `raytrain train` with a checkpoint every 5 iterations (its default), stock RLlib PPO is
 `algo.train()` in a loop, Stable-Baselines3 PPO is `learn`. Every process of a run, Ray's own among
-them, stays on the same core. Steady state: from the second result to the last, which is the sixth with
-raytrain (one checkpoint lies between them) and the fourth with the others (none does).
-"""
+them, stays on the same core. Steady state: from the second result to the last, which is the sixth
+with raytrain (one checkpoint lies between them) and the fourth with the others (none does)."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    size: dict[str, int] = {"iterations": 6, "batch": 2048 if quick else BATCH}
+    size: dict[str, Any] = {"iterations": 6, "batch": 2048 if quick else BATCH}
     small = settings.ppo("CartPole-v1", **size)
     large = settings.ppo("CartPole-v1", hiddens=(256, 256), minibatch=128, **size)
     cheetah = settings.ppo("HalfCheetah-v5", continuous=True, **size)

@@ -22,7 +22,8 @@ SERVED: dict[str, gym.Space[Any]] = {
     "dict": Dict(
         {
             "gear": Discrete(2, start=7),
-            "rest": Dict({"force": Box(-1.0, 3.0, (1,)), "levers": MultiDiscrete([2, 2], start=[1, 1])}),
+            "rest": Dict({"force": Box(-1.0, 3.0, (1,)), "levers": MultiDiscrete([2, 2], start=[1,
+                1])}),
         }
     ),
 }  # fmt: skip

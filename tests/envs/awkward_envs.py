@@ -36,7 +36,7 @@ class Walk(gym.Env):
         return self._observe(), self.place, bool(abs(self.place) > 2), False, {}
 
     def noise(self) -> float:
-        return self.np_random.normal(0, 0.02)
+        return float(self.np_random.normal(0, 0.02))
 
     def _observe(self) -> Any:
         return np.array([self.place, self.speed])
@@ -49,12 +49,12 @@ class Locked(Walk):
         super().__init__()
         self.lock = threading.Lock()
         self.ticks = (tick for tick in range(10**9))
-        self.scale = lambda value: value * 1.0
+        self.scale: Any = lambda value: value * 1.0
 
     def noise(self) -> float:
         next(self.ticks)
         with self.lock:
-            return self.scale(super().noise())
+            return float(self.scale(super().noise()))
 
 
 class OwnState(Locked):
@@ -144,7 +144,7 @@ class Entropy(Walk):
 
 
 class RefusesCopies(Walk):
-    def __reduce_ex__(self, protocol: Any) -> None:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         raise RuntimeError("no copies of me")
 
     def __deepcopy__(self, memo: Any) -> None:

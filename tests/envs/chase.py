@@ -1,5 +1,5 @@
-"""A square in an 84x84 picture, to be kept in the middle: as much for a network as an Atari game, and next to
-nothing for the environment."""
+"""A square in an 84x84 picture, to be kept in the middle: as much for a network as an Atari game,
+and next to nothing for the environment."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ SIZE, FRAMES = 84, 4
 
 
 class Chase(gym.Env[Any, Any]):
-    """Four frames of float32 in [0, 1]; five actions, to stay or to push the square; the reward is less the
-    further away it is."""
+    """Four frames of float32 in [0, 1]; five actions, to stay or to push the square; the reward is
+    less the further away it is."""
 
     def __init__(self, length: int = 60) -> None:
         self.observation_space = gym.spaces.Box(0.0, 1.0, (SIZE, SIZE, FRAMES), np.float32)

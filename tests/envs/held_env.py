@@ -1,6 +1,5 @@
-"""CartPole that can be held: a run goes as far as a test needs it, and waits there until the test has
-acted. It is copied beside a run's YAML file (`running.Holds`).
-"""
+"""CartPole that can be held: a run goes as far as a test needs it, and waits there until the test
+has acted. It is copied beside a run's YAML file (`running.Holds`)."""
 
 from __future__ import annotations
 
@@ -12,7 +11,8 @@ import gymnasium as gym
 
 
 class Held(gym.Wrapper[Any, Any, Any, Any]):
-    """`holds`: a path, and the number of steps after which the next one waits while that file is there."""
+    """`holds`: a path, and the number of steps after which the next one waits while that
+    file is there."""
 
     def __init__(self, env: gym.Env[Any, Any], holds: dict[str, int]) -> None:
         super().__init__(env)

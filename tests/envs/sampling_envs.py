@@ -10,7 +10,8 @@ from gymnasium import spaces
 
 
 class Drift(gym.Env[Any, Any]):
-    """Ends by itself or by truncation after few steps, at random; its infos are now empty, now not."""
+    """Ends by itself or by truncation after few steps, at random; its infos are now
+    empty, now not."""
 
     def __init__(self, space: gym.Space[Any] | None = None, dtype: Any = np.float32) -> None:
         self.observation_space = spaces.Box(-10, 10, (3,), dtype)

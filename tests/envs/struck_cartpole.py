@@ -1,10 +1,9 @@
-"""CartPole whose factory arms the process that calls it: at a given call of a given function of raytrain
-it kills what the test wants to see killed.
+"""CartPole whose factory arms the process that calls it: at a given call of a given function of
+raytrain it kills what the test wants to see killed.
 
-STRUCK_CARTPOLE names a directory with `strikes.json`: a list of strikes, each of which strikes once in the
-life of the directory. The driver makes the environment when it looks how it can be saved, a trial when it
-starts, so both are armed before they do anything that counts.
-"""
+STRUCK_CARTPOLE names a directory with `strikes.json`: a list of strikes, each of which strikes once
+in the life of the directory. The driver makes the environment when it looks how it can be saved, a
+trial when it starts, so both are armed before they do anything that counts."""
 
 from __future__ import annotations
 
@@ -30,9 +29,10 @@ _armed = False
 @dataclass(frozen=True)
 class Strike:
     """Strike in a `process` ("driver" or "trial") at call number `call` of the function `at`
-    ("module:name" or "module:Class.name"), counted in each process, `after` it or before; only calls
-    with `argument` among their positional ones count. `victim`: "driver", "trial" (SIGKILL), "all"
-    (SIGKILL to the driver and all of its processes), or "interrupt" (SIGTERM to the driver)."""
+    ("module:name" or "module:Class.name"), counted in each process, `after` it or before; only
+    calls with `argument` among their positional ones count. `victim`: "driver", "trial"
+    (SIGKILL), "all" (SIGKILL to the driver and all of its processes), or "interrupt" (SIGTERM
+    to the driver)."""
 
     process: str
     at: str
@@ -108,7 +108,7 @@ def _wrap(strike: Strike, marker: Path) -> None:
 
 
 def _subclasses(owner: Any) -> list[type]:
-    found = list(owner.__subclasses__()) if isinstance(owner, type) else []
+    found: list[type] = list(owner.__subclasses__()) if isinstance(owner, type) else []
     return [*found, *(below for each in found for below in _subclasses(each))]
 
 

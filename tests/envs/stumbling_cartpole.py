@@ -1,4 +1,5 @@
-"""CartPole that fails once in its life: the first process to reach a step leaves a marker and raises."""
+"""CartPole that fails once in its life: the first process to reach a step leaves a
+marker and raises."""
 
 from __future__ import annotations
 

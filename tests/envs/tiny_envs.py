@@ -66,3 +66,20 @@ def pong() -> gym.Env[Any, Any]:
     gym.register_envs(ale_py)
     game = gym.make("ALE/Pong-v5", obs_type="grayscale", max_episode_steps=40)
     return Flicker(game)
+
+
+RELEASED = threading.Event()
+
+
+class Waiting(gym.Wrapper[Any, Any, Any, Any]):
+    """CartPole whose step number `at` waits until `RELEASED` is set."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self.at, self.steps = at, 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == self.at:
+            RELEASED.wait(600)
+        return super().step(action)

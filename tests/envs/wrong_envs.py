@@ -13,7 +13,8 @@ from gymnasium import spaces
 
 
 class Right(gym.Env[Any, Any]):
-    """Ten steps an episode; from step `after` on (counted over all episodes) `wrong` has its way."""
+    """Ten steps an episode; from step `after` on (counted over all episodes) `wrong`
+    has its way."""
 
     observation_space: Any = spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space: Any = spaces.Discrete(2)
@@ -30,7 +31,7 @@ class Right(gym.Env[Any, Any]):
     def step(self, action: Any) -> Any:  # here
         self.t += 1
         self.steps += 1
-        returned = np.zeros(2, np.float32), 1.0, self.t >= 10, False, {}
+        returned: tuple[Any, ...] = np.zeros(2, np.float32), 1.0, self.t >= 10, False, {}
         return self.wrong(*returned) if self.steps > self.after else returned
 
     def wrong(self, *returned: Any) -> Any:
@@ -131,7 +132,8 @@ class Outside(Right):
 
 class Bug(Right):
     def wrong(self, *returned: Any) -> Any:
-        return {}[3]
+        empty: dict[int, Any] = {}
+        return empty[3]
 
 
 class Exits(Right):

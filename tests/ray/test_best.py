@@ -1,4 +1,5 @@
-"""`best` and the score it follows: training, evaluation, the environment's own; and what it survives."""
+"""`best` and the score it follows: training, evaluation, the environment's own; and
+what it survives."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
 
 
 def config_in(home: Path, name: str, **sections: Any) -> Path:
-    merged = {key: {**RUN.get(key, {}), **sections.get(key, {})} for key in {**RUN, **sections}}
+    merged: dict[str, Any] = {
+        key: {**RUN.get(key, {}), **sections.get(key, {})} for key in {**RUN, **sections}
+    }
     merged["storage_path"] = str(home / name / "results")
     return write_config(home / f"{name}.yaml", **merged)
 

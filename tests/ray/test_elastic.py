@@ -1,23 +1,17 @@
-"""Fewer or more actors, nodes that go and come, others who want room: the run stays the same run."""
+"""Nodes that go and come, and others who want their room: the run stays the same run."""
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import gymnasium as gym
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 from support.tiny_ppo import Iteration, Told, built, iterate, unlike
-
-from raytrain.cluster.placement import fits, unplaced
-from raytrain.rollout.runner_pool import RunnerRules, spread
-from raytrain.rollout.timeout import RolloutTimeout, reporting_stalls
 
 FOUR: dict[str, Any] = {
     "env_runners": {
@@ -27,87 +21,6 @@ FOUR: dict[str, Any] = {
     }
 }
 ITERATIONS = 5
-
-
-def test_groups_are_at_their_own_actors_or_spread_over_those_that_are_there() -> None:
-    groups = range(4)
-    assert spread(groups, [0, 1, 2, 3], {}) == {0: 0, 1: 1, 2: 2, 3: 3}
-    assert spread(groups, [2], {0: 0, 1: 1, 2: 2, 3: 3}) == dict.fromkeys(groups, 2)
-    assert spread(groups, [0, 2], dict.fromkeys(groups, 2)) == {0: 0, 1: 2, 2: 2, 3: 0}
-    # Who may stay stays.
-    assert spread(groups, [0, 2, 3], {0: 0, 1: 2, 2: 2, 3: 0}) == {0: 0, 1: 2, 2: 2, 3: 3}
-
-
-def test_every_spread_is_even() -> None:
-    for groups in range(1, 9):
-        for pattern in range(1, 2**groups):
-            pool = [index for index in range(groups) if pattern >> index & 1]
-            loads = list(spread(range(groups), pool, dict.fromkeys(range(groups), 0)).values())
-            counts = [loads.count(host) for host in pool]
-            assert sum(counts) == groups and max(counts) - min(counts) <= 1
-
-
-def test_the_number_of_actors_is_bounded_by_that_of_groups() -> None:
-    assert RunnerRules().actors(4) == (1, 4)
-    assert RunnerRules(min_actors=2, max_actors=3).actors(4) == (2, 3)
-    assert RunnerRules(min_actors=2, max_actors=3).actors(1) == (1, 1)
-    assert RunnerRules().actors(0) == (0, 0)
-
-
-def test_room_is_what_no_placement_group_has_reserved() -> None:
-    nodes = {"a": {"CPU": 4.0}, "b": {"CPU": 2.0, "GPU": 1.0}}
-    groups = {
-        "placed": {"bundles": {0: {"CPU": 1.0}, 1: {"CPU": 2.0}}, "bundles_to_node_id": {0: "a", 1: "a"}},
-        # One of its nodes is gone.
-        "half": {"bundles": {0: {"CPU": 1.0}, 1: {"CPU": 2.0}}, "bundles_to_node_id": {0: "b", 1: "z"}},
-        "new": {"bundles": {0: {"GPU": 1.0}}, "bundles_to_node_id": {0: ""}},
-    }  # fmt: skip
-    left, waiting = unplaced(nodes, groups)
-    assert left == [{"CPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}]
-    assert waiting == {"half": [{"CPU": 2.0}], "new": [{"GPU": 1.0}]}
-    assert fits(waiting["new"], left)
-    assert not fits(waiting["half"], left)
-    assert fits([{"CPU": 1.0}, {"CPU": 1.0}], left)
-    assert not fits([{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], left)
-
-
-def test_patience_learns() -> None:
-    patience = RolloutTimeout("auto")
-    assert patience.limit_s() == 600
-    patience.add(0.2)
-    assert patience.limit_s() == 60
-    patience.add(30.0)
-    assert patience.limit_s() == 150
-    assert RolloutTimeout(7.0).limit_s() == 7
-    assert RolloutTimeout(None).limit_s() is None
-
-
-class Slow(gym.Env[Any, Any]):
-    def step(self, action: Any) -> Any:
-        action.wait(600)
-
-
-def test_a_thread_that_stands_is_found_where_it_stands() -> None:
-    said: list[str] = []
-    heard = threading.Event()
-
-    def report(position: str) -> None:
-        said.append(position)
-        heard.set()
-
-    for _ in range(3):  # What ends in time is not reported, nor is a later deadline waited for.
-        with reporting_stalls(report, 60):
-            pass
-    with reporting_stalls(report, 0.05):
-        Slow().step(heard)
-    line = Slow.step.__code__.co_firstlineno + 1
-    assert said[0].startswith(f"in Slow.step (test_elastic.py, line {line}), there in wait (thread")
-    with reporting_stalls(report, None):
-        pass
-    assert len(said) == 1
-
-
-# -- with real nodes -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -159,7 +72,7 @@ def test_four_actors_then_one_then_three_as_nodes_go_and_come(cluster: Cluster) 
 
 
 @pytest.mark.slow
-def test_room_is_made_for_a_placement_group_and_taken_again(cluster: Cluster) -> None:
+def test_further_actors_make_room_for_a_placement_group_and_come_back(cluster: Cluster) -> None:
     cluster.add_node(num_cpus=1)
     two = {**FOUR["env_runners"], "num_env_runners": 2, "max_actors": 2}
     with built(env_runners=two) as algorithm:

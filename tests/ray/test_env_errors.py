@@ -1,10 +1,10 @@
-"""What an environment does wrong once training goes on: told with file and line, by both ways of sampling."""
+"""What an environment does wrong once training goes on: told with file and line, by both
+ways of sampling."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +25,9 @@ needs_ray = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture(params=["arrays", "rllib"])
-def sampling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def sampling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(EnvGroup, "sampling", request.param)
-    return request.param
+    return str(request.param)
 
 
 def late(name: str, **sections: Any) -> dict[str, Any]:
@@ -36,7 +36,8 @@ def late(name: str, **sections: Any) -> dict[str, Any]:
 
 
 def sample(name: str) -> None:
-    """100 steps of an environment that goes wrong after 30, by a runner in this process, without Ray."""
+    """100 steps of an environment that goes wrong after 30, by a runner in this
+    process, without Ray."""
     environment = {"env": f"wrong_envs:{name}", "env_config": {"after": 30}}
     config = config_from_dict({**TINY, "environment": environment})
     runner = EnvGroup(config=prepare(to_algorithm_config(config)), worker_index=0)

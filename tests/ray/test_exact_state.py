@@ -14,6 +14,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from raytrain.ppo.fast_update.minibatches import minibatch_generator
 from raytrain.ppo.fast_update.update import FastUpdate
 from raytrain.ppo.state import Restored, StateMismatch
 from raytrain.rng import RngStreams
-from raytrain.rollout.collector import RunnerLost
 from raytrain.rollout.env_group import EnvGroup
+from raytrain.rollout.group_calls import RunnerLost
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -393,11 +394,15 @@ def test_each_of_two_learners_has_its_own_state(tmp_path: Path) -> None:
     sections = {"learners": {"num_learners": 2}, "training": {**KL, "num_epochs": 3}}
     saved = _saved(tmp_path / "state", **sections)
     disturb()
+
+    def of_another(rank: int, state: Any) -> None:
+        state["learners"][rank].update(rng=_other_rng())
+
     try:
         assert saved.again.load_exact(saved.directory) == Restored(2)
         assert unlike(saved.expected, iterate(saved.again, 2)) == []
         for rank in (0, 1):
-            other = _plain(lambda s, r=rank: s["learners"][r].update(rng=_other_rng()))
+            other = _plain(partial(of_another, rank))
             broken = saved.broken(tmp_path / f"broken {rank}", other)
             saved.again.load_exact(broken)
             assert unlike(saved.expected, iterate(saved.again, 1)), rank

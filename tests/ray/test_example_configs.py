@@ -1,4 +1,5 @@
-"""The configs in configs/ with environments of their own: exact snapshots, a small run each, and what they teach."""
+"""The configs in configs/ with environments of their own: exact snapshots, a small run each, and
+what they teach."""
 
 from __future__ import annotations
 
@@ -114,7 +115,9 @@ def test_a_small_run(name: Any, strategy: Any, tmp_path: Path) -> None:
     if name == "structure":
         passed = [f"stages/{stage['name']}" for stage in short_stages()]
         assert all((trial / each / "manifest.json").exists() for each in passed)
-        peaks = {each: [] for each in ("moderate", "strong", "heavy", "severe")}
+        peaks: dict[str, list[Any]] = {
+            each: [] for each in ("moderate", "strong", "heavy", "severe")
+        }
         for row in episodes.to_pylist():
             peaks[row["stage"]].append(row["custom/pga"])
         middle = {each: (min(found) + max(found)) / 2 for each, found in peaks.items()}
@@ -145,7 +148,7 @@ def test_normalized_rewards_and_the_raw_return() -> None:
     assert info["raw_return"] == pytest.approx(total, rel=1e-12)
     # The last reward, divided by the deviation of the discounted return so far.
     assert scaled[-1] == pytest.approx(reward / np.std(squares), rel=0.02)
-    raw = creator({**config.environment.env_config, **for_evaluation})
+    raw = creator({**config.environment.env_config, **(for_evaluation or {})})
     raw.reset(seed=2)
     plain.reset(seed=2)
     assert raw.step(np.ones(6))[1] == plain.step(np.ones(6))[1]

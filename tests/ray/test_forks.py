@@ -1,4 +1,5 @@
-"""Forks: what a new run takes of the one it came from, what its own config decides, and its descent."""
+"""Forks: what a new run takes of the one it came from, what its own config decides,
+and its descent."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def learning_rate(algorithm: Any) -> float:
     (optimizer,) = algorithm.learner_group._learner._named_optimizers.values()
-    return optimizer.param_groups[0]["lr"]
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def forked(saved: Path, **sections: Any) -> Any:
@@ -140,7 +141,8 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
-    """The directory with a config and three runs: run, its fork `child`, and that one's `grandchild`."""
+    """The directory with a config and three runs: run, its fork `child`, and
+    that one's `grandchild`."""
     place = tmp_path_factory.mktemp("family")
     config = write_config(place / "run.yaml", **SMALL, stop={"iterations": 3})
     train_here(config)
@@ -168,13 +170,14 @@ def test_the_childs_manifests_name_the_parent_and_its_digest(family: Path) -> No
     entries = Catalogue(Location.of(trial)).entries()
     assert entries
     for entry in entries:
+        assert entry.manifest is not None and entry.manifest.parent is not None
         found = entry.manifest.parent
         assert (found.experiment, found.trial) == ("run", trial.name)
         assert found.checkpoint == "best"
         assert found.weights_sha256 == parent.weights_sha256
     recorded = [row["training_iteration"] for row in rows(trial)]
     assert recorded == list(range(parent.iteration + 1, 7))
-    assert entries[-1].manifest.timesteps > parent.timesteps
+    assert max(entry.manifest.timesteps for entry in entries if entry.manifest) > parent.timesteps
     assert rows(trial)[0]["learners"]["default_policy"]["default_optimizer_learning_rate"] == 5e-4
 
 

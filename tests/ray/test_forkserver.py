@@ -1,4 +1,5 @@
-"""Workers are forked from one process that has imported everything, and are like those that are not."""
+"""Workers are forked from one process that has imported everything, and are like those
+that are not."""
 
 from __future__ import annotations
 
@@ -218,14 +219,17 @@ def test_what_has_imported_another_raytrain_is_not_asked(
     monkeypatch.setenv("RAY_RAYLET_PID", "1")
     command = ["default_worker.py", "--raylet-name=/tmp/x/sockets/raylet"]
     before = forkserver._socket_paths(command)
-    assert before == forkserver._socket_paths(command)
+    assert before is not None and before == forkserver._socket_paths(command)
     (package / "kernels.py").write_text("SCALE = 2.0")
-    base, job = forkserver._socket_paths(command) or ()
+    paths = forkserver._socket_paths(command)
+    assert paths is not None
+    base, job = paths
     assert base not in before and job not in before
 
 
 def test_a_server_that_is_not_used_ends(node: Node) -> None:
-    """It lives for as long as the worker that it was started for, and for as long as it is not used."""
+    """It lives for as long as the worker that it was started for, and for as long as it
+    is not used."""
     ended = node.root / "ended"
     (node.root / "slow.py").write_text(f"import time; time.sleep(3); open({str(ended)!r}, 'w')")
     path = node.root / "sockets" / "x" / "own"
@@ -260,7 +264,8 @@ def test_a_server_ends_with_its_raylet(node: Node) -> None:
 @pytest.mark.parametrize(
     ("module", "why"),
     [
-        ("import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
+        ("import threading, time\nthreading.Thread(target=time.sleep, args=(600,), "
+         "daemon=True).start()",
          "has started threads"),
         ("raise RuntimeError('not today')", "RuntimeError: not today"),
     ],
@@ -294,7 +299,8 @@ def test_nobody_elses_server_is_told_anything(node: Node, whose: str) -> None:
     node.root.chmod(0o755)
     node.own.chmod(0o777)
     listening = (
-        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen();"
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); "
+        "s.bind(sys.argv[1]); s.listen();"
         "open(sys.argv[1] + '.up', 'w'); c, _ = s.accept(); open(sys.argv[1] + '.got', 'wb')"
         ".write(c.recv(9999)); c.sendall(b'+'); import time; time.sleep(600)"
     )

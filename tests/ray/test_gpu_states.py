@@ -1,5 +1,5 @@
-"""A learner on a GPU: the same twice, the same after its state was loaded, the same with CUDA graphs and
-without; and to rounding what the CPU computes."""
+"""A learner on a GPU: the same twice, the same after its state was loaded, the same with CUDA
+graphs and without; and to rounding what the CPU computes."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Recorder(gym.Wrapper):
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
-        self.events = []
+        self.events: list[Any] = []
 
     def reset(self, **kwargs: Any) -> Any:
         observation, info = self.env.reset(**kwargs)
@@ -655,7 +655,7 @@ def _leaf_spaces(space: Any) -> Any:
 def test_arrays_and_settings_come_back() -> None:
     for array in (
         np.array([0.1, -0.0, 0.0, np.nan, np.inf, 5e-324]),
-        np.float32([1e-45, 3.4e38]).reshape(2, 1),
+        np.array([1e-45, 3.4e38], np.float32).reshape(2, 1),
         np.array([2**63, 2**64 - 1], np.uint64),
         np.full((200, 300), -0.0),
         np.zeros((0, 2)),
@@ -712,7 +712,8 @@ sys.meta_path.insert(0, Refuse())
 
 @pytest.fixture(scope="module")
 def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """{name: directory} of the exported policies, with TorchScript, and the rollouts beside them."""
+    """{name: directory} of the exported policies, with TorchScript, and the
+    rollouts beside them."""
     directories = {}
     for name, directory in trained.items():
         place = tmp_path_factory.mktemp(f"exported-{name}")
@@ -735,7 +736,8 @@ def test_exported_policies_give_the_actions_that_training_sent_without_ray(expor
 
 
 def recorded(directory: Any) -> Any:
-    """Observations (a batch for each leaf of the space) and the actions that they were answered with."""
+    """Observations (a batch for each leaf of the space) and the actions that they
+    were answered with."""
     arrays = np.load(directory / "False.npz")
     stepped = arrays["stepped"]
     return tuple(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -231,21 +231,6 @@ def test_chunks_of_running_episodes_are_kept_by_episode(runner: SingleAgentEnvRu
     assert all(isinstance(each, list) for each in chunks.values())
 
 
-def test_the_default_pipelines_of_a_runner_are_known(runner: SingleAgentEnvRunner) -> None:
-    to_module, to_env = _ray.runners.connectors(runner)
-    for pipeline, defaults in (
-        (to_module, _ray.connectors.ENV_TO_MODULE),
-        (to_env, _ray.connectors.MODULE_TO_ENV),
-    ):
-        # Connectors of a config come before them.
-        kinds = [type(connector) for connector in pipeline.connectors][-len(defaults) :]
-        assert _ray.connectors.why_not_default(kinds, defaults) is None
-        assert "not RLlib's default" in str(_ray.connectors.why_not_default(kinds[1:], defaults))
-        of_same_name = type(kinds[0].__name__, (), {})
-        why = _ray.connectors.why_not_default([of_same_name, *kinds[1:]], defaults)
-        assert why == f"has {kinds[0].__name__}"
-
-
 def test_a_runner_has_both_connector_pipelines(runner: SingleAgentEnvRunner) -> None:
     to_module, to_env = _ray.runners.connectors(runner)
     assert "MeanStdFilter" in runner.get_state()["env_to_module_connector"]
@@ -300,7 +285,7 @@ def test_a_step_that_raises_still_becomes_an_error_without_a_message() -> None:
 # -- filters -------------------------------------------------------------------------------------
 
 
-def _two_runners_see(rounds: int, merge: object) -> tuple[RunningStat, np.ndarray]:
+def _two_runners_see(rounds: int, merge: Callable[..., Any]) -> tuple[RunningStat, np.ndarray]:
     """20 rounds of 2 runners that see numbers around 5, merged after each."""
     random, seen = np.random.default_rng(0), []
     stats = RunningStat((2,))
@@ -334,7 +319,7 @@ def test_merged_filters_are_those_of_all_observations() -> None:
     connector = MeanStdFilter()
     pipeline = SimpleNamespace(get_checkpointable_components=lambda: [("Filter", connector)])
 
-    def state(stats: RunningStat) -> dict:
+    def state(stats: RunningStat) -> dict[str, Any]:
         return {"Filter": {None: {"shape": [2], "running_stats": [stats.to_state()]}}}
 
     def ours(before: RunningStat, after: list[RunningStat]) -> RunningStat:
@@ -536,3 +521,18 @@ def test_rllib_repeats_an_evaluation_in_later_results(
         made.stop()
     assert means[0] is None
     assert means[1] == means[2] is not None
+
+
+def test_the_default_pipelines_of_a_runner_are_known(runner: SingleAgentEnvRunner) -> None:
+    to_module, to_env = _ray.runners.connectors(runner)
+    for pipeline, defaults in (
+        (to_module, _ray.connectors.ENV_TO_MODULE),
+        (to_env, _ray.connectors.MODULE_TO_ENV),
+    ):
+        # Connectors of a config come before them.
+        kinds = [type(connector) for connector in pipeline.connectors][-len(defaults) :]
+        assert _ray.connectors.why_not_default(kinds, defaults) is None
+        assert "not RLlib's default" in str(_ray.connectors.why_not_default(kinds[1:], defaults))
+        of_same_name = type(kinds[0].__name__, (), {})
+        why = _ray.connectors.why_not_default([of_same_name, *kinds[1:]], defaults)
+        assert why == f"has {kinds[0].__name__}"

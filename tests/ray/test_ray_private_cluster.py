@@ -1,5 +1,5 @@
-"""What `raytrain/_ray/cluster.py` relies on in Ray. Each test fails when Ray changes that; then look at
-the entry of the same name. (`drain_node` is tried on real nodes in `test_nodes.py`.)"""
+"""What `raytrain/_ray/cluster.py` relies on in Ray. Each test fails when Ray changes that; then
+look at the entry of the same name. (`drain_node` is tried on real nodes in `test_nodes.py`.)"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What `raytrain/_ray` relies on in Ray for a long run's driver, and for signals. Each test fails when Ray
-changes that, or needs it no longer; then look at the entry of the same name."""
+"""What `raytrain/_ray` relies on in Ray for a long run's driver, and for signals. Each test fails
+when Ray changes that, or needs it no longer; then look at the entry of the same name."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ _HEAVY = ("torch", "ray.rllib", "ray.tune")
 
 @pytest.fixture(scope="module")
 def lean() -> Iterator[Any]:
-    """An instance, and those of its processes that a busy machine had not let run before it was there."""
+    """An instance, and those of its processes that a busy machine had not let run before
+    it was there."""
     started, held = threading.Event(), set()
 
     def hold() -> None:
@@ -135,10 +136,12 @@ def test_no_function_of_rays_starts_another_instance_within_a_run() -> None:
 
 
 def test_a_service_of_an_instance_that_did_not_come_up_is_none_of_the_next(tmp_path: Path) -> None:
-    """Nobody waits for it, so it stays a child of this process; a run took it for its own that had died, and
-    started Ray again and again."""
+    """Nobody waits for it, so it stays a child of this process; a run took it for its own that had
+    died, and started Ray again and again."""
     program = tmp_path / "raylet"
-    shutil.copy(shutil.which("sleep"), program)
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    shutil.copy(sleep, program)
     started = [subprocess.Popen([program, "600"]) for _ in range(2)]
     try:
         started[0].kill()

@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,18 @@ def pids(algorithm: Told, count: int) -> list[int]:
     while len(pool.up) < count:
         assert time.monotonic() < deadline, f"{len(pool.up)} of {count} came"
         pool.refresh(0.1)
-    return [host.process.pid for host in pool.up]
+    return [runner.process.pid for runner in pool.up if runner.process is not None]
+
+
+def _is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid)
 
 
 def kill(*victims: int) -> None:
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     for pid in victims:
-        until(lambda pid=pid: not psutil.pid_exists(pid), 600, lambda: "it lives on")
+        until(partial(_is_gone, pid), 600, lambda: "it lives on")
 
 
 @pytest.fixture
@@ -111,7 +116,7 @@ def test_a_runner_killed_at_any_moment_changes_nothing(
 
 
 @pytest.mark.slow
-def test_an_actor_that_hosts_several_groups_is_no_other_result_and_may_die_too(
+def test_one_actor_for_several_groups_gives_the_same_result_and_may_die(
     undisturbed: list[Iteration],
     kill_while_sampling: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -136,8 +141,8 @@ def test_with_continue_an_iteration_goes_on_with_fewer_samples_but_not_for_ever(
     rules = {"on_env_runner_loss": "continue", "max_short_iterations": 1}
     with built(**TWO, fault_tolerance=rules) as algorithm:
         trail = []
-        # Not the same one twice: whether one that came again had answered anything before it is killed
-        # again is chance, and nothing is dropped for the loss of one that had not.
+        # Not the same one twice: whether one that came again had answered anything before it is
+        # killed again is chance, and nothing is dropped for the loss of one that had not.
         for index in (1, 0):
             kill_while_sampling(pids(algorithm, 2)[index])
             trail += iterate(algorithm, 1)

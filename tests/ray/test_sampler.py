@@ -1,5 +1,5 @@
-"""A group is sampled into arrays, and nobody can tell: episodes, rows, counters and filter state are
-those of RLlib's own sampling from the same random streams, without tolerance."""
+"""A group is sampled into arrays, and nobody can tell: episodes, rows, counters and filter state
+are those of RLlib's own sampling from the same random streams, without tolerance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raytrain.rollout.rollout import Rollout
 
 def numbers(metrics: dict[str, Any], at: str = "") -> dict[str, Any]:
     """Values of the stats that are no times, by name."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, dict):
             found |= numbers(value, f"{at}{name}/")
@@ -74,14 +74,26 @@ def module(kind: type) -> dict[str, Any]:
     return {"change": lambda given: given.rl_module(rl_module_spec=spec)}
 
 
+def environment(**settings: Any) -> dict[str, Any]:
+    return {"change": lambda given: given.environment(**settings)}
+
+
+def runners(**settings: Any) -> dict[str, Any]:
+    return {"change": lambda given: given.env_runners(**settings)}
+
+
+def model(**settings: Any) -> dict[str, Any]:
+    return {"rl_module": {"model_config": settings}}
+
+
 CASES: dict[str, Any] = {
     "discrete": {},
     "discrete-one-env": {"env_runners": {"num_envs_per_env_runner": 1}},
     "float64-observations": {"environment": {"env": "awkward_envs:Walk"}},
     "multi-discrete": env("levers"),
     "box-unsquashed": env("forces"),
-    "box-clipped": {**env("forces"), "change": lambda c: c.environment(normalize_actions=False, clip_actions=True)},
-    "box-as-it-is": {**env("one_way"), "change": lambda c: c.environment(normalize_actions=False)},
+    "box-clipped": {**env("forces"), **environment(normalize_actions=False, clip_actions=True)},
+    "box-as-it-is": {**env("one_way"), **environment(normalize_actions=False)},
     "box-half-bounded": env("one_way"),
     "box-float64": env("fine_forces"),
     "infos-and-truncations": env("Drift"),
@@ -92,15 +104,15 @@ CASES: dict[str, Any] = {
     "complete-episodes": {**env("Drift"), "env_runners": {"batch_mode": "complete_episodes"}},
     "likeliest-actions": {**env("forces"), "env_runners": {"explore": False}},
     "likeliest-levers": {**env("levers"), "env_runners": {"explore": False}},
-    "shared-layers": {"rl_module": {"model_config": {"vf_share_layers": True, "fcnet_hiddens": [16, 8]}}},
-    "free-log-std": {**env("forces"), "rl_module": {"model_config": {"free_log_std": True}}},
-    "relu": {"rl_module": {"model_config": {"fcnet_activation": "relu"}}},
-    "silu": {"rl_module": {"model_config": {"fcnet_activation": "silu", "head_fcnet_hiddens": [8]}}},
+    "shared-layers": model(vf_share_layers=True, fcnet_hiddens=[16, 8]),
+    "free-log-std": {**env("forces"), **model(free_log_std=True)},
+    "relu": model(fcnet_activation="relu"),
+    "silu": model(fcnet_activation="silu", head_fcnet_hiddens=[8]),
     "own-module": module(Chatty),
     "own-module-of-actions": {**module(Decided), "env_runners": {"num_env_runners": 2}},
-    "longer-lookback": {**env("Drift"), "change": lambda c: c.env_runners(episode_lookback_horizon=4)},
-    "no-lookback": {**env("Drift"), "change": lambda c: c.env_runners(episode_lookback_horizon=0)},
-    "short-fragments": {**env("Drift"), "change": lambda c: c.env_runners(rollout_fragment_length=2)},
+    "longer-lookback": {**env("Drift"), **runners(episode_lookback_horizon=4)},
+    "no-lookback": {**env("Drift"), **runners(episode_lookback_horizon=0)},
+    "short-fragments": {**env("Drift"), **runners(rollout_fragment_length=2)},
 }  # fmt: skip
 
 
@@ -323,7 +335,7 @@ def test_what_an_environment_puts_into_its_infos_is_recorded_as_it_was(
 
 def test_an_environment_that_writes_into_its_actions_changes_none_of_the_learners() -> None:
     plain = {"normalize_actions": False, "clip_actions": False}
-    given = config(**{"environment": {**env("Meddling")["environment"], **plain}})
+    given = config(environment={**env("Meddling")["environment"], **plain})
     (episode, *_) = runner(EnvGroup, given).sample(num_timesteps=30)
     assert (np.asarray(episode.get_actions()["force"]) != 0).all()
 

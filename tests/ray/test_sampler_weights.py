@@ -1,5 +1,5 @@
-"""After an update the sampler holds the learner's weights: every tensor, every bit, for every kind of
-module. RLlib hands a part of them over, without a word, to a module that keeps more."""
+"""After an update the sampler holds the learner's weights: every tensor, every bit, for every kind
+of module. RLlib hands a part of them over, without a word, to a module that keeps more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ LSTM = {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 8, "fcnet_hiddens"
 
 
 class WithBuffers(DefaultPPOTorchRLModule):
-    """Keeps a count, a precise mean and a narrow scale beside its parameters, and a critic's extra."""
+    """Keeps a count, a precise mean and a narrow scale beside its parameters, and
+    a critic's extra."""
 
     def setup(self) -> None:
         super().setup()

@@ -1,4 +1,5 @@
-"""One window for stop, score and console: the same number everywhere, and a part of the exact state."""
+"""One window for stop, score and console: the same number everywhere, and a part of
+the exact state."""
 
 from __future__ import annotations
 
@@ -10,20 +11,11 @@ from typing import Any
 import pytest
 from support.commands import here
 from support.running import experiment_of, rows, train_here, trial_of, write_config
-from support.tiny_ppo import TINY, built
+from support.tiny_ppo import built
 
 from raytrain.checkpoint import read_manifest
-from raytrain.config import config_from_dict
 from raytrain.ppo.stopping import StopRule
 from raytrain.storage import Location
-
-
-def test_stop_score_and_stages_have_the_same_window_where_none_is_given() -> None:
-    stages = [{"name": "a", "until": {"timesteps": 5}}, {"name": "b"}]
-    config = config_from_dict({**TINY, "curriculum": stages})
-    assert config.stop.window == 100
-    assert config.checkpoint.score_window == 100
-    assert config.curriculum[0].until.window == 100
 
 
 def test_a_resume_in_the_middle_of_a_window_ends_at_the_same_iteration(

@@ -245,7 +245,7 @@ def test_snapshots_of_other_wrappers_or_strategies_are_refused() -> None:
     with pytest.raises(SnapshotError, match="outermost wrapper"):
         own.take(awkward.Locked())
     with pytest.raises(SnapshotError, match="unknown snapshot strategy 'memory'"):
-        snapshotter("memory")
+        snapshotter("memory")  # type: ignore[arg-type]
 
 
 def test_wrappers_keep_their_references() -> None:
@@ -262,7 +262,7 @@ def test_wrappers_keep_their_references() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["replay", "pickle"])
-def test_a_snapshot_before_the_first_reset(strategy: str) -> None:
+def test_a_snapshot_before_the_first_reset(strategy: Any) -> None:
     own = snapshotter(strategy)
     env = own.wrap(awkward.Walk())
     env.unwrapped.np_random.normal()
@@ -272,7 +272,8 @@ def test_a_snapshot_before_the_first_reset(strategy: str) -> None:
 
 def test_actions_come_back_as_they_went_in() -> None:
     reused = np.zeros(2, np.float32)
-    log, expected = ActionLog(), []
+    log = ActionLog()
+    expected: list[Any] = []
     for value in range(200):
         reused[:] = value
         log.append(reused)

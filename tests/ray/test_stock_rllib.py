@@ -1,4 +1,5 @@
-"""A checkpoint is RLlib's too: a program that has never heard of raytrain loads it and trains on."""
+"""A checkpoint is RLlib's too: a program that has never heard of raytrain loads it
+and trains on."""
 
 from __future__ import annotations
 

@@ -1,13 +1,11 @@
-"""Hangs are noticed, named and ended; notices of clouds reach Ray."""
+"""Hangs are noticed, named and ended; a node that is taken away ends its trial in time."""
 
 from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +15,9 @@ import ray
 from ray.exceptions import RayActorError
 from support.clusters import until
 
+from raytrain import _ray
 from raytrain.cluster import nodes
 from raytrain.cluster.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
-from raytrain.cluster.preemption import notice_given
-from raytrain.cluster.restart_counts import RestartCounts
-from raytrain.config.schema import Preemption
 from raytrain.driver.pending_trials import PendingTrials
 from raytrain.driver.trial_watchdog import TrialWatchdog
 from raytrain.storage import Location
@@ -127,7 +123,7 @@ def test_a_long_phase_is_left_alone_while_it_is_within_its_limits(tmp_path: Path
     ray.get(learner.pid.remote())
 
 
-def test_what_is_usual_sets_the_limit(tmp_path: Path) -> None:
+def test_earlier_durations_set_the_limit_of_a_phase(tmp_path: Path) -> None:
     now = [0.0]
     where, limits = Location.of(tmp_path), Limits(10, 0.2)
     actors = {"learner 0": Learner.remote()}
@@ -163,66 +159,7 @@ def test_what_died_by_itself_is_a_failure_and_a_node_that_is_gone_is_not(
     assert node_is_gone("f" * 56)
 
 
-def test_losses_are_counted_over_the_life_of_a_trial(tmp_path: Path) -> None:
-    losses = RestartCounts(Location.of(tmp_path))
-    assert losses.text() == ""
-    for kind in ("failure", "lost_node", "lost_node"):
-        losses.add(kind)
-    again = RestartCounts(Location.of(tmp_path))
-    again.add("preemption")
-    assert again.text() == "1 failure, 2 lost nodes, 1 preemption"
-    (tmp_path / "losses.json").write_text('{"failure": 1, "lo')
-    assert RestartCounts(Location.of(tmp_path)).text() == ""
-
-
-def test_a_command_gives_notice(tmp_path: Path) -> None:
-    asked = Preemption(notice_command=f"test -e {tmp_path}/notice")
-    assert not notice_given(asked)
-    (tmp_path / "notice").touch()
-    assert notice_given(asked)
-
-
-@pytest.fixture
-def cloud() -> Any:
-    """A cloud's metadata server: `cloud.answer` is (code, body), for who sends the header."""
-    state = SimpleNamespace(answer=(404, ""))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            code, body = state.answer if self.headers["Metadata"] == "true" else (400, "no header")
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *arguments: Any) -> None:
-            return
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}/events"
-    yield state
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_url_gives_notice(cloud: Any) -> None:
-    asked = Preemption(
-        notice_url=cloud.url,
-        notice_headers={"Metadata": "true"},
-        notice_match='"EventType": *"Preempt"',
-    )
-    assert not notice_given(asked)
-    cloud.answer = (200, '{"Events": [{"EventType": "Reboot"}]}')
-    assert not notice_given(asked)
-    cloud.answer = (200, '{"Events": [{"EventType": "Preempt"}]}')
-    assert notice_given(asked)
-    assert not notice_given(Preemption(notice_url=cloud.url, notice_match="Preempt")), (
-        "without the header it is refused"
-    )
-    assert not notice_given(Preemption(notice_url="http://127.0.0.1:9/")), "nobody answers there"
-
-
-def test_a_trial_that_stands_still_is_killed_and_named() -> None:
+def test_a_trial_that_stopped_reporting_is_killed_and_named() -> None:
     now = [0.0]
     overdue = TrialWatchdog(3.0, 10.0, clock=lambda: now[0])
     actor = Learner.remote()
@@ -244,7 +181,32 @@ def test_a_trial_that_stands_still_is_killed_and_named() -> None:
             ray.get(actor.pid.remote(), timeout=600)
 
 
-def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:
+def test_a_wall_clock_that_is_set_ends_no_trial_before_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, ended = [0.0], []  # type: list[float], list[Exception]
+    found = Watchdog(
+        Location.of(tmp_path),
+        Limits(10, 60),
+        actors=dict,
+        save_kept=lambda: "the last iteration is saved",
+        clock=lambda: now[0],
+    )
+    node, ends = ray.get_runtime_context().get_node_id(), time.time() + 120
+    monkeypatch.setattr(found, "_end", ended.append)
+    monkeypatch.setattr(_ray.cluster, "draining_nodes", lambda: {node: ends})
+    with found.phase("update"):
+        found._look_at_nodes()
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: ends + 3600)
+            found._look_at_nodes()
+        assert found.leaving is not None and ended == []
+        now[0] += 119
+        found._look_at_nodes()
+    assert "is taken away before the iteration ends" in str(ended[0])
+
+
+def test_a_trial_that_no_node_has_resources_for_waits_with_a_message() -> None:
     now = [100.0]
     waiting = PendingTrials(clock=lambda: now[0])
 
@@ -267,28 +229,3 @@ def test_a_run_that_no_node_can_carry_waits_and_says_so() -> None:
         "A node with the resources is available again; the run continues."
     ]
     assert look(trial(CPU=1.0)) == []
-
-
-def test_a_wall_clock_that_is_set_ends_no_trial_before_its_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, ended = [0.0], []  # type: list[float], list[Exception]
-    found = Watchdog(
-        Location.of(tmp_path),
-        Limits(10, 60),
-        actors=dict,
-        save_kept=lambda: "the last iteration is saved",
-        clock=lambda: now[0],
-    )
-    node, ends = ray.get_runtime_context().get_node_id(), time.time() + 120
-    monkeypatch.setattr(found, "_end", ended.append)
-    monkeypatch.setattr(watchdog._ray.cluster, "draining_nodes", lambda: {node: ends})
-    with found.phase("update"):
-        found._look_at_nodes()
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "time", lambda: ends + 3600)
-            found._look_at_nodes()
-        assert found.leaving is not None and ended == []
-        now[0] += 119
-        found._look_at_nodes()
-    assert "is taken away before the iteration ends" in str(ended[0])

@@ -1,4 +1,5 @@
-"""What a user's environment can do wrong before Ray starts: exit code 2, and what, where and what to do."""
+"""What a user's environment can do wrong before Ray starts: exit code 2, and what, where and
+what to do."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def line_of(text: str) -> int:
 
 @pytest.fixture
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Ended]:
-    """`raytrain train` with a module of this text as its environment's, imported for the first time."""
+    """`raytrain train` with a module of this text as its environment's, imported for
+    the first time."""
     name = f"module_{re.sub('[^a-z0-9]', '_', tmp_path.name.lower())}"
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -237,9 +239,12 @@ def test_what_step_returns(name: str, rule: str, returned: str) -> None:
     ("name", "said", "place"),
     [
         ("Bug", "step() raised KeyError: 3", ("Bug.wrong", "return {}[3]")),
-        ("Exits", "step() raised SystemExit: no licence", ("Exits.wrong", 'sys.exit("no licence")')),
-        ("Interrupts", "step() raised KeyboardInterrupt", ("Interrupts.wrong", "KeyboardInterrupt")),
-        ("needs_a_display", "raised RuntimeError: no display here", ("needs_a_display", "display here")),
+        ("Exits", "step() raised SystemExit: no licence", ("Exits.wrong",
+         'sys.exit("no licence")')),
+        ("Interrupts", "step() raised KeyboardInterrupt", ("Interrupts.wrong",
+         "KeyboardInterrupt")),
+        ("needs_a_display", "raised RuntimeError: no display here", ("needs_a_display",
+         "display here")),
         ("ends_the_program", "raised SystemExit: 3", ("ends_the_program", "sys.exit(3)")),
         ("Leaves", "step() raised RuntimeError: os._exit(0) ends the whole program",
          ("Leaves.wrong", "os._exit(0)")),
@@ -255,8 +260,10 @@ def test_what_the_code_raises(name: str, said: str, place: tuple[str, str]) -> N
     ("name", "said"),
     [
         ("NoInfo", "reset() must return two values: observation, info. NoInfo.reset"),
-        ("NoSeed", "reset() raised TypeError: NoSeed.reset() got an unexpected keyword argument 'seed'"),
-        ("NoSpace", "observation_space must be a space of gymnasium.spaces; that of NoSpace is None"),
+        ("NoSeed", "reset() raised TypeError: NoSeed.reset() got an unexpected keyword argument "
+                   "'seed'"),
+        ("NoSpace", "observation_space must be a space of gymnasium.spaces; that of NoSpace is "
+                    "None"),
         ("Changing", "the action space must stay Discrete(2); after reset() it is Discrete(3)"),
         ("NoReset", "NoReset does not define reset()"),
         ("nothing", "returned None: does it end with `return env`?"),
@@ -361,7 +368,10 @@ def test_evaluation_with_other_spaces_is_refused(tmp_path: Path) -> None:
     environment = {"env": "wrong_envs:Sampled", "env_config": {"kind": "float32"}}
     ended = with_config(tmp_path, environment=environment, evaluation=evaluation)
     assert ended.code == 2
-    said = "evaluation.evaluation_config.env_config changes the observation space from Box(-1.0, 1.0, (3,)"
+    said = (
+        "evaluation.evaluation_config.env_config changes the observation space from "
+        "Box(-1.0, 1.0, (3,)"
+    )
     assert said in ended.err
 
 

@@ -1,4 +1,5 @@
-"""`raytrain audit` on a real run: equal to what is on storage, and not after a silent corruption."""
+"""`raytrain audit` on a real run: equal to what is on storage, and not after
+a silent corruption."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def trial_in(experiment: Path) -> Path:
     return trial
 
 
-def rewrite(checkpoint: Path, **changes: object) -> None:
+def rewrite(checkpoint: Path, **changes: Any) -> None:
     """A manifest that fits the files as they are now."""
     file = checkpoint / "manifest.json"
     manifest = Manifest.from_json(file.read_bytes(), "here")

@@ -33,8 +33,8 @@ SECTIONS: dict[str, Any] = {
     "stop": {"iterations": ITERATIONS},
     "failure": {"max_failures": 100},
 }
-# Begun, but not done. Each waits in its iteration HELD + 1 until the last fault has struck, so that none ends
-# before, however fast it is.
+# Begun, but not done. Each waits in its iteration HELD + 1 until the last fault has struck, so that
+# none ends before, however fast it is.
 HELD = ITERATIONS - 4
 FIRST, LAST = TRIALS * ITERATIONS // 16, TRIALS * ITERATIONS * 3 // 4
 FURTHER = 4

@@ -57,8 +57,8 @@ def finished_run(config: Path) -> Finished:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Checkpoints of the iterations 2, 4 (`final`) and of the better one (`best`). Started by somebody whose
-    group may write what they write."""
+    """Checkpoints of the iterations 2, 4 (`final`) and of the better one (`best`). Started by
+    somebody whose group may write what they write."""
     config = tiny_config(tmp_path_factory.mktemp("cli"))
     before = os.umask(0o002)
     try:
@@ -78,7 +78,8 @@ def copied(run: Finished, tmp_path: Path) -> Finished:
 
 @pytest.fixture(autouse=True)
 def loud_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Commands that run in this process keep Ray quiet; the next module's tests may listen to it."""
+    """Commands that run in this process keep Ray quiet; the next module's tests may
+    listen to it."""
     monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
     loggers = [logging.getLogger(name) for name in ("ray", "ray.rllib", "ray.tune")]
     levels = [logger.level for logger in loggers]
@@ -170,7 +171,8 @@ def test_each_option_has_its_name_written_out() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "typer.Option"
     ]
     assert len(calls) > 20
-    names = [call.args[0].value if call.args else None for call in calls]
+    first = [call.args[0] if call.args else None for call in calls]
+    names = [argument.value if isinstance(argument, ast.Constant) else None for argument in first]
     assert [name for name in names if not str(name).startswith("-")] == []
 
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from support import fake_slurm
-from support.clusters import ROOT, environment, free_port, until
+from support.clusters import environment, free_port, until
+from support.paths import ROOT
 from support.running import Holds, Reference, committed, rows, trial_of, write_config
 
 LAUNCHER = [ROOT / "cluster.yaml", ROOT / "docs" / "clusters" / "cluster-gcp.yaml"]
@@ -28,7 +29,8 @@ COMMANDS = (
 
 
 def prepared(path: Path) -> dict[str, Any]:
-    """As `ray up` sees it: completed with the provider's defaults, and held against Ray's schema."""
+    """As `ray up` sees it: completed with the provider's defaults, and held
+    against Ray's schema."""
     config: dict[str, Any] = prepare_config(yaml.safe_load(path.read_text()))
     validate_config(config)
     return config

@@ -26,8 +26,8 @@ def newest(trial: Path) -> int:
 
 
 def own_memory(process: psutil.Process) -> float:
-    """Megabytes that are no file's. What forks share is counted: it becomes a process's own when the others
-    write there, or end."""
+    """Megabytes that are no file's. What forks share is counted: it becomes a process's own when
+    the others write there, or end."""
     rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
     (line,) = [each for each in rollup if each.startswith("Anonymous:")]
     return float(line.split()[1]) / 2**10

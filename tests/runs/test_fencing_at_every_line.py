@@ -1,5 +1,5 @@
-"""A writer that is stopped at any line, and goes on when others have taken over, changes nothing that
-counts; nor does a second one that is killed at any line."""
+"""A writer that is stopped at any line, and goes on when others have taken over, changes nothing
+that counts; nor does a second one that is killed at any line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from raytrain.checkpoint import (
     catalogue,
     replacement,
 )
-from raytrain.checkpoint.commit import commit
+from raytrain.checkpoint.commit import commit, rename
+from raytrain.checkpoint.replacement import set_aside
 from raytrain.checkpoint.verify import check
 from raytrain.config import config_from_dict
 from raytrain.driver import stages
@@ -131,13 +132,13 @@ def test_a_start_that_was_replaced_sets_no_good_checkpoint_aside(
     first = Attempt(where)
     first.train(first.open(), 6)
     spoil(where / "checkpoint_000006" / "state")
-    third, move = Attempt(where), catalogue.set_aside
+    third = Attempt(where)
     quarantine = Catalogue.quarantine
 
     def overtaken(*args: Any, **named: Any) -> Any:
         patch.undo()
         third.train(third.open(), 6)
-        original = quarantine if moment == "before the fence" else move
+        original = quarantine if moment == "before the fence" else set_aside
         return original(*args, **named)
 
     if moment == "before the fence":
@@ -178,7 +179,8 @@ def test_retention_that_was_replaced_leaves_what_its_successor_goes_on_from(
 def test_a_writer_that_was_replaced_marks_no_checkpoint_but_its_own(
     tmp_path: Path, on_store: bool, is_damaged: bool, every: int
 ) -> None:
-    """When it goes on its last checkpoint has been deleted, or set aside and another has the name."""
+    """When it goes on its last checkpoint has been deleted, or set aside and another
+    has the name."""
     tried = 0
     for step in steps(every):
         where, first = seeded(tmp_path / str(step), on_store)
@@ -239,7 +241,8 @@ def test_a_file_of_an_upload_that_was_given_up_may_arrive_at_any_time(name: str)
 def test_a_manifest_that_comes_after_its_files_were_cleared_away_makes_nothing_best(
     is_asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer of a new best was stopped before the manifest, or its request was under way for so long."""
+    """The writer of a new best was stopped before the manifest, or its request was under way
+    for so long."""
     where, first = seeded(Path("unused"), True)
     second, write = Attempt(where), Location.write_atomic
 
@@ -275,11 +278,13 @@ def test_a_manifest_that_comes_after_its_files_were_cleared_away_makes_nothing_b
 def test_a_start_looks_again_when_another_changes_something_under_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both repair a replacement of best that was cut short, and the one that was replaced is faster."""
+    """Both repair a replacement of best that was cut short, and the one that was
+    replaced is faster."""
     where, first = seeded(tmp_path / "trial", False)
     first.train(3, 4)
     (where / "best").move_tree(where / "best.1-9.new")
-    rename, renamed = replacement._rename_into_place, []
+    rename = replacement._rename_into_place
+    renamed: list[Any] = []
 
     def overtaken(*args: Any) -> None:
         if not renamed:
@@ -316,7 +321,8 @@ def test_records_that_go_while_a_start_fetches_them_are_looked_for_again() -> No
 def test_a_number_of_a_replacement_that_failed_is_not_taken_again() -> None:
     """A file of it may still come, and would spoil the one that took its place."""
     where, first = seeded(Path("unused"), True)
-    copy, late = Location.copy_file, []
+    copy = Location.copy_file
+    late: list[Any] = []
 
     def refused(source: Location, target: Location) -> Any:
         if target.parent.name.startswith("best") and target.name == "state" and not late:
@@ -373,7 +379,8 @@ def test_what_a_start_clears_away_is_gone_before_its_writer_gives_it_a_name(
 def test_starting_again_after_a_stage_leaves_nothing_newer_in_sight(
     tmp_path: Path, on_store: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill left the best before the best; and a writer on a node that was cut off commits one more."""
+    """A kill left the best before the best; and a writer on a node that was cut off
+    commits one more."""
     experiment = an_empty_store() / "exp" if on_store else Location.of(tmp_path / "exp")
     where, first = experiment / "trial_00000", Attempt(experiment / "trial_00000")
     monkeypatch.setitem(SCORES, 6, 11.0)
@@ -481,7 +488,6 @@ def test_a_start_that_is_killed_while_it_sets_its_successors_checkpoint_aside_lo
     first, second, third = (Attempt(where) for _ in range(3))
     first.train(first.open(), 6)
     spoil(where / "checkpoint_000006" / "state")
-    rename = replacement.rename
 
     def overtaken(place: Location, target: Location) -> None:
         monkeypatch.setattr(replacement, "rename", rename)

@@ -1,4 +1,5 @@
-"""Whole runs whose learner is on a GPU: killed and continued, side by side on one card, forked, exported."""
+"""Whole runs whose learner is on a GPU: killed and continued, side by side on one
+card, forked, exported."""
 
 from __future__ import annotations
 

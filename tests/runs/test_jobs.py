@@ -14,7 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.clusters import ROOT, Cluster, environment, free_port, run, until
+from support.clusters import Cluster, environment, free_port, run, until
+from support.paths import ROOT
 from support.running import Holds, Reference, committed, rows, trial_of, write_config
 
 from raytrain.commands.jobs import exit_code, why_it_failed

@@ -1,5 +1,5 @@
-"""Real raylets with addresses of their own die, are cut off and are taken away: the run ends as if left
-alone, and none of it is counted as its failure (`max_failures` is 0 throughout)."""
+"""Real raylets with addresses of their own die, are cut off and are taken away: the run ends as if
+left alone, and none of it is counted as its failure (`max_failures` is 0 throughout)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +175,21 @@ def test_drained_nodes_and_none_left(two: Cluster, tmp_path: Path, undisturbed: 
     driver = start(two, config)
     driver.until(lambda: iteration_of(trial) == 3)
     drained = []
+
+    def told_of(count: int) -> bool:
+        return driver.output().count("is taken away") == count
+
+    def has_left(node: Node) -> bool:
+        now = two.where("ray::TrialPPO")
+        return bool(now) and node not in now
+
     for count in (1, 2):
         node = where(two)
         drained.append(node)
         drain(two, node)
-        lead(holds, lambda count=count: driver.output().count("is taken away") == count)
+        lead(holds, partial(told_of, count))
         if count == 1:  # It is on the other node, and held there.
-            driver.until(lambda node=node: (now := two.where("ray::TrialPPO")) and node not in now)
+            driver.until(partial(has_left, node))
     driver.until(lambda: "waits for a node to join" in driver.output())
     saved = iteration_of(trial)
     two.add(next(_names), cpus=3, resources={"worker": 1})
@@ -200,7 +209,8 @@ def drain(cluster: Cluster, node: Node) -> None:
         sys.executable,
         "-c",
         f"import ray; ray.init({ADDRESS!r}, log_to_driver=False, logging_level='ERROR');"
-        "print(*(f'{n[\"NodeManagerAddress\"]}={n[\"NodeID\"]}' for n in ray.nodes() if n['Alive']))",
+        'print(*(f\'{n["NodeManagerAddress"]}={n["NodeID"]}\' for n in ray.nodes() if '
+        "n['Alive']))",
     )
     ids = dict(each.split("=") for each in listed.split() if each.startswith("10.77."))
     why = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message test"
@@ -326,8 +336,8 @@ GRID: dict[str, Any] = {
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_several_trials_survive_nodes_that_die_and_then_the_driver(tmp_path: Path) -> None:
-    """Four trials of half a (counted) GPU each on two nodes; these die one after another while others
-    join; then the driver dies; the same command brings all to their ends."""
+    """Four trials of half a (counted) GPU each on two nodes; these die one after another while
+    others join; then the driver dies; the same command brings all to their ends."""
     (tmp_path / "alone").mkdir()
     env = {
         "RAY_preload_python_modules": "support.counted_gpus",

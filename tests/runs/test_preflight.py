@@ -11,11 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray._private.authentication_test_utils import reset_auth_token_state
-from support.clusters import NO_TOKEN, ROOT, Cluster, Node, environment, run, until
+from support.clusters import NO_TOKEN, Cluster, Node, environment, run, until
+from support.paths import ROOT
 from support.running import Run, write_config
 
 from raytrain import _ray
@@ -42,7 +44,7 @@ class Fixed:
         self.places = places
         self.processes: dict[str, Node] = {}
 
-    def add(self, name: str, *, path: Path | None = None, **env: str) -> None:
+    def add(self, name: str, *, path: Path | None = None, **env: Any) -> None:
         if path is not None:
             env["PYTHONPATH"] = f"{path}:{environment()['PYTHONPATH']}"
         resource = f"--resources={json.dumps({name: 1})}"
@@ -110,7 +112,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixed]:
     reset_auth_token_state()
 
 
-def refused(storage: Path | str, *asked: room.Node, **options: float) -> str:
+def refused(storage: Path | str, *asked: room.Node, **options: Any) -> str:
     with NodeActors(asked) as actors, pytest.raises(ClusterNotReady) as error:
         preflight(str(storage), actors, **options)
     assert error.value.exit_code == 2
@@ -209,15 +211,6 @@ def test_what_ray_says_is_told_without_ids_and_tracebacks() -> None:
     assert room._short(RuntimeError()) == "RuntimeError"
 
 
-def test_actors_that_outlive_ray_start_no_other(
-    nodes: Fixed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, NodeActors([nodes.node("good")]) as actors:
-        patch.setattr(ray, "is_initialized", lambda: False)
-        patch.setattr(ray, "kill", lambda actor: pytest.fail("it starts a Ray"))
-    assert actors.nodes == []
-
-
 @pytest.mark.slow
 def test_a_signal_ends_the_wait_for_a_node(nodes: Fixed, tmp_path: Path) -> None:
     with silenced(nodes) as silent:
@@ -293,3 +286,12 @@ def test_the_command_ends_before_training(nodes: Fixed, tmp_path: Path) -> None:
     assert "with other source files" in said
     assert "Traceback" not in said
     assert not (tmp_path / "results" / "run" / "trial_00000").exists()
+
+
+def test_actors_that_outlive_ray_start_no_other(
+    nodes: Fixed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, NodeActors([nodes.node("good")]) as actors:
+        patch.setattr(ray, "is_initialized", lambda: False)
+        patch.setattr(ray, "kill", lambda actor: pytest.fail("it starts a Ray"))
+    assert actors.nodes == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,12 @@ def test_runners_are_killed_again_and_again(tmp_path: Path, four_groups: Referen
     trial = trial_of(config)
     run = start(config)
     killed = 0
+
+    def held(iteration: int) -> bool:
+        return iteration_of(trial) == iteration and len(runners(run)) == 2
+
     for iteration in range(1, 10):
-        run.until(lambda at=iteration: iteration_of(trial) == at and len(runners(run)) == 2)
+        run.until(partial(held, iteration))
         for pid in runners(run) if iteration % 3 == 0 else runners(run)[:1]:
             os.kill(pid, signal.SIGKILL)
             killed += 1

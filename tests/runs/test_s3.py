@@ -19,7 +19,8 @@ from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location, Locked, StorageError, retry
 from raytrain.storage.lock import Times as LockTimes
 from raytrain.storage.retry import Retries, may_pass
-from raytrain.trial.directory import SavesFailing, Superseded, TrialDirectory
+from raytrain.trial.directory import SavesFailing, TrialDirectory
+from raytrain.trial.fencing import Superseded
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Signals to a run: to its process, its group, its session and all of its processes, at each moment."""
+"""Signals to a run: to its process, its group, its session and all of its processes,
+at each moment."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ SAVING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.S
 
 @pytest.fixture(autouse=True)
 def as_a_shell_starts_it() -> Iterator[None]:
-    """A test run in the background, or under `nohup`, ignores signals, and children inherit that."""
+    """A test run in the background, or under `nohup`, ignores signals, and
+    children inherit that."""
     numbers = (signal.SIGHUP, signal.SIGQUIT)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     yield
@@ -56,7 +58,8 @@ class Clock:
 
 
 def leave(*numbers: signal.Signals, apart: float = 2.0) -> int:
-    """The exit code of a process that gets these signals; that of `Interrupts` if it is left to end."""
+    """The exit code of a process that gets these signals; that of `Interrupts` if it is
+    left to end."""
     child = os.fork()
     if child == 0:
         clock = Clock()
@@ -128,13 +131,13 @@ def test_a_closed_terminal_does_not_end_the_run(terminal: bool) -> None:
 
 _ACTOR = """
 import multiprocessing, os, signal, subprocess, sys
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])  # As the raylet was started.
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])  # As in the raylet.
 from raytrain._ray.actor_signals import spare_this_actor
 spare_this_actor()
 os.kill(os.getpid(), signal.SIGTERM)
 os.kill(os.getpid(), signal.SIGHUP)
-simulator = subprocess.Popen([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"],
-                             stdout=subprocess.PIPE)
+program = "import time; print('up', flush=True); time.sleep(60)"
+simulator = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
 simulator.stdout.readline()
 simulator.terminate()
 exits = set()
@@ -162,7 +165,8 @@ def test_an_actor_lives_on_and_can_end_its_own_processes() -> None:
 def stopped(
     number: signal.Signals, *arguments: str, after: Callable[[psutil.Process], bool]
 ) -> tuple[int, str]:
-    """Exit code and output of a command whose group gets the signal; none of its processes is left."""
+    """Exit code and output of a command whose group gets the signal; none of its
+    processes is left."""
     run = subprocess.Popen(
         [sys.executable, "-m", "raytrain", *arguments],
         stdout=subprocess.PIPE,
@@ -304,7 +308,8 @@ def interrupt(
     when: Callable[[Run], object],
     *arguments: str,
 ) -> str:
-    """Train, send the signal when the condition holds; the output. Nothing is left, and the code is right."""
+    """Train, send the signal when the condition holds; the output. Nothing is left, and the
+    code is right."""
     run = Run("train", str(config), *arguments, log=config.parent / "log.txt")
     run.until(lambda: when(run))
     family = run.processes()
@@ -436,7 +441,8 @@ def test_coreutils_timeout_lets_it_save(tmp_path: Path) -> None:
 
 
 def at_a_terminal(config: Path) -> tuple[int, int]:
-    """Train as the leader of a session with a terminal of its own; pid and the terminal's other end."""
+    """Train as the leader of a session with a terminal of its own; pid and the
+    terminal's other end."""
     pid, terminal = pty.fork()
     if pid == 0:
         program = [sys.executable, "-m", "raytrain", "train", str(config)]
@@ -501,7 +507,8 @@ def make():
 
 @pytest.mark.slow
 def test_an_environment_that_dies_of_the_signal_is_told_of_honestly(tmp_path: Path) -> None:
-    """Its iteration is lost, and must not be saved as if it were whole; the run continues as it was."""
+    """Its iteration is lost, and must not be saved as if it were whole; the run continues
+    as it was."""
     (tmp_path / "simulated.py").write_text(_SIMULATED)
     config = endless(
         tmp_path,

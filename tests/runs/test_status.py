@@ -24,7 +24,6 @@ from raytrain.checkpoint.commit import commit, remove_checkpoint
 from raytrain.cli.documents import score_note
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.records import read_events
-from raytrain.records.downtime import TimeLost, time_lost
 from raytrain.records.row_files import last_row
 from raytrain.storage import DirectoryLock, Location, who_writes
 
@@ -185,29 +184,6 @@ def test_a_directory_that_is_no_experiment(command: str, tmp_path: Path) -> None
         assert str(place) in found.err
 
 
-# The time lost
-
-
-class Kept:
-    """As much of a manifest as is needed."""
-
-    def __init__(self, kind: str, iteration: int, seconds: float) -> None:
-        self.kind, self.iteration, self.metrics = kind, iteration, {"time_total_s": seconds}
-
-
-def test_time_lost() -> None:
-    row = {"training_iteration": 8, "time_total_s": 80.0, "timestamp": 1000}
-    assert time_lost(row, Kept("periodic", 6, 60.0), attempt=1, now=1030.0) is None
-    assert time_lost(row, Kept("periodic", 6, 60.0), attempt=2, now=1030.0) == TimeLost(20.0, 30.0)
-    assert time_lost(row, None, attempt=2, now=1030.0) == TimeLost(80.0, 30.0)
-    assert time_lost(None, None, attempt=2, now=1030.0) == TimeLost(0.0, 0.0)
-    # Saved to the last iteration and left: nobody failed. Unless more was trained since.
-    assert time_lost(row, Kept("interrupted", 8, 80.0), attempt=2, now=9e9) is None
-    assert time_lost(row, Kept("final", 8, 80.0), attempt=2, now=9e9) is None
-    assert time_lost(row, Kept("interrupted", 7, 75.0), attempt=3, now=1001) == TimeLost(5.0, 1.0)
-    assert time_lost(row, Kept("periodic", 8, 80.0), attempt=2, now=1001.0) == TimeLost(0.0, 1.0)
-
-
 def test_the_last_row_is_the_last_whole_one(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     assert last_row(Location.of(file)) is None
@@ -249,7 +225,7 @@ def test_list_is_newest_first_and_passes_over_what_it_cannot_read(
     assert [line.split()[:2] for line in lines[1:]] == [["run", "finished"], ["older", "empty"]]
 
 
-def test_list_of_nothing(tmp_path: Path) -> None:
+def test_list_where_there_are_no_experiments(tmp_path: Path) -> None:
     assert "no experiment" in here("list", tmp_path).out
     assert here("list", tmp_path, "--json").document == []
     assert here("list", tmp_path / "missing").code == 2
@@ -347,6 +323,7 @@ def test_what_the_next_start_would_set_aside_is_not_what_prune_keeps(
 ) -> None:
     (trial,) = copied.glob("trial_*")
     run = checkpoint.ExperimentFile.read(Location.of(copied))
+    assert run is not None
     put(Location.of(trial), tmp_path, 98, **{"run_id": run.run_id, "attempt": 1, **changes})
     ended = here("prune", copied, "--yes")
     assert ended.code == 0
@@ -423,10 +400,10 @@ def test_the_yaml_file_is_found_by_its_name(survivor: Path, copied: Path) -> Non
     assert "train CONFIG --from" in here("show", copied).out
 
 
-def test_scores_of_different_metrics_are_noted():
+def test_scores_of_different_metrics_are_noted() -> None:
     """After `checkpoint.score` was changed; a checkpoint of a former version has no label."""
 
-    def checkpoints(*metrics: str | None) -> list:
+    def checkpoints(*metrics: str | None) -> list[Any]:
         labels = [
             {} if metric is None else {"checkpoint": {"metric": metric}} for metric in metrics
         ]

@@ -1,4 +1,5 @@
-"""JSON on storage may be anything: it is damage then, and never a crash, an endless read or a wrong number."""
+"""JSON on storage may be anything: it is damage then, and never a crash, an endless read or
+a wrong number."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from raytrain.cli.tables import list_text, show_text
 from raytrain.commands import plot, prune, status
 from raytrain.driver.tuner import read_tune_files
 from raytrain.errors import BadInput, RaytrainError
-from raytrain.policy.format import PolicyFormatError, _parse_json
+from raytrain.policy.format import _parse_json
+from raytrain.policy.spaces import PolicyFormatError
 from raytrain.records.downtime import time_lost
 from raytrain.records.row_files import last_row
 from raytrain.storage import Location, who_writes
@@ -151,7 +153,8 @@ DOCUMENTS = (
     b'{"a":' * 900 + b"1" + b"}" * 900,
 )
 VALUES: tuple[Any, ...] = (
-    [], None, "\ud800", float("inf"), float("nan"), -1, 10**299, 10**400, 1.7e308, "0001-01-01T00:00:00+14:00",
+    [], None, "\ud800", float("inf"), float("nan"), -1, 10**299, 10**400, 1.7e308,
+     "0001-01-01T00:00:00+14:00",
 )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Whatever state a trial is in when something dies, the same command brings the experiment to its end."""
+"""Whatever state a trial is in when something dies, the same command brings the experiment
+to its end."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import pytest
 import struck_cartpole
 from support import s3_store
 from support.chaos.damage import checkpoints, damage, read, read_json
-from support.clusters import NO_TOKEN, ROOT, Cluster
+from support.clusters import NO_TOKEN, Cluster
+from support.paths import ROOT
 from support.running import Run, write_config
 from support.trial_states import FIRST_STOP, LAST_STOP, Case, table
 
@@ -60,7 +62,8 @@ def _cases() -> list[Any]:
 def undisturbed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[list[str]]:
-    """Digests of the weights after each iteration, of each trial of the largest grid that is tested."""
+    """Digests of the weights after each iteration, of each trial of the largest grid
+    that is tested."""
     directory = tmp_path_factory.mktemp("undisturbed")
     mine = [each for each in request.session.items if each.path == request.path]
     cases = [each.callspec.params["case"] for each in mine if hasattr(each, "callspec")]

@@ -1,1 +1,2 @@
-"""What tests share: programs that they start, stores, clusters, small algorithms. It holds no test."""
+"""What tests share: programs that they start, stores, clusters, small algorithms. It
+holds no test."""

@@ -1,4 +1,5 @@
-"""Attempts of one trial that follow each other: what each has recorded and saved, and how it must end."""
+"""Attempts of one trial that follow each other: what each has recorded and saved, and how
+it must end."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,17 +20,20 @@ from raytrain.trial.directory import TrialDirectory
 from support.checkpoint_children import manifest
 from support.interleaving import an_empty_store
 
-# Scores of the iterations, the same for each attempt: training is exact. 9 is the best there will be.
+# Scores of the iterations, the same for each attempt: training is exact. 9 is the best there will
+# be.
 SCORES = {2: 5.0, 4: 9.0, 6: 7.0, 8: 6.0}
 STORAGE = pytest.mark.parametrize("on_store", [False, True], ids=["disk", "store"])
 
 OPEN: list[TrialDirectory] = []
-"""Directories of attempts, each with files and a lock of its own; a process that ends gives them back."""
+"""Directories of attempts, each with files and a lock of its own; a process that ends
+gives them back."""
 
 
 @dataclass
 class Attempt:
-    """One process, on a node that the others think gone. `saved`: the iterations that it was told are saved."""
+    """One process, on a node that the others think gone. `saved`: the iterations that it was
+    told are saved."""
 
     where: Location
     saved: list[int] = field(default_factory=list)
@@ -58,7 +63,7 @@ class Attempt:
 
     def train(self, after: int, last: int) -> None:
         for iteration in range(after + 1, last + 1):
-            row = {"training_iteration": iteration, "by": self.directory.attempt}
+            row: dict[str, Any] = {"training_iteration": iteration, "by": self.directory.attempt}
             row |= self.further.get(iteration, {})
             episode = {"group": 0, "env_index": 0, "return": 1.0, "length": iteration}
             self.directory.record(row, [episode], iteration * 10)
@@ -100,7 +105,8 @@ def spoil(file: Location) -> None:
 
 
 def assert_ended_well(where: Location) -> None:
-    """Every checkpoint is good to the last byte, best is the best, and each iteration was recorded once."""
+    """Every checkpoint is good to the last byte, best is the best, and each iteration
+    was recorded once."""
     entries = {entry.path: entry for entry in Catalogue(where).entries(verify=True)}
     assert [entry.problem for entry in entries.values()] == [None] * len(entries)
     assert entries["final"].iteration == 8

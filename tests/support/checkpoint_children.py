@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import pyarrow.fs as pafs
 
 from raytrain.checkpoint import Catalogue, Manifest, RetentionPolicy, replace

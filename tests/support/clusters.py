@@ -1,4 +1,5 @@
-"""Clusters for tests: heads and workers of their own, on free ports, that can be killed one by one."""
+"""Clusters for tests: heads and workers of their own, on free ports, that can be killed
+one by one."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ _SMALL = "200000000"  # bytes of object store: several nodes share this machine
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """What a node or a client is started with: this raytrain first, this Python's programs first, and
-    nothing of a Ray that the test itself may be running in."""
+    """What a node or a client is started with: this raytrain first, this Python's programs first,
+    and nothing of a Ray that the test itself may be running in."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = os.pathsep.join([str(Path(sys.executable).parent), plain.get("PATH", "")])
     above = plain.get("PYTHONPATH", "")
@@ -160,8 +161,8 @@ class Cluster:
         return "".join(log.read_text(errors="replace") for log in logs)
 
     def _start(self, *arguments: str, **env: str) -> Node:
-        """A node that is up. A raylet gives up when its agent needs more than 15 s to start, which it
-        may on a machine that is busy; then another is started."""
+        """A node that is up. A raylet gives up when its agent needs more than 15 s to start, which
+        it may on a machine that is busy; then another is started."""
         name = "head" if not self.nodes else f"node{len(self.nodes)}"
         log = self._logs / f"{name}.log"
         for _ in range(4):
@@ -199,8 +200,8 @@ def until(condition: Callable[[], Any], timeout: float, told: Callable[[], str])
 
 
 def free_port() -> int:
-    """A port that nothing uses: below those that the system gives away by itself, and above those that Ray
-    gives to its workers, so that nothing takes it before the test does."""
+    """A port that nothing uses: below those that the system gives away by itself, and above those
+    that Ray gives to its workers, so that nothing takes it before the test does."""
     while True:
         port = _any_seed.randrange(20_000, 32_768)
         with socket.socket() as probe, suppress(OSError):

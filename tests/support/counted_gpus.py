@@ -1,5 +1,5 @@
-"""GPUs that are only counted (`ray start --num-gpus` on a machine without one): where Ray assigns one,
-Torch computes on the CPU. Imported by the workers of a cluster of `namespaces`."""
+"""GPUs that are only counted (`ray start --num-gpus` on a machine without one): where Ray assigns
+one, Torch computes on the CPU. Imported by the workers of a cluster of `namespaces`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Actors without Ray and a clock that only moves when somebody waits, for what calls actors through a `Runtime`.
+"""Actors without Ray and a clock that only moves when somebody waits, for what calls actors
+through a `Runtime`.
 
 ray = FakeRay()
 actor = ray.actor(0)                        its process 100 has started
@@ -35,7 +36,8 @@ class Reference:
 
 
 class FakeActor:
-    """It works on its calls one after the other, and is restarted after its death until it is `given_up`."""
+    """It works on its calls one after the other, and is restarted after its death until
+    it is `given_up`."""
 
     def __init__(self, ray: FakeRay, index: int, starts_after_s: float) -> None:
         self.index = index

@@ -1,7 +1,5 @@
-"""Slurm's commands as far as docs/clusters/slurm.sbatch uses them, for one machine.
-
-`srun` runs the command here, `scontrol` lists the allocation's nodes and notes what is requeued.
-"""
+"""Slurm's commands as far as docs/slurm.sbatch uses them, for one machine: `srun` runs the command
+here, `scontrol` lists the allocation's nodes, and notes what is requeued."""
 
 from __future__ import annotations
 
@@ -22,7 +20,8 @@ echo 127.0.0.1
 
 
 def install(place: Path, agent_port: int) -> Path:
-    """A directory to be put in front of PATH. Two nodes on one machine need two ports for their agents."""
+    """A directory to be put in front of PATH. Two nodes on one machine need two ports
+    for their agents."""
     programs = place / "bin"
     programs.mkdir()
     texts = {"srun": _SRUN, "scontrol": _SCONTROL, "hostname": _HOSTNAME}

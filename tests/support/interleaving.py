@@ -1,4 +1,5 @@
-"""A writer that is stopped at one of its lines, while others go on, and goes on itself later or never."""
+"""A writer that is stopped at one of its lines, while others go on, and goes on itself
+later or never."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ class _Killed(BaseException):
 
 
 class Writer:
-    """`work` in a thread of its own, up to its `step`-th line in the files above; or, of those of the function
-    `within`, up to its `step`-th that contains `text`."""
+    """`work` in a thread of its own, up to its `step`-th line in the files above; or, of those of
+    the function `within`, up to its `step`-th that contains `text`."""
 
     def __init__(
         self, work: Callable[[], object], step: int = 1, within: str = "", text: str = ""
@@ -171,7 +172,8 @@ class _Store(pafs.FileSystemHandler):
         )
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        start, found = selector.base_dir + "/", {}
+        start = selector.base_dir + "/"
+        found: dict[str, None] = {}
         for name in self.objects:
             if name.startswith(start):
                 parts = name[len(start) :].split("/")

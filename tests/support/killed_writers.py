@@ -1,13 +1,13 @@
-"""A process that writes a trial's records or episodes, is killed at any moment, again and again, and
-then gets to its end.
+"""A process that writes a trial's records or episodes, is killed at any moment, again and again,
+and then gets to its end.
 
     python -m support.killed_writers (records | episodes) DIRECTORY COMMITTED KILLS
 
-COMMITTED is a file with the last iteration that a checkpoint would know of: each attempt goes on from
-there, and is killed after a random time. An attempt does a bounded piece of work and then waits for its
-kill, so no machine is too fast; and the time adapts, so that kills hit the work on a fast machine as on
-one that is busy. There are KILLS of them at least, and as many as it takes to get one piece done.
-"""
+COMMITTED is a file with the last iteration that a checkpoint would know of: each attempt goes on
+from there, and is killed after a random time. An attempt does a bounded piece of work and then
+waits for its kill, so no machine is too fast; and the time adapts, so that kills hit the work on a
+fast machine as on one that is busy. There are KILLS of them at least, and as many as it takes to
+get one piece done."""
 
 from __future__ import annotations
 

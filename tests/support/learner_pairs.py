@@ -100,6 +100,7 @@ def _episode(
     module: Any, length: int, end: str, random: np.random.Generator, scale: float
 ) -> SingleAgentEpisode:
     space = module.observation_space
+    obs: np.ndarray[Any, Any]
     if isinstance(space, gym.spaces.Box):
         obs = random.normal(size=(length + 1, *space.shape)).astype(np.float32)
     else:

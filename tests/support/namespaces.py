@@ -1,8 +1,8 @@
 """A Ray cluster on one Linux machine whose nodes have addresses of their own.
 
-    switch (a bridge) ── head 10.77.0.1     each node: its own network, process, mount, host name and
-                      ├─ a    10.77.0.2     IPC namespace; `ray start --block` is its process 1, so
-                      └─ b    10.77.0.3     that its SIGKILL is the death of the whole node
+    switch (a bridge) ── head 10.77.0.1     each node: its own network, process, mount, host name
+                      ├─ a    10.77.0.2     and IPC namespace; `ray start --block` is its process
+                      └─ b    10.77.0.3     1, so that its SIGKILL is the death of the whole node
     The switch itself is 10.77.0.200: there this process can serve something to all nodes.
 
     with Cluster() as cluster:
@@ -11,9 +11,8 @@
         a.cut(); a.heal(); a.kill(); a.terminate()
 
 Files are shared, as they are on a network file system; only Ray's temporary directory is each
-node's own. Names begin with a prefix of this object's own, so several clusters can run side by side.
-Needs root, and `ip`, `unshare`, `nsenter`; `why_not()` says what is missing.
-"""
+node's own. Names begin with a prefix of this object's own, so several clusters can run side by
+side. Needs root, and `ip`, `unshare`, `nsenter`; `why_not()` says what is missing."""
 
 from __future__ import annotations
 
@@ -156,8 +155,8 @@ class Driver(Run):
 
 
 class Cluster:
-    """See the module's docstring. `env` is added to every node's environment; `files` holds a directory
-    for each node, its Ray's temporary one."""
+    """See the module's docstring. `env` is added to every node's environment; `files` holds a
+    directory for each node, its Ray's temporary one."""
 
     def __init__(self, *, head_cpus: int = 1, env: dict[str, str] | None = None) -> None:
         self.prefix = f"rt{os.getpid()}x{next(_counter)}"
@@ -306,7 +305,8 @@ class Cluster:
         made: list[socket.socket] = []
 
         def make() -> None:
-            # A thread can be in another network than its process, and a socket stays where it was made.
+            # A thread can be in another network than its process, and a socket stays where it was
+            # made.
             with open(f"/run/netns/{self.switch}") as namespace:
                 libc = ctypes.CDLL(None, use_errno=True)
                 if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:

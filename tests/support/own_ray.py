@@ -1,7 +1,6 @@
-"""A Ray instance for tests in this process, started as `raytrain train` starts one on a single machine: no
-autoscaler, no dashboard, no reader of logs, and workers that are forked from a process that has imported
-RLlib. Each of these, and each import, is a second or more of CPU time.
-"""
+"""A Ray instance for tests in this process, started as `raytrain train` starts one on a single
+machine: no autoscaler, no dashboard, no reader of logs, and workers that are forked from a process
+that has imported RLlib. Each of these, and each import, is a second or more of CPU time."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ from raytrain._ray import forkserver
 
 
 def ensure() -> None:
-    """For an algorithm in this process: without a Ray, it would start one with all of those, or join one
-    that it finds on the machine."""
+    """For an algorithm in this process: without a Ray, it would start one with all of those, or
+    join one that it finds on the machine."""
     if not ray.is_initialized():
         start(4)
 

@@ -18,7 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from raytrain.records import EpisodeHistory, TrialRecords
 
 
-def row(iteration: int) -> dict:
+def row(iteration: int) -> dict[str, Any]:
     """What an iteration reports: later iterations know a key that the first do not."""
     result = {
         "training_iteration": iteration,
@@ -77,7 +77,7 @@ def assert_complete(directory: Path, last: int, make: Any = row) -> None:
     assert not list(directory.glob(".*"))
 
 
-def json_flat(result: dict) -> set[str]:
+def json_flat(result: dict[str, Any]) -> set[str]:
     return {
         f"{prefix}{key}"
         for prefix, part in _parts("", result)
@@ -86,7 +86,7 @@ def json_flat(result: dict) -> set[str]:
     }
 
 
-def _parts(prefix: str, part: dict) -> Iterator[Any]:
+def _parts(prefix: str, part: dict[str, Any]) -> Iterator[Any]:
     yield prefix, part
     for key, value in part.items():
         if isinstance(value, dict):
@@ -102,7 +102,7 @@ def write(directory: Path, first: int, last: int, resume_from: int | None = None
     return records.warnings
 
 
-def finished(iteration: int) -> list[dict]:
+def finished(iteration: int) -> list[dict[str, Any]]:
     """What ends in an iteration: nothing in every fourth, custom metrics from the sixth on."""
     count = iteration * 7 % 4
     return [

@@ -1,4 +1,5 @@
-"""Real runs for tests: start `raytrain train` as a person does, watch its files, kill its processes."""
+"""Real runs for tests: start `raytrain train` as a person does, watch its files,
+kill its processes."""
 
 from __future__ import annotations
 
@@ -53,14 +54,14 @@ def write_config(path: Path, **sections: Any) -> Path:
 
 
 class Holds:
-    """A run that waits after some of its iterations, in the one that follows, until `release`: it cannot be
-    over, on however fast a machine, before a test has acted.
+    """A run that waits after some of its iterations, in the one that follows, until `release`: it
+    cannot be over, on however fast a machine, before a test has acted.
 
         holds = Holds(tmp_path, 2, 5)
         config = write_config(tmp_path / "run.yaml", **holds.sections)
 
-    `steps`: those of each environment in an iteration, give or take a few: it waits in the middle of one.
-    """
+    `steps`: those of each environment in an iteration, give or take a few: it waits in the middle
+    of one."""
 
     def __init__(self, place: Path, *iterations: int, steps: int = 512) -> None:
         shutil.copy(ENVS / "held_env.py", place)
@@ -130,8 +131,9 @@ class Run:
             time.sleep(0.02)
 
     def processes(self) -> list[psutil.Process]:
-        """All that the run has started. A server that forks workers has lost its parent where Ray has taken
-        that for a worker that does not come up: after a minute, on a machine that is very busy."""
+        """All that the run has started. A server that forks workers has lost its parent where
+        Ray has taken that for a worker that does not come up: after a minute, on a machine that
+        is very busy."""
         try:
             found = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -145,7 +147,8 @@ class Run:
         return list(dict.fromkeys(found))
 
     def pids(self, title: str) -> list[int]:
-        """Processes of the run whose title contains `title`, such as `ray::TrialPPO` or `raylet`."""
+        """Processes of the run whose title contains `title`, such as
+        `ray::TrialPPO` or `raylet`."""
         found = []
         for process in self.processes():
             try:
@@ -156,7 +159,8 @@ class Run:
         return found
 
     def one(self, title: str) -> int:
-        """Such a process. It may be seen a moment later than what it has done, while Ray changes its title."""
+        """Such a process. It may be seen a moment later than what it has done, while Ray
+        changes its title."""
         return int(self.until(lambda: self.pids(title))[0])
 
     def signal(self, number: int = signal.SIGINT) -> None:
@@ -184,8 +188,8 @@ def train(config: Path, *arguments: str, log: Path | None = None, code: int = 0)
 
 
 def train_here(config: Path, *arguments: str, code: int = 0) -> str:
-    """The same in this process, under the Ray that it has started (the fixture `local_ray`): a run then
-    takes seconds."""
+    """The same in this process, under the Ray that it has started (the fixture `local_ray`): a run
+    then takes seconds."""
     ended = CliRunner().invoke(app, ["train", str(config), *arguments])
     assert ended.exit_code == code, f"{ended.exit_code}, expected {code}:\n{ended.output}"
     return ended.output
@@ -200,7 +204,7 @@ def trial_of(config: Path, index: int = 0) -> Path:
 
 def experiment_of(config: Path) -> Path:
     values = yaml.safe_load(config.read_text())
-    return Path(values["storage_path"]) / values["name"]
+    return Path(values["storage_path"], str(values["name"]))
 
 
 def rows(trial: Path) -> list[dict[str, Any]]:

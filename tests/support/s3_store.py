@@ -1,4 +1,5 @@
-"""An S3 server on loopback (moto's), and a proxy before it that fails in the ways that a store does.
+"""An S3 server on loopback (moto's), and a proxy before it that fails in the ways that
+a store does.
 
 The proxy works on connections. The server speaks HTTP/1.0, so each request has its own:
 

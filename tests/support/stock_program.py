@@ -2,9 +2,8 @@
 
     python stock_program.py RAY_ADDRESS CHECKPOINT...
 
-Loads each checkpoint, tells what it has become, trains one iteration, evaluates and saves; prints one
-JSON document.
-"""
+Loads each checkpoint, tells what it has become, trains one iteration, evaluates and saves; prints
+one JSON document."""
 
 from __future__ import annotations
 

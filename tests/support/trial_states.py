@@ -6,9 +6,8 @@
     signed       with a signing key or without
     store        a local disk or S3
 
-Every state stands in the table several times, with each time another damage; the rest is drawn from the
-seed so that each value comes up about as often as the others.
-"""
+Every state stands in the table several times, with each time another damage; the rest is drawn from
+the seed so that each value comes up about as often as the others."""
 
 from __future__ import annotations
 
@@ -16,6 +15,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
+from typing import TypeVar
 
 from struck_cartpole import Strike
 
@@ -45,9 +45,9 @@ DAMAGES = (
 
 @dataclass(frozen=True)
 class State:
-    """`runs`: the strikes of each run before the last one, which nothing strikes. `codes`: how each may
-    end. `raised`: the stop of the last two runs is higher than that of the first. `failures`: how
-    often a trial may fail, and `max_failures` of the config."""
+    """`runs`: the strikes of each run before the last one, which nothing strikes. `codes`: how each
+    may end. `raised`: the stop of the last two runs is higher than that of the first. `failures`:
+    how often a trial may fail, and `max_failures` of the config."""
 
     name: str
     runs: tuple[tuple[Strike, ...], ...]
@@ -144,6 +144,9 @@ class Case:
         )
 
 
+_T = TypeVar("_T")
+
+
 def table(seed: int) -> list[Case]:
     drawn = random.Random(seed)
     damages = _rounds(DAMAGES, drawn)
@@ -166,7 +169,7 @@ def table(seed: int) -> list[Case]:
     return cases
 
 
-def _rounds(values: tuple[object, ...], drawn: random.Random) -> Iterator[object]:
+def _rounds(values: tuple[_T, ...], drawn: random.Random) -> Iterator[_T]:
     """All values in an order of their own, again and again, in another order each time."""
     for _ in cycle((None,)):
         yield from drawn.sample(values, len(values))

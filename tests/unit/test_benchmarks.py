@@ -1,9 +1,11 @@
-"""The benchmarks' own arithmetic, their tables, and one small program watched as they watch runs."""
+"""The benchmarks' own arithmetic, their tables, and one small program watched as
+they watch runs."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import checkpoint
@@ -48,9 +50,12 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 def test_rounds_interleave() -> None:
     order: list[str] = []
-    found = measuring.interleave(
-        {name: lambda n=name: order.append(n) or len(order) for name in "AB"}, 2, "order"
-    )
+
+    def note(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    found = measuring.interleave({name: partial(note, name) for name in "AB"}, 2, "order")
     assert order == ["A", "B", "A", "B"]
     assert found == {"A": [1, 3], "B": [2, 4]}
 
@@ -120,7 +125,7 @@ def test_the_slow_store_counts_a_request_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(slow_store.time, "sleep", slept.append)
+    monkeypatch.setattr("time.sleep", slept.append)
     files = slow_store.SlowFileSystem()
     with files.open(str(tmp_path / "a"), "wb") as stream:
         stream.write(b"x")

@@ -1,4 +1,5 @@
-"""The documents against the product: links, commands, options, config keys, formats, Python blocks."""
+"""The documents against the product: links, commands, options, config keys,
+formats, Python blocks."""
 
 from __future__ import annotations
 
@@ -30,6 +31,8 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _OTHERS = {
     "tensorboard",
     "pip",
+    "pre-commit",
+    "pytest",
     "git",
     "make",
     "python",

@@ -40,7 +40,8 @@ def test_names_are_unique_where_no_package_tells_them_apart() -> None:
 
 
 def test_unit_tests_mirror_the_package() -> None:
-    """`tests/unit/<package>/test_<module>[_<aspect>].py` is about `raytrain/<package>/<module>.py`."""
+    """`tests/unit/<package>/test_<module>[_<aspect>].py` is about
+    `raytrain/<package>/<module>.py`."""
     strays = []
     for file in UNITS:
         package = file.parent.relative_to(TESTS / "unit")

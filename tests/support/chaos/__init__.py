@@ -6,5 +6,5 @@
     nodes       on a cluster of raylets with addresses of their own and an object store: those, and
                 nodes that die or are taken away, links that are cut, a store that stops
 
-To run one again: `CHAOS_SEEDS=7 pytest tests/runs/test_chaos.py`, with the seed that a failure has printed.
-"""
+To run one again: `CHAOS_SEEDS=7 pytest tests/runs/test_chaos.py`, with the seed that a failure
+has printed."""

@@ -2,10 +2,9 @@
 
     each fault: wait for its moment -> wait for a victim -> strike -> note what was struck
 
-The command is given again when a fault has killed the driver, and never else: that it ends by itself before
-its work is done is an error. Every wait is bounded. What goes wrong is told with the schedule, its seed,
-and all faults that had struck by then, the last one last.
-"""
+The command is given again when a fault has killed the driver, and never else: that it ends by
+itself before its work is done is an error. Every wait is bounded. What goes wrong is told with the
+schedule, its seed, and all faults that had struck by then, the last one last."""
 
 from __future__ import annotations
 
@@ -56,7 +55,8 @@ class Stage(ABC):
 
 
 class Campaign:
-    """`Campaign(stage, schedule, patience_s=600).carry_out()`. `struck`: what each fault has struck."""
+    """`Campaign(stage, schedule, patience_s=600).carry_out()`. `struck`: what each
+    fault has struck."""
 
     def __init__(
         self,
@@ -76,8 +76,8 @@ class Campaign:
         self.struck: list[tuple[Fault, str]] = []
 
     def carry_out(self, release: Callable[[], None] = lambda: None) -> None:
-        """Start, strike with all faults, and return when the command has ended well. `release` lets a run go
-        on that waits for the last fault shortly before its end."""
+        """Start, strike with all faults, and return when the command has ended well. `release` lets
+        a run go on that waits for the last fault shortly before its end."""
         self.start()
         for fault in self._schedule.faults:
             self.strike(fault)
@@ -94,7 +94,8 @@ class Campaign:
         self.until(lambda: self._strike(fault), f"with nobody to strike for {fault}")
 
     def until(self, condition: Callable[[], bool], when: str) -> None:
-        """Wait for a condition; the run goes on meanwhile. `when` tells the point that was reached."""
+        """Wait for a condition; the run goes on meanwhile. `when` tells the point
+        that was reached."""
         deadline = time.monotonic() + self._patience_s
         while not condition():
             self._stage.tend()

@@ -41,7 +41,8 @@ def read(files: pafs.FileSystem, path: str) -> bytes:
 
 
 def damage(files: pafs.FileSystem, checkpoint: str, how: float) -> str:
-    """Damage one file of a checkpoint; `how`, in [0, 1), chooses file and way. Returns what was done."""
+    """Damage one file of a checkpoint; `how`, in [0, 1), chooses file and way. Returns
+    what was done."""
     listed = read_json(files, f"{checkpoint}/manifest.json")["files"]
     names = sorted(each["path"] for each in listed if each["size"] > 1)
     name, way = names[int(how * len(names))], WAYS[int(how * 1000) % len(WAYS)]

@@ -1,10 +1,9 @@
-"""An experiment on a cluster of raylets with addresses of their own, and perhaps with an object store that
-all nodes reach over the same network.
+"""An experiment on a cluster of raylets with addresses of their own, and perhaps with an object
+store that all nodes reach over the same network.
 
-Beside the head there are two workers that can carry trials. One that is killed, taken away or cut off for
-long is replaced, as an autoscaler would replace it. A link that was cut and a store that was stopped come
-back after a while.
-"""
+Beside the head there are two workers that can carry trials. One that is killed, taken away or cut
+off for long is replaced, as an autoscaler would replace it. A link that was cut and a store that
+was stopped come back after a while."""
 
 from __future__ import annotations
 
@@ -30,9 +29,9 @@ STORE_WAYS = ("away", "errors", "mute")
 
 
 class Nodes(Stage):
-    """Nodes, their links and their processes. `command` starts the driver; `titles` are those of its
-    processes, by kind; a worker carries as many trials as its `cpus` and its one unit of the resource
-    `worker` allow."""
+    """Nodes, their links and their processes. `command` starts the driver; `titles` are those of
+    its processes, by kind; a worker carries as many trials as its `cpus` and its one unit of the
+    resource `worker` allow."""
 
     def __init__(
         self,
@@ -108,8 +107,8 @@ class Nodes(Stage):
 
 
 class NodesAndStore(Nodes):
-    """Also the store, which `proxy` stands before, and the files in it, which `trials` sees past it. The
-    measure is the iterations that have a checkpoint."""
+    """Also the store, which `proxy` stands before, and the files in it, which `trials` sees past
+    it. The measure is the iterations that have a checkpoint."""
 
     def __init__(
         self, cluster: Cluster, proxy: Proxy, command: Callable[[], Run], trials: Trials

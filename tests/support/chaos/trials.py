@@ -31,8 +31,8 @@ class Trials:
         return sum(max(checkpoints(self._files, path), default=0) for path in self.paths())
 
     def strike(self, fault: Fault, processes: Sequence[psutil.Process]) -> str | None:
-        """Kill a trial that has an older checkpoint to fall back to, and damage its newest one before
-        it is started again."""
+        """Kill a trial that has an older checkpoint to fall back to, and damage its newest one
+        before it is started again."""
         home = {where(process): process for process in processes}
         at_risk = [
             (path, home[holder])

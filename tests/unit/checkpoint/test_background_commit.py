@@ -27,6 +27,7 @@ from raytrain.checkpoint import (
 )
 from raytrain.checkpoint import background_commit as committing
 from raytrain.checkpoint.commit import commit
+from raytrain.checkpoint.replacement import commit_replacing
 from raytrain.config.schema import Checkpoint
 from raytrain.errors import RaytrainError
 from raytrain.storage import Location, Locked, StorageError
@@ -103,7 +104,7 @@ def test_what_final_makes_best_is_best_before_the_trial_is_finished(
     worker = committer(trial)
     for iteration in range(2, 2 + before):
         assert one(worker, job(tmp_path, iteration, 4.0)).ok
-    write = committing.commit_replacing
+    write = commit_replacing
 
     def die_at_final(staging: Path, target: Location, *args: Any, **kwargs: Any) -> Manifest:
         if target.name == "final":
@@ -163,8 +164,8 @@ def test_damaged_best_is_set_aside_and_the_best_that_is_kept_takes_its_place(
 
 
 def test_best_that_became_an_older_one_stays_best(trial: Location, tmp_path: Path) -> None:
-    """Lower became better on continuing: what was replaced is of a later iteration, and comes back neither
-    with the next start nor with a kill in the middle."""
+    """Lower became better on continuing: what was replaced is of a later iteration, and comes back
+    neither with the next start nor with a kill in the middle."""
     worker = committer(trial, keep=3)
     for iteration, score in ((2, 1.0), (4, 2.0), (6, 3.0)):
         one(worker, job(tmp_path, iteration, score))

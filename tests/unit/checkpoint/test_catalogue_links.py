@@ -1,4 +1,5 @@
-"""Symbolic links, strange names and special files on a local disk: none stops a listing or a deletion."""
+"""Symbolic links, strange names and special files on a local disk: none stops a listing
+or a deletion."""
 
 from __future__ import annotations
 

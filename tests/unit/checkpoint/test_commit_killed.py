@@ -64,6 +64,7 @@ def test_commit_killed_at_every_step(tmp_path: Path, generic: bool) -> None:
             Catalogue(trial).sweep()
             assert all_sound(trial) == seen
             (trial / "checkpoint_000003").delete_tree()
+    assert newest.entry is not None
     assert step > 11 and newest.entry.iteration == 3
     assert crash_garbage(trial) == []
 
@@ -86,7 +87,8 @@ def test_replace_killed_at_every_step(tmp_path: Path, generic: bool) -> None:
             (trial / "best").delete_tree()
             put(trial, tmp_path, 2, name="best", kind="best")
     assert ended and step > 25 and outcomes == {2, 3}
-    assert Catalogue(trial).entry("best").kind == "best"
+    entry = Catalogue(trial).entry("best")
+    assert entry is not None and entry.kind == "best"
 
 
 def test_prune_killed_at_every_step(tmp_path: Path, generic: bool) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import pyarrow.fs as pafs
 import pytest
 from support.checkpoint_children import FILES, manifest, stage
@@ -76,12 +76,12 @@ def test_a_commit_makes_few_requests(counted: list[tuple[str, str]], tmp_path: P
         best = Catalogue(trial).entry("best")
         assert outcome.ok and best is not None and (best.iteration == iteration) == (iteration != 2)
     worker.close()
-    _, plain, best = made
+    _, plain, with_best = made
     # Each file is written once and deleted once with the checkpoint before; the rest: two listings
     # of the trial and its `best`, directories, both markers, both manifests.
     assert plain <= 2 * len(FILES) + 18
     # `best` is written and copied.
-    assert best <= plain + 2 * len(FILES) + 18
+    assert with_best <= plain + 2 * len(FILES) + 18
 
 
 def test_an_unchanged_manifest_is_read_once(counted: list[tuple[str, str]], tmp_path: Path) -> None:

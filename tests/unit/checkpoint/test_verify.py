@@ -15,7 +15,7 @@ from raytrain.checkpoint import Catalogue, Manifest, RetentionPolicy, fetch, rep
 from raytrain.checkpoint import verify as verifying
 from raytrain.checkpoint.background_commit import prune, surplus
 from raytrain.checkpoint.catalogue import NoGoodCheckpoint
-from raytrain.checkpoint.commit import CheckpointExists, DamagedCheckpoint, commit
+from raytrain.checkpoint.commit import CheckpointExists, DamagedCheckpoint, commit, read_manifest
 from raytrain.errors import BadInput
 from raytrain.storage import Location
 
@@ -134,7 +134,7 @@ def test_a_best_that_is_replaced_while_it_is_read_is_no_damage(
 ) -> None:
     one, two = put(trial, tmp_path, 1), put(trial, tmp_path, 2)
     replace(one, trial / "best", kind="best")
-    read = verifying.read_manifest
+    read = read_manifest
 
     def read_and_replaced(place: Location) -> Manifest:
         found = read(place)

@@ -22,6 +22,7 @@ from support.paths import ROOT
 from raytrain.checkpoint.commit import commit
 from raytrain.config import (
     ConfigError,
+    ExperimentConfig,
     allowed_on_continue,
     config_digest,
     config_from_dict,
@@ -249,7 +250,8 @@ BAD_VALUES = [
     ("keep", "checkpoint: {num_to_keep: 0}", ":3: checkpoint.num_to_keep: 0", "at least 1"),
     ("cadence", "checkpoint: {every_seconds: 0}", ":3: checkpoint.every_seconds: 0", "above 0"),
     ("failures", "failure: {max_failures: -2}", ":3: failure.max_failures: -2", "at least -1"),
-    ("curriculum", "curriculum: [{name: a, untl: {}}]", ":3: curriculum[0].untl: {}", "did you mean 'until'"),
+    ("curriculum", "curriculum: [{name: a, untl: {}}]", ":3: curriculum[0].untl: {}",
+     "did you mean 'until'"),
     ("date", "rl_module: {model_config: {conv_kernel_initializer_kwargs: {a: 2024-01-01}}}",
      ":3: rl_module.model_config.conv_kernel_initializer_kwargs.a", 'write "2024-01-01"'),
     ("key not text", "training: {1: 2}", ":3: training: \"1\": a key must be text", "quotes"),
@@ -273,7 +275,8 @@ BAD_VALUES = [
     ("no evaluation", "evaluation:\n  evaluation_interval: 2\n  evaluation_duration: 0",
      ":5: evaluation.evaluation_duration: 0", "at least 1"),
     ("parallel evaluation", "evaluation: {evaluation_parallel_to_training: true}",
-     ":3: evaluation.evaluation_parallel_to_training: true: not used", "while they are being updated"),
+     ":3: evaluation.evaluation_parallel_to_training: true: not used",
+         "while they are being updated"),
     ("restarts", "fault_tolerance:\n  restart_failed_env_runners: false",
      ":4: fault_tolerance.restart_failed_env_runners: false: not used here", "at once"),
     ("ignored losses", "fault_tolerance: {ignore_env_runner_failures: true}",
@@ -285,23 +288,30 @@ BAD_VALUES = [
     ("runner restore", "fault_tolerance: {env_runner_restore_timeout_s: 1}",
      ":3: fault_tolerance.env_runner_restore_timeout_s: 1: not", "max_num_env_runner_restarts"),
     ("learner's dictionary", "learners: {learner_config_dict: {deterministic: false}}",
-     ":3: learners.learner_config_dict: {\"deterministic\": false}: not", "debugging.deterministic"),
+     ":3: learners.learner_config_dict: {\"deterministic\": false}: not",
+         "debugging.deterministic"),
     ("log-std", "rl_module: {model_config: {log_std_init: -1}}",
      ":3: rl_module.model_config.log_std_init: -1.0: is the initial value", "free_log_std"),
-    ("short of a sequence", "training: {minibatch_size: 10}\nrl_module: {model_config: {use_lstm: true}}",
+    ("short of a sequence",
+     "training: {minibatch_size: 10}\nrl_module: {model_config: {use_lstm: true}}",
      ":3: training.minibatch_size: 10: must not be smaller", "max_seq_len, which is 20"),
     ("recurrent log-std", "rl_module: {model_config: {use_lstm: true, free_log_std: true}}",
      ":3: rl_module.model_config.free_log_std: true: cannot be used with use_lstm", "RLlib's head"),
     ("no layers", "rl_module: {model_config: {fcnet_hiddens: []}}",
      ":3: rl_module.model_config.fcnet_hiddens", ""),
     ("initializer", "rl_module: {model_config: {fcnet_kernel_initializer: xavier_uniform}}",
-     ":3: rl_module.model_config.fcnet_kernel_initializer: \"xavier_uniform\": must be one", "xavier_uniform_"),
+     ":3: rl_module.model_config.fcnet_kernel_initializer: \"xavier_uniform\": must be one",
+         "xavier_uniform_"),
     ("bias initializer", "rl_module: {model_config: {conv_bias_initializer: xavier_uniform_}}",
-     ":3: rl_module.model_config.conv_bias_initializer: \"xavier_uniform_\": must be one", "zeros_"),
-    ("initializer's argument", "rl_module:\n  model_config:\n    fcnet_kernel_initializer: orthogonal_\n"
+     ":3: rl_module.model_config.conv_bias_initializer: \"xavier_uniform_\": must be one",
+         "zeros_"),
+    ("initializer's argument", "rl_module:\n  model_config:\n    fcnet_kernel_initializer: "
+                               "orthogonal_\n"
      "    fcnet_kernel_initializer_kwargs: {gian: 2}",
-     ":6: rl_module.model_config.fcnet_kernel_initializer_kwargs", "does not take 'gian'; it takes gain"),
-    ("initializer's missing argument", "rl_module: {model_config: {fcnet_bias_initializer: constant_}}",
+     ":6: rl_module.model_config.fcnet_kernel_initializer_kwargs",
+         "does not take 'gian'; it takes gain"),
+    ("initializer's missing argument", "rl_module: {model_config: {fcnet_bias_initializer: "
+                                       "constant_}}",
      ":3: rl_module.model_config.fcnet_bias_initializer", "constant_ needs 'val'"),
     ("no GAE", "training: {use_gae: false}", ":3: training.use_gae: false", "complete_episodes"),
     ("empty grid", "training: {lr: {grid_search: []}}", ':3: training.lr.grid_search: {"grid_se',
@@ -612,7 +622,8 @@ def test_param_space_resolves_to_trials_that_validate() -> None:
     resolved = [with_trial_values(config, trial.config) for trial in trials]
     assert not any(trial.search for trial in resolved)
     assert {trial.training.minibatch_size for trial in resolved} == {64, 128}
-    assert all(1e-5 <= trial.training.lr <= 1e-3 for trial in resolved)
+    rates = [trial.training.lr for trial in resolved]
+    assert all(isinstance(rate, float) and 1e-5 <= rate <= 1e-3 for rate in rates)
     assert all(trial.stop == config.stop and trial.name == "x" for trial in resolved)
 
 
@@ -909,9 +920,12 @@ def test_environments_are_proved_again_only_for_other_arguments(
 ) -> None:
     proof = {"strategy": "pickle", "exact": True, "reason": "", "global_random": []}
     proved = []
-    monkeypatch.setattr(
-        "raytrain.driver.stages._proved", lambda c, say: proved.append(c) or dict(proof)
-    )
+
+    def prove(config: ExperimentConfig, say: Any) -> dict[str, Any]:
+        proved.append(config)
+        return dict(proof)
+
+    monkeypatch.setattr("raytrain.driver.stages._proved", prove)
 
     def stages(*values: Any) -> Any:
         each = [
@@ -1041,7 +1055,7 @@ def test_a_value_that_yaml_1_1_and_1_2_read_differently_is_refused_with_its_line
 
 def test_what_is_written_is_read_as_the_same() -> None:
     """A packed config holds the text of another file's values."""
-    values = [
+    values: list[Any] = [
         "010",
         "08",
         "yes",

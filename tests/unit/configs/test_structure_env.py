@@ -1,8 +1,10 @@
-"""configs/structure_env.py against closed forms: oscillators, modes, Warburton's optimum, the spectrum."""
+"""configs/structure_env.py against closed forms: oscillators, modes, Warburton's
+optimum, the spectrum."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +114,8 @@ def test_energy_is_kept_without_damping_and_lost_with_it() -> None:
 
 
 def test_the_actuator_works_what_the_structure_gains() -> None:
-    """Undamped, no earthquake: the change of energy in a step is u times the growth of the stroke."""
+    """Undamped, no earthquake: the change of energy in a step is u times the growth
+    of the stroke."""
     env = Structure(damping_ratio=0.0, damper_damping_ratio=0.0)
     env.reset(seed=0)
     env.quake[:] = 0.0
@@ -137,7 +140,10 @@ def variance(tuning: float, damping_ratio: float, mu: float) -> float:
 @pytest.mark.parametrize("mu", [0.01, 0.05])
 def test_the_damper_is_tuned_to_the_optimum(mu: float) -> None:
     found = minimize(
-        lambda pair: variance(*pair, mu), (1.0, 0.1), method="Nelder-Mead", options={"xatol": 1e-6}
+        lambda pair: variance(pair[0], pair[1], mu),
+        (1.0, 0.1),
+        method="Nelder-Mead",
+        options={"xatol": 1e-6},
     )
     assert warburton(mu) == pytest.approx(tuple(found.x), rel=1e-4)
 
@@ -207,7 +213,9 @@ def test_a_seed_is_an_earthquake_and_the_next_one_is_another() -> None:
 
 def play(env: Structure, action: float, seed: int = 3) -> tuple[list[float], dict[str, float]]:
     env.reset(seed=seed)
-    rewards, info, ended = [], {}, False
+    rewards: list[float] = []
+    info: dict[str, Any] = {}
+    ended = False
     while not ended:
         assert info == {}
         _, reward, terminated, ended, info = env.step(np.array([action], np.float32))

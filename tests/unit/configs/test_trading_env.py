@@ -1,4 +1,5 @@
-"""configs/trading_env.py: what gym-anytrading counts is what is learned, and nobody sees the future."""
+"""configs/trading_env.py: what gym-anytrading counts is what is learned, and nobody
+sees the future."""
 
 from __future__ import annotations
 
@@ -18,17 +19,17 @@ from trading_env import Stocks, google
 pytestmark = pytest.mark.trading
 
 
-def walk(days: int, seed: int = 0) -> pd.DataFrame:
+def walk(days: int, seed: int | None = 0) -> pd.DataFrame:
     steps = np.random.default_rng(seed).normal(0.0, 0.02, days)
     return pd.DataFrame({"Close": 100.0 * np.exp(np.cumsum(steps))})
 
 
-def orders(count: int, seed: int = 0) -> np.ndarray:
+def orders(count: int, seed: int | None = 0) -> np.ndarray:
     """Stay for some days, then change one's mind."""
     return np.cumsum(np.random.default_rng(seed).random(count) < 0.2) % 2
 
 
-def play(env: Stocks, actions: np.ndarray, seed: int = 0) -> Any:
+def play(env: Stocks, actions: np.ndarray, seed: int | None = 0) -> Any:
     """Observations (steps + 1, features), rewards, and the last info."""
     observation, info = env.reset(seed=seed)
     observations, rewards = [observation], []
@@ -72,7 +73,8 @@ def test_an_order_is_carried_out_at_a_close_that_was_not_seen() -> None:
 
 @pytest.mark.parametrize("day", [0, 1, 37, 150, 198])
 def test_no_look_ahead(day: int) -> None:
-    """Other prices after the day t: everything up to t is the same, and the step to t + 1 is not."""
+    """Other prices after the day t: everything up to t is the same, and the step to t +
+    1 is not."""
     prices, actions = walk(300), orders(200)
     actions[day:] = 1  # held from here on, so that the reward tells
     changed = prices.copy()

@@ -67,7 +67,8 @@ def test_a_log_gets_one_line_now_and_then(log: Any) -> None:
     assert [line.split()[1] for line in lines[:-1]] == ["4,000", "64,000", "124,000", "160,000"]
     assert lines[-1] == "done after 40 iterations"
     assert lines[1] == (
-        "t0  64,000 of 200,000 steps (32%)  return 168.0 of 475 over 100 episodes  4,000 steps/s  34s left"
+        "t0  64,000 of 200,000 steps (32%)  return 168.0 of 475 over 100 episodes  4,000 steps/s  "
+        "34s left"
     )
     assert not set(log.file.getvalue()) & {"\x1b", "\r", "\x07"}
 
@@ -132,8 +133,8 @@ def test_failures_are_survived_and_the_rate_is_measured_anew(log: Any) -> None:
     log.reporter.finished("done")
     assert log.lines()[-4] == "t0: the node died; continues from checkpoint 2"
     assert log.lines()[-2] == (
-        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475 over 100 episodes  2,000 steps/s  1m34s left"
-        "  checkpoint 2 (16m43s ago)  survived 1 failure"
+        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475 over 100 episodes  2,000 steps/s  "
+        "1m34s left  checkpoint 2 (16m43s ago)  survived 1 failure"
     )
     log.reporter.failed("t0", "again", will_retry=False, survived="2 failures")
     assert log.lines()[-1] == "t0: failed: again"
@@ -143,33 +144,6 @@ def test_a_trial_of_an_earlier_start_whose_process_does_not_start_is_told_of(log
     log.reporter.checkpointed("t0", 8)
     log.reporter.failed("t0", "it could not start", will_retry=True, survived="1 failure")
     assert log.lines() == ["t0: it could not start; continues from checkpoint 8"]
-
-
-def test_the_first_result_sets_the_point_only(log: Any) -> None:
-    """A continued run: 50 iterations were not trained in a second."""
-    log.reporter.started("t0", stop=STOP)
-    log.result(10, seconds=30)  # the start of Ray and the environments' first steps
-    assert log.lines() == [
-        "t0  40,000 of 200,000 steps (20%)  return 105.0 of 475 over 100 episodes"
-    ]
-    log.result(11, seconds=20)
-    assert log.lines()[-1].endswith(
-        "return 115.5 of 475 over 100 episodes  200 steps/s  13m00s left"
-    )
-
-
-def test_a_retry_measures_within_the_attempt(log: Any) -> None:
-    log.reporter.started("t0", stop=STOP)
-    for iteration in range(1, 5):
-        log.result(iteration)
-    log.reporter.failed("t0", "the node died", will_retry=True, survived="1 failure")
-    log.reporter.started("t0", stop=STOP)
-    log.result(3, seconds=500)
-    assert log.lines()[-1] == (
-        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475 over 100 episodes  survived 1 failure"
-    )
-    log.result(4, seconds=20)
-    assert "  200 steps/s  15m20s left" in log.lines()[-1]
 
 
 def test_while_a_retry_starts_the_line_stands_still() -> None:
@@ -262,3 +236,30 @@ def test_stdout_is_left_alone_while_the_line_lives(capsys: pytest.CaptureFixture
     sys.stdout.write("{}")
     screen.reporter.finished("done")
     assert capsys.readouterr().out == "{}" and "{}" not in screen.file.getvalue()
+
+
+def test_a_retry_measures_within_the_attempt(log: Any) -> None:
+    log.reporter.started("t0", stop=STOP)
+    for iteration in range(1, 5):
+        log.result(iteration)
+    log.reporter.failed("t0", "the node died", will_retry=True, survived="1 failure")
+    log.reporter.started("t0", stop=STOP)
+    log.result(3, seconds=500)
+    assert log.lines()[-1] == (
+        "t0  12,000 of 200,000 steps (6%)  return 31.5 of 475 over 100 episodes  survived 1 failure"
+    )
+    log.result(4, seconds=20)
+    assert "  200 steps/s  15m20s left" in log.lines()[-1]
+
+
+def test_the_first_result_sets_the_point_only(log: Any) -> None:
+    """A continued run: 50 iterations were not trained in a second."""
+    log.reporter.started("t0", stop=STOP)
+    log.result(10, seconds=30)  # the start of Ray and the environments' first steps
+    assert log.lines() == [
+        "t0  40,000 of 200,000 steps (20%)  return 105.0 of 475 over 100 episodes"
+    ]
+    log.result(11, seconds=20)
+    assert log.lines()[-1].endswith(
+        "return 115.5 of 475 over 100 episodes  200 steps/s  13m00s left"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,8 +16,8 @@ from support.small_disk import fill
 from raytrain.records import EpisodeHistory, RecordsError, read_episodes
 
 
-def expected(last: int) -> list[dict]:
-    rows = []
+def expected(last: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for iteration in range(1, last + 1):
         for each in sorted(finished(iteration), key=lambda row: row["group"]):
             rows.append(
@@ -69,8 +70,13 @@ def test_episodes_are_numbered_and_complete(tmp_path: Path) -> None:
 def test_a_plain_reader_reads_parts_with_different_custom_columns(tmp_path: Path) -> None:
     trial = tmp_path / "trial_lr=0.1"  # not to be taken for a partition
     history = EpisodeHistory(trial)
-    episode = {"group": 0, "env_index": 0, "return": 1.0, "length": 5}
-    customs = [{"custom/a": 1}, {"custom/b": 2.5}, {}, {"custom/a": 3, "custom/c": 4.0}]
+    episode: dict[str, Any] = {"group": 0, "env_index": 0, "return": 1.0, "length": 5}
+    customs: list[dict[str, Any]] = [
+        {"custom/a": 1},
+        {"custom/b": 2.5},
+        {},
+        {"custom/a": 3, "custom/c": 4.0},
+    ]
     for iteration, custom in enumerate(customs, start=1):
         history.append(iteration, 10, None, [{**custom, **episode}])
         history.flush(iteration)

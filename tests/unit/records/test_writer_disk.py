@@ -156,7 +156,8 @@ def test_a_failure_that_append_is_told_fails_the_flush_under_way(
     records = TrialRecords(tmp_path)
     for iteration in (1, 2, 3, 4):
         records.append(row(iteration))
-    fsync, appended = os.fsync, []
+    fsync = os.fsync
+    appended: list[Any] = []
 
     def fake(descriptor: int) -> None:
         name = os.readlink(f"/proc/self/fd/{descriptor}")
@@ -200,7 +201,7 @@ def test_two_that_replace_one_file_at_once_do_not_write_into_each_other(tmp_path
     """One was stopped in the middle, and goes on when another has taken over."""
     path = tmp_path / "progress.csv"
     (tmp_path / ".progress.csv.tmp").write_text("of a former version that was killed")
-    replaced = []
+    replaced: list[Any] = []
 
     def fence() -> None:
         if replaced:

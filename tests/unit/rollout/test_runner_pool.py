@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorUnavailableError
 from support.fake_ray import FakeActor, FakeRay
 
-from raytrain.rollout.runner_pool import PendingCall, RunnerActor, RunnerPool
+from raytrain.rollout.runner_pool import PendingCall, RunnerActor, RunnerPool, RunnerRules, spread
 
 
 class Pool(RunnerPool):
@@ -93,10 +94,12 @@ def test_refresh_waits_for_nothing_if_all_actors_are_there(ray: FakeRay) -> None
 def test_an_absent_actor_has_one_ping_at_a_time(ray: FakeRay) -> None:
     pool = Pool(ray, 1)
     pool.refresh()
+    pool.actors[0].restart_s = 60.0
     pool.fail(0)
     before = pool.actors[0].pings
     for _ in range(20):
         pool.refresh()
+        ray.sleep(0.2)
     assert pool.actors[0].pings == before + 1
 
 
@@ -111,7 +114,7 @@ def test_an_actor_whose_ping_fails_is_not_pinged_again_at_once(ray: FakeRay) -> 
         pool.refresh()
         # Ray answers with an error while it has not noticed the death.
         for ping in actor._pings:
-            ping.set(error=_unavailable())
+            ping.set(error=ActorUnavailableError("not there yet", None))
         ray.sleep(0.03)
     assert 3 <= actor.pings - before <= 4
     assert pool.up == [] and pool.messages == [] and pool.why_empty is None
@@ -180,7 +183,8 @@ def test_an_unconfirmed_loss_counts_once_another_process_has_come(ray: FakeRay) 
     pool.refresh(2.0)
     assert pool.failures == 1
     assert pool.messages == [
-        "The env runner of group 0 (pid 100 on node) died (it was killed) before it did any work, so "
+        "The env runner of group 0 (pid 100 on node) died (it was killed) before it did any work, "
+        "so "
         "nothing is lost; a new process has started."
     ]
     pool.fail(0)
@@ -243,12 +247,19 @@ def test_an_actor_that_joins_is_announced(ray: FakeRay) -> None:
     pool.refresh(60.0)
     pool.assign(range(2))
     assert pool.messages == [
-        "2 env group(s) are hosted by 2 env runner(s) from now on (pid 100 on node, pid 201 on node)."
+        "2 env group(s) are hosted by 2 env runner(s) from now on (pid 100 on node, pid 201 on "
+        "node)."
     ]
     pool.fail(1)
     pool.refresh(60.0)
     pool.assign(range(2))
     assert len(pool.messages) == 1  # Another process of the same actor is no news.
+    pool.fail(1)
+    pool.assign(range(2))
+    assert len(pool.messages) == 1  # Nor is an actor less: its failure has a message of its own.
+    pool.refresh(60.0)
+    pool.assign(range(2))
+    assert len(pool.messages) == 2
 
 
 def test_without_actors_the_assignment_stays(ray: FakeRay) -> None:
@@ -292,11 +303,17 @@ def test_further_actors_are_given_up_to_another_trial_and_asked_for_again(ray: F
     pool.scale()
     assert len(pool.messages) == 1 and pool.made == []
     ray.another_group_waits = False
-    ray.sleep(2.0)
+    ray.sleep(1.9)
+    pool.scale()
+    assert pool.made == []
+    ray.sleep(0.1)
     pool.scale()
     assert pool.made == [1, 2]
     pool.wait_for(3)
     assert indices(pool) == [0, 1, 2]
+    ray.sleep(2.0)
+    pool.scale()
+    assert pool.made == [1, 2]  # None of them is missing.
 
 
 def test_a_further_actor_that_cannot_start_is_asked_for_again_after_a_minute(ray: FakeRay) -> None:
@@ -332,7 +349,26 @@ def test_stop_ends_what_rllib_does_not_know_and_what_is_absent(ray: FakeRay) -> 
     assert ray.killed == [(1, True), (2, True)]
 
 
-def _unavailable() -> Exception:
-    from ray.exceptions import ActorUnavailableError
+def test_groups_stay_at_their_own_actors_or_spread_over_the_present_ones() -> None:
+    groups = range(4)
+    assert spread(groups, [0, 1, 2, 3], {}) == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert spread(groups, [2], {0: 0, 1: 1, 2: 2, 3: 3}) == dict.fromkeys(groups, 2)
+    assert spread(groups, [0, 2], dict.fromkeys(groups, 2)) == {0: 0, 1: 2, 2: 2, 3: 0}
+    # Who may stay stays.
+    assert spread(groups, [0, 2, 3], {0: 0, 1: 2, 2: 2, 3: 0}) == {0: 0, 1: 2, 2: 2, 3: 3}
 
-    return ActorUnavailableError("not there yet", None)
+
+def test_every_spread_is_even() -> None:
+    for groups in range(1, 9):
+        for pattern in range(1, 2**groups):
+            pool = [index for index in range(groups) if pattern >> index & 1]
+            loads = list(spread(range(groups), pool, dict.fromkeys(range(groups), 0)).values())
+            counts = [loads.count(host) for host in pool]
+            assert sum(counts) == groups and max(counts) - min(counts) <= 1
+
+
+def test_the_number_of_actors_is_bounded_by_that_of_groups() -> None:
+    assert RunnerRules().actors(4) == (1, 4)
+    assert RunnerRules(min_actors=2, max_actors=3).actors(4) == (2, 3)
+    assert RunnerRules(min_actors=2, max_actors=3).actors(1) == (1, 1)
+    assert RunnerRules().actors(0) == (0, 0)

@@ -1,4 +1,5 @@
-"""Names of files and values from storage are shown, and command no terminal, no markup and no mathematics."""
+"""Names of files and values from storage are shown, and command no terminal, no markup
+and no mathematics."""
 
 from __future__ import annotations
 

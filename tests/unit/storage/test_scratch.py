@@ -50,7 +50,8 @@ def test_a_process_that_needs_many_one_after_another_keeps_none_open(
     monkeypatch.setattr("tempfile.tempdir", None)
 
     def open_there() -> list[str]:
-        """What this process has open below `tmp_path`; other descriptors come and go with other tests."""
+        """What this process has open below `tmp_path`; other descriptors come and go
+        with other tests."""
         found = []
         for descriptor in Path("/proc/self/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):

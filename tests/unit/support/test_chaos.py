@@ -46,7 +46,8 @@ def test_every_kind_strikes_in_order() -> None:
 
 
 class Counting(Run):
-    """A process that counts up in a file, and waits before the last number while there is a file `held`."""
+    """A process that counts up in a file, and waits before the last number while there is
+    a file `held`."""
 
     def __init__(self, place: Path, to: int) -> None:
         self.log = place / "count"
@@ -54,7 +55,8 @@ class Counting(Run):
             "import pathlib, sys, time\n"
             "path = pathlib.Path(sys.argv[1]); path.touch()\n"
             f"while (at := path.stat().st_size) < {to}:\n"
-            f"    if at < {to} - 1 or not path.with_name('held').exists(): path.open('a').write('x')\n"
+            f"    if at < {to} - 1 or not path.with_name('held').exists(): "
+            f"path.open('a').write('x')\n"
             "    time.sleep(0.01)\n"
         )
         self.process = subprocess.Popen([sys.executable, "-c", program, str(self.log)])

@@ -1,15 +1,10 @@
-"""When a checkpoint is due and when a run ends: the same iterations whether or not it was resumed."""
+"""When a checkpoint is due and when a run ends: the same iterations whether or not
+it was resumed."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import pytest
-
 from raytrain.config.schema import Checkpoint
-from raytrain.ppo.stopping import Progress, StopRule
-from raytrain.records.metrics import metric
+from raytrain.ppo.stopping import Progress
 from raytrain.trial.checkpoint_schedule import is_due
 
 
@@ -43,37 +38,3 @@ def test_episodes_and_seconds() -> None:
 def test_nothing_set_is_never_due() -> None:
     nothing = Checkpoint(checkpoint_frequency=0)
     assert not is_due(nothing, at(100, 10**6, 10**4, 1e5), at(99), 0.0)
-
-
-@pytest.mark.parametrize(
-    ("rule", "now", "result", "reached"),
-    [
-        (StopRule(timesteps=100), at(1, 100), {}, "timesteps 100"),
-        (StopRule(timesteps=100), at(1, 99), {}, None),
-        (StopRule(iterations=2), at(2), {}, "iterations 2"),
-        (StopRule(episodes=5), at(1, 1, 6), {}, "episodes 6"),
-        (StopRule(time_s=1.5), at(1, 1, 1, 1.5), {}, "time_s 1.5"),
-        (
-            StopRule(metrics={"episode_return_mean": 475}),
-            at(1),
-            {"env_runners": {"episode_return_mean": 480.0}},
-            "episode_return_mean 480",
-        ),
-        (
-            StopRule(metrics={"episode_return_mean": 475}),
-            at(1),
-            {"env_runners": {"episode_return_mean": math.nan}},
-            None,
-        ),
-    ],
-)
-def test_the_end(rule: Any, now: Any, result: Any, reached: Any) -> None:
-    assert rule.reached(now, result) == reached
-
-
-def test_metrics_by_path_and_by_short_name() -> None:
-    result = {"env_runners": {"episode_return_mean": 3}, "learners": {"p": {"loss": 0.5}}, "a": "x"}
-    assert metric(result, "episode_return_mean") == 3.0
-    assert metric(result, "learners/p/loss") == 0.5
-    assert metric(result, "absent") is None
-    assert metric(result, "a") is None

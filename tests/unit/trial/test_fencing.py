@@ -225,7 +225,8 @@ def test_a_start_that_wakes_up_while_it_counts_itself_ends_nobodys_run(
 ) -> None:
     monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
     where = place(tmp_path, generic)
-    old, before, later = directory(where, "a"), FencingToken._before, []
+    old, before = directory(where, "a"), FencingToken._before
+    later: list[Any] = []
 
     def overtaken(attempts: FencingToken) -> Any:
         found = before(attempts)

@@ -1,5 +1,5 @@
-"""Writers that are stopped at a certain line, and what the others find: cases that a search at random lines does
-not meet."""
+"""Writers that are stopped at a certain line, and what the others find: cases that a search at
+random lines does not meet."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from raytrain.checkpoint import (
     experiment_file,
 )
 from raytrain.checkpoint.background_commit import prune
+from raytrain.checkpoint.replacement import replace
 from raytrain.checkpoint.verify import check
 from raytrain.config import config_from_dict
 from raytrain.driver.experiment import _read_experiment
@@ -98,10 +99,11 @@ def test_a_manifest_without_files_is_damage(tmp_path: Path, on_store: bool) -> N
 
 
 def test_retention_waits_until_a_lost_best_is_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a store both are done at once: what is the best of all that is kept may be what has to go."""
+    """On a store both are done at once: what is the best of all that is kept may be what
+    has to go."""
     monkeypatch.setattr("raytrain.storage.location.ThreadPoolExecutor", ThreadPoolExecutor)
     where = an_empty_store() / "trial"
-    first, replace, pruning = trained(where, 5), background_commit.replace, threading.Event()
+    first, pruning = trained(where, 5), threading.Event()
     for name in where.subdirectories():
         if name.startswith("best"):
             (where / name).delete_tree()
@@ -158,7 +160,8 @@ def test_a_start_moves_no_best_away_that_came_after_its_look(
 def test_a_best_that_a_start_has_taken_away_for_a_moment_is_still_the_best(
     tmp_path: Path, is_killed: bool
 ) -> None:
-    """It has seen a damaged one, and was replaced: what it moves is its successor's, which saves meanwhile."""
+    """It has seen a damaged one, and was replaced: what it moves is its successor's,
+    which saves meanwhile."""
     where = Location.of(tmp_path / "trial")
     trained(where, 4)
     put(where, tmp_path / "older", 2, attempt=1)
@@ -204,7 +207,7 @@ def test_what_retention_has_not_begun_to_delete_is_brought_back(
     assert Attempt(where).open() == 4
 
 
-def test_retention_of_one_that_was_replaced_deletes_nothing_that_its_successor_goes_on_from(
+def test_retention_of_a_superseded_attempt_keeps_what_its_successor_resumed_from(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for iteration in (2, 4, 6):
@@ -218,7 +221,7 @@ def test_retention_of_one_that_was_replaced_deletes_nothing_that_its_successor_g
     assert Attempt(where).open() == 4
 
 
-def test_a_start_that_was_replaced_clears_nothing_away_that_its_successor_goes_on_from() -> None:
+def test_a_superseded_start_keeps_what_its_successor_resumed_from() -> None:
     """A manifest came when it had looked."""
     where = an_empty_store() / "trial"
     first = Attempt(where)
@@ -382,7 +385,7 @@ def test_a_start_that_was_replaced_deletes_no_episodes_of_its_successor(tmp_path
     assert_ended_well(where)
 
 
-def test_a_merge_of_one_that_was_replaced_deletes_no_episodes_of_its_successor(
+def test_a_merge_by_a_superseded_attempt_keeps_the_episodes_of_its_successor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = Location.of(tmp_path / "trial")

@@ -1,4 +1,5 @@
-"""`CheckpointSaver` with a fake directory: names, retries of an end, broken states, states kept in memory."""
+"""`CheckpointSaver` with a fake directory: names, retries of an end, broken states, states
+kept in memory."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from raytrain.ppo.fast_update.loss_gradients import LossSettings
 def steps() -> Any:
     module = torch.nn.Linear(2, 1)
     adam = FlatAdam(torch.optim.Adam(module.parameters()), list(module.parameters()))
-    return GraphedSteps(adam, SimpleNamespace(clipping=None), lambda *_: None, module)
+    gradient_step: Any = SimpleNamespace(clipping=None)
+    return GraphedSteps(adam, gradient_step, lambda *_: None, module)
 
 
 def columns(rows: int, **more: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -67,7 +68,7 @@ def test_coefficients_change_in_place_and_a_term_that_comes_or_goes_is_another_g
 ) -> None:
     steps.begin(columns(8), settings())
     before, constants = steps._settings, steps._constants
-    assert (before.entropy_coeff, float(before.kl_coeff)) == (0.0, pytest.approx(0.3))
+    assert before.entropy_coeff == 0.0 and float(before.kl_coeff) == pytest.approx(0.3)
     steps.end()
     steps.begin(columns(8), settings(kl_coeff=0.45))
     assert float(before.kl_coeff) == pytest.approx(0.45)

@@ -62,7 +62,7 @@ def test_adam_is_torchs() -> None:
     weights = torch.from_numpy(layer(1000))
     theirs = weights.clone().requires_grad_()
     optimizer = torch.optim.Adam([theirs], lr=3e-3, betas=(0.8, 0.99), eps=1e-6)
-    moments = [np.zeros(1000, np.float32) for _ in range(2)]
+    moments = np.zeros(1000, np.float32), np.zeros(1000, np.float32)
     for step in range(1, 6):
         gradient = layer(1000, scale=10.0**-step)
         theirs.grad = torch.from_numpy(gradient) * 0.5

@@ -1,5 +1,5 @@
-"""A minibatch that holds bootstrap rows alone has no loss: every way of updating goes on, and reports
-the losses of the last minibatch that has one."""
+"""A minibatch that holds bootstrap rows alone has no loss: every way of updating goes on, and
+reports the losses of the last minibatch that has one."""
 
 from __future__ import annotations
 

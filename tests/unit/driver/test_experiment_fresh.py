@@ -1,4 +1,5 @@
-"""`--fresh`: the old directory is set aside whole, and what a kill leaves of it in the old place is whole."""
+"""`--fresh`: the old directory is set aside whole, and what a kill leaves of it in the old
+place is whole."""
 
 from __future__ import annotations
 
@@ -10,6 +11,12 @@ from support.checkpoint_children import put
 from raytrain.checkpoint import Catalogue, replace
 from raytrain.storage import Location
 from raytrain.trial.fresh_directory import set_directory_aside
+
+
+@pytest.fixture(autouse=True)
+def nobody_else_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then a lock on a store need not wait for what others write."""
+    monkeypatch.setattr("raytrain.storage.lock.SETTLE_SECONDS", 0.0)
 
 
 class Killed(BaseException):
@@ -34,7 +41,8 @@ def whole(place: Location) -> list[str]:
 
 
 def die_at(monkeypatch: pytest.MonkeyPatch, request: int) -> None:
-    """At the deletion with this number. A store deletes a directory file by file, in the order of a list."""
+    """At the deletion with this number. A store deletes a directory file by file, in the order
+    of a list."""
     left = iter(range(request))
     delete = Location.delete_file
 
@@ -51,7 +59,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, request: int) -> None:
     monkeypatch.setattr(Location, "delete_tree", tree)
 
 
-def test_what_a_kill_leaves_in_the_old_place_on_a_store_is_whole(
+def test_a_kill_while_a_run_is_set_aside_leaves_whole_checkpoints_on_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request, finished = 0, False
@@ -75,7 +83,7 @@ def test_what_a_kill_leaves_in_the_old_place_on_a_store_is_whole(
     assert {name.split("/")[1] for name in (root / "run").files()} == {"attempts"}
 
 
-def test_of_a_checkpoint_that_was_being_written_to_a_store_the_marker_stays(tmp_path: Path) -> None:
+def test_the_marker_of_an_unfinished_checkpoint_on_a_store_stays(tmp_path: Path) -> None:
     """What its writer still sends is garbage."""
     root = Location.of(f"memory://{tmp_path.name}-marked")
     experiment(root / "run", tmp_path)

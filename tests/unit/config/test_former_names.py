@@ -1,0 +1,54 @@
+"""Keys of RLlib's own configs and of other programs: the refusal says what they are called here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytrain.config import ConfigError, load_config
+from raytrain.config.former_names import NOTES, RENAMED
+from raytrain.config.validation import yaml_fields
+
+MINIMAL = {"name": "a", "environment": {"env": "CartPole-v1"}, "stop": {"iterations": 2}}
+
+
+def refused(tmp_path: Any, text: str) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text("environment: {env: CartPole-v1}\n" + text + "\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    return str(caught.value)
+
+
+STOP = "stop: {iterations: 2}\n"
+
+
+def test_every_key_of_another_program_leads_to_a_key_that_exists() -> None:
+    fields = {".".join(path) for path in yaml_fields()}
+    assert set(RENAMED.values()) <= fields
+    # None of them is a key here, where it would never be looked up.
+    assert not {path[-1] for path in yaml_fields()} & {*RENAMED, *NOTES}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("n_steps: 2048", "'training.train_batch_size_per_learner'"),
+        ("training: {n_steps: 2048}", "'train_batch_size_per_learner'"),
+        ("training: {n_steps: 2048}", "the steps of all environments together"),
+        ("num_gpus: 1", "'learners.num_gpus_per_learner'"),
+        ("training: {lr_schedule: [[0, 1e-3]]}", "'lr'"),
+        ("training: {lr_schedule: [[0, 1e-3]]}", "[[0, x], [timestep, y], ...]"),
+        ("training: {batch_size: 64}", "'minibatch_size'"),
+        ("training: {target_kl: 0.01}", "updates do not end early"),
+        ("num_workers: 4", "'env_runners.num_env_runners'"),
+        ("framework: torch", "Torch is the only framework"),
+        ("callbacks: {}", "there are no callbacks"),
+        ("model: {fcnet_hiddens: [64]}", "'rl_module.model_config'"),
+        ("training: {use_lstm: true}", "'rl_module.model_config.use_lstm'"),
+    ],
+)
+def test_a_key_of_another_program(tmp_path: Path, line: str, said: str) -> None:
+    assert said in refused(tmp_path, STOP + line)
