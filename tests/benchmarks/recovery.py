@@ -6,7 +6,7 @@ same settings and checkpoints). A trial trains on one of two nodes; after some s
     node killed       SIGKILL to the trial's node
     learner killed    SIGKILL to one of two remote learners, each on a node of its own
     link cut          the trial's node loses its network: heads notice it in about 9 s with the
-                      setting of docs/nodes.md, with which raytrain runs; stock runs with
+                      setting of docs/clusters/nodes.md, with which raytrain runs; stock runs with
                       Ray's own, and with that
 
 A result is new when its iteration was not reached before the fault, and another process than before
