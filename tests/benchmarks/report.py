@@ -1,8 +1,8 @@
 """Tables on the screen, in `build/benchmarks.json` and in `docs/develop/benchmarks.md`.
 
-    build/benchmarks.json    {"throughput": {"command", "measured", "machine", "versions", "rounds",
-                             "quick", "tables": [{"title", "rows", "notes"}]}, "scaling": ...}
-    docs/develop/benchmarks.md       <!-- throughput --> ... <!-- end of throughput -->, prose around it
+    build/benchmarks.json         {"throughput": {"command", "measured", "machine", "versions",
+                                  "rounds", "quick", "tables": [{"title", "rows", "notes"}]}, ...}
+    docs/develop/benchmarks.md    <!-- throughput --> ... <!-- end of throughput --> in prose
 
 Measuring one table leaves the others in the file as they were.
 """

@@ -1,5 +1,7 @@
-"""Slurm's commands as far as docs/clusters/slurm.sbatch uses them, for one machine: `srun` runs the command
-here, `scontrol` lists the allocation's nodes, and notes what is requeued."""
+"""Slurm's commands as far as docs/clusters/slurm.sbatch uses them, for one machine.
+
+`srun` runs the command here, `scontrol` lists the allocation's nodes and notes what is requeued.
+"""
 
 from __future__ import annotations
 
