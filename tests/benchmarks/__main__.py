@@ -9,7 +9,7 @@
     recovery      seconds from a fault to the next new result; needs root, only when named
     gpu           updates and whole runs with the learner on a GPU; needs one, so only when named
     learning      the same returns as stock RLlib; hours, and so only when named
-    docs          nothing is measured: the tables of the JSON file go into docs/develop/benchmarks.md
+    docs          nothing is measured: tables of the JSON file go into docs/develop/benchmarks.md
 
 Without a name, the first six. Tables are printed and written to build/benchmarks.json.
 """
