@@ -1,4 +1,4 @@
-"""The command line: one short function a command, no logic of its own. Nothing else prints.
+"""The command line: one short function a command, no logic of its own. Only the driver prints besides it.
 
 app           the program, and what its commands share
 train         train, submit, resume

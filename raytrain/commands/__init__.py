@@ -1,1 +1,1 @@
-"""What the commands do. They print nothing."""
+"""What the commands do. Print nothing, and leave tensors to the trial."""

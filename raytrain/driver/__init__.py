@@ -1,1 +1,1 @@
-"""The process that a person starts: one experiment from its config to its outcome."""
+"""The process that a person starts: one experiment from its config to its outcome. No tensors."""

@@ -1,1 +1,1 @@
-"""A trained policy without Ray: its file, its network, acting, evaluation and export."""
+"""A trained policy, which needs no Ray: its file, its network, acting, evaluation and export."""

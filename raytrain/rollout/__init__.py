@@ -1,1 +1,1 @@
-"""Environments and the actors that host them. Knows no learner."""
+"""Environments and the actors that host them. Knows no learner and no file system."""

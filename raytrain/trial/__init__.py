@@ -1,1 +1,1 @@
-"""One trial as Tune runs it: training, saving, and the directory that it owns."""
+"""One trial as Tune runs it: training, saving, and the directory that it owns. Prints nothing."""
