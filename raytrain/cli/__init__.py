@@ -1,4 +1,6 @@
-"""The command line: one short function a command, no logic of its own. Only the driver prints besides it.
+"""The command line: one short function a command, no logic of its own.
+
+Besides it, only the driver prints.
 
 app           the program, and what its commands share
 train         train, submit, resume
