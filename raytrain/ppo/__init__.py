@@ -1,1 +1,1 @@
-"""The algorithm: one iteration of PPO, its state, learner and curriculum. Knows no Tune, no files."""
+"""One iteration of PPO, its state, its learner and its curriculum. Knows no Tune and no files."""
