@@ -58,7 +58,10 @@ class Acting:
 
     def act(self, observations: Array, t: int) -> tuple[Array, dict[str, Array]]:
         if self._observations is None:
-            self._allocate(observations)
+            # No 64 bits, as in RLlib's NumpyToTensor. The tensor shares the array's memory.
+            wide = observations.dtype == np.float64
+            self._array = np.zeros(observations.shape, np.float32 if wide else observations.dtype)
+            self._observations = torch.from_numpy(self._array)
         self._array[...] = observations
         if self._layers is not None:
             return self._act_directly(self._layers)
@@ -78,12 +81,6 @@ class Acting:
                 outputs.setdefault(Columns.ACTION_LOGP, logp)
         arrays = {name: as_array(value) for name, value in outputs.items()}
         return arrays.pop(Columns.ACTIONS), arrays
-
-    def _allocate(self, observations: Array) -> None:
-        # No 64 bits, as in RLlib's NumpyToTensor. The tensor shares the array's memory.
-        wide = observations.dtype == np.float64
-        self._array = np.zeros(observations.shape, np.float32 if wide else observations.dtype)
-        self._observations = torch.from_numpy(self._array)
 
     def _act_directly(self, layers: list[Layer]) -> tuple[Array, dict[str, Array]]:
         with torch.inference_mode():
