@@ -191,7 +191,7 @@ class EnvGroup(SingleAgentEnvRunner):
             try:
                 episodes: list[Any] = super().sample(**kwargs)
             except RuntimeError as error:
-                # RLlib raises this, without a message, for whatever a step of an environment raised.
+                # RLlib raises this, without a message, for whatever an environment's step raised.
                 if error.args or error.__cause__ is None:
                     raise
                 raise error.__cause__ from None

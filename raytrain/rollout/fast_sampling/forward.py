@@ -1,8 +1,9 @@
-"""One batched forward pass for each step: from observations to actions, and what the learner needs of them.
+"""One batched forward pass for each step: from observations to actions, and what goes with them.
 
-RLlib runs its module, an action distribution object and six connectors. Here the same operations run on
-the same tensors in the same order without these, so that actions, `action_logp` and `action_dist_inputs`
-are RLlib's to the last bit and draw the same random numbers (see `policy.distributions`).
+RLlib runs its module, an action distribution object and six connectors. Here the same operations
+run on the same tensors in the same order without these, so that actions, `action_logp` and
+`action_dist_inputs` are RLlib's to the last bit and draw the same random numbers (see
+`policy.distributions`).
 
 Everything else that RLlib can sample from (no exploration, custom distributions, custom modules)
 goes through RLlib's own objects, still as one batch and without connectors.
@@ -29,8 +30,8 @@ from raytrain.policy.distributions import (
     sample_gaussian,
 )
 from raytrain.policy.rllib_network import NotDefaultNetwork, PolicyLayers
+from raytrain.rollout.fast_sampling.fragments import Array
 
-Array: TypeAlias = np.ndarray[Any, Any]
 Layer: TypeAlias = Callable[[Any], Any]
 Outputs: TypeAlias = dict[str, Any]
 Sampling: TypeAlias = Callable[[Any], tuple[Any, Any]]
