@@ -38,7 +38,8 @@ class Curriculum:
         self._plans = tuple(plans)
         self._index = 0
         self._begun = Progress(0, 0, 0, 0.0)
-        self._ended: str | None = None
+        self.ended: str | None = None
+        """What ended the present stage, as `name value`; None if it has not ended."""
 
     @property
     def stage(self) -> StagePlan:
@@ -46,19 +47,13 @@ class Curriculum:
         return self._plans[self._index]
 
     @property
-    def ended(self) -> str | None:
-        """What ended the present stage, as `name value`; None if it has not ended."""
-        return self._ended
-
-    @property
     def over(self) -> bool:
         """Whether the last stage has ended."""
-        return self._ended is not None and self._index + 1 == len(self._plans)
+        return self.ended is not None and self._index + 1 == len(self._plans)
 
-    def begin(self, now: Progress) -> StagePlan:
+    def begin(self, now: Progress) -> None:
         """Begin with the first stage."""
-        self._index, self._begun, self._ended = 0, now, None
-        return self.stage
+        self._index, self._begun, self.ended = 0, now, None
 
     def observe(
         self, now: Progress, result: Mapping[str, Any], recent: RecentEpisodes
@@ -66,24 +61,24 @@ class Curriculum:
         """Decide whether the stage ends with the iteration that led to `now`. Returns the entry
         `curriculum` of the iteration's result; `ended` is 0 or 1."""
         since = Progress(*(a - b for a, b in zip(astuple(now), astuple(self._begun), strict=True)))
-        self._ended = self.stage.rule.reached(since, result, recent)
+        self.ended = self.stage.rule.reached(since, result, recent)
         return {
             "stage": self._index + 1,
             "stages": len(self._plans),
             "timesteps": since.timesteps,
-            "ended": int(self._ended is not None),
+            "ended": int(self.ended is not None),
         }
 
     def next_stage(self, now: Progress) -> StagePlan | None:
         """Begin the next stage if the present one has ended and is not the last."""
-        if self._ended is None or self.over:
+        if self.ended is None or self.over:
             return None
-        self._index, self._begun, self._ended = self._index + 1, now, None
+        self._index, self._begun, self.ended = self._index + 1, now, None
         return self.stage
 
     def to_state(self) -> dict[str, Any]:
         """As JSON types."""
-        return {"stage": self.stage.name, "begun": asdict(self._begun), "ended": self._ended}
+        return {"stage": self.stage.name, "begun": asdict(self._begun), "ended": self.ended}
 
     def knows(self, state: Mapping[str, Any] | None) -> bool:
         """Whether the stage of a saved state is one of these, by its name."""
@@ -93,10 +88,9 @@ class Curriculum:
         """Restore what `to_state` returned. False: no stage here has that name."""
         if state is None or not self.knows(state):
             return False
-        names = [plan.name for plan in self._plans]
-        self._index = names.index(state["stage"])
+        self._index = [plan.name for plan in self._plans].index(state["stage"])
         self._begun = Progress(**state["begun"])
-        self._ended = state["ended"]
+        self.ended = state["ended"]
         return True
 
 

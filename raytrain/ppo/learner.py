@@ -24,7 +24,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from raytrain import _ray
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
-from raytrain.ppo.fast_update.minibatches import minibatch_generator, set_generator_state
+from raytrain.ppo.fast_update.minibatches import minibatch_generator
 from raytrain.ppo.fast_update.update import FastUpdate
 from raytrain.rng import RngStreams
 
@@ -48,19 +48,16 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             torch.use_deterministic_algorithms(True)
         with _ray.runners.quick_connectors():
             super().build()
-        self._set_log_std()
+        # RLlib begins with 0 and has no setting for it. A restored state is loaded over this.
+        log_std = self.config.learner_config_dict.get("log_std_init")
+        if log_std is not None:
+            with torch.no_grad():
+                self._policy_module().pi.log_std.fill_(log_std)
         self._last_loss: Any = None
         self._hidden_loss: Any = None
         self.minibatch_generator: Any = minibatch_generator(self.config.seed, torch_rank())
         fast = FastUpdate.of(self)
         self.fast, self.why_not_fast = (None, fast) if isinstance(fast, str) else (fast, None)
-
-    def _set_log_std(self) -> None:
-        # RLlib begins with 0 and has no setting for it. A restored state is loaded over this.
-        log_std = self.config.learner_config_dict.get("log_std_init")
-        if log_std is not None:
-            with torch.no_grad():
-                self.module[MODULE_ID].unwrapped().pi.log_std.fill_(log_std)
 
     # -- the update ------------------------------------------------------------------------------
 
@@ -177,14 +174,15 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         """Restore what `exact_state` returned, after RLlib's own restore.
 
         Raises:
-            RaytrainError: the state holds no minibatch order, or a damaged one.
+            RaytrainError: the state holds no minibatch order, or one that is damaged.
         """
-        if "minibatch_order" not in state:
+        try:
+            self.minibatch_generator.bit_generator.state = state["minibatch_order"]
+        except (KeyError, TypeError, ValueError) as error:
             raise RaytrainError(
-                "The saved state of the learner has no minibatch order: another version of "
-                "raytrain wrote it. Use the version named in the checkpoint's manifest.json."
-            )
-        set_generator_state(self.minibatch_generator, state["minibatch_order"])
+                f"The saved state of the learner has no valid minibatch order ({error!r}). Use an "
+                "older checkpoint, or the raytrain version named in its manifest.json."
+            ) from error
         for module, value in _ray.learners.kl_coefficients(self).items():
             value.fill_(state["kl_coeff"][module])
         for name, scheduler in _ray.learners.schedulers(self).items():

@@ -39,14 +39,9 @@ class Learners:
         Raises:
             RaytrainError: the learners' module lacks one of the names.
         """
-        first_only = {} if self._group.is_local else {"remote_actor_ids": [0]}
-        answers = self._group.foreach_learner(
-            methodcaller("weights_for_sampling", tuple(names)), **first_only
-        )
-        (answer,) = [result.get() for result in answers]
-        if isinstance(answer, Exception):
-            raise answer
-        weights, version = answer
+        first = {} if self._group.is_local else {"remote_actor_ids": [0]}
+        call = methodcaller("weights_for_sampling", tuple(names))
+        ((weights, version),) = self._each(call, expected=1, **first)
         return {COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: version}
 
     def weights_check(self) -> tuple[str, list[str]]:
@@ -102,12 +97,18 @@ class Learners:
         call = methodcaller("use_settings", config, timesteps=timesteps, kl_coeff=kl_coeff)
         self._each(call)
 
-    def _each(self, function: Callable[[ExactPPOTorchLearner], Any]) -> list[Any]:
-        answers = [result.get() for result in self._group.foreach_learner(function)]
+    def _each(
+        self,
+        function: Callable[[ExactPPOTorchLearner], Any],
+        expected: int | None = None,
+        **options: Any,
+    ) -> list[Any]:
+        """The answers of all learners, or of `expected` ones that `options` choose."""
+        answers = [result.get() for result in self._group.foreach_learner(function, **options)]
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
-        expected = max(1, len(self._group))
+        expected = expected or max(1, len(self._group))
         if len(answers) != expected:
             raise RaytrainError(f"{expected - len(answers)} of {expected} learners did not answer.")
         return answers

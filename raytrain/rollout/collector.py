@@ -29,7 +29,7 @@ from raytrain.errors import RaytrainError
 from raytrain.rollout.env_group import EnvGroup, RunnerSettings
 from raytrain.rollout.env_snapshots import Strategy
 from raytrain.rollout.filters import merge_connector_states
-from raytrain.rollout.group_calls import GroupCall, RetryingCall, RunnerLost
+from raytrain.rollout.group_calls import RetryingCall, RunnerLost
 from raytrain.rollout.rollout import Collected, Rollout
 from raytrain.rollout.runner_pool import RunnerPool, RunnerRules
 from raytrain.rollout.timeout import RolloutTimeout
@@ -121,7 +121,7 @@ class RolloutCollector:
         self._local.load(self._strategy, sync, snapshot, iteration=iteration)
         if not self._remote_indices:
             return
-        self._set_sync(sync)
+        self._put(sync)
         self._pool.wait_for(self._expected)
         for runner in self._pool.up:
             runner.loaded.clear()
@@ -163,18 +163,13 @@ class RolloutCollector:
         """Make new weights (RLlib's module state with its sequence number) and the merged connector
         states what the next rollout of every group starts from."""
         self._iteration = iteration
-        sync = {**weights, NUM_ENV_STEPS_SAMPLED_LIFETIME: int(env_steps_sampled)}
-        if self._remote_indices:
-            sync.update(self._merged_connectors())
-        self._local.take_over(sync)
-        if self._remote_indices:
-            self._set_sync(sync)
+        steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: int(env_steps_sampled)}
+        self._share({**weights, **steps, **self._merged_connectors()})
 
     def take_over(self, sync: dict[str, Any]) -> None:
         """Hand `sync` to every runner and wait until all have it (evaluation)."""
-        self._local.take_over(sync)
+        self._share(sync)
         if self._remote_indices:
-            self._set_sync(sync)
             self._call_all("take_over", self._sync)
 
     def use_settings(self, settings: RunnerSettings, *, iteration: int) -> None:
@@ -227,7 +222,12 @@ class RolloutCollector:
 
     # -- calls -----------------------------------------------------------------------------------
 
-    def _set_sync(self, sync: dict[str, Any]) -> None:
+    def _share(self, sync: dict[str, Any]) -> None:
+        self._local.take_over(sync)
+        if self._remote_indices:
+            self._put(sync)
+
+    def _put(self, sync: dict[str, Any]) -> None:
         self._sync, self._digest = ray.put(sync), None
 
     def _assign_groups(self) -> None:
@@ -282,10 +282,7 @@ class RolloutCollector:
         self,
         ask: Callable[[Any, int, float | None], Any] | None,
         indices: Collection[int],
-        *,
-        about: str = "",
-        sampling: bool = False,
-        may_drop: Callable[[int], bool] = lambda lost: False,
+        **options: Any,
     ) -> RetryingCall:
         consequence = "nothing is lost"
         if self._strategy == "reset":
@@ -293,12 +290,15 @@ class RolloutCollector:
         return RetryingCall(
             self._pool,
             indices,
-            GroupCall(self._load, self._check_loaded, ask, about, sampling, consequence),
+            load=self._load,
+            check_loaded=self._check_loaded,
+            ask=ask,
+            consequence=consequence,
             timeout=self._timeout,
             tell=self._tell,
             tell_after_s=self._tell_after_s,
             elastic=self._elastic,
-            may_drop=may_drop,
+            **options,
         )
 
     def _load(self, actor: Any, index: int) -> Any:

@@ -57,6 +57,7 @@ from raytrain.rollout.fast_sampling.eligibility import observation_filter, why_n
 from raytrain.rollout.fast_sampling.episode_rows import (
     EpisodeRecorder,
     finished_row,
+    restore_totals,
     summarise_chunks,
 )
 from raytrain.rollout.fast_sampling.fragments import Progress
@@ -190,7 +191,7 @@ class EnvGroup(SingleAgentEnvRunner):
             try:
                 episodes: list[Any] = super().sample(**kwargs)
             except RuntimeError as error:
-                # RLlib raises this, without a message, for whatever a step of an environment raised.
+                # RLlib raises this, without a message, for whatever an environment's step raised.
                 if error.args or error.__cause__ is None:
                     raise
                 raise error.__cause__ from None
@@ -343,6 +344,7 @@ class EnvGroup(SingleAgentEnvRunner):
             self._streams = RngStreams.from_state(state["rng"])
         self._finished = []
         _ray.runners.set_runner_attributes(self, state["runner"])
+        restore_totals(_ray.runners.unfinished_chunks(self))
         progress = None if (fields := state.get("progress")) is None else Progress(**fields)
         if self._snapshotter.strategy == "reset" or state["envs"] is None:
             self._begin_new_episodes(iteration)

@@ -58,16 +58,9 @@ def _merge_filters(before: State, states: list[State]) -> dict[Any, Any]:
 
 
 def _merge(before: RunningStat, after: list[RunningStat]) -> RunningStat:
-    # The deltas of RunningStat stay zero: nothing reads them.
-    total = RunningStat(before.shape)
-    if len(after) == 1:
-        total.num_pushes = after[0].num_pushes
-        total.mean_array = after[0].mean_array
-        total.sum_sq_diff_array = after[0].sum_sq_diff_array
-        return total
-    n, mean = before.num_pushes, before.mean_array
-    squares = before.sum_sq_diff_array
-    for stats in after:
+    start, added = (after[0], []) if len(after) == 1 else (before, after)
+    n, mean, squares = start.num_pushes, start.mean_array, start.sum_sq_diff_array
+    for stats in added:
         new = stats.num_pushes - before.num_pushes
         if new == 0:
             continue
@@ -76,6 +69,8 @@ def _merge(before: RunningStat, after: list[RunningStat]) -> RunningStat:
         squares = squares + new_squares + shift * shift * (n * new / (n + new))
         mean = mean + shift * (new / (n + new))
         n += new
+    # The deltas of RunningStat stay zero: nothing reads them.
+    total = RunningStat(before.shape)
     total.num_pushes, total.mean_array, total.sum_sq_diff_array = n, mean, squares
     return total
 

@@ -42,23 +42,6 @@ class RunnerLost(RaytrainError):
     """An env runner died and could not be restarted."""
 
 
-@dataclass(frozen=True)
-class GroupCall:
-    """What to call on an actor for a group. The callables return the reference of a remote call."""
-
-    load: Callable[[Any, int], Any]
-    """(actor, group): sets the group up in the actor, from its last state."""
-    check_loaded: Callable[[int, Any], None]
-    """(group, answer of `load`)"""
-    ask: Callable[[Any, int, float | None], Any] | None = None
-    """(actor, group, seconds that the call may take). None: the groups are only set up."""
-    about: str = ""
-    """For messages: "iteration 6"."""
-    sampling: bool = False
-    consequence: str = "nothing is lost"
-    """For messages: what the loss of an actor means for the run."""
-
-
 @dataclass
 class _Recovery:
     """A lost actor whose groups have not all answered from elsewhere yet."""
@@ -74,19 +57,31 @@ class _Recovery:
 
 @dataclass
 class RetryingCall:
-    """`elastic`: whether another actor than its own may host a group. `may_drop`: whether the
-    answers of so many groups may be missing. `tell` gets messages for the user, and one about a
-    slow call after every `tell_after_s` seconds (None: never)."""
+    """A call to `groups`. `load` and `ask` return the reference of a remote call. `tell` gets
+    messages for the user, and one about a slow call after every `tell_after_s` seconds (None:
+    never)."""
 
     pool: RunnerPool
     groups: Collection[int]
-    call: GroupCall
     _: KW_ONLY
+    load: Callable[[Any, int], Any]
+    """(actor, group): sets the group up in the actor, from its last state."""
+    check_loaded: Callable[[int, Any], None]
+    """(group, answer of `load`)"""
+    ask: Callable[[Any, int, float | None], Any] | None = None
+    """(actor, group, seconds that the call may take). None: the groups are only set up."""
+    about: str = ""
+    """For messages: "iteration 6"."""
+    sampling: bool = False
+    consequence: str = "nothing is lost"
+    """For messages: what the loss of an actor means for the run."""
     timeout: RolloutTimeout
     tell: Callable[[str], None]
     tell_after_s: float | None
     elastic: bool
+    """Whether another actor than its own may host a group."""
     may_drop: Callable[[int], bool] = lambda lost: False
+    """Whether the answers of so many groups may be missing."""
 
     def __post_init__(self) -> None:
         self._runtime = self.pool.runtime
@@ -142,12 +137,12 @@ class RetryingCall:
         return runner
 
     def _send_to(self, runner: RunnerActor, group: int) -> PendingCall:
-        call, limit_s = self.call, self.timeout.set_up_limit_s()
-        if group not in runner.loaded or call.ask is None:
-            return PendingCall(group, True, call.load(runner.actor, group), limit_s)
-        if call.sampling:
+        limit_s = self.timeout.set_up_limit_s()
+        if group not in runner.loaded or self.ask is None:
+            return PendingCall(group, True, self.load(runner.actor, group), limit_s)
+        if self.sampling:
             limit_s = self.timeout.limit_s()
-        return PendingCall(group, False, call.ask(runner.actor, group, limit_s), limit_s)
+        return PendingCall(group, False, self.ask(runner.actor, group, limit_s), limit_s)
 
     # -- answers ---------------------------------------------------------------------------------
 
@@ -183,9 +178,9 @@ class RetryingCall:
         runner.calls.remove(pending)
         runner.busy_since, runner.has_answered = self._runtime.now(), True
         if pending.loads:
-            self.call.check_loaded(pending.group, answer)
+            self.check_loaded(pending.group, answer)
             runner.loaded.add(pending.group)
-        if not pending.loads or self.call.ask is None:
+        if not pending.loads or self.ask is None:
             self._finish(pending.group, runner)
             self.answers[pending.group] = answer
 
@@ -211,7 +206,7 @@ class RetryingCall:
         if self._consecutive_failures[first] >= allowed:
             raise RunnerLost(
                 f"The env runner of group {first} was lost {self._consecutive_failures[first]} "
-                f"times in a row in {self.call.about or 'the same call'} and is given up: the last "
+                f"times in a row in {self.about or 'the same call'} and is given up: the last "
                 f"one {cause}. If this happens again, check the environment's step() and reset()."
             )
         if not confirmed:
@@ -221,7 +216,7 @@ class RetryingCall:
             self.dropped |= groups
             self._unanswered -= groups
             self.tell(
-                f"{runner} {message}. {self.call.about.capitalize()} continues without "
+                f"{runner} {message}. {self.about.capitalize()} continues without "
                 f"{_named(groups)} (fault_tolerance.on_env_runner_loss is continue)."
             )
             return
@@ -282,11 +277,11 @@ class RetryingCall:
         groups, one = _named(recovery.groups), len(recovery.groups) == 1
         seconds = self._runtime.now() - recovery.began
         what = f"{groups.capitalize()} {'is' if one else 'are'} set up"
-        if self.call.sampling:
-            what = f"{self.call.about.capitalize()} of {groups} is sampled"
+        if self.sampling:
+            what = f"{self.about.capitalize()} of {groups} is sampled"
         self.tell(
             f"{recovery.runner} {recovery.message}. {what} again from {'its' if one else 'their'} "
-            f"last state by {by}; {self.call.consequence} ({seconds:.1f} s)."
+            f"last state by {by}; {self.consequence} ({seconds:.1f} s)."
         )
 
 

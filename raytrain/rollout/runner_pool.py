@@ -272,7 +272,10 @@ class RunnerPool:
             return
         self._scaled_at = now
         if self.runtime.another_group_waits():
-            given_up = self._drop_further()
+            further = [self._runners.pop(i) for i in self._further if i in self._runners]
+            for runner in further:
+                self.runtime.kill(runner.actor)
+            given_up = sum(runner.up for runner in further)
             if given_up:
                 self._tell(
                     f"Gave up {given_up} env runner(s) beyond env_runners.min_actors: another "
@@ -284,13 +287,6 @@ class RunnerPool:
             failed_s = now - self._gone_at.get(index, -math.inf)
             if index not in self._runners and failed_s > _RETRY_FAILED_AFTER_S:
                 self._runners[index] = RunnerActor(index, self._make(index))
-
-    def _drop_further(self) -> int:
-        """End all further actors. Returns how many of them were there."""
-        further = [self._runners.pop(index) for index in self._further if index in self._runners]
-        for runner in further:
-            self.runtime.kill(runner.actor)
-        return sum(runner.up for runner in further)
 
     def stop(self) -> None:
         """End the further actors, which RLlib does not know, and the absent ones: to stop an absent

@@ -6,13 +6,10 @@ Names, reduction and meaning are those of RLlib's `Learner.update`. The times of
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
-    CONNECTOR_PIPELINE_TIMER,
-    LEARNER_CONNECTOR,
     LEARNER_CONNECTOR_SUM_EPISODES_LENGTH_IN,
     LEARNER_CONNECTOR_SUM_EPISODES_LENGTH_OUT,
     MODULE_TRAIN_BATCH_SIZE_MEAN,
@@ -22,14 +19,6 @@ from ray.rllib.utils.metrics import (
 )
 
 from raytrain.ppo.fast_update.train_batch import TrainBatch
-
-
-def batch_building(metrics: Any) -> AbstractContextManager[None]:
-    """Time the body as the learner's connector pipeline, which it replaces."""
-    context: AbstractContextManager[None] = metrics.log_time(
-        (ALL_MODULES, LEARNER_CONNECTOR, CONNECTOR_PIPELINE_TIMER)
-    )
-    return context
 
 
 def log_steps(

@@ -5,9 +5,8 @@
     steps.run(rows, loss)        the same, and `loss` computes each minibatch's loss, and may log it
     steps.end()
 
-`HandWrittenSteps` is for RLlib's default network of dense layers on a CPU, `AutogradSteps` for
-every other module without a recurrent state, and for GPUs. Both change the module's own parameters
-and the state of RLlib's own optimizer.
+`eligibility` says which way serves which module. Both change the module's own parameters and the
+state of RLlib's own optimizer.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from raytrain.errors import RaytrainError
 from raytrain.ppo.fast_update.train_batch import Array
 
 
@@ -58,17 +57,3 @@ def minibatch_generator(seed: int | None, rank: int) -> np.random.Generator:
     if seed is None:
         return np.random.default_rng()
     return np.random.default_rng([seed, rank])
-
-
-def set_generator_state(generator: Any, state: dict[str, Any]) -> None:
-    """Restore the state of a bit generator: names, and integers of up to 128 bits.
-
-    Raises:
-        RaytrainError: it is the state of another kind of generator, or damaged.
-    """
-    try:
-        generator.bit_generator.state = state
-    except (KeyError, TypeError, ValueError) as error:
-        raise RaytrainError(
-            f"The saved minibatch order is damaged ({error!r}). Use an older checkpoint."
-        ) from error

@@ -18,9 +18,9 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
+from ray.rllib.utils.metrics import ALL_MODULES, CONNECTOR_PIPELINE_TIMER, LEARNER_CONNECTOR
 
 from raytrain import _ray
-from raytrain.ppo.fast_update import metrics
 from raytrain.ppo.fast_update.advantages import advantages_and_targets
 from raytrain.ppo.fast_update.cuda_graphs import GraphedSteps, can_be_captured
 from raytrain.ppo.fast_update.eligibility import hand_written_network, why_not_fast
@@ -28,6 +28,7 @@ from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.gradient_step import Clipping, GradientStep
 from raytrain.ppo.fast_update.loss import ppo_loss
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
+from raytrain.ppo.fast_update.metrics import log_steps
 from raytrain.ppo.fast_update.minibatch_loop import AutogradSteps, HandWrittenSteps, TensorColumns
 from raytrain.ppo.fast_update.minibatches import last_with_a_step, minibatch_rows
 from raytrain.ppo.fast_update.train_batch import Array, TrainBatch, train_batch
@@ -85,7 +86,8 @@ class FastUpdate:
         """The part of `Learner.update` between its two callbacks, with its arguments."""
         learner = self._learner
         sequence_number = _ray.learners.begin_update(learner)
-        with metrics.batch_building(learner.metrics):
+        # This replaces RLlib's connector pipeline.
+        with learner.metrics.log_time((ALL_MODULES, LEARNER_CONNECTOR, CONNECTOR_PIPELINE_TIMER)):
             batch = train_batch(episodes)
             columns = self._columns(batch)
         rows = minibatch_rows(
@@ -98,7 +100,7 @@ class FastUpdate:
         )
         with _ray.learners.time_minibatches(learner):
             self._run(columns, rows)
-        metrics.log_steps(
+        log_steps(
             learner.metrics,
             DEFAULT_MODULE_ID,
             batch=batch,

@@ -7,13 +7,19 @@ they would still draw from the old one. See `raytrain.rng` for the global genera
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 GENERATOR_TYPES = (np.random.Generator, np.random.RandomState, random.Random)
+
+_NEW: dict[str, Callable[[Any], Any]] = {
+    "Generator": lambda bits_class: np.random.Generator(bits_class()),
+    "RandomState": lambda _: np.random.RandomState(),
+    "Random": lambda _: random.Random(),
+}
 
 
 def read(generator: Any) -> tuple[str, Any, Any]:
@@ -30,20 +36,14 @@ def read(generator: Any) -> tuple[str, Any, Any]:
 def write(holder: dict[str, Any], name: str, saved: tuple[str, Any, Any]) -> None:
     """Bring `holder[name]` to a state that `read` gave; a generator of another kind is replaced."""
     kind, bits_class, state = saved
-    present = holder.get(name)
+    present: Any = holder.get(name)
+    if not isinstance(present, GENERATOR_TYPES) or read(present)[:2] != (kind, bits_class):
+        present = holder[name] = _NEW[kind](bits_class)
     if kind == "Generator":
-        if not (
-            isinstance(present, np.random.Generator) and type(present.bit_generator) is bits_class
-        ):
-            present = holder[name] = np.random.Generator(bits_class())
         present.bit_generator.state = state
     elif kind == "RandomState":
-        if not isinstance(present, np.random.RandomState):
-            present = holder[name] = np.random.RandomState()
         present.set_state(state)
     else:
-        if not isinstance(present, random.Random):
-            present = holder[name] = random.Random()
         present.setstate(state)
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import copy
 import random
 import time
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,11 +27,11 @@ from raytrain.rollout.env_snapshots.fingerprint import Frame, frame_of
 
 @dataclass(frozen=True)
 class Operation:
-    """A reset (with a seed or without), or a step."""
+    """A call of `reset` (with a seed or without) or of `step`."""
 
-    is_reset: bool
-    seed: int | None = None
-    action: Any = None
+    method: Literal["reset", "step"]
+    arguments: tuple[Any, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Script:
     """Whether the policy's draws, and the streams, include Torch's."""
 
     def for_fresh_process(self) -> Script:
-        """The same script. Importing Torch takes seconds, and only an environment that draws from it
-        needs it there."""
+        """The same script. Importing Torch takes seconds, and only an environment that draws from
+        it needs it there."""
         return replace(self, draws_torch="torch" in self.global_random)
 
     def streams(self, state: dict[str, Any]) -> RngStreams:
@@ -111,7 +111,7 @@ class FirstRun:
         self._moments[len(self._operations) - 1] = moment
 
     def _reset(self, seed: int | None = None) -> None:
-        self._do(Operation(is_reset=True, seed=seed))
+        self._do(Operation("reset", options={} if seed is None else {"seed": seed}))
 
     def _step(self, count: int) -> None:
         """Operations, of which one is a reset where an episode is over (as in a vector env)."""
@@ -119,7 +119,7 @@ class FirstRun:
             if self._over:
                 self._reset()
             else:
-                self._do(Operation(is_reset=False, action=self._actions.sample()))
+                self._do(Operation("step", (self._actions.sample(),)))
 
     def _do(self, operation: Operation) -> None:
         _draw_like_a_policy(draws_torch=True)
@@ -144,16 +144,14 @@ def _call(
     env: Any, operation: Operation, contract: Contract | None = None
 ) -> tuple[Any, Any, Any, Any]:
     """Observation, reward, terminated and truncated; the last three are None after a reset."""
-    if operation.is_reset:
-        with user_code("reset()"):
-            returned = env.reset(**({} if operation.seed is None else {"seed": operation.seed}))
-            if contract is not None:
-                contract.reset(returned)
-            observation, _ = returned
-        return observation, None, None, None
-    with user_code("step()"):
-        returned = env.step(copy.deepcopy(operation.action))
+    method = operation.method
+    with user_code(f"{method}()"):
+        arguments = copy.deepcopy(operation.arguments)
+        returned = getattr(env, method)(*arguments, **operation.options)
         if contract is not None:
-            contract.step(returned)
+            getattr(contract, method)(returned)
+        if method == "reset":
+            observation, _ = returned
+            return observation, None, None, None
         observation, reward, terminated, truncated, _ = returned
-    return observation, reward, terminated, truncated
+        return observation, reward, terminated, truncated

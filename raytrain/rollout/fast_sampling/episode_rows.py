@@ -69,8 +69,8 @@ def _float(value: Any) -> float:
 
 @dataclass(frozen=True)
 class ChunkTotals:
-    """Replaces the returned chunks of a running episode. Group snapshots pickle it
-    under this name."""
+    """Replaces the returned chunks of a running episode. It is pickled as a tuple, so that a group's
+    snapshot names no module of raytrain; `restore_totals` makes objects of tuples again."""
 
     length: int
     episode_return: float
@@ -84,6 +84,9 @@ class ChunkTotals:
 
     def get_duration_s(self) -> float:
         return self.duration_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, ((self.length, self.episode_return, self.duration_s),)
 
 
 class EpisodeRecorder(RLlibCallback):
@@ -119,3 +122,10 @@ def summarise_chunks(chunks_by_episode: dict[str, list[Any]]) -> None:
                     duration_s=sum(chunk.get_duration_s() for chunk in chunks),
                 )
             ]
+
+
+def restore_totals(chunks_by_episode: dict[str, list[Any]]) -> None:
+    """Turn what a snapshot holds of the totals into `ChunkTotals`, in place."""
+    for chunks in chunks_by_episode.values():
+        # The first snapshots hold the objects themselves.
+        chunks[:] = [ChunkTotals(*chunk) if type(chunk) is tuple else chunk for chunk in chunks]

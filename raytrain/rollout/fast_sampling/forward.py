@@ -1,8 +1,9 @@
-"""One batched forward pass for each step: from observations to actions, and what the learner needs of them.
+"""One batched forward pass for each step: from observations to actions, and what goes with them.
 
-RLlib runs its module, an action distribution object and six connectors. Here the same operations run on
-the same tensors in the same order without these, so that actions, `action_logp` and `action_dist_inputs`
-are RLlib's to the last bit and draw the same random numbers (see `policy.distributions`).
+RLlib runs its module, an action distribution object and six connectors. Here the same operations
+run on the same tensors in the same order without these, so that actions, `action_logp` and
+`action_dist_inputs` are RLlib's to the last bit and draw the same random numbers (see
+`policy.distributions`).
 
 Everything else that RLlib can sample from (no exploration, custom distributions, custom modules)
 goes through RLlib's own objects, still as one batch and without connectors.
@@ -29,8 +30,8 @@ from raytrain.policy.distributions import (
     sample_gaussian,
 )
 from raytrain.policy.rllib_network import NotDefaultNetwork, PolicyLayers
+from raytrain.rollout.fast_sampling.fragments import Array
 
-Array: TypeAlias = np.ndarray[Any, Any]
 Layer: TypeAlias = Callable[[Any], Any]
 Outputs: TypeAlias = dict[str, Any]
 Sampling: TypeAlias = Callable[[Any], tuple[Any, Any]]
@@ -58,7 +59,10 @@ class Acting:
 
     def act(self, observations: Array, t: int) -> tuple[Array, dict[str, Array]]:
         if self._observations is None:
-            self._allocate(observations)
+            # No 64 bits, as in RLlib's NumpyToTensor. The tensor shares the array's memory.
+            wide = observations.dtype == np.float64
+            self._array = np.zeros(observations.shape, np.float32 if wide else observations.dtype)
+            self._observations = torch.from_numpy(self._array)
         self._array[...] = observations
         if self._layers is not None:
             return self._act_directly(self._layers)
@@ -78,12 +82,6 @@ class Acting:
                 outputs.setdefault(Columns.ACTION_LOGP, logp)
         arrays = {name: as_array(value) for name, value in outputs.items()}
         return arrays.pop(Columns.ACTIONS), arrays
-
-    def _allocate(self, observations: Array) -> None:
-        # No 64 bits, as in RLlib's NumpyToTensor. The tensor shares the array's memory.
-        wide = observations.dtype == np.float64
-        self._array = np.zeros(observations.shape, np.float32 if wide else observations.dtype)
-        self._observations = torch.from_numpy(self._array)
 
     def _act_directly(self, layers: list[Layer]) -> tuple[Array, dict[str, Array]]:
         with torch.inference_mode():

@@ -9,14 +9,13 @@ is in no state and which nothing reads.)
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from raytrain import _ray
 from raytrain.policy.arithmetic import filter_divisor, normalize
-
-Array: TypeAlias = np.ndarray[Any, Any]
+from raytrain.rollout.fast_sampling.fragments import Array
 
 
 class BatchFilter:

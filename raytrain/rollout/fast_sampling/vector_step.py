@@ -9,7 +9,7 @@ environment is stepped as a whole.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -18,9 +18,7 @@ from gymnasium.wrappers.vector import DictInfoToList
 
 from raytrain import _ray
 from raytrain.policy.env_contract import Contract
-
-Array: TypeAlias = np.ndarray[Any, Any]
-Infos: TypeAlias = list[dict[str, Any]]
+from raytrain.rollout.fast_sampling.fragments import Array, Infos
 
 _NOTHING: Any = object()
 

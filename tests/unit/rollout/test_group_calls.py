@@ -11,7 +11,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from support.fake_ray import FakeActor, FakeRay
 
-from raytrain.rollout.group_calls import GroupCall, RetryingCall, RunnerLost
+from raytrain.rollout.group_calls import RetryingCall, RunnerLost
 from raytrain.rollout.runner_pool import PendingCall, RunnerPool
 from raytrain.rollout.timeout import RolloutTimeout, stall_key
 
@@ -73,13 +73,11 @@ class Trial:
         return RetryingCall(
             self.pool,
             list(self.groups),
-            GroupCall(
-                load=self._load,
-                check_loaded=self.check or self._check,
-                ask=None if load_only else self._ask,
-                about="iteration 7" if sampling else "",
-                sampling=sampling,
-            ),
+            load=self._load,
+            check_loaded=self.check or self._check,
+            ask=None if load_only else self._ask,
+            about="iteration 7" if sampling else "",
+            sampling=sampling,
             timeout=RolloutTimeout(timeout_s),
             tell=self.messages.append,
             tell_after_s=tell_after_s,
@@ -314,7 +312,7 @@ def test_an_actor_that_hangs_is_killed_named_and_replaced() -> None:
 def test_an_actor_that_hangs_without_a_report_is_killed_as_well() -> None:
     trial = Trial(plan=hanging(1, 1))
     trial.call(timeout_s=20).run()
-    assert "it is stopped, cut off, or in native code) and was killed" in trial.messages[0]
+    assert "(position unknown: it is stopped, cut off, or in native code)" in trial.messages[0]
 
 
 def test_the_third_hang_in_a_row_is_given_up_in_words_that_stay_the_same() -> None:
