@@ -37,7 +37,6 @@ from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain._ray.actor_signals import spare_this_actor
 from raytrain.checkpoint import (
-    FORKED_FROM,
     BestPolicy,
     Entry,
     ExactLost,
@@ -50,6 +49,7 @@ from raytrain.checkpoint import (
     read_manifest,
     require_key,
 )
+from raytrain.checkpoint.lineage import FORKED_FROM
 from raytrain.cluster.failures import able_to_travel
 from raytrain.cluster.nodes import nodes_alive
 from raytrain.config import (

@@ -168,6 +168,24 @@ def test_a_crash_before_the_cut_part_is_deleted(tmp_path: Path) -> None:
     assert read_episodes(trial)["episode"].to_pylist() == list(range(len(expected(2))))
 
 
+def test_a_replaced_writer_deletes_no_file_that_its_successor_writes(tmp_path: Path) -> None:
+    """It was stopped between its fence and its deletions, and continues while the other writes."""
+    replaced, calls = write(tmp_path, 1, 1), []
+
+    def fence() -> None:
+        calls.append(None)
+        if len(calls) == 3:  # Opened; then before and after the temporary file is written.
+            append_episodes(replaced, 2)
+            replaced.flush(2)
+
+    successor = EpisodeHistory(tmp_path, 1, attempt=2, fence=fence)
+    append_episodes(successor, 2)
+    successor.flush(2)
+    assert len(calls) == 3
+    numbers = read_episodes(tmp_path)["episode"].to_pylist()
+    assert numbers == list(range(len(expected(2))))
+
+
 @pytest.mark.parametrize("damage", ["empty", "half", "middle"])
 def test_a_damaged_part_is_set_aside_and_said(tmp_path: Path, damage: str) -> None:
     write(tmp_path, 1, 6, every=3)

@@ -137,6 +137,30 @@ def test_a_failed_fsync_has_the_rows_written_again(
     assert_complete(tmp_path, durable + 8)
 
 
+def test_a_flush_without_free_descriptors_fails_and_leaves_none_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = TrialRecords(tmp_path)
+    records.append(row(1))
+    opened, dup, before = [], os.dup, len(os.listdir("/proc/self/fd"))
+
+    def scarce(descriptor: int) -> int:
+        if len(opened) == 2:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        opened.append(dup(descriptor))
+        return opened[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", scarce)
+        with pytest.raises(RecordsError, match="Too many open files"):
+            records.flush()
+    assert len(opened) == 2
+    assert len(os.listdir("/proc/self/fd")) == before
+    records.append(row(2))
+    records.flush()
+    assert_complete(tmp_path, 2)
+
+
 def test_a_failed_fsync_that_a_new_column_meets(tmp_path: Path, failing_fsync: Any) -> None:
     """The CSV is copied for the new column, with what its old file has lost."""
     records = TrialRecords(tmp_path)

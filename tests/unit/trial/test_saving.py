@@ -137,6 +137,32 @@ def test_only_after_a_long_iteration_a_state_is_kept_in_memory(seconds: float, k
     assert (directory.saved == ["checkpoint_000007"]) is directory.marked is kept
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_a_kept_state_that_cannot_be_saved_leaves_older_checkpoints_alone(older: bool) -> None:
+    directory = Directory(fails=1)
+    directory.last_saved = manifest(6) if older else None
+    saver = saver_of(directory)
+    saver.keep({"time_this_iter_s": 100.0})
+    assert saver.commit_kept() is None
+    assert directory.saved == ["checkpoint_000007"] and not directory.marked
+    assert saver.commit_kept() is None, "it is tried once"
+    assert directory.saved == ["checkpoint_000007"]
+
+
+def test_a_directory_that_refuses_a_kept_state_ends_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory = Directory()
+    saver = saver_of(directory)
+    saver.keep({"time_this_iter_s": 100.0})
+
+    def refuse() -> None:
+        raise AWAY
+
+    monkeypatch.setattr(directory, "mark_interrupted", refuse)
+    assert saver.commit_kept() is None
+
+
 def test_a_checkpoint_is_due_from_the_last_one_on() -> None:
     saver = saver_of(Directory())
     before, now = Progress(6, 600, 60, 95.0), Progress(7, 700, 70, 100.0)
