@@ -19,7 +19,6 @@ from raytrain.config.schema import Checkpoint
 from raytrain.errors import RaytrainError
 from raytrain.ppo.algorithm import ExactPPO
 from raytrain.ppo.stopping import Progress
-from raytrain.trial.checkpoint_schedule import is_due
 from raytrain.trial.directory import TrialDirectory
 
 _LONG_ITERATION_S = 5.0
@@ -30,6 +29,24 @@ _NOT_SAVED = ("config", REPORT, "done")
 
 _State: TypeAlias = tuple[Manifest, Callable[[Path], None]]
 """A checkpoint that can be saved: its manifest, and what fills its directory, in any thread."""
+
+
+def is_due(settings: Checkpoint, now: Progress, before: Progress, saved_at_s: float) -> bool:
+    """Whether to save after the iteration that led from `before` to `now`.
+
+    Each part that is set asks for a checkpoint on its own. A part that counts (iterations,
+    timesteps, episodes) asks whenever it has passed a multiple, so a resumed run saves at the same
+    iterations as an undisturbed one. `saved_at_s`: training seconds at the last save.
+    """
+    counts = (
+        (settings.checkpoint_frequency, now.iteration, before.iteration),
+        (settings.every_timesteps, now.timesteps, before.timesteps),
+        (settings.every_episodes, now.episodes, before.episodes),
+    )
+    if any(every and count // every > last // every for every, count, last in counts):
+        return True
+    seconds = settings.every_seconds
+    return seconds is not None and now.time_s - saved_at_s >= seconds
 
 
 class CheckpointSaver:

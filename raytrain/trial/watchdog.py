@@ -61,14 +61,6 @@ Actors = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """`hang_factor` and `hang_floor_s` (see the module's docstring)."""
-
-    factor: float
-    floor_s: float
-
-
-@dataclass(frozen=True)
 class Leaving:
     """A node with a part of the trial ends at `deadline`, by the watchdog's clock.
 
@@ -90,13 +82,14 @@ class _Phase:
 class Watchdog:
     """`actors` returns the trial's present remote processes by their names (`learner 1`).
 
+    `timeout` makes the limit of a phase, which then learns from how long the phase takes.
     `save_kept` commits the state after the last iteration, if it is in memory.
     """
 
     def __init__(
         self,
         place: Location,
-        limits: Limits,
+        timeout: Callable[[], AdaptiveTimeout],
         *,
         actors: Callable[[], Actors],
         save_kept: Callable[[], str | None],
@@ -110,9 +103,7 @@ class Watchdog:
         self._save_kept = save_kept
         self._clock = clock
         self._phase: _Phase | None = None
-        self._timeouts: defaultdict[str, AdaptiveTimeout] = defaultdict(
-            lambda: AdaptiveTimeout(limits.factor, limits.floor_s)
-        )
+        self._timeouts: defaultdict[str, AdaptiveTimeout] = defaultdict(timeout)
         self._node = ray.get_runtime_context().get_node_id()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="raytrain-watchdog", daemon=True)

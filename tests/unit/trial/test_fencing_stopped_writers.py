@@ -450,7 +450,7 @@ def test_records_that_could_not_be_deleted_keep_no_save_from_being_made(
 
     monkeypatch.setattr(Location, "delete_tree", half)
     second.directory._max_failed_saves = 1
-    with pytest.raises(AssertionError, match="could not be copied"):
+    with pytest.raises(AssertionError, match="Copying the records failed"):
         second.train(4, 6)
     second.train(6, 8)
     second.save("final", 8)

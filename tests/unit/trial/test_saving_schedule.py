@@ -10,7 +10,7 @@ import pytest
 from raytrain.config.schema import Checkpoint
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.records.metrics import metric
-from raytrain.trial.checkpoint_schedule import is_due
+from raytrain.trial.saving import is_due
 
 
 def at(iteration: int, timesteps: int = 0, episodes: int = 0, time_s: float = 0.0) -> Progress:
