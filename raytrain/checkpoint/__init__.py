@@ -12,12 +12,7 @@ from raytrain.checkpoint.background_commit import (
     RetentionPolicy,
 )
 from raytrain.checkpoint.catalogue import Catalogue, Entry
-from raytrain.checkpoint.commit import (
-    Fence,
-    copy_checkpoint,
-    read_manifest,
-    rewrite_manifest,
-)
+from raytrain.checkpoint.commit import read_manifest
 from raytrain.checkpoint.digest import weights_sha256
 from raytrain.checkpoint.experiment_file import (
     EXPERIMENT_FILE,
@@ -25,24 +20,15 @@ from raytrain.checkpoint.experiment_file import (
     ExperimentFileError,
     require_key,
 )
-from raytrain.checkpoint.file_names import ATTEMPTS, own_name
-from raytrain.checkpoint.lineage import FORKED_FROM, SET_ASIDE, is_of_run, line_of_descent
-from raytrain.checkpoint.manifest import (
-    MANIFEST_NAME,
-    ExactLost,
-    Manifest,
-    Parent,
-)
+from raytrain.checkpoint.lineage import is_of_run
+from raytrain.checkpoint.manifest import MANIFEST_NAME, ExactLost, Manifest, Parent
 from raytrain.checkpoint.replacement import replace
-from raytrain.checkpoint.resolve import is_trial, resolve, trials
+from raytrain.checkpoint.resolve import resolve, trials
 from raytrain.checkpoint.verify import fetch
 
 __all__ = [
-    "ATTEMPTS",
     "EXPERIMENT_FILE",
-    "FORKED_FROM",
     "MANIFEST_NAME",
-    "SET_ASIDE",
     "BestPolicy",
     "Catalogue",
     "CommitJob",
@@ -52,21 +38,15 @@ __all__ = [
     "ExactLost",
     "ExperimentFile",
     "ExperimentFileError",
-    "Fence",
     "Manifest",
     "Parent",
     "RetentionPolicy",
-    "copy_checkpoint",
     "fetch",
     "is_of_run",
-    "is_trial",
-    "line_of_descent",
-    "own_name",
     "read_manifest",
     "replace",
     "require_key",
     "resolve",
-    "rewrite_manifest",
     "trials",
     "weights_sha256",
 ]

@@ -54,7 +54,7 @@ class CommitJob:
     before_manifest: Callable[[], None] = nothing
 
 
-@dataclass(frozen=True)
+@dataclass
 class CommitOutcome:
     """`manifest` is that of the committed checkpoint, or None if the job failed with `error`.
 
@@ -64,10 +64,10 @@ class CommitOutcome:
 
     name: str
     iteration: int
-    manifest: Manifest | None
-    error: RaytrainError | None
-    deleted: tuple[str, ...]
-    warnings: tuple[str, ...]
+    manifest: Manifest | None = None
+    error: RaytrainError | None = None
+    deleted: tuple[str, ...] = ()
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -184,27 +184,22 @@ class Committer:
         self._pool.shutdown(wait=True)
 
     def _run(self, job: CommitJob, settled: threading.Event) -> CommitOutcome:
-        manifest: Manifest | None = None
-        error: RaytrainError | None = None
-        warnings: list[str] = []
-        deleted: list[str] = []
+        outcome = CommitOutcome(job.name, job.manifest.iteration)
         try:
             try:
                 job.prepare()
                 if job.name == "final":
-                    self._update_best(job, job.manifest, warnings, ahead=True)
-                manifest = self._commit(job)
-            except RaytrainError as problem:
-                error = problem
+                    self._update_best(job, job.manifest, outcome, ahead=True)
+                outcome.manifest = self._commit(job)
+            except RaytrainError as error:
+                outcome.error = error
             settled.set()
-            if manifest is not None and manifest.kind != "error":
-                self._tidy(job, manifest, warnings, deleted)
+            if outcome.manifest is not None and outcome.manifest.kind != "error":
+                self._tidy(job, outcome.manifest, outcome)
         finally:
             settled.set()
             shutil.rmtree(job.staging, ignore_errors=True)
-        return CommitOutcome(
-            job.name, job.manifest.iteration, manifest, error, tuple(deleted), tuple(warnings)
-        )
+        return outcome
 
     def _commit(self, job: CommitJob) -> Manifest:
         write = commit_replacing if has_fixed_name(job.name) else commit
@@ -216,20 +211,18 @@ class Committer:
             before_manifest=job.before_manifest,
         )
 
-    def _tidy(
-        self, job: CommitJob, manifest: Manifest, warnings: list[str], deleted: list[str]
-    ) -> None:
+    def _tidy(self, job: CommitJob, manifest: Manifest, outcome: CommitOutcome) -> None:
         known = threading.Event()
 
         def update_best() -> None:
             try:
-                self._update_best(job, manifest, warnings, tell_known=known.set)
+                self._update_best(job, manifest, outcome, tell_known=known.set)
             finally:
                 known.set()
 
         def delete_old_ones() -> None:
             known.wait()  # `best` may have to become one of them.
-            deleted.extend(self._prune(warnings))
+            self._prune(outcome)
 
         together(update_best, delete_old_ones, serial=self._trial.is_local)
 
@@ -237,7 +230,7 @@ class Committer:
         self,
         job: CommitJob,
         manifest: Manifest,
-        warnings: list[str],
+        outcome: CommitOutcome,
         *,
         ahead: bool = False,
         tell_known: Callable[[], None] = nothing,
@@ -254,7 +247,9 @@ class Committer:
             best = self._catalogue.entry("best")
             if best is not None and best.good is False:
                 aside = self._catalogue.quarantine(best, self._fence)
-                warnings.append(f"best was damaged ({best.problem}); it was moved to {aside}")
+                outcome.warnings.append(
+                    f"best was damaged ({best.problem}); it was moved to {aside}"
+                )
                 best = None
             if best is None or self._best_is_unsure or self._off_the_line(best):
                 self._choose_best(job, manifest)
@@ -279,7 +274,7 @@ class Committer:
                 self._copy_to_best(self._trial / job.name, manifest, self._staged(job))
         except RaytrainError as problem:
             self._best_is_unsure = True
-            warnings.append(f"best was not updated: {problem}")
+            outcome.warnings.append(f"best was not updated: {problem}")
 
     def _staged(self, job: CommitJob) -> Location | None:
         """On a local disk the staged files were moved into the checkpoint."""
@@ -323,7 +318,7 @@ class Committer:
         own = [entry for entry in entries if not self._off_the_line(entry)]
         return self._best.best_of(sorted(own, key=lambda entry: entry.path != "best"))
 
-    def _prune(self, warnings: list[str]) -> list[str]:
+    def _prune(self, outcome: CommitOutcome) -> None:
         try:
             # While `best` is not up to date, the checkpoint that it should be a copy of stays.
             unsure = self._best is not None and self._best_is_unsure
@@ -335,10 +330,9 @@ class Committer:
                 self._off_the_line,
                 spared=lambda entry: spared is not None and entry.path == spared.path,
             )
-            return [entry.path for entry in deleted]
+            outcome.deleted = tuple(entry.path for entry in deleted)
         except RaytrainError as problem:
-            warnings.append(f"old checkpoints were not deleted: {problem}")
-            return []
+            outcome.warnings.append(f"old checkpoints were not deleted: {problem}")
 
 
 @dataclass(frozen=True)

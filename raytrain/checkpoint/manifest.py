@@ -210,7 +210,8 @@ class Manifest:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.replacement is None:
             del plain["replacement"]
-        plain["score"] = _finite_or_none(self.score)
+        score = self.score
+        plain["score"] = None if score is None or not math.isfinite(score) else float(score)
         plain["metrics"] = _encode(self.metrics, "metrics")
         plain["versions"] = dict(self.versions)
         plain["files"] = [asdict(f) for f in self.files]
@@ -221,12 +222,6 @@ class Manifest:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-def _finite_or_none(score: float | None) -> float | None:
-    if score is None or not math.isfinite(score):
-        return None
-    return float(score)
 
 
 # -- metrics: any nesting of numbers, strings, lists and mappings --------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from raytrain.checkpoint import MANIFEST_NAME, Entry, line_of_descent
-from raytrain.checkpoint.lineage import generation_text
+from raytrain.checkpoint import MANIFEST_NAME, Entry
+from raytrain.checkpoint.lineage import generation_text, line_of_descent
 from raytrain.storage import Location
 from raytrain.storage.escapes import printable
 from raytrain.storage.json import read_json

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from raytrain.storage import Location
-from raytrain.storage.json import is_amount, read_json
+from raytrain.storage.json import is_amount, read_object
 
 Loss = Literal["failure", "lost_node", "preemption"]
 
@@ -33,11 +33,8 @@ class RestartCounts:
         self._trial = trial
         self.counts: dict[Loss, int] = dict.fromkeys(_WORDS, 0)
         self.ended_with: str | None = None
-        try:
-            stored = read_json(trial / LOSSES)
-        except (OSError, ValueError):
-            return  # None yet; or damaged, and then only the count of the past is lost.
-        if isinstance(stored, dict):
+        with suppress(OSError):  # Then, and if it is damaged, only the count of the past is lost.
+            stored = read_object(trial / LOSSES)
             self.counts |= {
                 kind: int(stored[kind]) for kind in _WORDS if is_amount(stored.get(kind))
             }

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, is_trial, trials
-from raytrain.checkpoint.resolve import require_directory
+from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, trials
+from raytrain.checkpoint.resolve import is_trial, require_directory
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.commands.next_commands import Commands, yaml_file
 from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps

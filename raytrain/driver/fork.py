@@ -15,15 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.checkpoint import (
-    EXPERIMENT_FILE,
+from raytrain.checkpoint import EXPERIMENT_FILE, Entry, ExperimentFile, replace, resolve
+from raytrain.checkpoint.lineage import (
     FORKED_FROM,
-    Entry,
-    ExperimentFile,
-    replace,
-    resolve,
+    ancestors,
+    experiment_around,
+    generation,
+    trial_of,
 )
-from raytrain.checkpoint.lineage import ancestors, experiment_around, generation, trial_of
 from raytrain.config import ExperimentConfig, make_env, stage_config
 from raytrain.config.model import SHAPE_OF_WEIGHTS
 from raytrain.driver.spaces import spaces_of

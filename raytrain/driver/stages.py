@@ -14,7 +14,8 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from raytrain.checkpoint import SET_ASIDE, BestPolicy, Catalogue, Entry, replace, trials
+from raytrain.checkpoint import BestPolicy, Catalogue, Entry, replace, trials
+from raytrain.checkpoint.lineage import SET_ASIDE
 from raytrain.config import ExperimentConfig, env_creator, eras, make_env, same_value, stage_config
 from raytrain.config.user_code import of_environment, users_code
 from raytrain.driver.spaces import require_observations, spaces_of

@@ -60,9 +60,11 @@ class AppendOnlyFile:
             raise
         self.size += len(data)
 
-    def duplicate(self) -> int:
-        """A second descriptor, so that a slow fsync needs no lock on this object."""
-        return os.dup(self._fd)
+    def sync_at_exit(self, stack: contextlib.ExitStack) -> None:
+        """fsync the file when `stack` is left: its own descriptor needs no lock on this object."""
+        descriptor = os.dup(self._fd)
+        stack.callback(os.close, descriptor)
+        stack.callback(os.fsync, descriptor)
 
     def sync(self) -> None:
         """Cut the remains of a failed write, and fsync. Raises OSError."""
@@ -77,34 +79,13 @@ class AppendOnlyFile:
                 os.close(descriptor)
 
 
-def sync_and_close(descriptors: Iterable[int]) -> None:
-    """fsync and close each; raises the first OSError after all of them are closed."""
-    problem: OSError | None = None
-    for descriptor in descriptors:
-        try:
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            problem = problem or error
-    if problem is not None:
-        raise problem
-
-
-def sync_directory(directory: Path) -> None:
-    """Make created, renamed and deleted names in `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    sync_and_close([descriptor])
-
-
 def replace_file(path: Path, chunks: Iterable[bytes], name: str, fence: Fence = nothing) -> None:
     """Write `chunks` to a temporary file beside `path`, sync it, and rename it over `path`.
 
-    After a crash at any point `path` is the old file or the new one; after `sync_directory` it is
-    certainly the new one. The temporary file is hidden, has `name` in its name, and no other writer
-    uses the same; temporary files that killed writers left under `name` are deleted first. Raises
-    OSError and what `fence` raises; `path` is then untouched.
+    After a crash at any point `path` is the old file or the new one; after an fsync of its
+    directory it is certainly the new one. The temporary file is hidden, has `name` in its name, and
+    no other writer uses the same; temporary files that killed writers left under `name` are deleted
+    first. Raises OSError and what `fence` raises; `path` is then untouched.
     """
     fence()
     for left in path.parent.glob(f".{name}.tmp*"):

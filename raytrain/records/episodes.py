@@ -33,6 +33,7 @@ import logging
 import os
 import re
 import threading
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raytrain.checkpoint.commit import Fence, nothing
-from raytrain.records.append_file import replace_file, sync_directory
+from raytrain.records.append_file import replace_file
 from raytrain.records.recent_episodes import CUSTOM
 from raytrain.records.writer import RecordsError
 from raytrain.storage.escapes import printable
+from raytrain.storage.location import fsync
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +160,9 @@ class EpisodeHistory:
         self.directory = directory / _DIRECTORY
         self._attempt = attempt
         self._fence = fence
+        # Of its own: a replaced writer that is stopped before it deletes what it left must find
+        # no file of its successor.
+        self._temporary = f"part.{uuid.uuid4().hex[:8]}"
         self.warnings: list[str] = []
         self._covered = resume_from  # by parts: the iterations up to here are in them
         self._waiting: list[dict[str, Any]] = []
@@ -224,8 +229,8 @@ class EpisodeHistory:
         parts = _listed(self.directory)
         valid = _valid(parts)
         self._fence()
-        for part in set(parts) - set(valid):
-            part.path.unlink(missing_ok=True)
+        for path in [*self.directory.glob(".part.*"), *(p.path for p in set(parts) - set(valid))]:
+            path.unlink(missing_ok=True)
         end = 0
         # From the end, so that a reader never sees a gap.
         for part in reversed(valid):
@@ -242,7 +247,7 @@ class EpisodeHistory:
                 self._set_aside(part, error)
             if end and part.last <= self._covered:
                 break  # the parts before it need nothing
-        sync_directory(self.directory)
+        fsync(self.directory)
         return end
 
     def _cut(self, part: _Part, among: list[_Part]) -> int:
@@ -272,8 +277,8 @@ class EpisodeHistory:
         pq.write_table(table, data)
         attempt = f".{self._attempt}" if self._attempt > 1 else ""
         path = self.directory / f"part-{first:08d}-{last:08d}{attempt}.parquet"
-        replace_file(path, [data.getvalue()], "part", self._fence)
-        sync_directory(self.directory)
+        replace_file(path, [data.getvalue()], self._temporary, self._fence)
+        fsync(self.directory)
 
     def _merge(self) -> None:
         """Merge the small parts at the end into one, once there are many."""

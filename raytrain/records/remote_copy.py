@@ -23,7 +23,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from raytrain.checkpoint import ATTEMPTS, Fence
+from raytrain.checkpoint.commit import Fence
+from raytrain.checkpoint.file_names import ATTEMPTS
 from raytrain.records.event_log import EVENT_LOG
 from raytrain.records.row_files import ROW_FILES
 from raytrain.storage import Location, in_parallel, make_directories, storage_errors

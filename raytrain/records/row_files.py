@@ -20,6 +20,7 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -128,9 +129,10 @@ class RowFile(ABC):
                 self._write(row)
                 self._written = row.iteration
 
-    def descriptor(self) -> int | None:
-        """A second descriptor of the open file, for an fsync."""
-        return None if self._file is None else self._file.duplicate()
+    def sync_at_exit(self, stack: ExitStack) -> None:
+        """fsync the file, if it is open, when `stack` is left."""
+        if self._file is not None:
+            self._file.sync_at_exit(stack)
 
     def close(self) -> None:
         self._written = None

@@ -34,13 +34,9 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from raytrain.checkpoint.commit import Fence
-from raytrain.records.append_file import (
-    AppendOnlyFile,
-    read_in_blocks,
-    replace_file,
-    sync_directory,
-)
+from raytrain.records.append_file import AppendOnlyFile, read_in_blocks, replace_file
 from raytrain.records.row_files import EVENT_FILE, ResultJson, Row, RowFile
+from raytrain.storage.location import fsync
 
 # Not "tfevents": TensorBoard reads every file with that in its name.
 _TEMPORARY = "events"
@@ -176,7 +172,7 @@ class EventFiles(RowFile):
             yield from map(_row_record, self._source.rows(upto))
 
         replace_file(path, records(), _TEMPORARY, self._fence)
-        sync_directory(self._directory)
+        fsync(self._directory)
         # A crash before the last deletion leaves repeated steps, and the next start rebuilds again.
         for outdated in old:
             self._fence()

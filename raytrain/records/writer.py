@@ -25,15 +25,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.errors import RaytrainError
-from raytrain.records.append_file import sync_and_close, sync_directory
 from raytrain.records.row_files import ProgressCsv, ResultJson, Row, RowFile, encode_row
 from raytrain.records.tensorboard import EventFiles
 from raytrain.storage.escapes import printable
+from raytrain.storage.location import fsync
 
 logger = logging.getLogger(__name__)
 
@@ -124,21 +125,21 @@ class TrialRecords:
         """
         # One at a time: the kernel reports a failed write to one fsync only, and not to the next.
         with self._syncing:
-            with self._lock:
-                problem = self._drain()
-                # Not while the disk still refuses rows: it would only hold fewer of them then.
-                if problem is None and self._suspect is not None:
-                    self._suspect = None
-                    self._close_files()  # The next line cuts the files to the last durable row.
-                    problem = self._drain()
-                if problem is not None:
-                    raise self._error(problem)
-                # The fsync of a slow disk must not hold up `append`: it works on duplicates.
-                descriptors = [file.descriptor() for file in self._files]
-                written = list(self._rows)
             try:
-                sync_and_close(fd for fd in descriptors if fd is not None)
-                sync_directory(self.directory)
+                # Without the lock, as they are last: a slow disk must not hold up `append`.
+                with ExitStack() as fsyncs, self._lock:
+                    problem = self._drain()
+                    # Not while the disk still refuses rows: it would only hold fewer of them.
+                    if problem is None and self._suspect is not None:
+                        self._suspect = None
+                        self._close_files()  # So that the files are cut to the durable rows.
+                        problem = self._drain()
+                    if problem is not None:
+                        raise self._error(problem)
+                    written = list(self._rows)
+                    for file in self._files:
+                        file.sync_at_exit(fsyncs)
+                fsync(self.directory)
             except OSError as error:
                 self._suspect = error
                 raise self._error(error) from error

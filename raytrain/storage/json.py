@@ -46,6 +46,16 @@ def read_json(file: Location) -> Any:
     return parse_json(file.read_bytes(LARGEST + 1))
 
 
+def read_object(file: Location) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is no such file, or if it is damaged. Raises
+    `OSError`."""
+    try:
+        document = read_json(file)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
 def validated(schema: TypeAdapter[_T], document: Mapping[str, Any]) -> _T:
     """`document` as what `schema` describes. Raises `ValueError`, naming the first key that is
     wrong and what was found there."""

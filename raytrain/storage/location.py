@@ -436,7 +436,7 @@ def with_numbers(name: str) -> Iterator[str]:
     yield from (f"{name}.{number}" for number in itertools.count(1))
 
 
-def fsync(path: str) -> None:
+def fsync(path: str | os.PathLike[str]) -> None:
     """Write a file or directory of a local disk through to the device."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

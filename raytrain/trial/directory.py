@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raytrain.checkpoint import (
-    SET_ASIDE,
     BestPolicy,
     Catalogue,
     CommitJob,
@@ -34,19 +33,13 @@ from raytrain.checkpoint import (
     Entry,
     Manifest,
     RetentionPolicy,
-    copy_checkpoint,
     fetch,
-    own_name,
-    rewrite_manifest,
 )
+from raytrain.checkpoint.commit import copy_checkpoint, rewrite_manifest
+from raytrain.checkpoint.file_names import own_name
+from raytrain.checkpoint.lineage import SET_ASIDE
 from raytrain.errors import RaytrainError
-from raytrain.records import (
-    EVENT_LOG,
-    EpisodeHistory,
-    EventLog,
-    RecordsMirror,
-    TrialRecords,
-)
+from raytrain.records import EVENT_LOG, EpisodeHistory, EventLog, RecordsMirror, TrialRecords
 from raytrain.records.downtime import RECOVERED, time_lost
 from raytrain.records.row_files import detach_row_files, last_row
 from raytrain.storage import STORE, DirectoryLock, Location, StorageError, storage_errors
@@ -117,8 +110,8 @@ class TrialDirectory:
         self._failed_saves = 0
         self._until_closed = ExitStack()
         self._mirror: RecordsMirror | None = None
-        self._records: TrialRecords | None = None
-        self._episodes: EpisodeHistory | None = None
+        self._records: TrialRecords  # From `open_records` on, like `_episodes`.
+        self._episodes: EpisodeHistory
         self._events: EventLog | None = None
         self._messages: list[str] = []
         STORE.listen(self._tell_of_storage)
@@ -209,6 +202,7 @@ class TrialDirectory:
         self._records = TrialRecords(
             directory, resume_from, starts_after=starts_after, fence=self._fencing.check
         )
+        self._until_closed.callback(self._records.close)
         self._episodes = EpisodeHistory(
             directory,
             resume_from,
@@ -241,8 +235,6 @@ class TrialDirectory:
         """
         if self.location.is_local:  # Other storage gets the records before a commit.
             self._fencing.check()
-        assert self._records is not None
-        assert self._episodes is not None
         warning = self._records.append(row)
         if warning:
             self._messages.append(warning)
@@ -364,8 +356,6 @@ class TrialDirectory:
     def close(self) -> None:
         """Wait for the commit in flight, and release the directory."""
         self._committer.close()
-        if self._records is not None:
-            self._records.close()
         self._until_closed.close()
         self._lock.release()
 
@@ -387,8 +377,6 @@ class TrialDirectory:
         return messages
 
     def _make_records_durable(self, manifest: Manifest) -> None:
-        assert self._records is not None
-        assert self._episodes is not None
         self._records.flush()
         self._episodes.flush(manifest.iteration)
         if self._mirror is not None:

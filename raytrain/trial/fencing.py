@@ -21,14 +21,13 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from typing import Any
 
-from raytrain.checkpoint import ATTEMPTS, Catalogue, Entry
+from raytrain.checkpoint import Catalogue, Entry
+from raytrain.checkpoint.file_names import ATTEMPTS
 from raytrain.errors import RaytrainError
 from raytrain.storage import DirectoryLock, Location, Locked, storage_errors
-from raytrain.storage.json import read_json
+from raytrain.storage.json import read_object
 
-_FORMER_FILE = "attempt.json"  # {"attempt": 3, "began_after": {"2": 4, "3": 10}}, of all attempts
 SUPERSEDED = "superseded"
 _FILE = re.compile(r"(\d+)\.([0-9a-f]+)\.json")
 
@@ -136,25 +135,17 @@ class FencingToken:
 
     def _before(self) -> tuple[int, dict[int, int]]:
         """The number of the last attempt, and where each began."""
-        last, began = self._formerly()
         files = self._files()
-        for (number, _), place in files.items():
-            last = max(last, number)
-            after = _read(place).get("began_after")
-            if isinstance(after, int):
-                began[number] = after
+        last, _ = max(files, default=(0, ""))
+        began = {
+            number: after
+            for (number, _), place in files.items()
+            if isinstance(after := read_object(place).get("began_after"), int)
+        }
         if not last:  # The first attempt, or the files were lost: the checkpoints have the number.
             entries = self._catalogue.entries()
             last = max((entry.manifest.attempt for entry in entries if entry.manifest), default=0)
         return last, began
-
-    def _formerly(self) -> tuple[int, dict[int, int]]:
-        record = _read(self._trial / _FORMER_FILE)
-        try:
-            began = {int(n): int(after) for n, after in record.get("began_after", {}).items()}
-            return int(record.get("attempt", 0)), began
-        except (ValueError, TypeError, AttributeError, OverflowError):
-            return 0, {}
 
     def _supersede(self, entry: Entry) -> str:
         assert entry.manifest is not None
@@ -176,12 +167,3 @@ def _write_attempt(trial: Location, number: int, token: str, began_after: int | 
     place.make()
     record = json.dumps({"began_after": began_after}).encode()
     place.write_atomic(f"{number:06d}.{token}.json", record)
-
-
-def _read(place: Location) -> dict[str, Any]:
-    """Empty if there is no such file, or if it is damaged."""
-    try:
-        record = read_json(place)
-    except (FileNotFoundError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

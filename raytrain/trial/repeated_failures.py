@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from raytrain.errors import RaytrainError
 from raytrain.storage import Location
-from raytrain.storage.json import read_json
+from raytrain.storage.json import read_object
 
 LAST_FAILURE = "last_failure.json"
 # What differs between two occurrences of one error: addresses, ids, process numbers.
@@ -38,7 +39,9 @@ def repeated_failure(
     A `RepeatedFailure` to be raised in its place if the last failure was the same.
     """
     text = _VARYING.sub("?", f"{type(error).__name__}: {error}")
-    before = _last_failure(trial)
+    before: dict[str, object] = {}
+    with suppress(OSError):
+        before = read_object(trial / LAST_FAILURE)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     record = {"iteration": iteration, "error": text, "time": now}
     try:
@@ -52,11 +55,3 @@ def repeated_failure(
         f"{type(error).__name__}: {str(error).rstrip('.')}.\nFix the cause and start the same "
         "command again; it continues from the newest good checkpoint."
     )
-
-
-def _last_failure(trial: Location) -> dict[str, object]:
-    try:
-        record = read_json(trial / LAST_FAILURE)
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

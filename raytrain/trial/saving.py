@@ -11,16 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from raytrain.checkpoint import Manifest
 from raytrain.config.schema import Checkpoint
 from raytrain.errors import RaytrainError
 from raytrain.ppo.algorithm import ExactPPO
 from raytrain.ppo.stopping import Progress
-from raytrain.trial.checkpoint_schedule import is_due
 from raytrain.trial.directory import TrialDirectory
 
 _LONG_ITERATION_S = 5.0
@@ -29,13 +27,26 @@ REPORT = "raytrain"
 _NOT_SAVED = ("config", REPORT, "done")
 
 
-@dataclass(frozen=True)
-class _State:
-    """A checkpoint that can be saved: `write` fills a directory, in any thread."""
+_State: TypeAlias = tuple[Manifest, Callable[[Path], None]]
+"""A checkpoint that can be saved: its manifest, and what fills its directory, in any thread."""
 
-    name: str
-    manifest: Manifest
-    write: Callable[[Path], None]
+
+def is_due(settings: Checkpoint, now: Progress, before: Progress, saved_at_s: float) -> bool:
+    """Whether to save after the iteration that led from `before` to `now`.
+
+    Each part that is set asks for a checkpoint on its own. A part that counts (iterations,
+    timesteps, episodes) asks whenever it has passed a multiple, so a resumed run saves at the same
+    iterations as an undisturbed one. `saved_at_s`: training seconds at the last save.
+    """
+    counts = (
+        (settings.checkpoint_frequency, now.iteration, before.iteration),
+        (settings.every_timesteps, now.timesteps, before.timesteps),
+        (settings.every_episodes, now.episodes, before.episodes),
+    )
+    if any(every and count // every > last // every for every, count, last in counts):
+        return True
+    seconds = settings.every_seconds
+    return seconds is not None and now.time_s - saved_at_s >= seconds
 
 
 class CheckpointSaver:
@@ -75,9 +86,9 @@ class CheckpointSaver:
         `TrialDirectory.poll` returns the outcome.
         """
         with self._measure(), self._writing:
-            state = self._take(kind, result)
-            self._directory.save(state.name, state.manifest, state.write)
-        return state.manifest.iteration
+            manifest, write = self._take(kind, result)
+            self._directory.save(_name(manifest), manifest, write)
+        return manifest.iteration
 
     def save_surely(self, kind: str, result: Mapping[str, Any]) -> None:
         """Save, and retry until it is committed: without it no stage and no run has ended."""
@@ -111,16 +122,12 @@ class CheckpointSaver:
 
         Whether nothing is lost, and what was saved or why it was not.
         """
-        self._directory.poll(wait=True)
-        saved = self._directory.last_saved
-        if saved is None or saved.iteration != iteration:
+        if not self._is_saved(iteration):
             self.save("interrupted", result)
-            self._directory.poll(wait=True)
-        saved = self._directory.last_saved
-        if saved is None or saved.iteration != iteration:
-            return False, "; ".join(self._directory.take_messages()) or "the save failed"
+            if not self._is_saved(iteration):
+                return False, "; ".join(self._directory.take_messages()) or "the save failed"
         self._directory.mark_interrupted()
-        return True, f"{self._directory.last_saved_name} (iteration {saved.iteration}) is saved"
+        return True, f"{self._directory.last_saved_name} (iteration {iteration}) is saved"
 
     def keep(self, result: Mapping[str, Any]) -> None:
         """Keep the state after `result` in memory, and no older one, if iterations are long."""
@@ -129,22 +136,33 @@ class CheckpointSaver:
             self._kept = self._take("interrupted", result) if is_long else None
 
     def commit_kept(self) -> str | None:
-        """Commit the state in memory; a sentence about it, or None without such a state."""
+        """Commit the state in memory; a sentence about it.
+
+        None without such a state, and if it could not be committed. It is tried once.
+        """
         with self._writing:
             if self._kept is None:
                 return None
-            self._directory.poll(wait=True)
-            saved = self._directory.last_saved
-            if saved is None or saved.iteration != self._kept.manifest.iteration:
-                self._directory.save(self._kept.name, self._kept.manifest, self._kept.write)
-                self._directory.poll(wait=True)
-            self._directory.mark_interrupted()
+            (manifest, write), self._kept = self._kept, None
+            try:
+                if not self._is_saved(manifest.iteration):
+                    self._directory.save(_name(manifest), manifest, write)
+                    if not self._is_saved(manifest.iteration):
+                        return None
+                self._directory.mark_interrupted()
+            except RaytrainError:
+                return None  # The training thread finds the same, if its iteration ends in time.
             return f"{self._directory.last_saved_name} is saved"
+
+    def _is_saved(self, iteration: int) -> bool:
+        """Whether the newest checkpoint is of this iteration, after the commit in flight."""
+        self._directory.poll(wait=True)
+        saved = self._directory.last_saved
+        return saved is not None and saved.iteration == iteration
 
     def _take(self, kind: str, result: Mapping[str, Any]) -> _State:
         self.metrics = {key: value for key, value in result.items() if key not in _NOT_SAVED}
-        manifest = self._describe(kind, self.metrics)
-        return _State(_name(manifest), manifest, self._ppo.capture())
+        return self._describe(kind, self.metrics), self._ppo.capture()
 
 
 def _name(manifest: Manifest) -> str:

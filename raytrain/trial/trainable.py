@@ -37,7 +37,6 @@ from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain._ray.actor_signals import spare_this_actor
 from raytrain.checkpoint import (
-    FORKED_FROM,
     BestPolicy,
     Entry,
     ExactLost,
@@ -50,6 +49,8 @@ from raytrain.checkpoint import (
     read_manifest,
     require_key,
 )
+from raytrain.checkpoint.lineage import FORKED_FROM
+from raytrain.cluster.adaptive_timeout import AdaptiveTimeout
 from raytrain.cluster.failures import able_to_travel
 from raytrain.cluster.nodes import nodes_alive
 from raytrain.config import (
@@ -73,7 +74,7 @@ from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
 from raytrain.trial.saving import REPORT, CheckpointSaver
 from raytrain.trial.score import labelled, ranked, report_score
 from raytrain.trial.tracebacks import TRACEBACK_FILE, write_traceback
-from raytrain.trial.watchdog import Limits, Watchdog
+from raytrain.trial.watchdog import Watchdog
 from raytrain.versions import versions
 
 PARAMS_FILE = "params.json"
@@ -155,15 +156,11 @@ class TrialPPO(ExactPPO):
         )
         tolerance = self._config.fault_tolerance
         self._saver = CheckpointSaver(
-            self,
-            self._directory,
-            settings,
-            describe=self._manifest,
-            measure=self._saving,
+            self, self._directory, settings, describe=self._manifest, measure=self._saving
         )
         self._watchdog = Watchdog(
             self._place,
-            Limits(tolerance.hang_factor, tolerance.hang_floor_s),
+            partial(AdaptiveTimeout, tolerance.hang_factor, tolerance.hang_floor_s),
             actors=partial(remote_actors, self),
             save_kept=self._saver.commit_kept,
         )

@@ -25,6 +25,7 @@ import os
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,14 +61,6 @@ Actors = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """`hang_factor` and `hang_floor_s` (see the module's docstring)."""
-
-    factor: float
-    floor_s: float
-
-
-@dataclass(frozen=True)
 class Leaving:
     """A node with a part of the trial ends at `deadline`, by the watchdog's clock.
 
@@ -82,20 +75,21 @@ class Leaving:
 class _Phase:
     name: str
     began: float
-    asked: dict[Any, str] | None = None  # reference of a sign of life: name of its process
+    asked: dict[Any, str] | None = None  # see `_ask`
     dead_since: float | None = None
 
 
 class Watchdog:
     """`actors` returns the trial's present remote processes by their names (`learner 1`).
 
+    `timeout` makes the limit of a phase, which then learns from how long the phase takes.
     `save_kept` commits the state after the last iteration, if it is in memory.
     """
 
     def __init__(
         self,
         place: Location,
-        limits: Limits,
+        timeout: Callable[[], AdaptiveTimeout],
         *,
         actors: Callable[[], Actors],
         save_kept: Callable[[], str | None],
@@ -105,12 +99,11 @@ class Watchdog:
         self.verdict: RaytrainError | None = None
         self.leaving: Leaving | None = None
         self._place = place
-        self._limits = limits
         self._actors = actors
         self._save_kept = save_kept
         self._clock = clock
         self._phase: _Phase | None = None
-        self._timeouts: dict[str, AdaptiveTimeout] = {}
+        self._timeouts: defaultdict[str, AdaptiveTimeout] = defaultdict(timeout)
         self._node = ray.get_runtime_context().get_node_id()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="raytrain-watchdog", daemon=True)
@@ -134,29 +127,26 @@ class Watchdog:
         finally:
             self._phase = None
         # Not one that failed: it was cut short.
-        self._timeout(name).add(self._clock() - began)
+        self._timeouts[name].add(self._clock() - began)
 
     def usual(self, name: str) -> float | None:
         """The running median of a phase in seconds; None before its first end."""
-        return self._timeout(name).usual_s
-
-    def _timeout(self, phase: str) -> AdaptiveTimeout:
-        timeout = AdaptiveTimeout(self._limits.factor, self._limits.floor_s)
-        return self._timeouts.setdefault(phase, timeout)
+        return self._timeouts[name].usual_s
 
     def explain(self, error: Exception) -> Exception:
         """`error`, or what is behind it: a learner that lost its peer in the middle of a collective
         reports a broken connection, and the peer's death is the cause."""
         if self.verdict is not None:
             return self.verdict
-        if not _may_be_of_a_peer(error):
+        # What Ray or Torch may report when another process has failed.
+        if not isinstance(error, RayError | RuntimeError | ConnectionError):
             return error
         actors = dict(self._actors())
         for who, actor in actors.items():
-            node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
+            node = _node_of(actor)
             if node is not None and node != self._node and node_is_gone(node):
                 return NodeLost(f"the node {address_of(node)} was lost, and {who} with it")
-        asked = {_sign_of_life(actor): who for who, actor in actors.items()}
+        asked = _ask(actors)
         deadline = self._clock() + _ANSWER_S
         waiting = list(asked)
         while waiting and self._clock() < deadline:
@@ -164,7 +154,7 @@ class Watchdog:
             for reference in done:
                 died = _death(reference)
                 if died is not None:
-                    return _told(asked[reference], died)
+                    return _loss(asked[reference], died)
         return error
 
     # -- the thread ------------------------------------------------------------------------------
@@ -186,12 +176,8 @@ class Watchdog:
         if not draining or self.leaving is not None:
             self._leave_in_time()
             return
-        pool = {self._node}
-        for actor in self._actors().values():
-            node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
-            if node is not None:
-                pool.add(node)
-        for node in sorted(pool & draining.keys()):
+        nodes = {self._node, *map(_node_of, self._actors().values())}
+        for node in sorted(nodes & draining.keys()):
             ends = draining[node]  # Ray's deadline is by the wall clock.
             left = math.inf if ends is None else ends - time.time()
             self.leaving = Leaving(address_of(node), self._clock() + left)
@@ -216,7 +202,7 @@ class Watchdog:
         if now - phase.began < _ASK_AFTER_S:
             return None
         if phase.asked is None:
-            phase.asked = {_sign_of_life(actor): who for who, actor in self._actors().items()}
+            phase.asked = _ask(self._actors())
         if not phase.asked:
             return None
         done, _ = ray.wait(list(phase.asked), num_returns=len(phase.asked), timeout=0)
@@ -228,11 +214,11 @@ class Watchdog:
         if now - phase.dead_since < _PEERS_PATIENCE_S:
             return None  # Its peers may notice it themselves, and the call ends.
         who, died = next(iter(learners.items()))
-        return _told(who, died)
+        return _loss(who, died)
 
     def _overdue(self, phase: _Phase) -> RaytrainError | None:
         took = self._clock() - phase.began
-        if took < self._timeout(phase.name).limit_s:
+        if took < self._timeouts[phase.name].limit_s:
             return None
         usual = self.usual(phase.name)
         often = "it never ended before" if usual is None else f"usually {usual:.1f} s"
@@ -251,7 +237,7 @@ class Watchdog:
             by_name = dict(self._actors())
             for reference, who in phase.asked.items():
                 if reference not in done and who in by_name:
-                    node = _ray.cluster.actor_node(_ray.cluster.actor_id(by_name[who]))
+                    node = _node_of(by_name[who])
                     waiting.append(f"{who} (node {address_of(node) if node else 'unknown'})")
         own = f"the trial's process (pid {os.getpid()}, node {address_of(self._node)})"
         return ", ".join(waiting) or own
@@ -279,8 +265,13 @@ class Watchdog:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _sign_of_life(actor: Any) -> Any:
-    return actor.__ray_ready__.remote()
+def _node_of(actor: Any) -> str | None:
+    return _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
+
+
+def _ask(actors: Actors) -> dict[Any, str]:
+    """Ask each process for a sign of life: the name of the process by the reference of its answer."""
+    return {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
 
 
 def _death(reference: Any) -> RayActorError | None:
@@ -294,7 +285,7 @@ def _death(reference: Any) -> RayActorError | None:
     return None
 
 
-def _told(who: str, died: RayActorError) -> RaytrainError:
+def _loss(who: str, died: RayActorError) -> RaytrainError:
     loss, address = ("failure", None)
     if died.actor_id:
         loss, address = loss_of_actor(died.actor_id, preempted=died.preempted)
@@ -305,8 +296,3 @@ def _told(who: str, died: RayActorError) -> RaytrainError:
     node = _ray.cluster.actor_node(died.actor_id) if died.actor_id else None
     where = f" (node {address_of(node)})" if node else ""
     return PeerDied(f"{who}{where} died: it was killed or crashed")
-
-
-def _may_be_of_a_peer(error: Exception) -> bool:
-    """Whether Ray or Torch may report the failure of another process by this error."""
-    return isinstance(error, RayError | RuntimeError | ConnectionError)

@@ -75,7 +75,7 @@ def kill_while_sampling(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None
     take_answers = RetryingCall._take_answers
 
     def take(call: RetryingCall) -> None:
-        if victims and call.call.sampling:
+        if victims and call.sampling:
             os.kill(victims.pop(), signal.SIGKILL)
         take_answers(call)
 

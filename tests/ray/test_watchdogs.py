@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +18,13 @@ from support.clusters import until
 
 from raytrain import _ray
 from raytrain.cluster import nodes
+from raytrain.cluster.adaptive_timeout import AdaptiveTimeout
 from raytrain.cluster.nodes import Hung, NodeLost, PeerDied, loss_of, node_is_gone
 from raytrain.driver.pending_trials import PendingTrials
 from raytrain.driver.trial_watchdog import TrialWatchdog
 from raytrain.storage import Location
 from raytrain.trial import watchdog
-from raytrain.trial.watchdog import LAST_WORDS, Limits, Watchdog
+from raytrain.trial.watchdog import LAST_WORDS, Watchdog
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -44,7 +46,7 @@ class Stuck:
 
     def work(self, place: str) -> None:
         # Not by `looking`: a worker does not find this module.
-        where, limits = Location.of(place), Limits(1.5, 0.2)
+        where, limits = Location.of(place), partial(AdaptiveTimeout, 1.5, 0.2)
         found = Watchdog(where, limits, actors=dict, save_kept=lambda: None)
         found.attempt = 7
         found.start()
@@ -55,7 +57,7 @@ class Stuck:
 def looking(
     place: Path,
     actors: dict[str, Any],
-    limits: Limits,
+    limits: Callable[[], AdaptiveTimeout],
     clock: Callable[[], float] = time.monotonic,
 ) -> Watchdog:
     where = Location.of(place)
@@ -67,7 +69,9 @@ def looking(
 def test_a_collective_whose_peer_is_gone_does_not_hang(tmp_path: Path) -> None:
     one, other = Learner.remote(), Learner.remote()
     ray.get([one.pid.remote(), other.pid.remote()])
-    found = looking(tmp_path, {"learner 0": one, "learner 1": other}, Limits(10, 600))
+    found = looking(
+        tmp_path, {"learner 0": one, "learner 1": other}, partial(AdaptiveTimeout, 10, 600)
+    )
     with pytest.raises(RayActorError), found.phase("update"):
         waiting = one.update.remote()
         ray.kill(other)
@@ -82,7 +86,9 @@ def test_an_update_that_hangs_is_named(tmp_path: Path) -> None:
     learner = Learner.remote()
     ray.get(learner.pid.remote())
     now = [0.0]
-    found = looking(tmp_path, {"learner 0": learner}, Limits(3, 2.0), clock=lambda: now[0])
+    found = looking(
+        tmp_path, {"learner 0": learner}, partial(AdaptiveTimeout, 3, 2.0), clock=lambda: now[0]
+    )
     for _ in range(3):
         with found.phase("update"):
             ray.get(learner.pid.remote())
@@ -113,7 +119,7 @@ def test_a_process_that_is_stuck_ends_itself_and_leaves_word(tmp_path: Path) -> 
 
 def test_a_long_phase_is_left_alone_while_it_is_within_its_limits(tmp_path: Path) -> None:
     learner = Learner.remote()
-    found = looking(tmp_path, {"learner 0": learner}, Limits(10, 60))
+    found = looking(tmp_path, {"learner 0": learner}, partial(AdaptiveTimeout, 10, 60))
     with found.phase("update"), found.phase("weights"):
         ray.get(learner.pid.remote())
         time.sleep(3 * watchdog._LOOK_EVERY_S + watchdog._ASK_AFTER_S)
@@ -125,7 +131,7 @@ def test_a_long_phase_is_left_alone_while_it_is_within_its_limits(tmp_path: Path
 
 def test_earlier_durations_set_the_limit_of_a_phase(tmp_path: Path) -> None:
     now = [0.0]
-    where, limits = Location.of(tmp_path), Limits(10, 0.2)
+    where, limits = Location.of(tmp_path), partial(AdaptiveTimeout, 10, 0.2)
     actors = {"learner 0": Learner.remote()}
     found = Watchdog(
         where, limits, actors=lambda: actors, save_kept=lambda: None, clock=lambda: now[0]
@@ -187,7 +193,7 @@ def test_a_wall_clock_that_is_set_ends_no_trial_before_its_node(
     now, ended = [0.0], []  # type: list[float], list[Exception]
     found = Watchdog(
         Location.of(tmp_path),
-        Limits(10, 60),
+        partial(AdaptiveTimeout, 10, 60),
         actors=dict,
         save_kept=lambda: "the last iteration is saved",
         clock=lambda: now[0],

@@ -30,7 +30,7 @@ from raytrain.storage.json import DEEPEST, LARGEST, moment, parse_json
 from raytrain.storage.lock import LOCK_NAME, DirectoryLock
 from raytrain.storage.signing import KEY_VARIABLE
 from raytrain.trial.fencing import FencingToken
-from raytrain.trial.repeated_failures import LAST_FAILURE, _last_failure
+from raytrain.trial.repeated_failures import LAST_FAILURE, repeated_failure
 
 TRIAL, NEWEST = "trial_00000", "trial_00000/checkpoint_000002"
 
@@ -120,7 +120,6 @@ FILES: dict[str, dict[str, Any]] = {
     },
     LOCK_NAME: LOCK,
     f"{TRIAL}/{LOCK_NAME}": LOCK,
-    f"{TRIAL}/attempt.json": {"attempt": 3, "began_after": {"2": 4}},
     f"{TRIAL}/attempts/000004.0f.json": {"began_after": 6},
     f"{TRIAL}/losses.json": {"failure": 1, "lost_node": 2, "preemption": 1, "ended_with": None},
     f"{TRIAL}/{LAST_FAILURE}": {"iteration": 3, "error": "x", "time": MOMENT},
@@ -217,7 +216,7 @@ def readers(results: Path, file: str) -> Iterator[Callable[[], object]]:
     yield show
     yield lambda: FencingToken(trial, DirectoryLock(trial))._before()
     yield lambda: (who_writes(experiment), who_writes(trial))
-    yield lambda: _last_failure(trial)
+    yield lambda: repeated_failure(trial, 3, ValueError("x"))
     yield lambda: time_lost(last_row(trial / "result.json"), None, attempt=2, now=5.0)
     yield lambda: read_tune_files(experiment)
     if file.endswith((".jsonl", "result.json")):

@@ -73,7 +73,7 @@ def test_best_and_retention(trial: Location, tmp_path: Path, mode: str, best: li
         [2.0, 1.0, 3.0, math.nan, None, 3.0 if mode == "max" else 1.0]
     ):
         outcome = one(worker, job(tmp_path, iteration + 1, score))
-        assert outcome.ok and outcome.warnings == () and outcome.manifest is not None
+        assert outcome.ok and outcome.warnings == [] and outcome.manifest is not None
         entry = Catalogue(trial).entry("best", verify=True)
         assert entry is not None and entry.good and entry.kind == "best"
         seen.append(entry.iteration)
@@ -116,7 +116,7 @@ def test_what_final_makes_best_is_best_before_the_trial_is_finished(
     assert best_of(trial) == (9, 6.0)
     monkeypatch.setattr(committing, "commit_replacing", write)
     outcome = one(committer(trial), job(tmp_path, 9, 6.0, name="final", kind="final"))
-    assert outcome.ok and outcome.warnings == ()
+    assert outcome.ok and outcome.warnings == []
     assert best_of(trial) == (9, 6.0)
     kept = {e.path: e.iteration for e in Catalogue(trial).entries(verify=True) if e.good}
     assert kept["final"] == 9
@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_does_not_keep_others_from_being_best(
         data[0] ^= 1
         (damaged / "algorithm_state.pkl").write_bytes(bytes(data))
     outcome = one(committer(trial), job(tmp_path, 4, 5.0))
-    assert outcome.ok and outcome.warnings == ()
+    assert outcome.ok and outcome.warnings == []
     assert best_of(trial) == (4, 5.0)
 
 

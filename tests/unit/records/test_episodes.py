@@ -223,3 +223,22 @@ def test_killed_many_times_every_episode_is_there_once(tmp_path: Path) -> None:
     last = killed_often("episodes", tmp_path / "trial", kills=12)
     assert read_episodes(tmp_path / "trial").to_pylist() == expected(last)
     assert plain(tmp_path / "trial") == list(range(len(expected(last))))
+
+
+def test_a_replaced_writer_deletes_no_file_that_its_successor_writes(tmp_path: Path) -> None:
+    """It was stopped between its fence and its deletions, and continues while the other writes."""
+    replaced = write(tmp_path, 1, 1)
+    calls: list[Any] = []
+
+    def fence() -> None:
+        calls.append(None)
+        if len(calls) == 3:  # Opened; then before and after the temporary file is written.
+            append_episodes(replaced, 2)
+            replaced.flush(2)
+
+    successor = EpisodeHistory(tmp_path, 1, attempt=2, fence=fence)
+    append_episodes(successor, 2)
+    successor.flush(2)
+    assert len(calls) == 3
+    numbers = read_episodes(tmp_path)["episode"].to_pylist()
+    assert numbers == list(range(len(expected(2))))

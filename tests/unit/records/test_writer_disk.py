@@ -217,3 +217,28 @@ def test_two_that_replace_one_file_at_once_do_not_write_into_each_other(tmp_path
         replace_file(path, chunks(), path.name, fence)
     assert path.read_bytes() == b"a,b\n1,2\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_flush_without_free_descriptors_fails_and_leaves_none_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = TrialRecords(tmp_path)
+    records.append(row(1))
+    opened: list[int] = []
+    dup, before = os.dup, len(os.listdir("/proc/self/fd"))
+
+    def scarce(descriptor: int) -> int:
+        if len(opened) == 2:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        opened.append(dup(descriptor))
+        return opened[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", scarce)
+        with pytest.raises(RecordsError, match="Too many open files"):
+            records.flush()
+    assert len(opened) == 2
+    assert len(os.listdir("/proc/self/fd")) == before
+    records.append(row(2))
+    records.flush()
+    assert_complete(tmp_path, 2)

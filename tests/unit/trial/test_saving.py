@@ -144,3 +144,29 @@ def test_a_checkpoint_is_due_from_the_last_one_on() -> None:
     assert saver.is_due(now, before)
     saver.saved_at_s = 50.0
     assert not saver.is_due(now, before)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_kept_state_that_cannot_be_saved_leaves_older_checkpoints_alone(older: bool) -> None:
+    directory = Directory(fails=1)
+    directory.last_saved = manifest(6) if older else None
+    saver = saver_of(directory)
+    saver.keep({"time_this_iter_s": 100.0})
+    assert saver.commit_kept() is None
+    assert directory.saved == ["checkpoint_000007"] and not directory.marked
+    assert saver.commit_kept() is None, "it is tried once"
+    assert directory.saved == ["checkpoint_000007"]
+
+
+def test_a_directory_that_refuses_a_kept_state_ends_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory = Directory()
+    saver = saver_of(directory)
+    saver.keep({"time_this_iter_s": 100.0})
+
+    def refuse() -> None:
+        raise AWAY
+
+    monkeypatch.setattr(directory, "mark_interrupted", refuse)
+    assert saver.commit_kept() is None

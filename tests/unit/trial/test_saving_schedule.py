@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from raytrain.config.schema import Checkpoint
 from raytrain.ppo.stopping import Progress
-from raytrain.trial.checkpoint_schedule import is_due
+from raytrain.trial.saving import is_due
 
 
 def at(iteration: int, timesteps: int = 0, episodes: int = 0, time_s: float = 0.0) -> Progress:
