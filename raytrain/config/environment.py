@@ -20,16 +20,16 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from raytrain.config.errors import NOTHING, ConfigError, Problem, nearest
+from raytrain.config.errors import ConfigError, Problem, nearest
 from raytrain.config.secrets import with_secrets
-from raytrain.config.user_code import by_the_code_itself, no_exit, places, text_of, users_code
+from raytrain.config.user_code import converted_errors, describe, users_code
 
 if TYPE_CHECKING:
     import gymnasium
@@ -111,15 +111,12 @@ class EnvCreator:
         except TypeError as error:
             names = list(signature.parameters)
             unknown = [key for key in env_config if key in arguments and key not in names]
-            field, value = "environment.env_config", NOTHING
-            if unknown:
-                field, value = f"{field}.{unknown[0]}", env_config[unknown[0]]
             problem = Problem(
-                f"{self.spec} does not take this: {error}",
-                field=field,
-                value=value,
-                suggestion=nearest(unknown[0], names) if unknown else None,
+                f"{self.spec} does not take this: {error}", "", "environment.env_config"
             )
+            if unknown:
+                field, near = f"{problem.field}.{unknown[0]}", nearest(unknown[0], names)
+                problem = Problem(problem.message, "", field, env_config[unknown[0]], near)
             raise ConfigError(problem) from error
 
 
@@ -173,14 +170,12 @@ def _gymnasium_creator(
         env_spec = gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
         near = _nearest_id(env_id, gymnasium.registry)
-        problem = Problem(
+        message = (
             "no environment with this id is registered with Gymnasium; write your own class or "
-            "function as package.module:factory",
-            field="environment.env",
-            value=spec,
-            suggestion=None if near is None else f"{module_name}{colon}{near}",
+            "function as package.module:factory"
         )
-        raise ConfigError(problem) from error
+        near = None if near is None else f"{module_name}{colon}{near}"
+        raise _env_error(message, spec, near) from error
     entry = env_spec.entry_point
     if entry is None:
         raise _env_error("this id has no entry point, so no single environment can be made", spec)
@@ -240,20 +235,14 @@ def _factory(spec: str, import_path: str | None) -> Callable[..., Any]:
         try:
             factory = getattr(module, attribute)
         except AttributeError as error:
-            public = [name for name in vars(module) if not name.startswith("_")]
-            problem = Problem(
-                f"the module {module_name} ({file}) has no {attribute}",
-                field="environment.env",
-                value=spec,
-                suggestion=nearest(attribute, public),
-            )
-            raise ConfigError(problem) from error
+            near = nearest(attribute, [name for name in vars(module) if not name.startswith("_")])
+            message = f"the module {module_name} ({file}) has no {attribute}"
+            raise _env_error(message, spec, near) from error
     if not callable(factory):
         kind = type(factory).__name__
         message = f"{attribute} in {module_name} ({file}) is a {kind} and not callable"
         raise _env_error(message, spec)
-    checked: Callable[..., Any] = factory
-    return checked
+    return cast("Callable[..., Any]", factory)
 
 
 def _takes_the_dict(factory: Callable[..., Any]) -> bool:
@@ -280,38 +269,37 @@ def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
             looked = f"{import_path} (beside the YAML file) and " if import_path else ""
             message = f"no module {error.name}; looked in {looked}Python's path"
             near = _nearest_module(error.name, import_path)
-            raise ConfigError(Problem(message, "", "environment.env", spec, near)) from error
+            raise _env_error(message, spec, near) from error
     _refuse_other_module(module, module_name, spec, import_path)
     _refuse_other_dtype(module_name, spec)
     return module
 
 
-@contextmanager
-def _module_code(action: str, spec: str) -> Iterator[None]:
+def _module_code(action: str, spec: str) -> AbstractContextManager[None]:
     """Turn what a user's module raises in the body into a ConfigError: "`action` fails: ..."."""
-    try:
-        with no_exit():
-            yield
-    except ConfigError:
-        raise
-    except BaseException as error:
-        if not by_the_code_itself(error):
-            raise
-        raise _env_error(f"{action} fails: {_why(error)}", spec) from error
+
+    def converted(error: BaseException) -> ConfigError:
+        message = f"{action} fails: {describe(error, whole_path=True)}"
+        if isinstance(error, SystemExit):
+            message += (
+                ". A module that is imported must not end the program: put the code of a script, "
+                'such as reading arguments, under `if __name__ == "__main__":`'
+            )
+        return _env_error(message, spec)
+
+    return converted_errors(converted, ConfigError)
 
 
 def _refuse_names_of_packages(import_path: str, spec: str) -> None:
     """`import_path` comes first in Python's path, so its files would hide packages."""
     for name in _NEEDED:
         for file in (Path(import_path, f"{name}.py"), Path(import_path, name, "__init__.py")):
-            if file.is_file() and not _is_that_package(name, file):
+            if not file.is_file():
+                continue
+            package = importlib.util.find_spec(name)
+            if name not in sys.modules or package is None or package.origin != str(file):
                 message = f"{file} would be imported instead of the package {name}; rename the file"
                 raise _env_error(message, spec)
-
-
-def _is_that_package(name: str, file: Path) -> bool:
-    module_spec = importlib.util.find_spec(name)
-    return name in sys.modules and module_spec is not None and module_spec.origin == str(file)
 
 
 def _refuse_other_dtype(module_name: str, spec: str) -> None:
@@ -322,23 +310,6 @@ def _refuse_other_dtype(module_name: str, spec: str) -> None:
             "and the networks need torch.float32; set the dtype of your own tensors instead"
         )
         raise _env_error(message, spec)
-
-
-def _why(error: BaseException) -> str:
-    """What a module raised, where, and what to do if it ended the program."""
-    message = text_of(error)
-    place, inner = places(error)
-    if place is not None:
-        message += f" ({place.path}, line {place.line})"
-    if inner is not None:
-        message += f", there in {inner}"
-    if isinstance(error, SystemExit):
-        message += (
-            ". A module that is imported must not end the program: put the code of a script, such "
-            "as "
-            'reading arguments, under `if __name__ == "__main__":`'
-        )
-    return message
 
 
 def _kind_of(value: Any) -> str:
@@ -384,8 +355,8 @@ def _refuse_other_module(
     raise _env_error(message, spec)
 
 
-def _env_error(message: str, spec: str) -> ConfigError:
-    return ConfigError(Problem(message, field="environment.env", value=spec))
+def _env_error(message: str, spec: str, near: str | None = None) -> ConfigError:
+    return ConfigError(Problem(message, "", "environment.env", spec, near))
 
 
 def deep_merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,24 +33,10 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
 
 # pyarrow raises an OSError without a number for every answer of a store.
-_PASSING = frozenset(
-    {
-        None,
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.ECONNABORTED,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EIO,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EPIPE,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
+_ANSWER = {None, errno.EAGAIN, errno.EBUSY, errno.EIO, errno.ESTALE}
+_NETWORK = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+_CONNECTION = {errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET}
+_PASSING = _ANSWER | _NETWORK | _CONNECTION | {errno.EPIPE, errno.ETIMEDOUT}
 _FINAL = (
     FileNotFoundError,
     FileExistsError,
