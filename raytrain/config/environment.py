@@ -66,14 +66,6 @@ class EnvCreator:
         EnvironmentFailed if its own code raises."""
         import gymnasium
 
-        env = self._make(env_config)
-        if self.max_episode_steps is None:
-            return env
-        return gymnasium.wrappers.TimeLimit(env, self.max_episode_steps)
-
-    def _make(self, env_config: Mapping[str, Any] | None) -> gymnasium.Env[Any, Any]:
-        import gymnasium
-
         arguments = copy.deepcopy(dict(env_config or {}))
         self.check_arguments(arguments)
         arguments = with_secrets(arguments, "environment.env_config")
@@ -82,16 +74,18 @@ class EnvCreator:
                 arguments.setdefault("disable_env_checker", True)
             with users_code(f"making the environment {self.spec}"):
                 try:
-                    return gymnasium.make(self.spec, **arguments)
+                    env = gymnasium.make(self.spec, **arguments)
                 except gymnasium.error.DependencyNotInstalled as error:
                     raise _env_error(str(error), self.spec) from error
-        factory = _factory(self.spec, self.import_path)
-        with users_code(f"making the environment {self.spec}"):
-            env = factory(arguments) if _takes_the_dict(factory) else factory(**arguments)
-        if not isinstance(env, gymnasium.Env):
-            message = f"the factory must return a gymnasium.Env; it returned {_kind_of(env)}"
-            raise _env_error(message, self.spec)
-        return env
+        else:
+            factory = _factory(self.spec, self.import_path)
+            with users_code(f"making the environment {self.spec}"):
+                env = factory(arguments) if _takes_the_dict(factory) else factory(**arguments)
+            if not isinstance(env, gymnasium.Env):
+                message = f"the factory must return a gymnasium.Env; it returned {_kind_of(env)}"
+                raise _env_error(message, self.spec)
+        limit = self.max_episode_steps
+        return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
 
     def check_arguments(self, env_config: Mapping[str, Any]) -> None:
         """Raises ConfigError for an argument that the environment does not take or lacks."""
@@ -341,15 +335,15 @@ def _refuse_other_module(
     module: ModuleType, module_name: str, spec: str, import_path: str | None
 ) -> None:
     """A process imports a name once, so it cannot use the `envs.py` of a second experiment."""
-    if import_path is None or getattr(module, "__file__", None) is None:
+    file = getattr(module, "__file__", None)
+    if import_path is None or file is None:
         return
-    assert module.__file__ is not None
     stem = Path(import_path, *module_name.split("."))
     own = next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
-    if own is None or own.resolve() == Path(module.__file__).resolve():
+    if own is None or own.resolve() == Path(file).resolve():
         return
     message = (
-        f"the module {module_name} was already imported from {module.__file__}, so the one beside "
+        f"the module {module_name} was already imported from {file}, so the one beside "
         f"the YAML file, {own}, cannot be imported; rename one of them"
     )
     raise _env_error(message, spec)

@@ -143,11 +143,11 @@ def _located(
 def _conflict_problem(conflict: Conflict, searched: Searched, where: Where) -> Problem:
     # Point at a key that is written in a line of its own; the one to change may be a default.
     field = conflict.fields[0]
-    written = next((path for path in conflict.fields if where(path) != where(path[:-1])), field)
+    at: KeyPath
+    at = next((path for path in conflict.fields if where(path) != where(path[:-1])), field)
     for path in conflict.fields:
         if path in searched:
-            written = path
-    at = searched[written][1] if written in searched else written
+            at = searched[path][1]
     return Problem(conflict.message, where(at), dotted(field), conflict.value)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium
 import pytest
 from support.checkpoint_children import manifest, stage
+from support.config_reference import all_sections, render
 from support.paths import ROOT
 
 from raytrain.checkpoint.commit import commit
@@ -36,7 +37,6 @@ from raytrain.config import (
     to_algorithm_config,
     with_trial_values,
 )
-from raytrain.config.reference import all_sections, render
 from raytrain.config.schema import ALGORITHM_SECTIONS
 from raytrain.config.validation import yaml_fields
 from raytrain.config.yaml_lines import dump_yaml, parse_yaml
@@ -946,7 +946,9 @@ def test_grid_has_four_trials() -> None:
 
 def test_reference_matches_the_schema_both_ways() -> None:
     text = (ROOT / "docs" / "guide" / "config.md").read_text()
-    assert render(text) == text, "run: python -m raytrain.config.reference docs/guide/config.md"
+    assert render(text) == text, (
+        "run: python tests/support/config_reference.py docs/guide/config.md"
+    )
     documented = re.findall(r"<!-- table: (\S+) -->", text)
     assert documented == list(all_sections())
     keys = set()

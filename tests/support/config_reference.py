@@ -1,6 +1,6 @@
 """The tables of docs/guide/config.md, made from the schema.
 
-    python -m raytrain.config.reference docs/guide/config.md    write the tables into the file
+    python tests/support/config_reference.py docs/guide/config.md    write the tables into the file
 
 In the file, a table lies between `<!-- table: SECTION -->` and `<!-- end -->`; the text around them
 is written by hand.
