@@ -142,9 +142,9 @@ def _network(config: ExperimentConfig) -> Rows:
             "training.minibatch_size",
             "rl_module.model_config.max_seq_len",
         )
-    given = model.model_dump()
-    for key in [key for key in given if key.endswith("_initializer")]:
-        arguments = given.get(f"{key}_kwargs") or {}
-        why_not = why_not_with(given[key], arguments)
+    keys = model.model_dump()
+    for key in [key for key in keys if key.endswith("_initializer")]:
+        arguments = keys.get(f"{key}_kwargs") or {}
+        why_not = why_not_with(keys[key], arguments)
         if why_not is not None:
             yield why_not, f"rl_module.model_config.{key}{'_kwargs' if arguments else ''}"

@@ -260,8 +260,8 @@ def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
                 raise
-            looked = f"{import_path} (beside the YAML file) and " if import_path else ""
-            message = f"no module {error.name}; looked in {looked}Python's path"
+            beside = f"{import_path} (beside the YAML file) and " if import_path else ""
+            message = f"no module {error.name}; looked in {beside}Python's path"
             near = _nearest_module(error.name, import_path)
             raise _env_error(message, spec, near) from error
     _refuse_other_module(module, module_name, spec, import_path)

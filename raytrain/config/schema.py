@@ -9,7 +9,7 @@ Two fields are not keys of the YAML file: `import_path`, the directory of the fi
 environment's module is looked for; and `search`, the search spaces. A value that is searched holds
 the first candidate, so every field has its plain type; `to_dict` puts the search space back.
 
-The docstring of a field is its text in docs/config.md.
+The docstring of a field is its text in docs/guide/config.md.
 """
 
 from __future__ import annotations

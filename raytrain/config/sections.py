@@ -5,7 +5,7 @@ error should be reported at once. A test compares every name and default with th
 Arguments that only RLlib's old API stack uses are left out, and so are those that raytrain sets
 itself (the env runner, the learner, connectors).
 
-The docstring of a field is its text in docs/config.md.
+The docstring of a field is its text in docs/guide/config.md.
 """
 
 from __future__ import annotations

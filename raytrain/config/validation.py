@@ -59,16 +59,16 @@ def nowhere(path: KeyPath) -> str:
 
 def validated(values: Mapping[str, Any], where: Where = nowhere) -> ExperimentConfig:
     """The config; raises ConfigError with everything that is wrong with it."""
-    given = {
+    filled = {
         key: {} if value is None and _is_section(key) else value for key, value in values.items()
     }
     secrets = [
         _located(path, secret_problem(why), lambda keys: _without_value(where(keys)))
-        for path, why in secrets_in(given)
+        for path, why in secrets_in(filled)
     ]
     if secrets:
         raise PlainSecret(*secrets)
-    plain, spaces, refused = take_out(copy.deepcopy(given))
+    plain, spaces, refused = take_out(copy.deepcopy(filled))
     problems = [_located(path, problem, where) for path, problem in refused]
     config: ExperimentConfig | None = None
     for candidates in combinations(spaces):
