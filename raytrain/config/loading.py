@@ -142,7 +142,7 @@ def _override(values: dict[str, Any], override: str, sources: _Sources) -> list[
     try:
         value = parse_yaml(text, place).value
     except ConfigError as error:
-        return [p if isinstance(p, Problem) else Problem(p, place) for p in error.args]
+        return list(error.problems)
     node = values
     for depth, part in enumerate(keys[:-1], start=1):
         if node.get(part) is None:

@@ -70,22 +70,17 @@ def validated(values: Mapping[str, Any], where: Where = nowhere) -> ExperimentCo
         raise PlainSecret(*secrets)
     plain, spaces, refused = take_out(copy.deepcopy(filled))
     problems = [_located(path, problem, where) for path, problem in refused]
-    config: ExperimentConfig | None = None
     for candidates in combinations(spaces):
         variant = copy.deepcopy(plain)
         for space, _, value in candidates:
             put_value(variant, space.path, value)
         searched = {space.path: (space, at) for space, at, _ in candidates}
-        config, problems_of_variant = _validate(variant, searched, where)
-        problems += problems_of_variant
-    if problems or config is None:
+        problems += _problems(variant, searched, where)
+    if problems:
         # A problem that has nothing to do with the search occurs once for every combination.
         raise ConfigError(*{str(problem): problem for problem in problems}.values())
-    if not spaces:
-        return config
-    return ExperimentConfig.model_validate(
-        {**plain, "search": tuple(sorted(spaces, key=lambda space: space.path))}
-    )
+    search = tuple(sorted(spaces, key=lambda space: space.path))
+    return ExperimentConfig.model_validate({**plain, "search": search})
 
 
 def _without_value(place: str) -> str:
@@ -99,33 +94,30 @@ Searched = dict[tuple[str, ...], tuple[SearchSpace, KeyPath]]
 """Path of a searched value -> its search space, and the path of the candidate under validation."""
 
 
-def _validate(
-    values: dict[str, Any], searched: Searched, where: Where
-) -> tuple[ExperimentConfig | None, list[Problem]]:
+def _problems(values: dict[str, Any], searched: Searched, where: Where) -> list[Problem]:
+    wrong: dict[KeyPath, list[Any]] = {}
     try:
-        config = ExperimentConfig.model_validate(values)
+        ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        details: dict[KeyPath, list[Any]] = {}
         for detail in error.errors(include_url=False):
-            details.setdefault(_place(detail, values)[0], []).append(detail)
-        problems = [_problem(errors, values, searched, where) for errors in details.values()]
-        try:
-            partial = ExperimentConfig.model_validate(_without(values, details))
-        except ValidationError:
-            return None, problems
-        others = [c for c in conflicts(partial) if not _involves(c, details)]
-        return None, problems + [_conflict_problem(c, searched, where) for c in others]
-    return config, [_conflict_problem(c, searched, where) for c in conflicts(config)]
+            wrong.setdefault(_place(detail, values)[0], []).append(detail)
+    problems = [_problem(details, values, searched, where) for details in wrong.values()]
+    try:
+        config = ExperimentConfig.model_validate(_without(values, wrong))
+    except ValidationError:
+        return problems
+    possible = [conflict for conflict in conflicts(config) if not _involves(conflict, wrong)]
+    return problems + [_conflict_problem(conflict, searched, where) for conflict in possible]
 
 
-def _problem(errors: list[Any], values: Any, searched: Searched, where: Where) -> Problem:
-    """`errors` are pydantic's for one path: a single one, or one for each type of a union."""
-    path, value = _place(errors[0], values)
+def _problem(details: list[Any], values: Any, searched: Searched, where: Where) -> Problem:
+    """`details` are pydantic's for one path: a single one, or one for each type of a union."""
+    path, value = _place(details[0], values)
     suggestion = None
-    if errors[0]["type"] == "extra_forbidden":
+    if details[0]["type"] == "extra_forbidden":
         message, suggestion = _unknown(path)
     else:
-        first, *others = map(_sentence, errors)
+        first, *others = map(_sentence, details)
         message = " or ".join([first, *(other.removeprefix("must be ") for other in others)])
     return _located(path, Problem(message, value=value, suggestion=suggestion), where, searched)
 
