@@ -77,14 +77,14 @@ class NoticePollers:
     def __init__(self, settings: Preemption) -> None:
         self._settings = settings
         self._pollers: dict[str, tuple[Any, Any]] = {}
-        self._looked = -_LOOK_EVERY_S
+        self._last_look = -_LOOK_EVERY_S
 
     def update(self) -> None:
         now = time.monotonic()
         polls = self._settings.notice_command or self._settings.notice_url
-        if not polls or now - self._looked < _LOOK_EVERY_S:
+        if not polls or now - self._last_look < _LOOK_EVERY_S:
             return
-        self._looked = now
+        self._last_look = now
         alive = nodes_alive()
         self._pollers = {
             node: poller

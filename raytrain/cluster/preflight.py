@@ -38,7 +38,8 @@ _TIDY_S = 5.0  # Nodes that do not remove their files in this time leave them.
 _DEATH_S = 30.0  # Ray's own health check takes half of it to notice a dead machine.
 _SLICE_S = 0.5
 _TEMPORARY = "/runtime_resources/working_dir_files/"  # where Ray unpacks a job's working directory
-_Ask = Callable[..., "dict[Node, Answer]"]
+Answers = dict["Node", tuple[Any, float]]
+"""What nodes returned, and when (seconds since the epoch, by this machine's clock)."""
 _DRIVER = "driver"
 _HERE = "this machine"
 
@@ -53,14 +54,6 @@ class Node:
 
     id: str
     name: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a node returned, and when (seconds since the epoch, by this machine's clock)."""
-
-    value: Any
-    received: float
 
 
 def alive_nodes() -> list[Node]:
@@ -122,7 +115,7 @@ class NodeActors:
         arguments: Callable[[Node], tuple[Any, ...]],
         timeout_s: float,
         check: Callable[[], None] = _nothing,
-    ) -> dict[Node, Answer]:
+    ) -> Answers:
         """Run `function` on these nodes. Returns the answers of those that are still alive. `check`
         is called twice a second, and ends the wait by raising.
 
@@ -132,7 +125,7 @@ class NodeActors:
         pending = {
             self._actors[node].call.remote(function, *arguments(node)): node for node in nodes
         }
-        answers: dict[Node, Answer] = {}
+        answers: Answers = {}
         problems: dict[Node, str] = {}
         deadline = time.monotonic() + timeout_s
         while pending and (left := deadline - time.monotonic()) > 0:
@@ -142,7 +135,7 @@ class NodeActors:
                 continue
             node = pending.pop(ready[0])
             try:
-                answers[node] = Answer(ray.get(ready[0]), time.time())
+                answers[node] = ray.get(ready[0]), time.time()
             except RayTaskError as error:
                 problems[node] = f"failed: {error.cause or error}"
             except ActorUnschedulableError:
@@ -197,20 +190,20 @@ def preflight(
     _exchange(ask, _compare(ask, actors.nodes, timeout_s), storage_path, timeout_s)
 
 
-def _compare(ask: _Ask, nodes: list[Node], timeout_s: float) -> list[Node]:
+def _compare(ask: Callable[..., Answers], nodes: list[Node], timeout_s: float) -> list[Node]:
     """Versions and clocks. Returns the nodes that have answered."""
     packages = tuple(name for name in versions() if name != "python")
     mine = node_checks.look(packages)
     sent = time.time()
     answers = ask(nodes, node_checks.look, lambda node: (packages,), timeout_s)
     problems = []
-    for node, answer in answers.items():
-        problems += [f"{node.name} {text}" for text in _version_problems(answer.value, mine)]
+    for node, (theirs, received) in answers.items():
+        problems += [f"{node.name} {text}" for text in _version_problems(theirs, mine)]
         # When in between the clock was read is not known; this much is certain.
-        clock = answer.value["clock"]
-        skew = max(clock - answer.received, sent - clock)
+        clock = theirs["clock"]
+        skew = max(clock - received, sent - clock)
         if skew > MAX_SKEW_S:
-            side = "ahead of" if clock > answer.received else "behind"
+            side = "ahead of" if clock > received else "behind"
             problems.append(
                 f"{node.name} has a clock at least {skew:.0f} s {side} this machine's. Enable time "
                 "synchronisation on both (chrony or systemd-timesyncd)"
@@ -238,7 +231,9 @@ def _version_problems(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> lis
     return problems
 
 
-def _exchange(ask: _Ask, nodes: list[Node], storage_path: str, timeout_s: float) -> None:
+def _exchange(
+    ask: Callable[..., Answers], nodes: list[Node], storage_path: str, timeout_s: float
+) -> None:
     """Each node and the driver write a file, and read all of them."""
     token = f".raytrain-preflight-{uuid.uuid4().hex[:12]}"
     directory = f"{storage_path.rstrip('/')}/{token}"
@@ -253,16 +248,16 @@ def _exchange(ask: _Ask, nodes: list[Node], storage_path: str, timeout_s: float)
             nodes, node_checks.write, lambda node: (directory, node.id, texts[node.id]), timeout_s
         )
         _refuse(
-            f"{node.name} cannot write to {storage_path}: {answer.value}. Make it writable there "
+            f"{node.name} cannot write to {storage_path}: {reason}. Make it writable there "
             "for the user that Ray runs as, or choose another --storage-path"
-            for node, answer in written.items()
-            if answer.value is not None
+            for node, (reason, _) in written.items()
+            if reason is not None
         )
         writers = {_DRIVER: _HERE, **{node.id: node.name for node in written}}
         expected = {name: texts[name] for name in writers}
         arguments = (directory, expected, _LATE_FILE_S)
         seen = ask(written, node_checks.read, lambda node: arguments, timeout_s + _LATE_FILE_S)
-        wrong = {node.name: answer.value for node, answer in seen.items()}
+        wrong = {node.name: unread for node, (unread, _) in seen.items()}
         wrong[_HERE] = node_checks.read(*arguments)
         _refuse(_unseen(storage_path, wrong, writers, is_local=place.is_local))
         done = True

@@ -9,9 +9,8 @@ The driver counts over the life of the run; on a local disk each is also a line 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from raytrain.storage import Location
 from raytrain.storage.json import is_amount, read_object
@@ -19,11 +18,7 @@ from raytrain.storage.json import is_amount, read_object
 Loss = Literal["failure", "lost_node", "preemption"]
 
 LOSSES = "losses.json"
-_WORDS: Mapping[Loss, str] = {
-    "failure": "failure",
-    "lost_node": "lost node",
-    "preemption": "preemption",
-}
+_KINDS: tuple[Loss, ...] = get_args(Loss)
 
 
 class RestartCounts:
@@ -31,12 +26,12 @@ class RestartCounts:
 
     def __init__(self, trial: Location) -> None:
         self._trial = trial
-        self.counts: dict[Loss, int] = dict.fromkeys(_WORDS, 0)
+        self.counts: dict[Loss, int] = dict.fromkeys(_KINDS, 0)
         self.ended_with: str | None = None
         with suppress(OSError):  # Then, and if it is damaged, only the count of the past is lost.
             stored = read_object(trial / LOSSES)
             self.counts |= {
-                kind: int(stored[kind]) for kind in _WORDS if is_amount(stored.get(kind))
+                kind: int(stored[kind]) for kind in _KINDS if is_amount(stored.get(kind))
             }
             error = stored.get("ended_with")
             self.ended_with = error if isinstance(error, str) else None
@@ -60,7 +55,7 @@ class RestartCounts:
     def text(self) -> str:
         """`1 failure, 2 lost nodes`; empty if there were none."""
         return ", ".join(
-            f"{count} {_WORDS[kind]}{'s' * (count > 1)}"
+            f"{count} {kind.replace('_', ' ')}{'s' * (count > 1)}"
             for kind, count in self.counts.items()
             if count
         )

@@ -1,10 +1,8 @@
 """Whether a config continues a run, and which fields it changes.
 
-may differ freely          stop, checkpoint, failure, preemption, fault_tolerance, resources, name,
-                           storage_path, import_path, the number of env runner actors,
-                           tune.max_concurrent_trials, debugging.log_level, learners.cuda_graphs
-may differ, exactness ends the number of env groups, of environments in a group, of learners
-may not differ             everything else; the config's digest covers this
+_MAY_DIFFER           fields that may differ freely
+_GIVE_UP_EXACTNESS    may differ, and exactness ends
+all others            may not differ; the config's digest covers them
 
 Two values are the same if their JSON with sorted keys is the same: `1`, `1.0` and `true` are three
 values, as an environment can distinguish them; a tuple is a list; `.nan` is `.nan`.

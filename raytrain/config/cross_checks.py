@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,48 +16,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conflict:
-    """`fields` are the paths involved; the first is the one to change."""
+    """`fields` are the paths involved; the first is the one to change, and `value` is its value."""
 
     message: str
     fields: tuple[tuple[str, ...], ...]
     value: Any
 
 
+Rows = Iterator[tuple[str, ...]]
+"""Of each conflict the message and the dotted fields."""
+
+
 def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
     """Everything that cannot go together in a config without search spaces."""
-    yield from _stop(config)
-    yield from _in_stage(config)
-    yield from _curriculum(config)
-
-
-def _in_stage(config: ExperimentConfig) -> Iterator[Conflict]:
-    for check in (
-        _minibatch,
-        _fragment,
-        _actors,
-        _shared_gpus,
-        _truncation,
-        _log_std,
-        _sequences,
-        _initializers,
-    ):
-        yield from check(config)
-
-
-def _stop(config: ExperimentConfig) -> Iterator[Conflict]:
     stages = config.curriculum
-    if config.stop.criteria or (stages and stages[-1].until.criteria):
-        return
-    names = [name for name in type(config.stop).model_fields if name != "window"]
-    yield Conflict(
-        f"the run would never end: give at least one of {', '.join(names)}", (("stop",),), {}
-    )
-
-
-def _curriculum(config: ExperimentConfig) -> Iterator[Conflict]:
-    for message, value in stage_problems(config):
-        yield Conflict(message, (("curriculum",),), value)
-    for index, stage in enumerate(config.curriculum):
+    if not config.stop.criteria and not (stages and stages[-1].until.criteria):
+        names = [name for name in type(config.stop).model_fields if name != "window"]
+        message = f"the run would never end: give at least one of {', '.join(names)}"
+        yield Conflict(message, (("stop",),), {})
+    yield from _in_stage(config)
+    for index, stage in enumerate(stages):
+        for message in stage_problems(config, index):
+            yield Conflict(message, (("curriculum",),), stage.name)
         for conflict in _in_stage(stage_config(config, index)):
             field = ".".join(conflict.fields[0])
             yield Conflict(
@@ -66,122 +47,104 @@ def _curriculum(config: ExperimentConfig) -> Iterator[Conflict]:
             )
 
 
-def _minibatch(config: ExperimentConfig) -> Iterator[Conflict]:
-    training = config.training
+def _in_stage(config: ExperimentConfig) -> Iterator[Conflict]:
+    for message, *fields in itertools.chain(_batches(config), _actors(config), _network(config)):
+        paths = tuple(tuple(field.split(".")) for field in fields)
+        value: Any = config.to_dict()
+        for key in paths[0]:
+            value = value[key]
+        yield Conflict(message, paths, value)
+
+
+def _batches(config: ExperimentConfig) -> Rows:
+    training, runners = config.training, config.env_runners
     batch = training.train_batch_size_per_learner
     if training.minibatch_size > batch:
-        yield Conflict(
+        yield (
             f"must not be larger than train_batch_size_per_learner, which is {batch}",
-            (("training", "minibatch_size"), ("training", "train_batch_size_per_learner")),
-            training.minibatch_size,
+            "training.minibatch_size",
+            "training.train_batch_size_per_learner",
         )
-
-
-def _fragment(config: ExperimentConfig) -> Iterator[Conflict]:
-    """RLlib's own rule (PPO's `validate`), checked before RLlib is imported: the fragments must
-    make a batch within 10 % of the given size."""
-    runners = config.env_runners
+    if runners.batch_mode == "truncate_episodes" and not training.use_gae:
+        yield (
+            "without it, episodes cannot be cut: set env_runners.batch_mode to complete_episodes",
+            "training.use_gae",
+            "env_runners.batch_mode",
+        )
     fragment = runners.rollout_fragment_length
     if not isinstance(fragment, int):
         return
+    # RLlib's own rule (PPO's `validate`), checked before RLlib is imported: the fragments must
+    # make a batch within 10 % of the given size.
     envs = max(runners.num_env_runners, 1) * runners.num_envs_per_env_runner
-    learners = max(config.learners.num_learners, 1)
-    batch = config.training.train_batch_size_per_learner * learners
+    batch *= max(config.learners.num_learners, 1)
     sampled = -(-batch // (envs * fragment)) * envs * fragment
-    if sampled - batch <= 0.1 * batch:
-        return
-    yield Conflict(
-        f"{envs} environments of {fragment} steps make batches of {sampled}, and "
-        f"train_batch_size_per_learner asks for {batch}; use 'auto' or {max(batch // envs, 1)}",
-        (
-            ("env_runners", "rollout_fragment_length"),
-            ("env_runners", "num_env_runners"),
-            ("env_runners", "num_envs_per_env_runner"),
-            ("training", "train_batch_size_per_learner"),
-            ("learners", "num_learners"),
-        ),
-        fragment,
-    )
+    if sampled - batch > 0.1 * batch:
+        yield (
+            f"{envs} environments of {fragment} steps make batches of {sampled}, and "
+            f"train_batch_size_per_learner asks for {batch}; use 'auto' or {max(batch // envs, 1)}",
+            "env_runners.rollout_fragment_length",
+            "env_runners.num_env_runners",
+            "env_runners.num_envs_per_env_runner",
+            "training.train_batch_size_per_learner",
+            "learners.num_learners",
+        )
 
 
-def _actors(config: ExperimentConfig) -> Iterator[Conflict]:
-    runners = config.env_runners
+def _actors(config: ExperimentConfig) -> Rows:
+    runners, learners = config.env_runners, config.learners
     groups, least, most = runners.num_env_runners, runners.min_actors, runners.max_actors
     if most is not None and least > most:
-        yield Conflict(
+        yield (
             f"must not be larger than max_actors, which is {most}",
-            (("env_runners", "min_actors"), ("env_runners", "max_actors")),
-            least,
+            "env_runners.min_actors",
+            "env_runners.max_actors",
         )
     elif least > max(groups, 1):
-        yield Conflict(
+        yield (
             f"there are {groups} env groups (num_env_runners), and an actor hosts at least one",
-            (("env_runners", "min_actors"), ("env_runners", "num_env_runners")),
-            least,
+            "env_runners.min_actors",
+            "env_runners.num_env_runners",
         )
-
-
-def _shared_gpus(config: ExperimentConfig) -> Iterator[Conflict]:
-    """Learners reduce gradients with NCCL, which refuses two learners on one GPU ("Duplicate GPU
-    detected"); Ray places two fractions of a GPU on the same one."""
-    learners = config.learners
+    # Learners reduce gradients with NCCL, which refuses two learners on one GPU ("Duplicate GPU
+    # detected"); Ray places two fractions of a GPU on the same one.
     if learners.num_learners > 1 and 0 < learners.num_gpus_per_learner < 1:
-        yield Conflict(
+        yield (
             f"{learners.num_learners} learners cannot share a GPU (NCCL refuses it): give each "
             "learner a whole GPU, or use one learner",
-            (("learners", "num_gpus_per_learner"), ("learners", "num_learners")),
-            learners.num_gpus_per_learner,
+            "learners.num_gpus_per_learner",
+            "learners.num_learners",
         )
 
 
-def _truncation(config: ExperimentConfig) -> Iterator[Conflict]:
-    if config.env_runners.batch_mode == "truncate_episodes" and not config.training.use_gae:
-        yield Conflict(
-            "without it, episodes cannot be cut: set env_runners.batch_mode to complete_episodes",
-            (("training", "use_gae"), ("env_runners", "batch_mode")),
-            False,
-        )
-
-
-def _log_std(config: ExperimentConfig) -> Iterator[Conflict]:
-    model = config.rl_module.model
+def _network(config: ExperimentConfig) -> Rows:
+    model, size = config.rl_module.model, config.training.minibatch_size
     if model.log_std_init is not None and not model.free_log_std:
-        keys = ("log_std_init", "free_log_std")
-        yield Conflict(
+        yield (
             "is the initial value of the parameter that free_log_std: true adds; without it "
             "log-std is an output of the network",
-            tuple(("rl_module", "model_config", key) for key in keys),
-            model.log_std_init,
+            "rl_module.model_config.log_std_init",
+            "rl_module.model_config.free_log_std",
         )
-
-
-def _initializers(config: ExperimentConfig) -> Iterator[Conflict]:
-    given = config.rl_module.model.model_dump()
-    for key, name in given.items():
-        if not key.endswith("_initializer"):
-            continue
-        arguments = given.get(f"{key}_kwargs") or {}
-        why_not = why_not_with(name, arguments)
-        if why_not is not None:
-            field = ("rl_module", "model_config", f"{key}_kwargs" if arguments else key)
-            yield Conflict(why_not, (field,), arguments or name)
-
-
-def _sequences(config: ExperimentConfig) -> Iterator[Conflict]:
-    """RLlib's recurrent modules: minibatches are cut from sequences, and a minibatch shorter than a
-    sequence is empty."""
-    model, size = config.rl_module.model, config.training.minibatch_size
     if model.use_lstm and model.free_log_std:
-        yield Conflict(
+        yield (
             "cannot be used with use_lstm: RLlib's head with such a parameter takes no sequences",
-            tuple(("rl_module", "model_config", key) for key in ("free_log_std", "use_lstm")),
-            True,
+            "rl_module.model_config.free_log_std",
+            "rl_module.model_config.use_lstm",
         )
+    # RLlib's recurrent modules cut minibatches from sequences, and a minibatch shorter than a
+    # sequence is empty.
     longest = 20 if model.max_seq_len is None else model.max_seq_len
     if model.use_lstm and size < longest:
-        yield Conflict(
+        yield (
             f"must not be smaller than rl_module.model_config.max_seq_len, which is {longest}: "
             "with use_lstm a minibatch consists of sequences",
-            (("training", "minibatch_size"), ("rl_module", "model_config", "max_seq_len")),
-            size,
+            "training.minibatch_size",
+            "rl_module.model_config.max_seq_len",
         )
+    keys = model.model_dump()
+    for key in [key for key in keys if key.endswith("_initializer")]:
+        arguments = keys.get(f"{key}_kwargs") or {}
+        why_not = why_not_with(keys[key], arguments)
+        if why_not is not None:
+            yield why_not, f"rl_module.model_config.{key}{'_kwargs' if arguments else ''}"

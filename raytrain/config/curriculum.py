@@ -70,27 +70,24 @@ def total_timesteps(config: ExperimentConfig) -> int | None:
     return min(ends, default=None)
 
 
-def stage_problems(config: ExperimentConfig) -> Iterator[tuple[str, Any]]:
-    """The problems of the list of stages, each a message and the value."""
+def stage_problems(config: ExperimentConfig, index: int) -> Iterator[str]:
+    """What is wrong with a stage in the list of stages."""
     names = [stage.name for stage in config.curriculum]
-    for index, stage in enumerate(config.curriculum):
-        if stage.name in names[:index]:
-            yield "two stages have this name", stage.name
-        if stage.name.endswith((".new", ".old")):
-            yield "a stage's name cannot end in .new or .old", stage.name
-        if not stage.until.criteria and index + 1 < len(names):
-            yield (
-                f"the stage {stage.name!r} would never end, so {names[index + 1]!r} would never "
-                "begin: give until.timesteps or until.episode_return_mean",
-                stage.name,
-            )
-        for key in _FIXED:
-            if key in stage.training.model_fields_set:
-                yield f"the stage {stage.name!r} cannot change training.{key}", stage.name
-        bounded = stage.until.timesteps is not None or config.stop.has_an_end
-        if stage.until.criteria and not bounded:
-            yield (
-                f"the stage {stage.name!r} may never end: also give until.timesteps, or "
-                "stop.timesteps",
-                stage.name,
-            )
+    stage = config.curriculum[index]
+    if stage.name in names[:index]:
+        yield "two stages have this name"
+    if stage.name.endswith((".new", ".old")):
+        yield "a stage's name cannot end in .new or .old"
+    if not stage.until.criteria and index + 1 < len(names):
+        yield (
+            f"the stage {stage.name!r} would never end, so {names[index + 1]!r} would never "
+            "begin: give until.timesteps or until.episode_return_mean"
+        )
+    for key in _FIXED:
+        if key in stage.training.model_fields_set:
+            yield f"the stage {stage.name!r} cannot change training.{key}"
+    bounded = stage.until.timesteps is not None or config.stop.has_an_end
+    if stage.until.criteria and not bounded:
+        yield (
+            f"the stage {stage.name!r} may never end: also give until.timesteps, or stop.timesteps"
+        )

@@ -20,16 +20,16 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from raytrain.config.errors import NOTHING, ConfigError, Problem, nearest
+from raytrain.config.errors import ConfigError, Problem, nearest
 from raytrain.config.secrets import with_secrets
-from raytrain.config.user_code import by_the_code_itself, no_exit, places, text_of, users_code
+from raytrain.config.user_code import converted_errors, describe, users_code
 
 if TYPE_CHECKING:
     import gymnasium
@@ -66,14 +66,6 @@ class EnvCreator:
         EnvironmentFailed if its own code raises."""
         import gymnasium
 
-        env = self._make(env_config)
-        if self.max_episode_steps is None:
-            return env
-        return gymnasium.wrappers.TimeLimit(env, self.max_episode_steps)
-
-    def _make(self, env_config: Mapping[str, Any] | None) -> gymnasium.Env[Any, Any]:
-        import gymnasium
-
         arguments = copy.deepcopy(dict(env_config or {}))
         self.check_arguments(arguments)
         arguments = with_secrets(arguments, "environment.env_config")
@@ -82,16 +74,18 @@ class EnvCreator:
                 arguments.setdefault("disable_env_checker", True)
             with users_code(f"making the environment {self.spec}"):
                 try:
-                    return gymnasium.make(self.spec, **arguments)
+                    env = gymnasium.make(self.spec, **arguments)
                 except gymnasium.error.DependencyNotInstalled as error:
                     raise _env_error(str(error), self.spec) from error
-        factory = _factory(self.spec, self.import_path)
-        with users_code(f"making the environment {self.spec}"):
-            env = factory(arguments) if _takes_the_dict(factory) else factory(**arguments)
-        if not isinstance(env, gymnasium.Env):
-            message = f"the factory must return a gymnasium.Env; it returned {_kind_of(env)}"
-            raise _env_error(message, self.spec)
-        return env
+        else:
+            factory = _factory(self.spec, self.import_path)
+            with users_code(f"making the environment {self.spec}"):
+                env = factory(arguments) if _takes_the_dict(factory) else factory(**arguments)
+            if not isinstance(env, gymnasium.Env):
+                message = f"the factory must return a gymnasium.Env; it returned {_kind_of(env)}"
+                raise _env_error(message, self.spec)
+        limit = self.max_episode_steps
+        return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
 
     def check_arguments(self, env_config: Mapping[str, Any]) -> None:
         """Raises ConfigError for an argument that the environment does not take or lacks."""
@@ -111,15 +105,12 @@ class EnvCreator:
         except TypeError as error:
             names = list(signature.parameters)
             unknown = [key for key in env_config if key in arguments and key not in names]
-            field, value = "environment.env_config", NOTHING
-            if unknown:
-                field, value = f"{field}.{unknown[0]}", env_config[unknown[0]]
             problem = Problem(
-                f"{self.spec} does not take this: {error}",
-                field=field,
-                value=value,
-                suggestion=nearest(unknown[0], names) if unknown else None,
+                f"{self.spec} does not take this: {error}", "", "environment.env_config"
             )
+            if unknown:
+                field, near = f"{problem.field}.{unknown[0]}", nearest(unknown[0], names)
+                problem = Problem(problem.message, "", field, env_config[unknown[0]], near)
             raise ConfigError(problem) from error
 
 
@@ -173,14 +164,12 @@ def _gymnasium_creator(
         env_spec = gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
         near = _nearest_id(env_id, gymnasium.registry)
-        problem = Problem(
+        message = (
             "no environment with this id is registered with Gymnasium; write your own class or "
-            "function as package.module:factory",
-            field="environment.env",
-            value=spec,
-            suggestion=None if near is None else f"{module_name}{colon}{near}",
+            "function as package.module:factory"
         )
-        raise ConfigError(problem) from error
+        near = None if near is None else f"{module_name}{colon}{near}"
+        raise _env_error(message, spec, near) from error
     entry = env_spec.entry_point
     if entry is None:
         raise _env_error("this id has no entry point, so no single environment can be made", spec)
@@ -240,20 +229,14 @@ def _factory(spec: str, import_path: str | None) -> Callable[..., Any]:
         try:
             factory = getattr(module, attribute)
         except AttributeError as error:
-            public = [name for name in vars(module) if not name.startswith("_")]
-            problem = Problem(
-                f"the module {module_name} ({file}) has no {attribute}",
-                field="environment.env",
-                value=spec,
-                suggestion=nearest(attribute, public),
-            )
-            raise ConfigError(problem) from error
+            near = nearest(attribute, [name for name in vars(module) if not name.startswith("_")])
+            message = f"the module {module_name} ({file}) has no {attribute}"
+            raise _env_error(message, spec, near) from error
     if not callable(factory):
         kind = type(factory).__name__
         message = f"{attribute} in {module_name} ({file}) is a {kind} and not callable"
         raise _env_error(message, spec)
-    checked: Callable[..., Any] = factory
-    return checked
+    return cast("Callable[..., Any]", factory)
 
 
 def _takes_the_dict(factory: Callable[..., Any]) -> bool:
@@ -277,41 +260,40 @@ def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
                 raise
-            looked = f"{import_path} (beside the YAML file) and " if import_path else ""
-            message = f"no module {error.name}; looked in {looked}Python's path"
+            beside = f"{import_path} (beside the YAML file) and " if import_path else ""
+            message = f"no module {error.name}; looked in {beside}Python's path"
             near = _nearest_module(error.name, import_path)
-            raise ConfigError(Problem(message, "", "environment.env", spec, near)) from error
+            raise _env_error(message, spec, near) from error
     _refuse_other_module(module, module_name, spec, import_path)
     _refuse_other_dtype(module_name, spec)
     return module
 
 
-@contextmanager
-def _module_code(action: str, spec: str) -> Iterator[None]:
+def _module_code(action: str, spec: str) -> AbstractContextManager[None]:
     """Turn what a user's module raises in the body into a ConfigError: "`action` fails: ..."."""
-    try:
-        with no_exit():
-            yield
-    except ConfigError:
-        raise
-    except BaseException as error:
-        if not by_the_code_itself(error):
-            raise
-        raise _env_error(f"{action} fails: {_why(error)}", spec) from error
+
+    def converted(error: BaseException) -> ConfigError:
+        message = f"{action} fails: {describe(error, whole_path=True)}"
+        if isinstance(error, SystemExit):
+            message += (
+                ". A module that is imported must not end the program: put the code of a script, "
+                'such as reading arguments, under `if __name__ == "__main__":`'
+            )
+        return _env_error(message, spec)
+
+    return converted_errors(converted, ConfigError)
 
 
 def _refuse_names_of_packages(import_path: str, spec: str) -> None:
     """`import_path` comes first in Python's path, so its files would hide packages."""
     for name in _NEEDED:
         for file in (Path(import_path, f"{name}.py"), Path(import_path, name, "__init__.py")):
-            if file.is_file() and not _is_that_package(name, file):
+            if not file.is_file():
+                continue
+            package = importlib.util.find_spec(name)
+            if name not in sys.modules or package is None or package.origin != str(file):
                 message = f"{file} would be imported instead of the package {name}; rename the file"
                 raise _env_error(message, spec)
-
-
-def _is_that_package(name: str, file: Path) -> bool:
-    module_spec = importlib.util.find_spec(name)
-    return name in sys.modules and module_spec is not None and module_spec.origin == str(file)
 
 
 def _refuse_other_dtype(module_name: str, spec: str) -> None:
@@ -322,23 +304,6 @@ def _refuse_other_dtype(module_name: str, spec: str) -> None:
             "and the networks need torch.float32; set the dtype of your own tensors instead"
         )
         raise _env_error(message, spec)
-
-
-def _why(error: BaseException) -> str:
-    """What a module raised, where, and what to do if it ended the program."""
-    message = text_of(error)
-    place, inner = places(error)
-    if place is not None:
-        message += f" ({place.path}, line {place.line})"
-    if inner is not None:
-        message += f", there in {inner}"
-    if isinstance(error, SystemExit):
-        message += (
-            ". A module that is imported must not end the program: put the code of a script, such "
-            "as "
-            'reading arguments, under `if __name__ == "__main__":`'
-        )
-    return message
 
 
 def _kind_of(value: Any) -> str:
@@ -370,22 +335,22 @@ def _refuse_other_module(
     module: ModuleType, module_name: str, spec: str, import_path: str | None
 ) -> None:
     """A process imports a name once, so it cannot use the `envs.py` of a second experiment."""
-    if import_path is None or getattr(module, "__file__", None) is None:
+    file = getattr(module, "__file__", None)
+    if import_path is None or file is None:
         return
-    assert module.__file__ is not None
     stem = Path(import_path, *module_name.split("."))
     own = next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
-    if own is None or own.resolve() == Path(module.__file__).resolve():
+    if own is None or own.resolve() == Path(file).resolve():
         return
     message = (
-        f"the module {module_name} was already imported from {module.__file__}, so the one beside "
+        f"the module {module_name} was already imported from {file}, so the one beside "
         f"the YAML file, {own}, cannot be imported; rename one of them"
     )
     raise _env_error(message, spec)
 
 
-def _env_error(message: str, spec: str) -> ConfigError:
-    return ConfigError(Problem(message, field="environment.env", value=spec))
+def _env_error(message: str, spec: str, near: str | None = None) -> ConfigError:
+    return ConfigError(Problem(message, "", "environment.env", spec, near))
 
 
 def deep_merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,13 +23,9 @@ KeyPath = tuple[str | int, ...]
 _LONGEST_VALUE = 80
 
 
-class _Nothing:
-    def __repr__(self) -> str:
-        return "NOTHING"
-
-
-NOTHING = _Nothing()
-"""A problem's `value` where there is none to show (a missing key)."""
+NOTHING = ...
+"""A problem's `value` where there is none to show (a missing key). It stays the same object in a
+pickle."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Problem:
         text = self.message
         if self.suggestion is not None:
             text = f"{text} (did you mean {self.suggestion!r}?)"
-        shown = "" if isinstance(self.value, _Nothing) else show_value(self.value)
+        shown = "" if self.value is NOTHING else show_value(self.value)
         return ": ".join(part for part in (self.where, self.field, shown, text) if part)
 
 

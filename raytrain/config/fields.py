@@ -38,11 +38,15 @@ class Section(BaseModel):
 
 
 class PartialSection(Section):
-    """A section that holds only the keys that are given: keys that are None are not dumped."""
+    """A section that holds, and dumps, only the keys that are given."""
 
     @model_serializer(mode="wrap")
     def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in serialize(self).items() if value is not None}
+        return {key: value for key, value in serialize(self).items() if self.is_given(key, value)}
+
+    def is_given(self, key: str, value: Any) -> bool:
+        """Whether a key is dumped."""
+        return value is not None
 
 
 def _plain_number(value: Any) -> Any:

@@ -5,10 +5,10 @@ RLlib looks names up when it builds the network, in the trial; only in-place ini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 _ARGUMENTS = {
     "constant_": ("val",),
@@ -30,22 +30,25 @@ _REQUIRED = {"constant_": "val", "sparse_": "sparsity"}
 _OF_ANY_SHAPE = ("constant_", "normal_", "ones_", "trunc_normal_", "uniform_", "zeros_")
 
 
-def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
-    def check(name: str) -> str:
-        if name not in names:
+def _one_of(*names: str) -> AfterValidator:
+    def check(name: str | None) -> str | None:
+        if name is not None and name not in names:
             raise ValueError(f"must be one of torch.nn.init's {', '.join(names)}")
         return name
 
-    return check
+    return AfterValidator(check)
 
 
-Dense = Annotated[str, AfterValidator(_one_of(tuple(n for n in _ARGUMENTS if n != "dirac_")))]
+_WEIGHTS = Field(description="A name in torch.nn.init, for the weights.")
+_BIASES = Field(description="A name in torch.nn.init, for the biases.")
+_DENSE = _one_of(*(name for name in _ARGUMENTS if name != "dirac_"))
+_CONV = _one_of(*(name for name in _ARGUMENTS if name not in ("eye_", "sparse_")))
+
+Dense = Annotated[str | None, _DENSE, _WEIGHTS]
 """For the weights of dense layers and of an LSTM."""
-Conv = Annotated[
-    str, AfterValidator(_one_of(tuple(n for n in _ARGUMENTS if n not in ("eye_", "sparse_"))))
-]
+Conv = Annotated[str | None, _CONV, _WEIGHTS]
 """For the weights of convolutions."""
-Bias = Annotated[str, AfterValidator(_one_of(_OF_ANY_SHAPE))]
+Bias = Annotated[str | None, _one_of(*_OF_ANY_SHAPE), _BIASES]
 """For biases, which have one axis."""
 
 

@@ -81,16 +81,12 @@ def config_from_dict(data: Mapping[str, Any]) -> ExperimentConfig:
     if "search" in data:
         message = "unknown key; write a search space in the place of the value"
         raise ConfigError(Problem(message, field="search"))
-    return validated(_without_former_keys(data))
-
-
-def _without_former_keys(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Experiments of earlier versions hold keys that had no effect on any run."""
     learners = data.get("learners")
-    if not isinstance(learners, Mapping) or "compile_updates" not in learners:
-        return data
-    kept = {name: value for name, value in learners.items() if name != "compile_updates"}
-    return {**data, "learners": kept}
+    if isinstance(learners, Mapping) and "compile_updates" in learners:
+        # A key of earlier versions, which had no effect on any run.
+        kept = {name: value for name, value in learners.items() if name != "compile_updates"}
+        data = {**data, "learners": kept}
+    return validated(data)
 
 
 def _read(path: Path) -> str:
@@ -146,7 +142,7 @@ def _override(values: dict[str, Any], override: str, sources: _Sources) -> list[
     try:
         value = parse_yaml(text, place).value
     except ConfigError as error:
-        return [p if isinstance(p, Problem) else Problem(p, place) for p in error.args]
+        return list(error.problems)
     node = values
     for depth, part in enumerate(keys[:-1], start=1):
         if node.get(part) is None:
@@ -182,11 +178,11 @@ def _env_problems(
     ]
     evaluation = config.evaluation.evaluation_config.env_config or {}
     overrides.append((("evaluation", "evaluation_config", "env_config"), evaluation))
-    for keys, given in overrides:
-        arguments = {**config.environment.env_config, **given}
+    for keys, override in overrides:
+        arguments = {**config.environment.env_config, **override}
         for problem in _argument_problems(env, import_path, arguments):
             name = problem.field.removeprefix("environment.env_config.")
-            if name in given:
+            if name in override:
                 path = (*keys, name)
                 yield replace(problem, where=sources.where(path), field=dotted(path))
 

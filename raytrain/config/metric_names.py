@@ -59,12 +59,18 @@ _HOLDERS = ("env_runners/", "sampler_results/")
 
 def metric_problems(config: ExperimentConfig, where: Where) -> Iterator[Problem]:
     """Every metric's name that is certainly wrong, with the place where it is written."""
-    for path, name in _named(config):
+    sections: list[tuple[KeyPath, Stop | Until]] = [(("stop",), config.stop)]
+    for index, stage in enumerate(config.curriculum):
+        sections.append((("curriculum", index, "until"), stage.until))
+    named: list[tuple[KeyPath, str]] = [(("checkpoint", "score"), config.checkpoint.score)]
+    for path, section in sections:
+        named += [((*path, "metrics", name), name) for name in section.metrics]
+    for path, name in named:
         message = _name_problem(name, evaluates=bool(config.evaluation.evaluation_interval))
         if message is not None:
             field = dotted(path if path[-1] != name else path[:-1])
             yield Problem(message, where(path), field, name)
-    for path, section in _ends(config):
+    for path, section in sections:
         yield from _end_problems(section, path, where)
 
 
@@ -128,16 +134,3 @@ def nearest_first(name: str, names: Iterable[str]) -> list[str]:
         return max(difflib.SequenceMatcher(None, wanted, end).ratio() for end in ends)
 
     return sorted(names, key=lambda other: (-likeness(other), other))
-
-
-def _ends(config: ExperimentConfig) -> Iterator[tuple[KeyPath, Stop | Until]]:
-    yield ("stop",), config.stop
-    for index, stage in enumerate(config.curriculum):
-        yield ("curriculum", index, "until"), stage.until
-
-
-def _named(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
-    yield ("checkpoint", "score"), config.checkpoint.score
-    for path, section in _ends(config):
-        for name in section.metrics:
-            yield (*path, "metrics", name), name

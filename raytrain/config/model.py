@@ -44,6 +44,9 @@ def _conv_filters(value: Any) -> list[list[Any]]:
 
 
 ConvFilters = Annotated[list[list[Any]], PlainValidator(_conv_filters)]
+Arguments = Annotated[
+    FreeMapping | None, Field(description="Keyword arguments of the initializer above.")
+]
 
 
 class ModelConfig(PartialSection):
@@ -53,40 +56,28 @@ class ModelConfig(PartialSection):
     """Sizes of the encoder's dense layers (RLlib: [256, 256])."""
     fcnet_activation: Activation | None = None
     """Activation of the dense layers (RLlib: tanh)."""
-    fcnet_kernel_initializer: Dense | None = None
-    """A name in torch.nn.init, for the weights of the dense layers."""
-    fcnet_kernel_initializer_kwargs: FreeMapping | None = None
-    """Keyword arguments of `fcnet_kernel_initializer`."""
-    fcnet_bias_initializer: Bias | None = None
-    """A name in torch.nn.init, for the biases of the dense layers."""
-    fcnet_bias_initializer_kwargs: FreeMapping | None = None
-    """Keyword arguments of `fcnet_bias_initializer`."""
+    fcnet_kernel_initializer: Dense = None
+    fcnet_kernel_initializer_kwargs: Arguments = None
+    fcnet_bias_initializer: Bias = None
+    fcnet_bias_initializer_kwargs: Arguments = None
     fcnet_use_layernorm: bool | None = None
     """LayerNorm after each dense layer (RLlib: false)."""
     conv_filters: ConvFilters | None = None
     """[channels, kernel, stride] of each convolution over an image."""
     conv_activation: Activation | None = None
     """Activation of the convolutions (RLlib: relu)."""
-    conv_kernel_initializer: Conv | None = None
-    """A name in torch.nn.init, for the weights of the convolutions."""
-    conv_kernel_initializer_kwargs: FreeMapping | None = None
-    """Keyword arguments of `conv_kernel_initializer`."""
-    conv_bias_initializer: Bias | None = None
-    """A name in torch.nn.init, for the biases of the convolutions."""
-    conv_bias_initializer_kwargs: FreeMapping | None = None
-    """Keyword arguments of `conv_bias_initializer`."""
+    conv_kernel_initializer: Conv = None
+    conv_kernel_initializer_kwargs: Arguments = None
+    conv_bias_initializer: Bias = None
+    conv_bias_initializer_kwargs: Arguments = None
     head_fcnet_hiddens: Layers | None = None
     """Sizes of dense layers in the policy and value heads (RLlib: none)."""
     head_fcnet_activation: Activation | None = None
     """Activation of the heads' dense layers (RLlib: relu)."""
-    head_fcnet_kernel_initializer: Dense | None = None
-    """A name in torch.nn.init, for the weights of the heads' dense layers."""
-    head_fcnet_kernel_initializer_kwargs: FreeMapping | None = None
-    """Keyword arguments of `head_fcnet_kernel_initializer`."""
-    head_fcnet_bias_initializer: Bias | None = None
-    """A name in torch.nn.init, for the biases of the heads' dense layers."""
-    head_fcnet_bias_initializer_kwargs: FreeMapping | None = None
-    """Keyword arguments of `head_fcnet_bias_initializer`."""
+    head_fcnet_kernel_initializer: Dense = None
+    head_fcnet_kernel_initializer_kwargs: Arguments = None
+    head_fcnet_bias_initializer: Bias = None
+    head_fcnet_bias_initializer_kwargs: Arguments = None
     head_fcnet_use_layernorm: bool | None = None
     """LayerNorm after each of the heads' dense layers (RLlib: false)."""
     vf_share_layers: bool | None = None
@@ -103,14 +94,10 @@ class ModelConfig(PartialSection):
     """Size of the LSTM (RLlib: 256)."""
     max_seq_len: Positive | None = None
     """Timesteps in a training sequence of the LSTM (RLlib: 20)."""
-    lstm_kernel_initializer: Dense | None = None
-    """A name in torch.nn.init, for the weights of the LSTM."""
-    lstm_kernel_initializer_kwargs: FreeMapping | None = None
-    """Keyword arguments of `lstm_kernel_initializer`."""
-    lstm_bias_initializer: Bias | None = None
-    """A name in torch.nn.init, for the biases of the LSTM."""
-    lstm_bias_initializer_kwargs: FreeMapping | None = None
-    """Keyword arguments of `lstm_bias_initializer`."""
+    lstm_kernel_initializer: Dense = None
+    lstm_kernel_initializer_kwargs: Arguments = None
+    lstm_bias_initializer: Bias = None
+    lstm_bias_initializer_kwargs: Arguments = None
 
 
 SHAPE_OF_WEIGHTS = (

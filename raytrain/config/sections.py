@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from raytrain.config.fields import (
     EPISODE_WINDOW,
@@ -234,7 +234,7 @@ class ResourcesSection(Section):
     """How the processes of a trial are placed on nodes."""
 
 
-class Until(Section):
+class Until(PartialSection):
     """What ends a stage; the criterion that is met first ends it."""
 
     timesteps: Positive | None = None
@@ -246,9 +246,8 @@ class Until(Section):
     window: Positive = EPISODE_WINDOW
     """Episodes that returns and metrics are averaged over; they end a stage that has so many."""
 
-    @model_serializer(mode="wrap")
-    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in serialize(self).items() if value not in (None, {})}
+    def is_given(self, key: str, value: Any) -> bool:
+        return value not in (None, {})
 
     @property
     def criteria(self) -> dict[str, Any]:
@@ -263,14 +262,11 @@ class StageEnvironment(Section):
     """Keyword arguments that replace those of `environment.env_config`."""
 
 
-class StageTraining(Training):
+class StageTraining(Training, PartialSection):
     """Keys of `training`; those that are given replace the run's."""
 
-    @model_serializer(mode="wrap")
-    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {
-            key: value for key, value in serialize(self).items() if key in self.model_fields_set
-        }
+    def is_given(self, key: str, value: Any) -> bool:
+        return key in self.model_fields_set
 
 
 class Stage(Section):

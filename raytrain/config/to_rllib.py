@@ -41,7 +41,9 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     algorithm = PPOConfig()
     algorithm.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
     algorithm.framework("torch")
-    algorithm.environment(**{**config.environment.model_dump(), "env": register_env(config)})
+    algorithm.environment(
+        **{**config.environment.model_dump(), "env": register_env(env_creator(config))}
+    )
     algorithm.env_runners(**_env_runners(config))
     algorithm.training(**config.training.model_dump())
     # RLlib passes this dictionary to the learner as it is.
@@ -94,16 +96,12 @@ def _model_config(config: ExperimentConfig) -> dict[str, Any]:
     return model
 
 
-def register_env(config: ExperimentConfig) -> str:
-    """Register the environment's creator with Ray; returns the name by which RLlib finds it.
+def register_env(creator: EnvCreator) -> str:
+    """Register an environment's creator with Ray; returns the name by which RLlib finds it.
 
     A Gymnasium id keeps its name. The name of a factory gets the digest of the import path, as two
     experiments in one Ray job may each have a module of that name.
     """
-    return _register(env_creator(config))
-
-
-def _register(creator: EnvCreator) -> str:
     from ray import tune
 
     name = creator.spec
@@ -144,5 +142,5 @@ def _evaluation(config: ExperimentConfig) -> dict[str, Any]:
     limit = config.evaluation.max_episode_steps
     if limit is not None:
         limited = replace(env_creator(config), max_episode_steps=limit)
-        arguments["evaluation_config"]["env"] = _register(limited)
+        arguments["evaluation_config"]["env"] = register_env(limited)
     return arguments

@@ -13,8 +13,9 @@ import dis
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple
@@ -49,17 +50,24 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def users_code(doing: str) -> Iterator[None]:
-    """Turn what a user's code raises in the body into `EnvironmentFailed`: "`doing` raised ..."."""
+def converted_errors(
+    convert: Callable[[BaseException], Exception], passing: type[Exception]
+) -> Iterator[None]:
+    """Raise `convert(error)` for what a user's code raises in the body, `passing` errors apart."""
     try:
         with no_exit():
             yield
-    except RaytrainError:
+    except passing:
         raise
     except BaseException as error:
         if not by_the_code_itself(error):
             raise
-        raise failed(f"{doing} raised {describe(error)}", error) from error
+        raise convert(error) from error
+
+
+def users_code(doing: str) -> AbstractContextManager[None]:
+    """Turn what a user's code raises in the body into `EnvironmentFailed`: "`doing` raised ..."."""
+    return converted_errors(partial(failed_while, doing), RaytrainError)
 
 
 @contextmanager
@@ -91,6 +99,11 @@ def of_environment(name: str) -> Iterator[None]:
         raise named from error
 
 
+def failed_while(doing: str, error: BaseException) -> EnvironmentFailed:
+    """The failure "`doing` raised ..."."""
+    return failed(f"{doing} raised {describe(error)}", error)
+
+
 def failed(message: str, error: BaseException) -> EnvironmentFailed:
     """An `EnvironmentFailed` that keeps the traceback of `error`."""
     failure = EnvironmentFailed(_encodable(message))
@@ -107,9 +120,11 @@ def by_the_code_itself(error: BaseException) -> bool:
     """Whether code raised the error, and not a signal."""
     if isinstance(error, Exception):
         return True
-    innermost = _innermost(error.__traceback__)
+    innermost = error.__traceback__
     if innermost is None:
         return False
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
     name = innermost.tb_frame.f_code.co_filename
     if name.startswith(_RAYTRAIN) or _package(innermost.tb_frame) == "ray":
         return False  # a handler of a signal
@@ -126,12 +141,12 @@ def _raises(trace: TracebackType) -> bool:
     )
 
 
-def describe(error: BaseException) -> str:
+def describe(error: BaseException, *, whole_path: bool = False) -> str:
     """The error in one sentence: its kind, its text, its place in the user's code."""
-    place, inner = places(error)
+    place, inner = _places(error)
     text = text_of(error)
     if place is not None:
-        text += f", in {place}"
+        text += f" ({place.path}, line {place.line})" if whole_path else f", in {place}"
     if inner is not None:
         text += f", there in {inner}"
     return text
@@ -148,7 +163,7 @@ def text_of(error: BaseException) -> str:
     return text
 
 
-def places(error: BaseException) -> tuple[Place | None, Place | None]:
+def _places(error: BaseException) -> tuple[Place | None, Place | None]:
     """The innermost line of the user's own code that the error passed, and the line that raised it
     if that is another one. Without such code, an installed package counts as the user's."""
     if isinstance(error, SyntaxError) and error.filename is not None:
@@ -168,12 +183,6 @@ def _place(frame: FrameType, line: int) -> Place:
     code = frame.f_code
     name = getattr(code, "co_qualname", code.co_name).replace("<locals>.", "")
     return Place(code.co_filename, line, "" if name == "<module>" else name)
-
-
-def _innermost(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace
 
 
 def _may_be_the_users(frame: FrameType) -> bool:

@@ -59,33 +59,28 @@ def nowhere(path: KeyPath) -> str:
 
 def validated(values: Mapping[str, Any], where: Where = nowhere) -> ExperimentConfig:
     """The config; raises ConfigError with everything that is wrong with it."""
-    given = {
+    filled = {
         key: {} if value is None and _is_section(key) else value for key, value in values.items()
     }
     secrets = [
         _located(path, secret_problem(why), lambda keys: _without_value(where(keys)))
-        for path, why in secrets_in(given)
+        for path, why in secrets_in(filled)
     ]
     if secrets:
         raise PlainSecret(*secrets)
-    plain, spaces, refused = take_out(copy.deepcopy(given))
+    plain, spaces, refused = take_out(copy.deepcopy(filled))
     problems = [_located(path, problem, where) for path, problem in refused]
-    config: ExperimentConfig | None = None
     for candidates in combinations(spaces):
         variant = copy.deepcopy(plain)
         for space, _, value in candidates:
             put_value(variant, space.path, value)
         searched = {space.path: (space, at) for space, at, _ in candidates}
-        config, problems_of_variant = _validate(variant, searched, where)
-        problems += problems_of_variant
-    if problems or config is None:
+        problems += _problems(variant, searched, where)
+    if problems:
         # A problem that has nothing to do with the search occurs once for every combination.
         raise ConfigError(*{str(problem): problem for problem in problems}.values())
-    if not spaces:
-        return config
-    return ExperimentConfig.model_validate(
-        {**plain, "search": tuple(sorted(spaces, key=lambda space: space.path))}
-    )
+    search = tuple(sorted(spaces, key=lambda space: space.path))
+    return ExperimentConfig.model_validate({**plain, "search": search})
 
 
 def _without_value(place: str) -> str:
@@ -99,33 +94,30 @@ Searched = dict[tuple[str, ...], tuple[SearchSpace, KeyPath]]
 """Path of a searched value -> its search space, and the path of the candidate under validation."""
 
 
-def _validate(
-    values: dict[str, Any], searched: Searched, where: Where
-) -> tuple[ExperimentConfig | None, list[Problem]]:
+def _problems(values: dict[str, Any], searched: Searched, where: Where) -> list[Problem]:
+    wrong: dict[KeyPath, list[Any]] = {}
     try:
-        config = ExperimentConfig.model_validate(values)
+        ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        details: dict[KeyPath, list[Any]] = {}
         for detail in error.errors(include_url=False):
-            details.setdefault(_place(detail, values)[0], []).append(detail)
-        problems = [_problem(errors, values, searched, where) for errors in details.values()]
-        try:
-            partial = ExperimentConfig.model_validate(_without(values, details))
-        except ValidationError:
-            return None, problems
-        others = [c for c in conflicts(partial) if not _involves(c, details)]
-        return None, problems + [_conflict_problem(c, searched, where) for c in others]
-    return config, [_conflict_problem(c, searched, where) for c in conflicts(config)]
+            wrong.setdefault(_place(detail, values)[0], []).append(detail)
+    problems = [_problem(details, values, searched, where) for details in wrong.values()]
+    try:
+        config = ExperimentConfig.model_validate(_without(values, wrong))
+    except ValidationError:
+        return problems
+    possible = [conflict for conflict in conflicts(config) if not _involves(conflict, wrong)]
+    return problems + [_conflict_problem(conflict, searched, where) for conflict in possible]
 
 
-def _problem(errors: list[Any], values: Any, searched: Searched, where: Where) -> Problem:
-    """`errors` are pydantic's for one path: a single one, or one for each type of a union."""
-    path, value = _place(errors[0], values)
+def _problem(details: list[Any], values: Any, searched: Searched, where: Where) -> Problem:
+    """`details` are pydantic's for one path: a single one, or one for each type of a union."""
+    path, value = _place(details[0], values)
     suggestion = None
-    if errors[0]["type"] == "extra_forbidden":
+    if details[0]["type"] == "extra_forbidden":
         message, suggestion = _unknown(path)
     else:
-        first, *others = map(_sentence, errors)
+        first, *others = map(_sentence, details)
         message = " or ".join([first, *(other.removeprefix("must be ") for other in others)])
     return _located(path, Problem(message, value=value, suggestion=suggestion), where, searched)
 
@@ -143,11 +135,11 @@ def _located(
 def _conflict_problem(conflict: Conflict, searched: Searched, where: Where) -> Problem:
     # Point at a key that is written in a line of its own; the one to change may be a default.
     field = conflict.fields[0]
-    written = next((path for path in conflict.fields if where(path) != where(path[:-1])), field)
+    at: KeyPath
+    at = next((path for path in conflict.fields if where(path) != where(path[:-1])), field)
     for path in conflict.fields:
         if path in searched:
-            written = path
-    at = searched[written][1] if written in searched else written
+            at = searched[path][1]
     return Problem(conflict.message, where(at), dotted(field), conflict.value)
 
 

@@ -134,8 +134,12 @@ class Location:
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
         _refuse_credentials(text)
+        uri = text
+        if text.startswith("s3://") and "allow_delayed_open" not in text:
+            # With this, pyarrow writes a small file with one request instead of three.
+            uri = f"{text}{'&' if '?' in text else '?'}allow_delayed_open=true"
         try:
-            fs, path = pafs.FileSystem.from_uri(_with_options(text))
+            fs, path = pafs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
             return cls._through_fsspec(text, refusal)
         except OSError as error:  # S3 is asked for the region of a bucket.
@@ -501,13 +505,6 @@ def _refuse_credentials(uri: str) -> None:
             "logs, so pass them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "GOOGLE_APPLICATION_CREDENTIALS, ...) or the machine's role; see docs/concepts/security.md."
         )
-
-
-def _with_options(uri: str) -> str:
-    """Let pyarrow write a small file with one request instead of three."""
-    if not uri.startswith("s3://") or "allow_delayed_open" in uri:
-        return uri
-    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def make_directories(root: Location, names: Iterable[str]) -> None:

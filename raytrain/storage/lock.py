@@ -44,7 +44,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ class Times:
     date: Callable[[], float] = time.time
 
 
+@dataclass(eq=False)
 class DirectoryLock:
     """`with DirectoryLock(place, wait=30): ...`
 
@@ -99,24 +100,15 @@ class DirectoryLock:
     `seized` is True.
     """
 
-    def __init__(
-        self,
-        place: Location,
-        *,
-        wait: float = 0.0,
-        times: Times | None = None,
-        tell: Callable[[str], None] = lambda text: None,
-        note: Mapping[str, str] | None = None,
-        holder_is_gone: Callable[[Mapping[str, Any]], bool] = lambda holder: False,
-    ) -> None:
-        self._place = place
-        self._wait = wait
-        self._tell = tell
-        self._times = times or Times()
-        self._note = dict(note or {})
-        self._holder_is_gone = holder_is_gone
-        self._held: _Flock | _Lease | None = None
-        self.seized = False
+    place: Location
+    _: KW_ONLY
+    wait: float = 0.0
+    times: Times = Times()
+    tell: Callable[[str], None] = lambda text: None
+    note: Mapping[str, str] = field(default_factory=dict)
+    holder_is_gone: Callable[[Mapping[str, Any]], bool] = lambda holder: False
+    seized: bool = field(default=False, init=False)
+    _held: _Flock | _Lease | None = field(default=None, init=False)
 
     def __enter__(self) -> DirectoryLock:
         self.acquire()
@@ -126,25 +118,25 @@ class DirectoryLock:
         self.release()
 
     def acquire(self) -> None:
-        deadline = self._times.now() + self._wait
-        watch = _Watch(self._place, self._times)
+        deadline = self.times.now() + self.wait
+        watch = _Watch(self.place, self.times)
         reported = False
-        with storage_errors("Locking the directory", self._place):
-            self._place.make()
+        with storage_errors("Locking the directory", self.place):
+            self.place.make()
             while True:
                 self._held = self._try(watch)
-                if self._held is None and self._is_gone(_read(self._place)):
+                if self._held is None and self._is_gone(_read(self.place)):
                     self._held = self._try(watch, seize=True)
                     self.seized = self._held is not None
                 if self._held is not None:
                     return
-                left = max(deadline - self._times.now(), watch.undecided_s)
+                left = max(deadline - self.times.now(), watch.undecided_s)
                 if left <= 0:
                     raise Locked(self._who())
                 if not reported and left > _A_MOMENT_S:
                     reported = True
-                    self._tell(f"{self._holder()}. Waiting {left:.0f} s at most for it to end.")
-                self._times.sleep(_POLL_SECONDS)
+                    self.tell(f"{self._holder()}. Waiting {left:.0f} s at most for it to end.")
+                self.times.sleep(_POLL_SECONDS)
 
     @property
     def taken_over(self) -> bool:
@@ -155,26 +147,26 @@ class DirectoryLock:
     def check(self) -> None:
         """Raise `Locked` if the lock is not held or was lost. Cheap; serves as a commit's fence."""
         if self._held is None:
-            raise Locked(f"The lock on {self._place} is not held; acquire it before writing.")
-        with storage_errors("Checking the lock", self._place):
+            raise Locked(f"The lock on {self.place} is not held; acquire it before writing.")
+        with storage_errors("Checking the lock", self.place):
             if not self._held.still_held():
-                raise Locked(f"The lock on {self._place} was lost. {self._who()}")
+                raise Locked(f"The lock on {self.place} was lost. {self._who()}")
 
     def release(self) -> None:
         if self._held is not None:
             held, self._held = self._held, None
-            with storage_errors("Releasing the lock", self._place):
+            with storage_errors("Releasing the lock", self.place):
                 held.release()
 
     def _is_gone(self, holder: Mapping[str, Any]) -> bool:
         lives_here = _is_here(holder) and _alive(holder.get("pid"))
-        return not lives_here and self._holder_is_gone(holder)
+        return not lives_here and self.holder_is_gone(holder)
 
     def _try(self, watch: _Watch, *, seize: bool = False) -> _Flock | _Lease | None:
-        record = {**_self(), **self._note}
-        if self._place.is_local:
+        record = {**_self(), **self.note}
+        if self.place.is_local:
             try:
-                return _Flock.take(self._place, record, seize=seize)
+                return _Flock.take(self.place, record, seize=seize)
             except OSError as error:
                 if error.errno not in _NO_FLOCK:
                     raise
@@ -184,7 +176,7 @@ class DirectoryLock:
         return f"{self._holder()}. Wait for it to end, or stop it, then run the same command again."
 
     def _holder(self) -> str:
-        return f"{self._place} is being written by {_description(_read(self._place))}"
+        return f"{self.place} is being written by {_description(_read(self.place))}"
 
 
 def who_writes(place: Location) -> str | None:
@@ -340,7 +332,10 @@ class _Lease:
         self._place = place
         self._times = times
         self._token = uuid.uuid4().hex
-        self._former = _former_tokens(before)
+        former = before.get("former")
+        tokens = [*(former if isinstance(former, list) else ()), before.get("token")]
+        # The newest last.
+        self._former = [token for token in tokens if isinstance(token, str)][-_FORMER_HOLDERS:]
         self.taken_over = bool(before) and not _is_released(before)
         self._record = {**record, "token": self._token, "former": self._former}
         self._count = 0
@@ -476,13 +471,6 @@ def _is_dead(holder: Mapping[str, Any]) -> bool:
 
 def _is_released(record: Mapping[str, Any]) -> bool:
     return record.get("released") is True
-
-
-def _former_tokens(record: Mapping[str, Any]) -> list[str]:
-    """The tokens of the last holders, the newest last."""
-    before = record.get("former")
-    tokens = [*(before if isinstance(before, list) else ()), record.get("token")]
-    return [token for token in tokens if isinstance(token, str)][-_FORMER_HOLDERS:]
 
 
 def _read(place: Location) -> dict[str, Any]:

@@ -32,25 +32,11 @@ TELL_AFTER_S = 3.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
 
-# pyarrow raises an OSError without a number for every answer of a store.
-_PASSING = frozenset(
-    {
-        None,
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.ECONNABORTED,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EIO,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EPIPE,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
+_BUSY = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+_UNREACHABLE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+_CUT_OFF = {errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE}
+# None: pyarrow raises an OSError without a number for every answer of a store.
+_PASSING = frozenset({None, *_BUSY, *_UNREACHABLE, *_CUT_OFF})
 _FINAL = (
     FileNotFoundError,
     FileExistsError,

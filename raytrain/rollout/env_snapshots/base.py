@@ -9,17 +9,10 @@ shares nothing with the environment that it was taken from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from raytrain.config.user_code import (
-    EnvironmentFailed,
-    by_the_code_itself,
-    describe,
-    failed,
-    no_exit,
-)
+from raytrain.config.user_code import EnvironmentFailed, converted_errors, failed_while
 from raytrain.errors import RaytrainError
 from raytrain.rng import preserved
 
@@ -75,23 +68,14 @@ class Snapshotter(ABC):
     def _restore(self, env: Any, snapshot: dict[str, Any]) -> Any: ...
 
 
-@contextmanager
-def user_code(doing: str) -> Iterator[None]:
+def user_code(doing: str) -> AbstractContextManager[None]:
     """Turn whatever the environment raises in the body into `UserCodeFailed`. Its objects may raise
     anything when they are stepped, pickled or rebuilt."""
-    try:
-        with no_exit():
-            yield
-    except SnapshotError:
-        raise
-    except BaseException as error:
-        if not by_the_code_itself(error):
-            raise
-        explained = (
-            error
-            if isinstance(error, EnvironmentFailed)
-            else failed(f"{doing} raised {describe(error)}", error)
-        )
-        failure = UserCodeFailed(str(explained))
-        failure.trace = explained.trace
-        raise failure from error
+
+    def converted(error: BaseException) -> UserCodeFailed:
+        cause = error if isinstance(error, EnvironmentFailed) else failed_while(doing, error)
+        failure = UserCodeFailed(str(cause))
+        failure.trace = cause.trace
+        return failure
+
+    return converted_errors(converted, SnapshotError)
