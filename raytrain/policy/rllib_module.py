@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import pkgutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
+from raytrain._ray.patch import patched
 from raytrain.policy.arithmetic import stack, unstack
 from raytrain.policy.format import PolicyParts
 from raytrain.policy.spaces import PolicyFormatError
@@ -75,7 +75,10 @@ def build_module(parts: PolicyParts) -> Any:
         model_config=dict(parts.model_config),
         catalog_class=catalog_class,
     )
-    with torch.random.fork_rng(devices=[]), _without_deprecations():
+    # In Ray 2.60 `RLModule.__init__` always makes a deprecated object, so the first module of a
+    # process logs a warning that the user cannot act upon.
+    deprecations = logging.getLogger("ray._common.deprecation")
+    with torch.random.fork_rng(devices=[]), patched(deprecations, disabled=True):
         module = spec.build()
     try:
         module.load_state_dict(dict(parts.module_state), strict=True)
@@ -87,19 +90,6 @@ def build_module(parts: PolicyParts) -> Any:
     # RLlib's forward methods switch to eval mode and back; switching back takes a third of
     # their time.
     return module.eval()
-
-
-@contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """In Ray 2.60 `RLModule.__init__` always makes a deprecated object, so the first module of a
-    process logs a warning that the user cannot act upon."""
-    logger = logging.getLogger("ray._common.deprecation")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _imported(name: str, base: type) -> type:

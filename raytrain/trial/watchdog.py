@@ -153,7 +153,7 @@ class Watchdog:
             return error
         actors = dict(self._actors())
         for who, actor in actors.items():
-            node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
+            node = _ray.cluster.actor_node(actor)
             if node is not None and node != self._node and node_is_gone(node):
                 return NodeLost(f"the node {address_of(node)} was lost, and {who} with it")
         asked = {_sign_of_life(actor): who for who, actor in actors.items()}
@@ -188,7 +188,7 @@ class Watchdog:
             return
         pool = {self._node}
         for actor in self._actors().values():
-            node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
+            node = _ray.cluster.actor_node(actor)
             if node is not None:
                 pool.add(node)
         for node in sorted(pool & draining.keys()):
@@ -251,7 +251,7 @@ class Watchdog:
             by_name = dict(self._actors())
             for reference, who in phase.asked.items():
                 if reference not in done and who in by_name:
-                    node = _ray.cluster.actor_node(_ray.cluster.actor_id(by_name[who]))
+                    node = _ray.cluster.actor_node(by_name[who])
                     waiting.append(f"{who} (node {address_of(node) if node else 'unknown'})")
         own = f"the trial's process (pid {os.getpid()}, node {address_of(self._node)})"
         return ", ".join(waiting) or own
