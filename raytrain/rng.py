@@ -108,20 +108,19 @@ class RngStreams:
                 "These RNG streams are already active: the inner body would repeat the numbers of "
                 "the outer one."
             )
-        own = RngStreams.capture()
         self._active = True
         try:
-            self.install()
-            try:
-                yield
-            finally:
-                advanced = RngStreams.capture()
-                self._python, self._numpy = advanced._python, advanced._numpy
-                self._torch_cpu = advanced._torch_cpu
-                self._torch_cuda = advanced._torch_cuda
+            with preserved():
+                self.install()
+                try:
+                    yield
+                finally:
+                    advanced = RngStreams.capture()
+                    self._python, self._numpy = advanced._python, advanced._numpy
+                    self._torch_cpu = advanced._torch_cpu
+                    self._torch_cuda = advanced._torch_cuda
         finally:
             self._active = False
-            own.install()
 
     def differing(self, other: RngStreams) -> tuple[str, ...]:
         """The generators whose states differ in `other`: of "random", "numpy", "torch"."""

@@ -132,10 +132,10 @@ def main() -> None:
 def _socket_paths(command: list[str]) -> tuple[Path, Path] | None:
     """The sockets of the base and of the job's server for a worker's command line: in a directory
     of this user beside the raylet's own socket."""
-    given = [option for option in command if option.startswith("--raylet-name=")]
-    if not given or "RAY_RAYLET_PID" not in os.environ:
+    names = [option for option in command if option.startswith("--raylet-name=")]
+    if not names or "RAY_RAYLET_PID" not in os.environ:
         return None
-    raylet = Path(given[0].partition("=")[2])
+    raylet = Path(names[0].partition("=")[2])
     base = [str(raylet), sys.executable, *(os.environ.get(name, "") for name in _READ_BY_IMPORTS)]
     base.append(_installed())
     job = [*base, *(os.environ.get(name, "") for name in _READ_BY_RAY)]

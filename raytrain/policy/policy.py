@@ -32,7 +32,7 @@ from raytrain.policy import arithmetic
 from raytrain.policy.distributions import ActionDistribution
 from raytrain.policy.env_actions import for_environment, mappings
 from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts, Step, read_policy
-from raytrain.policy.network import build_network, first_states, run_recurrent
+from raytrain.policy.network import build_network, run_recurrent
 
 
 def load_policy(path: str | os.PathLike[str], *, seed: int | None = None) -> Policy:
@@ -81,7 +81,7 @@ class Policy:
 
             self._network = RLlibNetwork(parts)
         self.module = self._network.module
-        self._states: list[Any] | None = None
+        self._states: list[Any] | None = None  # one for each episode
         self._steps = _prepared(parts.preprocessing, parts.observation_space)
         self._observation_struct = arithmetic.base_struct(parts.observation_space)
         self._action_struct = arithmetic.base_struct(parts.action_space)
@@ -247,7 +247,9 @@ class _PlainNetwork:
         assert parts.network is not None
         self.module = build_network(parts.network, parts.module_state)
         self._distribution = ActionDistribution(arithmetic.base_struct(parts.action_space))
-        self.initial_state = first_states(self.module) or None
+        lstms = [layer for layer in self.module if isinstance(layer, torch.nn.LSTM)]
+        zeros = [np.zeros((lstm.num_layers, lstm.hidden_size), np.float32) for lstm in lstms]
+        self.initial_state = tuple((zero, zero) for zero in zeros) or None
 
     def actions(
         self, items: list[Any], states: list[Any] | None, *, deterministic: bool

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import pkgutil
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,21 +45,22 @@ class RLlibNetwork:
         module = self.module
         forward = module.forward_inference if deterministic else module.forward_exploration
         outputs = forward(convert_to_torch_tensor(columns))
-        actions = convert_to_numpy(self._chosen(outputs, deterministic))
+        actions = outputs.get(Columns.ACTIONS)
+        if actions is None:
+            inputs = outputs[Columns.ACTION_DIST_INPUTS]
+            actions = action_distribution(module, inputs, deterministic=deterministic).sample()
+        actions = convert_to_numpy(actions)
         if states is None:
             return actions, None
         actions = tree.map_structure(lambda leaf: np.squeeze(leaf, axis=1), actions)
         return actions, unstack(convert_to_numpy(outputs[Columns.STATE_OUT]))
 
-    def _chosen(self, outputs: Mapping[str, Any], deterministic: bool) -> Any:
-        """As RLlib's GetActions: the module's own actions, or those of its distribution."""
-        if Columns.ACTIONS in outputs:
-            return outputs[Columns.ACTIONS]
-        logits = outputs[Columns.ACTION_DIST_INPUTS]
-        if deterministic:
-            kind = self.module.get_inference_action_dist_cls()
-            return kind.from_logits(logits).to_deterministic().sample()
-        return self.module.get_exploration_action_dist_cls().from_logits(logits).sample()
+
+def action_distribution(module: Any, inputs: Any, *, deterministic: bool) -> Any:
+    """RLlib's distribution for a module's outputs. `deterministic`: its mode alone."""
+    if deterministic:
+        return module.get_inference_action_dist_cls().from_logits(inputs).to_deterministic()
+    return module.get_exploration_action_dist_cls().from_logits(inputs)
 
 
 def build_module(parts: PolicyParts) -> Any:
