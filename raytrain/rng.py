@@ -31,6 +31,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,20 +42,16 @@ PythonState: TypeAlias = tuple[Any, ...]
 NumpyState: TypeAlias = tuple[str, np.ndarray[Any, Any], int, int, float]
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class RngStreams:
     """One state of each global generator. Mutable: `active()` advances it."""
 
     __hash__ = None  # type: ignore[assignment]
-    __slots__ = ("_active", "_numpy", "_python", "_torch_cpu", "_torch_cuda")
-
-    def __init__(
-        self, python: PythonState, numpy: NumpyState, torch_cpu: Any, torch_cuda: tuple[Any, ...]
-    ) -> None:
-        self._python = python
-        self._numpy = numpy
-        self._torch_cpu = torch_cpu
-        self._torch_cuda = torch_cuda
-        self._active = False
+    _python: PythonState
+    _numpy: NumpyState
+    _torch_cpu: Any
+    _torch_cuda: tuple[Any, ...]
+    _active: bool = False
 
     @classmethod
     def seeded(cls, *entropy: int) -> RngStreams:
@@ -111,39 +108,29 @@ class RngStreams:
                 "These RNG streams are already active: the inner body would repeat the numbers of "
                 "the outer one."
             )
-        own = RngStreams.capture()
         self._active = True
         try:
-            try:
+            with preserved():
                 self.install()
-            except BaseException:
-                own.install()
-                raise
-            try:
-                yield
-            finally:
-                advanced = RngStreams.capture()
-                own.install()
-                self._python, self._numpy = advanced._python, advanced._numpy
-                self._torch_cpu = advanced._torch_cpu
-                self._torch_cuda = advanced._torch_cuda
+                try:
+                    yield
+                finally:
+                    advanced = RngStreams.capture()
+                    self._python, self._numpy = advanced._python, advanced._numpy
+                    self._torch_cpu = advanced._torch_cpu
+                    self._torch_cuda = advanced._torch_cuda
         finally:
             self._active = False
 
-    def copy(self) -> RngStreams:
-        """The same state, advancing on its own. (States are replaced, never changed in place.)"""
-        return RngStreams(self._python, self._numpy, self._torch_cpu, self._torch_cuda)
-
     def differing(self, other: RngStreams) -> tuple[str, ...]:
         """The generators whose states differ in `other`: of "random", "numpy", "torch"."""
-        names = []
-        if self._python != other._python:
-            names.append("random")
-        if not _same_legacy(self._numpy, other._numpy):
-            names.append("numpy")
-        if _torch_bytes(self) != _torch_bytes(other):
-            names.append("torch")
-        return tuple(names)
+        (_, key, *rest), (_, other_key, *other_rest) = self._numpy, other._numpy
+        equal = {
+            "random": self._python == other._python,
+            "numpy": rest == other_rest and np.array_equal(key, other_key),
+            "torch": _torch_bytes(self) == _torch_bytes(other),
+        }
+        return tuple(name for name, same in equal.items() if not same)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RngStreams) and not self.differing(other)
@@ -218,10 +205,6 @@ def _legacy_state(source: Any) -> NumpyState:
             "saves and restores only the standard one (MT19937); use your own Generator instead."
         )
     return state
-
-
-def _same_legacy(one: NumpyState, other: NumpyState) -> bool:
-    return one[2:] == other[2:] and bool(np.array_equal(one[1], other[1]))
 
 
 def _cuda_states(torch: Any) -> tuple[Any, ...]:

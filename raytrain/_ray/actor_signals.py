@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from functools import partial
 from types import FrameType
 
 from raytrain._ray.local import KEPT_FROM_RAY
@@ -28,11 +29,8 @@ def spare_this_actor() -> None:
     def nothing(number: int, frame: FrameType | None) -> None:
         pass
 
-    def block() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ours)
-
-    def unblock() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, ours)
+    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, ours)
 
     def default_in_fork() -> None:
         for number in ours:

@@ -65,25 +65,15 @@ def drain_node(node_id: str, why: str, seconds: float) -> str | None:
     return None if accepted else str(refusal)
 
 
-def actor_node(actor_id: str) -> str | None:
-    """The node on which an actor lives or died; None if it never had one. Ray's errors name the
-    actor, and not always the node."""
+def actor_node(actor: Any) -> str | None:
+    """The node on which an actor (a handle, or its id in hex) lives or died; None if it never had
+    one. Ray's errors name the actor, and not always the node."""
     from ray._private.state import actors
 
+    actor_id = actor if isinstance(actor, str) else actor._actor_id.hex()
     return actors(actor_id=actor_id).get("Address", {}).get("NodeID") or None
-
-
-def actor_id(actor: Any) -> str:
-    """The id of an actor in hex, as errors and `actor_node` have it."""
-    text: str = actor._actor_id.hex()
-    return text
 
 
 def learner_actors(learner_group: Any) -> list[Any]:
     """The remote learners of a group in rank order; empty if the trial's own process learns."""
     return list(learner_group._workers or ())
-
-
-def trial_resources(trial: Any) -> list[dict[str, float]]:
-    """The resources that a trial asks for, one mapping for each of its processes."""
-    return [dict(bundle) for bundle in trial.placement_group_factory.bundles]

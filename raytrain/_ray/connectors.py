@@ -39,8 +39,8 @@ def is_default(connector: type, defaults: Sequence[str]) -> bool:
 def why_not_default(connectors: Iterable[type], defaults: Sequence[str]) -> str | None:
     """None if a pipeline of these classes is RLlib's default; else the end of a sentence about it."""
     connectors = list(connectors)
-    others = [each.__name__ for each in connectors if not is_default(each, defaults)]
+    others = [connector.__name__ for connector in connectors if not is_default(connector, defaults)]
     if others:
         return f"has {', '.join(others)}"
-    names = tuple(each.__name__ for each in connectors)
+    names = tuple(connector.__name__ for connector in connectors)
     return None if names == tuple(defaults) else "is not RLlib's default"

@@ -132,10 +132,10 @@ def main() -> None:
 def _socket_paths(command: list[str]) -> tuple[Path, Path] | None:
     """The sockets of the base and of the job's server for a worker's command line: in a directory
     of this user beside the raylet's own socket."""
-    given = [option for option in command if option.startswith("--raylet-name=")]
-    if not given or "RAY_RAYLET_PID" not in os.environ:
+    names = [option for option in command if option.startswith("--raylet-name=")]
+    if not names or "RAY_RAYLET_PID" not in os.environ:
         return None
-    raylet = Path(given[0].partition("=")[2])
+    raylet = Path(names[0].partition("=")[2])
     base = [str(raylet), sys.executable, *(os.environ.get(name, "") for name in _READ_BY_IMPORTS)]
     base.append(_installed())
     job = [*base, *(os.environ.get(name, "") for name in _READ_BY_RAY)]
@@ -227,14 +227,12 @@ def _is_own(connection: socket.socket) -> bool:
 def _locked(path: Path) -> Iterator[int | None]:
     """The lock of the server at `path`, which a living server holds; then None."""
     lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
-    try:
+    is_free = False
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        yield None
-        return
+        is_free = True
     try:
-        yield lock
+        yield lock if is_free else None
     finally:
         os.close(lock)
 
@@ -272,7 +270,8 @@ def serve(path: Path, lock: int, imports: Sequence[str], first: Request, files: 
         for file in files:
             os.close(file)
         last_needed = time.monotonic()
-        while _raylet_lives() and path.exists() and time.monotonic() - last_needed < UNUSED_S:
+        raylet = Path("/proc", os.environ["RAY_RAYLET_PID"])
+        while raylet.exists() and path.exists() and time.monotonic() - last_needed < UNUSED_S:
             # ValueError: a client that ended while it wrote its request.
             with contextlib.suppress(OSError, ValueError):
                 connection, _ = listener.accept()
@@ -321,14 +320,6 @@ def _prepare(imports: Sequence[str], *, optional: bool) -> str | None:
     gc.freeze()  # A collection would copy the pages that all workers share.
     gc.enable()
     return None
-
-
-def _raylet_lives() -> bool:
-    try:
-        os.kill(int(os.environ["RAY_RAYLET_PID"]), 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _any_children() -> bool:

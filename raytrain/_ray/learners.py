@@ -13,11 +13,8 @@ if TYPE_CHECKING:
 
 def schedulers(learner: Learner) -> dict[str, Any]:
     """RLlib's entropy and learning rate schedulers of a PPO learner, under stable names."""
-    modules = learner.module.keys()
-    named = {
-        f"entropy/{module}": learner.entropy_coeff_schedulers_per_module[module]
-        for module in modules
-    }
+    modules, entropy = learner.module.keys(), learner.entropy_coeff_schedulers_per_module
+    named = {f"entropy/{module}": entropy[module] for module in modules}
     for name, optimizer in learner._named_optimizers.items():
         if optimizer in learner._optimizer_lr_schedules:
             named[f"lr/{name}"] = learner._optimizer_lr_schedules[optimizer]
@@ -81,11 +78,6 @@ def grad_scalers(learner: Learner) -> dict[str, Any]:
 def learner_connector(learner: Learner) -> Any:
     """The learner's connector pipeline. RLlib does not save its state."""
     return learner._learner_connector
-
-
-WEIGHTS_SEQ_NO = "weights_seq_no"
-"""Column of a train batch: version of the weights that sampled a row
-(`ray.rllib.utils.metrics`)."""
 
 
 def has_default_connectors(learner: Learner) -> bool:

@@ -62,28 +62,15 @@ def runner_attributes(runner: SingleAgentEnvRunner) -> dict[str, Any]:
     return {name: getattr(runner, name) for name in _RUNNER_ATTRIBUTES}
 
 
-def set_runner_attributes(runner: SingleAgentEnvRunner, state: dict[str, Any]) -> None:
-    """Put back what `runner_attributes` returned."""
-    for name in _RUNNER_ATTRIBUTES:
-        setattr(runner, name, state[name])
-
-
 def vector_env_attributes(vector_env: Any) -> dict[str, Any]:
     """The state of a `SyncVectorEnv` between two steps (not copied)."""
     return {name: getattr(vector_env, name) for name in _VECTOR_ATTRIBUTES}
 
 
-def set_vector_env_attributes(vector_env: Any, state: dict[str, Any]) -> None:
-    """Put back what `vector_env_attributes` returned."""
-    for name in _VECTOR_ATTRIBUTES:
-        setattr(vector_env, name, state[name])
-
-
-def start_with_fresh_episodes(runner: SingleAgentEnvRunner) -> None:
-    """Make the next `sample()` reset every environment with the runner's seed."""
-    runner._needs_initial_reset = True
-    # Chunks of episodes that do not continue.
-    runner._ongoing_episodes_for_metrics.clear()
+def set_attributes(owner: Any, state: dict[str, Any]) -> None:
+    """Put back what `runner_attributes` or `vector_env_attributes` returned."""
+    for name, value in state.items():
+        setattr(owner, name, value)
 
 
 def set_runner_seed(runner: SingleAgentEnvRunner, seed: int) -> None:

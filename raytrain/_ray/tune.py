@@ -117,13 +117,6 @@ def forget_checkpoints(trial: Trial, exists: Callable[[str], bool]) -> None:
     trial.run_metadata.invalidate_cache()
 
 
-TRIAL_INFO = "__trial_info__"
-"""Key under which Tune passes a trainable its id (`ray.tune.result.TRIAL_INFO`)."""
-
-SHOULD_CHECKPOINT = "should_checkpoint"
-"""Key of a result that asks Tune to call `save()` (`ray.tune.result.SHOULD_CHECKPOINT`)."""
-
-
 def training_result(path: str, filesystem: Any, metrics: dict[str, Any]) -> Any:
     """The return value of `Trainable.save()`: a checkpoint that is on storage already. The class
     has no public name."""

@@ -37,7 +37,7 @@ class PendingTrials:
         if (
             running
             or not idle
-            or any(fits(_ray.cluster.trial_resources(trial), resources) for trial in idle)
+            or any(fits(trial.placement_group_factory.bundles, resources) for trial in idle)
         ):
             was_reported, self._since, self._reported = self._reported, None, None
             if was_reported and idle:
@@ -48,7 +48,7 @@ class PendingTrials:
         if now - self._since < _PATIENCE_S or recently:
             return []
         self._reported = now
-        bundles = _ray.cluster.trial_resources(idle[0])
+        bundles = idle[0].placement_group_factory.bundles
         names = {name for bundle in bundles for name in bundle}
         total = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in names}
         present = "; ".join(f"{address}: {_text(has)}" for address, has in nodes) or "none"

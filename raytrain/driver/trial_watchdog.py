@@ -69,7 +69,7 @@ class TrialWatchdog:
         actor = _ray.tune.trial_actor(trial)
         where = "an unknown node"
         if actor is not None:
-            node = _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
+            node = _ray.cluster.actor_node(actor)
             where = f"node {address_of(node)}" if node else where
             ray.kill(actor)
         return (

@@ -19,16 +19,15 @@ import tree
 from gymnasium.spaces import Dict, Discrete, MultiDiscrete, Tuple
 
 Array = np.ndarray[Any, Any]
-SMALL_NUMBER = 1e-6
-"""What RLlib adds to a standard deviation before it divides by it."""
+_SMALL_NUMBER = 1e-6  # RLlib adds it to a standard deviation before it divides by it.
 
 
 def base_struct(space: gym.Space[Any]) -> Any:
     """Tuple and Dict spaces as tuples and dicts of their leaf spaces."""
     if isinstance(space, Tuple):
-        return tuple(base_struct(each) for each in space.spaces)
+        return tuple(base_struct(inner) for inner in space.spaces)
     if isinstance(space, Dict):
-        return {key: base_struct(each) for key, each in space.spaces.items()}
+        return {key: base_struct(inner) for key, inner in space.spaces.items()}
     return space
 
 
@@ -80,7 +79,7 @@ def filter_divisor(sum_sq_diff: Array, count: Any) -> Array:
     """What MeanStdFilter divides by, float32: the standard deviation of the `count` observations
     whose squared differences from their mean sum up to `sum_sq_diff`, and a small number."""
     variance = np.where(count > 1, sum_sq_diff / np.maximum(count - 1, 1), 0.0).astype(np.float32)
-    return np.asarray(np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER)
+    return np.asarray(np.sqrt(np.maximum(0, variance)) + _SMALL_NUMBER)
 
 
 def as_array(value: Any) -> Any:

@@ -46,7 +46,7 @@ def sample_categoricals(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for several choices: actions (N, len(sizes)) for logits (N, sum of sizes)."""
     drawn = [sample_categorical(part) for part in torch.split(logits, list(sizes), dim=-1)]
-    actions = torch.stack([each for each, _ in drawn], dim=-1)
+    actions = torch.stack([choice for choice, _ in drawn], dim=-1)
     return actions, torch.sum(torch.stack([logp for _, logp in drawn]), dim=0)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # it imports RLlib, which takes seconds
     from raytrain.policy.policy import Policy
 
 
-_SLOW_S = 10.0
+_SLOW_S = 10.0  # The first report of an episode that does not end; each takes twice as long.
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,11 @@ def evaluate(
             _play(
                 policy,
                 env,
+                episode,
                 seed=seed + episode,
                 deterministic=deterministic,
                 max_steps=max_steps,
-                on_step=_SlowEpisode(episode, tell).check,
+                tell=tell,
             )
             for episode in track(range(episodes))
         ]
@@ -110,37 +111,18 @@ def evaluate(
     )
 
 
-class _SlowEpisode:
-    """Reports an episode that does not end, after 10 s and whenever it took twice as long."""
-
-    def __init__(self, episode: int, tell: Callable[[str], None]) -> None:
-        self._episode, self._tell = episode, tell
-        self._began = time.monotonic()
-        self._report_after_s = _SLOW_S
-
-    def check(self, length: int) -> None:
-        took = time.monotonic() - self._began
-        if took < self._report_after_s:
-            return
-        self._report_after_s *= 2
-        self._tell(
-            f"Episode {self._episode} has not ended after {length:,} steps and {took:.0f} s. An "
-            "environment that neither terminates nor truncates never ends: limit its episodes with "
-            "--max-steps (Ctrl-C stops this evaluation), or with evaluation.max_episode_steps in "
-            "the config."
-        )
-
-
 def _play(
     policy: Policy,
     env: gym.Env[Any, Any],
+    episode: int,
     *,
     seed: int,
     deterministic: bool,
     max_steps: int | None,
-    on_step: Callable[[int], None],
+    tell: Callable[[str], None],
 ) -> tuple[float, int, bool]:
     """The return and length of one episode, and whether `max_steps` cut it."""
+    began, report_after_s = time.monotonic(), _SLOW_S
     policy.reset()
     policy.seed(seed)
     contract = Contract(env)
@@ -158,7 +140,15 @@ def _play(
         episode_return += float(reward)
         length += 1
         ended = bool(terminated or truncated)
-        on_step(length)
+        took = time.monotonic() - began
+        if took >= report_after_s:
+            report_after_s *= 2
+            tell(
+                f"Episode {episode} has not ended after {length:,} steps and {took:.0f} s. An "
+                "environment that neither terminates nor truncates never ends: limit its episodes "
+                "with --max-steps (Ctrl-C stops this evaluation), or with "
+                "evaluation.max_episode_steps in the config."
+            )
     return episode_return, length, not ended
 
 

@@ -15,7 +15,6 @@ that was interrupted before is no policy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,10 +123,10 @@ def _difference(parts: PolicyParts, described: PolicyParts) -> str | None:
     """What differs in a bit between the two policies: modes, samples, or None."""
     batches = [batch.numpy() for batch in observations(parts, _TRIED)]
     struct = base_struct(parts.observation_space)
-    given = unstack(tree.unflatten_as(struct, batches))
+    singles = unstack(tree.unflatten_as(struct, batches))
     for name, deterministic in (("likeliest actions", True), ("sampled actions", False)):
         ours, theirs = (
-            _bits(Policy(variant, metadata={}, seed=1), given, deterministic)
+            _bits(Policy(variant, metadata={}, seed=1), singles, deterministic)
             for variant in (described, parts)
         )
         if ours != theirs:
@@ -135,13 +134,14 @@ def _difference(parts: PolicyParts, described: PolicyParts) -> str | None:
     return None
 
 
-def _bits(policy: Policy, given: list[Any], deterministic: bool) -> list[bytes]:
-    actions = [policy.act(observation, deterministic=deterministic) for observation in given]
+def _bits(policy: Policy, singles: list[Any], deterministic: bool) -> list[bytes]:
+    actions = [policy.act(observation, deterministic=deterministic) for observation in singles]
     return [np.asarray(leaf).tobytes() for leaf in tree.flatten(actions)]
 
 
 def _require_portable(why_not: str | None, *, onnx: bool, torchscript: bool) -> None:
-    wanted = [name for name, asked in (("ONNX", onnx), ("TorchScript", torchscript)) if asked]
+    formats = ("ONNX", onnx), ("TorchScript", torchscript)
+    wanted = [name for name, is_wanted in formats if is_wanted]
     if wanted and why_not is not None:
         raise PolicyFormatError(
             f"This policy cannot be written as {' or '.join(wanted)}: {why_not}. Only RLlib's "
@@ -150,9 +150,9 @@ def _require_portable(why_not: str | None, *, onnx: bool, torchscript: bool) -> 
 
 
 def _try_torchscript(parts: PolicyParts, path: Path) -> None:
-    given: Sequence[torch.Tensor] = observations(parts, _TRIED)
+    batches = observations(parts, _TRIED)
     with torch.no_grad():
-        ours, theirs = torch.jit.load(str(path))(*given), ActingModule(parts)(*given)
+        ours, theirs = torch.jit.load(str(path))(*batches), ActingModule(parts)(*batches)
     if not all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)):
         raise PolicyFormatError("the TorchScript policy gives other actions than Torch")
 

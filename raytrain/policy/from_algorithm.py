@@ -130,7 +130,7 @@ def _preprocessing(pipeline: Any) -> tuple[Step, ...]:
     from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
 
     steps: list[Step] = []
-    own = [each for each in pipeline.connectors if not is_default(type(each), ENV_TO_MODULE)]
+    own = [piece for piece in pipeline.connectors if not is_default(type(piece), ENV_TO_MODULE)]
     for connector in own:
         if type(connector) is FlattenObservations:
             _, kwargs = connector.get_ctor_args_and_kwargs()

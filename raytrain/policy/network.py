@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -87,22 +86,11 @@ def build_network(layers: Sequence[Layer], tensors: Tensors) -> nn.Sequential:
     return nn.Sequential(*built).requires_grad_(False).eval()
 
 
-States = tuple[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], ...]
-"""For each LSTM its (h, c), float32: (layers, hidden), or (N, layers, hidden) for a batch."""
-
-
-def first_states(network: nn.Sequential) -> States:
-    """The states of an episode that begins; empty for a network that keeps none."""
-    lstms = [layer for layer in network if isinstance(layer, nn.LSTM)]
-    zeros = [np.zeros((lstm.num_layers, lstm.hidden_size), np.float32) for lstm in lstms]
-    return tuple((zero, zero) for zero in zeros)
-
-
 def run_recurrent(
-    network: nn.Sequential, inputs: torch.Tensor, states: States
-) -> tuple[torch.Tensor, States]:
-    """One step of a network with LSTMs: outputs (N, columns) for inputs (N, ...), and the
-    states after it."""
+    network: nn.Sequential, inputs: torch.Tensor, states: Sequence[Any]
+) -> tuple[torch.Tensor, Sequence[Any]]:
+    """One step of a network with LSTMs: outputs (N, columns) for inputs (N, ...), and the states
+    after it. States: for each LSTM its (h, c), float32 arrays (N, layers, hidden)."""
     # With a time axis of length one, as RLlib runs a recurrent module.
     x, left, after = inputs.unsqueeze(1), list(states), []
     for layer in network:

@@ -118,13 +118,14 @@ def observations(parts: PolicyParts, size: int) -> list[torch.Tensor]:
 def _onnx_difference(module: ActingModule, parts: PolicyParts, path: Path) -> float:
     import onnxruntime
 
-    given = observations(parts, 64)
+    batches = observations(parts, 64)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feeds = {
-        entry.name: batch.numpy() for entry, batch in zip(session.get_inputs(), given, strict=True)
+        entry.name: batch.numpy()
+        for entry, batch in zip(session.get_inputs(), batches, strict=True)
     }
     with torch.no_grad():
-        expected = module(*given)
+        expected = module(*batches)
     return max(
         float(np.max(np.abs(ours.numpy().astype(np.float64) - theirs)))
         for ours, theirs in zip(expected, session.run(None, feeds), strict=True)

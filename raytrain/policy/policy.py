@@ -18,8 +18,7 @@ RLlib's module (`rllib_module`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +32,7 @@ from raytrain.policy import arithmetic
 from raytrain.policy.distributions import ActionDistribution
 from raytrain.policy.env_actions import for_environment, mappings
 from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts, Step, read_policy
-from raytrain.policy.network import build_network, first_states, run_recurrent
+from raytrain.policy.network import build_network, run_recurrent
 
 
 def load_policy(path: str | os.PathLike[str], *, seed: int | None = None) -> Policy:
@@ -65,45 +64,6 @@ class ObservationError(BadInput):
     """An observation that is neither one of the policy's observation space nor a batch of such."""
 
 
-class EpisodeStates:
-    """The recurrent states of the episodes that a policy acts in: nested arrays without a batch
-    axis. `initial` is that of an episode that begins."""
-
-    def __init__(self, initial: Any) -> None:
-        self._initial = initial
-        self._states: list[Any] | None = None
-
-    def reset(self, mask: np.ndarray[Any, Any] | None) -> None:
-        """Forget all episodes, or those where `mask` (N,) is true."""
-        if mask is None or self._states is None:
-            self._states = None
-            return
-        if mask.shape != (len(self._states),):
-            raise BadInput(
-                f"reset got a mask of shape {mask.shape}, but the policy acts in "
-                f"{len(self._states)} episodes"
-            )
-        self._states = [
-            self._initial if starts else state
-            for starts, state in zip(mask, self._states, strict=True)
-        ]
-
-    def of(self, size: int) -> list[Any]:
-        """The states of the `size` episodes that act next."""
-        if self._states is None:
-            return [self._initial] * size
-        if len(self._states) != size:
-            raise ObservationError(
-                f"got {size} observations, but the policy keeps the recurrent state of "
-                f"{len(self._states)} episodes. Call reset() before acting in others."
-            )
-        return self._states
-
-    def keep(self, states: list[Any]) -> None:
-        """The states after that step."""
-        self._states = states
-
-
 class Policy:
     """Keeps the recurrent states of its episodes, and a random generator of its own."""
 
@@ -113,9 +73,15 @@ class Policy:
         self.env = parts.env
         self.env_config = dict(parts.env_config)
         self.metadata = dict(metadata)
-        self._network = _network(parts)
-        self.module, initial = self._network.module, self._network.initial_state
-        self._states = None if initial is None else EpisodeStates(initial)
+        self._network: Network
+        if parts.network is not None:
+            self._network = _PlainNetwork(parts)
+        else:
+            from raytrain.policy.rllib_module import RLlibNetwork  # RLlib takes seconds to import.
+
+            self._network = RLlibNetwork(parts)
+        self.module = self._network.module
+        self._states: list[Any] | None = None  # one for each episode
         self._steps = _prepared(parts.preprocessing, parts.observation_space)
         self._observation_struct = arithmetic.base_struct(parts.observation_space)
         self._action_struct = arithmetic.base_struct(parts.action_space)
@@ -134,8 +100,17 @@ class Policy:
 
         Call it when an episode starts. Without effect on modules that keep no state.
         """
-        if self._states is not None:
-            self._states.reset(None if mask is None else np.asarray(mask, dtype=bool))
+        if mask is None or self._states is None:
+            self._states = None
+            return
+        starts = np.asarray(mask, dtype=bool)
+        if starts.shape != (len(self._states),):
+            raise BadInput(
+                f"reset got a mask of shape {starts.shape}, but the policy acts in "
+                f"{len(self._states)} episodes"
+            )
+        for index in np.flatnonzero(starts):
+            self._states[index] = self._network.initial_state
 
     def act(self, observation: Any, deterministic: bool = True) -> Any:
         """The action for one observation, or the actions for a batch of them, ready for `env.step`.
@@ -145,12 +120,24 @@ class Policy:
         takes. A batch of Tuple or Dict observations is either the Tuple or Dict of batched arrays
         or a list of observations. Sampling leaves torch's global generator alone.
         """
-        items, is_batch = self._observations(observation)
-        states = None if self._states is None else self._states.of(len(items))
-        with torch.no_grad(), self._own_randomness():
-            actions, after = self._network.actions(items, states, deterministic=deterministic)
-        if self._states is not None and after is not None:
-            self._states.keep(after)
+        items, is_batch = _split(observation, self.observation_space, self._observation_struct)
+        for step in self._steps:
+            items = [step(item) for item in items]
+        states = self._states
+        if states is None and self._network.initial_state is not None:
+            states = [self._network.initial_state] * len(items)
+        if states is not None and len(states) != len(items):
+            raise ObservationError(
+                f"got {len(items)} observations, but the policy keeps the recurrent state of "
+                f"{len(states)} episodes. Call reset() before acting in others."
+            )
+        # Sampling draws from Torch's global generator, which gets our state meanwhile.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._generator.get_state())
+            actions, self._states = self._network.actions(
+                items, states, deterministic=deterministic
+            )
+            self._generator.set_state(torch.get_rng_state())
         actions = tree.map_structure(arithmetic.as_array, actions)
         actions = for_environment(actions, self._mappings)
         if is_batch:
@@ -159,21 +146,6 @@ class Policy:
             lambda leaf: int(leaf) if isinstance(leaf, np.integer) else leaf,
             arithmetic.unstack(actions)[0],
         )
-
-    @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        # Sampling draws from Torch's global generator, which gets our state meanwhile.
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._generator.get_state())
-            yield
-            self._generator.set_state(torch.get_rng_state())
-
-    def _observations(self, observation: Any) -> tuple[list[Any], bool]:
-        """Preprocessed single observations, and whether they came as a batch."""
-        raw, is_batch = _split(observation, self.observation_space, self._observation_struct)
-        for step in self._steps:
-            raw = [step(item) for item in raw]
-        return raw, is_batch
 
 
 def _split(observation: Any, space: gym.Space[Any], struct: Any) -> tuple[list[Any], bool]:
@@ -268,14 +240,6 @@ def _flattening(step: FlattenStep, space: gym.Space[Any]) -> Callable[[Any], Any
     return apply
 
 
-def _network(parts: PolicyParts) -> Network:
-    if parts.network is not None:
-        return _PlainNetwork(parts)
-    from raytrain.policy.rllib_module import RLlibNetwork  # RLlib takes seconds to import.
-
-    return RLlibNetwork(parts)
-
-
 class _PlainNetwork:
     """Layers and distributions of plain Torch."""
 
@@ -283,7 +247,9 @@ class _PlainNetwork:
         assert parts.network is not None
         self.module = build_network(parts.network, parts.module_state)
         self._distribution = ActionDistribution(arithmetic.base_struct(parts.action_space))
-        self.initial_state = first_states(self.module) or None
+        lstms = [layer for layer in self.module if isinstance(layer, torch.nn.LSTM)]
+        zeros = [np.zeros((lstm.num_layers, lstm.hidden_size), np.float32) for lstm in lstms]
+        self.initial_state = tuple((zero, zero) for zero in zeros) or None
 
     def actions(
         self, items: list[Any], states: list[Any] | None, *, deterministic: bool

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import pkgutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
+from raytrain._ray.patch import patched
 from raytrain.policy.arithmetic import stack, unstack
 from raytrain.policy.format import PolicyParts
 from raytrain.policy.spaces import PolicyFormatError
@@ -46,21 +45,22 @@ class RLlibNetwork:
         module = self.module
         forward = module.forward_inference if deterministic else module.forward_exploration
         outputs = forward(convert_to_torch_tensor(columns))
-        actions = convert_to_numpy(self._chosen(outputs, deterministic))
+        actions = outputs.get(Columns.ACTIONS)
+        if actions is None:
+            inputs = outputs[Columns.ACTION_DIST_INPUTS]
+            actions = action_distribution(module, inputs, deterministic=deterministic).sample()
+        actions = convert_to_numpy(actions)
         if states is None:
             return actions, None
         actions = tree.map_structure(lambda leaf: np.squeeze(leaf, axis=1), actions)
         return actions, unstack(convert_to_numpy(outputs[Columns.STATE_OUT]))
 
-    def _chosen(self, outputs: Mapping[str, Any], deterministic: bool) -> Any:
-        """As RLlib's GetActions: the module's own actions, or those of its distribution."""
-        if Columns.ACTIONS in outputs:
-            return outputs[Columns.ACTIONS]
-        logits = outputs[Columns.ACTION_DIST_INPUTS]
-        if deterministic:
-            kind = self.module.get_inference_action_dist_cls()
-            return kind.from_logits(logits).to_deterministic().sample()
-        return self.module.get_exploration_action_dist_cls().from_logits(logits).sample()
+
+def action_distribution(module: Any, inputs: Any, *, deterministic: bool) -> Any:
+    """RLlib's distribution for a module's outputs. `deterministic`: its mode alone."""
+    if deterministic:
+        return module.get_inference_action_dist_cls().from_logits(inputs).to_deterministic()
+    return module.get_exploration_action_dist_cls().from_logits(inputs)
 
 
 def build_module(parts: PolicyParts) -> Any:
@@ -75,7 +75,10 @@ def build_module(parts: PolicyParts) -> Any:
         model_config=dict(parts.model_config),
         catalog_class=catalog_class,
     )
-    with torch.random.fork_rng(devices=[]), _without_deprecations():
+    # In Ray 2.60 `RLModule.__init__` always makes a deprecated object, so the first module of a
+    # process logs a warning that the user cannot act upon.
+    deprecations = logging.getLogger("ray._common.deprecation")
+    with torch.random.fork_rng(devices=[]), patched(deprecations, disabled=True):
         module = spec.build()
     try:
         module.load_state_dict(dict(parts.module_state), strict=True)
@@ -87,19 +90,6 @@ def build_module(parts: PolicyParts) -> Any:
     # RLlib's forward methods switch to eval mode and back; switching back takes a third of
     # their time.
     return module.eval()
-
-
-@contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """In Ray 2.60 `RLModule.__init__` always makes a deprecated object, so the first module of a
-    process logs a warning that the user cannot act upon."""
-    logger = logging.getLogger("ray._common.deprecation")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _imported(name: str, base: type) -> type:

@@ -21,11 +21,12 @@ for the floats without a JSON number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from raytrain.errors import RaytrainError
 
@@ -70,26 +71,29 @@ def _number(value: Any) -> float | int | bool:
 
 def encode_space(space: gym.Space[Any], where: str = "the space") -> Json:
     """Raises PolicyFormatError, naming `where` the space is, for a kind that has no encoding."""
-    for kind, codec in _CODECS.items():
-        if isinstance(space, codec.type):
-            return {"space": kind, **codec.encode(space, where)}
+    if isinstance(space, Box):
+        return {"space": "box", "low": encode_array(space.low), "high": encode_array(space.high)}
+    if isinstance(space, Discrete):
+        numbers = {"n": int(space.n), "start": int(space.start)}
+        return {"space": "discrete", **numbers, "dtype": np.dtype(space.dtype).name}
+    if isinstance(space, MultiDiscrete):
+        arrays = {"nvec": encode_array(space.nvec), "start": encode_array(space.start)}
+        return {"space": "multi_discrete", **arrays, "dtype": np.dtype(space.dtype).name}
+    if isinstance(space, MultiBinary):
+        shape = list(space.shape)
+        return {"space": "multi_binary", "n": shape[0] if len(shape) == 1 else shape}
+    if isinstance(space, Tuple):
+        spaces = [encode_space(sub, f"{where}[{i}]") for i, sub in enumerate(space.spaces)]
+        return {"space": "tuple", "spaces": spaces}
+    if isinstance(space, Dict):
+        return {"space": "dict", "spaces": _encode_items(space, where)}
     raise PolicyFormatError(
         f"{where} is {space!r}: a policy can be exported for Box, Discrete, MultiDiscrete, "
         "MultiBinary, Dict and Tuple spaces. Wrap the environment so that it uses these."
     )
 
 
-def decode_space(encoded: Mapping[str, Any]) -> gym.Space[Any]:
-    """Raises PolicyFormatError for a kind of space that this version does not know."""
-    kind = encoded["space"]
-    if kind not in _CODECS:
-        raise PolicyFormatError(
-            f"policy.json describes a space of kind {kind!r}; known are {', '.join(_CODECS)}"
-        )
-    return _CODECS[kind].decode(encoded)
-
-
-def _encode_dict(space: gym.spaces.Dict, where: str) -> Json:
+def _encode_items(space: Dict, where: str) -> list[Any]:
     for key in space.spaces:
         if not isinstance(key, str):
             raise PolicyFormatError(
@@ -97,74 +101,31 @@ def _encode_dict(space: gym.spaces.Dict, where: str) -> Json:
                 "are strings"
             )
     # Pairs, not an object: the order of the keys is the order of the flattened observation.
-    return {"spaces": [[key, encode_space(sub, f"{where}[{key!r}]")] for key, sub in space.items()]}
+    return [[key, encode_space(sub, f"{where}[{key!r}]")] for key, sub in space.items()]
 
 
-def _dtype(encoded: Mapping[str, Any]) -> Any:
-    return np.dtype(encoded["dtype"]).type
-
-
-class _Codec(NamedTuple):
-    type: type
-    encode: Callable[[Any, str], Json]
-    decode: Callable[[Mapping[str, Any]], gym.Space[Any]]
-
-
-_CODECS = {
-    "box": _Codec(
-        gym.spaces.Box,
-        lambda space, where: {"low": encode_array(space.low), "high": encode_array(space.high)},
-        lambda encoded: gym.spaces.Box(
-            decode_array(encoded["low"]),
-            decode_array(encoded["high"]),
-            dtype=_dtype(encoded["low"]),
-        ),
-    ),
-    "discrete": _Codec(
-        gym.spaces.Discrete,
-        lambda space, where: {
-            "n": int(space.n),
-            "start": int(space.start),
-            "dtype": np.dtype(space.dtype).name,
-        },
-        lambda encoded: gym.spaces.Discrete(
-            encoded["n"], start=encoded["start"], dtype=_dtype(encoded)
-        ),
-    ),
-    "multi_discrete": _Codec(
-        gym.spaces.MultiDiscrete,
-        lambda space, where: {
-            "nvec": encode_array(space.nvec),
-            "start": encode_array(space.start),
-            "dtype": np.dtype(space.dtype).name,
-        },
-        lambda encoded: gym.spaces.MultiDiscrete(
-            decode_array(encoded["nvec"]),
-            dtype=_dtype(encoded),
-            start=decode_array(encoded["start"]),
-        ),
-    ),
-    "multi_binary": _Codec(
-        gym.spaces.MultiBinary,
-        lambda space, where: {"n": space.shape[0] if len(space.shape) == 1 else list(space.shape)},
-        lambda encoded: gym.spaces.MultiBinary(encoded["n"]),
-    ),
-    "tuple": _Codec(
-        gym.spaces.Tuple,
-        lambda space, where: {
-            "spaces": [encode_space(sub, f"{where}[{i}]") for i, sub in enumerate(space.spaces)]
-        },
-        lambda encoded: gym.spaces.Tuple([decode_space(sub) for sub in encoded["spaces"]]),
-    ),
-    "dict": _Codec(
-        gym.spaces.Dict,
-        _encode_dict,
-        # A list of pairs keeps the order; a plain dict would be sorted by Gymnasium.
-        lambda encoded: gym.spaces.Dict(
-            [(key, decode_space(sub)) for key, sub in encoded["spaces"]]
-        ),
-    ),
-}
+def decode_space(encoded: Mapping[str, Any]) -> gym.Space[Any]:
+    """Raises PolicyFormatError for a kind of space that this version does not know."""
+    kind = encoded["space"]
+    if kind == "box":
+        low, high = decode_array(encoded["low"]), decode_array(encoded["high"])
+        return Box(low, high, dtype=low.dtype.type)
+    if kind == "discrete":
+        dtype = np.dtype(encoded["dtype"]).type
+        return Discrete(encoded["n"], start=encoded["start"], dtype=dtype)
+    if kind == "multi_discrete":
+        nvec, start = decode_array(encoded["nvec"]), decode_array(encoded["start"])
+        return MultiDiscrete(nvec, dtype=np.dtype(encoded["dtype"]).type, start=start)
+    if kind == "multi_binary":
+        return MultiBinary(encoded["n"])
+    if kind == "tuple":
+        return Tuple([decode_space(sub) for sub in encoded["spaces"]])
+    if kind == "dict":  # A list of pairs keeps the order; Gymnasium would sort a plain dict.
+        return Dict([(key, decode_space(sub)) for key, sub in encoded["spaces"]])
+    raise PolicyFormatError(
+        f"policy.json describes a space of kind {kind!r}; known are box, discrete, multi_discrete, "
+        "multi_binary, tuple, dict"
+    )
 
 
 def encode_settings(value: Any, where: str) -> Any:

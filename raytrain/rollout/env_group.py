@@ -165,7 +165,8 @@ class EnvGroup(SingleAgentEnvRunner):
         if self.config.in_evaluation:
             iteration = 0  # Evaluations are compared: they play the same episodes throughout.
         _ray.runners.set_runner_seed(self, _reset_seed(*self._entropy, iteration))
-        _ray.runners.start_with_fresh_episodes(self)
+        _ray.runners.set_needs_reset(self, True)
+        _ray.runners.unfinished_chunks(self).clear()  # Their episodes do not continue.
         self._between_episodes = True
 
     def note_finished(
@@ -343,7 +344,7 @@ class EnvGroup(SingleAgentEnvRunner):
         if state["rng"] is not None:
             self._streams = RngStreams.from_state(state["rng"])
         self._finished = []
-        _ray.runners.set_runner_attributes(self, state["runner"])
+        _ray.runners.set_attributes(self, state["runner"])
         restore_totals(_ray.runners.unfinished_chunks(self))
         progress = None if (fields := state.get("progress")) is None else Progress(**fields)
         if self._snapshotter.strategy == "reset" or state["envs"] is None:
@@ -360,7 +361,7 @@ class EnvGroup(SingleAgentEnvRunner):
         with RngStreams.from_state(state["rng"]).active():
             for index, saved in enumerate(state["envs"]):
                 vector_env.envs[index] = self._snapshotter.restore(vector_env.envs[index], saved)
-        _ray.runners.set_vector_env_attributes(vector_env, state["vector_env"])
+        _ray.runners.set_attributes(vector_env, state["vector_env"])
 
     def _continue_from(self, progress: Progress | None) -> None:
         arrays, begun = self._sampler is not None, not _ray.runners.needs_reset(self)

@@ -32,6 +32,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.utils.annotations import override
 from ray.tune import PlacementGroupFactory
+from ray.tune.result import SHOULD_CHECKPOINT, TRIAL_INFO
 
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
@@ -99,7 +100,7 @@ class TrialPPO(ExactPPO):
         given = dict(config or {})
         storage = kwargs["storage"]
         self._given = {key: value for key, value in given.items() if not key.startswith("__")}
-        self._tune_info = given.get(_ray.tune.TRIAL_INFO)
+        self._tune_info = given.get(TRIAL_INFO)
         fs = storage.storage_filesystem
         self._experiment = _experiment_file(Location(fs, storage.experiment_fs_path))
         self._config = with_trial_values(self._experiment.config, self._given)
@@ -345,7 +346,7 @@ class TrialPPO(ExactPPO):
             "timesteps": self.env_steps_sampled,
         }
         if result.get("done") or any(outcome.ok for outcome in outcomes):
-            result[_ray.tune.SHOULD_CHECKPOINT] = True
+            result[SHOULD_CHECKPOINT] = True
         return result
 
     @override(PPO)

@@ -143,7 +143,7 @@ class Watchdog:
             return error
         actors = dict(self._actors())
         for who, actor in actors.items():
-            node = _node_of(actor)
+            node = _ray.cluster.actor_node(actor)
             if node is not None and node != self._node and node_is_gone(node):
                 return NodeLost(f"the node {address_of(node)} was lost, and {who} with it")
         asked = _ask(actors)
@@ -176,7 +176,7 @@ class Watchdog:
         if not draining or self.leaving is not None:
             self._leave_in_time()
             return
-        nodes = {self._node, *map(_node_of, self._actors().values())}
+        nodes = {self._node, *map(_ray.cluster.actor_node, self._actors().values())}
         for node in sorted(nodes & draining.keys()):
             ends = draining[node]  # Ray's deadline is by the wall clock.
             left = math.inf if ends is None else ends - time.time()
@@ -237,7 +237,7 @@ class Watchdog:
             by_name = dict(self._actors())
             for reference, who in phase.asked.items():
                 if reference not in done and who in by_name:
-                    node = _node_of(by_name[who])
+                    node = _ray.cluster.actor_node(by_name[who])
                     waiting.append(f"{who} (node {address_of(node) if node else 'unknown'})")
         own = f"the trial's process (pid {os.getpid()}, node {address_of(self._node)})"
         return ", ".join(waiting) or own
@@ -263,10 +263,6 @@ class Watchdog:
             self._place.write_atomic(LAST_WORDS, json.dumps(words).encode())
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _node_of(actor: Any) -> str | None:
-    return _ray.cluster.actor_node(_ray.cluster.actor_id(actor))
 
 
 def _ask(actors: Actors) -> dict[Any, str]:

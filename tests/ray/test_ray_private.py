@@ -26,9 +26,7 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.filter import RunningStat
-from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.tune.experiment import Trial
-from ray.tune.result import SHOULD_CHECKPOINT, TRIAL_INFO
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from support import own_ray
 from support.tiny_ppo import Told, build
@@ -143,9 +141,9 @@ def test_a_runner_has_the_attributes_and_no_others_that_change(
     clocks = {"_time_after_sampling"}
     assert changed - ours - clocks <= set(state)
     present = _ray.runners.runner_attributes(runner)
-    _ray.runners.set_runner_attributes(runner, {**present, "num_env_steps_sampled_lifetime": 7})
+    _ray.runners.set_attributes(runner, {**present, "num_env_steps_sampled_lifetime": 7})
     assert runner.num_env_steps_sampled_lifetime == 7
-    _ray.runners.set_runner_attributes(runner, present)
+    _ray.runners.set_attributes(runner, present)
 
 
 def test_sampling_into_arrays_leaves_rllibs_memory_alone(algorithm: Any) -> None:
@@ -208,7 +206,7 @@ def test_a_vector_environment_has_the_attributes_and_cannot_be_pickled(
     vector_env.step(vector_env.action_space.sample())
     changed = {name for name, value in vars(vector_env).items() if value is not before.get(name)}
     assert changed <= set(state)
-    _ray.runners.set_vector_env_attributes(vector_env, state)
+    _ray.runners.set_attributes(vector_env, state)
     with pytest.raises(TypeError, match="generator"):
         pickle.dumps(vector_env)
 
@@ -398,7 +396,6 @@ def test_an_update_is_counted_where_rllib_counts_it(learner: Learner) -> None:
     assert learner.get_state(components="nothing")["weights_seq_no"] == before + 1
     with _ray.learners.time_minibatches(learner):
         _ray.learners.count_trained_steps(learner, env_steps=3, module_steps=4)
-    assert WEIGHTS_SEQ_NO == _ray.learners.WEIGHTS_SEQ_NO
 
 
 # -- an algorithm outside of Tune, and Tune ------------------------------------------------------
@@ -410,10 +407,6 @@ def test_an_algorithm_outside_of_tune_puts_its_files_where_it_is_told(
     with _ray.local.files_below(str(tmp_path)):
         algorithm._setup_logdir()
     assert Path(algorithm.logdir).parent == tmp_path
-
-
-def test_keys_of_results_are_tunes() -> None:
-    assert (TRIAL_INFO, SHOULD_CHECKPOINT) == (_ray.tune.TRIAL_INFO, _ray.tune.SHOULD_CHECKPOINT)
 
 
 def test_a_checkpoint_on_storage_is_what_save_may_return(tmp_path: Path) -> None:

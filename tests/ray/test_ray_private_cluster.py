@@ -40,7 +40,7 @@ def test_actors_are_found_on_their_nodes() -> None:
     (node,) = ray.nodes()
     actor = Actor.remote()
     ray.get(actor.answer.remote())
-    assert _ray.cluster.actor_node(_ray.cluster.actor_id(actor)) == node["NodeID"]
+    assert _ray.cluster.actor_node(actor) == node["NodeID"]
     assert _ray.cluster.actor_node("f" * 32) is None
 
 
@@ -61,7 +61,7 @@ def test_a_trial_says_what_it_asks_for() -> None:
     trial = Trial("PPO", stub=True)
     assert hasattr(trial, "placement_group_factory")
     trial.placement_group_factory = asked
-    assert _ray.cluster.trial_resources(trial) == [{"CPU": 1.0}, {"GPU": 0.5}]
+    assert trial.placement_group_factory.bundles == [{"CPU": 1.0}, {"GPU": 0.5}]
 
 
 def test_a_trial_that_leaves_is_paused_and_no_other() -> None:

@@ -99,7 +99,7 @@ def test_nothing_is_lost_when_the_body_raises() -> None:
 
 def test_entering_twice_is_refused_and_a_copy_advances_alone() -> None:
     streams = RngStreams.seeded(7)
-    twin = streams.copy()
+    twin = RngStreams.from_state(streams.to_state())
     with streams.active():
         with pytest.raises(RuntimeError, match="already active"), streams.active():
             pass

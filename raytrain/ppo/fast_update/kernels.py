@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numba
 import numpy as np
 
-from raytrain.ppo.fast_update.train_batch import Array
-
+# No import of Ray: the base of the fork server imports this module before a job is known.
+Array: TypeAlias = np.ndarray[Any, Any]
 _Kernel = TypeVar("_Kernel", bound=Callable[..., None])
 
 _F32 = np.float32

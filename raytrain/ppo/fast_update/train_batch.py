@@ -17,8 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from ray.rllib.core.columns import Columns
-
-from raytrain import _ray
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -75,7 +74,7 @@ def train_batch(episodes: Sequence[Any]) -> TrainBatch:
 
     outputs = [episode.extra_model_outputs for episode in episodes]
     names = [Columns.ACTION_LOGP, Columns.ACTION_DIST_INPUTS]
-    names += [name for name in (_ray.learners.WEIGHTS_SEQ_NO,) if name in outputs[0]]
+    names += [name for name in (WEIGHTS_SEQ_NO,) if name in outputs[0]]
     return TrainBatch(
         columns={
             Columns.OBS: _float32(

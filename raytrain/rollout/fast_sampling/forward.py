@@ -29,6 +29,7 @@ from raytrain.policy.distributions import (
     sample_categoricals,
     sample_gaussian,
 )
+from raytrain.policy.rllib_module import action_distribution
 from raytrain.policy.rllib_network import NotDefaultNetwork, PolicyLayers
 from raytrain.rollout.fast_sampling.fragments import Array
 
@@ -77,7 +78,11 @@ class Acting:
                 if self._sampling is not None:
                     actions, logp = self._sampling(inputs)
                 else:
-                    actions, logp = self._by_distribution(inputs)
+                    distribution = action_distribution(
+                        self._module, inputs, deterministic=not self._explore
+                    )
+                    actions = distribution.sample()
+                    logp = distribution.logp(actions)
                 outputs[Columns.ACTIONS] = actions
                 outputs.setdefault(Columns.ACTION_LOGP, logp)
         arrays = {name: as_array(value) for name, value in outputs.items()}
@@ -93,15 +98,6 @@ class Acting:
                 Columns.ACTION_DIST_INPUTS: x.numpy(),
                 Columns.ACTION_LOGP: logp.numpy(),
             }
-
-    def _by_distribution(self, inputs: Any) -> tuple[Any, Any]:
-        if self._explore:
-            distribution = self._module.get_exploration_action_dist_cls().from_logits(inputs)
-        else:
-            kind = self._module.get_inference_action_dist_cls()
-            distribution = kind.from_logits(inputs).to_deterministic()
-        actions = distribution.sample()
-        return actions, distribution.logp(actions)
 
 
 def _layers(module: Any) -> list[Layer] | None:

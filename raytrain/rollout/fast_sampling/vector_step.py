@@ -129,7 +129,7 @@ class _OneByOne(Stepper):
             "_truncations": truncateds,
             "_autoreset_envs": np.logical_or(terminateds, truncateds),
         }
-        _ray.runners.set_vector_env_attributes(self._env, memory)
+        _ray.runners.set_attributes(self._env, memory)
 
 
 def _inner(env: Any) -> Any:
