@@ -35,8 +35,9 @@ def show_text(experiment: ExperimentView) -> str:
     if not experiment.trials:
         lines.append("no trial has begun yet")
     titles = {
-        "running": "It is running. After it has stopped, continue with:",
-        "finished": "It is finished. To train on, raise a value in `stop`. To see how it ended:",
+        "running": "The run is running. After it has stopped, continue with:",
+        "finished": "The run is finished. To train on, raise a value in `stop` of its config, and "
+        "run `raytrain train` again. To print its result again:",
     }
     lines += ["", titles.get(experiment.state, "Continue with:"), f"  {experiment.resume}"]
     others = [

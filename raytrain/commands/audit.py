@@ -39,7 +39,7 @@ from raytrain.storage import Location, signing_key
 from raytrain.storage.json import parse_json
 from raytrain.storage.location import storage_errors
 from raytrain.storage.scratch import scratch
-from raytrain.versions import versions
+from raytrain.versions import changed_versions, changes_text
 
 if TYPE_CHECKING:  # They import Ray, which takes seconds.
     from raytrain.ppo.algorithm import ExactPPO
@@ -101,13 +101,10 @@ class TrialAudit:
             ]
             if len(differing) > _SHOWN:
                 lines.append(f"  and {len(differing) - _SHOWN} more")
-        changed = ", ".join(
-            f"{name} {then} -> {now}" for name, (then, now) in self.versions.items()
-        )
-        if changed:
+        if self.versions:
             lines.append(
-                f"  Versions differ from those of the checkpoints ({changed}); equality is "
-                "promised for the same versions only."
+                f"  Versions differ from those of the checkpoints ({changes_text(self.versions)}); "
+                "equality is promised for the same versions only."
             )
         return "".join(f"{line}\n" for line in lines)
 
@@ -149,12 +146,7 @@ def audit(experiment_dir: str | Path, *, start: int | None = None, end: int | No
     """
     place, chosen = trials_at(str(experiment_dir))
     experiment_place = place.parent if chosen == [place] else place
-    experiment = ExperimentFile.read(experiment_place)
-    if experiment is None:
-        raise CannotAudit(
-            f"{experiment_place} holds no experiment.json, so it is not an experiment's directory. "
-            "Give the directory that `raytrain train` printed."
-        )
+    experiment = ExperimentFile.existing(experiment_place)
     # Everything that can be refused is refused before anything is trained.
     plans = [_plan(trial, experiment, start, end) for trial in chosen]
     audits = (_audit_trial(*plan, experiment.snapshot) for plan in plans)
@@ -256,14 +248,10 @@ def _audit_trial(
     from raytrain.ppo.state import StateMismatch
 
     written = _manifest(last)
-    now = versions()
     # Environments are snapshotted as in the checkpoint; in other stages as in experiment.json.
     snapshot = {**snapshot, "strategy": str(written.snapshot_strategy)}
     difference, compared, digest = None, 0, ""
-    with (
-        scratch("audit") as directory,
-        _algorithm(config, snapshot, directory) as algorithm,
-    ):
+    with scratch("audit") as directory, _algorithm(config, snapshot, directory) as algorithm:
         source = fetch(first.location, directory / "fetched")
         try:
             restored = algorithm.load_exact(source)
@@ -288,11 +276,7 @@ def _audit_trial(
         weights_sha256=digest,
         compared=compared,
         difference=difference,
-        versions={
-            name: (then, now.get(name, "none"))
-            for name, then in written.versions.items()
-            if now.get(name) != then
-        },
+        versions=changed_versions(written.versions),
     )
 
 

@@ -24,8 +24,6 @@ from raytrain.checkpoint import (
     Entry,
     ExperimentFile,
     ExperimentFileError,
-    Manifest,
-    is_of_run,
     require_key,
     trials,
 )
@@ -39,7 +37,13 @@ from raytrain.config import (
 )
 from raytrain.driver.console import ConsoleReporter
 from raytrain.driver.fork import Fork, begin, refuse_other_parent, require_possible
-from raytrain.driver.outcome import Outcome, finished_before, outcome_of, unreadable
+from raytrain.driver.outcome import (
+    Outcome,
+    finished_before,
+    finished_trials,
+    outcome_of,
+    unreadable,
+)
 from raytrain.driver.same_run import require_same_run
 from raytrain.driver.signals import InterruptedEarly, Interrupts
 from raytrain.driver.spaces import require_actions
@@ -49,8 +53,6 @@ from raytrain.driver.stages import (
     start_again_after,
     warnings_of,
 )
-from raytrain.ppo.curriculum import is_over
-from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.storage import (
     LEASE_PATIENCE_S,
     STORE,
@@ -60,7 +62,7 @@ from raytrain.storage import (
     storage_errors,
 )
 from raytrain.trial.fresh_directory import set_directory_aside
-from raytrain.versions import versions
+from raytrain.versions import changed_versions, changes_text, versions
 
 if TYPE_CHECKING:
     from raytrain.driver.tune_callback import RunCallback
@@ -126,43 +128,9 @@ def train(
 def resume(path: str | Path, **options: Any) -> Outcome:
     """Continue the experiment in the directory `path`, which may have been moved."""
     place = Location.of(path)
-    experiment = ExperimentFile.read(place)
-    if experiment is None:
-        raise ExperimentFileError(
-            f"{place} holds no experiment.json, so it is not an experiment's directory. Give the "
-            "directory that `raytrain train` printed, or run `raytrain train CONFIG`."
-        )
+    config = ExperimentFile.existing(place).config
     moved = {"name": place.name, "storage_path": str(place.parent)}
-    return train(config_from_dict({**experiment.config, **moved}), **options)
-
-
-def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entry]:
-    """The last checkpoint of each trial that has ended under the config's present `stop`, by
-    directory name."""
-    entries = {trial.name: finished_trial(config, trial) for trial in trials(place)}
-    return {name: entry for name, entry in entries.items() if entry is not None}
-
-
-def finished_trial(config: ExperimentConfig, trial: Location) -> Entry | None:
-    """The last checkpoint of a trial that has ended under the config's present `stop`."""
-    entry = Catalogue(trial).entry("final", verify=True)
-    if entry is None or not entry.good or entry.manifest is None:
-        return None
-    try:
-        experiment = ExperimentFile.read(trial.parent)
-    except ExperimentFileError:
-        experiment = None
-    if experiment is not None and not is_of_run(entry.manifest, experiment.run_id, trial):
-        return None
-    return entry if has_ended(config, entry.manifest) else None
-
-
-def has_ended(config: ExperimentConfig, manifest: Manifest) -> bool:
-    """Whether the checkpoint of `manifest` is at the end of the run (`stop`, or the last stage)."""
-    if is_over(config, manifest.metrics):
-        return True
-    rule = StopRule.of(config.stop)
-    return rule.reached(Progress.of(manifest), manifest.metrics) is not None
+    return train(config_from_dict({**config, **moved}), **options)
 
 
 def _train(
@@ -231,12 +199,7 @@ def _run(
         session = RaySession(config, address=address, interrupts=interrupts)
         try:
             with session:
-                return session.run(
-                    place,
-                    reporter,
-                    finished=finished,
-                    find_finished=partial(finished_trial, config),
-                )
+                return session.run(place, reporter, finished)
         except RayLost as lost:
             if interrupts.received is not None:
                 if session.watch is None:
@@ -274,8 +237,8 @@ def _describe_run(
     and again only when the version of a library has changed."""
     env_creator(config)  # `resume` has not looked for the environment yet.
     require_same_spaces(config)
-    present = versions()
-    proved = stored if stored is not None and dict(stored.versions) == present else None
+    changed = {} if stored is None else changed_versions(stored.versions)
+    proved = None if changed else stored
     snapshot = prove_stages(config, proved.snapshot if proved is not None else None, say)
     if stored is not None and snapshot["strategy"] != stored.snapshot["strategy"]:
         # Snapshots on storage can only be read by the strategy that took them.
@@ -299,15 +262,10 @@ def _describe_run(
             f"({snapshot['reason']}). Training, checkpoints and retries work; running episodes are "
             "started again on a resume."
         )
-    if stored is not None and proved is None:
-        changed = ", ".join(
-            f"{name} {stored.versions.get(name)} -> {version}"
-            for name, version in present.items()
-            if stored.versions.get(name) != version
-        )
+    if changed:
         say(
-            f"Libraries differ from those of the run's start ({changed}); results are equal bit "
-            "for bit only with the same versions."
+            f"Libraries differ from those of the run's start ({changes_text(changed)}); results "
+            "are equal bit for bit only with the same versions."
         )
     values: dict[str, Any] = {
         "name": config.name,
@@ -320,7 +278,7 @@ def _describe_run(
     return ExperimentFile(
         **values,
         run_id=_run_id_of_checkpoints(place) or uuid.uuid4().hex,
-        versions=present,
+        versions=versions(),
         first_start=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

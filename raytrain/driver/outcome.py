@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raytrain.checkpoint import Catalogue, Entry, trials
+from raytrain.checkpoint import Catalogue, Entry, Manifest, is_of_run, trials
+from raytrain.checkpoint.lineage import experiment_around
 from raytrain.config import ExperimentConfig, num_trials
 from raytrain.driver.signals import Interrupts
+from raytrain.ppo.curriculum import is_over
+from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.storage import Location, StorageError
 from raytrain.trial.score import score_of
 
@@ -27,6 +30,32 @@ class Outcome:
     path: str
     message: str
     trials: tuple[str, ...] = ()
+
+
+def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entry]:
+    """The last checkpoint of each trial that has ended under the config's present `stop`, by
+    directory name."""
+    entries = {trial.name: finished_trial(config, trial) for trial in trials(place)}
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
+def finished_trial(config: ExperimentConfig, trial: Location) -> Entry | None:
+    """The last checkpoint of a trial that has ended under the config's present `stop`."""
+    entry = Catalogue(trial).entry("final", verify=True)
+    if entry is None or not entry.good or entry.manifest is None:
+        return None
+    experiment = experiment_around(entry)
+    if experiment is not None and not is_of_run(entry.manifest, experiment.run_id, trial):
+        return None
+    return entry if has_ended(config, entry.manifest) else None
+
+
+def has_ended(config: ExperimentConfig, manifest: Manifest) -> bool:
+    """Whether the checkpoint of `manifest` is at the end of the run (`stop`, or the last stage)."""
+    if is_over(config, manifest.metrics):
+        return True
+    rule = StopRule.of(config.stop)
+    return rule.reached(Progress.of(manifest), manifest.metrics) is not None
 
 
 def finished_before(

@@ -14,14 +14,14 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from raytrain.checkpoint import SET_ASIDE, BestPolicy, Catalogue, Entry, replace, trials
-from raytrain.config import ExperimentConfig, env_creator, eras, make_env, same_value, stage_config
+from raytrain.checkpoint import SET_ASIDE, Catalogue, Entry, replace, trials
+from raytrain.config import ExperimentConfig, env_creator, make_env, same_value, stage_config
 from raytrain.config.user_code import of_environment, users_code
 from raytrain.driver.spaces import require_observations, spaces_of
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location
 from raytrain.trial.fencing import FencingToken
-from raytrain.trial.score import ranked
+from raytrain.trial.score import best_policy
 
 Say = Callable[[str], None]
 Spaces = dict[str, Any]
@@ -253,11 +253,10 @@ def _end_of(stage: str, trial: Location) -> Entry:
 
 def _choose_best_again(config: ExperimentConfig, trial: Location, attempts: FencingToken) -> None:
     """Make `best` the best of the remaining checkpoints, if it was set aside."""
-    catalogue, settings = Catalogue(trial), config.checkpoint
+    catalogue = Catalogue(trial)
     if catalogue.entry("best") is not None:
         return
-    policy = BestPolicy(settings.score_order, eras(config), partial(ranked, settings=settings))
-    best = policy.best_of(catalogue.entries(verify=True))
+    best = best_policy(config).best_of(catalogue.entries(verify=True))
     if best is not None:
         replace(
             best.location,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
@@ -25,6 +26,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from raytrain import _ray
 from raytrain.checkpoint import Entry
 from raytrain.config import ExperimentConfig, num_trials, param_space
+from raytrain.driver.outcome import finished_trial
 from raytrain.driver.tune_callback import RunCallback, trial_location
 from raytrain.storage import Location, StorageError
 from raytrain.storage.json import parse_json
@@ -40,17 +42,18 @@ _FINISHED = "TERMINATED"
 _LARGEST_STATE = 1 << 30  # bytes: it grows with the number of trials
 
 
-FindFinished = Callable[[Location], Entry | None]
-"""The last checkpoint in a trial's directory if the trial has ended under the present `stop`."""
-
-
 class ExperimentScheduler(FIFOScheduler):
     """First come, first served. A trial that is finished on storage is ended without being started;
     a trial that leaves a node is ended there and started on another."""
 
-    def __init__(self, finished: Mapping[str, Entry], find_finished: FindFinished) -> None:
+    def __init__(
+        self,
+        finished: Mapping[str, Entry],
+        find_finished: Callable[[Location], Entry | None],
+    ) -> None:
         """`finished`: the last checkpoint of each finished trial, by directory name.
-        `find_finished` is called for a trial that failed: it may have died after its last save."""
+        `find_finished` (see `outcome.finished_trial`) is called with the directory of a trial that
+        failed: it may have died after its last save."""
         super().__init__()
         self._finished = dict(finished)
         self._find_finished = find_finished
@@ -220,13 +223,11 @@ def build_tuner(
     config: ExperimentConfig,
     experiment: Location,
     watch: RunCallback,
-    *,
     finished: Mapping[str, Entry],
-    find_finished: FindFinished,
 ) -> tuple[Tuner, str | None]:
-    """The Tuner to run, and a message if Tune's own files could not be used. `finished`,
-    `find_finished`: see `ExperimentScheduler`."""
-    scheduler = ExperimentScheduler(finished, find_finished)
+    """The Tuner to run, and a message if Tune's own files could not be used. `finished`: see
+    `ExperimentScheduler`."""
+    scheduler = ExperimentScheduler(finished, partial(finished_trial, config))
     files = read_tune_files(experiment)
     if files.fit(num_trials(config), finished):
         return restored_tuner(config, experiment, watch, scheduler), None
