@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
@@ -42,11 +42,10 @@ from raytrain.driver.outcome import (
     finished_before,
     finished_trials,
     outcome_of,
-    unreadable,
 )
 from raytrain.driver.same_run import require_same_run
 from raytrain.driver.signals import InterruptedEarly, Interrupts
-from raytrain.driver.spaces import require_actions
+from raytrain.driver.spaces import Say, require_actions
 from raytrain.driver.stages import (
     prove_stages,
     require_same_spaces,
@@ -58,7 +57,6 @@ from raytrain.storage import (
     STORE,
     DirectoryLock,
     Location,
-    StorageError,
     storage_errors,
 )
 from raytrain.trial.fresh_directory import set_directory_aside
@@ -67,7 +65,6 @@ from raytrain.versions import changed_versions, changes_text, versions
 if TYPE_CHECKING:
     from raytrain.driver.tune_callback import RunCallback
 
-Say = Callable[[str], None]
 _READER_S = 1.0  # On a local disk a command that only reads may hold the lock for a moment.
 
 
@@ -102,17 +99,8 @@ def train(
             STORE.listen(warn)
             wait = _READER_S if place.is_local else LEASE_PATIENCE_S
             with DirectoryLock(place, wait=wait, tell=warn) as lock:
-                outcome = _train(
-                    config,
-                    place,
-                    reporter,
-                    interrupts,
-                    lock,
-                    fork=fork,
-                    from_stage=from_stage,
-                    address=address,
-                    command=command,
-                )
+                run = _Run(config, place, reporter, interrupts, address, command)
+                outcome = run.outcome(lock, fork, from_stage)
         except BaseException:
             if not interrupts.early:
                 raise
@@ -133,87 +121,75 @@ def resume(path: str | Path, **options: Any) -> Outcome:
     return train(config_from_dict({**config, **moved}), **options)
 
 
-def _train(
-    config: ExperimentConfig,
-    place: Location,
-    reporter: ConsoleReporter,
-    interrupts: Interrupts,
-    lock: DirectoryLock,
-    *,
-    fork: Fork | None,
-    from_stage: str | None,
-    address: str | None,
-    command: str,
-) -> Outcome:
-    say = reporter.note
-    stored = _read_experiment(place, say)
-    if stored is not None:
-        require_key(stored, place)
-    if fork is not None and stored is not None:
-        refuse_other_parent(fork, stored, place, say)
-    changed = require_same_run(config, place, stored, say, from_stage)
-    if from_stage is not None:
-        start_again_after(from_stage, config, place, say)
-    before = finished_trials(config, place)
-    if stored is not None and len(before) == num_trials(config):
-        return finished_before(config, place, before)
-    experiment = _describe_run(config, place, stored, say)
-    lock.check()  # Another process may have started the run meanwhile.
-    if fork is not None and stored is None and not trials(place):
-        origin: dict[str, Any] = begin(fork, place)
-        say("A fork of {experiment}, {trial}, {checkpoint}.".format(**origin["parent"]))
-        experiment = replace(experiment, **origin)
-    # Tune's files hold each trial's values; a job's working directory is another one each time.
-    in_tune_files = (*ALGORITHM_SECTIONS, "import_path")
-    if from_stage or any(name.split(".")[0] in in_tune_files for name in changed):
-        from raytrain.driver.tuner import forget_tune_files
+@dataclass(frozen=True)
+class _Run:
+    """A run in its locked directory."""
 
-        forget_tune_files(place)
-    lock.check()
-    experiment.write(place)
-    watch = _run(config, place, reporter, interrupts, address=address, finished=before)
-    # From here the outcome is only reported; a second signal exits at once.
-    interrupts.defer()
-    try:
-        after = finished_trials(config, place)
-    except StorageError as error:
-        return unreadable(config, place, watch, error, command)
-    return outcome_of(config, place, watch, interrupts, done=after, command=command)
+    config: ExperimentConfig
+    place: Location
+    reporter: ConsoleReporter
+    interrupts: Interrupts
+    address: str | None
+    command: str
 
+    def outcome(self, lock: DirectoryLock, fork: Fork | None, from_stage: str | None) -> Outcome:
+        """Train what is not finished yet."""
+        config, place, say = self.config, self.place, self.reporter.note
+        stored = _read_experiment(place, say)
+        if stored is not None:
+            require_key(stored, place)
+        if fork is not None and stored is not None:
+            refuse_other_parent(fork, stored, place, say)
+        changed = require_same_run(config, place, stored, say, from_stage)
+        if from_stage is not None:
+            start_again_after(from_stage, config, place, say)
+        finished = finished_trials(config, place)
+        if stored is not None and len(finished) == num_trials(config):
+            return finished_before(config, place, finished)
+        experiment = _describe_run(config, place, stored, say)
+        lock.check()  # Another process may have started the run meanwhile.
+        if fork is not None and stored is None and not trials(place):
+            origin: dict[str, Any] = begin(fork, place)
+            say("A fork of {experiment}, {trial}, {checkpoint}.".format(**origin["parent"]))
+            experiment = replace(experiment, **origin)
+        # Tune's files hold each trial's values; a job's working directory is another one each time.
+        in_tune_files = (*ALGORITHM_SECTIONS, "import_path")
+        if from_stage or any(name.split(".")[0] in in_tune_files for name in changed):
+            from raytrain.driver.tuner import forget_tune_files
 
-def _run(
-    config: ExperimentConfig,
-    place: Location,
-    reporter: ConsoleReporter,
-    interrupts: Interrupts,
-    *,
-    address: str | None,
-    finished: Mapping[str, Entry],
-) -> RunCallback:
-    """Train with a Ray of this program's or of `address`; if it is lost, with a new one."""
-    # Ray is imported when there is work for it.
-    from raytrain.driver.ray_session import RayLost, RaySession
+            forget_tune_files(place)
+        lock.check()
+        experiment.write(place)
+        watch = self._train(finished)
+        # From here the outcome is only reported; a second signal exits at once.
+        self.interrupts.defer()
+        return outcome_of(config, place, watch, self.interrupts, self.command)
 
-    losses = 0
-    while True:
-        session = RaySession(config, address=address, interrupts=interrupts)
-        try:
-            with session:
-                return session.run(place, reporter, finished)
-        except RayLost as lost:
-            if interrupts.received is not None:
-                if session.watch is None:
-                    raise InterruptedEarly from None
-                session.watch.unsaved.setdefault("Ray", str(lost))
-                return session.watch
-            losses += 1
-            finished = finished_trials(config, place)
-            if 0 <= config.failure.max_failures < losses:
-                raise
-            reporter.note(
-                f"{lost}. Ray is started again; each trial continues from its newest good "
-                "checkpoint."
-            )
+    def _train(self, finished: Mapping[str, Entry]) -> RunCallback:
+        """Train with a Ray of this program's or of `address`; if it is lost, with a new one."""
+        # Ray is imported when there is work for it.
+        from raytrain.driver.ray_session import RayLost, RaySession
+
+        losses = 0
+        while True:
+            session = RaySession(self.config, address=self.address, interrupts=self.interrupts)
+            try:
+                with session:
+                    return session.run(self.place, self.reporter, finished)
+            except RayLost as lost:
+                if self.interrupts.received is not None:
+                    if session.watch is None:
+                        raise InterruptedEarly from None
+                    session.watch.unsaved.setdefault("Ray", str(lost))
+                    return session.watch
+                losses += 1
+                finished = finished_trials(self.config, self.place)
+                if 0 <= self.config.failure.max_failures < losses:
+                    raise
+                self.reporter.note(
+                    f"{lost}. Ray is started again; each trial continues from its newest good "
+                    "checkpoint."
+                )
 
 
 def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:

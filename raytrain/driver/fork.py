@@ -11,7 +11,7 @@ filters, and everything else starts from the beginning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from raytrain.checkpoint import (
 from raytrain.checkpoint.lineage import ancestors, experiment_around, generation, trial_of
 from raytrain.config import ExperimentConfig, make_env, stage_config
 from raytrain.config.model import SHAPE_OF_WEIGHTS
-from raytrain.driver.spaces import spaces_of
+from raytrain.driver.spaces import Say, spaces_of
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.policy.spaces import decode_space
 from raytrain.ppo.curriculum import is_over
@@ -104,9 +104,7 @@ def begin(fork: Fork, place: Location) -> dict[str, dict[str, Any]]:
     }
 
 
-def refuse_other_parent(
-    fork: Fork, experiment: ExperimentFile, place: Location, say: Callable[[str], None]
-) -> None:
+def refuse_other_parent(fork: Fork, experiment: ExperimentFile, place: Location, say: Say) -> None:
     """Raise unless the run in `place` is this fork, which is then continued."""
     remedy = "Leave --from out to continue it; give another --name; or set it aside with --fresh."
     if experiment.fork is None or experiment.parent is None:

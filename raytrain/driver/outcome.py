@@ -74,11 +74,18 @@ def outcome_of(
     place: Location,
     watch: RunCallback,
     interrupts: Interrupts,
-    *,
-    done: Mapping[str, Entry],
     command: str,
 ) -> Outcome:
-    """The outcome of a run with these finished trials: finished, stopped by a signal, or failed."""
+    """The outcome of a run that was trained: finished, stopped by a signal, or failed."""
+    try:
+        done = finished_trials(config, place)
+    except StorageError as error:
+        message = (
+            f"{config.name} ended, but the state of its trials cannot be read from storage: {error}"
+            f"{_failures(watch)}\nWhat was committed is safe in {place}. When the storage answers, "
+            f"continue with: {command}"
+        )
+        return Outcome(1, str(place), message)
     total = num_trials(config)
     tune_error = ""
     if watch.tune_error is not None:
@@ -103,18 +110,6 @@ def outcome_of(
         f"{_failures(watch)}\n{kept} When the cause is fixed, continue with: {command}"
     )
     return Outcome(1, str(place), message, tuple(done))
-
-
-def unreadable(
-    config: ExperimentConfig, place: Location, watch: RunCallback, error: StorageError, command: str
-) -> Outcome:
-    """The state of the trials cannot be read."""
-    message = (
-        f"{config.name} ended, but the state of its trials cannot be read from storage: {error}"
-        f"{_failures(watch)}\nWhat was committed is safe in {place}. When the storage answers, "
-        f"continue with: {command}"
-    )
-    return Outcome(1, str(place), message)
 
 
 def _saved(place: Location, watch: RunCallback) -> str:

@@ -8,7 +8,7 @@ checkpoint is in must stay as they were, later ones may be changed, added or rem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -17,13 +17,12 @@ from typing import Any
 from raytrain.checkpoint import SET_ASIDE, Catalogue, Entry, replace, trials
 from raytrain.config import ExperimentConfig, env_creator, make_env, same_value, stage_config
 from raytrain.config.user_code import of_environment, users_code
-from raytrain.driver.spaces import require_observations, spaces_of
+from raytrain.driver.spaces import Say, require_observations, spaces_of
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location
 from raytrain.trial.fencing import FencingToken
 from raytrain.trial.score import best_policy
 
-Say = Callable[[str], None]
 Spaces = dict[str, Any]
 
 SLOW_TRIAL_S = 30.0

@@ -161,14 +161,33 @@ def set_aside(experiment: Location, names: Iterable[str]) -> None:
             (experiment / name).delete_file()
 
 
-def fresh_tuner(
+def build_tuner(
     config: ExperimentConfig,
     experiment: Location,
     watch: RunCallback,
-    scheduler: ExperimentScheduler,
-) -> Tuner:
-    """A Tuner whose trials continue from whatever lies in their directories."""
-    return Tuner(
+    finished: Mapping[str, Entry],
+) -> tuple[Tuner, str | None]:
+    """The Tuner to run, and a message if Tune's own files could not be used. `finished`: see
+    `ExperimentScheduler`."""
+    scheduler = ExperimentScheduler(finished, partial(finished_trial, config))
+    failures = FailureConfig(max_failures=config.failure.max_failures)
+    files = read_tune_files(experiment)
+    if files.fit(num_trials(config), finished):
+        tuner = Tuner.restore(
+            experiment.path,
+            TrialPPO,
+            resume_unfinished=True,
+            resume_errored=True,
+            storage_filesystem=experiment.fs,
+        )
+        _ray.tune.set_run_config(
+            tuner, callbacks=[watch], failure_config=failures, scheduler=scheduler
+        )
+        return tuner, None
+    if files.names:
+        set_aside(experiment, files.names)
+    # The trials continue from whatever lies in their directories.
+    tuner = Tuner(
         TrialPPO,
         param_space={**param_space(config), "import_path": config.import_path},
         tune_config=TuneConfig(
@@ -188,56 +207,15 @@ def fresh_tuner(
             # The trial decides when to save and what to keep: it knows when a checkpoint's commit
             # is complete. Tune only asks for the last one when a trial ends.
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=True),
-            failure_config=FailureConfig(max_failures=config.failure.max_failures),
+            failure_config=failures,
             callbacks=[watch],
             verbose=0,
         ),
     )
-
-
-def restored_tuner(
-    config: ExperimentConfig,
-    experiment: Location,
-    watch: RunCallback,
-    scheduler: ExperimentScheduler,
-) -> Tuner:
-    """The Tuner of an experiment whose Tune files are whole; unfinished and failed trials
-    continue."""
-    tuner = Tuner.restore(
-        experiment.path,
-        TrialPPO,
-        resume_unfinished=True,
-        resume_errored=True,
-        storage_filesystem=experiment.fs,
-    )
-    _ray.tune.set_run_config(
-        tuner,
-        callbacks=[watch],
-        failure_config=FailureConfig(max_failures=config.failure.max_failures),
-        scheduler=scheduler,
-    )
-    return tuner
-
-
-def build_tuner(
-    config: ExperimentConfig,
-    experiment: Location,
-    watch: RunCallback,
-    finished: Mapping[str, Entry],
-) -> tuple[Tuner, str | None]:
-    """The Tuner to run, and a message if Tune's own files could not be used. `finished`: see
-    `ExperimentScheduler`."""
-    scheduler = ExperimentScheduler(finished, partial(finished_trial, config))
-    files = read_tune_files(experiment)
-    if files.fit(num_trials(config), finished):
-        return restored_tuner(config, experiment, watch, scheduler), None
-    if files.names:
-        set_aside(experiment, files.names)
     message = (
         f"Tune's own state cannot be used ({files.problem}); it was set aside in {_ASIDE}/. The "
         "experiment continues from its config and the trials' checkpoints."
     )
-    tuner = fresh_tuner(config, experiment, watch, scheduler)
     return tuner, message if files.names and files.problem is not None else None
 
 
