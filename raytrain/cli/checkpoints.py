@@ -30,7 +30,7 @@ def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
     """
     from raytrain.checkpoint.resolve import entries_below
     from raytrain.cli.documents import checkpoint_rows, score_note
-    from raytrain.cli.text_table import table
+    from raytrain.cli.tables import table
 
     entries = entries_below(experiment_dir, bar("Checking"))
     rows = checkpoint_rows(entries, experiment_dir)

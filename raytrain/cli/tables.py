@@ -1,18 +1,40 @@
-"""The text of `raytrain show`, `list` and `prune`."""
+"""Tables, and the text of `raytrain show`, `list` and `prune`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from rich.console import Console
 from rich.filesize import decimal
+from rich.table import Table
 
-from raytrain.cli.text_table import table
 from raytrain.commands.prune import Plan
 from raytrain.commands.status import CheckpointView, ExperimentView, TrialView
 from raytrain.driver.console import duration
 from raytrain.records.metrics import over_episodes
 from raytrain.storage.escapes import printable
+
+_WIDTH_OF_A_PIPE = 240
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The rows below their titles. In a pipe, cells are not wrapped."""
+    grid = Table(*titles, box=None, pad_edge=False)
+    for row in rows:
+        grid.add_row(*map(printable, row))
+    # A cell is plain text, also if it looks like markup or contains the name of an emoji.
+    console = Console(
+        width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE,
+        color_system=None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    with console.capture() as captured:
+        console.print(grid)
+    return captured.get().rstrip("\n")
 
 
 def show_text(experiment: ExperimentView) -> str:

@@ -160,7 +160,7 @@ def _plan(trial: Location, experiment: ExperimentFile, start: int | None, end: i
     first, last = _pair(trial, start, end)
     _refuse_inexact(trial, first, last)
     config = _config_of(trial, experiment)
-    if signing_key() is not None and not has_digest(config, _manifest(first).config_digest):
+    if signing_key() is not None and not has_digest(config, first.good_manifest.config_digest):
         # params.json is not signed; the manifest, which holds the digest of these values, is.
         raise CannotAudit(
             f"{trial / _PARAMS} is not trusted: its values differ from those that {first.location} "
@@ -202,7 +202,7 @@ def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, E
 
 
 def _refuse_inexact(trial: Location, first: Entry, last: Entry) -> None:
-    lost = _manifest(last).exact_lost
+    lost = last.good_manifest.exact_lost
     if lost is None:
         return
     if lost.since_iteration == 0:
@@ -247,7 +247,7 @@ def _audit_trial(
 ) -> TrialAudit:
     from raytrain.ppo.state import StateMismatch
 
-    written = _manifest(last)
+    written = last.good_manifest
     # Environments are snapshotted as in the checkpoint; in other stages as in experiment.json.
     snapshot = {**snapshot, "strategy": str(written.snapshot_strategy)}
     difference, compared, digest = None, 0, ""
@@ -381,8 +381,3 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _manifest(entry: Entry) -> Manifest:
-    assert entry.manifest is not None, "a good checkpoint has one"
-    return entry.manifest

@@ -87,8 +87,7 @@ def begin(fork: Fork, place: Location) -> dict[str, dict[str, Any]]:
         RaytrainError: the checkpoint is gone or damaged, or cannot be copied.
     """
     entry = resolve(fork.checkpoint)
-    manifest = entry.manifest
-    assert manifest is not None, "a verified checkpoint has a manifest"
+    manifest = entry.good_manifest
     replace(entry.location, place / FORKED_FROM, kind=manifest.kind)
     own = generation(entry, weights_only=fork.weights_only)
     return {
@@ -172,8 +171,7 @@ def _require_same_network(
 
 
 def _require_something_to_do(entry: Entry, config: ExperimentConfig) -> None:
-    manifest = entry.manifest
-    assert manifest is not None
+    manifest = entry.good_manifest
     if is_over(config, manifest.metrics):
         raise CannotFork(
             f"{entry.location} is the end of the last stage of this `curriculum`. Add a stage, "

@@ -183,8 +183,7 @@ class TrialPPO(ExactPPO):
             self._failed_start = self._watchdog.explain(error)
 
     def _continue_from(self, entry: Entry) -> None:
-        manifest = entry.manifest
-        assert manifest is not None, "what is chosen for a resume was verified by its manifest"
+        manifest = entry.good_manifest
         restored = self.load_exact(self._directory.fetch(entry.location))
         self._time_total = self._saver.saved_at_s = manifest.time_s
         self._directory.last_saved = manifest

@@ -24,7 +24,7 @@ from raytrain.checkpoint import Catalogue, Parent, resolve
 from raytrain.checkpoint.commit import commit
 from raytrain.checkpoint.experiment_file import ExperimentFile
 from raytrain.cli.app import say
-from raytrain.cli.text_table import table
+from raytrain.cli.tables import table
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.driver.console import ConsoleReporter, StopTotals
 from raytrain.errors import RaytrainError
