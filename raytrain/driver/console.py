@@ -43,33 +43,6 @@ class StopTotals:
     episode_return_mean: float | None = None
 
 
-@dataclass(frozen=True)
-class _Return:
-    """The mean return of `episodes` episodes (None: not known), at most `window` of them."""
-
-    mean: float
-    episodes: int | None = None
-    window: int | None = None
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> _Return | None:
-        """The mean over `stop.window`, or the iteration's if there is no window; None if no episode
-        has ended."""
-        stop = row.get("stop", {})
-        window, count = stop.get("window"), stop.get("episodes")
-        where = "env_runners" if window is None else "stop"
-        mean = number_at(row, f"{where}/episode_return_mean")
-        return None if mean is None else cls(mean, count, window)
-
-    def text(self, target: float | None) -> str:
-        of = "" if target is None else f" of {target:,.10g}"
-        full = self.window is None or self.episodes is None or self.episodes >= self.window
-        over = over_episodes(self.episodes)
-        if target is not None and not full:
-            over = f" over {self.episodes} of {self.window} episodes"
-        return f"return {self.mean:,.1f}{of}{over}"
-
-
 class _Counts(NamedTuple):
     """The counters of a trial, or how much they grow in a second."""
 
@@ -85,7 +58,7 @@ class _Trial:
     stop: StopTotals = field(default_factory=StopTotals)
     measured_at: float | None = None  # when `counts` were reported, if in this attempt
     rates: _Counts | None = None  # in this attempt
-    episode_return: _Return | None = None
+    episode_return: str = ""
     stage: str | None = None
     checkpoint: int | None = None
     checkpoint_at: float = 0.0
@@ -129,7 +102,8 @@ class ConsoleReporter:
             smoothed = zip(state.rates or rates, rates, strict=True)
             state.rates = _Counts(*(old + _SMOOTHING * (new - old) for old, new in smoothed))
         state.measured_at = now
-        state.episode_return = _Return.of(row) or state.episode_return
+        target = state.stop.episode_return_mean
+        state.episode_return = _return_text(row, target) or state.episode_return
         stage = row.get("stage")
         if isinstance(stage, str):
             curriculum = row.get("curriculum")
@@ -248,8 +222,8 @@ class ConsoleReporter:
         parts = [state.name, _progress_text(state)]
         if state.stage is not None:
             parts.append(f"stage {state.stage}")
-        if state.episode_return is not None:
-            parts.append(state.episode_return.text(state.stop.episode_return_mean))
+        if state.episode_return:
+            parts.append(state.episode_return)
         if state.rates is not None:
             parts.append(f"{state.rates.timesteps:,.0f} steps/s")
         left = _seconds_left(state)
@@ -277,6 +251,22 @@ def _progress_text(state: _Trial) -> str:
         done = f"iteration {state.counts.iterations:,.0f} of {stop.iterations:,.0f}"
         return f"{done}  {steps:,.0f} steps"
     return f"{steps:,.0f} steps"
+
+
+def _return_text(row: Mapping[str, Any], target: float | None) -> str:
+    """The mean return over `stop.window`, or the iteration's if there is no window; empty if no
+    episode has ended."""
+    stop = row.get("stop", {})
+    window, episodes = stop.get("window"), stop.get("episodes")
+    where = "env_runners" if window is None else "stop"
+    mean = number_at(row, f"{where}/episode_return_mean")
+    if mean is None:
+        return ""
+    over = over_episodes(episodes)
+    of = "" if target is None else f" of {target:,.10g}"
+    if of and window is not None and episodes is not None and episodes < window:
+        over = f" over {episodes} of {window} episodes"
+    return f"return {mean:,.1f}{of}{over}"
 
 
 def _seconds_left(state: _Trial) -> float | None:

@@ -103,11 +103,13 @@ def prove_stages(
 ) -> dict[str, Any]:
     """How the environments are snapshotted (experiment.json's `snapshot`), proved for each distinct
     environment. `known`: what was proved at an earlier start, which is kept."""
+    if not config.curriculum:
+        return dict(known) if known else _proved(config, say)
     snapshot: dict[str, Any] = dict(known or {})
     proved: list[tuple[Any, dict[str, Any]]] = [
         (proof["env_config"], proof) for proof in snapshot.get("stages", {}).values()
     ]
-    if "strategy" in snapshot:
+    if snapshot:
         proved.append((config.environment.env_config, snapshot))
     stages = {}
     for index, stage in enumerate(config.curriculum):
@@ -122,12 +124,7 @@ def prove_stages(
             "warnings": proof.get("warnings", []),
             "env_config": env_config,
         }
-    if "strategy" not in snapshot:
-        if not stages:
-            return _proved(config, say)
-        snapshot = dict(proved[0][1])
-    if not stages:
-        return snapshot
+    snapshot = snapshot or dict(proved[0][1])
     for name, proof in stages.items():
         if not proof["exact"]:
             snapshot |= {"exact": False, "reason": f"stage {name}: {proof['reason']}"}
