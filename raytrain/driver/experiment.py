@@ -155,9 +155,9 @@ class _Run:
         # Tune's files hold each trial's values; a job's working directory is another one each time.
         in_tune_files = (*ALGORITHM_SECTIONS, "import_path")
         if from_stage or any(name.split(".")[0] in in_tune_files for name in changed):
-            from raytrain.driver.tuner import forget_tune_files
+            from raytrain.driver.tuner import read_tune_files, set_aside
 
-            forget_tune_files(place)
+            set_aside(place, read_tune_files(place).names)
         lock.check()
         experiment.write(place)
         watch = self._train(finished)

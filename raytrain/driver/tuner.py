@@ -146,11 +146,6 @@ def read_tune_files(experiment: Location) -> TuneFiles:
     return TuneFiles(names, problem, statuses, complete)
 
 
-def forget_tune_files(experiment: Location) -> None:
-    """Set Tune's files aside: the trials' resources in them may be outdated."""
-    set_aside(experiment, read_tune_files(experiment).names)
-
-
 def set_aside(experiment: Location, names: Iterable[str]) -> None:
     """Move Tune's files to where Tune does not look. Nothing is deleted."""
     with storage_errors("Setting Tune's state aside", experiment):

@@ -17,7 +17,6 @@ that a resume checks.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import socket
@@ -40,6 +39,7 @@ from raytrain.records.append_file import (
     replace_file,
     sync_directory,
 )
+from raytrain.records.metrics import double
 from raytrain.records.row_files import EVENT_FILE, ResultJson, Row, RowFile
 
 # Not "tfevents": TensorBoard reads every file with that in its name.
@@ -68,7 +68,7 @@ def _version_record() -> bytes:
 
 def _row_record(row: Row) -> bytes:
     values = [
-        Summary.Value(tag=_tag(key), simple_value=_double(value))
+        Summary.Value(tag=_tag(key), simple_value=double(value))
         for key, value in row.flat.items()
         if isinstance(value, (int, float))
         and value == value  # noqa: PLR0124 - false for NaN
@@ -82,13 +82,6 @@ def _row_record(row: Row) -> bytes:
 @lru_cache(maxsize=4096)
 def _tag(key: str) -> str:
     return _ILLEGAL_IN_TAG.sub("_", f"ray/tune/{key}")
-
-
-def _double(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer beyond double precision
-        return math.inf if value > 0 else -math.inf
 
 
 def _wall_time(flat: Mapping[str, Any]) -> float:
