@@ -160,17 +160,18 @@ def prune_text(plan: Plan, *, done: bool) -> str:
     titles = ("checkpoint", "kind", "iteration", "size")
     rows = [
         (
-            victim.path,
-            victim.kind,
-            "" if victim.iteration < 0 else str(victim.iteration),
-            decimal(victim.size_bytes),
+            plan.path(entry),
+            entry.kind,
+            "" if entry.iteration < 0 else str(entry.iteration),
+            decimal(entry.size_bytes),
         )
-        for victim in plan.delete
+        for entry in plan.delete
     ]
+    kept = ", ".join(map(plan.path, plan.keep))
     amount = f"{len(rows)} checkpoint{'s' * (len(rows) > 1)}, {decimal(plan.frees_bytes)}"
     planned = f"Would delete {amount}. Nothing was deleted: give --yes to delete."
     result = f"Deleted {amount}." if done else planned
-    return f"{table(titles, rows)}\n{result} Kept: {', '.join(plan.keep)}.\n"
+    return f"{table(titles, rows)}\n{result} Kept: {kept}.\n"
 
 
 def _moment(text: str) -> str:

@@ -179,10 +179,10 @@ def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, E
             good[entry.iteration] = entry
     iterations = sorted(good)
     listed = ", ".join(map(str, iterations)) or "none"
-    for asked in (start, end):
-        if asked is not None and asked not in good:
+    for iteration in (start, end):
+        if iteration is not None and iteration not in good:
             raise CannotAudit(
-                f"{trial} has no good checkpoint of iteration {asked}. Iterations with a good "
+                f"{trial} has no good checkpoint of iteration {iteration}. Iterations with a good "
                 f"checkpoint: {listed}; `raytrain checkpoints` lists all checkpoints."
             )
     if start is not None and end is not None and start >= end:

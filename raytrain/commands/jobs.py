@@ -232,11 +232,11 @@ def _own_address() -> Iterator[None]:
 
 
 def _token_problem(address: str) -> str:
-    given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
+    variables = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         reason = "it requires a token, and RAY_AUTH_MODE=token is not set here"
-    elif given:
-        reason = f"it does not accept the token in {given[0]}"
+    elif variables:
+        reason = f"it does not accept the token in {variables[0]}"
     else:
         reason = "it requires a token; there is none here, or it is not the cluster's"
     return (

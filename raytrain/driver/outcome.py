@@ -146,14 +146,14 @@ def _rank(entry: Entry, config: ExperimentConfig) -> float:
 
 
 def _summary(done: Mapping[str, Entry], config: ExperimentConfig) -> str:
-    def one(name: str, entry: Entry) -> str:
+    def sentence(name: str, entry: Entry) -> str:
         score = score_of(entry, config.checkpoint)
         text = f"{name} at iteration {entry.iteration}, {entry.timesteps:,} steps"
         if score is not None:
             text += f", score {score.value:g} ({config.checkpoint.score}{score.over})"
         return text
 
-    return "; ".join(one(name, entry) for name, entry in sorted(done.items()))
+    return "; ".join(sentence(name, entry) for name, entry in sorted(done.items()))
 
 
 def _without_best(done: Mapping[str, Entry], config: ExperimentConfig) -> str:

@@ -115,7 +115,7 @@ def prove_stages(
     for index, stage in enumerate(config.curriculum):
         of_stage = stage_config(config, index)
         env_config = of_stage.environment.env_config
-        proof = next((proof for given, proof in proved if same_value(given, env_config)), None)
+        proof = next((proof for values, proof in proved if same_value(values, env_config)), None)
         if proof is None:
             proof = _proved(of_stage, say)
             proved.append((env_config, proof))
@@ -192,7 +192,7 @@ def start_again_after(stage: str, config: ExperimentConfig, place: Location, say
     Raises:
         NoSuchStage: the stage is not in the config, or has not ended in some trial.
     """
-    names = [one.name for one in config.curriculum]
+    names = [entry.name for entry in config.curriculum]
     if stage not in names:
         listed = ", ".join(names) or "there are none"
         raise NoSuchStage(f"--from-stage {stage}: no stage of this name in `curriculum`: {listed}.")
