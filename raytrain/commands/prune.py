@@ -104,12 +104,12 @@ def prune(
         )
         for trial in chosen:
             Catalogue(trial).sweep()
-        made = _plan(place, chosen, rule)
-        for entry in track(list(made.delete)):
+        locked_plan = _plan(place, chosen, rule)
+        for entry in track(list(locked_plan.delete)):
             for lock in held:
                 lock.check()
             entry.remove()
-    return made
+    return locked_plan
 
 
 def _plan(place: Location, chosen: list[Location], rule: Rule) -> Plan:
