@@ -150,7 +150,9 @@ def command(function: _Command) -> _Command:
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
-        _keep_warnings_quiet()
+        # Hide warnings that libraries cause, except where `-W` or PYTHONWARNINGS is given.
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
         try:
             with stdout_for_the_document() if kwargs.get("as_json") else nullcontext():
                 function(*args, **kwargs)
@@ -168,12 +170,6 @@ def command(function: _Command) -> _Command:
     # `list` would hide the builtin, so its function has another name.
     app.command(name=function.__name__.rstrip("_"))(guarded)
     return function
-
-
-def _keep_warnings_quiet() -> None:
-    """Hide warnings that libraries cause. `python -W` and PYTHONWARNINGS still count."""
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
 
 
 def keep_ray_quiet() -> None:

@@ -138,18 +138,15 @@ def evaluate(
         track=bar("Playing"),
         tell=lambda message: say(f"warning: {message}"),
     )
-    text = ""
+    text, parts = "", ("mean", "std", "min", "max")
     for title, prefix in (("return", "episode_return"), ("length", "episode_len")):
-        values = [f"{part} {getattr(result, f'{prefix}_{part}'):.6g}" for part in _STATISTICS]
+        values = [f"{part} {getattr(result, f'{prefix}_{part}'):.6g}" for part in parts]
         text += f"{title}: {', '.join(values)} ({episodes} episodes)\n"
     if result.episodes_cut:
         text += (
             f"{result.episodes_cut} of {episodes} episodes ended after {result.max_steps} steps\n"
         )
     print_result(as_json, result.to_dict(), text)
-
-
-_STATISTICS = ("mean", "std", "min", "max")
 
 
 @command

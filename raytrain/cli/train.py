@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -131,12 +131,8 @@ def submit(
     loaded = load_config(
         config, overrides=set_ or (), name=name, storage_path=storage_path, check_env=False
     )
-    raise typer.Exit(submit_and_follow(loaded, address, wait=wait, say=say, write=_write_log))
-
-
-def _write_log(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    write = partial(print, end="", flush=True)
+    raise typer.Exit(submit_and_follow(loaded, address, wait=wait, say=say, write=write))
 
 
 @command
