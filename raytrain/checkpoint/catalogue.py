@@ -100,6 +100,12 @@ class Entry:
         return self.manifest.weights_sha256 if self.manifest else None
 
     @property
+    def good_manifest(self) -> Manifest:
+        """The manifest, which every good checkpoint has."""
+        assert self.manifest is not None, f"{self.path} is good, but has no manifest"
+        return self.manifest
+
+    @property
     def in_quarantine(self) -> bool:
         return self.path.startswith(QUARANTINE + "/")
 

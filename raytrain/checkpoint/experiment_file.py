@@ -113,6 +113,18 @@ class ExperimentFile:
                 "experiment's config; checkpoints are not affected."
             ) from None
 
+    @classmethod
+    def existing(cls, experiment: Location) -> ExperimentFile:
+        """As `read`, and `ExperimentFileError` if there is none."""
+        experiment_file = cls.read(experiment)
+        if experiment_file is None:
+            raise ExperimentFileError(
+                f"{experiment} holds no {EXPERIMENT_FILE}, so it is not an experiment's directory. "
+                "Give the directory that `raytrain train` printed; `raytrain list STORAGE` lists "
+                "experiments. If the file was lost, `raytrain train CONFIG` writes it again."
+            )
+        return experiment_file
+
 
 _SCHEMA, _GENERATION = TypeAdapter(ExperimentFile), TypeAdapter(_Generation)
 

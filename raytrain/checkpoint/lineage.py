@@ -63,8 +63,7 @@ def generation_text(generation: Mapping[str, Any]) -> str:
 
 def generation(entry: Entry, *, weights_only: bool) -> dict[str, Any]:
     """The generation of a run that begins from this checkpoint."""
-    manifest = entry.manifest
-    assert manifest is not None, "a verified checkpoint has a manifest"
+    manifest = entry.good_manifest
     trial = trial_of(entry)
     return {
         "experiment": manifest.experiment,

@@ -165,6 +165,11 @@ class Manifest:
         number = self.stage_number
         return self.stage if number is None else f"{self.stage} ({number[0]} of {number[1]})"
 
+    @property
+    def time_s(self) -> float:
+        """Seconds of training until then."""
+        return float(self.metrics.get("time_total_s", 0.0))
+
     def with_files(self, files: tuple[FileEntry, ...], *, kind: str | None = None) -> Manifest:
         return replace(self, files=files, kind=kind or self.kind)
 

@@ -23,6 +23,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from raytrain.cli.json_output import close_stdout, stdout_for_the_document, write_document
 from raytrain.commands.progress_bar import track
@@ -66,31 +67,25 @@ app = typer.Typer(
 )
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
+Config = Annotated[Path, Argument(metavar="CONFIG", help="The YAML file of the run.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key; can be given several times."),
+    Option("--set", metavar="KEY=VALUE", help="Override a key; can be given several times."),
 ]
-Name = Annotated[
-    str | None, typer.Option("--name", metavar="NAME", help="Another name: another run.")
-]
+Name = Annotated[str | None, Option("--name", metavar="NAME", help="Another name: another run.")]
 StoragePath = Annotated[
     str | None,
-    typer.Option("--storage-path", metavar="PATH", help="Where results go: a path or a URI."),
+    Option("--storage-path", metavar="PATH", help="Where results go: a path or a URI."),
 ]
-Directory = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT_DIR", help="The experiment's directory.")
-]
+Directory = Annotated[str, Argument(metavar="EXPERIMENT_DIR", help="The experiment's directory.")]
 Checkpoint = Annotated[
     str,
-    typer.Argument(
-        metavar="CHECKPOINT", help="A checkpoint, an experiment, or EXPERIMENT_DIR:best."
-    ),
+    Argument(metavar="CHECKPOINT", help="A checkpoint, an experiment, or EXPERIMENT_DIR:best."),
 ]
 Address = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--address",
         metavar="ADDRESS",
         help="A running Ray cluster, such as auto or ray://host:10001.",
@@ -155,7 +150,9 @@ def command(function: _Command) -> _Command:
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
-        _keep_warnings_quiet()
+        # Hide warnings that libraries cause, except where `-W` or PYTHONWARNINGS is given.
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
         try:
             with stdout_for_the_document() if kwargs.get("as_json") else nullcontext():
                 function(*args, **kwargs)
@@ -173,12 +170,6 @@ def command(function: _Command) -> _Command:
     # `list` would hide the builtin, so its function has another name.
     app.command(name=function.__name__.rstrip("_"))(guarded)
     return function
-
-
-def _keep_warnings_quiet() -> None:
-    """Hide warnings that libraries cause. `python -W` and PYTHONWARNINGS still count."""
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
 
 
 def keep_ray_quiet() -> None:
@@ -207,7 +198,7 @@ def _show_version(wanted: bool) -> None:
 def _main(
     version: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,

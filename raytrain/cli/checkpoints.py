@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from raytrain.cli.app import (
     Checkpoint,
@@ -29,7 +30,7 @@ def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
     """
     from raytrain.checkpoint.resolve import entries_below
     from raytrain.cli.documents import checkpoint_rows, score_note
-    from raytrain.cli.text_table import table
+    from raytrain.cli.tables import table
 
     entries = entries_below(experiment_dir, bar("Checking"))
     rows = checkpoint_rows(entries, experiment_dir)
@@ -64,7 +65,7 @@ def inspect(checkpoint: Checkpoint, as_json: Json = False) -> None:
 @command
 def verify(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A checkpoint, or an experiment's directory.")
+        str, Argument(metavar="PATH", help="A checkpoint, or an experiment's directory.")
     ],
     as_json: Json = False,
 ) -> None:
@@ -90,20 +91,20 @@ def evaluate(
     checkpoint: Checkpoint,
     *,
     episodes: Annotated[
-        int, typer.Option("--episodes", metavar="N", min=1, help="Episodes to play.")
+        int, Option("--episodes", metavar="N", min=1, help="Episodes to play.")
     ] = 10,
     seed: Annotated[
         int,
-        typer.Option(
+        Option(
             "--seed", metavar="N", min=0, max=2**63 - 1, help="Episode i is played with seed + i."
         ),
     ] = 0,
     stochastic: Annotated[
-        bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode.")
+        bool, Option("--stochastic", help="Sample actions instead of taking the mode.")
     ] = False,
     max_steps: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--max-steps",
             metavar="N",
             min=1,
@@ -113,7 +114,7 @@ def evaluate(
     ] = None,
     video: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--video", metavar="DIR", help="Record each episode in DIR (needs the extra video)."
         ),
     ] = None,
@@ -137,9 +138,9 @@ def evaluate(
         track=bar("Playing"),
         tell=lambda message: say(f"warning: {message}"),
     )
-    text = ""
+    text, parts = "", ("mean", "std", "min", "max")
     for title, prefix in (("return", "episode_return"), ("length", "episode_len")):
-        values = [f"{part} {getattr(result, f'{prefix}_{part}'):.6g}" for part in _STATISTICS]
+        values = [f"{part} {getattr(result, f'{prefix}_{part}'):.6g}" for part in parts]
         text += f"{title}: {', '.join(values)} ({episodes} episodes)\n"
     if result.episodes_cut:
         text += (
@@ -148,17 +149,12 @@ def evaluate(
     print_result(as_json, result.to_dict(), text)
 
 
-_STATISTICS = ("mean", "std", "min", "max")
-
-
 @command
 def probe(
-    env: Annotated[
-        str, typer.Argument(metavar="ENV", help="A Gymnasium id, or package.module:factory.")
-    ],
+    env: Annotated[str, Argument(metavar="ENV", help="A Gymnasium id, or package.module:factory.")],
     env_config: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--env-config", metavar="MAPPING", help="Arguments of ENV in YAML, such as '{size: 5}'."
         ),
     ] = None,
@@ -181,10 +177,10 @@ def audit(
     experiment_dir: Directory,
     from_: Annotated[
         int | None,
-        typer.Option("--from", metavar="N", help="Iteration of the checkpoint to begin at."),
+        Option("--from", metavar="N", help="Iteration of the checkpoint to begin at."),
     ] = None,
     to: Annotated[
-        int | None, typer.Option("--to", metavar="N", help="Iteration of the checkpoint to reach.")
+        int | None, Option("--to", metavar="N", help="Iteration of the checkpoint to reach.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -205,14 +201,12 @@ def audit(
 @command
 def export(
     checkpoint: Checkpoint,
-    directory: Annotated[
-        str, typer.Argument(metavar="DIR", help="A new or empty directory, or a URI.")
-    ],
+    directory: Annotated[str, Argument(metavar="DIR", help="A new or empty directory, or a URI.")],
     *,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Also policy.onnx (needs the extra export).")
+        bool, Option("--onnx", help="Also policy.onnx (needs the extra export).")
     ] = False,
-    torchscript: Annotated[bool, typer.Option("--torchscript", help="Also policy.pt.")] = False,
+    torchscript: Annotated[bool, Option("--torchscript", help="Also policy.pt.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a policy that loads without Ray.

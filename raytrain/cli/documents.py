@@ -55,10 +55,8 @@ def manifest_text(entry: Entry, document: Mapping[str, Any]) -> str:
     files, metrics = document["files"], document["metrics"]
     descent = document.get("line_of_descent", [])
     lists = ("files", "metrics", "line_of_descent")
-    lines = [f"{key}: {_short(value)}" for key, value in document.items() if key not in lists]
-    if entry.manifest is not None and entry.manifest.stage is not None:
-        stage = f"stage: {entry.manifest.stage_text}"
-        lines = [stage if line.startswith("stage: ") else line for line in lines]
+    short = {**document, "stage": entry.good_manifest.stage_text}
+    lines = [f"{key}: {_short(value)}" for key, value in short.items() if key not in lists]
     size = sum(file["size"] for file in files)
     lines.append(f"files: {len(files)}, {size / 1e6:.2f} MB")
     lines.append(f"metrics: {len(metrics)} (with --json)")

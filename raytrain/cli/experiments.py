@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from raytrain.cli.app import Directory, Json, bar, command, print_result, say, write
 from raytrain.commands.progress_bar import busy
@@ -28,9 +28,7 @@ def show(experiment_dir: Directory, as_json: Json = False) -> None:
 
 @command
 def list_(
-    storage: Annotated[
-        str, typer.Argument(metavar="STORAGE", help="The storage_path of the runs.")
-    ],
+    storage: Annotated[str, Argument(metavar="STORAGE", help="The storage_path of the runs.")],
     as_json: Json = False,
 ) -> None:
     """List the experiments in a directory, newest first.
@@ -52,7 +50,7 @@ def plot(
     experiment_dir: Directory,
     out: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--out",
             metavar="FILE",
             help="A .png or .svg file; by default curves.png in the directory.",
@@ -60,7 +58,7 @@ def plot(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--metric",
             metavar="NAME",
             help="A metric instead of the score, such as episode_len_mean.",
@@ -84,17 +82,15 @@ def prune(
     *,
     keep: Annotated[
         int,
-        typer.Option(
-            "--keep", metavar="N", min=1, help="Newest good periodic checkpoints to keep."
-        ),
+        Option("--keep", metavar="N", min=1, help="Newest good periodic checkpoints to keep."),
     ] = 1,
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Also delete checkpoints in quarantine.")
+        bool, Option("--quarantine", help="Also delete checkpoints in quarantine.")
     ] = False,
     errors: Annotated[
-        bool, typer.Option("--errors", help="Also delete states saved after a divergence.")
+        bool, Option("--errors", help="Also delete states saved after a divergence.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only list.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Delete; without it, only list.")] = False,
     as_json: Json = False,
 ) -> None:
     """Delete checkpoints that are not needed any more.

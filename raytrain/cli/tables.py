@@ -1,18 +1,40 @@
-"""The text of `raytrain show`, `list` and `prune`."""
+"""Tables, and the text of `raytrain show`, `list` and `prune`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from rich.console import Console
 from rich.filesize import decimal
+from rich.table import Table
 
-from raytrain.cli.text_table import table
 from raytrain.commands.prune import Plan
 from raytrain.commands.status import CheckpointView, ExperimentView, TrialView
 from raytrain.driver.console import duration
 from raytrain.records.metrics import over_episodes
 from raytrain.storage.escapes import printable
+
+_WIDTH_OF_A_PIPE = 240
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The rows below their titles. In a pipe, cells are not wrapped."""
+    grid = Table(*titles, box=None, pad_edge=False)
+    for row in rows:
+        grid.add_row(*map(printable, row))
+    # A cell is plain text, also if it looks like markup or contains the name of an emoji.
+    console = Console(
+        width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE,
+        color_system=None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    with console.capture() as captured:
+        console.print(grid)
+    return captured.get().rstrip("\n")
 
 
 def show_text(experiment: ExperimentView) -> str:
@@ -35,8 +57,9 @@ def show_text(experiment: ExperimentView) -> str:
     if not experiment.trials:
         lines.append("no trial has begun yet")
     titles = {
-        "running": "It is running. After it has stopped, continue with:",
-        "finished": "It is finished. To train on, raise a value in `stop`. To see how it ended:",
+        "running": "The run is running. After it has stopped, continue with:",
+        "finished": "The run is finished. To train on, raise a value in `stop` of its config, and "
+        "run `raytrain train` again. To print its result again:",
     }
     lines += ["", titles.get(experiment.state, "Continue with:"), f"  {experiment.resume}"]
     others = [
@@ -137,17 +160,18 @@ def prune_text(plan: Plan, *, done: bool) -> str:
     titles = ("checkpoint", "kind", "iteration", "size")
     rows = [
         (
-            victim.path,
-            victim.kind,
-            "" if victim.iteration < 0 else str(victim.iteration),
-            decimal(victim.size_bytes),
+            plan.path(entry),
+            entry.kind,
+            "" if entry.iteration < 0 else str(entry.iteration),
+            decimal(entry.size_bytes),
         )
-        for victim in plan.delete
+        for entry in plan.delete
     ]
+    kept = ", ".join(map(plan.path, plan.keep))
     amount = f"{len(rows)} checkpoint{'s' * (len(rows) > 1)}, {decimal(plan.frees_bytes)}"
     planned = f"Would delete {amount}. Nothing was deleted: give --yes to delete."
     result = f"Deleted {amount}." if done else planned
-    return f"{table(titles, rows)}\n{result} Kept: {', '.join(plan.keep)}.\n"
+    return f"{table(titles, rows)}\n{result} Kept: {kept}.\n"
 
 
 def _moment(text: str) -> str:

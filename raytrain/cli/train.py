@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from raytrain.cli.app import Address, Config, Directory, Name, Set, StoragePath, command, say
 from raytrain.errors import BadInput
@@ -19,23 +20,19 @@ def train(
     name: Name = None,
     storage_path: StoragePath = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Move the run's old directory aside and begin again.")
+        bool, Option("--fresh", help="Move the run's old directory aside and begin again.")
     ] = False,
     from_: Annotated[
         str | None,
-        typer.Option(
-            "--from", metavar="CHECKPOINT", help="Begin a new run (--name) at this checkpoint."
-        ),
+        Option("--from", metavar="CHECKPOINT", help="Begin a new run (--name) at this checkpoint."),
     ] = None,
     weights_only: Annotated[
         bool,
-        typer.Option(
-            "--weights-only", help="With --from: take only weights and filters; count from 0."
-        ),
+        Option("--weights-only", help="With --from: take only weights and filters; count from 0."),
     ] = False,
     from_stage: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--from-stage",
             metavar="NAME",
             help="Go back to the end of this stage of the curriculum.",
@@ -102,7 +99,7 @@ def submit(
     *,
     address: Annotated[
         str,
-        typer.Option(
+        Option(
             "--address",
             metavar="ADDRESS",
             envvar="RAY_API_SERVER_ADDRESS",
@@ -110,7 +107,7 @@ def submit(
         ),
     ],
     wait: Annotated[
-        bool, typer.Option("--wait", help="Follow the log, and exit with the run's exit code.")
+        bool, Option("--wait", help="Follow the log, and exit with the run's exit code.")
     ] = False,
     set_: Set = None,
     name: Name = None,
@@ -134,12 +131,8 @@ def submit(
     loaded = load_config(
         config, overrides=set_ or (), name=name, storage_path=storage_path, check_env=False
     )
-    raise typer.Exit(submit_and_follow(loaded, address, wait=wait, say=say, write=_write_log))
-
-
-def _write_log(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    write = partial(print, end="", flush=True)
+    raise typer.Exit(submit_and_follow(loaded, address, wait=wait, say=say, write=write))
 
 
 @command

@@ -39,7 +39,7 @@ from raytrain.storage import Location, signing_key
 from raytrain.storage.json import parse_json
 from raytrain.storage.location import storage_errors
 from raytrain.storage.scratch import scratch
-from raytrain.versions import versions
+from raytrain.versions import changed_versions, changes_text
 
 if TYPE_CHECKING:  # They import Ray, which takes seconds.
     from raytrain.ppo.algorithm import ExactPPO
@@ -101,13 +101,10 @@ class TrialAudit:
             ]
             if len(differing) > _SHOWN:
                 lines.append(f"  and {len(differing) - _SHOWN} more")
-        changed = ", ".join(
-            f"{name} {then} -> {now}" for name, (then, now) in self.versions.items()
-        )
-        if changed:
+        if self.versions:
             lines.append(
-                f"  Versions differ from those of the checkpoints ({changed}); equality is "
-                "promised for the same versions only."
+                f"  Versions differ from those of the checkpoints ({changes_text(self.versions)}); "
+                "equality is promised for the same versions only."
             )
         return "".join(f"{line}\n" for line in lines)
 
@@ -149,12 +146,7 @@ def audit(experiment_dir: str | Path, *, start: int | None = None, end: int | No
     """
     place, chosen = trials_at(str(experiment_dir))
     experiment_place = place.parent if chosen == [place] else place
-    experiment = ExperimentFile.read(experiment_place)
-    if experiment is None:
-        raise CannotAudit(
-            f"{experiment_place} holds no experiment.json, so it is not an experiment's directory. "
-            "Give the directory that `raytrain train` printed."
-        )
+    experiment = ExperimentFile.existing(experiment_place)
     # Everything that can be refused is refused before anything is trained.
     plans = [_plan(trial, experiment, start, end) for trial in chosen]
     audits = (_audit_trial(*plan, experiment.snapshot) for plan in plans)
@@ -168,7 +160,7 @@ def _plan(trial: Location, experiment: ExperimentFile, start: int | None, end: i
     first, last = _pair(trial, start, end)
     _refuse_inexact(trial, first, last)
     config = _config_of(trial, experiment)
-    if signing_key() is not None and not has_digest(config, _manifest(first).config_digest):
+    if signing_key() is not None and not has_digest(config, first.good_manifest.config_digest):
         # params.json is not signed; the manifest, which holds the digest of these values, is.
         raise CannotAudit(
             f"{trial / _PARAMS} is not trusted: its values differ from those that {first.location} "
@@ -187,10 +179,10 @@ def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, E
             good[entry.iteration] = entry
     iterations = sorted(good)
     listed = ", ".join(map(str, iterations)) or "none"
-    for asked in (start, end):
-        if asked is not None and asked not in good:
+    for iteration in (start, end):
+        if iteration is not None and iteration not in good:
             raise CannotAudit(
-                f"{trial} has no good checkpoint of iteration {asked}. Iterations with a good "
+                f"{trial} has no good checkpoint of iteration {iteration}. Iterations with a good "
                 f"checkpoint: {listed}; `raytrain checkpoints` lists all checkpoints."
             )
     if start is not None and end is not None and start >= end:
@@ -210,7 +202,7 @@ def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, E
 
 
 def _refuse_inexact(trial: Location, first: Entry, last: Entry) -> None:
-    lost = _manifest(last).exact_lost
+    lost = last.good_manifest.exact_lost
     if lost is None:
         return
     if lost.since_iteration == 0:
@@ -255,15 +247,11 @@ def _audit_trial(
 ) -> TrialAudit:
     from raytrain.ppo.state import StateMismatch
 
-    written = _manifest(last)
-    now = versions()
+    written = last.good_manifest
     # Environments are snapshotted as in the checkpoint; in other stages as in experiment.json.
     snapshot = {**snapshot, "strategy": str(written.snapshot_strategy)}
     difference, compared, digest = None, 0, ""
-    with (
-        scratch("audit") as directory,
-        _algorithm(config, snapshot, directory) as algorithm,
-    ):
+    with scratch("audit") as directory, _algorithm(config, snapshot, directory) as algorithm:
         source = fetch(first.location, directory / "fetched")
         try:
             restored = algorithm.load_exact(source)
@@ -288,11 +276,7 @@ def _audit_trial(
         weights_sha256=digest,
         compared=compared,
         difference=difference,
-        versions={
-            name: (then, now.get(name, "none"))
-            for name, then in written.versions.items()
-            if now.get(name) != then
-        },
+        versions=changed_versions(written.versions),
     )
 
 
@@ -397,8 +381,3 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _manifest(entry: Entry) -> Manifest:
-    assert entry.manifest is not None, "a good checkpoint has one"
-    return entry.manifest

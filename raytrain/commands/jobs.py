@@ -74,9 +74,11 @@ def submit(config: ExperimentConfig, server: JobServer) -> Job:
         BadInput: the run is running there with another config; its files cannot be packed.
         JobRefused: the cluster refused the job.
     """
-    mark = {_RUN: _run_mark(config), _CONFIG: _sha256(config_text(config))}
+    run = _sha256(f"{config.name}\0{config.storage_path}")
+    mark = {_RUN: run, _CONFIG: _sha256(config_text(config))}
     jobs = server.jobs()
-    newest = _newest(jobs, mark[_RUN])
+    ours = [job for job in jobs if (job.metadata or {}).get(_RUN) == run]
+    newest = max(ours, key=lambda job: job.start_time or 0, default=None)
     if newest is not None:
         same = newest.metadata.get(_CONFIG) == mark[_CONFIG]
         if not newest.status.is_terminal():
@@ -230,11 +232,11 @@ def _own_address() -> Iterator[None]:
 
 
 def _token_problem(address: str) -> str:
-    given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
+    variables = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         reason = "it requires a token, and RAY_AUTH_MODE=token is not set here"
-    elif given:
-        reason = f"it does not accept the token in {given[0]}"
+    elif variables:
+        reason = f"it does not accept the token in {variables[0]}"
     else:
         reason = "it requires a token; there is none here, or it is not the cluster's"
     return (
@@ -244,11 +246,6 @@ def _token_problem(address: str) -> str:
     )
 
 
-def _newest(jobs: list[Any], run_mark: str) -> Any | None:
-    ours = [job for job in jobs if (job.metadata or {}).get(_RUN) == run_mark]
-    return max(ours, key=lambda job: job.start_time or 0, default=None)
-
-
 def _next_id(name: str, taken: list[str]) -> str:
     """The first id of a run, or the one after all ids of that form: another run may be called
     `cartpole-2`, and a run of the same name may have another storage path."""
@@ -256,10 +253,6 @@ def _next_id(name: str, taken: list[str]) -> str:
     matches = [re.fullmatch(re.escape(first) + r"(?:-(\d+))?", name) for name in taken]
     numbers = [int(match[1] or 1) for match in matches if match]
     return f"{first}-{max(numbers) + 1}" if numbers else first
-
-
-def _run_mark(config: ExperimentConfig) -> str:
-    return _sha256(f"{config.name}\0{config.storage_path}")
 
 
 def _sha256(text: str) -> str:

@@ -74,8 +74,7 @@ def plot(experiment_dir: str, *, out: str | None = None, metric: str | None = No
 def _other_names(name: str, trials: list[Location]) -> str:
     names: set[str] = set()
     for trial in trials:
-        with storage_errors("Reading the trial's records", trial):
-            names.update(*(metric_names(row) for row in _rows(trial / "result.json")))
+        names.update(*(metric_names(row) for row in _rows(trial)))
     if not names:
         return " Wait for the first iteration."
     nearest = printable(", ".join(nearest_first(name, names)[:_SHOWN]))
@@ -103,8 +102,8 @@ def _score_in(row: Mapping[str, Any], name: str) -> float | None:
 
 
 def _curve(trial: Location, value_of: Callable[[Mapping[str, Any]], float | None]) -> Curve:
+    rows = _rows(trial)
     with storage_errors("Reading the trial's records", trial):
-        rows = _rows(trial / "result.json")
         events = [event for event in read_events(trial / EVENT_LOG) if event.kind == RECOVERED]
     points, at = [], {}
     for row in rows:
@@ -122,11 +121,12 @@ def _curve(trial: Location, value_of: Callable[[Mapping[str, Any]], float | None
     return Curve(printable(trial.name), tuple(points), tuple(failures), stages)
 
 
-def _rows(records: Location) -> list[dict[str, Any]]:
-    try:
-        lines = records.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
+def _rows(trial: Location) -> list[dict[str, Any]]:
+    with storage_errors("Reading the trial's records", trial):
+        try:
+            lines = (trial / "result.json").read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
     # The last line may be torn while it is being written.
     return [row for line in lines if (row := read_row(line)) is not None]
 

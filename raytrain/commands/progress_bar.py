@@ -63,13 +63,11 @@ def track(
     items: Iterable[_T],
     what: str,
     *,
-    total: int | None = None,
     console: Console | None = None,
     delay_s: float = DELAY_S,
 ) -> Iterator[_T]:
-    """The items, counted on a bar. `total` for items that have no length."""
-    if total is None and isinstance(items, Sized):
-        total = len(items)
+    """The items, counted on a bar."""
+    total = len(items) if isinstance(items, Sized) else None
     with _late_bar(what, total, console, delay_s) as advance:
         for item in items:
             yield item

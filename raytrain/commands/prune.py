@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, is_of_run
@@ -24,32 +24,32 @@ from raytrain.storage import DirectoryLock, Location, in_parallel
 from raytrain.trial.fencing import FencingToken
 
 _LOCK_WAIT_S = 1.0  # a process that looks at a lock holds it for a moment
-_DISPOSABLE = frozenset({"periodic", "interrupted"})
-
-
-@dataclass(frozen=True)
-class Victim:
-    """A checkpoint to delete; `path` is relative to the argument's directory."""
-
-    path: str
-    kind: str
-    iteration: int
-    size_bytes: int
+_SHOWN = ("kind", "iteration", "size_bytes")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a prune deletes, and the paths of what it keeps."""
+    """What a prune in the directory `place` deletes, and what it keeps."""
 
-    delete: tuple[Victim, ...]
-    keep: tuple[str, ...]
+    place: Location
+    delete: tuple[Entry, ...]
+    keep: tuple[Entry, ...]
 
     @property
     def frees_bytes(self) -> int:
-        return sum(victim.size_bytes for victim in self.delete)
+        return sum(entry.size_bytes for entry in self.delete)
+
+    def path(self, entry: Entry) -> str:
+        """The path of a checkpoint, relative to `place`."""
+        return entry.location.path.removeprefix(self.place.path.rstrip("/") + "/")
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "frees_bytes": self.frees_bytes}
+        delete = [
+            {"path": self.path(entry), **{key: getattr(entry, key) for key in _SHOWN}}
+            for entry in self.delete
+        ]
+        keep = [self.path(entry) for entry in self.keep]
+        return {"delete": delete, "keep": keep, "frees_bytes": self.frees_bytes}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def plan(argument: str, rule: Rule) -> Plan:
         BadInput: the directory is neither.
     """
     place, chosen = trials_at(argument)
-    return _as_plan(place, [_split(trial, rule) for trial in chosen])
+    return _plan(place, chosen, rule)
 
 
 def prune(
@@ -104,23 +104,27 @@ def prune(
         )
         for trial in chosen:
             Catalogue(trial).sweep()
-        split = [_split(trial, rule) for trial in chosen]
-        for entry in track([entry for delete, _ in split for entry in delete]):
+        locked_plan = _plan(place, chosen, rule)
+        for entry in track(list(locked_plan.delete)):
             for lock in held:
                 lock.check()
             entry.remove()
-    return _as_plan(place, split)
+    return locked_plan
 
 
-def _split(trial: Location, rule: Rule) -> tuple[list[Entry], list[Entry]]:
-    """The checkpoints of a trial to delete, and those to keep."""
-    catalogue = Catalogue(trial)
-    entries = catalogue.entries()
-    counts = _counts(trial)
-    own = [entry for entry in entries if counts(entry)]
-    kept = _newest(catalogue, own, rule.keep)
-    delete = [entry for entry in own if entry.path not in kept and _deletable(entry, rule)]
-    return delete, [entry for entry in entries if entry not in delete]
+def _plan(place: Location, chosen: list[Location], rule: Rule) -> Plan:
+    delete: list[Entry] = []
+    keep: list[Entry] = []
+    for trial in chosen:
+        catalogue = Catalogue(trial)
+        entries = catalogue.entries()
+        counts = _counts(trial)
+        own = [entry for entry in entries if counts(entry)]
+        kept = _newest(catalogue, own, rule.keep)
+        old = [entry for entry in own if entry.path not in kept and _deletable(entry, rule)]
+        delete += old
+        keep += [entry for entry in entries if entry not in old]
+    return Plan(place, tuple(delete), tuple(keep))
 
 
 def _counts(trial: Location) -> Callable[[Entry], bool]:
@@ -159,17 +163,3 @@ def _deletable(entry: Entry, rule: Rule) -> bool:
     if entry.path.startswith("error_"):
         return rule.errors
     return entry.is_disposable and entry.good is not False
-
-
-def _as_plan(place: Location, split: list[tuple[list[Entry], list[Entry]]]) -> Plan:
-    start = place.path.rstrip("/") + "/"
-
-    def path(entry: Entry) -> str:
-        return entry.location.path.removeprefix(start)
-
-    delete = tuple(
-        Victim(path(entry), entry.kind, entry.iteration, entry.size_bytes)
-        for deleted, _ in split
-        for entry in deleted
-    )
-    return Plan(delete, tuple(path(entry) for _, kept in split for entry in kept))

@@ -28,7 +28,7 @@ from raytrain.checkpoint.resolve import is_trial, require_directory
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.commands.next_commands import Commands, yaml_file
 from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps
-from raytrain.driver.experiment import has_ended
+from raytrain.driver.outcome import has_ended
 from raytrain.errors import BadInput
 from raytrain.records import EVENT_LOG, read_events
 from raytrain.records.downtime import RECOVERED
@@ -153,12 +153,7 @@ def view(argument: str | Location) -> ExperimentView:
         if is_trial(place) and ExperimentFile.read(place) is None:
             place = place.parent
         places = trials(place)
-    experiment = ExperimentFile.read(place)
-    if experiment is None:
-        raise BadInput(
-            f"{place} holds no experiment.json, so it is not an experiment's directory. Give the "
-            "directory that `raytrain train` printed; `raytrain list STORAGE` lists experiments."
-        )
+    experiment = ExperimentFile.existing(place)
     config = _sections(experiment)
     commands = Commands(place, yaml_file(experiment), alone=len(places) <= 1)
     views = in_parallel(lambda t: _trial(t, config, commands), places, serial=place.is_local)

@@ -10,11 +10,14 @@ from raytrain.commands.jobs import Job, JobServer, exit_code, submit, why_it_fai
 from raytrain.config import ExperimentConfig
 from raytrain.driver.signals import InterruptedEarly, Interrupts
 
-Say = Callable[[str], None]
-
 
 def submit_and_follow(
-    config: ExperimentConfig, address: str, *, wait: bool, say: Say, write: Callable[[str], Any]
+    config: ExperimentConfig,
+    address: str,
+    *,
+    wait: bool,
+    say: Callable[[str], None],
+    write: Callable[[str], Any],
 ) -> int:
     """Submit the run, or find its job; `write` gets the job's log. Returns the exit code of the
     command. Ctrl-C while the log is followed does not stop the job."""

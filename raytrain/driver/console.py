@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -26,6 +26,7 @@ from rich.text import Text
 from raytrain.records.metrics import number_at, over_episodes
 from raytrain.storage.escapes import printable
 
+_KEYS = ("num_env_steps_sampled_lifetime", "training_iteration", "time_total_s")
 _SMOOTHING = 0.3  # weight of the newest iteration in the rate
 _LOG_EVERY_S = 15.0
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-_])")
@@ -42,56 +43,22 @@ class StopTotals:
     episode_return_mean: float | None = None
 
 
-@dataclass(frozen=True)
-class _Return:
-    """The mean return of `episodes` episodes (None: not known), at most `window` of them."""
+class _Counts(NamedTuple):
+    """The counters of a trial, or how much they grow in a second."""
 
-    mean: float
-    episodes: int | None = None
-    window: int | None = None
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> _Return | None:
-        """The mean over `stop.window`, or the iteration's if there is no window; None if no episode
-        has ended."""
-        stop = row.get("stop", {})
-        window, count = stop.get("window"), stop.get("episodes")
-        where = "env_runners" if window is None else "stop"
-        mean = number_at(row, f"{where}/episode_return_mean")
-        return None if mean is None else cls(mean, count, window)
-
-    def text(self, target: float | None) -> str:
-        of = "" if target is None else f" of {target:,.10g}"
-        full = self.window is None or self.episodes is None or self.episodes >= self.window
-        over = over_episodes(self.episodes)
-        if target is not None and not full:
-            over = f" over {self.episodes} of {self.window} episodes"
-        return f"return {self.mean:,.1f}{of}{over}"
-
-
-@dataclass(frozen=True)
-class _Point:
-    """The counters of a trial at a moment of the clock."""
-
-    moment: float
     timesteps: float = 0.0
     iterations: float = 0.0
     seconds: float = 0.0
-
-    def per_second(self, earlier: _Point) -> tuple[float, float]:
-        elapsed = max(self.moment - earlier.moment, 1e-9)
-        steps, iterations = self.timesteps - earlier.timesteps, self.iterations - earlier.iterations
-        return steps / elapsed, iterations / elapsed
 
 
 @dataclass
 class _Trial:
     name: str
-    point: _Point
+    counts: _Counts = field(default_factory=_Counts)
     stop: StopTotals = field(default_factory=StopTotals)
-    measured: bool = False  # whether `point` is of this attempt, so that a rate can be computed
-    rate: tuple[float, float] | None = None  # timesteps and iterations a second, this attempt
-    episode_return: _Return | None = None
+    measured_at: float | None = None  # when `counts` were reported, if in this attempt
+    rates: _Counts | None = None  # in this attempt
+    episode_return: str = ""
     stage: str | None = None
     checkpoint: int | None = None
     checkpoint_at: float = 0.0
@@ -116,7 +83,7 @@ class ConsoleReporter:
         """An attempt of a trial begins; its first result is where the rate is measured from.
         `survived`: the failures so far, in words."""
         state = self._state(trial)
-        state.stop, state.measured, state.rate = stop, False, None
+        state.stop, state.measured_at, state.rates = stop, None, None
         state.survived = survived or state.survived
         state.printed_at, state.unprinted = -math.inf, False
         state.messages.clear()
@@ -125,17 +92,18 @@ class ConsoleReporter:
     def result(self, trial: str, row: Mapping[str, Any]) -> None:
         """An iteration's result, nested as RLlib reports it."""
         state = self._state(trial)
-        now = _Point(
-            self._clock(),
-            float(row.get("num_env_steps_sampled_lifetime", state.point.timesteps)),
-            float(row.get("training_iteration", state.point.iterations)),
-            float(row.get("time_total_s", state.point.seconds)),
+        now, before = self._clock(), state.counts
+        state.counts = _Counts(
+            *(float(row.get(key, count)) for key, count in zip(_KEYS, before, strict=True))
         )
-        if state.measured:
-            rate = now.per_second(state.point)
-            state.rate = rate if state.rate is None else _smoothed(state.rate, rate)
-        state.point, state.measured = now, True
-        state.episode_return = _Return.of(row) or state.episode_return
+        if state.measured_at is not None:
+            elapsed = max(now - state.measured_at, 1e-9)
+            rates = [(new - old) / elapsed for new, old in zip(state.counts, before, strict=True)]
+            smoothed = zip(state.rates or rates, rates, strict=True)
+            state.rates = _Counts(*(old + _SMOOTHING * (new - old) for old, new in smoothed))
+        state.measured_at = now
+        target = state.stop.episode_return_mean
+        state.episode_return = _return_text(row, target) or state.episode_return
         stage = row.get("stage")
         if isinstance(stage, str):
             curriculum = row.get("curriculum")
@@ -165,16 +133,13 @@ class ConsoleReporter:
     def failed(self, trial: str, message: str, *, will_retry: bool, survived: str = "") -> None:
         """The attempt of a trial ended. `survived`: the failures so far, this one included."""
         state = self._state(trial)
-        state.survived, state.rate = survived, None
+        state.survived, state.rates = survived, None
         state.messages.clear()
         message = _plain(message)
-        if not will_retry:
-            self._print(f"{trial}: failed: {message}", "red")
-        elif state.checkpoint is None:
-            self._print(f"{trial}: {message}; begins again", "yellow")
-        else:
-            text = f"{trial}: {message}; continues from checkpoint {state.checkpoint:,}"
-            self._print(text, "yellow")
+        saved = state.checkpoint
+        what = "begins again" if saved is None else f"continues from checkpoint {saved:,}"
+        text = f"{message}; {what}" if will_retry else f"failed: {message}"
+        self._print(f"{trial}: {text}", "yellow" if will_retry else "red")
         self._draw()
 
     def finished(self, summary: str) -> None:
@@ -196,7 +161,7 @@ class ConsoleReporter:
 
     def _state(self, trial: str) -> _Trial:
         """Also of a trial that was never started here: its process may have failed to start."""
-        return self._trials.setdefault(trial, _Trial(trial, _Point(self._clock())))
+        return self._trials.setdefault(trial, _Trial(trial))
 
     def _output(self) -> Console:
         if self._console is None:
@@ -257,10 +222,10 @@ class ConsoleReporter:
         parts = [state.name, _progress_text(state)]
         if state.stage is not None:
             parts.append(f"stage {state.stage}")
-        if state.episode_return is not None:
-            parts.append(state.episode_return.text(state.stop.episode_return_mean))
-        if state.rate is not None:
-            parts.append(f"{state.rate[0]:,.0f} steps/s")
+        if state.episode_return:
+            parts.append(state.episode_return)
+        if state.rates is not None:
+            parts.append(f"{state.rates.timesteps:,.0f} steps/s")
         left = _seconds_left(state)
         if left is not None:
             parts.append(f"{duration(left)} left")
@@ -277,37 +242,42 @@ def _plain(message: str) -> str:
     return " ".join(_ESCAPE.sub("", message).split())
 
 
-def _smoothed(old: tuple[float, float], new: tuple[float, float]) -> tuple[float, float]:
-    steps, iterations = (
-        before + _SMOOTHING * (now - before) for before, now in zip(old, new, strict=True)
-    )
-    return steps, iterations
-
-
 def _progress_text(state: _Trial) -> str:
-    steps, stop = state.point.timesteps, state.stop
+    steps, stop = state.counts.timesteps, state.stop
     if stop.timesteps:
         share = min(steps / stop.timesteps, 1.0)
         return f"{steps:,.0f} of {stop.timesteps:,.0f} steps ({math.floor(share * 100)}%)"
     if stop.iterations:
-        done = f"iteration {state.point.iterations:,.0f} of {stop.iterations:,.0f}"
+        done = f"iteration {state.counts.iterations:,.0f} of {stop.iterations:,.0f}"
         return f"{done}  {steps:,.0f} steps"
     return f"{steps:,.0f} steps"
 
 
+def _return_text(row: Mapping[str, Any], target: float | None) -> str:
+    """The mean return over `stop.window`, or the iteration's if there is no window; empty if no
+    episode has ended."""
+    stop = row.get("stop", {})
+    window, episodes = stop.get("window"), stop.get("episodes")
+    where = "env_runners" if window is None else "stop"
+    mean = number_at(row, f"{where}/episode_return_mean")
+    if mean is None:
+        return ""
+    over = over_episodes(episodes)
+    of = "" if target is None else f" of {target:,.10g}"
+    if of and window is not None and episodes is not None and episodes < window:
+        over = f" over {episodes} of {window} episodes"
+    return f"return {mean:,.1f}{of}{over}"
+
+
 def _seconds_left(state: _Trial) -> float | None:
     """Until the first criterion whose end can be predicted; that of a return cannot."""
-    if state.rate is None:
+    if state.rates is None:
         return None
-    stop, point, (steps, iterations) = state.stop, state.point, state.rate
-    ends = [
-        (stop.timesteps, point.timesteps, steps),
-        (stop.iterations, point.iterations, iterations),
-        (stop.seconds, point.seconds, 1.0),
-    ]
+    totals = (state.stop.timesteps, state.stop.iterations, state.stop.seconds)
+    rates = state.rates._replace(seconds=1.0)
     left = [
         max(total - done, 0.0) / rate
-        for total, done, rate in ends
+        for total, done, rate in zip(totals, state.counts, rates, strict=True)
         if total is not None and rate > 0
     ]
     return min(left, default=None)

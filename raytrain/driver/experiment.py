@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
@@ -24,8 +24,6 @@ from raytrain.checkpoint import (
     Entry,
     ExperimentFile,
     ExperimentFileError,
-    Manifest,
-    is_of_run,
     require_key,
     trials,
 )
@@ -39,33 +37,34 @@ from raytrain.config import (
 )
 from raytrain.driver.console import ConsoleReporter
 from raytrain.driver.fork import Fork, begin, refuse_other_parent, require_possible
-from raytrain.driver.outcome import Outcome, finished_before, outcome_of, unreadable
+from raytrain.driver.outcome import (
+    Outcome,
+    finished_before,
+    finished_trials,
+    outcome_of,
+)
 from raytrain.driver.same_run import require_same_run
 from raytrain.driver.signals import InterruptedEarly, Interrupts
-from raytrain.driver.spaces import require_actions
+from raytrain.driver.spaces import Say, require_actions
 from raytrain.driver.stages import (
     prove_stages,
     require_same_spaces,
     start_again_after,
     warnings_of,
 )
-from raytrain.ppo.curriculum import is_over
-from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.storage import (
     LEASE_PATIENCE_S,
     STORE,
     DirectoryLock,
     Location,
-    StorageError,
     storage_errors,
 )
 from raytrain.trial.fresh_directory import set_directory_aside
-from raytrain.versions import versions
+from raytrain.versions import changed_versions, changes_text, versions
 
 if TYPE_CHECKING:
     from raytrain.driver.tune_callback import RunCallback
 
-Say = Callable[[str], None]
 _READER_S = 1.0  # On a local disk a command that only reads may hold the lock for a moment.
 
 
@@ -100,17 +99,8 @@ def train(
             STORE.listen(warn)
             wait = _READER_S if place.is_local else LEASE_PATIENCE_S
             with DirectoryLock(place, wait=wait, tell=warn) as lock:
-                outcome = _train(
-                    config,
-                    place,
-                    reporter,
-                    interrupts,
-                    lock,
-                    fork=fork,
-                    from_stage=from_stage,
-                    address=address,
-                    command=command,
-                )
+                run = _Run(config, place, reporter, interrupts, address, command)
+                outcome = run.outcome(lock, fork, from_stage)
         except BaseException:
             if not interrupts.early:
                 raise
@@ -126,131 +116,80 @@ def train(
 def resume(path: str | Path, **options: Any) -> Outcome:
     """Continue the experiment in the directory `path`, which may have been moved."""
     place = Location.of(path)
-    experiment = ExperimentFile.read(place)
-    if experiment is None:
-        raise ExperimentFileError(
-            f"{place} holds no experiment.json, so it is not an experiment's directory. Give the "
-            "directory that `raytrain train` printed, or run `raytrain train CONFIG`."
-        )
+    config = ExperimentFile.existing(place).config
     moved = {"name": place.name, "storage_path": str(place.parent)}
-    return train(config_from_dict({**experiment.config, **moved}), **options)
+    return train(config_from_dict({**config, **moved}), **options)
 
 
-def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entry]:
-    """The last checkpoint of each trial that has ended under the config's present `stop`, by
-    directory name."""
-    entries = {trial.name: finished_trial(config, trial) for trial in trials(place)}
-    return {name: entry for name, entry in entries.items() if entry is not None}
+@dataclass(frozen=True)
+class _Run:
+    """A run in its locked directory."""
 
+    config: ExperimentConfig
+    place: Location
+    reporter: ConsoleReporter
+    interrupts: Interrupts
+    address: str | None
+    command: str
 
-def finished_trial(config: ExperimentConfig, trial: Location) -> Entry | None:
-    """The last checkpoint of a trial that has ended under the config's present `stop`."""
-    entry = Catalogue(trial).entry("final", verify=True)
-    if entry is None or not entry.good or entry.manifest is None:
-        return None
-    try:
-        experiment = ExperimentFile.read(trial.parent)
-    except ExperimentFileError:
-        experiment = None
-    if experiment is not None and not is_of_run(entry.manifest, experiment.run_id, trial):
-        return None
-    return entry if has_ended(config, entry.manifest) else None
+    def outcome(self, lock: DirectoryLock, fork: Fork | None, from_stage: str | None) -> Outcome:
+        """Train what is not finished yet."""
+        config, place, say = self.config, self.place, self.reporter.note
+        stored = _read_experiment(place, say)
+        if stored is not None:
+            require_key(stored, place)
+        if fork is not None and stored is not None:
+            refuse_other_parent(fork, stored, place, say)
+        changed = require_same_run(config, place, stored, say, from_stage)
+        if from_stage is not None:
+            start_again_after(from_stage, config, place, say)
+        finished = finished_trials(config, place)
+        if stored is not None and len(finished) == num_trials(config):
+            return finished_before(config, place, finished)
+        experiment = _describe_run(config, place, stored, say)
+        lock.check()  # Another process may have started the run meanwhile.
+        if fork is not None and stored is None and not trials(place):
+            origin: dict[str, Any] = begin(fork, place)
+            say("A fork of {experiment}, {trial}, {checkpoint}.".format(**origin["parent"]))
+            experiment = replace(experiment, **origin)
+        # Tune's files hold each trial's values; a job's working directory is another one each time.
+        in_tune_files = (*ALGORITHM_SECTIONS, "import_path")
+        if from_stage or any(name.split(".")[0] in in_tune_files for name in changed):
+            from raytrain.driver.tuner import read_tune_files, set_aside
 
+            set_aside(place, read_tune_files(place).names)
+        lock.check()
+        experiment.write(place)
+        watch = self._train(finished)
+        # From here the outcome is only reported; a second signal exits at once.
+        self.interrupts.defer()
+        return outcome_of(config, place, watch, self.interrupts, self.command)
 
-def has_ended(config: ExperimentConfig, manifest: Manifest) -> bool:
-    """Whether the checkpoint of `manifest` is at the end of the run (`stop`, or the last stage)."""
-    if is_over(config, manifest.metrics):
-        return True
-    rule = StopRule.of(config.stop)
-    return rule.reached(Progress.of(manifest), manifest.metrics) is not None
+    def _train(self, finished: Mapping[str, Entry]) -> RunCallback:
+        """Train with a Ray of this program's or of `address`; if it is lost, with a new one."""
+        # Ray is imported when there is work for it.
+        from raytrain.driver.ray_session import RayLost, RaySession
 
-
-def _train(
-    config: ExperimentConfig,
-    place: Location,
-    reporter: ConsoleReporter,
-    interrupts: Interrupts,
-    lock: DirectoryLock,
-    *,
-    fork: Fork | None,
-    from_stage: str | None,
-    address: str | None,
-    command: str,
-) -> Outcome:
-    say = reporter.note
-    stored = _read_experiment(place, say)
-    if stored is not None:
-        require_key(stored, place)
-    if fork is not None and stored is not None:
-        refuse_other_parent(fork, stored, place, say)
-    changed = require_same_run(config, place, stored, say, from_stage)
-    if from_stage is not None:
-        start_again_after(from_stage, config, place, say)
-    before = finished_trials(config, place)
-    if stored is not None and len(before) == num_trials(config):
-        return finished_before(config, place, before)
-    experiment = _describe_run(config, place, stored, say)
-    lock.check()  # Another process may have started the run meanwhile.
-    if fork is not None and stored is None and not trials(place):
-        origin: dict[str, Any] = begin(fork, place)
-        say("A fork of {experiment}, {trial}, {checkpoint}.".format(**origin["parent"]))
-        experiment = replace(experiment, **origin)
-    # Tune's files hold each trial's values; a job's working directory is another one each time.
-    in_tune_files = (*ALGORITHM_SECTIONS, "import_path")
-    if from_stage or any(name.split(".")[0] in in_tune_files for name in changed):
-        from raytrain.driver.tuner import forget_tune_files
-
-        forget_tune_files(place)
-    lock.check()
-    experiment.write(place)
-    watch = _run(config, place, reporter, interrupts, address=address, finished=before)
-    # From here the outcome is only reported; a second signal exits at once.
-    interrupts.defer()
-    try:
-        after = finished_trials(config, place)
-    except StorageError as error:
-        return unreadable(config, place, watch, error, command)
-    return outcome_of(config, place, watch, interrupts, done=after, command=command)
-
-
-def _run(
-    config: ExperimentConfig,
-    place: Location,
-    reporter: ConsoleReporter,
-    interrupts: Interrupts,
-    *,
-    address: str | None,
-    finished: Mapping[str, Entry],
-) -> RunCallback:
-    """Train with a Ray of this program's or of `address`; if it is lost, with a new one."""
-    # Ray is imported when there is work for it.
-    from raytrain.driver.ray_session import RayLost, RaySession
-
-    losses = 0
-    while True:
-        session = RaySession(config, address=address, interrupts=interrupts)
-        try:
-            with session:
-                return session.run(
-                    place,
-                    reporter,
-                    finished=finished,
-                    find_finished=partial(finished_trial, config),
+        losses = 0
+        while True:
+            session = RaySession(self.config, address=self.address, interrupts=self.interrupts)
+            try:
+                with session:
+                    return session.run(self.place, self.reporter, finished)
+            except RayLost as lost:
+                if self.interrupts.received is not None:
+                    if session.watch is None:
+                        raise InterruptedEarly from None
+                    session.watch.unsaved.setdefault("Ray", str(lost))
+                    return session.watch
+                losses += 1
+                finished = finished_trials(self.config, self.place)
+                if 0 <= self.config.failure.max_failures < losses:
+                    raise
+                self.reporter.note(
+                    f"{lost}. Ray is started again; each trial continues from its newest good "
+                    "checkpoint."
                 )
-        except RayLost as lost:
-            if interrupts.received is not None:
-                if session.watch is None:
-                    raise InterruptedEarly from None
-                session.watch.unsaved.setdefault("Ray", str(lost))
-                return session.watch
-            losses += 1
-            finished = finished_trials(config, place)
-            if 0 <= config.failure.max_failures < losses:
-                raise
-            reporter.note(
-                f"{lost}. Ray is started again; each trial continues from its newest good "
-                "checkpoint."
-            )
 
 
 def _read_experiment(place: Location, say: Say) -> ExperimentFile | None:
@@ -274,8 +213,8 @@ def _describe_run(
     and again only when the version of a library has changed."""
     env_creator(config)  # `resume` has not looked for the environment yet.
     require_same_spaces(config)
-    present = versions()
-    proved = stored if stored is not None and dict(stored.versions) == present else None
+    changed = {} if stored is None else changed_versions(stored.versions)
+    proved = None if changed else stored
     snapshot = prove_stages(config, proved.snapshot if proved is not None else None, say)
     if stored is not None and snapshot["strategy"] != stored.snapshot["strategy"]:
         # Snapshots on storage can only be read by the strategy that took them.
@@ -299,15 +238,10 @@ def _describe_run(
             f"({snapshot['reason']}). Training, checkpoints and retries work; running episodes are "
             "started again on a resume."
         )
-    if stored is not None and proved is None:
-        changed = ", ".join(
-            f"{name} {stored.versions.get(name)} -> {version}"
-            for name, version in present.items()
-            if stored.versions.get(name) != version
-        )
+    if changed:
         say(
-            f"Libraries differ from those of the run's start ({changed}); results are equal bit "
-            "for bit only with the same versions."
+            f"Libraries differ from those of the run's start ({changes_text(changed)}); results "
+            "are equal bit for bit only with the same versions."
         )
     values: dict[str, Any] = {
         "name": config.name,
@@ -320,7 +254,7 @@ def _describe_run(
     return ExperimentFile(
         **values,
         run_id=_run_id_of_checkpoints(place) or uuid.uuid4().hex,
-        versions=present,
+        versions=versions(),
         first_start=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

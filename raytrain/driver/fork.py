@@ -11,7 +11,7 @@ filters, and everything else starts from the beginning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from raytrain.checkpoint.lineage import (
 )
 from raytrain.config import ExperimentConfig, make_env, stage_config
 from raytrain.config.model import SHAPE_OF_WEIGHTS
-from raytrain.driver.spaces import spaces_of
+from raytrain.driver.spaces import Say, spaces_of
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.policy.spaces import decode_space
 from raytrain.ppo.curriculum import is_over
@@ -86,8 +86,7 @@ def begin(fork: Fork, place: Location) -> dict[str, dict[str, Any]]:
         RaytrainError: the checkpoint is gone or damaged, or cannot be copied.
     """
     entry = resolve(fork.checkpoint)
-    manifest = entry.manifest
-    assert manifest is not None, "a verified checkpoint has a manifest"
+    manifest = entry.good_manifest
     replace(entry.location, place / FORKED_FROM, kind=manifest.kind)
     own = generation(entry, weights_only=fork.weights_only)
     return {
@@ -103,9 +102,7 @@ def begin(fork: Fork, place: Location) -> dict[str, dict[str, Any]]:
     }
 
 
-def refuse_other_parent(
-    fork: Fork, experiment: ExperimentFile, place: Location, say: Callable[[str], None]
-) -> None:
+def refuse_other_parent(fork: Fork, experiment: ExperimentFile, place: Location, say: Say) -> None:
     """Raise unless the run in `place` is this fork, which is then continued."""
     remedy = "Leave --from out to continue it; give another --name; or set it aside with --fresh."
     if experiment.fork is None or experiment.parent is None:
@@ -173,8 +170,7 @@ def _require_same_network(
 
 
 def _require_something_to_do(entry: Entry, config: ExperimentConfig) -> None:
-    manifest = entry.manifest
-    assert manifest is not None
+    manifest = entry.good_manifest
     if is_over(config, manifest.metrics):
         raise CannotFork(
             f"{entry.location} is the end of the last stage of this `curriculum`. Add a stage, "

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raytrain.checkpoint import Catalogue, Entry, trials
+from raytrain.checkpoint import Catalogue, Entry, Manifest, is_of_run, trials
+from raytrain.checkpoint.lineage import experiment_around
 from raytrain.config import ExperimentConfig, num_trials
 from raytrain.driver.signals import Interrupts
+from raytrain.ppo.curriculum import is_over
+from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.storage import Location, StorageError
 from raytrain.trial.score import score_of
 
@@ -29,6 +32,32 @@ class Outcome:
     trials: tuple[str, ...] = ()
 
 
+def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entry]:
+    """The last checkpoint of each trial that has ended under the config's present `stop`, by
+    directory name."""
+    entries = {trial.name: finished_trial(config, trial) for trial in trials(place)}
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
+def finished_trial(config: ExperimentConfig, trial: Location) -> Entry | None:
+    """The last checkpoint of a trial that has ended under the config's present `stop`."""
+    entry = Catalogue(trial).entry("final", verify=True)
+    if entry is None or not entry.good or entry.manifest is None:
+        return None
+    experiment = experiment_around(entry)
+    if experiment is not None and not is_of_run(entry.manifest, experiment.run_id, trial):
+        return None
+    return entry if has_ended(config, entry.manifest) else None
+
+
+def has_ended(config: ExperimentConfig, manifest: Manifest) -> bool:
+    """Whether the checkpoint of `manifest` is at the end of the run (`stop`, or the last stage)."""
+    if is_over(config, manifest.metrics):
+        return True
+    rule = StopRule.of(config.stop)
+    return rule.reached(Progress.of(manifest), manifest.metrics) is not None
+
+
 def finished_before(
     config: ExperimentConfig, place: Location, done: Mapping[str, Entry]
 ) -> Outcome:
@@ -45,11 +74,18 @@ def outcome_of(
     place: Location,
     watch: RunCallback,
     interrupts: Interrupts,
-    *,
-    done: Mapping[str, Entry],
     command: str,
 ) -> Outcome:
-    """The outcome of a run with these finished trials: finished, stopped by a signal, or failed."""
+    """The outcome of a run that was trained: finished, stopped by a signal, or failed."""
+    try:
+        done = finished_trials(config, place)
+    except StorageError as error:
+        message = (
+            f"{config.name} ended, but the state of its trials cannot be read from storage: {error}"
+            f"{_failures(watch)}\nWhat was committed is safe in {place}. When the storage answers, "
+            f"continue with: {command}"
+        )
+        return Outcome(1, str(place), message)
     total = num_trials(config)
     tune_error = ""
     if watch.tune_error is not None:
@@ -74,18 +110,6 @@ def outcome_of(
         f"{_failures(watch)}\n{kept} When the cause is fixed, continue with: {command}"
     )
     return Outcome(1, str(place), message, tuple(done))
-
-
-def unreadable(
-    config: ExperimentConfig, place: Location, watch: RunCallback, error: StorageError, command: str
-) -> Outcome:
-    """The state of the trials cannot be read."""
-    message = (
-        f"{config.name} ended, but the state of its trials cannot be read from storage: {error}"
-        f"{_failures(watch)}\nWhat was committed is safe in {place}. When the storage answers, "
-        f"continue with: {command}"
-    )
-    return Outcome(1, str(place), message)
 
 
 def _saved(place: Location, watch: RunCallback) -> str:
@@ -122,14 +146,14 @@ def _rank(entry: Entry, config: ExperimentConfig) -> float:
 
 
 def _summary(done: Mapping[str, Entry], config: ExperimentConfig) -> str:
-    def one(name: str, entry: Entry) -> str:
+    def sentence(name: str, entry: Entry) -> str:
         score = score_of(entry, config.checkpoint)
         text = f"{name} at iteration {entry.iteration}, {entry.timesteps:,} steps"
         if score is not None:
             text += f", score {score.value:g} ({config.checkpoint.score}{score.over})"
         return text
 
-    return "; ".join(one(name, entry) for name, entry in sorted(done.items()))
+    return "; ".join(sentence(name, entry) for name, entry in sorted(done.items()))
 
 
 def _without_best(done: Mapping[str, Entry], config: ExperimentConfig) -> str:

@@ -31,14 +31,10 @@ class PendingTrials:
         """The messages to print."""
         now = self._clock()
         idle = [trial for trial in trials if trial.status in ("PENDING", "PAUSED")]
-        running = any(trial.status == "RUNNING" for trial in trials)
-        nodes = [] if running or not idle else _nodes()
+        waits = bool(idle) and all(trial.status != "RUNNING" for trial in trials)
+        nodes = _nodes() if waits else []
         resources = [has for _, has in nodes]
-        if (
-            running
-            or not idle
-            or any(fits(trial.placement_group_factory.bundles, resources) for trial in idle)
-        ):
+        if not waits or any(fits(t.placement_group_factory.bundles, resources) for t in idle):
             was_reported, self._since, self._reported = self._reported, None, None
             if was_reported and idle:
                 return ["A node with the resources is available again; the run continues."]

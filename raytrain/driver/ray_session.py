@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -96,15 +96,10 @@ class RaySession:
                 ray.shutdown()
 
     def run(
-        self,
-        place: Location,
-        reporter: ConsoleReporter,
-        *,
-        finished: Mapping[str, Entry],
-        find_finished: Callable[[Location], Entry | None],
+        self, place: Location, reporter: ConsoleReporter, finished: Mapping[str, Entry]
     ) -> RunCallback:
-        """Run all trials that are not finished. Returns the callback that watched them. `finished`,
-        `find_finished`: see `tuner.ExperimentScheduler`.
+        """Run all trials that are not finished. Returns the callback that watched them. `finished`:
+        see `tuner.ExperimentScheduler`.
 
         Raises:
             ClusterNotReady: a node of the cluster cannot take part.
@@ -138,9 +133,7 @@ class RaySession:
                 reporter.note(problem, "warning")
 
         self.watch = watch = RunCallback(self._config, reporter, self._interrupts, check)
-        tuner, message = build_tuner(
-            self._config, place, watch, finished=finished, find_finished=find_finished
-        )
+        tuner, message = build_tuner(self._config, place, watch, finished)
         if message is not None:
             reporter.note(message, "warning")
         watch.begin()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from raytrain.checkpoint import Catalogue, ExperimentFile, trials
 from raytrain.config import (
     ExperimentConfig,
@@ -12,6 +10,7 @@ from raytrain.config import (
     gives_up_exactness,
     has_digest,
 )
+from raytrain.driver.spaces import Say
 from raytrain.driver.stages import may_change
 from raytrain.errors import BadInput
 from raytrain.storage import Location
@@ -25,7 +24,7 @@ def require_same_run(
     config: ExperimentConfig,
     place: Location,
     experiment: ExperimentFile | None,
-    say: Callable[[str], None],
+    say: Say,
     from_stage: str | None,
 ) -> list[str]:
     """Return the fields that differ from those of the last start.

@@ -23,16 +23,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from raytrain._ray.local import KEPT_FROM_RAY
+
 # While a user's code is tried, `os._exit` is another function (see `user_code.no_exit`).
 _exit = os._exit
 
-SAVE_AND_LEAVE = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
 LEAVE = signal.SIGQUIT
 SAME_REQUEST_S = 1.0
 _SHOW_CURSOR = "\x1b[?25h"
@@ -43,8 +38,8 @@ class InterruptedEarly(BaseException):
 
 
 class Interrupts:
-    """While active, the signals of `SAVE_AND_LEAVE` are stored in `received` and do not end the
-    process."""
+    """While active, the signals of `KEPT_FROM_RAY` except SIGQUIT are stored in `received` and do
+    not end the process."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, *, insist_after_s: float | None = None
@@ -79,7 +74,7 @@ class Interrupts:
         Only the main thread may; a run in another thread is not interrupted by signals."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (*SAVE_AND_LEAVE, LEAVE):
+        for number in KEPT_FROM_RAY:
             if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             before = signal.signal(number, self._note)

@@ -8,23 +8,22 @@ checkpoint is in must stay as they were, later ones may be changed, added or rem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from typing import Any
 
-from raytrain.checkpoint import BestPolicy, Catalogue, Entry, replace, trials
+from raytrain.checkpoint import Catalogue, Entry, replace, trials
 from raytrain.checkpoint.lineage import SET_ASIDE
-from raytrain.config import ExperimentConfig, env_creator, eras, make_env, same_value, stage_config
+from raytrain.config import ExperimentConfig, env_creator, make_env, same_value, stage_config
 from raytrain.config.user_code import of_environment, users_code
-from raytrain.driver.spaces import require_observations, spaces_of
+from raytrain.driver.spaces import Say, require_observations, spaces_of
 from raytrain.errors import BadInput
 from raytrain.storage import DirectoryLock, Location
 from raytrain.trial.fencing import FencingToken
-from raytrain.trial.score import ranked
+from raytrain.trial.score import best_policy
 
-Say = Callable[[str], None]
 Spaces = dict[str, Any]
 
 SLOW_TRIAL_S = 30.0
@@ -105,17 +104,19 @@ def prove_stages(
 ) -> dict[str, Any]:
     """How the environments are snapshotted (experiment.json's `snapshot`), proved for each distinct
     environment. `known`: what was proved at an earlier start, which is kept."""
+    if not config.curriculum:
+        return dict(known) if known else _proved(config, say)
     snapshot: dict[str, Any] = dict(known or {})
     proved: list[tuple[Any, dict[str, Any]]] = [
         (proof["env_config"], proof) for proof in snapshot.get("stages", {}).values()
     ]
-    if "strategy" in snapshot:
+    if snapshot:
         proved.append((config.environment.env_config, snapshot))
     stages = {}
     for index, stage in enumerate(config.curriculum):
         of_stage = stage_config(config, index)
         env_config = of_stage.environment.env_config
-        proof = next((proof for given, proof in proved if same_value(given, env_config)), None)
+        proof = next((proof for values, proof in proved if same_value(values, env_config)), None)
         if proof is None:
             proof = _proved(of_stage, say)
             proved.append((env_config, proof))
@@ -124,12 +125,7 @@ def prove_stages(
             "warnings": proof.get("warnings", []),
             "env_config": env_config,
         }
-    if "strategy" not in snapshot:
-        if not stages:
-            return _proved(config, say)
-        snapshot = dict(proved[0][1])
-    if not stages:
-        return snapshot
+    snapshot = snapshot or dict(proved[0][1])
     for name, proof in stages.items():
         if not proof["exact"]:
             snapshot |= {"exact": False, "reason": f"stage {name}: {proof['reason']}"}
@@ -197,7 +193,7 @@ def start_again_after(stage: str, config: ExperimentConfig, place: Location, say
     Raises:
         NoSuchStage: the stage is not in the config, or has not ended in some trial.
     """
-    names = [one.name for one in config.curriculum]
+    names = [entry.name for entry in config.curriculum]
     if stage not in names:
         listed = ", ".join(names) or "there are none"
         raise NoSuchStage(f"--from-stage {stage}: no stage of this name in `curriculum`: {listed}.")
@@ -254,11 +250,10 @@ def _end_of(stage: str, trial: Location) -> Entry:
 
 def _choose_best_again(config: ExperimentConfig, trial: Location, attempts: FencingToken) -> None:
     """Make `best` the best of the remaining checkpoints, if it was set aside."""
-    catalogue, settings = Catalogue(trial), config.checkpoint
+    catalogue = Catalogue(trial)
     if catalogue.entry("best") is not None:
         return
-    policy = BestPolicy(settings.score_order, eras(config), partial(ranked, settings=settings))
-    best = policy.best_of(catalogue.entries(verify=True))
+    best = best_policy(config).best_of(catalogue.entries(verify=True))
     if best is not None:
         replace(
             best.location,

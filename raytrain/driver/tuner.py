@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
@@ -25,6 +26,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from raytrain import _ray
 from raytrain.checkpoint import Entry
 from raytrain.config import ExperimentConfig, num_trials, param_space
+from raytrain.driver.outcome import finished_trial
 from raytrain.driver.tune_callback import RunCallback, trial_location
 from raytrain.storage import Location, StorageError
 from raytrain.storage.json import parse_json
@@ -40,17 +42,18 @@ _FINISHED = "TERMINATED"
 _LARGEST_STATE = 1 << 30  # bytes: it grows with the number of trials
 
 
-FindFinished = Callable[[Location], Entry | None]
-"""The last checkpoint in a trial's directory if the trial has ended under the present `stop`."""
-
-
 class ExperimentScheduler(FIFOScheduler):
     """First come, first served. A trial that is finished on storage is ended without being started;
     a trial that leaves a node is ended there and started on another."""
 
-    def __init__(self, finished: Mapping[str, Entry], find_finished: FindFinished) -> None:
+    def __init__(
+        self,
+        finished: Mapping[str, Entry],
+        find_finished: Callable[[Location], Entry | None],
+    ) -> None:
         """`finished`: the last checkpoint of each finished trial, by directory name.
-        `find_finished` is called for a trial that failed: it may have died after its last save."""
+        `find_finished` (see `outcome.finished_trial`) is called with the directory of a trial that
+        failed: it may have died after its last save."""
         super().__init__()
         self._finished = dict(finished)
         self._find_finished = find_finished
@@ -143,11 +146,6 @@ def read_tune_files(experiment: Location) -> TuneFiles:
     return TuneFiles(names, problem, statuses, complete)
 
 
-def forget_tune_files(experiment: Location) -> None:
-    """Set Tune's files aside: the trials' resources in them may be outdated."""
-    set_aside(experiment, read_tune_files(experiment).names)
-
-
 def set_aside(experiment: Location, names: Iterable[str]) -> None:
     """Move Tune's files to where Tune does not look. Nothing is deleted."""
     with storage_errors("Setting Tune's state aside", experiment):
@@ -158,14 +156,33 @@ def set_aside(experiment: Location, names: Iterable[str]) -> None:
             (experiment / name).delete_file()
 
 
-def fresh_tuner(
+def build_tuner(
     config: ExperimentConfig,
     experiment: Location,
     watch: RunCallback,
-    scheduler: ExperimentScheduler,
-) -> Tuner:
-    """A Tuner whose trials continue from whatever lies in their directories."""
-    return Tuner(
+    finished: Mapping[str, Entry],
+) -> tuple[Tuner, str | None]:
+    """The Tuner to run, and a message if Tune's own files could not be used. `finished`: see
+    `ExperimentScheduler`."""
+    scheduler = ExperimentScheduler(finished, partial(finished_trial, config))
+    failures = FailureConfig(max_failures=config.failure.max_failures)
+    files = read_tune_files(experiment)
+    if files.fit(num_trials(config), finished):
+        tuner = Tuner.restore(
+            experiment.path,
+            TrialPPO,
+            resume_unfinished=True,
+            resume_errored=True,
+            storage_filesystem=experiment.fs,
+        )
+        _ray.tune.set_run_config(
+            tuner, callbacks=[watch], failure_config=failures, scheduler=scheduler
+        )
+        return tuner, None
+    if files.names:
+        set_aside(experiment, files.names)
+    # The trials continue from whatever lies in their directories.
+    tuner = Tuner(
         TrialPPO,
         param_space={**param_space(config), "import_path": config.import_path},
         tune_config=TuneConfig(
@@ -185,58 +202,15 @@ def fresh_tuner(
             # The trial decides when to save and what to keep: it knows when a checkpoint's commit
             # is complete. Tune only asks for the last one when a trial ends.
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=True),
-            failure_config=FailureConfig(max_failures=config.failure.max_failures),
+            failure_config=failures,
             callbacks=[watch],
             verbose=0,
         ),
     )
-
-
-def restored_tuner(
-    config: ExperimentConfig,
-    experiment: Location,
-    watch: RunCallback,
-    scheduler: ExperimentScheduler,
-) -> Tuner:
-    """The Tuner of an experiment whose Tune files are whole; unfinished and failed trials
-    continue."""
-    tuner = Tuner.restore(
-        experiment.path,
-        TrialPPO,
-        resume_unfinished=True,
-        resume_errored=True,
-        storage_filesystem=experiment.fs,
-    )
-    _ray.tune.set_run_config(
-        tuner,
-        callbacks=[watch],
-        failure_config=FailureConfig(max_failures=config.failure.max_failures),
-        scheduler=scheduler,
-    )
-    return tuner
-
-
-def build_tuner(
-    config: ExperimentConfig,
-    experiment: Location,
-    watch: RunCallback,
-    *,
-    finished: Mapping[str, Entry],
-    find_finished: FindFinished,
-) -> tuple[Tuner, str | None]:
-    """The Tuner to run, and a message if Tune's own files could not be used. `finished`,
-    `find_finished`: see `ExperimentScheduler`."""
-    scheduler = ExperimentScheduler(finished, find_finished)
-    files = read_tune_files(experiment)
-    if files.fit(num_trials(config), finished):
-        return restored_tuner(config, experiment, watch, scheduler), None
-    if files.names:
-        set_aside(experiment, files.names)
     message = (
         f"Tune's own state cannot be used ({files.problem}); it was set aside in {_ASIDE}/. The "
         "experiment continues from its config and the trials' checkpoints."
     )
-    tuner = fresh_tuner(config, experiment, watch, scheduler)
     return tuner, message if files.names and files.problem is not None else None
 
 

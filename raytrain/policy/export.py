@@ -159,8 +159,7 @@ def _try_torchscript(parts: PolicyParts, path: Path) -> None:
 
 def _origin(entry: Entry) -> dict[str, Any]:
     """Where the policy comes from, for `Policy.metadata`."""
-    manifest = entry.manifest
-    assert manifest is not None, "what is resolved was verified by its manifest"
+    manifest = entry.good_manifest
     names = "experiment trial_id run_id kind iteration timesteps episodes stage score created_at"
     origin = {name: getattr(manifest, name) for name in names.split()}
     return {**origin, "config_digest": manifest.config_digest, "versions": dict(manifest.versions)}

@@ -29,8 +29,7 @@ def model_card(
     directory: Path,
 ) -> str:
     """The text of the card. `directory` holds the files that it describes."""
-    manifest = entry.manifest
-    assert manifest is not None
+    manifest = entry.good_manifest
     sections = [
         printable(
             f"# {manifest.experiment}: a PPO policy for {parts.env or 'an environment of its own'}"

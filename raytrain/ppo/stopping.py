@@ -28,8 +28,7 @@ class Progress:
     @classmethod
     def of(cls, manifest: Manifest) -> Progress:
         """Where the trial stood at a checkpoint."""
-        time_s = float(manifest.metrics.get("time_total_s", 0.0))
-        return cls(manifest.iteration, manifest.timesteps, manifest.episodes, time_s)
+        return cls(manifest.iteration, manifest.timesteps, manifest.episodes, manifest.time_s)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def time_lost(
         return None
     if row is None:
         return TimeLost(0.0, 0.0)
-    saved_s = 0.0 if manifest is None else float(manifest.metrics.get("time_total_s", 0.0))
+    saved_s = 0.0 if manifest is None else manifest.time_s
     return TimeLost(
         max(0.0, float(row.get("time_total_s", 0.0)) - saved_s),
         max(0.0, now - float(row.get("timestamp", now))),

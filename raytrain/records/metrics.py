@@ -104,6 +104,14 @@ def _rllib_metric(result: Mapping[str, Any], name: str) -> float | None:
     return number_at(result, prefix + RUNNERS + name.removeprefix(prefix))
 
 
+def double(number: Any) -> float:
+    """The number in double precision; an integer beyond its range is infinite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
 def number_at(result: Mapping[str, Any], path: str) -> float | None:
     """The number at a path with slashes in nested mappings; None if it is absent or NaN."""
     value: Any = result

@@ -17,7 +17,6 @@ that a resume checks.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import socket
@@ -35,6 +34,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from raytrain.checkpoint.commit import Fence
 from raytrain.records.append_file import AppendOnlyFile, read_in_blocks, replace_file
+from raytrain.records.metrics import double
 from raytrain.records.row_files import EVENT_FILE, ResultJson, Row, RowFile
 from raytrain.storage.location import fsync
 
@@ -64,7 +64,7 @@ def _version_record() -> bytes:
 
 def _row_record(row: Row) -> bytes:
     values = [
-        Summary.Value(tag=_tag(key), simple_value=_double(value))
+        Summary.Value(tag=_tag(key), simple_value=double(value))
         for key, value in row.flat.items()
         if isinstance(value, (int, float))
         and value == value  # noqa: PLR0124 - false for NaN
@@ -78,13 +78,6 @@ def _row_record(row: Row) -> bytes:
 @lru_cache(maxsize=4096)
 def _tag(key: str) -> str:
     return _ILLEGAL_IN_TAG.sub("_", f"ray/tune/{key}")
-
-
-def _double(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer beyond double precision
-        return math.inf if value > 0 else -math.inf
 
 
 def _wall_time(flat: Mapping[str, Any]) -> float:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from raytrain.checkpoint import BestPolicy, Entry, Manifest
+from raytrain.config import ExperimentConfig, eras
 from raytrain.records.metrics import RUNNERS, Averaged, metric, number_at
 
 if TYPE_CHECKING:
-    from raytrain.checkpoint import Entry, Manifest
     from raytrain.config.schema import Checkpoint as CheckpointConfig
 
 CHECKPOINT = "checkpoint"
@@ -72,6 +74,12 @@ def ranked(manifest: Manifest, settings: CheckpointConfig) -> Manifest:
     metrics = {**manifest.metrics, CHECKPOINT: {}}
     report_score(metrics, None if score is None else Averaged(score, episodes))
     return replace(manifest, score=score, metrics=labelled(metrics, settings))
+
+
+def best_policy(config: ExperimentConfig) -> BestPolicy:
+    """How the checkpoint `best` of a trial with this config is chosen."""
+    settings = config.checkpoint
+    return BestPolicy(settings.score_order, eras(config), partial(ranked, settings=settings))
 
 
 def _label(settings: CheckpointConfig) -> dict[str, Any]:

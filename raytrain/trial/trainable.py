@@ -38,11 +38,9 @@ from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain._ray.actor_signals import spare_this_actor
 from raytrain.checkpoint import (
-    BestPolicy,
     Entry,
     ExactLost,
     ExperimentFile,
-    ExperimentFileError,
     Manifest,
     Parent,
     RetentionPolicy,
@@ -59,7 +57,6 @@ from raytrain.config import (
     ExperimentConfig,
     config_digest,
     config_from_dict,
-    eras,
     to_algorithm_config,
     with_trial_values,
 )
@@ -73,7 +70,7 @@ from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
 from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
 from raytrain.trial.saving import REPORT, CheckpointSaver
-from raytrain.trial.score import labelled, ranked, report_score
+from raytrain.trial.score import best_policy, labelled, report_score
 from raytrain.trial.tracebacks import TRACEBACK_FILE, write_traceback
 from raytrain.trial.watchdog import Watchdog
 from raytrain.versions import versions
@@ -102,7 +99,9 @@ class TrialPPO(ExactPPO):
         self._given = {key: value for key, value in given.items() if not key.startswith("__")}
         self._tune_info = given.get(TRIAL_INFO)
         fs = storage.storage_filesystem
-        self._experiment = _experiment_file(Location(fs, storage.experiment_fs_path))
+        experiment_place = Location(fs, storage.experiment_fs_path)
+        self._experiment = ExperimentFile.existing(experiment_place)
+        require_key(self._experiment, experiment_place)
         self._config = with_trial_values(self._experiment.config, self._given)
         self._place = Location(fs, storage.trial_fs_path)
         self._failed_start: Exception | None = None
@@ -147,9 +146,7 @@ class TrialPPO(ExactPPO):
         self._directory = TrialDirectory(
             self._place,
             retention=RetentionPolicy(settings.num_to_keep),
-            best=BestPolicy(
-                settings.score_order, eras(self._config), partial(ranked, settings=settings)
-            ),
+            best=best_policy(self._config),
             max_failed_saves=settings.max_failed_saves,
             node=ray.get_runtime_context().get_node_id(),
             node_is_gone=lambda node: node not in nodes_alive(),
@@ -184,11 +181,9 @@ class TrialPPO(ExactPPO):
             self._failed_start = self._watchdog.explain(error)
 
     def _continue_from(self, entry: Entry) -> None:
-        manifest = entry.manifest
-        assert manifest is not None, "what is chosen for a resume was verified by its manifest"
+        manifest = entry.good_manifest
         restored = self.load_exact(self._directory.fetch(entry.location))
-        self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
-        self._saver.saved_at_s = self._time_total
+        self._time_total = self._saver.saved_at_s = manifest.time_s
         self._directory.last_saved = manifest
         self._directory.last_saved_name = entry.path
         self._directory.open_records(
@@ -221,8 +216,7 @@ class TrialPPO(ExactPPO):
         else:
             self.load_exact(source, fork=True)
             manifest = read_manifest(Location.of(source))
-            self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
-            self._saver.saved_at_s = self._time_total
+            self._time_total = self._saver.saved_at_s = manifest.time_s
         at, episodes = int(fork["iteration"]), int(fork["episodes"])
         self._directory.open_records(resume_from=at, next_episode=episodes, starts_after=at)
         parent = "{experiment}, {trial}, {checkpoint}".format(**(self._experiment.parent or {}))
@@ -458,17 +452,6 @@ class TrialPPO(ExactPPO):
             versions=versions(),
             created_at=datetime.now(UTC).isoformat(),
         )
-
-
-def _experiment_file(place: Location) -> ExperimentFile:
-    experiment = ExperimentFile.read(place)
-    if experiment is None:
-        raise ExperimentFileError(
-            f"experiment.json is missing from {place}. Run `raytrain train CONFIG` with the "
-            "experiment's config to write it again."
-        )
-    require_key(experiment, place)
-    return experiment
 
 
 def remote_actors(algorithm: Any) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_what_cannot_be_compared_is_refused(experiment: Path, tmp_path: Path) ->
     with pytest.raises(CannotAudit, match=r"params\.json is missing"):
         audit(experiment, end=FIRST)
     (experiment / "experiment.json").unlink()
-    with pytest.raises(CannotAudit, match=r"holds no experiment\.json"):
+    with pytest.raises(BadInput, match=r"holds no experiment\.json"):
         audit(experiment)
 
 

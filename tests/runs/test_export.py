@@ -247,7 +247,7 @@ def test_a_bar_comes_up_when_the_work_takes_long() -> None:
 
 def test_quick_work_and_logs_show_nothing() -> None:
     console = terminal()
-    assert list(track(iter("ab"), "Checking", total=2, console=console, delay_s=60)) == ["a", "b"]
+    assert list(track(iter("ab"), "Checking", console=console, delay_s=60)) == ["a", "b"]
     with busy("Looking", console=console, delay_s=60):
         pass
     assert written(console) == ""

@@ -12,7 +12,6 @@ RecordEpisodeStatistics: return and length are recorded anyway).
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from typing import Any
 import numpy as np
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.utils.annotations import override
+
+from raytrain.records.metrics import double
 
 
 def finished_row(
@@ -57,14 +58,7 @@ def _numbers(info: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, float]
         number = value.item() if is_number else value
         # A boolean is a number to Python.
         if isinstance(number, numbers.Real) and not isinstance(number, bool):
-            yield f"{prefix}{name}", _float(number)
-
-
-def _float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer beyond double precision
-        return math.inf if value > 0 else -math.inf
+            yield f"{prefix}{name}", double(number)
 
 
 @dataclass(frozen=True)
