@@ -1,6 +1,6 @@
 """The one place that uses private names of Ray. Knows nothing of a run.
 
-Written against Ray 2.60. Each entry names what is private, and why the public interface does not do.
+Written against Ray 2.60. Each entry names what is private, and why no public interface serves.
 When Ray is upgraded, this package and its tests (`tests/ray/test_ray_private.py`,
 `tests/ray/test_ray_private_cluster.py`, `tests/unit/cluster/test_package.py`) are what to look at.
 

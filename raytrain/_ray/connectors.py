@@ -1,4 +1,4 @@
-"""RLlib's default connector pipelines. Code that does their work without them serves these alone."""
+"""RLlib's default connector pipelines. Code that does their work itself serves these alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_default(connector: type, defaults: Sequence[str]) -> bool:
 
 
 def why_not_default(connectors: Iterable[type], defaults: Sequence[str]) -> str | None:
-    """None if a pipeline of these classes is RLlib's default; else the end of a sentence about it."""
+    """None if a pipeline of these classes is RLlib's default; else the end of a sentence on it."""
     connectors = list(connectors)
     others = [connector.__name__ for connector in connectors if not is_default(connector, defaults)]
     if others:

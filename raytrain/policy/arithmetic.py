@@ -66,8 +66,8 @@ def _one_hot(index: Any, size: int) -> Array:
 
 
 def normalize(x: Any, mean: Any, divisor: Any, clip: float | None) -> Any:
-    """(x - mean) / divisor, clipped to +- `clip`, as in MeanStdFilter: for arrays and tensors. Steps
-    whose argument is None are left out."""
+    """(x - mean) / divisor, clipped to +- `clip`, as in MeanStdFilter: for arrays and tensors.
+    Steps whose argument is None are left out."""
     if mean is not None:
         x = x - mean
     if divisor is not None:

@@ -239,7 +239,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
 
 
 def torch_rank() -> int:
-    """This process's rank among the learners, 0 if there is only one."""
+    """The rank of this process among the learners, 0 if there is only one."""
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_rank() if ready else 0
 

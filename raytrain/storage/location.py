@@ -503,7 +503,8 @@ def _refuse_credentials(uri: str) -> None:
         raise BadInput(
             f"The storage path {scheme}://... holds credentials. It is written to storage and "
             "logs, so pass them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "GOOGLE_APPLICATION_CREDENTIALS, ...) or the machine's role; see docs/concepts/security.md."
+            "GOOGLE_APPLICATION_CREDENTIALS, ...) or the machine's role; see "
+            "docs/concepts/security.md."
         )
 
 

@@ -223,7 +223,8 @@ class Watchdog:
         usual = self.usual(phase.name)
         often = "it never ended before" if usual is None else f"usually {usual:.1f} s"
         return Hung(
-            f"the {phase.name} has taken {took:.0f} s ({often}); no sign of life from {self._silent(phase)}"
+            f"the {phase.name} has taken {took:.0f} s ({often}); no sign of life from "
+            f"{self._silent(phase)}"
         )
 
     def _silent(self, phase: _Phase) -> str:
@@ -266,7 +267,7 @@ class Watchdog:
 
 
 def _ask(actors: Actors) -> dict[Any, str]:
-    """Ask each process for a sign of life: the name of the process by the reference of its answer."""
+    """Ask each process for a sign of life. The name of each, by the reference of its answer."""
     return {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
 
 

@@ -63,8 +63,8 @@ def _numbers(info: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, float]
 
 @dataclass(frozen=True)
 class ChunkTotals:
-    """Replaces the returned chunks of a running episode. It is pickled as a tuple, so that a group's
-    snapshot names no module of raytrain; `restore_totals` makes objects of tuples again."""
+    """Replaces the returned chunks of a running episode. It is pickled as a tuple, so that a
+    group's snapshot names no module of raytrain; `restore_totals` makes objects of tuples again."""
 
     length: int
     episode_return: float
