@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 
 import gymnasium as gym
 import pytest
-from raytrain.cli.tables import table
 from rich.console import Console
 from support.checkpoint_children import manifest, put, stage
 from support.commands import here
@@ -26,6 +25,7 @@ from raytrain.checkpoint import Catalogue, Parent, resolve
 from raytrain.checkpoint.commit import commit
 from raytrain.checkpoint.experiment_file import ExperimentFile
 from raytrain.cli.app import say
+from raytrain.cli.tables import table
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.driver.console import ConsoleReporter, StopTotals
 from raytrain.errors import RaytrainError
