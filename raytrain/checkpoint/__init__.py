@@ -1,16 +1,10 @@
 """Checkpoints on storage: manifest, commit, verification, catalogue, retention. Knows no Ray.
 
-Written: staging directory -> `Committer` (or `commit`) -> storage.
+Written: staging directory -> `background_commit.Committer` (or `commit`) -> storage.
 Read: storage -> `Catalogue` -> `choose_for_resume` -> `fetch`.
 """
 
-from raytrain.checkpoint.background_commit import (
-    BestPolicy,
-    CommitJob,
-    CommitOutcome,
-    Committer,
-    RetentionPolicy,
-)
+from raytrain.checkpoint.background_commit import BestPolicy, RetentionPolicy
 from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.commit import read_manifest
 from raytrain.checkpoint.digest import weights_sha256
@@ -31,9 +25,6 @@ __all__ = [
     "MANIFEST_NAME",
     "BestPolicy",
     "Catalogue",
-    "CommitJob",
-    "CommitOutcome",
-    "Committer",
     "Entry",
     "ExactLost",
     "ExperimentFile",

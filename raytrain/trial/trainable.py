@@ -70,10 +70,10 @@ from raytrain.storage import Location
 from raytrain.storage.clocks import MachineSleep
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
+from raytrain.trial.last_failure import TRACEBACK_FILE, write_traceback
 from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
 from raytrain.trial.saving import REPORT, CheckpointSaver
 from raytrain.trial.score import labelled, ranked, report_score
-from raytrain.trial.tracebacks import TRACEBACK_FILE, write_traceback
 from raytrain.trial.watchdog import Watchdog
 from raytrain.versions import versions
 
@@ -186,8 +186,7 @@ class TrialPPO(ExactPPO):
         manifest = entry.manifest
         assert manifest is not None, "what is chosen for a resume was verified by its manifest"
         restored = self.load_exact(self._directory.fetch(entry.location))
-        self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
-        self._saver.saved_at_s = self._time_total
+        self._time_total = self._saver.saved_at_s = Progress.of(manifest).time_s
         self._directory.last_saved = manifest
         self._directory.last_saved_name = entry.path
         self._directory.open_records(
@@ -220,8 +219,7 @@ class TrialPPO(ExactPPO):
         else:
             self.load_exact(source, fork=True)
             manifest = read_manifest(Location.of(source))
-            self._time_total = float(manifest.metrics.get("time_total_s", 0.0))
-            self._saver.saved_at_s = self._time_total
+            self._time_total = self._saver.saved_at_s = Progress.of(manifest).time_s
         at, episodes = int(fork["iteration"]), int(fork["episodes"])
         self._directory.open_records(resume_from=at, next_episode=episodes, starts_after=at)
         parent = "{experiment}, {trial}, {checkpoint}".format(**(self._experiment.parent or {}))

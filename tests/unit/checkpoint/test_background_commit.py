@@ -18,14 +18,12 @@ from support.small_disk import fill
 from raytrain.checkpoint import (
     BestPolicy,
     Catalogue,
-    CommitJob,
-    CommitOutcome,
-    Committer,
     Manifest,
     RetentionPolicy,
     replace,
 )
 from raytrain.checkpoint import background_commit as committing
+from raytrain.checkpoint.background_commit import CommitJob, CommitOutcome, Committer
 from raytrain.checkpoint.commit import commit
 from raytrain.config.schema import Checkpoint
 from raytrain.errors import RaytrainError

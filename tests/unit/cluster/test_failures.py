@@ -14,7 +14,7 @@ from raytrain.cluster.failures import able_to_travel, may_retry, why_it_died
 from raytrain.driver.signals import InterruptedEarly, Interrupts
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.storage import Location
-from raytrain.trial.repeated_failures import RepeatedFailure, repeated_failure
+from raytrain.trial.last_failure import RepeatedFailure, repeated_failure
 
 
 def test_the_same_error_at_the_same_iteration_is_repeated(tmp_path: Any) -> None:

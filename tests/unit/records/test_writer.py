@@ -17,10 +17,10 @@ from raytrain.records import (
     EventLog,
     RecordsMirror,
     TrialRecords,
-    comparable,
     differences,
     read_events,
 )
+from raytrain.records.compare import comparable
 from raytrain.storage import Location
 
 
