@@ -8,12 +8,7 @@ from raytrain.checkpoint.background_commit import BestPolicy, RetentionPolicy
 from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.commit import read_manifest
 from raytrain.checkpoint.digest import weights_sha256
-from raytrain.checkpoint.experiment_file import (
-    EXPERIMENT_FILE,
-    ExperimentFile,
-    ExperimentFileError,
-    require_key,
-)
+from raytrain.checkpoint.experiment_file import ExperimentFile, ExperimentFileError
 from raytrain.checkpoint.lineage import is_of_run
 from raytrain.checkpoint.manifest import MANIFEST_NAME, ExactLost, Manifest, Parent
 from raytrain.checkpoint.replacement import replace
@@ -21,7 +16,6 @@ from raytrain.checkpoint.resolve import resolve, trials
 from raytrain.checkpoint.verify import fetch
 
 __all__ = [
-    "EXPERIMENT_FILE",
     "MANIFEST_NAME",
     "BestPolicy",
     "Catalogue",
@@ -36,7 +30,6 @@ __all__ = [
     "is_of_run",
     "read_manifest",
     "replace",
-    "require_key",
     "resolve",
     "trials",
     "weights_sha256",

@@ -47,8 +47,8 @@ from raytrain.checkpoint import (
     RetentionPolicy,
     is_of_run,
     read_manifest,
-    require_key,
 )
+from raytrain.checkpoint.experiment_file import require_key
 from raytrain.checkpoint.lineage import FORKED_FROM
 from raytrain.cluster.adaptive_timeout import AdaptiveTimeout
 from raytrain.cluster.failures import able_to_travel

@@ -21,10 +21,10 @@ from raytrain.checkpoint import (
     ExperimentFileError,
     Manifest,
     fetch,
-    require_key,
 )
 from raytrain.checkpoint.catalogue import NoGoodCheckpoint
 from raytrain.checkpoint.commit import DamagedCheckpoint
+from raytrain.checkpoint.experiment_file import require_key
 from raytrain.checkpoint.manifest import ManifestError
 from raytrain.checkpoint.resolve import local_policy_directory
 from raytrain.driver.tuner import read_tune_files
