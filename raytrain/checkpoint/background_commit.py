@@ -315,11 +315,7 @@ class Committer:
             unsure = self._best is not None and self._best_is_unsure
             spared = self._best_kept(self._catalogue.entries()) if unsure else None
             deleted = prune(
-                self._catalogue,
-                self._retention,
-                self._fence,
-                self._off_the_line,
-                spared=lambda entry: spared is not None and entry.path == spared.path,
+                self._catalogue, self._retention, self._fence, self._off_the_line, spared
             )
             outcome.deleted = tuple(entry.path for entry in deleted)
         except RaytrainError as problem:
@@ -353,18 +349,19 @@ def prune(
     policy: RetentionPolicy,
     fence: Fence = nothing,
     off_the_line: Callable[[Entry], bool] = lambda entry: False,
-    spared: Callable[[Entry], bool] = lambda entry: False,
+    spared: Entry | None = None,
 ) -> list[Entry]:
     """Delete the surplus checkpoints of a trial, and return their entries.
 
-    Entries `off_the_line` of the run are left alone, and do not count as kept; `spared` ones stay
-    in addition to those that are kept. Raises `StorageError`, and what `fence` raises, which is
+    Entries `off_the_line` of the run are left alone, and do not count as kept; `spared` stays in
+    addition to those that are kept. Raises `StorageError`, and what `fence` raises, which is
     called between the listing and the deletion.
     """
     if policy.num_to_keep is None:
         return []
     own = [entry for entry in catalogue.periodic() if not off_the_line(entry)]
-    deleted = [entry for entry in surplus(own, policy) if not spared(entry)]
+    kept = spared.path if spared else None
+    deleted = [entry for entry in surplus(own, policy) if entry.path != kept]
     if deleted:
         fence()
     in_parallel(lambda entry: entry.remove(fence), deleted, serial=catalogue.trial.is_local)

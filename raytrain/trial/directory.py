@@ -141,9 +141,9 @@ class TrialDirectory:
         messages += self._fencing.clear_away()
         messages += self._set_foreign_ones_aside()
         choice = self._catalogue.choose_for_resume()
-        chosen = choice.entry if choice is not None else None
+        chosen = choice.entry
         self._fencing.begin_after(chosen.iteration if chosen is not None else 0)
-        for entry in choice.damaged if choice is not None else ():
+        for entry in choice.damaged:
             aside = self._catalogue.quarantine(entry, self._fencing.check)
             messages.append(
                 f"Checkpoint {entry.path} is damaged ({entry.problem}). It was set aside in "
