@@ -1,25 +1,14 @@
 """Checkpoints on storage: manifest, commit, verification, catalogue, retention. Knows no Ray.
 
-Written: staging directory -> `Committer` (or `commit`) -> storage.
+Written: staging directory -> `background_commit.Committer` (or `commit`) -> storage.
 Read: storage -> `Catalogue` -> `choose_for_resume` -> `fetch`.
 """
 
-from raytrain.checkpoint.background_commit import (
-    BestPolicy,
-    CommitJob,
-    CommitOutcome,
-    Committer,
-    RetentionPolicy,
-)
+from raytrain.checkpoint.background_commit import BestPolicy, RetentionPolicy
 from raytrain.checkpoint.catalogue import Catalogue, Entry
 from raytrain.checkpoint.commit import read_manifest
 from raytrain.checkpoint.digest import weights_sha256
-from raytrain.checkpoint.experiment_file import (
-    EXPERIMENT_FILE,
-    ExperimentFile,
-    ExperimentFileError,
-    require_key,
-)
+from raytrain.checkpoint.experiment_file import ExperimentFile, ExperimentFileError
 from raytrain.checkpoint.lineage import is_of_run
 from raytrain.checkpoint.manifest import MANIFEST_NAME, ExactLost, Manifest, Parent
 from raytrain.checkpoint.replacement import replace
@@ -27,13 +16,9 @@ from raytrain.checkpoint.resolve import resolve, trials
 from raytrain.checkpoint.verify import fetch
 
 __all__ = [
-    "EXPERIMENT_FILE",
     "MANIFEST_NAME",
     "BestPolicy",
     "Catalogue",
-    "CommitJob",
-    "CommitOutcome",
-    "Committer",
     "Entry",
     "ExactLost",
     "ExperimentFile",
@@ -45,7 +30,6 @@ __all__ = [
     "is_of_run",
     "read_manifest",
     "replace",
-    "require_key",
     "resolve",
     "trials",
     "weights_sha256",

@@ -116,14 +116,6 @@ class BestPolicy:
         return best
 
 
-@dataclass(frozen=True)
-class _InFlight:
-    """`settled`: the checkpoint is committed, or has failed."""
-
-    future: Future[CommitOutcome]
-    settled: threading.Event
-
-
 class Committer:
     """The only writer of checkpoints of one trial.
 
@@ -154,30 +146,32 @@ class Committer:
         # The interpreter joins the executor's thread on exit, so an exit does not cut
         # a commit short.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="raytrain-commit")
-        self._unseen: list[_InFlight] = []
+        # The outcomes that `outcomes` has not returned; set: it is committed, or has failed.
+        self._unseen: dict[Future[CommitOutcome], threading.Event] = {}
 
     def submit(self, job: CommitJob) -> None:
         """Commit `job` after those before it. Waits until each of them is committed, or failed."""
-        while ahead := [other for other in self._unseen if not other.settled.is_set()]:
+        while ahead := [future for future in self._unseen if not self._unseen[future].is_set()]:
             if STORE.in_trouble:
                 if len(ahead) == 1:
                     break
-                if ahead[-1].future.cancel():
-                    self._unseen.remove(ahead[-1])
+                if ahead[-1].cancel():
+                    del self._unseen[ahead[-1]]
                     continue
-            ahead[0].settled.wait(_LOOK_EVERY_S)
+            self._unseen[ahead[0]].wait(_LOOK_EVERY_S)
         settled = threading.Event()
-        self._unseen.append(_InFlight(self._pool.submit(self._run, job, settled), settled))
+        self._unseen[self._pool.submit(self._run, job, settled)] = settled
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait for the jobs in flight, at most `timeout` seconds. False: one is still running."""
-        return not wait_for([job.future for job in self._unseen], timeout).not_done
+        return not wait_for(self._unseen, timeout).not_done
 
     def outcomes(self) -> list[CommitOutcome]:
         """The outcomes of the jobs that ended since the last call, in order."""
-        done = [job for job in self._unseen if job.future.done()]
-        self._unseen = [job for job in self._unseen if job not in done]
-        return [job.future.result() for job in done]
+        done = [future for future in self._unseen if future.done()]
+        for future in done:
+            del self._unseen[future]
+        return [future.result() for future in done]
 
     def close(self) -> None:
         """Wait for the jobs in flight and end the thread; `outcomes` can still be called."""
@@ -190,7 +184,14 @@ class Committer:
                 job.prepare()
                 if job.name == "final":
                     self._update_best(job, job.manifest, outcome, ahead=True)
-                outcome.manifest = self._commit(job)
+                write = commit_replacing if has_fixed_name(job.name) else commit
+                outcome.manifest = write(
+                    job.staging,
+                    self._trial / job.name,
+                    job.manifest,
+                    fence=self._fence,
+                    before_manifest=job.before_manifest,
+                )
             except RaytrainError as error:
                 outcome.error = error
             settled.set()
@@ -200,16 +201,6 @@ class Committer:
             settled.set()
             shutil.rmtree(job.staging, ignore_errors=True)
         return outcome
-
-    def _commit(self, job: CommitJob) -> Manifest:
-        write = commit_replacing if has_fixed_name(job.name) else commit
-        return write(
-            job.staging,
-            self._trial / job.name,
-            job.manifest,
-            fence=self._fence,
-            before_manifest=job.before_manifest,
-        )
 
     def _tidy(self, job: CommitJob, manifest: Manifest, outcome: CommitOutcome) -> None:
         known = threading.Event()
@@ -324,11 +315,7 @@ class Committer:
             unsure = self._best is not None and self._best_is_unsure
             spared = self._best_kept(self._catalogue.entries()) if unsure else None
             deleted = prune(
-                self._catalogue,
-                self._retention,
-                self._fence,
-                self._off_the_line,
-                spared=lambda entry: spared is not None and entry.path == spared.path,
+                self._catalogue, self._retention, self._fence, self._off_the_line, spared
             )
             outcome.deleted = tuple(entry.path for entry in deleted)
         except RaytrainError as problem:
@@ -362,18 +349,19 @@ def prune(
     policy: RetentionPolicy,
     fence: Fence = nothing,
     off_the_line: Callable[[Entry], bool] = lambda entry: False,
-    spared: Callable[[Entry], bool] = lambda entry: False,
+    spared: Entry | None = None,
 ) -> list[Entry]:
     """Delete the surplus checkpoints of a trial, and return their entries.
 
-    Entries `off_the_line` of the run are left alone, and do not count as kept; `spared` ones stay
-    in addition to those that are kept. Raises `StorageError`, and what `fence` raises, which is
+    Entries `off_the_line` of the run are left alone, and do not count as kept; `spared` stays in
+    addition to those that are kept. Raises `StorageError`, and what `fence` raises, which is
     called between the listing and the deletion.
     """
     if policy.num_to_keep is None:
         return []
     own = [entry for entry in catalogue.periodic() if not off_the_line(entry)]
-    deleted = [entry for entry in surplus(own, policy) if not spared(entry)]
+    kept = spared.path if spared else None
+    deleted = [entry for entry in surplus(own, policy) if entry.path != kept]
     if deleted:
         fence()
     in_parallel(lambda entry: entry.remove(fence), deleted, serial=catalogue.trial.is_local)

@@ -190,16 +190,15 @@ class Catalogue:
             damaged.append(verified)
         return Choice(None, tuple(damaged))
 
-    def choose_for_resume(self) -> Choice | None:
-        """The newest good checkpoint and the damaged ones skipped; None if there never was one.
-        Raises `NoGoodCheckpoint` if there are only damaged ones, including the quarantine."""
+    def choose_for_resume(self) -> Choice:
+        """As `newest_good`. Raises `NoGoodCheckpoint` if there are only damaged checkpoints,
+        including the quarantine."""
         choice = self.newest_good()
-        if choice.entry:
-            return choice
-        aside = [e for e in self.entries() if e.in_quarantine and e.kind != "error"]
-        if choice.damaged or aside:
-            raise NoGoodCheckpoint(self.trial, [*choice.damaged, *aside])
-        return None
+        if choice.entry is None:
+            aside = [e for e in self.entries() if e.in_quarantine and e.kind != "error"]
+            if choice.damaged or aside:
+                raise NoGoodCheckpoint(self.trial, [*choice.damaged, *aside])
+        return choice
 
     def quarantine(self, entry: Entry, fence: Fence = nothing) -> Location:
         """Move a damaged checkpoint into `quarantine/`, as it is; its new place."""

@@ -101,8 +101,16 @@ class ExperimentFile:
                     f"{FORMAT}. Use the version of raytrain that wrote it.",
                     is_damage=False,
                 )
-            content = {**_trusted(plain, place), "was_signed": SIGNATURE in plain}
-            experiment_file = validated(_SCHEMA, content)
+            try:
+                content = unsigned("experiment", plain)
+            except ValueError as error:
+                raise ExperimentFileError(
+                    f"{place} is not trusted: {error}. Use the key that the run was started with. "
+                    "If the directory was never signed, run without the key, or train under "
+                    "another --name.",
+                    is_damage=False,
+                ) from None
+            experiment_file = validated(_SCHEMA, {**content, "was_signed": SIGNATURE in plain})
             parent, fork = experiment_file.parent, experiment_file.fork or {}
             for generation in [*([] if parent is None else [parent]), *fork.get("ancestors", ())]:
                 validated(_GENERATION, generation)
@@ -127,17 +135,6 @@ class ExperimentFile:
 
 
 _SCHEMA, _GENERATION = TypeAdapter(ExperimentFile), TypeAdapter(_Generation)
-
-
-def _trusted(plain: Mapping[str, Any], place: Location) -> dict[str, Any]:
-    try:
-        return unsigned("experiment", plain)
-    except ValueError as error:
-        raise ExperimentFileError(
-            f"{place} is not trusted: {error}. Use the key that the run was started with. If the "
-            "directory was never signed, run without the key, or train under another --name.",
-            is_damage=False,
-        ) from None
 
 
 def require_key(experiment: ExperimentFile, place: Location) -> None:

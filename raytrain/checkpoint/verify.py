@@ -88,29 +88,24 @@ def fetch(place: Location, local_dir: Path) -> Path:
             if problem:
                 raise DamagedCheckpoint(place, problem)
             return place.local_path
-        return _download(place, local_dir)
+        local_dir.mkdir(parents=True, exist_ok=True)
+        if any(local_dir.iterdir()):
+            raise FileExistsError(errno.EEXIST, "the directory is not empty", str(local_dir))
+        manifest = read_manifest(place)
+        for file in manifest.files:
+            (local_dir / file.path).parent.mkdir(parents=True, exist_ok=True)
 
+        def copy(file: FileEntry) -> str | None:
+            try:
+                return _difference(file, *(place / file.path).download(local_dir / file.path))
+            except FileNotFoundError:
+                return f"{file.path}: missing file"
 
-def _download(place: Location, local_dir: Path) -> Path:
-    local_dir.mkdir(parents=True, exist_ok=True)
-    if any(local_dir.iterdir()):
-        raise FileExistsError(errno.EEXIST, "the directory is not empty", str(local_dir))
-    manifest = read_manifest(place)
-    for file in manifest.files:
-        (local_dir / file.path).parent.mkdir(parents=True, exist_ok=True)
-
-    def copy(file: FileEntry) -> str | None:
-        try:
-            size, sha256 = (place / file.path).download(local_dir / file.path)
-        except FileNotFoundError:
-            return f"{file.path}: missing file"
-        return _difference(file, size, sha256)
-
-    problems = [problem for problem in in_parallel(copy, manifest.files) if problem]
-    if problems:
-        raise DamagedCheckpoint(place, printable("; ".join(problems)))
-    (local_dir / MANIFEST_NAME).write_bytes(manifest.to_json())
-    return local_dir
+        problems = [problem for problem in in_parallel(copy, manifest.files) if problem]
+        if problems:
+            raise DamagedCheckpoint(place, printable("; ".join(problems)))
+        (local_dir / MANIFEST_NAME).write_bytes(manifest.to_json())
+        return local_dir
 
 
 def _by_size(present: Mapping[str, int], manifest: Manifest) -> list[str]:

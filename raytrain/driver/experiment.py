@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain.checkpoint import (
-    EXPERIMENT_FILE,
     Catalogue,
     Entry,
     ExperimentFile,
     ExperimentFileError,
-    require_key,
     trials,
 )
+from raytrain.checkpoint.experiment_file import EXPERIMENT_FILE, require_key
 from raytrain.config import (
     ALGORITHM_SECTIONS,
     ExperimentConfig,

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.checkpoint import EXPERIMENT_FILE, Entry, ExperimentFile, replace, resolve
+from raytrain.checkpoint import Entry, ExperimentFile, replace, resolve
+from raytrain.checkpoint.experiment_file import EXPERIMENT_FILE
 from raytrain.checkpoint.lineage import (
     FORKED_FROM,
     ancestors,

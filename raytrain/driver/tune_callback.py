@@ -33,8 +33,8 @@ from raytrain.driver.trial_watchdog import TrialWatchdog
 from raytrain.records import EVENT_LOG, EventLog
 from raytrain.storage import Location, StorageError
 from raytrain.storage.json import read_json
+from raytrain.trial.last_failure import where_the_traceback_is
 from raytrain.trial.saving import REPORT
-from raytrain.trial.tracebacks import where_the_traceback_is
 from raytrain.trial.trainable import stall_key
 from raytrain.trial.watchdog import LAST_WORDS
 

@@ -1,19 +1,17 @@
 """What a run leaves to look at: results, episodes, events, metrics. Knows no algorithm."""
 
-from raytrain.records.compare import comparable, differences
+from raytrain.records.compare import differences
 from raytrain.records.episodes import EpisodeHistory, read_episodes
 from raytrain.records.event_log import EVENT_LOG, EventLog, read_events
 from raytrain.records.remote_copy import RecordsMirror
-from raytrain.records.writer import RecordsError, TrialRecords
+from raytrain.records.writer import TrialRecords
 
 __all__ = [
     "EVENT_LOG",
     "EpisodeHistory",
     "EventLog",
-    "RecordsError",
     "RecordsMirror",
     "TrialRecords",
-    "comparable",
     "differences",
     "read_episodes",
     "read_events",

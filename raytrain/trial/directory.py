@@ -27,14 +27,12 @@ from typing import Any, TypeVar
 from raytrain.checkpoint import (
     BestPolicy,
     Catalogue,
-    CommitJob,
-    CommitOutcome,
-    Committer,
     Entry,
     Manifest,
     RetentionPolicy,
     fetch,
 )
+from raytrain.checkpoint.background_commit import CommitJob, CommitOutcome, Committer
 from raytrain.checkpoint.commit import copy_checkpoint, rewrite_manifest
 from raytrain.checkpoint.file_names import own_name
 from raytrain.checkpoint.lineage import SET_ASIDE
@@ -45,7 +43,7 @@ from raytrain.records.row_files import detach_row_files, last_row
 from raytrain.storage import STORE, DirectoryLock, Location, StorageError, storage_errors
 from raytrain.storage.scratch import scratch
 from raytrain.trial.fencing import FencingToken, Superseded
-from raytrain.trial.repeated_failures import repeated_failure
+from raytrain.trial.last_failure import repeated_failure
 
 _STAGING = ".staging"
 _T = TypeVar("_T")
@@ -143,9 +141,9 @@ class TrialDirectory:
         messages += self._fencing.clear_away()
         messages += self._set_foreign_ones_aside()
         choice = self._catalogue.choose_for_resume()
-        chosen = choice.entry if choice is not None else None
+        chosen = choice.entry
         self._fencing.begin_after(chosen.iteration if chosen is not None else 0)
-        for entry in choice.damaged if choice is not None else ():
+        for entry in choice.damaged:
             aside = self._catalogue.quarantine(entry, self._fencing.check)
             messages.append(
                 f"Checkpoint {entry.path} is damaged ({entry.problem}). It was set aside in "

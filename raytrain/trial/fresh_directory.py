@@ -3,7 +3,7 @@ new one. Nothing is deleted that was not copied."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from raytrain.checkpoint import Catalogue, trials
@@ -24,23 +24,19 @@ def set_directory_aside(place: Location, say: Callable[[str], None]) -> None:
             attempts = {trial: FencingToken.last_of(trial) for trial in trials(place)}
             if place.is_local:
                 place.move_tree(aside)
-                _count_on(attempts)
-            else:  # Whatever is left of the original after a kill is whole.
+            else:
                 checkpoints = [entry for trial in attempts for entry in Catalogue(trial).entries()]
                 names = place.files()
-                _count_on(attempts)
+            # Now a process of the old run that is still alive somewhere finds that it was replaced.
+            for trial, last in attempts.items():
+                FencingToken.count_on(trial, last)
+            if not place.is_local:  # Whatever is left of the original after a kill is whole.
                 place.copy_tree(aside)
                 (aside / LOCK_NAME).delete_file()
                 for entry in checkpoints:
                     entry.remove()
                 _clear(place, names)
     say(f"--fresh: the old directory is now {aside}.")
-
-
-def _count_on(attempts: Mapping[Location, int]) -> None:
-    """Let a process of the old run that is still alive somewhere find that it was replaced."""
-    for trial, last in attempts.items():
-        FencingToken.count_on(trial, last)
 
 
 def _clear(place: Location, names: Iterable[str]) -> None:

@@ -46,8 +46,8 @@ from raytrain.checkpoint import (
     RetentionPolicy,
     is_of_run,
     read_manifest,
-    require_key,
 )
+from raytrain.checkpoint.experiment_file import require_key
 from raytrain.checkpoint.lineage import FORKED_FROM
 from raytrain.cluster.adaptive_timeout import AdaptiveTimeout
 from raytrain.cluster.failures import able_to_travel
@@ -68,10 +68,10 @@ from raytrain.storage import Location
 from raytrain.storage.clocks import MachineSleep
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
+from raytrain.trial.last_failure import TRACEBACK_FILE, write_traceback
 from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
 from raytrain.trial.saving import REPORT, CheckpointSaver
 from raytrain.trial.score import best_policy, labelled, report_score
-from raytrain.trial.tracebacks import TRACEBACK_FILE, write_traceback
 from raytrain.trial.watchdog import Watchdog
 from raytrain.versions import versions
 

@@ -19,7 +19,7 @@ from raytrain.errors import RaytrainError
 from raytrain.ppo.algorithm import NonFinite, prepare
 from raytrain.rollout.env_group import EnvGroup
 from raytrain.storage import Location
-from raytrain.trial.tracebacks import where_the_traceback_is, write_traceback
+from raytrain.trial.last_failure import where_the_traceback_is, write_traceback
 
 needs_ray = pytest.mark.usefixtures("local_ray")
 

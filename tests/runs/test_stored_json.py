@@ -30,7 +30,7 @@ from raytrain.storage.json import DEEPEST, LARGEST, moment, parse_json
 from raytrain.storage.lock import LOCK_NAME, DirectoryLock
 from raytrain.storage.signing import KEY_VARIABLE
 from raytrain.trial.fencing import FencingToken
-from raytrain.trial.repeated_failures import LAST_FAILURE, repeated_failure
+from raytrain.trial.last_failure import LAST_FAILURE, repeated_failure
 
 TRIAL, NEWEST = "trial_00000", "trial_00000/checkpoint_000002"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from raytrain.records import comparable, differences, read_episodes
+from raytrain.records import differences, read_episodes
+from raytrain.records.compare import comparable
 from support.running import Reference, rows
 
 

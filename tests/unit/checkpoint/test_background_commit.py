@@ -15,17 +15,9 @@ import pytest
 from support.checkpoint_children import manifest, place, put, stage
 from support.small_disk import fill
 
-from raytrain.checkpoint import (
-    BestPolicy,
-    Catalogue,
-    CommitJob,
-    CommitOutcome,
-    Committer,
-    Manifest,
-    RetentionPolicy,
-    replace,
-)
+from raytrain.checkpoint import BestPolicy, Catalogue, Manifest, RetentionPolicy, replace
 from raytrain.checkpoint import background_commit as committing
+from raytrain.checkpoint.background_commit import CommitJob, CommitOutcome, Committer
 from raytrain.checkpoint.commit import commit
 from raytrain.checkpoint.replacement import commit_replacing
 from raytrain.config.schema import Checkpoint

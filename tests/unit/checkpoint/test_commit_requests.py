@@ -12,7 +12,8 @@ import pyarrow.fs as pafs
 import pytest
 from support.checkpoint_children import FILES, manifest, stage
 
-from raytrain.checkpoint import BestPolicy, Catalogue, CommitJob, Committer, RetentionPolicy
+from raytrain.checkpoint import BestPolicy, Catalogue, RetentionPolicy
+from raytrain.checkpoint.background_commit import CommitJob, Committer
 from raytrain.storage import Location
 from raytrain.storage.fsspec import LeanFSSpecHandler
 from raytrain.storage.location import Listed

@@ -180,9 +180,9 @@ def test_quarantine_moves_and_never_overwrites(trial: Location, tmp_path: Path) 
 
 
 def test_no_checkpoint_ever_and_error_ones(trial: Location, tmp_path: Path) -> None:
-    assert Catalogue(trial).choose_for_resume() is None
+    assert Catalogue(trial).choose_for_resume().entry is None
     put(trial, tmp_path, 5, name="error_000005", kind="error")
-    assert Catalogue(trial).choose_for_resume() is None
+    assert Catalogue(trial).choose_for_resume().entry is None
     put(trial, tmp_path, 4)
     choice = Catalogue(trial).choose_for_resume()
     assert choice is not None and choice.entry is not None and choice.entry.iteration == 4

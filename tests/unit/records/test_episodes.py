@@ -13,7 +13,8 @@ from support.killed_writers import killed_often
 from support.record_files import append_episodes, finished
 from support.small_disk import fill
 
-from raytrain.records import EpisodeHistory, RecordsError, read_episodes
+from raytrain.records import EpisodeHistory, read_episodes
+from raytrain.records.writer import RecordsError
 
 
 def expected(last: int) -> list[dict[str, Any]]:

@@ -13,14 +13,8 @@ import pyarrow.fs as pafs
 import pytest
 from support.record_files import assert_complete, event_files, raw_events, row, write
 
-from raytrain.records import (
-    EventLog,
-    RecordsMirror,
-    TrialRecords,
-    comparable,
-    differences,
-    read_events,
-)
+from raytrain.records import EventLog, RecordsMirror, TrialRecords, differences, read_events
+from raytrain.records.compare import comparable
 from raytrain.storage import Location
 
 

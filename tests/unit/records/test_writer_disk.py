@@ -14,8 +14,9 @@ from support.killed_writers import killed_often
 from support.record_files import assert_complete, raw_events, row, write
 from support.small_disk import fill
 
-from raytrain.records import EventLog, RecordsError, TrialRecords, read_events
+from raytrain.records import EventLog, TrialRecords, read_events
 from raytrain.records.append_file import replace_file
+from raytrain.records.writer import RecordsError
 from raytrain.trial.fencing import Superseded
 
 

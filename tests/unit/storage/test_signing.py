@@ -10,16 +10,10 @@ from typing import Any
 import pytest
 from support.checkpoint_children import manifest, put
 
-from raytrain.checkpoint import (
-    Catalogue,
-    ExperimentFile,
-    ExperimentFileError,
-    Manifest,
-    fetch,
-    require_key,
-)
+from raytrain.checkpoint import Catalogue, ExperimentFile, ExperimentFileError, Manifest, fetch
 from raytrain.checkpoint.catalogue import NoGoodCheckpoint
 from raytrain.checkpoint.commit import DamagedCheckpoint
+from raytrain.checkpoint.experiment_file import require_key
 from raytrain.checkpoint.manifest import ManifestError
 from raytrain.checkpoint.resolve import local_policy_directory
 from raytrain.driver.tuner import read_tune_files

@@ -7,7 +7,7 @@ from typing import Any
 
 from raytrain.cluster.failures import may_retry
 from raytrain.storage import Location
-from raytrain.trial.repeated_failures import RepeatedFailure, repeated_failure
+from raytrain.trial.last_failure import RepeatedFailure, repeated_failure
 
 
 def test_the_same_error_at_the_same_iteration_is_repeated(tmp_path: Any) -> None:
