@@ -48,10 +48,10 @@ def settings_of(config: Any) -> dict[str, Any]:
 class ForkDifferences:
     """Which settings of a fork differ from those of the run whose state it takes."""
 
-    seed: bool = False
-    episodes: bool = False
-    evaluation: bool = False
-    kl: bool = False
+    seed: bool
+    episodes: bool
+    evaluation: bool
+    kl: bool
 
     @classmethod
     def of(cls, plain: dict[str, Any], config: Any, strategy: str) -> ForkDifferences:
@@ -65,6 +65,9 @@ class ForkDifferences:
             evaluation=then.get("evaluation") != now["evaluation"],
             kl=then.get("kl_coeff") != now["kl_coeff"],
         )
+
+
+IDENTICAL = ForkDifferences(seed=False, episodes=False, evaluation=False, kl=False)
 
 
 def reseed(plain: dict[str, Any], learners: list[dict[str, Any]]) -> None:
