@@ -21,6 +21,8 @@ A group's snapshot is one pickled dict (the environments may only be known to pi
 
 from __future__ import annotations
 
+import io
+import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +57,7 @@ from raytrain.rollout.env_errors import environment_errors
 from raytrain.rollout.env_snapshots import Snapshotter, Strategy, snapshotter
 from raytrain.rollout.fast_sampling.eligibility import observation_filter, why_not
 from raytrain.rollout.fast_sampling.episode_rows import (
+    ChunkTotals,
     EpisodeRecorder,
     finished_row,
     restore_totals,
@@ -338,7 +341,7 @@ class EnvGroup(SingleAgentEnvRunner):
         `reset`, and after `without_episodes`) new episodes begin, seeded by the iteration, so that
         a second restore elsewhere does not repeat them."""
         assert self._snapshotter is not None, "use_strategy() comes first"
-        state = cloudpickle.loads(snapshot)
+        state = _Unpickler(io.BytesIO(snapshot)).load()
         self.set_state(state["connectors"])
         self.metrics.stats = state["metrics"]
         if state["rng"] is not None:
@@ -374,10 +377,17 @@ class EnvGroup(SingleAgentEnvRunner):
             self._sampler.progress = progress
 
 
+class _Unpickler(pickle.Unpickler):
+    """raytrain 0.1.0 pickled `ChunkTotals` by the module where it was then."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return ChunkTotals if name == "ChunkTotals" else super().find_class(module, name)
+
+
 def without_episodes(snapshot: bytes, *, reseed: bool) -> bytes:
     """The snapshot of a group that will begin new episodes; with `reseed` also on
     new random streams."""
-    state = cloudpickle.loads(snapshot)
+    state = _Unpickler(io.BytesIO(snapshot)).load()
     data: bytes = cloudpickle.dumps(
         {**state, "envs": None, "rng": None if reseed else state["rng"]}
     )

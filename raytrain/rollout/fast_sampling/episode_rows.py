@@ -121,5 +121,5 @@ def summarise_chunks(chunks_by_episode: dict[str, list[Any]]) -> None:
 def restore_totals(chunks_by_episode: dict[str, list[Any]]) -> None:
     """Turn what a snapshot holds of the totals into `ChunkTotals`, in place."""
     for chunks in chunks_by_episode.values():
-        # The first snapshots hold the objects themselves.
+        # Snapshots of 0.1.0 hold the objects themselves.
         chunks[:] = [ChunkTotals(*chunk) if type(chunk) is tuple else chunk for chunk in chunks]
