@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from raytrain.config.environment import deep_merge
+
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig
 
@@ -53,7 +55,7 @@ def eras(config: ExperimentConfig) -> dict[str, int]:
     numbers: dict[str, int] = {}
     era, before = 0, None
     for index, stage in enumerate(config.curriculum):
-        now = {**stage_config(config, index).environment.env_config, **overrides}
+        now = deep_merge(stage_config(config, index).environment.env_config, overrides)
         if before is not None and now != before:
             era += 1
         numbers[stage.name], before = era, now

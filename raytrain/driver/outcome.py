@@ -66,7 +66,7 @@ def finished_before(
         f"{config.name} is finished: {_summary(done, config)}. Raise a value in `stop` to train "
         f"on, or use --fresh to begin again. Results: {place}"
     )
-    return Outcome(0, str(place), message, tuple(done))
+    return Outcome(0, str(place), message, _best_first(done, config))
 
 
 def outcome_of(
@@ -91,11 +91,10 @@ def outcome_of(
     if watch.tune_error is not None:
         tune_error = f"\nTune ended with an error: {watch.tune_error.rstrip('.')}."
     if len(done) == total:
-        ranked = sorted(done, key=lambda name: _rank(done[name], config), reverse=True)
         message = f"{config.name} finished: {_summary(done, config)}.{_without_best(done, config)}"
         if tune_error:
             tune_error += " What was saved has been verified and is complete."
-        return Outcome(0, str(place), message + tune_error, tuple(ranked))
+        return Outcome(0, str(place), message + tune_error, _best_first(done, config))
     if interrupts.received is not None:
         message = (
             f"Stopped by {interrupts.received.name}; {_saved(place, watch)} Continue with: "
@@ -134,6 +133,10 @@ def _has_checkpoint(place: Location) -> bool:
     """Whether any trial has a checkpoint to continue from."""
     entries = (entry for trial in trials(place) for entry in Catalogue(trial).entries())
     return any(entry.good is not False and entry.kind != "error" for entry in entries)
+
+
+def _best_first(done: Mapping[str, Entry], config: ExperimentConfig) -> tuple[str, ...]:
+    return tuple(sorted(done, key=lambda name: _rank(done[name], config), reverse=True))
 
 
 def _rank(entry: Entry, config: ExperimentConfig) -> float:

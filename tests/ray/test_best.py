@@ -233,5 +233,18 @@ def test_scores_of_one_evaluation_environment_are_compared_throughout() -> None:
         return eras(stages_config(evaluation=evaluation, checkpoint=score))
 
     assert set(eras_with({"max_episode_steps": 50}).values()) == {0}
-    # What evaluation's own config leaves out is that of the stage.
+    # What evaluation's own config leaves out is that of the stage, in nested mappings too.
+    stages = [
+        {"name": "a", "until": {"timesteps": 1}},
+        {"name": "b", "environment": {"env_config": {"physics": {"g": 2}}}},
+    ]
+    environment = {"env": "CartPole-v1", "env_config": {"physics": {"g": 1}}}
+    evaluation = {
+        "evaluation_interval": 1,
+        "evaluation_config": {"env_config": {"physics": {"drag": 0}}},
+    }
+    nested = stages_config(
+        environment=environment, curriculum=stages, evaluation=evaluation, checkpoint=score
+    )
+    assert eras(nested) == {"a": 0, "b": 1}
     assert eras_with({}) == eras_with(None) == {"a": 0, "b": 0, "c": 1}
