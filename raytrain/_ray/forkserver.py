@@ -47,6 +47,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+
+from raytrain._ray.patch import patched
 
 BASE_IMPORTS: tuple[str, ...] = (
     "numba",
@@ -301,12 +304,14 @@ def _prepare(imports: Sequence[str], *, optional: bool) -> str | None:
     what is not installed."""
     gc.disable()  # A tenth of the time of imports would go into looking for garbage.
     try:
-        for module in imports:
-            try:
-                importlib.import_module(module)
-            except ImportError:
-                if not optional:
-                    raise
+        if optional:
+            for module in imports:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(module)
+        else:
+            with _unseeded_ids():
+                for module in imports:
+                    importlib.import_module(module)
     except Exception as error:  # Of any kind: the workers import it again, and report it in full.
         return f"{type(error).__name__}: {error}"
     tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
@@ -320,6 +325,18 @@ def _prepare(imports: Sequence[str], *, optional: bool) -> str | None:
     gc.freeze()  # A collection would copy the pages that all workers share.
     gc.enable()
     return None
+
+
+@contextlib.contextmanager
+def _unseeded_ids() -> Iterator[None]:
+    """Imports within do not seed Ray's generator of random ids, from which RLlib's actor classes
+    take theirs. Forks of a process where it is seeded all draw the same ids: of two workers that
+    start at once one dies, since both create an object of the same id."""
+    actor = importlib.import_module("ray.actor")
+    kind = actor.ActorClassID
+    ids = SimpleNamespace(from_random=lambda: kind(os.urandom(kind.size())))
+    with patched(actor, ActorClassID=ids):
+        yield
 
 
 def _any_children() -> bool:

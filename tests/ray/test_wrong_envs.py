@@ -238,7 +238,7 @@ def test_what_step_returns(name: str, rule: str, returned: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said", "place"),
     [
-        ("Bug", "step() raised KeyError: 3", ("Bug.wrong", "return {}[3]")),
+        ("Bug", "step() raised KeyError: 3", ("Bug.wrong", "return empty[3]")),
         ("Exits", "step() raised SystemExit: no licence", ("Exits.wrong",
          'sys.exit("no licence")')),
         ("Interrupts", "step() raised KeyboardInterrupt", ("Interrupts.wrong",

@@ -168,7 +168,7 @@ def test_each_option_has_its_name_written_out() -> None:
         node
         for file in Path(raytrain.__file__).parent.joinpath("cli").glob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "typer.Option"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Option"
     ]
     assert len(calls) > 20
     first = [call.args[0] if call.args else None for call in calls]
