@@ -26,7 +26,7 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     """PPO on the new API stack, with Torch. Also registers the environment's creator with Ray.
 
     The registration holds for the whole Ray job, as soon as Ray runs. A trial calls this function
-    too, so that its env runners find the environment whoever restored the trial.
+    too, so that its env runners find the environment after any restore.
 
     Raises ConfigError if the environment does not exist, or if the config has search spaces.
     """

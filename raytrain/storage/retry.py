@@ -8,7 +8,7 @@ A store that has never answered this process, or was given up, is retried for `S
 only: neither a mistyped endpoint nor the end of a run without its store should take minutes.
 
 Requests that fail now and then are not reported. A request that has failed for `TELL_AFTER_S` is an
-outage: one message when it begins and one when it is over go to whoever has called `listen`,
+outage: one message when it begins and one when it is over go to the callbacks of `listen`,
 however many requests and threads fail.
 """
 

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.config_files import STOP, refused
 
-from raytrain.config import ConfigError, load_config
 from raytrain.config.former_names import NOTES, RENAMED
 from raytrain.config.validation import yaml_fields
-
-MINIMAL = {"name": "a", "environment": {"env": "CartPole-v1"}, "stop": {"iterations": 2}}
-
-
-def refused(tmp_path: Any, text: str) -> str:
-    path = tmp_path / "run.yaml"
-    path.write_text("environment: {env: CartPole-v1}\n" + text + "\n")
-    with pytest.raises(ConfigError) as caught:
-        load_config(path)
-    return str(caught.value)
-
-
-STOP = "stop: {iterations: 2}\n"
 
 
 def test_every_key_of_another_program_leads_to_a_key_that_exists() -> None:

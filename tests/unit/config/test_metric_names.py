@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.config_files import MINIMAL, STOP, refused
 
 import raytrain
 from raytrain.config import ConfigError, config_from_dict, load_config
-
-MINIMAL = {"name": "a", "environment": {"env": "CartPole-v1"}, "stop": {"iterations": 2}}
-
-
-def refused(tmp_path: Any, text: str) -> str:
-    path = tmp_path / "run.yaml"
-    path.write_text("environment: {env: CartPole-v1}\n" + text + "\n")
-    with pytest.raises(ConfigError) as caught:
-        load_config(path)
-    return str(caught.value)
-
-
-STOP = "stop: {iterations: 2}\n"
 
 
 @pytest.mark.parametrize(

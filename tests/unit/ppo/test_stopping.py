@@ -6,21 +6,11 @@ import math
 from typing import Any
 
 import pytest
+from support.results import RESULT
 
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.records.recent_episodes import RecentEpisodes
 from raytrain.rollout.fast_sampling.episode_rows import finished_row, numbers_in
-
-RESULT = {
-    "env_runners": {"episode_return_mean": 9.0, "num_episodes": 4},
-    "custom": {"profit": {"mean": 8.0, "min": 1.0, "max": 9.0}, "drift/peak": {"mean": 0.3}},
-    "evaluation": {
-        "env_runners": {"episode_return_mean": 11.0},
-        "custom": {"profit": {"mean": 12.0}},
-    },
-    "learners": {"default_policy": {"entropy": 0.4}},
-    "top": math.nan,
-}
 
 NOW = Progress(5, 500, 50, 1.0)
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from support.results import RESULT
 
 from raytrain.records.metrics import Averaged, averaged, metric
 from raytrain.records.recent_episodes import RecentEpisodes, summarised
@@ -35,18 +36,6 @@ def recent(*values: Any, size: Any = 100) -> Any:
         finished_row(0, 0, value, 7, numbers_in({"profit": -value})) for value in values
     )
     return episodes
-
-
-RESULT = {
-    "env_runners": {"episode_return_mean": 9.0, "num_episodes": 4},
-    "custom": {"profit": {"mean": 8.0, "min": 1.0, "max": 9.0}, "drift/peak": {"mean": 0.3}},
-    "evaluation": {
-        "env_runners": {"episode_return_mean": 11.0},
-        "custom": {"profit": {"mean": 12.0}},
-    },
-    "learners": {"default_policy": {"entropy": 0.4}},
-    "top": math.nan,
-}
 
 
 @pytest.mark.parametrize(
