@@ -214,7 +214,10 @@ class LinearSystem:
 
     def step(self, state: np.ndarray, before: float, after: float, force: float) -> np.ndarray:
         """The state dt later."""
-        return self._transition @ np.concatenate([state, [before, after - before, force]])
+        later: np.ndarray = self._transition @ np.concatenate(
+            [state, [before, after - before, force]]
+        )
+        return later
 
     def absolute_acceleration(self, state: np.ndarray, force: float, index: int) -> float:
         """z'' + a of one degree of freedom: what somebody on that floor feels, m/s^2."""
@@ -282,7 +285,8 @@ class Ground:
             out=np.ones_like(omega),
             where=(omega > 0) | (low > 0),
         )
-        return kanai_tajimi * passed
+        density: np.ndarray = kanai_tajimi * passed
+        return density
 
     def noise(self, times: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """A stationary sample at evenly spaced `times` [s], up to a factor; two-sided spectrum

@@ -48,6 +48,10 @@ class Stocks(StocksEnv):
     `hold_profit`: what buying at the first chance and selling at the end gives, with the same fees.
     """
 
+    df: Any
+    _start_tick: int
+    _end_tick: int
+
     def __init__(
         self, prices: pd.DataFrame, first: int, last: int, window: int = 20, days: int | None = None
     ) -> None:
