@@ -39,6 +39,7 @@ import numpy as np
 from raytrain.errors import RaytrainError
 
 PythonState: TypeAlias = tuple[Any, ...]
+_HASH_ORDER = 0x68617368  # Apart from the entropy of other streams.
 NumpyState: TypeAlias = tuple[str, np.ndarray[Any, Any], int, int, float]
 
 
@@ -185,6 +186,11 @@ class RngStreams:
     def _cuda_seed(self, device: int) -> int:
         digest = hashlib.sha256(_bytes(self._torch_cpu) + device.to_bytes(4, "little")).digest()
         return int.from_bytes(digest[:8], "little")
+
+
+def hash_seed(seed: int) -> int:
+    """PYTHONHASHSEED of a run with this seed, 0 to 4294967295."""
+    return int(np.random.SeedSequence((seed, _HASH_ORDER)).generate_state(1)[0])
 
 
 @contextmanager

@@ -80,6 +80,11 @@ def learner_connector(learner: Learner) -> Any:
     return learner._learner_connector
 
 
+def module_spec(learner: Learner) -> Any:
+    """What a learner's module is built from."""
+    return learner._module_spec
+
+
 def has_default_connectors(learner: Learner) -> bool:
     """Whether the learner's connectors are the ones that RLlib's PPO puts there, and no others."""
     pipeline = learner._learner_connector

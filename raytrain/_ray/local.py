@@ -183,12 +183,9 @@ def quiet_start() -> Iterator[None]:
             os.write(2, b"".join(line for line in written if b"RAY_BACKEND_LOG_LEVEL" not in line))
 
 
-def worker_variables(*, one_cpu: bool) -> dict[str, str]:
-    """Environment variables of worker processes. `one_cpu`: no actor is given two."""
+def worker_variables() -> dict[str, str]:
+    """Environment variables of worker processes."""
     # RLlib imports these frameworks wherever it is imported, and PPO on Torch uses none of them.
     variables = {"RLLIB_TEST_NO_TF_IMPORT": "1", "RLLIB_TEST_NO_JAX_IMPORT": "1"}
     variables["RAY_CHDIR_TO_TRIAL_DIR"] = os.environ.get("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    if one_cpu:
-        # Torch reads this when it is imported; Ray would set it (to the actor's CPUs) only later.
-        variables["OMP_NUM_THREADS"] = "1"
     return variables

@@ -3,7 +3,9 @@
     {"format": 1, "name": ..., "run_id": ..., "config": {...}, "config_digest": ...,
      "snapshot": {"strategy": ..., "exact": ..., "reason": ..., ...}, "parent": null,
      "fork": null, "versions": {"raytrain": ..., "ray": ..., "torch": ..., ...},
-     "first_start": "2026-01-01T00:00:00+00:00", "signature": ... (see `signing`)}
+     "first_start": "2026-01-01T00:00:00+00:00",
+     "arithmetic": {"settings": {"threads": {...}, "hash_seed": ..., "portable": ...},
+                    "trials": {TRIAL: see `manifest`}}, "signature": ... (see `signing`)}
 
 It is written before Ray starts, replaced atomically, and holds all that is needed to rebuild the
 Tuner if Tune's own files are gone. `config` is that of the last start: the trials take from here
@@ -67,6 +69,7 @@ class ExperimentFile:
     first_start: Moment
     parent: _Object | None = None
     fork: _Object | None = None
+    arithmetic: _Object | None = None
     was_signed: bool = False
     """Whether the file that was read has a signature, checked or not."""
 

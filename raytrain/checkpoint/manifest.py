@@ -20,6 +20,10 @@ The manifest is written after every other file of its checkpoint. It is strict J
     files              [{path, size, sha256}, ...]; paths relative to the checkpoint, with "/"
     replacement        only in best, final and stages: [attempt, number] of the replacement that put
                        it there, each higher than the one that it replaced (see `replacement`)
+    arithmetic         what computed it: {"settings": {threads, hash_seed, portable}, and for
+                       "learner", "env_runner" and "evaluation_runner": {"fingerprint": text,
+                       "machine": {...} (see `arithmetic.machine`)}}; absent in manifests of
+                       raytrain 0.1
     signature          only where a signing key is set, see `signing`
 
 JSON has no NaN and no infinity. Inside `metrics` they are written {"$float": "nan" | "inf" |
@@ -148,6 +152,7 @@ class Manifest:
     created_at: Moment
     files: Annotated[tuple[FileEntry, ...], AfterValidator(_listed_once)] = ()
     replacement: tuple[_Count, _Count] | None = None
+    arithmetic: Annotated[Mapping[str, Any], InstanceOf()] | None = None
     format: StrictInt = FORMAT
 
     @property
@@ -213,8 +218,9 @@ class Manifest:
 
     def _plain(self) -> dict[str, Any]:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.replacement is None:
-            del plain["replacement"]
+        for optional in _OPTIONAL:
+            if plain[optional] is None:
+                del plain[optional]
         score = self.score
         plain["score"] = None if score is None or not math.isfinite(score) else float(score)
         plain["metrics"] = _encode(self.metrics, "metrics")
@@ -272,7 +278,8 @@ def _decode(value: Any, key: str) -> Any:
 # -- reading ---------------------------------------------------------------------------------------
 
 _SCHEMA = TypeAdapter(Manifest)
-_REQUIRED = {field.name for field in fields(Manifest)} - {"replacement"}
+_OPTIONAL = {"replacement", "arithmetic"}
+_REQUIRED = {field.name for field in fields(Manifest)} - _OPTIONAL
 
 
 def _read(plain: Mapping[str, Any], where: str) -> Manifest:

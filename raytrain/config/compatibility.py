@@ -37,6 +37,9 @@ _MAY_DIFFER = frozenset(
         "storage_path",
         "import_path",
         "tune.max_concurrent_trials",
+        # Settings of arithmetic: the trial compares those of its checkpoint (`arithmetic`).
+        "debugging.threads",
+        "debugging.portable",
         # The same bits, only faster.
         "learners.cuda_graphs",
         "debugging.log_level",

@@ -212,6 +212,10 @@ class FaultTolerance(Section):
     (raytrain's own key, as the next)."""
     hang_floor_s: AboveZero = 120.0
     """Seconds that any phase may take; the first run of a phase may take ten times as long."""
+    on_other_arithmetic: Literal["continue", "wait", "fail"] = "continue"
+    """What a run does that was begun on a machine that computes differently, if no node is left
+    that computes like it. `continue`: it trains on, and is not exact any more. `wait`: it waits for
+    such a node. `fail`: it ends (raytrain's own key)."""
 
 
 class Debugging(Section):
@@ -219,6 +223,13 @@ class Debugging(Section):
 
     deterministic: bool = True
     """Use deterministic kernels (raytrain's own key); with false the run is not exact."""
+    threads: Positive | None = None
+    """Threads of arithmetic in each process; null: as many as it has CPUs at the run's first start.
+    Another number rounds differently, so it stays the same whatever CPUs the run has later; if you
+    change it, the run is not exact any more (raytrain's own key)."""
+    portable: bool = False
+    """Compute the same bits on every x86-64 CPU with AVX2, which is a little slower; if you change
+    it, the run is not exact any more (raytrain's own key)."""
     log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = "WARN"
     """Level of the `ray.rllib` loggers."""
 

@@ -34,6 +34,7 @@ from raytrain.config import (
     env_creator,
     num_trials,
 )
+from raytrain.driver.arithmetic import settings_for
 from raytrain.driver.console import ConsoleReporter
 from raytrain.driver.fork import Fork, begin, refuse_other_parent, require_possible
 from raytrain.driver.outcome import (
@@ -159,19 +160,24 @@ class _Run:
             set_aside(place, read_tune_files(place).names)
         lock.check()
         experiment.write(place)
-        watch = self._train(finished)
+        watch = self._train(finished, experiment)
         # From here the outcome is only reported; a second signal exits at once.
         self.interrupts.defer()
         return outcome_of(config, place, watch, self.interrupts, self.command)
 
-    def _train(self, finished: Mapping[str, Entry]) -> RunCallback:
+    def _train(self, finished: Mapping[str, Entry], experiment: ExperimentFile) -> RunCallback:
         """Train with a Ray of this program's or of `address`; if it is lost, with a new one."""
         # Ray is imported when there is work for it.
         from raytrain.driver.ray_session import RayLost, RaySession
 
-        losses = 0
+        losses, settings = 0, settings_for(self.config, experiment)
         while True:
-            session = RaySession(self.config, address=self.address, interrupts=self.interrupts)
+            session = RaySession(
+                self.config,
+                variables=settings.variables(),
+                address=self.address,
+                interrupts=self.interrupts,
+            )
             try:
                 with session:
                     return session.run(self.place, self.reporter, finished)
@@ -248,6 +254,9 @@ def _describe_run(
         "config_digest": config_digest(config),
         "snapshot": snapshot,
     }
+    settings = settings_for(config, stored)
+    known = {} if stored is None else stored.arithmetic or {}
+    values["arithmetic"] = {**known, "settings": settings.to_dict()}
     if stored is not None:
         return replace(stored, **values)
     return ExperimentFile(

@@ -66,9 +66,16 @@ class RaySession:
     """`with RaySession(config, ...) as session: session.run(...)`"""
 
     def __init__(
-        self, config: ExperimentConfig, *, address: str | None, interrupts: Interrupts
+        self,
+        config: ExperimentConfig,
+        *,
+        variables: Mapping[str, str],
+        address: str | None,
+        interrupts: Interrupts,
     ) -> None:
+        """`variables`: of the environment of every worker (see `ArithmeticSettings`)."""
         self._config = config
+        self._variables = variables
         self._address = cluster_address(address)
         self._interrupts = interrupts
         self._started = False
@@ -215,9 +222,9 @@ class RaySession:
 
     def _runtime_env(self) -> dict[str, Any]:
         """The runtime environment of all workers."""
-        forked = _can_be_forked(self._config)
-        options: dict[str, Any] = {"env_vars": _ray.local.worker_variables(one_cpu=forked)}
-        if forked and sys.platform == "linux" and "py_executable" not in job_environment():
+        variables = {**_ray.local.worker_variables(), **self._variables}
+        options: dict[str, Any] = {"env_vars": variables}
+        if sys.platform == "linux" and "py_executable" not in job_environment():
             options["py_executable"] = forkserver.COMMAND
         return options
 
@@ -249,18 +256,6 @@ def cluster_address(address: str | None) -> str | None:
             "RAY_ADDRESS in the environment)."
         )
     return None if chosen == "local" else chosen
-
-
-def _can_be_forked(config: ExperimentConfig) -> bool:
-    """Whether workers can be forked from a process that has imported Torch. Not if an actor has two
-    CPUs or more, as Torch reads its number of threads when it is imported. It looks for GPUs when
-    it first uses one, which does not happen before the fork (`forkserver` checks that)."""
-    cpus = (
-        config.resources.num_cpus_for_main_process,
-        config.env_runners.num_cpus_per_env_runner,
-        config.learners.num_cpus_per_learner,
-    )
-    return all(number == "auto" or float(number) < 2 for number in cpus)
 
 
 def _silence_loggers() -> None:

@@ -43,6 +43,7 @@ from ray.rllib.utils.metrics import (
 
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
+from raytrain.arithmetic.settings import THREADS, Role
 from raytrain.cluster.failures import why_it_died
 from raytrain.config import ExperimentConfig, stage_config, to_algorithm_config
 from raytrain.errors import RaytrainError
@@ -141,6 +142,17 @@ class ExactPPO(PPO):
         ):
             if reason:
                 self.tell(f"RLlib's own {what} is used, which is several times slower: {reason}.")
+
+    def arithmetic(self) -> dict[str, tuple[str, Mapping[str, str]]]:
+        """The fingerprint of what computes, and its machine: of "learner", "env_runner" and, with
+        evaluation, "evaluation_runner"."""
+        computed_by = {
+            "learner": self.learners.arithmetic(),
+            "env_runner": self.env_groups.arithmetic(),
+        }
+        if self.eval_env_groups is not None:
+            computed_by["evaluation_runner"] = self.eval_env_groups.arithmetic()
+        return computed_by
 
     def tell(self, message: str) -> None:
         """Called with a sentence about each failure and recovery inside the algorithm."""
@@ -437,21 +449,33 @@ def _frozen(config: AlgorithmConfig) -> AlgorithmConfig:
     return config
 
 
-def algorithm_arguments(config: ExperimentConfig, snapshot: Mapping[str, Any]) -> dict[str, Any]:
+def algorithm_arguments(
+    config: ExperimentConfig,
+    snapshot: Mapping[str, Any],
+    threads: Mapping[Role, int] | None = None,
+) -> dict[str, Any]:
     """The arguments of `ExactPPO` for a trial's own config. `snapshot`: the entry of
-    experiment.json on how the environments are snapshotted."""
+    experiment.json on how the environments are snapshotted. `threads` of arithmetic in the
+    processes of each role; None: as many as they happen to have."""
+
+    def algorithm(values: ExperimentConfig) -> PPOConfig:
+        prepared = prepare(to_algorithm_config(values))
+        for_processes = {**prepared.learner_config_dict, THREADS: dict(threads or {})}
+        prepared.learners(learner_config_dict=for_processes)
+        return prepared
+
     own = snapshot.get("stages", {})
     stages = [
         StagePlan(
             name=stage.name,
             rule=StopRule.of_stage(stage.until),
-            config=prepare(to_algorithm_config(stage_config(config, index))),
+            config=algorithm(stage_config(config, index)),
             strategy=str(own.get(stage.name, snapshot)["strategy"]),
         )
         for index, stage in enumerate(config.curriculum)
     ]
     return {
-        "config": stages[0].config if stages else prepare(to_algorithm_config(config)),
+        "config": stages[0].config if stages else algorithm(config),
         "strategy": str(snapshot["strategy"]),
         "stages": stages,
         "recent": recent_size(config),

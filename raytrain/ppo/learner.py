@@ -22,10 +22,13 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
 
 from raytrain import _ray
+from raytrain.arithmetic.machine import describe_machine
+from raytrain.arithmetic.settings import use_threads_of
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.ppo.fast_update.minibatches import minibatch_generator
 from raytrain.ppo.fast_update.update import FastUpdate
+from raytrain.ppo.rehearsal import learning_fingerprint
 from raytrain.rng import RngStreams
 
 __all__ = ["MODULE_ID", "ExactPPOTorchLearner", "torch_rank"]
@@ -41,6 +44,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     """Why RLlib's own update must be used; None where `fast` is."""
 
     def build(self) -> None:
+        if self.config.num_learners > 0:  # Otherwise the trial's process has its own number.
+            use_threads_of("learner", self.config.learner_config_dict)
         # RLlib switches deterministic kernels on for CPU builds of Torch only.
         deterministic = self.config.learner_config_dict.get("deterministic", True)
         if deterministic and torch.cuda.is_available():
@@ -52,7 +57,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         log_std = self.config.learner_config_dict.get("log_std_init")
         if log_std is not None:
             with torch.no_grad():
-                self._policy_module().pi.log_std.fill_(log_std)
+                self.policy_module().pi.log_std.fill_(log_std)
         self._last_loss: Any = None
         self._hidden_loss: Any = None
         self.minibatch_generator: Any = minibatch_generator(self.config.seed, torch_rank())
@@ -142,7 +147,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             # RLlib's copies of these are float32 and int32.
             "tensors": {
                 name: value.detach().cpu().clone()
-                for name, value in self._policy_module().state_dict().items()
+                for name, value in self.policy_module().state_dict().items()
                 if value.dtype != torch.float32
             },
             "connector": {} if connector is None else dict(connector.get_state() or {}),
@@ -189,7 +194,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             _ray.learners.set_scheduler_value(scheduler, state["schedules"][name])
         opaque = pickle.loads(state["opaque"])
         self.metrics.stats = opaque["metrics"]
-        present = self._policy_module().state_dict()
+        present = self.policy_module().state_dict()
         for name, value in opaque.get("tensors", {}).items():
             present[name].copy_(value)
         if opaque["connector"]:
@@ -209,7 +214,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         Raises:
             RaytrainError: the module lacks one of the names.
         """
-        state = self._policy_module().state_dict()
+        state = self.policy_module().state_dict()
         missing = [name for name in names if name not in state]
         if missing:
             raise RaytrainError(
@@ -222,11 +227,11 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     def load_weights(self, weights: dict[str, np.ndarray]) -> None:
         """Set all parameters and buffers. Raises RuntimeError if names or shapes differ."""
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
-        self._policy_module().load_state_dict(tensors, strict=True)
+        self.policy_module().load_state_dict(tensors, strict=True)
 
     def weights_check(self) -> tuple[str, list[str]]:
         """The weights digest (64 hex digits), and the names of tensors with NaN or infinity."""
-        state = self._policy_module().state_dict()
+        state = self.policy_module().state_dict()
         damaged = [
             name
             for name, value in state.items()
@@ -234,7 +239,13 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         ]
         return weights_sha256(state), damaged
 
-    def _policy_module(self) -> Any:
+    def arithmetic(self) -> tuple[str, dict[str, str]]:
+        """The fingerprint of what this process computes (see `rehearsal`), and the description of
+        its machine."""
+        return learning_fingerprint(self), describe_machine()
+
+    def policy_module(self) -> Any:
+        """The policy's module, without the wrapper of distributed learners."""
         return self.module[MODULE_ID].unwrapped()
 
 

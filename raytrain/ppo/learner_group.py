@@ -57,6 +57,13 @@ class Learners:
             raise LearnersDiffer(f"{len(checks)} learners hold different weights: {digests}")
         return checks[0]
 
+    def arithmetic(self) -> tuple[str, dict[str, str]]:
+        """`ExactPPOTorchLearner.arithmetic` of the learners. Of several that compute differently
+        the fingerprint names all, and the machine is the first's."""
+        answers: list[tuple[str, dict[str, str]]] = self._each(methodcaller("arithmetic"))
+        fingerprints = [fingerprint for fingerprint, _ in answers]
+        return "+".join(dict.fromkeys(fingerprints)), answers[0][1]
+
     def why_not_fast(self) -> str | None:
         """Why the learners use RLlib's own, slower update; None if they do not."""
         reason: str | None = self._each(attrgetter("why_not_fast"))[0]

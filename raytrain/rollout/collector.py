@@ -13,8 +13,8 @@ not depend on which process dies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, cast
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeAlias, cast
 
 import ray
 from ray.rllib.core import (
@@ -24,6 +24,7 @@ from ray.rllib.core import (
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from raytrain import _ray
+from raytrain.arithmetic.machine import OtherArithmetic, other_arithmetic
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.rollout.env_group import EnvGroup, RunnerSettings
@@ -33,6 +34,9 @@ from raytrain.rollout.group_calls import RetryingCall, RunnerLost
 from raytrain.rollout.rollout import Collected, Rollout
 from raytrain.rollout.runner_pool import RunnerPool, RunnerRules
 from raytrain.rollout.timeout import RolloutTimeout
+
+Arithmetic: TypeAlias = tuple[str, Mapping[str, str]]
+"""A fingerprint, and the description of a machine that has it."""
 
 
 class NoNewEnvSteps(RaytrainError):
@@ -89,6 +93,8 @@ class RolloutCollector:
         self._settings: RunnerSettings | None = None
         self._consecutive_short = 0
         self._fragments_dropped = 0
+        self._expected_arithmetic: Arithmetic | None = None
+        self._told_waiting = False
 
     @property
     def indices(self) -> list[int]:
@@ -123,10 +129,47 @@ class RolloutCollector:
             return
         self._put(sync)
         self._pool.wait_for(self._expected)
+        if self._expected_arithmetic is not None:
+            self._pool.expect(*self._expected_arithmetic)
         for runner in self._pool.up:
             runner.loaded.clear()
         self._assign_groups()
         self._retrying(None, self._remote_indices).run()
+
+    def arithmetic(self) -> Arithmetic:
+        """The fingerprint of what samples the groups, and the description of its machine."""
+        if not self._remote_indices:
+            return self._local.arithmetic()
+        return self._expected_arithmetic or self._pool.most_frequent() or ("", {})
+
+    def expect_arithmetic(self, expected: Arithmetic | None) -> None:
+        """Give work only to processes that compute like this, as long as there are any. None: like
+        most of those that are there. It does not change which process does evaluation."""
+        if not self._remote_indices or not self._elastic:
+            return
+        self._expected_arithmetic = expected or self._pool.most_frequent()
+        if self._expected_arithmetic is not None:
+            self._pool.expect(*self._expected_arithmetic)
+
+    def _on_only_differing(self) -> None:
+        """Act as `fault_tolerance.on_other_arithmetic` says."""
+        assert self._expected_arithmetic is not None
+        process = self._pool.differing[0]
+        why = other_arithmetic("the env runners", self._expected_arithmetic[1], process.machine)
+        match self._rules.on_other_arithmetic:
+            case "fail":
+                raise OtherArithmetic(f"{why}; fault_tolerance.on_other_arithmetic is fail.")
+            case "wait":
+                if not self._told_waiting:
+                    self._told_waiting = True
+                    self._tell(
+                        f"{why}. Training waits for other nodes "
+                        "(fault_tolerance.on_other_arithmetic is wait)."
+                    )
+            case "continue":
+                self._expected_arithmetic = None
+                self._pool.accept_differing()
+                self._lost_exactness(why)
 
     def stop(self) -> None:
         """End the actors that RLlib does not end by itself."""
@@ -298,6 +341,7 @@ class RolloutCollector:
             tell=self._tell,
             tell_after_s=self._tell_after_s,
             elastic=self._elastic,
+            on_only_differing=self._on_only_differing,
             **options,
         )
 

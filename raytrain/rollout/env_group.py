@@ -49,6 +49,7 @@ from ray.rllib.utils.metrics import (
 )
 
 from raytrain import _ray
+from raytrain.arithmetic.machine import describe_machine
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.policy.rllib_env_actions import map_actions
@@ -65,6 +66,7 @@ from raytrain.rollout.fast_sampling.episode_rows import (
 )
 from raytrain.rollout.fast_sampling.fragments import Progress
 from raytrain.rollout.fast_sampling.sampler import FragmentSampler, Sampled, Wanted
+from raytrain.rollout.rehearsal import sampling_fingerprint
 from raytrain.rollout.rollout import Rollout
 
 _TRAINING, _EVALUATION = 0, 1
@@ -100,6 +102,7 @@ class EnvGroup(SingleAgentEnvRunner):
         self._between_episodes = False
         self._sampled_at: float | None = None
         self._sampler: FragmentSampler | None = None
+        self._arithmetic: tuple[str, dict[str, str]] | None = None
         self._choose_sampling()
 
     def _choose_sampling(self) -> None:
@@ -125,6 +128,16 @@ class EnvGroup(SingleAgentEnvRunner):
             normalize=self.config.normalize_actions,
             clip=self.config.clip_actions,
         )
+
+    def arithmetic(self) -> tuple[str, dict[str, str]]:
+        """The fingerprint of what this process computes for the group (see `rehearsal`), and the
+        description of its machine."""
+        if self._arithmetic is None:
+            fingerprint = sampling_fingerprint(
+                self.module, self.module.action_space, envs=self.num_envs
+            )
+            self._arithmetic = fingerprint, describe_machine()
+        return self._arithmetic
 
     def why_not_into_arrays(self) -> str | None:
         """Why RLlib's own, slower way samples here; None if it does not."""

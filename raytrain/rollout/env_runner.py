@@ -15,6 +15,7 @@ from ray.rllib.utils.annotations import override
 
 from raytrain._ray import actors as _ray_actors
 from raytrain._ray.actor_signals import spare_this_actor
+from raytrain.arithmetic.settings import use_threads_of
 from raytrain.rng import preserved
 from raytrain.rollout.env_group import EnvGroup
 from raytrain.rollout.timeout import reporting_stalls, stall_key
@@ -28,6 +29,8 @@ class EnvRunnerActor(EnvGroup):
 
     def __init__(self, **kwargs: Any) -> None:
         spare_this_actor()
+        if kwargs.get("worker_index"):  # Otherwise this is the trial's process.
+            use_threads_of("env_runner", kwargs["config"].learner_config_dict)
         super().__init__(**kwargs)
         self._arguments = kwargs
         self._groups: dict[int, EnvGroup] = {self.group: self}
@@ -61,10 +64,9 @@ class EnvRunnerActor(EnvGroup):
         if group != self.group and group in self._groups:
             self._groups.pop(group).stop()
 
-    def process(self) -> tuple[str, int, str]:
-        """The actor's id, the process id and the host's name. An answer shows that the
-        process is up."""
-        return _actor_id(), os.getpid(), socket.gethostname()
+    def process(self) -> tuple[str, int, str, str, dict[str, str]]:
+        """The fields of `ActorProcess`. An answer shows that the process is up."""
+        return _actor_id(), os.getpid(), socket.gethostname(), *self.arithmetic()
 
     @override(EnvGroup)
     def stop(self) -> None:

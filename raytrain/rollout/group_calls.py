@@ -35,6 +35,8 @@ _ACTOR_GONE = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError
 _MAX_CONSECUTIVE_DEATHS = 5
 _MAX_CONSECUTIVE_HANGS = 3
 _NO_RUNNER_MESSAGE_S, _NO_RUNNER_DEADLINE_S = 5.0, 300.0
+_AGREEING_S = 60.0
+"""So long is an actor waited for that computes as the run does, before others may do its work."""
 _TICK_S = 0.25
 
 
@@ -82,6 +84,9 @@ class RetryingCall:
     """Whether another actor than its own may host a group."""
     may_drop: Callable[[int], bool] = lambda lost: False
     """Whether the answers of so many groups may be missing."""
+    on_only_differing: Callable[[], None] = lambda: None
+    """Called again and again while the only actors are those that compute differently; it may have
+    the pool accept them."""
 
     def __post_init__(self) -> None:
         self._runtime = self.pool.runtime
@@ -254,6 +259,10 @@ class RetryingCall:
         if self._no_runner_since is None:
             self._no_runner_since, self._no_runner_told = now, False
         waited = now - self._no_runner_since
+        if self.pool.differing and (self.pool.only_differing or waited > _AGREEING_S):
+            self.on_only_differing()
+            self.pool.refresh(_TICK_S)
+            return
         if waited > _NO_RUNNER_DEADLINE_S:
             raise RunnerLost(
                 f"No env runner started for {_named(self._unanswered)} within "

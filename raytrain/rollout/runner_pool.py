@@ -18,17 +18,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
 from raytrain._ray import actors as _ray_actors
+from raytrain.arithmetic.machine import difference
 from raytrain.cluster.failures import why_it_died
 from raytrain.cluster.placement import another_group_waits
 from raytrain.config import ExperimentConfig
 
 _PING_EVERY_S = 0.1
+_PING_DIFFERING_EVERY_S = 10.0  # Whether Ray has restarted the idle actor, elsewhere perhaps.
 _SCALE_EVERY_S = 2.0
 _JOIN_TIMEOUT_S = 5.0
 _RETRY_FAILED_AFTER_S = 60.0
@@ -44,6 +47,7 @@ class RunnerRules:
     on_loss: Literal["exact", "continue"] = "exact"
     max_short_iterations: int = 10
     timeout_s: float | str | None = "auto"
+    on_other_arithmetic: Literal["continue", "wait", "fail"] = "continue"
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> RunnerRules:
@@ -54,6 +58,7 @@ class RunnerRules:
             on_loss=faults.on_env_runner_loss,
             max_short_iterations=faults.max_short_iterations,
             timeout_s=faults.env_runner_timeout_s,
+            on_other_arithmetic=faults.on_other_arithmetic,
         )
 
     def actors(self, groups: int) -> tuple[int, int]:
@@ -82,6 +87,9 @@ class ActorProcess(NamedTuple):
     actor_id: str
     pid: int
     host: str
+    arithmetic: str = ""
+    """The fingerprint of what it computes (see `EnvGroup.arithmetic`)."""
+    machine: Mapping[str, str] = MappingProxyType({})
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
@@ -156,11 +164,24 @@ class RunnerPool:
         """How many actors died or were killed so far."""
         self.assigned: dict[int, int] = {}
         """The index of the actor that hosts a group."""
+        self._arithmetic: str | None = None
+        self._machine: Mapping[str, str] = {}
+        self._differing: dict[int, ActorProcess] = {}
 
     @property
     def up(self) -> list[RunnerActor]:
         """The actors that are there, by index."""
         return [runner for _, runner in sorted(self._runners.items()) if runner.up]
+
+    @property
+    def differing(self) -> list[ActorProcess]:
+        """The processes that are idle because they compute differently."""
+        return [process for _, process in sorted(self._differing.items())]
+
+    @property
+    def only_differing(self) -> bool:
+        """Whether there is no other actor, up or awaited."""
+        return bool(self._differing) and self._differing.keys() == self._runners.keys()
 
     @property
     def why_empty(self) -> str | None:
@@ -181,7 +202,8 @@ class RunnerPool:
         now = self.runtime.now()
         for runner in absent:
             # Once Ray has noticed the death, a call waits until Ray has restarted the actor.
-            if runner.ping is None and now - runner.pinged_at >= _PING_EVERY_S:
+            pause_s = _PING_DIFFERING_EVERY_S if runner.index in self._differing else _PING_EVERY_S
+            if runner.ping is None and now - runner.pinged_at >= pause_s:
                 runner.ping, runner.pinged_at = runner.actor.process.remote(), now
         pings = {runner.ping: runner for runner in absent if runner.ping is not None}
         if not pings:
@@ -197,7 +219,10 @@ class RunnerPool:
         """Wait a few seconds for as many actors as the cluster had room for when they were
         requested. Groups that are set up on their own actors at first need not move there later."""
         began = self.runtime.now()
-        while len(self.up) < expected and self.runtime.now() - began < _JOIN_TIMEOUT_S:
+        while (
+            len(self.up) + len(self._differing) < expected
+            and self.runtime.now() - began < _JOIN_TIMEOUT_S
+        ):
             self.refresh(_PING_EVERY_S)
 
     def mark_lost(self, runner: RunnerActor, message: str, *, confirmed: bool) -> None:
@@ -222,8 +247,10 @@ class RunnerPool:
                 self._tell(f"{runner} is not restarted: {self._why_gone}.")
                 self._gone_at[runner.index] = self.runtime.now()
                 del self._runners[runner.index]
+                self._differing.pop(runner.index, None)
             return
         runner.up = True
+        self._set_aside_if_differing(runner)
         if runner.unconfirmed is not None:
             (before, message), runner.unconfirmed = runner.unconfirmed, None
             if runner.process != before:
@@ -232,6 +259,45 @@ class RunnerPool:
                     f"The env runner of group {runner.index} ({before}) {message} before it did "
                     "any work, so nothing is lost; a new process has started."
                 )
+
+    # -- which of them compute as the run does ----------------------------------------------------
+
+    def expect(self, arithmetic: str, machine: Mapping[str, str]) -> None:
+        """Use only processes with this fingerprint from now on, which `machine` had."""
+        self._arithmetic, self._machine = arithmetic, machine
+        for runner in self.up:
+            self._set_aside_if_differing(runner)
+
+    def most_frequent(self) -> tuple[str, Mapping[str, str]] | None:
+        """The fingerprint of most of the processes that are there (of the lowest index, if there
+        are several), and a machine of it."""
+        found = [runner.process for runner in self.up if runner.process is not None]
+        if not found:
+            return None
+        most = Counter(process.arithmetic for process in found).most_common(1)[0][0]
+        return most, next(p.machine for p in found if p.arithmetic == most)
+
+    def accept_differing(self) -> None:
+        """Use all processes, whatever they compute."""
+        self._arithmetic = None
+        for index in self._differing:
+            if index in self._runners:
+                self._runners[index].up = True
+        self._differing.clear()
+
+    def _set_aside_if_differing(self, runner: RunnerActor) -> None:
+        process, before = runner.process, self._differing.pop(runner.index, None)
+        if process is None or self._arithmetic is None or process.arithmetic == self._arithmetic:
+            return
+        self._differing[runner.index] = process
+        runner.up = False
+        runner.loaded.clear()
+        runner.calls.clear()
+        if process != before:
+            self._tell(
+                f"{runner} gets no work as long as others can do it, since it computes differently "
+                f"({difference(self._machine, process.machine)})."
+            )
 
     # -- which actor hosts what ------------------------------------------------------------------
 
@@ -273,6 +339,8 @@ class RunnerPool:
         self._scaled_at = now
         if self.runtime.another_group_waits():
             further = [self._runners.pop(i) for i in self._further if i in self._runners]
+            for runner in further:
+                self._differing.pop(runner.index, None)
             for runner in further:
                 self.runtime.kill(runner.actor)
             given_up = sum(runner.up for runner in further)

@@ -37,6 +37,9 @@ from ray.tune.result import SHOULD_CHECKPOINT, TRIAL_INFO
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain._ray.actor_signals import spare_this_actor
+from raytrain.arithmetic.fingerprint import comparable
+from raytrain.arithmetic.machine import OtherArithmetic
+from raytrain.arithmetic.settings import use_threads
 from raytrain.checkpoint import (
     Entry,
     ExactLost,
@@ -66,6 +69,15 @@ from raytrain.records.metrics import EVALUATION, Averaged, averaged
 from raytrain.rollout.runner_pool import RunnerRules
 from raytrain.storage import Location
 from raytrain.storage.clocks import MachineSleep
+from raytrain.trial.arithmetic import (
+    ENV_RUNNER,
+    EVALUATION_RUNNER,
+    LEARNER,
+    changed_settings,
+    other_machines,
+    record,
+    settings_of,
+)
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
 from raytrain.trial.last_failure import TRACEBACK_FILE, write_traceback
@@ -108,8 +120,12 @@ class TrialPPO(ExactPPO):
         self._interrupted = False
         self._broken: str | None = None
         self._done_with: str | None = None
+        self._settings = settings_of(self._experiment, self._config)
+        threads = None if self._settings is None else self._settings.threads
+        if threads is not None:
+            use_threads(threads["trial"])
         super().__init__(
-            **algorithm_arguments(self._config, self._experiment.snapshot),
+            **algorithm_arguments(self._config, self._experiment.snapshot, threads),
             rules=RunnerRules.of(self._config),
             **kwargs,
         )
@@ -165,6 +181,7 @@ class TrialPPO(ExactPPO):
         self._stop_rule = StopRule.of(self._config.stop)
         self._missing_metrics = MissingMetrics()
         self._exact_lost = self._inexact_from_the_start()
+        self._arithmetic: Mapping[str, Any] = {}
         self._returned_at: float | None = None
         self._machine_sleep = MachineSleep()
         try:
@@ -182,6 +199,11 @@ class TrialPPO(ExactPPO):
 
     def _continue_from(self, entry: Entry) -> None:
         manifest = entry.good_manifest
+        if manifest.exact_lost is not None:
+            self._exact_lost = manifest.exact_lost
+        elif self._exact_lost is not None:
+            self.tell(f"This run is not exact: {self._exact_lost.why}.")
+        self._arithmetic = self._compared(manifest)
         restored = self.load_exact(self._directory.fetch(entry.location))
         self._time_total = self._saver.saved_at_s = manifest.time_s
         self._directory.last_saved = manifest
@@ -191,10 +213,6 @@ class TrialPPO(ExactPPO):
             next_episode=manifest.episodes,
             starts_after=int((self._experiment.fork or {}).get("iteration", 0)),
         )
-        if manifest.exact_lost is not None:
-            self._exact_lost = manifest.exact_lost
-        if self._exact_lost is not None and manifest.exact_lost is None:
-            self.tell(f"This run is not exact: {self._exact_lost.why}.")
         if restored.exact_lost is not None:
             self._lose_exactness(restored.exact_lost, manifest.iteration)
         self.tell(f"Continued from {entry.path} (iteration {manifest.iteration}, {entry.kind}).")
@@ -204,8 +222,48 @@ class TrialPPO(ExactPPO):
             # Without the recent episodes, the final result itself says whether the run had ended.
             self._done_with = self._stop_rule.reached(self._progress(), self._saver.metrics)
 
+    def _compared(self, manifest: Manifest) -> Mapping[str, Any]:
+        """What computes now, compared with what wrote this manifest.
+
+        Raises:
+            OtherArithmetic: it computes differently, and the config says to fail.
+        """
+        now, before = record(self._settings, self.arithmetic()), manifest.arithmetic or {}
+        changed = changed_settings(before, now)
+        if changed is not None:
+            self._lose_exactness(changed, manifest.iteration)
+            self.env_groups.expect_arithmetic(None)
+            return now
+        runners = before.get(ENV_RUNNER)
+        if runners and comparable(runners["fingerprint"], now[ENV_RUNNER]["fingerprint"]):
+            self.env_groups.expect_arithmetic((runners["fingerprint"], runners["machine"]))
+            now = record(self._settings, self.arithmetic())
+        else:
+            self.env_groups.expect_arithmetic(None)
+        other = other_machines(before, now, local=self._local_roles())
+        if other is None:
+            return now
+        if self._config.fault_tolerance.on_other_arithmetic != "continue":
+            raise OtherArithmetic(
+                f"{other[0].upper()}{other[1:]}. Continue it on a machine of that kind, or with "
+                "fault_tolerance.on_other_arithmetic: continue, which ends exactness."
+            )
+        self._lose_exactness(other, manifest.iteration)
+        return now
+
+    def _local_roles(self) -> frozenset[str]:
+        """What this process itself does."""
+        roles = {
+            LEARNER: self._config.learners.num_learners,
+            ENV_RUNNER: self._config.env_runners.num_env_runners,
+            EVALUATION_RUNNER: self._config.evaluation.evaluation_num_env_runners,
+        }
+        return frozenset(role for role, remote in roles.items() if not remote)
+
     def _begin(self) -> None:
         """Begin at iteration 0, or at the iteration of a fork's parent."""
+        self.env_groups.expect_arithmetic(None)
+        self._arithmetic = record(self._settings, self.arithmetic())
         fork = self._experiment.fork
         if fork is None:
             self._directory.open_records(resume_from=0, next_episode=0)
@@ -335,6 +393,7 @@ class TrialPPO(ExactPPO):
             "attempt": self._directory.attempt,
             "checkpoint_iteration": saved.iteration if saved else None,
             "exact": self._exact_lost is None,
+            "arithmetic": self._arithmetic,
             "deleted": [name for outcome in outcomes for name in outcome.deleted],
             "ended": ended,
             "timesteps": self.env_steps_sampled,
@@ -451,6 +510,7 @@ class TrialPPO(ExactPPO):
             snapshot_strategy=self.strategy,
             versions=versions(),
             created_at=datetime.now(UTC).isoformat(),
+            arithmetic=self._arithmetic,
         )
 
 

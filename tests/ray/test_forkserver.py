@@ -20,11 +20,8 @@ import psutil
 import pytest
 import ray
 from support import own_ray
-from support.running import TINY
 
 from raytrain._ray import forkserver
-from raytrain.config import config_from_dict
-from raytrain.driver.ray_session import _can_be_forked
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 
@@ -457,22 +454,3 @@ def test_a_second_driver_of_a_cluster_has_workers_of_its_own() -> None:
     finally:
         ray.shutdown()
     assert said == [["02000000"] * 2, ["03000000"] * 2]
-
-
-@pytest.mark.parametrize(
-    "sections",
-    [
-        {"resources": {"num_cpus_for_main_process": 2}},
-        {"env_runners": {"num_cpus_per_env_runner": 2}},
-        {"learners": {"num_cpus_per_learner": 2}},
-    ],
-)
-def test_workers_do_not_import_torch_early_where_that_fixes_something_else(
-    sections: dict[str, Any],
-) -> None:
-    assert _can_be_forked(config_from_dict(TINY))
-    assert _can_be_forked(config_from_dict({**TINY, "learners": {"num_gpus_per_learner": 1}}))
-    assert _can_be_forked(
-        config_from_dict({**TINY, "env_runners": {"num_cpus_per_env_runner": 0.5}})
-    )
-    assert not _can_be_forked(config_from_dict({**TINY, **sections}))

@@ -11,6 +11,9 @@ import ray
 
 from raytrain import _ray
 from raytrain._ray import forkserver
+from raytrain.arithmetic.settings import ROLES, ArithmeticSettings
+
+ONE_THREAD = ArithmeticSettings(dict.fromkeys(ROLES, 1), hash_seed=0)
 
 
 def ensure() -> None:
@@ -23,7 +26,9 @@ def ensure() -> None:
 def start(num_cpus: int, *, forked: bool = True, **options: Any) -> None:
     """`forked=False` for tests that start no workers, or none that need RLlib."""
     if forked:
-        workers: dict[str, Any] = {"env_vars": _ray.local.worker_variables(one_cpu=True)}
+        workers: dict[str, Any] = {
+            "env_vars": {**_ray.local.worker_variables(), **ONE_THREAD.variables()}
+        }
         if sys.platform == "linux":
             workers["py_executable"] = forkserver.COMMAND
         options["runtime_env"] = workers
