@@ -105,12 +105,12 @@ def elastic_runners(*, reserved: int, most: int) -> AbstractContextManager[None]
 _NAMESPACE = b"raytrain"
 
 
-def publish_stall(name: str, text: str) -> None:
-    """Store a text for `take_stall`, from any thread and process of the cluster."""
+def leave_message(name: str, text: str) -> None:
+    """Store a text for `take_message`, from any thread and process of the cluster."""
     internal_kv._internal_kv_put(name.encode(), text.encode(), True, namespace=_NAMESPACE)
 
 
-def take_stall(name: str) -> str | None:
+def take_message(name: str) -> str | None:
     """The text stored under a name, which is then deleted; or None."""
     text: bytes | None = internal_kv._internal_kv_get(name.encode(), namespace=_NAMESPACE)
     if text is None:

@@ -19,11 +19,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from raytrain.errors import BadInput
+from raytrain.errors import BadInput, RaytrainError
 
 
 class OtherArithmetic(BadInput):
     """A process computes differently, and the config does not allow it."""
+
+
+class OtherNodeNeeded(RaytrainError):
+    """A process computes differently, and another node may compute alike. `nodes`: the ids of those
+    that do not."""
+
+    loss = "relocation"
+    nodes: tuple[str, ...] = ()
 
 
 _SEPARATORS = {"gpu": ", ", "libraries": ", ", "variables": ", ", "instructions": " "}
@@ -70,6 +78,11 @@ def describe_machine() -> dict[str, str]:
     if torch is not None and torch.cuda.is_available():
         described["gpu"] = _gpu(torch)
     return described
+
+
+def describe(machine: Mapping[str, str]) -> str:
+    """A machine in a few words: `AMD EPYC 7763 with glibc 2.36, openblas 0.3.31 Haswell`."""
+    return _with(machine, _unlike(machine, {"instructions": machine.get("instructions", "")}))
 
 
 def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:

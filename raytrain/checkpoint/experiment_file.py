@@ -5,7 +5,7 @@
      "fork": null, "versions": {"raytrain": ..., "ray": ..., "torch": ..., ...},
      "first_start": "2026-01-01T00:00:00+00:00",
      "arithmetic": {"settings": {"threads": {...}, "hash_seed": ..., "portable": ...},
-                    "trials": {TRIAL: see `manifest`}}, "signature": ... (see `signing`)}
+                    "computed_by": [see `manifest`, ...]}, "signature": ... (see `signing`)}
 
 It is written before Ray starts, replaced atomically, and holds all that is needed to rebuild the
 Tuner if Tune's own files are gone. `config` is that of the last start: the trials take from here

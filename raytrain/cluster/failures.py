@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+from raytrain.arithmetic.machine import OtherNodeNeeded
 from raytrain.errors import RaytrainError
 
 _IN_CREATION = "error raised in its creation task"
@@ -28,6 +29,12 @@ def may_retry(error: BaseException | None) -> bool:
     """Whether Tune should start a trial again after `error` (as Ray delivers it)."""
     cause = getattr(error, "cause", None) or error
     return bool(getattr(cause, "may_retry", True))
+
+
+def nodes_to_leave(error: BaseException | None) -> tuple[str, ...]:
+    """The nodes on which a trial that failed with `error` must not be started again."""
+    cause = getattr(error, "cause", None) or error
+    return cause.nodes if isinstance(cause, OtherNodeNeeded) else ()
 
 
 def able_to_travel(error: Exception) -> Exception:

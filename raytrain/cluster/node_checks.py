@@ -75,6 +75,16 @@ def read(directory: str, expected: dict[str, str], timeout_s: float) -> dict[str
     return wrong
 
 
+def compute() -> tuple[str, dict[str, str]]:
+    """The fingerprint of what NumPy and the C library compute here, and the machine."""
+    from raytrain.arithmetic.fingerprint import Fingerprint, add_libraries
+    from raytrain.arithmetic.machine import describe_machine
+
+    fingerprint = Fingerprint()
+    add_libraries(fingerprint)
+    return fingerprint.text(), describe_machine()
+
+
 def _read_one(place: Any, text: str) -> str | None:
     try:
         content = place.read_bytes().decode(errors="replace")

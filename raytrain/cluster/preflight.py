@@ -3,6 +3,7 @@
     look    versions of raytrain (and its source files), ray, torch, gymnasium, numpy, python; clock
     write   every node, and the driver, writes a file of its own below the storage path
     read    every node, and the driver, reads the files of all others
+    compute every node computes the same; otherwise a message says which nodes differ
 
 An actor without CPUs on each node does all three; on the driver's own node the driver does them
 itself if no part of the run can be placed there. A wrong answer, or none, ends the run before it
@@ -25,6 +26,7 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import ActorUnschedulableError, RayError, RayTaskError
 
+from raytrain.arithmetic.machine import describe
 from raytrain.cluster import node_checks
 from raytrain.cluster.nodes import actor_on, node_is_gone, nodes_alive
 from raytrain.errors import BadInput
@@ -171,10 +173,12 @@ def preflight(
     storage_path: str,
     actors: NodeActors,
     *,
+    tell: Callable[[str], None] = lambda message: None,
     timeout_s: float = TIMEOUT_S,
     check: Callable[[], None] = _nothing,
 ) -> None:
-    """Check the nodes of these actors. `check` is called during the waits, and may raise.
+    """Check the nodes of these actors. `tell` gets a message if they compute differently. `check`
+    is called during the waits, and may raise.
 
     Raises:
         ClusterNotReady: with every problem that was found.
@@ -187,7 +191,18 @@ def preflight(
             "absolute path or a URI."
         )
     ask = partial(actors.ask, check=check)
-    _exchange(ask, _compare(ask, actors.nodes, timeout_s), storage_path, timeout_s)
+    nodes = _compare(ask, actors.nodes, timeout_s)
+    _exchange(ask, nodes, storage_path, timeout_s)
+    computed = ask(nodes, node_checks.compute, lambda node: (), timeout_s)
+    kinds: dict[str, tuple[str, list[str]]] = {}
+    for node, ((fingerprint, machine), _) in computed.items():
+        kinds.setdefault(fingerprint, (describe(machine), []))[1].append(node.name)
+    if len(kinds) > 1:
+        named = "; ".join(f"{', '.join(names)}: {text}" for text, names in kinds.values())
+        tell(
+            f"The nodes compute differently ({named}). A run keeps to nodes that compute alike as "
+            "long as there are any; see fault_tolerance.on_other_arithmetic."
+        )
 
 
 def _compare(ask: Callable[..., Answers], nodes: list[Node], timeout_s: float) -> list[Node]:

@@ -1,6 +1,8 @@
 """The failures that a trial has survived so far, in `<trial>/losses.json`:
 
-    {"failure": 1, "lost_node": 2, "preemption": 1, "ended_with": null}
+    {"failure": 1, "lost_node": 2, "preemption": 1, "relocation": 0, "ended_with": null}
+
+A relocation leaves a node that computes differently.
 
 The driver counts over the life of the run; on a local disk each is also a line of `events.jsonl`.
 `ended_with`: the error that ended the trial for good, until it is started again.
@@ -15,7 +17,7 @@ from typing import Any, Literal, get_args
 from raytrain.storage import Location
 from raytrain.storage.json import is_amount, read_object
 
-Loss = Literal["failure", "lost_node", "preemption"]
+Loss = Literal["failure", "lost_node", "preemption", "relocation"]
 
 LOSSES = "losses.json"
 _KINDS: tuple[Loss, ...] = get_args(Loss)

@@ -1,13 +1,16 @@
-"""The settings of arithmetic that an experiment is started with."""
+"""What experiment.json says of arithmetic: the settings of the first start, and what computed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from raytrain.arithmetic.settings import ArithmeticSettings, Role
 from raytrain.checkpoint import ExperimentFile
 from raytrain.config import ExperimentConfig, config_from_dict
 from raytrain.rng import hash_seed
+from raytrain.storage import Location
 
 
 def settings_for(config: ExperimentConfig, stored: ExperimentFile | None) -> ArithmeticSettings:
@@ -21,6 +24,15 @@ def settings_for(config: ExperimentConfig, stored: ExperimentFile | None) -> Ari
         hash_seed=hash_seed(first.seed),
         portable=config.debugging.portable,
     )
+
+
+def add_computed_by(place: Location, entry: Mapping[str, Any]) -> None:
+    """Add a trial's entry (see `manifest`) to the experiment's file, without the settings."""
+    experiment = ExperimentFile.existing(place)
+    known = experiment.arithmetic or {}
+    added = {key: value for key, value in entry.items() if key != "settings"}
+    if added not in (before := known.get("computed_by", [])):
+        replace(experiment, arithmetic={**known, "computed_by": [*before, added]}).write(place)
 
 
 def _threads(config: ExperimentConfig) -> dict[Role, int]:

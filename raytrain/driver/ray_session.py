@@ -128,7 +128,9 @@ class RaySession:
             if actors is not None:
                 storage = self._config.storage_path
                 with self._interrupts.deferred():
-                    preflight(storage, actors, check=self._interrupts.raise_early)
+                    preflight(
+                        storage, actors, tell=reporter.note, check=self._interrupts.raise_early
+                    )
                 self._interrupts.raise_early()
                 join_check = self._stack.enter_context(JoinCheck(storage, nodes))
         _silence_loggers()

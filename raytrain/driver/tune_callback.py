@@ -21,15 +21,18 @@ from ray.tune import Callback
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint import Catalogue
-from raytrain.cluster.failures import may_retry, why_it_died
+from raytrain.cluster.failures import may_retry, nodes_to_leave, why_it_died
 from raytrain.cluster.nodes import loss_of
 from raytrain.cluster.preemption import NoticePollers
 from raytrain.cluster.restart_counts import Loss, RestartCounts
 from raytrain.config import ExperimentConfig, total_timesteps
+from raytrain.driver.arithmetic import add_computed_by
 from raytrain.driver.console import ConsoleReporter, StopTotals
 from raytrain.driver.pending_trials import PendingTrials
+from raytrain.driver.relocation import Relocations
 from raytrain.driver.signals import Interrupts
 from raytrain.driver.trial_watchdog import TrialWatchdog
+from raytrain.errors import RaytrainError
 from raytrain.records import EVENT_LOG, EventLog
 from raytrain.storage import Location, StorageError
 from raytrain.storage.json import read_json
@@ -75,6 +78,8 @@ class RunCallback(Callback):
         self._failures: dict[str, _Failure] = {}
         self._killed: dict[str, str] = {}
         self._pending = PendingTrials()
+        self._relocations = Relocations(config.fault_tolerance.on_other_arithmetic)
+        self._recorded: list[Mapping[str, Any]] = []
         tolerance = config.fault_tolerance
         self._watchdog = TrialWatchdog(tolerance.hang_factor, tolerance.hang_floor_s)
         self._notices = NoticePollers(config.preemption)
@@ -138,6 +143,7 @@ class RunCallback(Callback):
         if saved is not None and saved != self._checkpoints.get(name):
             self._checkpoints[name] = saved
             self._reporter.checkpointed(name, saved)
+        self._record_arithmetic(trial, report.get("arithmetic"))
         if report.get("leaving"):
             self._leaves_node(trial, report["leaving"])
 
@@ -174,7 +180,11 @@ class RunCallback(Callback):
         place = trial_location(trial)
         words = _last_words(place)
         killed = self._killed.pop(str(trial), None)
-        if killed is not None:
+        nodes = nodes_to_leave(error)
+        if nodes:
+            leaves = self._relocations.leave(trial, nodes)
+            failure = _Failure("relocation", f"{describe(error)}; {leaves}")
+        elif killed is not None:
             failure = _Failure("failure", killed)
         elif words is not None:
             failure = _Failure(words.get("loss", "failure"), str(words.get("message")))
@@ -226,6 +236,14 @@ class RunCallback(Callback):
         self._reporter.event(str(trial), "warning", message)
         self._log(trial, "preemption", message)
 
+    def _record_arithmetic(self, trial: Any, entry: Mapping[str, Any] | None) -> None:
+        """Add what computes a trial to experiment.json, if it is not there."""
+        if not entry or entry in self._recorded:
+            return
+        with suppress(RaytrainError):  # The manifests have it, too.
+            add_computed_by(trial_location(trial).parent, entry)
+            self._recorded.append(entry)
+
     def _log(self, trial: Any, kind: str, message: str) -> None:
         place = trial_location(trial)
         if place.is_local:
@@ -241,7 +259,7 @@ class RunCallback(Callback):
             self._reporter.note(message, "warning")
         for trial in trials:
             if trial.status == "RUNNING" and self._watchdog.silence(str(trial)) > _SILENT_S:
-                stall = _ray_actors.take_stall(stall_key(trial.trial_id))
+                stall = _ray_actors.take_message(stall_key(trial.trial_id))
                 if stall is not None:
                     self._reporter.event(str(trial), "warning", stall)
         self._killed.update(self._watchdog.look(trials))

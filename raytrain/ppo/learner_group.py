@@ -64,6 +64,10 @@ class Learners:
         fingerprints = [fingerprint for fingerprint, _ in answers]
         return "+".join(dict.fromkeys(fingerprints)), answers[0][1]
 
+    def nodes(self) -> list[str]:
+        """The ids of the nodes that learners are on, sorted."""
+        return sorted(set(self._each(_node)))
+
     def why_not_fast(self) -> str | None:
         """Why the learners use RLlib's own, slower update; None if they do not."""
         reason: str | None = self._each(attrgetter("why_not_fast"))[0]
@@ -119,6 +123,11 @@ class Learners:
         if len(answers) != expected:
             raise RaytrainError(f"{expected - len(answers)} of {expected} learners did not answer.")
         return answers
+
+
+def _node(_: ExactPPOTorchLearner) -> str:
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def _load(learner: ExactPPOTorchLearner, states: list[dict[str, Any]]) -> None:

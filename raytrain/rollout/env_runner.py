@@ -42,7 +42,7 @@ class EnvRunnerActor(EnvGroup):
         yet. A call that takes almost `limit_s` seconds reports where it stalls."""
 
         def report(position: str) -> None:
-            _ray_actors.publish_stall(stall_key(_actor_id(), group), position)
+            _ray_actors.leave_message(stall_key(_actor_id(), group), position)
 
         with reporting_stalls(report, None if limit_s is None else _REPORT_AFTER * limit_s):
             return getattr(self.hosted(group), method)(*arguments, **options)

@@ -77,7 +77,7 @@ class Runtime:
     kill: Callable[..., None] = ray.kill
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    take_stall_report: Callable[[str], str | None] = _ray_actors.take_stall
+    take_stall_report: Callable[[str], str | None] = _ray_actors.take_message
     another_group_waits: Callable[[], bool] = another_group_waits
 
 

@@ -59,16 +59,16 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
 
 def other_machines(
     before: Mapping[str, Any], now: Mapping[str, Any], *, local: frozenset[str]
-) -> str | None:
-    """What computes differently, and how it differs, of two such entries; None if nothing does.
-    `local`: the roles that the trial's own process has."""
+) -> tuple[str, str] | None:
+    """The role that computes differently, and a sentence about it; None if none does. `local`: the
+    roles that the trial's own process has."""
     for role, name in _NAMES.items():
         old, new = before.get(role), now.get(role)
         if not old or not new or old["fingerprint"] == new["fingerprint"]:
             continue
         if comparable(old["fingerprint"], new["fingerprint"]):
             what = "this machine" if role in local else name
-            return other_arithmetic(what, old["machine"], new["machine"])
+            return role, other_arithmetic(what, old["machine"], new["machine"])
     return None
 
 

@@ -38,7 +38,7 @@ from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain._ray.actor_signals import spare_this_actor
 from raytrain.arithmetic.fingerprint import comparable
-from raytrain.arithmetic.machine import OtherArithmetic
+from raytrain.arithmetic.machine import OtherArithmetic, OtherNodeNeeded
 from raytrain.arithmetic.settings import use_threads
 from raytrain.checkpoint import (
     Entry,
@@ -94,6 +94,11 @@ _INTERRUPT_PAUSE_S = 0.2
 
 _ALMOST_NOTHING = {"memory": 1}
 """Reserved for a process that asks for nothing: Ray has no bundle without resources."""
+
+
+def stay_key(trial_id: str) -> str:
+    """The key of the message that a trial may stay on a node that computes differently."""
+    return f"stay/{trial_id}"
 
 
 def stall_key(trial_id: str) -> str:
@@ -227,6 +232,7 @@ class TrialPPO(ExactPPO):
 
         Raises:
             OtherArithmetic: it computes differently, and the config says to fail.
+            OtherNodeNeeded: it does, and another node may not.
         """
         now, before = record(self._settings, self.arithmetic()), manifest.arithmetic or {}
         changed = changed_settings(before, now)
@@ -243,12 +249,21 @@ class TrialPPO(ExactPPO):
         other = other_machines(before, now, local=self._local_roles())
         if other is None:
             return now
-        if self._config.fault_tolerance.on_other_arithmetic != "continue":
+        role, why = other
+        policy = self._config.fault_tolerance.on_other_arithmetic
+        if policy == "fail":
             raise OtherArithmetic(
-                f"{other[0].upper()}{other[1:]}. Continue it on a machine of that kind, or with "
+                f"{why[0].upper()}{why[1:]}. Continue it on a machine of that kind, or with "
                 "fault_tolerance.on_other_arithmetic: continue, which ends exactness."
             )
-        self._lose_exactness(other, manifest.iteration)
+        stays = _ray_actors.take_message(stay_key(str(self.trial_id))) is not None
+        if not stays and (policy == "wait" or len(nodes_alive()) > 1):
+            needed = OtherNodeNeeded(why)
+            is_remote = role == LEARNER and LEARNER not in self._local_roles()
+            own = (ray.get_runtime_context().get_node_id(),)
+            needed.nodes = tuple(self.learners.nodes()) if is_remote else own
+            raise needed
+        self._lose_exactness(why, manifest.iteration)
         return now
 
     def _local_roles(self) -> frozenset[str]:
@@ -441,7 +456,7 @@ class TrialPPO(ExactPPO):
     @override(ExactPPO)
     def tell_now(self, message: str) -> None:
         self._directory.note("trial", message, iteration=self.iteration)
-        _ray_actors.publish_stall(stall_key(str(self.trial_id)), message)
+        _ray_actors.leave_message(stall_key(str(self.trial_id)), message)
 
     @override(ExactPPO)
     def lost_exactness(self, why: str) -> None:

@@ -115,12 +115,12 @@ def test_an_algorithm_is_set_up_with_our_group(algorithm: Any) -> None:
 
 
 def test_a_word_is_taken_once(algorithm: Any) -> None:
-    assert _ray_actors.take_stall("nobody") is None
-    thread = threading.Thread(target=_ray_actors.publish_stall, args=("somebody", "in step"))
+    assert _ray_actors.take_message("nobody") is None
+    thread = threading.Thread(target=_ray_actors.leave_message, args=("somebody", "in step"))
     thread.start()
     thread.join()
-    assert _ray_actors.take_stall("somebody") == "in step"
-    assert _ray_actors.take_stall("somebody") is None
+    assert _ray_actors.take_message("somebody") == "in step"
+    assert _ray_actors.take_message("somebody") is None
 
 
 # -- env runners ---------------------------------------------------------------------------------

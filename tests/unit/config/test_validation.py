@@ -637,6 +637,8 @@ def test_algorithm_refuses_search_spaces() -> None:
 
 OUR_OWN = (
     "debugging.deterministic",
+    "debugging.portable",
+    "debugging.threads",
     "env_runners.max_actors",
     "env_runners.min_actors",
     "fault_tolerance.env_runner_timeout_s",
@@ -644,6 +646,7 @@ OUR_OWN = (
     "fault_tolerance.hang_floor_s",
     "fault_tolerance.max_short_iterations",
     "fault_tolerance.on_env_runner_loss",
+    "fault_tolerance.on_other_arithmetic",
     "evaluation.max_episode_steps",
     "learners.cuda_graphs",
 )

@@ -21,7 +21,7 @@ def test_a_call_that_almost_reaches_its_limit_reports_where_it_stalls(
         reports.append((key, position))
         tiny_envs.RELEASED.set()
 
-    monkeypatch.setattr(actors, "publish_stall", publish)
+    monkeypatch.setattr(actors, "leave_message", publish)
     monkeypatch.setattr(env_runner, "_actor_id", lambda: "me")
     tiny_envs.RELEASED.clear()
     environment = {"env": "tiny_envs:Waiting", "env_config": {"at": 60}}
