@@ -89,9 +89,7 @@ def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """The end of a sentence: what `now` is, and what it was `before`."""
     here, there = _unlike(now, before), _unlike(before, now)
     if before.get("cpu") == now.get("cpu") and not here and not there:
-        return (
-            f"it is {now.get('cpu', 'unknown')} with the same libraries, and still rounds otherwise"
-        )
+        return f"{_with(now, [])}, described as before, rounds otherwise"
     return f"{_with(now, here)}; the run began on {_with(before, there)}"
 
 

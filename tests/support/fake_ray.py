@@ -45,6 +45,8 @@ class FakeActor:
         self.given_up: Exception | None = None
         self.restart_s = RESTART_S
         self.is_up = False
+        self.arithmetic: tuple[str, dict[str, str]] = ("1:a", {"cpu": "A"})
+        """The fingerprint of what its process computes, and the machine."""
         self.process = _Method(self.ping)
         self._ray = ray
         self._pid = 99 + 100 * index
@@ -116,7 +118,8 @@ class FakeActor:
         if self.is_up or self.given_up is not None:
             pings, self._pings = self._pings, []
             for reference in pings:
-                reference.set((f"actor{self.index}", self._pid, "node"), self.given_up)
+                process = (f"actor{self.index}", self._pid, "node", *self.arithmetic)
+                reference.set(process, self.given_up)
 
 
 @dataclass

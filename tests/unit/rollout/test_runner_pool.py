@@ -58,6 +58,82 @@ def ray() -> FakeRay:
     return FakeRay()
 
 
+# -- which of them compute as the run does ---------------------------------------------------------
+
+AGREEING, OTHER = ("1:a", {"cpu": "A"}), ("1:b", {"cpu": "B"})
+
+
+def test_an_actor_that_computes_differently_is_idle_and_told_once(ray: FakeRay) -> None:
+    pool = Pool(ray, 3)
+    pool.actors[1].arithmetic = OTHER
+    pool.refresh()
+    pool.expect(*AGREEING)
+    assert indices(pool) == [0, 2]
+    assert pool.assign([0, 1, 2]) == []
+    assert pool.assigned[1] in (0, 2)
+    for _ in range(30):
+        ray.runtime.sleep(5.0)
+        pool.refresh()
+    assert indices(pool) == [0, 2]
+    assert [process.pid for process in pool.differing] == [200]
+    (told,) = [message for message in pool.messages if "computes differently" in message]
+    assert "group 1 (pid 200 on node) gets no work" in told
+    assert told.endswith("(B; the run began on A).")
+
+
+def test_an_actor_that_starts_later_is_compared_too(ray: FakeRay) -> None:
+    pool = Pool(ray, 1, further=1)
+    pool.actors[1].restart_s = 2.0
+    pool.refresh()
+    pool.expect(*AGREEING)
+    pool.actors[1].arithmetic = OTHER
+    pool.fail(1)
+    ray.runtime.sleep(3.0)
+    pool.refresh()
+    assert indices(pool) == [0]
+    assert not pool.only_differing
+
+
+def test_an_idle_actor_that_ray_restarts_on_another_node_works_again(ray: FakeRay) -> None:
+    pool = Pool(ray, 2)
+    pool.actors[1].arithmetic = OTHER
+    pool.refresh()
+    pool.expect(*AGREEING)
+    pool.actors[1].arithmetic = AGREEING
+    ray.runtime.sleep(11.0)
+    pool.refresh()
+    assert indices(pool) == [0, 1]
+    assert pool.differing == []
+
+
+def test_differing_actors_work_once_they_are_accepted(ray: FakeRay) -> None:
+    pool = Pool(ray, 2)
+    for actor in pool.actors.values():
+        actor.arithmetic = OTHER
+    pool.refresh()
+    pool.expect(*AGREEING)
+    assert pool.up == []
+    assert pool.only_differing
+    pool.accept_differing()
+    assert indices(pool) == [0, 1]
+    assert not pool.only_differing
+
+
+def test_the_run_begins_with_what_most_actors_compute(ray: FakeRay) -> None:
+    pool = Pool(ray, 3)
+    assert pool.most_frequent() is None
+    pool.actors[0].arithmetic = OTHER
+    pool.refresh()
+    assert pool.most_frequent() == AGREEING
+
+
+def test_of_as_many_the_first_actor_s_counts(ray: FakeRay) -> None:
+    pool = Pool(ray, 2)
+    pool.actors[0].arithmetic = OTHER
+    pool.refresh()
+    assert pool.most_frequent() == OTHER
+
+
 # -- which actors are there ------------------------------------------------------------------------
 
 
