@@ -16,6 +16,8 @@ The manifest is written after every other file of its checkpoint. It is strict J
     exact_lost         null, or {why, since_iteration}
     snapshot_strategy  how the environments' states were saved, or null
     versions           {"raytrain": ..., "ray": ..., "torch": ...}
+    code               {"files": {"my_env.py": its SHA-256, ...}, "packages": {"mujoco": "3.3.0"}},
+                       see `config.run_code`; not in manifests of earlier versions
     created_at         ISO 8601 with offset
     files              [{path, size, sha256}, ...]; paths relative to the checkpoint, with "/"
     replacement        only in best, final and stages: [attempt, number] of the replacement that put
@@ -116,6 +118,14 @@ class ExactLost:
     since_iteration: _Count
 
 
+@dataclass(frozen=True)
+class Code:
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    files: Mapping[str, Text]
+    packages: Mapping[str, Text]
+
+
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """See the module's docstring. `files` is empty until the commit has hashed them.
@@ -148,6 +158,7 @@ class Manifest:
     created_at: Moment
     files: Annotated[tuple[FileEntry, ...], AfterValidator(_listed_once)] = ()
     replacement: tuple[_Count, _Count] | None = None
+    code: Code | None = None
     format: StrictInt = FORMAT
 
     @property
@@ -215,6 +226,10 @@ class Manifest:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.replacement is None:
             del plain["replacement"]
+        if self.code is None:
+            del plain["code"]
+        else:
+            plain["code"] = asdict(self.code)
         score = self.score
         plain["score"] = None if score is None or not math.isfinite(score) else float(score)
         plain["metrics"] = _encode(self.metrics, "metrics")
@@ -272,7 +287,7 @@ def _decode(value: Any, key: str) -> Any:
 # -- reading ---------------------------------------------------------------------------------------
 
 _SCHEMA = TypeAdapter(Manifest)
-_REQUIRED = {field.name for field in fields(Manifest)} - {"replacement"}
+_REQUIRED = {field.name for field in fields(Manifest)} - {"replacement", "code"}
 
 
 def _read(plain: Mapping[str, Any], where: str) -> Manifest:

@@ -38,6 +38,7 @@ from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain._ray.actor_signals import spare_this_actor
 from raytrain.checkpoint import (
+    Code,
     Entry,
     ExactLost,
     ExperimentFile,
@@ -60,12 +61,14 @@ from raytrain.config import (
     to_algorithm_config,
     with_trial_values,
 )
+from raytrain.config.run_code import ProcessCode, RunCode, code_here, named
 from raytrain.ppo.algorithm import ExactPPO, NonFinite, algorithm_arguments, prepare
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.records.metrics import EVALUATION, Averaged, averaged
 from raytrain.rollout.runner_pool import RunnerRules
 from raytrain.storage import Location
 from raytrain.storage.clocks import MachineSleep
+from raytrain.trial.changed_code import changes_since
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
 from raytrain.trial.last_failure import TRACEBACK_FILE, write_traceback
@@ -103,6 +106,8 @@ class TrialPPO(ExactPPO):
         self._experiment = ExperimentFile.existing(experiment_place)
         require_key(self._experiment, experiment_place)
         self._config = with_trial_values(self._experiment.config, self._given)
+        # Before the environments are made, which imports it.
+        self._code = _present_code(self._experiment, self._config)
         self._place = Location(fs, storage.trial_fs_path)
         self._failed_start: Exception | None = None
         self._interrupted = False
@@ -111,6 +116,7 @@ class TrialPPO(ExactPPO):
         super().__init__(
             **algorithm_arguments(self._config, self._experiment.snapshot),
             rules=RunnerRules.of(self._config),
+            code=ProcessCode(self._code, self._config.import_path),
             **kwargs,
         )
 
@@ -165,6 +171,7 @@ class TrialPPO(ExactPPO):
         self._stop_rule = StopRule.of(self._config.stop)
         self._missing_metrics = MissingMetrics()
         self._exact_lost = self._inexact_from_the_start()
+        self._started, self._lost_in_start = False, list[str]()
         self._returned_at: float | None = None
         self._machine_sleep = MachineSleep()
         try:
@@ -177,6 +184,9 @@ class TrialPPO(ExactPPO):
             with self.phase("start"):
                 super().setup(config)
                 self._begin() if entry is None else self._continue_from(entry)
+                self._started = True
+                for why in self._lost_in_start:
+                    self._lose_exactness(why, self.iteration)
         except Exception as error:  # Of any kind: see the module's docstring.
             self._failed_start = self._watchdog.explain(error)
 
@@ -197,6 +207,8 @@ class TrialPPO(ExactPPO):
             self.tell(f"This run is not exact: {self._exact_lost.why}.")
         if restored.exact_lost is not None:
             self._lose_exactness(restored.exact_lost, manifest.iteration)
+        if changes := changes_since(manifest, self._code):
+            self._lose_exactness(named(changes), manifest.iteration)
         self.tell(f"Continued from {entry.path} (iteration {manifest.iteration}, {entry.kind}).")
         self._saver.metrics = dict(manifest.metrics)
         self._done_with = self._reached(self._saver.metrics)
@@ -386,7 +398,10 @@ class TrialPPO(ExactPPO):
 
     @override(ExactPPO)
     def lost_exactness(self, why: str) -> None:
-        self._lose_exactness(why, self.iteration + 1)
+        if self._started:
+            self._lose_exactness(why, self.iteration + 1)
+        else:
+            self._lost_in_start.append(why)
 
     @override(ExactPPO)
     def cleanup(self) -> None:
@@ -450,8 +465,15 @@ class TrialPPO(ExactPPO):
             exact_lost=self._exact_lost,
             snapshot_strategy=self.strategy,
             versions=versions(),
+            code=Code(**self._code.to_dict()),
             created_at=datetime.now(UTC).isoformat(),
         )
+
+
+def _present_code(experiment: ExperimentFile, config: ExperimentConfig) -> RunCode:
+    """The run's code as this process sees it; what it does not see is as the driver saw it."""
+    code = RunCode.of(experiment.code)
+    return code.seen_by(code_here(*code.keys(), config.import_path))
 
 
 def remote_actors(algorithm: Any) -> dict[str, Any]:
