@@ -69,7 +69,7 @@ class ExperimentFile:
     first_start: Moment
     parent: _Object | None = None
     fork: _Object | None = None
-    code: _Object | None = None
+    code: Mapping[Text, Mapping[Text, Text]] | None = None
     was_signed: bool = False
     """Whether the file that was read has a signature, checked or not."""
 

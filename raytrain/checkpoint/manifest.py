@@ -122,8 +122,8 @@ class ExactLost:
 class Code:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    files: Mapping[str, Text]
-    packages: Mapping[str, Text]
+    files: Mapping[Text, Text]
+    packages: Mapping[Text, Text]
 
 
 @dataclass(frozen=True, eq=False)

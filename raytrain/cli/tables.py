@@ -51,8 +51,8 @@ def show_text(experiment: ExperimentView) -> str:
         lines.append(
             f"forked from {parent['checkpoint']} of {parent['experiment']}/{parent['trial']}"
         )
-    if experiment.code is not None:
-        lines.append(f"code: {code_text(experiment.code)}")
+    if any((experiment.code or {}).values()):
+        lines.append(f"code: {code_text(experiment.code or {})}")
     for trial in experiment.trials:
         rows = (_checkpoint_row(checkpoint) for checkpoint in trial.checkpoints)
         checkpoints = table(_TITLES, rows).splitlines()
