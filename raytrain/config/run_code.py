@@ -123,14 +123,14 @@ def code_of(
     ]
     imported = imported_by(modules)
     before = _named_paths(values_before or {})
-    named = {
+    new = {
         _key_of_named(key, path, config): path
         for key, text in _named_paths(values).items()
         if before.get(key) != text and (path := _named(text, config)) is not None
     }
     read = {key for proof in seen for key in proof.get("reads", ())}
     paths: dict[str, Path | None] = {key: _path(key, values, config) for key in known.files}
-    paths |= {key: _path(key, values, config) for key in read} | named | imported.files
+    paths |= {key: _path(key, values, config) for key in read} | new | imported.files
     packages = dict.fromkeys(imported.missing, NONE) | dict(_distributions(imported.installed))
     return RunCode(
         {key: sha for key, path in paths.items() if (sha := _digest(key, path, say)) is not None},

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from raytrain.checkpoint import Catalogue, ExperimentFile, Manifest, trials
 from raytrain.config import ExperimentConfig
 from raytrain.config.run_code import RunCode, Say, code_of
 from raytrain.storage import Location
+from raytrain.trial.changed_code import code_of_manifest
 
 
 class PresentCode:
-    """The code at this start, before the environments are tried. `changed`: since the last start;
-    `known`: there was one that recorded the code."""
+    """The code at this start, before the environments are tried. `changed`: since the last start,
+    or since the newest checkpoint if experiment.json does not tell."""
 
     def __init__(
         self,
@@ -23,14 +24,14 @@ class PresentCode:
         trained: list[Manifest],
         say: Say,
     ) -> None:
-        self._config, self._say = config, say
-        before = [manifest.code for manifest in trained if manifest.code is not None]
+        self._config = config
+        self._say = cache(say)  # Everything is read twice if the environments are tried.
+        self._values_before: Mapping[str, Any] | None = None
+        self._known = RunCode()
         if stored is not None and stored.code is not None:
-            self._known = RunCode.of(stored.code)
-        else:
-            self._known = RunCode.of(asdict(before[0]) if before else None)
-        self.known = stored is not None and stored.code is not None
-        self._values_before = stored.config if stored is not None and self.known else None
+            self._known, self._values_before = RunCode.of(stored.code), stored.config
+        elif known := [manifest for manifest in trained if manifest.code is not None]:
+            self._known = code_of_manifest(known[0])
         self.code = self._now({} if stored is None else stored.snapshot)
         self.changed = bool(self._known.changes(self.code))
 

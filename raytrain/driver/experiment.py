@@ -221,7 +221,9 @@ def _describe_run(
     if stored is not None and (present.changed or changed_versions(stored.versions)):
         proved = None
     snapshot = prove_stages(config, proved.snapshot if proved is not None else None, say)
-    code = present.after_trial(snapshot)
+    code = present.code
+    if stored is None or snapshot != stored.snapshot:
+        code = present.after_trial(snapshot)
     if trained and stored is not None and snapshot["strategy"] != stored.snapshot["strategy"]:
         # Snapshots on storage can only be read by the strategy that took them.
         say(
