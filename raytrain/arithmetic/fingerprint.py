@@ -36,9 +36,10 @@ class Fingerprint:
             self._hash.update(f"{array.dtype.str}{array.shape}".encode())
             self._hash.update(array.tobytes())
 
-    def text(self) -> str:
-        """`1:` and 32 hex digits."""
-        return f"{FORMAT}:{self._hash.hexdigest()[:32]}"
+    def text(self, shapes: str = "") -> str:
+        """`1:` and 32 hex digits; or `1-SHAPES:`, if the run's own kernels are in it."""
+        head = "-".join(filter(None, [str(FORMAT), shapes]))
+        return f"{head}:{self._hash.hexdigest()[:32]}"
 
 
 class FixedNumbers:
@@ -59,7 +60,7 @@ class FixedNumbers:
 
 
 def comparable(one: str, other: str) -> bool:
-    """Whether the two fingerprints are of one format."""
+    """Whether the two fingerprints are of one format, and of kernels of the same shapes."""
     return one.partition(":")[0] == other.partition(":")[0]
 
 

@@ -10,7 +10,7 @@ from raytrain.checkpoint.commit import read_manifest
 from raytrain.checkpoint.digest import weights_sha256
 from raytrain.checkpoint.experiment_file import ExperimentFile, ExperimentFileError
 from raytrain.checkpoint.lineage import is_of_run
-from raytrain.checkpoint.manifest import MANIFEST_NAME, ExactLost, Manifest, Parent
+from raytrain.checkpoint.manifest import MANIFEST_NAME, Code, ExactLost, Manifest, Parent
 from raytrain.checkpoint.replacement import replace
 from raytrain.checkpoint.resolve import resolve, trials
 from raytrain.checkpoint.verify import fetch
@@ -19,6 +19,7 @@ __all__ = [
     "MANIFEST_NAME",
     "BestPolicy",
     "Catalogue",
+    "Code",
     "Entry",
     "ExactLost",
     "ExperimentFile",

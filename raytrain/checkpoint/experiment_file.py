@@ -3,6 +3,7 @@
     {"format": 1, "name": ..., "run_id": ..., "config": {...}, "config_digest": ...,
      "snapshot": {"strategy": ..., "exact": ..., "reason": ..., ...}, "parent": null,
      "fork": null, "versions": {"raytrain": ..., "ray": ..., "torch": ..., ...},
+     "code": {"files": {"my_env.py": ..., ...}, "packages": {"mujoco": "3.3.0", ...}},
      "first_start": "2026-01-01T00:00:00+00:00",
      "arithmetic": {"settings": {"threads": {...}, "hash_seed": ..., "portable": ...},
                     "computed_by": [see `manifest`, ...]}, "signature": ... (see `signing`)}
@@ -10,7 +11,8 @@
 It is written before Ray starts, replaced atomically, and holds all that is needed to rebuild the
 Tuner if Tune's own files are gone. `config` is that of the last start: the trials take from here
 what may change on a resume (stop, checkpoint, failure, ...). `parent` and `fork` say where a fork
-began (see `lineage`).
+began (see `lineage`). `versions` and `code` (see `config.run_code`; null: an earlier version wrote
+the file) are those of the last start.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class ExperimentFile:
     parent: _Object | None = None
     fork: _Object | None = None
     arithmetic: _Object | None = None
+    code: Mapping[Text, Mapping[Text, Text]] | None = None
     was_signed: bool = False
     """Whether the file that was read has a signature, checked or not."""
 

@@ -16,6 +16,8 @@ The manifest is written after every other file of its checkpoint. It is strict J
     exact_lost         null, or {why, since_iteration}
     snapshot_strategy  how the environments' states were saved, or null
     versions           {"raytrain": ..., "ray": ..., "torch": ...}
+    code               {"files": {"my_env.py": its SHA-256, ...}, "packages": {"mujoco": "3.3.0"}},
+                       see `config.run_code`; not in manifests of earlier versions
     created_at         ISO 8601 with offset
     files              [{path, size, sha256}, ...]; paths relative to the checkpoint, with "/"
     replacement        only in best, final and stages: [attempt, number] of the replacement that put
@@ -120,6 +122,14 @@ class ExactLost:
     since_iteration: _Count
 
 
+@dataclass(frozen=True)
+class Code:
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    files: Mapping[Text, Text]
+    packages: Mapping[Text, Text]
+
+
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """See the module's docstring. `files` is empty until the commit has hashed them.
@@ -153,6 +163,7 @@ class Manifest:
     files: Annotated[tuple[FileEntry, ...], AfterValidator(_listed_once)] = ()
     replacement: tuple[_Count, _Count] | None = None
     arithmetic: Annotated[Mapping[str, Any], InstanceOf()] | None = None
+    code: Code | None = None
     format: StrictInt = FORMAT
 
     @property
@@ -221,6 +232,8 @@ class Manifest:
         for optional in _OPTIONAL:
             if plain[optional] is None:
                 del plain[optional]
+        if self.code is not None:
+            plain["code"] = asdict(self.code)
         score = self.score
         plain["score"] = None if score is None or not math.isfinite(score) else float(score)
         plain["metrics"] = _encode(self.metrics, "metrics")
@@ -278,7 +291,7 @@ def _decode(value: Any, key: str) -> Any:
 # -- reading ---------------------------------------------------------------------------------------
 
 _SCHEMA = TypeAdapter(Manifest)
-_OPTIONAL = {"replacement", "arithmetic"}
+_OPTIONAL = {"replacement", "arithmetic", "code"}
 _REQUIRED = {field.name for field in fields(Manifest)} - _OPTIONAL
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from raytrain.checkpoint import MANIFEST_NAME, Entry
 from raytrain.checkpoint.lineage import generation_text, line_of_descent
+from raytrain.cli.tables import code_text
 from raytrain.storage import Location
 from raytrain.storage.escapes import printable
 from raytrain.storage.json import read_json
@@ -56,6 +57,8 @@ def manifest_text(entry: Entry, document: Mapping[str, Any]) -> str:
     descent = document.get("line_of_descent", [])
     lists = ("files", "metrics", "line_of_descent")
     short = {**document, "stage": entry.good_manifest.stage_text}
+    if "code" in short:
+        short["code"] = code_text(short["code"])
     lines = [f"{key}: {_short(value)}" for key, value in short.items() if key not in lists]
     size = sum(file["size"] for file in files)
     lines.append(f"files: {len(files)}, {size / 1e6:.2f} MB")

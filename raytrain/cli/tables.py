@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -50,6 +51,8 @@ def show_text(experiment: ExperimentView) -> str:
         lines.append(
             f"forked from {parent['checkpoint']} of {parent['experiment']}/{parent['trial']}"
         )
+    if any((experiment.code or {}).values()):
+        lines.append(f"code: {code_text(experiment.code or {})}")
     for trial in experiment.trials:
         rows = (_checkpoint_row(checkpoint) for checkpoint in trial.checkpoints)
         checkpoints = table(_TITLES, rows).splitlines()
@@ -71,6 +74,13 @@ def show_text(experiment: ExperimentView) -> str:
     if others:
         lines += ["From another checkpoint:", *others]
     return "".join(f"{printable(line.rstrip())}\n" for line in lines)
+
+
+def code_text(code: Mapping[str, Any]) -> str:
+    """`code` of a manifest or of experiment.json: `my_env.py 0123456789ab, mujoco 3.3.0`."""
+    files = [f"{key} {digest[:12]}" for key, digest in code.get("files", {}).items()]
+    packages = [f"{name} {version}" for name, version in code.get("packages", {}).items()]
+    return ", ".join([*files, *packages]) or "none of the user's, and no further package"
 
 
 def _trial_lines(trial: TrialView, score: str) -> list[str]:
@@ -108,8 +118,10 @@ def _trial_lines(trial: TrialView, score: str) -> list[str]:
     ]
     if uncounted:
         lines.append(f"  {', '.join(uncounted)} (not counted against failure.max_failures)")
-    if trial.exact is False:
-        lines.append("  not exact: `raytrain inspect` shows why and since when")
+    if trial.exact_lost is not None:
+        lines.append(
+            "  not exact from iteration {since_iteration} on: {why}".format(**trial.exact_lost)
+        )
     if trial.last_error is not None and trial.state == "failed":
         lines.append(f"  {trial.last_error}")
     return lines

@@ -18,7 +18,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,12 +33,14 @@ from raytrain.config import (
     has_digest,
     with_trial_values,
 )
+from raytrain.config.run_code import ProcessCode, named
 from raytrain.driver.process_cleanup import nothing_left
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.storage import Location, signing_key
 from raytrain.storage.json import parse_json
 from raytrain.storage.location import storage_errors
 from raytrain.storage.scratch import scratch
+from raytrain.trial.changed_code import code_of_manifest
 from raytrain.versions import changed_versions, changes_text
 
 if TYPE_CHECKING:  # They import Ray, which takes seconds.
@@ -75,6 +77,8 @@ class TrialAudit:
     difference: Difference | None
     versions: Mapping[str, tuple[str, str]]
     """Libraries that differ from those of the checkpoints: (then, now)."""
+    code: Sequence[str] = ()
+    """What differs in the environment's code: `my_env.py changed`."""
 
     @property
     def equal(self) -> bool:
@@ -105,6 +109,10 @@ class TrialAudit:
             lines.append(
                 f"  Versions differ from those of the checkpoints ({changes_text(self.versions)}); "
                 "equality is promised for the same versions only."
+            )
+        if self.code:
+            lines.append(
+                f"  The environment's code is not that of the checkpoints: {named(self.code)}."
             )
         return "".join(f"{line}\n" for line in lines)
 
@@ -277,6 +285,7 @@ def _audit_trial(
         compared=compared,
         difference=difference,
         versions=changed_versions(written.versions),
+        code=ProcessCode(code_of_manifest(written), config.import_path).changes_here(),
     )
 
 

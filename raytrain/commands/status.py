@@ -64,8 +64,9 @@ class TrialView:
     `progress` is the fraction of `stop` that is done, None if unknown; `..._score_episodes` is the
     number of episodes that a score is averaged over, None if unknown. `failures_survived` counts
     starts after a process that ended without saving; lost nodes and preemptions do not count
-    against `failure.max_failures`. `redone_s` and `away_s` are the seconds that were trained again
-    and the seconds without training (see `downtime`).
+    against `failure.max_failures`. `exact_lost` has `why` and `since_iteration`.
+    `redone_s` and `away_s` are the seconds that were trained again and the seconds without training
+    (see `downtime`).
     """
 
     trial: str
@@ -82,6 +83,7 @@ class TrialView:
     best_score: float | None
     best_score_episodes: int | None
     exact: bool | None
+    exact_lost: Mapping[str, Any] | None
     failures_survived: int
     lost_nodes: int
     preemptions: int
@@ -98,7 +100,9 @@ class TrialView:
 
 @dataclass(frozen=True)
 class ExperimentView:
-    """One experiment. `size_bytes`: of the checkpoints; `writer`: the process that trains."""
+    """One experiment. `size_bytes`: of the checkpoints; `writer`: the process that trains.
+    `code`: the users' code and the packages of its last start, None for one of an earlier version.
+    """
 
     path: str
     name: str
@@ -109,6 +113,7 @@ class ExperimentView:
     score: str
     score_order: str
     parent: Mapping[str, str] | None
+    code: Mapping[str, Any] | None
     size_bytes: int
     resume: str
     trials: tuple[TrialView, ...]
@@ -169,6 +174,7 @@ def view(argument: str | Location) -> ExperimentView:
         score=config.checkpoint.score,
         score_order=config.checkpoint.score_order,
         parent=experiment.parent,
+        code=experiment.code,
         size_bytes=sum(trial.size_bytes for trial in views),
         resume=commands.resume,
         trials=tuple(views),
@@ -250,6 +256,7 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
         best_score=best_score.value if best_score else None,
         best_score_episodes=best_score.episodes if best_score else None,
         exact=manifest.exact if manifest else None,
+        exact_lost=asdict(manifest.exact_lost) if manifest and manifest.exact_lost else None,
         failures_survived=len(recovered),
         lost_nodes=counts.counts["lost_node"],
         preemptions=counts.counts["preemption"],

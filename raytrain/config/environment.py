@@ -139,6 +139,21 @@ def env_creator(config: ExperimentConfig) -> EnvCreator:
     )
 
 
+def entry_modules(config: ExperimentConfig) -> list[str]:
+    """The modules that `environment.env` names, itself or through Gymnasium's registry. Raises
+    ConfigError as `resolve_env` does."""
+    spec = config.environment.env
+    module = spec.rpartition(":")[0]
+    if not _is_gymnasium_id(spec):
+        return [module]
+    entry, _ = _gymnasium_creator(spec, config.import_path, {})
+    import gymnasium
+
+    wrappers = gymnasium.spec(spec.rpartition(":")[2]).additional_wrappers
+    points = [wrapper.entry_point.partition(":")[0] for wrapper in wrappers]
+    return [name for name in (module, entry.__module__, *points) if name]
+
+
 _NEEDED = ("gymnasium", "numpy", "pandas", "pyarrow", "ray", "raytrain", "torch", "yaml")
 
 

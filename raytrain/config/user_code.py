@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from raytrain.errors import RaytrainError
 
@@ -27,6 +27,18 @@ _FRAMEWORKS = ("gymnasium", "ray", "numpy", "torch")
 _RAYTRAIN = str(Path(__file__).parents[1]) + os.sep
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+Origin: TypeAlias = Literal["user", "installed", "python", "raytrain"]
+
+
+def origin_of(path: str) -> Origin:
+    """Whose the file of a module is: a user's own, an installed package's, Python's, raytrain's."""
+    if path.startswith(_RAYTRAIN):
+        return "raytrain"
+    if any(part in path for part in _INSTALLED):
+        return "installed"
+    return "python" if path.startswith(_STDLIB) else "user"
 
 
 class EnvironmentFailed(RaytrainError):
@@ -187,13 +199,13 @@ def _place(frame: FrameType, line: int) -> Place:
 
 def _may_be_the_users(frame: FrameType) -> bool:
     name = frame.f_code.co_filename
-    if name.startswith(("<frozen", _RAYTRAIN)) or _package(frame) in _FRAMEWORKS:
+    if name.startswith("<frozen") or _package(frame) in _FRAMEWORKS:
         return False
-    return _is_installed(frame) or not name.startswith(_STDLIB)
+    return origin_of(name) in ("user", "installed")
 
 
 def _is_installed(frame: FrameType) -> bool:
-    return any(part in frame.f_code.co_filename for part in _INSTALLED)
+    return origin_of(frame.f_code.co_filename) == "installed"
 
 
 def _package(frame: FrameType) -> str:

@@ -34,7 +34,9 @@ from raytrain.config import (
     env_creator,
     num_trials,
 )
+from raytrain.config.run_code import named
 from raytrain.driver.arithmetic import settings_for
+from raytrain.driver.changed_code import PresentCode, newest_manifests
 from raytrain.driver.console import ConsoleReporter
 from raytrain.driver.fork import Fork, begin, refuse_other_parent, require_possible
 from raytrain.driver.outcome import (
@@ -59,8 +61,9 @@ from raytrain.storage import (
     Location,
     storage_errors,
 )
+from raytrain.trial.changed_code import changes_since
 from raytrain.trial.fresh_directory import set_directory_aside
-from raytrain.versions import changed_versions, changes_text, versions
+from raytrain.versions import changed_versions, versions
 
 if TYPE_CHECKING:
     from raytrain.driver.tune_callback import RunCallback
@@ -215,17 +218,23 @@ def _describe_run(
     config: ExperimentConfig, place: Location, stored: ExperimentFile | None, say: Say
 ) -> ExperimentFile:
     """The experiment's file for this start. How the environments are snapshotted is proved once,
-    and again only when the version of a library has changed."""
+    and again only when the version of a library, or the code of the environment, has changed."""
     env_creator(config)  # `resume` has not looked for the environment yet.
     require_same_spaces(config)
-    changed = {} if stored is None else changed_versions(stored.versions)
-    proved = None if changed else stored
+    trained = newest_manifests(place)
+    present = PresentCode(config, stored, trained, say)
+    proved = stored
+    if stored is not None and (present.changed or changed_versions(stored.versions)):
+        proved = None
     snapshot = prove_stages(config, proved.snapshot if proved is not None else None, say)
-    if stored is not None and snapshot["strategy"] != stored.snapshot["strategy"]:
+    code = present.code
+    if stored is None or snapshot != stored.snapshot:
+        code = present.after_trial(snapshot)
+    if trained and stored is not None and snapshot["strategy"] != stored.snapshot["strategy"]:
         # Snapshots on storage can only be read by the strategy that took them.
         say(
-            f"Libraries changed; environments would now be saved by {snapshot['strategy']}, but "
-            f"the run continues with {stored.snapshot['strategy']}."
+            f"Libraries or code changed; environments would now be saved by "
+            f"{snapshot['strategy']}, but the run continues with {stored.snapshot['strategy']}."
         )
         snapshot = dict(stored.snapshot)
     if proved is None:
@@ -243,16 +252,19 @@ def _describe_run(
             f"({snapshot['reason']}). Training, checkpoints and retries work; running episodes are "
             "started again on a resume."
         )
-    if changed:
+    changes = [change for manifest in trained for change in changes_since(manifest, code)]
+    if changes:
         say(
-            f"Libraries differ from those of the run's start ({changes_text(changed)}); results "
-            "are equal bit for bit only with the same versions."
+            f"{named(list(dict.fromkeys(changes)))} since the run was last trained: it continues, "
+            "but is not exact from here on; its manifests say so."
         )
     values: dict[str, Any] = {
         "name": config.name,
         "config": config.to_dict(),
         "config_digest": config_digest(config),
         "snapshot": snapshot,
+        "versions": versions(),
+        "code": code.to_dict(),
     }
     settings = settings_for(config, stored)
     known = {} if stored is None else stored.arithmetic or {}
@@ -262,7 +274,6 @@ def _describe_run(
     return ExperimentFile(
         **values,
         run_id=_run_id_of_checkpoints(place) or uuid.uuid4().hex,
-        versions=versions(),
         first_start=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

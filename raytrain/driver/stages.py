@@ -17,6 +17,7 @@ from typing import Any
 from raytrain.checkpoint import Catalogue, Entry, replace, trials
 from raytrain.checkpoint.lineage import SET_ASIDE
 from raytrain.config import ExperimentConfig, env_creator, make_env, same_value, stage_config
+from raytrain.config.run_code import beside_config
 from raytrain.config.user_code import of_environment, users_code
 from raytrain.driver.spaces import Say, require_observations, spaces_of
 from raytrain.errors import BadInput
@@ -122,7 +123,7 @@ def prove_stages(
             proved.append((env_config, proof))
         stages[stage.name] = {
             **{key: proof[key] for key in ("strategy", "exact", "reason", "global_random")},
-            "warnings": proof.get("warnings", []),
+            **{key: proof.get(key, []) for key in ("warnings", "imports", "reads")},
             "env_config": env_config,
         }
     snapshot = snapshot or dict(proved[0][1])
@@ -160,7 +161,8 @@ def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
         close(env)
         if space is not None:  # Without one it breaks the contract.
             require_observations(space, config)
-        return prove(partial(make_env, config), seed=config.seed).to_dict()
+        proof = prove(partial(make_env, config), seed=config.seed)
+        return {**proof.to_dict(), "reads": beside_config(proof.reads, config)}
 
 
 def may_change(

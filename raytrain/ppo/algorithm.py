@@ -46,6 +46,7 @@ from raytrain._ray import actors as _ray_actors
 from raytrain.arithmetic.settings import THREADS, Role
 from raytrain.cluster.failures import why_it_died
 from raytrain.config import ExperimentConfig, stage_config, to_algorithm_config
+from raytrain.config.run_code import ProcessCode
 from raytrain.errors import RaytrainError
 from raytrain.ppo import state
 from raytrain.ppo.curriculum import REPORTED, Curriculum, StagePlan, recent_size
@@ -92,7 +93,7 @@ class ExactPPO(PPO):
     `strategy` says how environments are snapshotted. With `stages` the algorithm goes through
     them, and their configs and strategies hold. `recent` is the number of finished episodes that
     averages are taken over. `rules` says how many env runner actors there are and what the loss
-    of one means.
+    of one means. `code` is what their processes should have imported.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class ExactPPO(PPO):
         stages: Sequence[StagePlan] = (),
         recent: int = REPORTED,
         rules: RunnerRules | None = None,
+        code: ProcessCode | None = None,
         **kwargs: Any,
     ) -> None:
         # Without a curriculum there is one stage without an end.
@@ -112,6 +114,7 @@ class ExactPPO(PPO):
         self.strategy = self.curriculum.stage.strategy
         self.recent = RecentEpisodes(recent)
         self.rules = rules or RunnerRules()
+        self._process_code = code
         super().__init__(self.curriculum.stage.config, **kwargs)
 
     @override(PPO)
@@ -409,6 +412,7 @@ class ExactPPO(PPO):
             sample_timeout_s=self.config.sample_timeout_s,
             rules=self.rules,
             elastic=elastic,
+            code=self._process_code,
             lost_exactness=self.lost_exactness,
         )
 

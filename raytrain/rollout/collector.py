@@ -26,8 +26,9 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from raytrain import _ray
 from raytrain.arithmetic.machine import OtherArithmetic, other_arithmetic
 from raytrain.checkpoint import weights_sha256
+from raytrain.config.run_code import ProcessCode, named
 from raytrain.errors import RaytrainError
-from raytrain.rollout.env_group import EnvGroup, RunnerSettings
+from raytrain.rollout.env_group import EnvGroup, Loaded, RunnerSettings
 from raytrain.rollout.env_snapshots import Strategy
 from raytrain.rollout.filters import merge_connector_states
 from raytrain.rollout.group_calls import RetryingCall, RunnerLost
@@ -64,6 +65,7 @@ class RolloutCollector:
         rules: RunnerRules,
         elastic: bool,
         lost_exactness: Callable[[str], None],
+        code: ProcessCode | None = None,
     ) -> None:
         self._local: EnvGroup = runners.local_env_runner
         reserved = {
@@ -83,6 +85,7 @@ class RolloutCollector:
         self._strategy = cast(Strategy, strategy)  # The runners refuse an unknown name.
         self._tell = tell
         self._lost_exactness = lost_exactness
+        self._code = code
         self._tell_after_s = sample_timeout_s
         self._timeout = RolloutTimeout(self._rules.timeout_s)
         self._sync: Any = None
@@ -354,15 +357,21 @@ class RolloutCollector:
             self._snapshots[index],
             iteration=self._iteration,
             settings=self._settings,
+            code=self._code,
         )
 
-    def _check_loaded(self, index: int, digest: str) -> None:
+    def _check_loaded(self, index: int, loaded: Loaded) -> None:
         if self._digest is None:
             self._digest = weights_sha256(self._local.module.state_dict())
-        if digest != self._digest:
+        if loaded.weights_sha256 != self._digest:
             raise RunnerLost(
                 f"The env runner of group {index} does not hold the weights that it was sent. "
                 "Run the same command again. If the error comes again, it is a bug in raytrain."
+            )
+
+        if loaded.other_code:
+            self._lost_exactness(
+                f"the env runner of group {index} has other code: {named(loaded.other_code)}"
             )
 
     # -- lost fragments --------------------------------------------------------------------------

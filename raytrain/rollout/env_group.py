@@ -26,7 +26,7 @@ import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import cloudpickle
 import numpy as np
@@ -51,6 +51,7 @@ from ray.rllib.utils.metrics import (
 from raytrain import _ray
 from raytrain.arithmetic.machine import describe_machine
 from raytrain.checkpoint import weights_sha256
+from raytrain.config.run_code import ProcessCode
 from raytrain.errors import RaytrainError
 from raytrain.policy.rllib_env_actions import map_actions
 from raytrain.rng import RngStreams
@@ -79,6 +80,14 @@ class RunnerSettings:
     name: str | None
     config: Any
     strategy: Strategy
+
+
+class Loaded(NamedTuple):
+    """What an env group says when it is set up."""
+
+    weights_sha256: str
+    other_code: tuple[str, ...]
+    """See `ProcessCode.changes_here`."""
 
 
 class EnvGroup(SingleAgentEnvRunner):
@@ -307,10 +316,11 @@ class EnvGroup(SingleAgentEnvRunner):
         *,
         iteration: int,
         settings: RunnerSettings | None = None,
-    ) -> str:
+        code: ProcessCode | None = None,
+    ) -> Loaded:
         """Make this the group of `snapshot` (None: a group that has not sampled yet) with the
         weights of `sync`, under `settings` (None: those of the constructor). Returns the digest of
-        the weights that it now holds, for the caller to compare."""
+        the weights that it now holds, and what differs from `code`, for the caller to compare."""
         if settings is None:
             settings = RunnerSettings(None, self._first_config, strategy)
         if settings.name != self._settings_name:
@@ -319,7 +329,8 @@ class EnvGroup(SingleAgentEnvRunner):
         if snapshot is not None:
             self.restore(snapshot, iteration=iteration)
         self.take_over(sync)
-        return weights_sha256(self.module.state_dict())
+        other_code = tuple(code.changes_here()) if code is not None else ()
+        return Loaded(weights_sha256(self.module.state_dict()), other_code)
 
     def connector_state(self) -> dict[str, Any]:
         """State of both connector pipelines."""

@@ -97,7 +97,7 @@ def sampling_fingerprint(module: Any, action_space: gym.Space[Any], *, envs: int
         fix_weights(stand_in)
         episodes = rehearse(stand_in, action_space, envs=envs, steps=_STEPS)
         fingerprint.add(*results_of(episodes))
-    return fingerprint.text()
+    return fingerprint.text(str(envs))
 
 
 def results_of(episodes: list[SingleAgentEpisode]) -> list[Any]:

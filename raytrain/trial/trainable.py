@@ -41,6 +41,7 @@ from raytrain.arithmetic.fingerprint import comparable
 from raytrain.arithmetic.machine import OtherArithmetic, OtherNodeNeeded
 from raytrain.arithmetic.settings import use_threads
 from raytrain.checkpoint import (
+    Code,
     Entry,
     ExactLost,
     ExperimentFile,
@@ -63,6 +64,7 @@ from raytrain.config import (
     to_algorithm_config,
     with_trial_values,
 )
+from raytrain.config.run_code import ProcessCode, RunCode, code_here, named
 from raytrain.ppo.algorithm import ExactPPO, NonFinite, algorithm_arguments, prepare
 from raytrain.ppo.stopping import Progress, StopRule
 from raytrain.records.metrics import EVALUATION, Averaged, averaged
@@ -78,6 +80,7 @@ from raytrain.trial.arithmetic import (
     record,
     settings_of,
 )
+from raytrain.trial.changed_code import changes_since
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
 from raytrain.trial.last_failure import TRACEBACK_FILE, write_traceback
@@ -120,6 +123,8 @@ class TrialPPO(ExactPPO):
         self._experiment = ExperimentFile.existing(experiment_place)
         require_key(self._experiment, experiment_place)
         self._config = with_trial_values(self._experiment.config, self._given)
+        # Before the environments are made, which imports it.
+        self._code = _present_code(self._experiment, self._config)
         self._place = Location(fs, storage.trial_fs_path)
         self._failed_start: Exception | None = None
         self._interrupted = False
@@ -132,6 +137,7 @@ class TrialPPO(ExactPPO):
         super().__init__(
             **algorithm_arguments(self._config, self._experiment.snapshot, threads),
             rules=RunnerRules.of(self._config),
+            code=ProcessCode(self._code, self._config.import_path),
             **kwargs,
         )
 
@@ -187,6 +193,7 @@ class TrialPPO(ExactPPO):
         self._missing_metrics = MissingMetrics()
         self._exact_lost = self._inexact_from_the_start()
         self._arithmetic: Mapping[str, Any] = {}
+        self._started, self._lost_in_start = False, list[str]()
         self._returned_at: float | None = None
         self._machine_sleep = MachineSleep()
         try:
@@ -199,6 +206,9 @@ class TrialPPO(ExactPPO):
             with self.phase("start"):
                 super().setup(config)
                 self._begin() if entry is None else self._continue_from(entry)
+                self._started = True
+                for why in self._lost_in_start:
+                    self._lose_exactness(why, self.iteration)
         except Exception as error:  # Of any kind: see the module's docstring.
             self._failed_start = self._watchdog.explain(error)
 
@@ -208,6 +218,8 @@ class TrialPPO(ExactPPO):
             self._exact_lost = manifest.exact_lost
         elif self._exact_lost is not None:
             self.tell(f"This run is not exact: {self._exact_lost.why}.")
+        if changes := changes_since(manifest, self._code):
+            self._lose_exactness(named(changes), manifest.iteration)
         self._arithmetic = self._compared(manifest)
         restored = self.load_exact(self._directory.fetch(entry.location))
         self._time_total = self._saver.saved_at_s = manifest.time_s
@@ -238,8 +250,9 @@ class TrialPPO(ExactPPO):
         changed = changed_settings(before, now)
         if changed is not None:
             self._lose_exactness(changed, manifest.iteration)
+        if self._exact_lost is not None:
             self.env_groups.expect_arithmetic(None)
-            return now
+            return record(self._settings, self.arithmetic())
         runners = before.get(ENV_RUNNER)
         if runners and comparable(runners["fingerprint"], now[ENV_RUNNER]["fingerprint"]):
             self.env_groups.expect_arithmetic((runners["fingerprint"], runners["machine"]))
@@ -460,7 +473,10 @@ class TrialPPO(ExactPPO):
 
     @override(ExactPPO)
     def lost_exactness(self, why: str) -> None:
-        self._lose_exactness(why, self.iteration + 1)
+        if self._started:
+            self._lose_exactness(why, self.iteration + 1)
+        else:
+            self._lost_in_start.append(why)
 
     @override(ExactPPO)
     def cleanup(self) -> None:
@@ -524,9 +540,16 @@ class TrialPPO(ExactPPO):
             exact_lost=self._exact_lost,
             snapshot_strategy=self.strategy,
             versions=versions(),
+            code=Code(**self._code.to_dict()),
             created_at=datetime.now(UTC).isoformat(),
             arithmetic=self._arithmetic,
         )
+
+
+def _present_code(experiment: ExperimentFile, config: ExperimentConfig) -> RunCode:
+    """The run's code as this process sees it; what it does not see is as the driver saw it."""
+    code = RunCode.of(experiment.code)
+    return code.seen_by(code_here(*code.keys(), config.import_path))
 
 
 def remote_actors(algorithm: Any) -> dict[str, Any]:

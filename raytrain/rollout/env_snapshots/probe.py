@@ -32,6 +32,7 @@ from raytrain.rollout.env_snapshots.fingerprint import difference
 from raytrain.rollout.env_snapshots.fresh_process import in_fresh_process
 from raytrain.rollout.env_snapshots.script import FirstRun, Script, perform
 from raytrain.rollout.env_snapshots.strategies import snapshotter
+from raytrain.rollout.env_snapshots.witness import Seen, witnessed
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Proof:
 
     `global_random` names the process's generators ("random", "numpy", "torch") that the
     environment draws from: its snapshots are exact only together with these (`RngStreams`).
-    `warnings` are sentences on what the environment does that is probably not meant.
+    `warnings` are sentences on what the environment does that is probably not meant. `imports` and
+    `reads` are what it was seen to use in a fresh process (see `witness.Seen`).
     """
 
     strategy: Strategy
@@ -58,6 +60,8 @@ class Proof:
     attempts: tuple[Attempt, ...]
     global_random: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -84,7 +88,8 @@ def prove(make_env: MakeEnv, *, seed: int = 0, steps: int = 200, budget_s: float
             return Proof("reset", False, problem, (), script.global_random, warnings)
         attempts: list[Attempt] = []
         for strategy in TRIED_IN_ORDER:
-            attempts.append(_attempt(make_env, strategy, script, seed))
+            attempt, seen = _attempt(make_env, strategy, script, seed)
+            attempts.append(attempt)
             if attempts[-1].ok:
                 break
     exact = attempts[-1].ok
@@ -96,6 +101,7 @@ def prove(make_env: MakeEnv, *, seed: int = 0, steps: int = 200, budget_s: float
         tuple(attempts),
         script.global_random,
         warnings,
+        *seen,
     )
 
 
@@ -149,20 +155,22 @@ def _not_deterministic(make_env: MakeEnv, script: Script, seed: int) -> str | No
     )
 
 
-def _attempt(make_env: MakeEnv, strategy: Strategy, script: Script, seed: int) -> Attempt:
+def _attempt(
+    make_env: MakeEnv, strategy: Strategy, script: Script, seed: int
+) -> tuple[Attempt, Seen]:
     try:
         taken = _in_this_process(make_env, strategy, script, seed)
     except SnapshotError as error:
-        return Attempt(strategy, False, f"{error}{_hint(make_env, strategy, error)}")
+        return Attempt(strategy, False, f"{error}{_hint(make_env, strategy, error)}"), Seen()
     try:
-        in_fresh_process(continue_all, make_env, strategy, script.for_fresh_process(), taken)
+        child = script.for_fresh_process()
+        seen = in_fresh_process(witnessed, make_env, continue_all, strategy, child, taken)
     except SnapshotError as error:
-        return Attempt(
-            strategy,
-            False,
+        detail = (
             f"in a fresh process: {error} (state kept in a module or a class, outside the "
-            "environment object, is not in a snapshot)",
+            "environment object, is not in a snapshot)"
         )
+        return Attempt(strategy, False, detail), Seen()
     detail = (
         f"{len(taken)} snapshots over {len(script.operations)} steps continue identically, here "
         "and in a fresh process"
@@ -173,7 +181,7 @@ def _attempt(make_env: MakeEnv, strategy: Strategy, script: Script, seed: int) -
             f"; the environment draws from the process's generators ({names}), which are saved "
             "with it"
         )
-    return Attempt(strategy, True, detail)
+    return Attempt(strategy, True, detail), seen
 
 
 def _in_this_process(

@@ -80,3 +80,5 @@ def test_fixed_numbers_are_these_on_every_machine() -> None:
 
 def test_fingerprints_of_another_format_cannot_be_compared() -> None:
     assert not comparable("1:ab", "2:ab")
+    assert not comparable("1-8:ab", "1-4:ab")
+    assert comparable("1-8:ab", "1-8:cd")

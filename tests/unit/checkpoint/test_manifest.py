@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.checkpoint_children import manifest
 
-from raytrain.checkpoint import ExactLost, Manifest, Parent, weights_sha256
+from raytrain.checkpoint import Code, ExactLost, Manifest, Parent, weights_sha256
 from raytrain.checkpoint.manifest import FileEntry, ManifestError
 
 KEYS = [
@@ -54,11 +54,13 @@ def test_keys_and_round_trip() -> None:
         files=(FileEntry("a/b.pkl", 3, "e" * 64),),
     )
     data = full.to_json()
-    names = {f.name for f in fields(Manifest)} - {"replacement", "arithmetic"}
+    names = {f.name for f in fields(Manifest)} - {"replacement", "arithmetic", "code"}
     assert sorted(json.loads(data)) == KEYS == sorted(names)
     assert Manifest.from_json(data, "x") == full
     put_there = replace(full, replacement=(2, 17))
     assert Manifest.from_json(put_there.to_json(), "x") == put_there
+    with_code = replace(full, code=Code({"my_env.py": "a" * 64}, {"mujoco": "3.3.0"}))
+    assert Manifest.from_json(with_code.to_json(), "x") == with_code
 
 
 def test_metrics_come_back_as_they_were() -> None:
