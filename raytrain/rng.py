@@ -187,6 +187,13 @@ class RngStreams:
         return int.from_bytes(digest[:8], "little")
 
 
+def hash_seed(seed: int) -> int:
+    """The PYTHONHASHSEED of a run with this seed: 0 to 2**32 - 1, where 0 turns Python's
+    randomisation off like any other number. The same for all platforms and versions."""
+    digest = hashlib.sha256(f"raytrain's hash order {seed}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
 @contextmanager
 def preserved() -> Iterator[None]:
     """Restore the process's generators after the body, whatever it draws from them."""

@@ -51,6 +51,7 @@ from raytrain.driver.stages import (
     start_again_after,
     warnings_of,
 )
+from raytrain.rng import hash_seed
 from raytrain.storage import (
     LEASE_PATIENCE_S,
     STORE,
@@ -214,7 +215,8 @@ def _describe_run(
     require_same_spaces(config)
     changed = {} if stored is None else changed_versions(stored.versions)
     proved = None if changed else stored
-    snapshot = prove_stages(config, proved.snapshot if proved is not None else None, say)
+    known = proved.snapshot if proved is not None else None
+    snapshot = prove_stages(config, known, say, hash_seed(config.seed))
     if stored is not None and snapshot["strategy"] != stored.snapshot["strategy"]:
         # Snapshots on storage can only be read by the strategy that took them.
         say(
