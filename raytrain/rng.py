@@ -39,7 +39,6 @@ import numpy as np
 from raytrain.errors import RaytrainError
 
 PythonState: TypeAlias = tuple[Any, ...]
-_HASH_ORDER = 0x68617368  # Apart from the entropy of other streams.
 NumpyState: TypeAlias = tuple[str, np.ndarray[Any, Any], int, int, float]
 
 
@@ -189,8 +188,10 @@ class RngStreams:
 
 
 def hash_seed(seed: int) -> int:
-    """PYTHONHASHSEED of a run with this seed, 0 to 4294967295."""
-    return int(np.random.SeedSequence((seed, _HASH_ORDER)).generate_state(1)[0])
+    """The PYTHONHASHSEED of a run with this seed: 0 to 2**32 - 1, where 0 turns Python's
+    randomisation off like any other number. The same for all platforms and versions."""
+    digest = hashlib.sha256(f"raytrain's hash order {seed}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
 
 
 @contextmanager

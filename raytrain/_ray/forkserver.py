@@ -87,9 +87,9 @@ COMMAND = (
     ' exec "${python:-python3}" -m raytrain._ray.forkserver "$@"\' sh'
 )
 
-# Modules read these when they are imported, and Ray reads its own once: workers in which one
-# differs need another server.
-_READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "RAY_RAYLET_PID")
+# Python and its modules read these when they start, and Ray reads its own once: workers in which
+# one differs need another server.
+_READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONHASHSEED", "PYTHONPATH", "RAY_RAYLET_PID")
 _READ_BY_RAY = ("RAY_AUTH_MODE", "RAY_JOB_ID")
 _HARMLESS_THREADS = ("jemalloc_bg_thd",)  # pyarrow's, which survives a fork
 _PATIENCE_S = 30.0  # Imports take some seconds. After that a worker does them itself.

@@ -226,7 +226,9 @@ def _describe_run(
     proved = stored
     if stored is not None and (present.changed or changed_versions(stored.versions)):
         proved = None
-    snapshot = prove_stages(config, proved.snapshot if proved is not None else None, say)
+    known_proof = proved.snapshot if proved is not None else None
+    settings = settings_for(config, stored)
+    snapshot = prove_stages(config, known_proof, say, settings.hash_seed)
     code = present.code
     if stored is None or snapshot != stored.snapshot:
         code = present.after_trial(snapshot)
@@ -266,7 +268,6 @@ def _describe_run(
         "versions": versions(),
         "code": code.to_dict(),
     }
-    settings = settings_for(config, stored)
     known = {} if stored is None else stored.arithmetic or {}
     values["arithmetic"] = {**known, "settings": settings.to_dict()}
     if stored is not None:

@@ -101,12 +101,13 @@ def _change(known: Spaces | None, spaces: Spaces) -> str | None:
 
 
 def prove_stages(
-    config: ExperimentConfig, known: Mapping[str, Any] | None, say: Say
+    config: ExperimentConfig, known: Mapping[str, Any] | None, say: Say, hash_seed: int
 ) -> dict[str, Any]:
     """How the environments are snapshotted (experiment.json's `snapshot`), proved for each distinct
-    environment. `known`: what was proved at an earlier start, which is kept."""
+    environment. `known`: what was proved at an earlier start, which is kept. `hash_seed`: the
+    PYTHONHASHSEED of the run's processes."""
     if not config.curriculum:
-        return dict(known) if known else _proved(config, say)
+        return dict(known) if known else _proved(config, say, hash_seed)
     snapshot: dict[str, Any] = dict(known or {})
     proved: list[tuple[Any, dict[str, Any]]] = [
         (proof["env_config"], proof) for proof in snapshot.get("stages", {}).values()
@@ -119,11 +120,12 @@ def prove_stages(
         env_config = of_stage.environment.env_config
         proof = next((proof for values, proof in proved if same_value(values, env_config)), None)
         if proof is None:
-            proof = _proved(of_stage, say)
+            proof = _proved(of_stage, say, hash_seed)
             proved.append((env_config, proof))
         stages[stage.name] = {
             **{key: proof[key] for key in ("strategy", "exact", "reason", "global_random")},
             **{key: proof.get(key, []) for key in ("warnings", "imports", "reads")},
+            "hash_order": proof.get("hash_order", False),
             "env_config": env_config,
         }
     snapshot = snapshot or dict(proved[0][1])
@@ -140,7 +142,7 @@ def warnings_of(snapshot: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(chain(snapshot.get("warnings", ()), *of_stages)))
 
 
-def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
+def _proved(config: ExperimentConfig, say: Say, hash_seed: int) -> dict[str, Any]:
     """Raises ConfigError if no network can be built for the environment, and EnvironmentFailed if
     it raises or breaks Gymnasium's contract."""
     from raytrain.rollout.env_snapshots import close, prove
@@ -161,7 +163,9 @@ def _proved(config: ExperimentConfig, say: Say) -> dict[str, Any]:
         close(env)
         if space is not None:  # Without one it breaks the contract.
             require_observations(space, config)
-        proof = prove(partial(make_env, config), seed=config.seed)
+        # Without the config, which takes a new process longer to import than the environment.
+        creator = partial(env_creator(config), config.environment.env_config)
+        proof = prove(creator, seed=config.seed, hash_seed=hash_seed)
         return {**proof.to_dict(), "reads": beside_config(proof.reads, config)}
 
 

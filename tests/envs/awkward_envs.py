@@ -199,3 +199,58 @@ def drifting() -> gym.Env:
 def stacked() -> gym.Env:
     env = gym.wrappers.TimeLimit(OwnState(), 25)
     return gym.wrappers.FrameStackObservation(Drift(env), 3)
+
+
+class HashOrder(Walk):
+    """Numbers its doors in the order of a set of strings, which differs between processes."""
+
+    names: tuple[str, ...] = ("left", "right")
+
+    def __init__(self) -> None:
+        super().__init__()
+        doors = list(set(self.names))
+        self.shift = 0.01 * doors.index(self.names[0])
+
+    def noise(self) -> float:
+        return super().noise() + self.shift
+
+
+class HashOrderLate(Walk):
+    """Uses a hash only after some steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def noise(self) -> float:
+        self.steps += 1
+        chance = hash(f"step {self.steps}") % 100 if self.steps > 10 else 0
+        return super().noise() + 1e-4 * chance
+
+
+class LockedHashOrder(HashOrder, Locked):
+    pass
+
+
+class AddressOrder(Walk):
+    """Visits its rooms in the order of a set of objects, which are hashed by their addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rooms = {AddressOrder.Room(number) for number in range(2)}
+
+    def noise(self) -> float:
+        return super().noise() + 0.01 * next(iter(self.rooms)).number
+
+    class Room:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+
+class LockedAddressOrder(AddressOrder, Locked):
+    pass
+
+
+class HashOrderAndClock(HashOrder):
+    def noise(self) -> float:
+        return super().noise() + (time.perf_counter_ns() % 1000) * 1e-6

@@ -36,7 +36,7 @@ seen = {
     "directory": os.getcwd(), "mark": os.environ.get("MARK"), "group": os.getpgid(0),
     "own": sys.modules["__main__"].__dict__ is globals(),
     "early": "colorsys" in sys.modules,
-    "random": [random.random(), np.random.random()],
+    "random": [random.random(), np.random.random()], "hash": hash("left"),
     "files": sorted(os.readlink(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd")
                     if os.path.exists(f"/proc/self/fd/{each}")),
 }
@@ -204,6 +204,22 @@ def test_each_job_has_a_server_of_its_own(node: Node) -> None:
     base, *servers = node.servers()
     assert {server.pid for server in servers} == {first["parent"], second["parent"]}
     assert {server.ppid() for server in servers} == {base.pid}
+
+
+def test_a_worker_has_the_hash_order_of_its_own_hash_seed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents: list[int] = []
+    for seed in ("7", "8", "7"):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        seen = node.worker(f"with {seed}, {len(parents)}")
+        usual = subprocess.run(
+            [sys.executable, "-c", "print(hash('left'))"], capture_output=True, check=True
+        )
+        assert seen["hash"] == int(usual.stdout)
+        assert seen["early"], "it was forked"
+        parents.append(seen["parent"])
+    assert parents[0] == parents[2] != parents[1]
 
 
 def test_what_has_imported_another_raytrain_is_not_asked(
@@ -430,6 +446,30 @@ def test_rays_workers_are_forked_and_know_their_job() -> None:
     finally:
         ray.shutdown()
     server.wait(600)
+
+
+def test_rays_workers_have_the_hash_order_of_their_runtime_environment() -> None:
+    @ray.remote(num_cpus=0)
+    def seen() -> tuple[int, str]:
+        parent = psutil.Process().parent()
+        assert parent is not None
+        return hash("left"), " ".join(parent.cmdline())
+
+    own_ray.start(2)
+    try:
+        found = []
+        for seed in ("7", "8"):
+            workers = {"py_executable": forkserver.COMMAND, "env_vars": {"PYTHONHASHSEED": seed}}
+            found.append(ray.get(seen.options(runtime_env=workers).remote(), timeout=600))
+            usual = subprocess.run(
+                [sys.executable, "-c", "print(hash('left'))"],
+                env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True,
+            )  # fmt: skip
+            assert found[-1][0] == int(usual.stdout)
+            assert "--serve" in found[-1][1], "it was forked"
+    finally:
+        ray.shutdown()
+    assert found[0][0] != found[1][0]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raytrain.errors import RaytrainError
-from raytrain.rng import RngStreams, preserved
+from raytrain.rng import RngStreams, hash_seed, preserved
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +139,8 @@ def test_cuda_generators_belong_to_the_streams() -> None:
     with resumed.active():
         second.append(torch.rand(1, device="cuda").item())
     assert first == second
+
+
+def test_a_runs_hash_seed_follows_from_its_seed_for_ever() -> None:
+    assert [hash_seed(seed) for seed in (0, 1, 2**31)] == [311174327, 2250695492, 3636379277]
+    assert all(0 <= hash_seed(seed) < 2**32 for seed in range(100))

@@ -1,18 +1,23 @@
-"""Calls of a function in a process that has never seen the environment.
+"""Calls of a function in processes that have never seen the environment.
 
 In one process, state kept in a module or a class outlives the object it belongs to, and a
 snapshot without it looks complete. So the snapshots are also restored in a new Python process. It
 gets the function, `make_env` and the arguments (by cloudpickle) and imports what the environment
 imports and Gymnasium, nothing else of weight. The environment may print what it likes: the answer
 comes in a file.
+
+A new process has the hash order of a PYTHONHASHSEED, which the caller chooses: Python fixes it when
+it starts.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,63 +26,120 @@ import gymnasium as gym
 from gymnasium.envs import registration
 
 from raytrain.rollout.env_snapshots.base import SnapshotError, user_code
-from raytrain.storage.scratch import scratch
 
 _HANG_S = 300
 """Not a limit for slow environments, whose script is short; it ends a process that hangs."""
 
 
 def in_fresh_process(
-    function: Callable[..., Any], make_env: Callable[[], Any], *arguments: Any
+    function: Callable[..., Any], make_env: Callable[[], Any], *arguments: Any, hash_seed: int
 ) -> Any:
-    """`function(make_env, *arguments)` there. What it returns must pickle.
+    """`function(make_env, *arguments)` in a new process with this PYTHONHASHSEED. What it returns
+    must pickle.
 
     Raises:
         SnapshotError: what the function raised there; or the process hung or died.
     """
-    with user_code("sending the environment's constructor to a fresh process"):
-        pickled_env = cloudpickle.dumps(make_env)
-        task = cloudpickle.dumps((_registered_specs(), pickled_env, function, arguments))
-    with scratch("proof") as directory:
-        task_path, result_path = Path(directory, "task"), Path(directory, "result")
-        task_path.write_bytes(task)
+    with fresh_processes([hash_seed]) as (process,):
+        process.call(function, make_env, *arguments)
+        return process.result()
+
+
+@contextmanager
+def fresh_processes(hash_seeds: Sequence[int]) -> Iterator[list[FreshProcess]]:
+    """One process for each PYTHONHASHSEED; they end with the body. The objects of two of them have
+    different addresses, in the low bits too."""
+    # The new processes import this module too, and need nothing of storage.
+    from raytrain.storage.scratch import scratch
+
+    with scratch("proof") as directory, ExitStack() as stack:
+        yield [
+            stack.enter_context(FreshProcess(Path(directory, f"{number}"), number, hash_seed))
+            for number, hash_seed in enumerate(hash_seeds)
+        ]
+
+
+class FreshProcess:
+    """A process for one `call`. It imports what it needs while its caller does something else."""
+
+    def __init__(self, path: Path, number: int, hash_seed: int) -> None:
+        """`path`: where its files are; they have suffixes."""
+        self._path = path
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from {__name__} import answer; answer({str(task_path)!r}, {str(result_path)!r}); "
+            f"from {__name__} import answer; answer({str(path)!r}, {number}); "
             # A thread of the environment would keep the process alive.
             "import atexit, os; atexit._run_exitfuncs(); os._exit(0)"
         )
-        try:
-            ended = subprocess.run(
+        with path.with_suffix(".err").open("wb") as errors:
+            self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_HANG_S,
-                check=False,
+                env={**os.environ, "PYTHONHASHSEED": f"{hash_seed}"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
             )
+
+    def __enter__(self) -> FreshProcess:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._process:
+            self._process.kill()
+
+    def call(
+        self, function: Callable[..., Any], make_env: Callable[[], Any], *arguments: Any
+    ) -> None:
+        """Begin the call.
+
+        Raises:
+            SnapshotError: `make_env` cannot be sent.
+        """
+        with user_code("sending the environment's constructor to a fresh process"):
+            pickled_env = cloudpickle.dumps(make_env)
+            task = cloudpickle.dumps((_registered_specs(), pickled_env, function, arguments))
+        self._path.with_suffix(".task").write_bytes(task)
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # It waits for this.
+
+    def result(self) -> Any:
+        """What the function returned.
+
+        Raises:
+            SnapshotError: what the function raised; or the process hung or died.
+        """
+        try:
+            code = self._process.wait(_HANG_S)
         except subprocess.TimeoutExpired:
             raise SnapshotError(f"did not answer within {_HANG_S} s") from None
-        if not result_path.exists():
-            lines = ended.stderr.decode(errors="replace").strip().splitlines() or ["no output"]
-            raise SnapshotError(f"ended with exit code {ended.returncode} ({lines[-1][:300]})")
-        failure, result = pickle.loads(result_path.read_bytes())
-    if failure is not None:
-        raise SnapshotError(failure)
-    return result
+        result = self._path.with_suffix(".result")
+        if not result.exists():
+            written = self._path.with_suffix(".err").read_text(errors="replace")
+            last = (written.strip().splitlines() or ["no output"])[-1]
+            raise SnapshotError(f"ended with exit code {code} ({last[:300]})")
+        failure, returned = pickle.loads(result.read_bytes())
+        if failure is not None:
+            raise SnapshotError(failure)
+        return returned
 
 
-def answer(task_path: str, result_path: str) -> None:
+def answer(path: str, number: int) -> None:
     """The new process's main function."""
-    specs, pickled_env, function, arguments = pickle.loads(Path(task_path).read_bytes())
-    failure = result = None
+    sys.stdin.read()
+    task, result = Path(path).with_suffix(".task"), Path(path).with_suffix(".result")
+    specs, pickled_env, function, arguments = pickle.loads(task.read_bytes())
+    # Objects of every size lie elsewhere than in the process before.
+    padding = [bytes(size) for size in range(0, 512, 16) for _ in range(number)]
+    failure = returned = None
     try:
         with user_code("making the environment"):
             gym.registry = registration.registry = _Registry(registration.registry, specs)
             make_env = pickle.loads(pickled_env)
-        result = function(make_env, *arguments)
+        returned = function(make_env, *arguments)
     except SnapshotError as error:
         failure = str(error)
-    Path(result_path).write_bytes(pickle.dumps((failure, result)))
+    del padding
+    result.write_bytes(pickle.dumps((failure, returned)))
 
 
 class _Registry(dict[str, Any]):

@@ -5,6 +5,9 @@ differ, nothing can be exact. Then each strategy is tried in turn: snapshots are
 script, restored into other environment objects while the original continues, stepped in turn with
 it, and compared bit for bit to the script's end; and once more in a fresh process. The first
 strategy with which everything is the same is used.
+
+The processes of a run have a hash order that this one has not. If the environment depends on it
+(see `hash_order`), all of this is done again in a process that has it.
 """
 
 from __future__ import annotations
@@ -15,8 +18,15 @@ from typing import Any
 
 import gymnasium as gym
 
+from raytrain import rng
 from raytrain.rng import RngStreams, preserved
-from raytrain.rollout.env_snapshots.base import TRIED_IN_ORDER, SnapshotError, Strategy, user_code
+from raytrain.rollout.env_snapshots.base import (
+    TRIED_IN_ORDER,
+    SnapshotError,
+    Strategy,
+    UserCodeFailed,
+    user_code,
+)
 from raytrain.rollout.env_snapshots.comparison import (
     Copy,
     Differs,
@@ -29,10 +39,23 @@ from raytrain.rollout.env_snapshots.comparison import (
     restore,
 )
 from raytrain.rollout.env_snapshots.fingerprint import difference
-from raytrain.rollout.env_snapshots.fresh_process import in_fresh_process
+from raytrain.rollout.env_snapshots.fresh_process import fresh_processes, in_fresh_process
+from raytrain.rollout.env_snapshots.hash_order import HashOrders
 from raytrain.rollout.env_snapshots.script import FirstRun, Script, perform
 from raytrain.rollout.env_snapshots.strategies import snapshotter
 from raytrain.rollout.env_snapshots.witness import Seen, witnessed
+
+_REPEATS = 3
+_BY_CHANCE = (
+    "it uses the time, the system's entropy, a generator that reset(seed=...) does not set, or the "
+    "addresses of objects, as the order of a set of them does"
+)
+_CHANCE = f"new processes with one seed differ: the environment is not deterministic ({_BY_CHANCE})"
+_HASH_ORDER = (
+    "What it returns depends on the hash order of strings (a set of strings, or hash()). A run "
+    "sets PYTHONHASHSEED in all its processes, so it is exact. Elsewhere, set it to the run's "
+    "(arithmetic.settings.hash_seed in experiment.json), or sort."
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +74,8 @@ class Proof:
     `global_random` names the process's generators ("random", "numpy", "torch") that the
     environment draws from: its snapshots are exact only together with these (`RngStreams`).
     `warnings` are sentences on what the environment does that is probably not meant. `imports` and
-    `reads` are what it was seen to use in a fresh process (see `witness.Seen`).
+    `reads` are what it was seen to use in a fresh process (see `witness.Seen`). `hash_order`: it is
+    exact only under the run's PYTHONHASHSEED, with which it was tried.
     """
 
     strategy: Strategy
@@ -62,6 +86,7 @@ class Proof:
     warnings: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    hash_order: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -71,27 +96,65 @@ class Proof:
         }
 
 
-def prove(make_env: MakeEnv, *, seed: int = 0, steps: int = 200, budget_s: float = 20) -> Proof:
+def prove(
+    make_env: MakeEnv,
+    *,
+    seed: int = 0,
+    steps: int = 200,
+    budget_s: float = 20,
+    hash_seed: int | None = None,
+) -> Proof:
     """Try the strategies on scratch environments; the process's generators do not change.
 
     `steps` is the number of steps in which an episode's end is waited for, and `budget_s` the time,
-    for slow environments (a third of it for the first run, which all others repeat).
+    for slow environments (a third of it for the first run, which all others repeat). `hash_seed` is
+    the run's PYTHONHASHSEED, by default that of a run with this seed.
 
     Raises:
         UserCodeFailed: the environment cannot be made, reset and stepped at all, or what it returns
             breaks Gymnasium's contract.
     """
-    with preserved():
+    own = rng.hash_seed(seed) if hash_seed is None else hash_seed
+    with preserved(), HashOrders(own) as orders:
         script, warnings = _first_run(make_env, seed, steps, budget_s)
-        problem = _not_deterministic(make_env, script, seed)
-        if problem is not None:
-            return Proof("reset", False, problem, (), script.global_random, warnings)
-        attempts: list[Attempt] = []
-        for strategy in TRIED_IN_ORDER:
-            attempt, seen = _attempt(make_env, strategy, script, seed)
-            attempts.append(attempt)
-            if attempts[-1].ok:
-                break
+        orders.begin(make_env, script, RngStreams.seeded(seed).to_state())
+        here = _proof(make_env, script, warnings, seed, own)
+        effect = orders.effect() if here.attempts else "none"
+    if effect == "none":
+        return here
+    if effect == "chance":
+        return replace(here, strategy="reset", exact=False, reason=_CHANCE)
+    # This process has another hash order than the run.
+    try:
+        proof: Proof = in_fresh_process(
+            _prove_here, make_env, seed, steps, budget_s, own, hash_seed=own
+        )
+    except SnapshotError as error:
+        raise UserCodeFailed(f"with PYTHONHASHSEED={own}, as in the run: {error}") from None
+    if not proof.exact:
+        return proof
+    return replace(proof, hash_order=True, warnings=(*proof.warnings, _HASH_ORDER))
+
+
+def _prove_here(make_env: MakeEnv, seed: int, steps: int, budget_s: float, hash_seed: int) -> Proof:
+    """The proof in a process that has the run's hash order."""
+    script, warnings = _first_run(make_env, seed, steps, budget_s)
+    return _proof(make_env, script, warnings, seed, hash_seed)
+
+
+def _proof(
+    make_env: MakeEnv, script: Script, warnings: tuple[str, ...], seed: int, hash_seed: int
+) -> Proof:
+    problem = _not_deterministic(make_env, script, seed, hash_seed)
+    if problem is not None:
+        return Proof("reset", False, problem, (), script.global_random, warnings)
+    attempts: list[Attempt] = []
+    seen = Seen()
+    for strategy in TRIED_IN_ORDER:
+        attempt, seen = _attempt(make_env, strategy, script, seed, hash_seed)
+        attempts.append(attempt)
+        if attempt.ok:
+            break
     exact = attempts[-1].ok
     reasons = [f"{attempt.strategy}: {attempt.detail}" for attempt in attempts]
     return Proof(
@@ -129,7 +192,7 @@ def _closed(env: Any) -> tuple[str, ...]:
     return ()
 
 
-def _not_deterministic(make_env: MakeEnv, script: Script, seed: int) -> str | None:
+def _not_deterministic(make_env: MakeEnv, script: Script, seed: int, hash_seed: int) -> str | None:
     streams = RngStreams.seeded(seed).to_state()
     frames = frames_from_start(make_env, script, streams, to_end=False)
     index = len(frames) - 1
@@ -138,25 +201,24 @@ def _not_deterministic(make_env: MakeEnv, script: Script, seed: int) -> str | No
         return None
     message = f"two copies with one seed differ at step {index} ({different})"
     child = script.for_fresh_process()
-    try:
-        one, other = (
-            in_fresh_process(frames_from_start, make_env, child, streams) for _ in range(2)
-        )
-    except SnapshotError:
-        one, other = [], None
-    if one == other:
+    with fresh_processes([hash_seed] * _REPEATS) as processes:
+        try:
+            for process in processes:
+                process.call(frames_from_start, make_env, child, streams)
+            one, *others = (process.result() for process in processes)
+        except SnapshotError:
+            one, others = [], [None]
+    if all(other == one for other in others):
         return (
             f"{message}, though each is the same in a process of its own: copies of this "
-            "environment in one process share state (a counter or a cache in a module or a class)"
+            "environment in one process share state (a counter or a cache in a module or a class), "
+            "or it depends on the addresses of objects, as the order of a set of them does"
         )
-    return (
-        f"{message}: the environment itself is not deterministic (it uses the time, the system's "
-        "entropy, or a generator that reset(seed=...) does not set)"
-    )
+    return f"{message}: the environment itself is not deterministic ({_BY_CHANCE})"
 
 
 def _attempt(
-    make_env: MakeEnv, strategy: Strategy, script: Script, seed: int
+    make_env: MakeEnv, strategy: Strategy, script: Script, seed: int, hash_seed: int
 ) -> tuple[Attempt, Seen]:
     try:
         taken = _in_this_process(make_env, strategy, script, seed)
@@ -164,7 +226,9 @@ def _attempt(
         return Attempt(strategy, False, f"{error}{_hint(make_env, strategy, error)}"), Seen()
     try:
         child = script.for_fresh_process()
-        seen = in_fresh_process(witnessed, make_env, continue_all, strategy, child, taken)
+        seen = in_fresh_process(
+            witnessed, make_env, continue_all, strategy, child, taken, hash_seed=hash_seed
+        )
     except SnapshotError as error:
         detail = (
             f"in a fresh process: {error} (state kept in a module or a class, outside the "

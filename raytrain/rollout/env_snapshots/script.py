@@ -24,6 +24,8 @@ from raytrain.rng import RngStreams
 from raytrain.rollout.env_snapshots.base import user_code
 from raytrain.rollout.env_snapshots.fingerprint import Frame, frame_of
 
+_EARLY_S = 2.0
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -45,6 +47,13 @@ class Script:
     global_random: tuple[str, ...]
     draws_torch: bool = True
     """Whether the policy's draws, and the streams, include Torch's."""
+    num_early: int = 1
+    """The number of operations in the first seconds."""
+
+    def early(self) -> Script:
+        """The first seconds of the script, for many processes."""
+        number = self.num_early
+        return replace(self, operations=self.operations[:number], frames=self.frames[:number])
 
     def for_fresh_process(self) -> Script:
         """The same script. Importing Torch takes seconds, and only an environment that draws from
@@ -76,7 +85,9 @@ class FirstRun:
         # A copy: the environment may draw from its own space.
         self._actions = copy.deepcopy(env.action_space)
         self._actions.seed(int(self._random.integers(2**31)))
-        self._deadline = time.monotonic() + budget_s
+        begun = time.monotonic()
+        self._deadline, self._early = begun + budget_s, begun + _EARLY_S
+        self._num_early = 1
         self._operations: list[Operation] = []
         self._frames: list[Frame] = []
         self._moments: dict[int, str] = {}
@@ -105,7 +116,13 @@ class FirstRun:
             self._reset()
         self._step(8)
         names = tuple(sorted(self._global_random))
-        return Script(tuple(self._operations), tuple(self._frames), self._moments, names)
+        return Script(
+            tuple(self._operations),
+            tuple(self._frames),
+            self._moments,
+            names,
+            num_early=self._num_early,
+        )
 
     def _snapshot_here(self, moment: str) -> None:
         self._moments[len(self._operations) - 1] = moment
@@ -129,6 +146,8 @@ class FirstRun:
         self._over = bool(result[2] or result[3])
         self._operations.append(operation)
         self._frames.append(frame_of(*result))
+        if time.monotonic() < self._early:
+            self._num_early = len(self._frames)
 
 
 def _draw_like_a_policy(draws_torch: bool) -> None:

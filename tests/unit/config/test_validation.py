@@ -924,7 +924,7 @@ def test_environments_are_proved_again_only_for_other_arguments(
     proof = {"strategy": "pickle", "exact": True, "reason": "", "global_random": []}
     proved = []
 
-    def prove(config: ExperimentConfig, say: Any) -> dict[str, Any]:
+    def prove(config: ExperimentConfig, *_: Any) -> dict[str, Any]:
         proved.append(config)
         return dict(proof)
 
@@ -941,9 +941,9 @@ def test_environments_are_proved_again_only_for_other_arguments(
         ]
         return minimal(curriculum=each)
 
-    known = prove_stages(stages(math.nan, 1, True), None, print)
+    known = prove_stages(stages(math.nan, 1, True), None, print, 0)
     assert len(proved) == 3
-    prove_stages(stages(float("nan"), 1, True), known, print)
+    prove_stages(stages(float("nan"), 1, True), known, print, 0)
     assert len(proved) == 3
 
 

@@ -56,7 +56,7 @@ def test_a_run_of_a_version_with_the_same_numbers_continues_without_a_warning(
     driver._describe_run(config, place, stored, messages.append)
     assert (messages, tried) == ([], [])
     older = replace(stored, versions={**NOW, "raytrain": "0.0.9"})
-    monkeypatch.setattr(driver, "prove_stages", lambda config, known, say: dict(stored.snapshot))
+    monkeypatch.setattr(driver, "prove_stages", lambda *_: dict(stored.snapshot))
     driver._describe_run(config, place, older, messages.append)
     assert (messages, tried) == ([], ["actions"])  # Nothing was trained with the other version.
     trained = [manifest(3, versions=older.versions)]
