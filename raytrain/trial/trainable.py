@@ -57,6 +57,7 @@ from raytrain.config import (
     ExperimentConfig,
     config_digest,
     config_from_dict,
+    has_digest,
     to_algorithm_config,
     with_trial_values,
 )
@@ -70,6 +71,7 @@ from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
 from raytrain.trial.last_failure import TRACEBACK_FILE, write_traceback
 from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
+from raytrain.trial.repeated_iterations import EXACT, RepeatedIterations
 from raytrain.trial.saving import REPORT, CheckpointSaver
 from raytrain.trial.score import best_policy, labelled, report_score
 from raytrain.trial.watchdog import Watchdog
@@ -191,6 +193,8 @@ class TrialPPO(ExactPPO):
             next_episode=manifest.episodes,
             starts_after=int((self._experiment.fork or {}).get("iteration", 0)),
         )
+        if not has_digest(self._config, manifest.config_digest):
+            self._directory.repeated = RepeatedIterations()  # A later stage is another one now.
         if manifest.exact_lost is not None:
             self._exact_lost = manifest.exact_lost
         if self._exact_lost is not None and manifest.exact_lost is None:
@@ -287,7 +291,9 @@ class TrialPPO(ExactPPO):
         named = named_metrics(self._config, self.curriculum.stage)
         for message in self._missing_metrics.messages(named, result, self.recent):
             self.tell(message)
+        self._compare_with_before()
         row = {key: value for key, value in result.items() if key != "config"}
+        row[EXACT] = self._exact_lost is None
         stage = self.curriculum.stage.name or None
         self._directory.record(row, self.take_finished_episodes(), now.timesteps, stage)
         ended = self._reached(result)
@@ -314,6 +320,11 @@ class TrialPPO(ExactPPO):
             self._saver.keep(result)
         self._returned_at = time.perf_counter()
         return report
+
+    def _compare_with_before(self) -> None:
+        different = self._directory.repeated.difference(self.iteration, self.weights_digest)
+        if different is not None:
+            self._lose_exactness(different, self.iteration - 1)
 
     def _end_without_training(self) -> dict[str, Any]:
         """End a restored run that is past its end, with the result that it had."""
