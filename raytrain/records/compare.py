@@ -57,6 +57,7 @@ LEFT_OUT = (  # `*` is any text, also across "/"
     "*actor_manager_num_outstanding_async_reqs",
     # the end; a stop criterion may differ between two equal runs
     "done",
+    "exact",
     "should_checkpoint",
     "stop/*",
     # the settings, and the score that they choose

@@ -107,6 +107,20 @@ def last_row(results: Location) -> dict[str, Any] | None:
         return None
 
 
+def rows_after(results: Location, iteration: int) -> Iterator[dict[str, Any]]:
+    """The whole lines of a result.json after an iteration, the last first. Raises OSError."""
+    try:
+        with results.reader() as file:
+            for _, line in lines_from_end(file):
+                row = read_row(line)
+                if row is not None and row[ITERATION] <= iteration:
+                    return
+                if row is not None:
+                    yield row
+    except FileNotFoundError:
+        return
+
+
 class RowFile(ABC):
     """One record file, and up to which iteration it has the rows."""
 

@@ -39,11 +39,12 @@ from raytrain.checkpoint.lineage import SET_ASIDE
 from raytrain.errors import RaytrainError
 from raytrain.records import EVENT_LOG, EpisodeHistory, EventLog, RecordsMirror, TrialRecords
 from raytrain.records.downtime import RECOVERED, time_lost
-from raytrain.records.row_files import detach_row_files, last_row
+from raytrain.records.row_files import detach_row_files, last_row, rows_after
 from raytrain.storage import STORE, DirectoryLock, Location, StorageError, storage_errors
 from raytrain.storage.scratch import scratch
 from raytrain.trial.fencing import FencingToken, Superseded
 from raytrain.trial.last_failure import repeated_failure
+from raytrain.trial.repeated_iterations import RepeatedIterations
 
 _STAGING = ".staging"
 _T = TypeVar("_T")
@@ -85,6 +86,7 @@ class TrialDirectory:
         self.last_saved: Manifest | None = None
         self.last_saved_name = ""
         self.start_messages: list[str] = []
+        self.repeated = RepeatedIterations()
         self._iteration = 0
         self._catalogue = Catalogue(location)
         self._best = best
@@ -196,7 +198,10 @@ class TrialDirectory:
                 directory, self.location, self.attempt, self._fencing.check
             )
             _retry_conflicts(self._mirror.download)
-        before = last_row(Location.of(directory / "result.json"))  # The next line may cut it off.
+        results = Location.of(directory / "result.json")
+        before = last_row(results)  # These rows are cut off below.
+        if resume_from > starts_after:
+            self.repeated = RepeatedIterations(rows_after(results, resume_from))
         self._records = TrialRecords(
             directory, resume_from, starts_after=starts_after, fence=self._fencing.check
         )

@@ -61,6 +61,7 @@ from raytrain.config import (
     ExperimentConfig,
     config_digest,
     config_from_dict,
+    has_digest,
     to_algorithm_config,
     with_trial_values,
 )
@@ -85,6 +86,7 @@ from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
 from raytrain.trial.last_failure import TRACEBACK_FILE, write_traceback
 from raytrain.trial.missing_metrics import MissingMetrics, named_metrics
+from raytrain.trial.repeated_iterations import EXACT, RepeatedIterations
 from raytrain.trial.saving import REPORT, CheckpointSaver
 from raytrain.trial.score import best_policy, labelled, report_score
 from raytrain.trial.watchdog import Watchdog
@@ -230,6 +232,8 @@ class TrialPPO(ExactPPO):
             next_episode=manifest.episodes,
             starts_after=int((self._experiment.fork or {}).get("iteration", 0)),
         )
+        if not has_digest(self._config, manifest.config_digest):
+            self._directory.repeated = RepeatedIterations()  # A later stage is another one now.
         if restored.exact_lost is not None:
             self._lose_exactness(restored.exact_lost, manifest.iteration)
         self.tell(f"Continued from {entry.path} (iteration {manifest.iteration}, {entry.kind}).")
@@ -373,7 +377,9 @@ class TrialPPO(ExactPPO):
         named = named_metrics(self._config, self.curriculum.stage)
         for message in self._missing_metrics.messages(named, result, self.recent):
             self.tell(message)
+        self._compare_with_before()
         row = {key: value for key, value in result.items() if key != "config"}
+        row[EXACT] = self._exact_lost is None
         stage = self.curriculum.stage.name or None
         self._directory.record(row, self.take_finished_episodes(), now.timesteps, stage)
         ended = self._reached(result)
@@ -400,6 +406,11 @@ class TrialPPO(ExactPPO):
             self._saver.keep(result)
         self._returned_at = time.perf_counter()
         return report
+
+    def _compare_with_before(self) -> None:
+        different = self._directory.repeated.difference(self.iteration, self.weights_digest)
+        if different is not None:
+            self._lose_exactness(different, self.iteration - 1)
 
     def _end_without_training(self) -> dict[str, Any]:
         """End a restored run that is past its end, with the result that it had."""

@@ -7,20 +7,28 @@ derivatives take NumPy some thirty for each minibatch.
 
 Numba caches what it has compiled on disk, beside this file or in the user's cache directory
 (`NUMBA_CACHE_DIR` names another place). If neither can be written, each process compiles again.
+
+The results are part of a run, so these loops are compiled with `_SETTINGS`, whatever NUMBA_OPT,
+NUMBA_BOUNDSCHECK, NUMBA_DISABLE_JIT and the like say for other code: they change roundings, and the
+cache does not know with which of them a loop was compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 import numba
 import numpy as np
+from numba.core import config
+
+from raytrain._ray.patch import patched
 
 # No import of Ray: the base of the fork server imports this module before a job is known.
 Array: TypeAlias = np.ndarray[Any, Any]
-_Kernel = TypeVar("_Kernel", bound=Callable[..., None])
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 _F32 = np.float32
 _LAYER = numba.float32[:, :, ::1]
@@ -32,15 +40,34 @@ _NUMBER = numba.float64
 # Not `fastmath=True`, which assumes that there is no NaN and would hide that a policy has diverged.
 _ARITHMETIC = {"contract", "arcp", "nsz"}
 
+# Numba's own defaults.
+_SETTINGS = {
+    "OPT": type(config.OPT)(3),
+    "BOUNDSCHECK": None,
+    "DISABLE_JIT": 0,
+    "DEBUGINFO_DEFAULT": 0,
+    "LOOP_VECTORIZE": 1,
+    "SLP_VECTORIZE": 0,
+}
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    # The compiler reads the environment again if it has changed, and would overwrite them.
+    config.reload_config()
+    with patched(config, **_SETTINGS):
+        yield
+
 
 def _compiled(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
     """Compile for these types, when the module is imported."""
 
     def compile_(function: _Kernel) -> _Kernel:
         def jit(keep: bool) -> _Kernel:
-            compiled: _Kernel = numba.njit(
-                numba.void(*arguments), fastmath=_ARITHMETIC, error_model="numpy", cache=keep
-            )(function)
+            with _own_settings():
+                compiled: _Kernel = numba.njit(
+                    numba.void(*arguments), fastmath=_ARITHMETIC, error_model="numpy", cache=keep
+                )(function)
             return compiled
 
         try:
@@ -61,6 +88,15 @@ def _compiled_once(*arguments: Any) -> Callable[[_Kernel], Callable[[], _Kernel]
         return cache(lambda: _compiled(*arguments)(function))
 
     return compile_
+
+
+def _inlined(function: _Kernel) -> _Kernel:
+    """For a part of these loops."""
+    with _own_settings():
+        part: _Kernel = numba.njit(error_model="numpy", fastmath=_ARITHMETIC, inline="always")(
+            function
+        )
+    return part
 
 
 @_compiled(_LAYER, _LAYER)
@@ -131,7 +167,7 @@ def adam(  # noqa: PLR0917 - compiled loops take arrays and numbers
         weights[i] -= along * m / (np.sqrt(v) / r + e)
 
 
-@numba.njit(error_model="numpy", fastmath=_ARITHMETIC, inline="always")
+@_inlined
 def _by_logp(logp: Any, old: Any, advantage: Any, cap: Any, share: Any) -> Any:
     """Derivative of the surrogate by logp; `cap` clips the product of advantage and ratio."""
     surrogate = np.exp(logp - old) * advantage
@@ -139,7 +175,7 @@ def _by_logp(logp: Any, old: Any, advantage: Any, cap: Any, share: Any) -> Any:
     return surrogate * (_F32(1.0) if surrogate <= cap else _F32(0.0)) * -share
 
 
-@numba.njit(error_model="numpy", fastmath=_ARITHMETIC, inline="always")
+@_inlined
 def _by_value(value: Any, target: Any, clip: Any, factor: Any) -> Any:
     """Derivative of the value loss by the value."""
     off = value - target

@@ -137,7 +137,8 @@ class FastUpdate:
         return tensors
 
     def _on_device(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._learner.device)
+        # A copy, which Torch aligns to 64 bytes: only then does MKL promise the same sums.
+        return torch.from_numpy(array).to(self._learner.device, copy=True)
 
     def _run(self, columns: TensorColumns, rows: Array) -> None:
         """All minibatches. RLlib reports losses of the last, before its step; here it is the last

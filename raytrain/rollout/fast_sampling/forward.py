@@ -62,8 +62,11 @@ class Acting:
         if self._observations is None:
             # No 64 bits, as in RLlib's NumpyToTensor. The tensor shares the array's memory.
             wide = observations.dtype == np.float64
-            self._array = np.zeros(observations.shape, np.float32 if wide else observations.dtype)
-            self._observations = torch.from_numpy(self._array)
+            zeros = np.zeros(observations.shape, np.float32 if wide else observations.dtype)
+            # Torch's memory: MKL promises the same sums only for arrays that are aligned to 64
+            # bytes, and NumPy's alignment depends on what the process has allocated before.
+            self._observations = torch.from_numpy(zeros).clone()
+            self._array = self._observations.numpy()
         self._array[...] = observations
         if self._layers is not None:
             return self._act_directly(self._layers)

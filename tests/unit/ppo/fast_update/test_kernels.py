@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +107,48 @@ print(type(kernels.add_bias_and_tanh._cache).__name__, round(float(x[0, 0, 0]), 
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.stdout.split() == ["NullCache", "0.964"], done.stderr
+
+
+RESULTS = """
+import hashlib
+import numpy as np
+from raytrain.ppo.fast_update import kernels
+
+draw = np.random.default_rng(0).standard_normal
+x, d, d_bias = (draw(shape).astype(np.float32) for shape in ((2, 33, 65), (2, 33, 65), (2, 1, 65)))
+kernels.add_bias_and_tanh(x, d_bias)
+kernels.back_through_tanh(d, x, d_bias)
+flat = np.abs(draw((4, 999))).astype(np.float32)
+kernels.adam(*flat, 0.7, 1e-3, 0.3, 0.9, 0.999, 1e-8)
+rows = draw((24, 77)).astype(np.float32)
+kernels.categorical()(rows[:3], rows[3], rows[4:14], rows[14:17], rows[17], 10.0, 0.5, 0.01, 0.2)
+results = [x, d, d_bias, flat, rows]
+print(hashlib.sha256(b"".join(part.tobytes() for part in results)).hexdigest())
+"""
+
+
+def computed(cache: Path, **variables: str) -> str:
+    """The digest of what these loops compute in a process with these variables, `cache` being
+    Numba's."""
+    done = subprocess.run(
+        [sys.executable, "-c", RESULTS],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(cache), **variables},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout
+
+
+def test_numbas_variables_change_no_result_and_no_cached_loop(tmp_path: Path) -> None:
+    plain = computed(tmp_path / "plain")
+    for number, variables in enumerate(
+        [
+            {"NUMBA_OPT": "0"},
+            {"NUMBA_BOUNDSCHECK": "1", "NUMBA_DEBUGINFO": "1"},
+            {"NUMBA_DISABLE_JIT": "1"},
+        ]
+    ):
+        cache = tmp_path / str(number)
+        assert computed(cache, **variables) == plain, variables
+        assert computed(cache) == plain, f"compiled with {variables}, and cached"
