@@ -22,6 +22,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
 
 from raytrain import _ray
+from raytrain.arithmetic.portable import make_portable
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.ppo.fast_update.minibatches import minibatch_generator
@@ -41,6 +42,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     """Why RLlib's own update must be used; None where `fast` is."""
 
     def build(self) -> None:
+        make_portable()
         # RLlib switches deterministic kernels on for CPU builds of Torch only.
         deterministic = self.config.learner_config_dict.get("deterministic", True)
         if deterministic and torch.cuda.is_available():

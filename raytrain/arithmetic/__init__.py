@@ -1,0 +1,1 @@
+"""What the bits of a run's numbers depend on."""
