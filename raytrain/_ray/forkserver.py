@@ -50,6 +50,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from raytrain._ray.patch import patched
+from raytrain.arithmetic.portable import VARIABLES
 
 BASE_IMPORTS: tuple[str, ...] = (
     "numba",
@@ -89,7 +90,13 @@ COMMAND = (
 
 # Python and its modules read these when they start, and Ray reads its own once: workers in which
 # one differs need another server.
-_READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONHASHSEED", "PYTHONPATH", "RAY_RAYLET_PID")
+_READ_BY_IMPORTS = (
+    "OMP_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "PYTHONPATH",
+    "RAY_RAYLET_PID",
+    *VARIABLES,
+)
 _READ_BY_RAY = ("RAY_AUTH_MODE", "RAY_JOB_ID")
 _HARMLESS_THREADS = ("jemalloc_bg_thd",)  # pyarrow's, which survives a fork
 _PATIENCE_S = 30.0  # Imports take some seconds. After that a worker does them itself.

@@ -68,7 +68,10 @@ class ArithmeticSettings:
         threads = dict.fromkeys(_THREAD_VARIABLES, "1")
         threads["NUMBA_NUM_THREADS"] = str(max(self.threads.values()))
         hash_order = {"PYTHONHASHSEED": str(self.hash_seed)}
-        return {**threads, **_FIXED_VARIABLES, **hash_order, **portable.variables(self.portable)}
+        return {**threads, **_FIXED_VARIABLES, **hash_order, **self._kernels()}
+
+    def _kernels(self) -> dict[str, str]:
+        return portable.VARIABLES if self.portable else {portable.MARK: "0"}
 
 
 def use_threads(number: int) -> None:

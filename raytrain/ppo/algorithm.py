@@ -43,6 +43,7 @@ from ray.rllib.utils.metrics import (
 
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
+from raytrain.arithmetic.portable import make_portable
 from raytrain.arithmetic.settings import THREADS, Role
 from raytrain.cluster.failures import why_it_died
 from raytrain.config import ExperimentConfig, stage_config, to_algorithm_config
@@ -119,6 +120,7 @@ class ExactPPO(PPO):
 
     @override(PPO)
     def setup(self, config: AlgorithmConfig) -> None:
+        make_portable()
         reserved, most = self.rules.actors(self.config.num_env_runners)
         with _ray_actors.elastic_runners(reserved=reserved, most=most):
             try:

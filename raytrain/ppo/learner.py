@@ -23,6 +23,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 
 from raytrain import _ray
 from raytrain.arithmetic.machine import describe_machine
+from raytrain.arithmetic.portable import make_portable
 from raytrain.arithmetic.settings import use_threads_of
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
@@ -46,6 +47,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     def build(self) -> None:
         if self.config.num_learners > 0:  # Otherwise the trial's process has its own number.
             use_threads_of("learner", self.config.learner_config_dict)
+        make_portable()
         # RLlib switches deterministic kernels on for CPU builds of Torch only.
         deterministic = self.config.learner_config_dict.get("deterministic", True)
         if deterministic and torch.cuda.is_available():

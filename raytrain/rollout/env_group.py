@@ -50,6 +50,7 @@ from ray.rllib.utils.metrics import (
 
 from raytrain import _ray
 from raytrain.arithmetic.machine import describe_machine
+from raytrain.arithmetic.portable import make_portable
 from raytrain.checkpoint import weights_sha256
 from raytrain.config.run_code import ProcessCode
 from raytrain.errors import RaytrainError
@@ -97,6 +98,7 @@ class EnvGroup(SingleAgentEnvRunner):
     """"arrays" where that can stand in for RLlib's own sampling; or always "rllib"."""
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        make_portable()
         with _ray.runners.quick_connectors():
             super().__init__(config=config, **kwargs)
         self._first_config = config

@@ -9,11 +9,13 @@ Such a network is one or two encoders and two heads of one layer:
 Equal layers of the two encoders are next to each other in memory (in the order of `parameters`), so
 that both are one (S, out, in) matrix and one call serves both. NumPy does the small operations,
 where the time goes into calls, which take a third of Torch's. Torch has the faster products of
-large matrices, and `kernels` does what would take several passes over memory.
+large matrices (NumPy does them in portable arithmetic), and `kernels` does what would take several
+passes over memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from raytrain.arithmetic.portable import is_portable
 from raytrain.policy.rllib_network import NotDefaultNetwork, PolicyLayers, value_layers
 from raytrain.ppo.fast_update.train_batch import Array
 
@@ -131,10 +134,9 @@ class Pass:
         def for_each_layer(name: str) -> list[torch.Tensor]:
             return [buffers.take(f"{name}{at}", *size) for at, size in enumerate(sizes)]
 
-        self._hidden_torch = for_each_layer("hidden")
-        self._hidden: list[Array] = [tensor.numpy() for tensor in self._hidden_torch]
-        self._d_hidden_torch = for_each_layer("d_hidden")
-        self._d_hidden: list[Array] = [tensor.numpy() for tensor in self._d_hidden_torch]
+        hidden, d_hidden = for_each_layer("hidden"), for_each_layer("d_hidden")
+        self._hidden: list[Array] = [tensor.numpy() for tensor in hidden]
+        self._d_hidden: list[Array] = [tensor.numpy() for tensor in d_hidden]
         self._scratch: list[Array] = [tensor.numpy() for tensor in for_each_layer("scratch")]
         # The first and the last encoder: policy and value, or twice the shared one.
         self._features = self._hidden[-1][0], self._hidden[-1][-1]
@@ -145,24 +147,32 @@ class Pass:
         self.d_values: Array = buffers.take("d_values", n).numpy()
         self._ones_row, self._ones = np.ones((1, n), np.float32), np.ones(n, np.float32)
         # Transposed views, made once.
-        self._weights_torch = [torch.from_numpy(weight) for weight, _ in weights.hidden]
-        self._weights_torch_t = [weight.transpose(1, 2) for weight in self._weights_torch]
-        self._weight_grads_torch = [torch.from_numpy(weight) for weight, _ in gradient.hidden]
         self._first_weight_t = weights.hidden[0][0].transpose(0, 2, 1)
         self._features_t = self._features[0].T
-        self._d_hidden_torch_t = [d.transpose(1, 2) for d in self._d_hidden_torch]
         self._d_first_t = self._d_hidden[0].transpose(0, 2, 1)
         self._d_outputs_t = self.d_outputs.T
         self._value_row, self._d_value_column = weights.value[0][0], self.d_values[:, None]
         self._value_grad_row = gradient.value[0][0]
         self._shared_scratch = self._scratch[-1][0] if sizes[-1][0] == 1 else None
 
+        # The factors and results of the large products.
+        weight_tensors = [torch.from_numpy(weight) for weight, _ in weights.hidden]
+        self._product: Callable[..., Any] = np.matmul if is_portable() else torch.bmm
+        self._hidden_factors = _factors(hidden)
+        self._d_hidden_factors = _factors(d_hidden)
+        self._d_hidden_factors_t = _factors([tensor.transpose(1, 2) for tensor in d_hidden])
+        self._weight_factors = _factors(weight_tensors)
+        self._weight_factors_t = _factors([tensor.transpose(1, 2) for tensor in weight_tensors])
+        self._weight_grad_factors = _factors(
+            [torch.from_numpy(grad) for grad, _ in gradient.hidden]
+        )
+
     def forward(self, obs: Array) -> None:
         """`obs` is (n, D)."""
-        hidden = self._hidden_torch
+        hidden = self._hidden_factors
         for index, (_, bias) in enumerate(self._weights.hidden):
             if index:
-                torch.bmm(hidden[index - 1], self._weights_torch_t[index], out=hidden[index])
+                self._product(hidden[index - 1], self._weight_factors_t[index], out=hidden[index])
             else:
                 np.matmul(obs, self._first_weight_t, out=self._hidden[0])
             self._activate(index, bias)
@@ -187,16 +197,16 @@ class Pass:
         else:
             np.multiply(self._d_value_column, self._value_row, out=self._shared_scratch)
             np.add(above[0], self._shared_scratch, out=above[0])
-        d_hidden = self._d_hidden_torch
+        d_hidden = self._d_hidden_factors
         for index in reversed(range(len(self._hidden))):
             self._through_activation(index)
             if index:
-                torch.bmm(
-                    self._d_hidden_torch_t[index],
-                    self._hidden_torch[index - 1],
-                    out=self._weight_grads_torch[index],
+                self._product(
+                    self._d_hidden_factors_t[index],
+                    self._hidden_factors[index - 1],
+                    out=self._weight_grad_factors[index],
                 )
-                torch.bmm(d_hidden[index], self._weights_torch[index], out=d_hidden[index - 1])
+                self._product(d_hidden[index], self._weight_factors[index], out=d_hidden[index - 1])
             else:
                 np.matmul(self._d_first_t, obs, out=self._gradient.hidden[0][0])
 
@@ -220,6 +230,11 @@ class Pass:
         if activation == "relu":
             np.multiply(d_here, np.sign(here, out=self._scratch[index]), out=d_here)
         np.matmul(self._ones_row, d_here, out=bias_grad)
+
+
+def _factors(tensors: list[torch.Tensor]) -> list[Any]:
+    """As `Pass` multiplies them: the tensors themselves, or arrays that share their memory."""
+    return [tensor.numpy() for tensor in tensors] if is_portable() else tensors
 
 
 _ACTIVATIONS = {nn.Tanh: "tanh", nn.ReLU: "relu"}

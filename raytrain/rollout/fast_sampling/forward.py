@@ -23,6 +23,7 @@ from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPP
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 
+from raytrain.arithmetic.portable import is_portable
 from raytrain.policy.arithmetic import as_array
 from raytrain.policy.distributions import (
     sample_categorical,
@@ -135,15 +136,20 @@ _IN_PLACE: dict[type, Layer] = {torch.nn.Tanh: torch.tanh_, torch.nn.ReLU: torch
 
 class _Dense:
     """`torch.nn.functional.linear`, which is this `addmm`, into reused memory: allocating and
-    freeing a small tensor takes longer than computing it."""
+    freeing a small tensor takes longer than computing it. In portable arithmetic it is what
+    `arithmetic.portable_torch` makes of `addmm`."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
         self._bias, self._weight = layer.bias.detach(), layer.weight.detach().t()
+        self._portable = is_portable()
         self._out: Any = None
 
     def __call__(self, x: Any) -> Any:
         if self._out is None:
             self._out = torch.empty(x.shape[0], self._bias.shape[0], dtype=self._bias.dtype)
+        if self._portable:
+            np.matmul(x.numpy(), self._weight.numpy(), out=self._out.numpy())
+            return self._out.add_(self._bias)
         return torch.addmm(self._bias, x, self._weight, out=self._out)
 
 
