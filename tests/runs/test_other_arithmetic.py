@@ -16,8 +16,8 @@ from support.running import Run, experiment_of, rows, trial_of, write_config
 SECTIONS: dict[str, Any] = {
     "env_runners": {"num_env_runners": 0},
     "training": {
-        "train_batch_size_per_learner": 1024,
-        "minibatch_size": 512,
+        "train_batch_size_per_learner": 2048,
+        "minibatch_size": 1024,
         "num_epochs": 2,
         "use_kl_loss": False,
     },
