@@ -7,8 +7,8 @@ same, so `make_portable` takes it out of Torch:
     MKL                   its sums differ by the maker of the CPU. Its compatible mode, which does
                           not, multiplies float32 matrices at a fifth of the speed. NumPy's OpenBLAS
                           multiplies them instead
-    MKL's square root     begins with an instruction (rsqrtps) that has other bits on CPUs of
-                          another maker, in its compatible mode too
+    MKL's roots, asin,    begin with instructions (such as rsqrtps) that have other bits on CPUs of
+    acos and atan         another maker, in its compatible mode too. NumPy computes them instead
     oneDNN and NNPACK     cut convolutions and LSTMs into blocks by the sizes of the CPU's caches
 """
 

@@ -2,7 +2,7 @@
 
 Autograd, layers and modules stay as they are: they call these operators. Products of float32
 matrices and 2D convolutions are much faster with NumPy's OpenBLAS than in MKL's compatible mode.
-Square roots need another kernel to be portable (see `portable`).
+Some functions need another kernel to be portable (see `portable`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def replace_kernels() -> None:
     with warnings.catch_warnings():
         # Torch reports the first kernel that is replaced.
         warnings.filterwarnings("ignore", "Warning only once for all operators")
-        for kernels, serves in ((PRODUCTS, _is_float32), (ROOTS, _has_a_root)):
+        for kernels, serves in ((PRODUCTS, _is_float32), (FUNCTIONS, _is_real), (ROOTS, _is_root)):
             for name, kernel in kernels.items():
                 original = torch.library.get_kernel(f"aten::{name}", "CPU")
                 library.impl(name, _choice(kernel, serves, original), "CPU", with_keyset=True)
@@ -50,9 +50,14 @@ def _is_float32(first: torch.Tensor, *_: Any) -> bool:
     return first.dtype is torch.float32
 
 
-def _has_a_root(x: torch.Tensor, exponent: Any = 0.5) -> bool:
-    """Torch takes a power of 0.5 for a square root. NumPy has none for the other types."""
-    return exponent == 0.5 and not (x.is_complex() or x.dtype is torch.bfloat16)
+def _is_real(x: torch.Tensor) -> bool:
+    """NumPy has no bfloat16, and MKL computes no roots of that or of complex numbers."""
+    return not (x.is_complex() or x.dtype is torch.bfloat16)
+
+
+def _is_root(x: torch.Tensor, exponent: Any) -> bool:
+    """Torch takes a power of 0.5 for a square root."""
+    return bool(exponent == 0.5) and _is_real(x)
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -116,17 +121,20 @@ def _conv2d_backward(  # noqa: PLR0917 - Torch's operator
     return d_images, d_weight, d_bias
 
 
-def _root(x: torch.Tensor, _: float = 0.5, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    if not x.is_floating_point():
-        x = x.to(torch.get_default_dtype())
-    root = torch.empty_like(x)
-    with np.errstate(invalid="ignore"):
-        np.sqrt(x.detach().numpy(), out=root.numpy())
-    return root if out is None else out.resize_(x.shape).copy_(root)
+def _function(of_numpy: Any) -> Kernel:
+    def kernel(x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        if not x.is_floating_point():
+            x = x.to(torch.get_default_dtype())
+        result = torch.empty_like(x)
+        with np.errstate(all="ignore"):
+            of_numpy(x.detach().numpy(), out=result.numpy())
+        return result if out is None else out.resize_(x.shape).copy_(result)
+
+    return kernel
 
 
-def _root_in_place(x: torch.Tensor, _: float = 0.5) -> torch.Tensor:
-    return x.copy_(_root(x))
+def _in_place(kernel: Kernel) -> Kernel:
+    return lambda x: x.copy_(kernel(x))
 
 
 PRODUCTS: dict[str, Kernel] = {  # for float32
@@ -136,11 +144,13 @@ PRODUCTS: dict[str, Kernel] = {  # for float32
     "_slow_conv2d_forward": _conv2d,
     "_slow_conv2d_backward.output_mask": _conv2d_backward,
 }
+_FUNCTIONS = {"sqrt": np.sqrt, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan}
+FUNCTIONS: dict[str, Kernel] = {}
+for _name, _of_numpy in _FUNCTIONS.items():
+    FUNCTIONS[_name] = FUNCTIONS[f"{_name}.out"] = _function(_of_numpy)
+    FUNCTIONS[f"{_name}_"] = _in_place(FUNCTIONS[_name])
 ROOTS: dict[str, Kernel] = {
-    "sqrt": _root,
-    "sqrt.out": _root,
-    "sqrt_": _root_in_place,
-    "pow.Tensor_Scalar": _root,
-    "pow.Tensor_Scalar_out": _root,
-    "pow_.Scalar": _root_in_place,
+    "pow.Tensor_Scalar": lambda x, _, **out: FUNCTIONS["sqrt"](x, **out),
+    "pow.Tensor_Scalar_out": lambda x, _, **out: FUNCTIONS["sqrt"](x, **out),
+    "pow_.Scalar": lambda x, _: FUNCTIONS["sqrt_"](x),
 }
