@@ -13,6 +13,7 @@ every node has on its own disk: then nodes do not see each other's files.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -122,6 +123,24 @@ class NodeActors:
         Raises:
             ClusterNotReady: a living node does not answer, or the function failed on it.
         """
+        answers, problems = self.answers_and_problems(nodes, function, arguments, timeout_s, check)
+        _refuse(
+            f"{node.name} {problem}"
+            for node, problem in problems.items()
+            if not _has_died(node, check)
+        )
+        return answers
+
+    def answers_and_problems(
+        self,
+        nodes: Iterable[Node],
+        function: Callable[..., Any],
+        arguments: Callable[[Node], tuple[Any, ...]],
+        timeout_s: float = math.inf,
+        check: Callable[[], None] = _nothing,
+    ) -> tuple[Answers, dict[Node, str]]:
+        """The same, with a text for each node without an answer; a node that is being drained has
+        neither."""
         pending = {
             self._actors[node].call.remote(function, *arguments(node)): node for node in nodes
         }
@@ -147,12 +166,7 @@ class NodeActors:
                 f"has not answered within {timeout_s:.0f} s. Look at its raylet (raylet.out in "
                 "Ray's logs) and at the network between, or remove it from the cluster"
             )
-        _refuse(
-            f"{node.name} {problem}"
-            for node, problem in problems.items()
-            if not _has_died(node, check)
-        )
-        return answers
+        return answers, problems
 
 
 def _has_died(node: Node, check: Callable[[], None]) -> bool:
@@ -187,15 +201,21 @@ def preflight(
             "absolute path or a URI."
         )
     ask = partial(actors.ask, check=check)
-    _exchange(ask, _compare(ask, actors.nodes, timeout_s), storage_path, timeout_s)
+    _exchange(ask, same_versions(actors, timeout_s, check), storage_path, timeout_s)
 
 
-def _compare(ask: Callable[..., Answers], nodes: list[Node], timeout_s: float) -> list[Node]:
-    """Versions and clocks. Returns the nodes that have answered."""
+def same_versions(
+    actors: NodeActors, timeout_s: float = TIMEOUT_S, check: Callable[[], None] = _nothing
+) -> list[Node]:
+    """Compare versions and clocks with this process's. Returns the nodes that have answered.
+
+    Raises:
+        ClusterNotReady: with every difference.
+    """
     packages = tuple(name for name in versions() if name != "python")
     mine = node_checks.look(packages)
     sent = time.time()
-    answers = ask(nodes, node_checks.look, lambda node: (packages,), timeout_s)
+    answers = actors.ask(actors.nodes, node_checks.look, lambda node: (packages,), timeout_s, check)
     problems = []
     for node, (theirs, received) in answers.items():
         problems += [f"{node.name} {text}" for text in _version_problems(theirs, mine)]
