@@ -9,6 +9,7 @@ import typer
 from typer import Argument, Option
 
 from raytrain.cli.app import (
+    Address,
     Checkpoint,
     Directory,
     Json,
@@ -19,6 +20,7 @@ from raytrain.cli.app import (
     say,
 )
 from raytrain.commands.progress_bar import busy
+from raytrain.errors import BadInput
 from raytrain.storage.escapes import printable
 
 
@@ -182,16 +184,34 @@ def audit(
     to: Annotated[
         int | None, Option("--to", metavar="N", help="Iteration of the checkpoint to reach.")
     ] = None,
+    *,
+    on_every_node: Annotated[
+        bool,
+        Option("--on-every-node", help="Train again on each node of a running cluster."),
+    ] = False,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Train again between two checkpoints, and compare.
 
-    The training happens in a scratch directory; weights digests and metrics are compared. Exit code
-    0 if they are equal, 1 if not; the first iteration that differs is named.
+    The training happens in a scratch directory, with the run's threads and order of hashes; weights
+    digests and metrics are compared. The run may go on meanwhile. Exit code 0 if they are equal, 1
+    if not; the first iteration that differs is named. With --on-every-node, the nodes that compute
+    differently are named, and how they differ from what the run was trained on.
     """
+    keep_ray_quiet()
+    if on_every_node:
+        from raytrain.cli.tables import nodes_text
+        from raytrain.commands.audit_nodes import audit_on_every_node
+
+        with busy("Training again on every node"):
+            found = audit_on_every_node(experiment_dir, start=from_, end=to, address=address)
+        print_result(as_json, found.to_dict(), nodes_text(found))
+        raise typer.Exit(0 if found.equal else 1)
+    if address is not None:
+        raise BadInput("--address is for --on-every-node; give both, or neither.")
     from raytrain.commands.audit import audit as run
 
-    keep_ray_quiet()
     with busy("Training again"):
         result = run(experiment_dir, start=from_, end=to)
     print_result(as_json, result.to_dict(), result.text())

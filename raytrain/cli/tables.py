@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -16,6 +16,9 @@ from raytrain.commands.status import CheckpointView, ExperimentView, TrialView
 from raytrain.driver.console import duration
 from raytrain.records.metrics import over_episodes
 from raytrain.storage.escapes import printable
+
+if TYPE_CHECKING:
+    from raytrain.commands.audit_nodes import AuditOnNodes, NodeAudit
 
 _WIDTH_OF_A_PIPE = 240
 
@@ -184,6 +187,34 @@ def prune_text(plan: Plan, *, done: bool) -> str:
     planned = f"Would delete {amount}. Nothing was deleted: give --yes to delete."
     result = f"Deleted {amount}." if done else planned
     return f"{table(titles, rows)}\n{result} Kept: {kept}.\n"
+
+
+def nodes_text(audit: AuditOnNodes) -> str:
+    """What each node computed, and which of those that differ agree."""
+    titles = ("node", "result", "iteration", "weights", "what differs")
+    lines = []
+    for trial in audit.trials:
+        span = f"iterations {trial.start + 1} to {trial.end}"
+        lines.append(f"{trial.trial}: {span} trained again on {len(trial.nodes)} nodes:")
+        lines.append(table(titles, map(_node_row, trial.nodes)))
+        for names in trial.agreeing:
+            if len(names) > 1:
+                lines.append(f"These nodes computed the same numbers: {', '.join(names)}.")
+        if len(trial.agreeing) == 1 and len(trial.agreeing[0]) == len(trial.nodes) > 1:
+            lines.append(
+                "So the run was trained on a machine that computes differently, or a checkpoint or "
+                "a record was changed."
+            )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _node_row(found: NodeAudit) -> tuple[str, ...]:
+    if found.audit is None:
+        return (found.node, "not known", "", "", found.problem or "")
+    result = "equal" if found.equal else "NOT equal"
+    iteration = found.audit.difference.iteration if found.audit.difference else found.audit.end
+    weights = found.audit.weights_sha256[:12]
+    return (found.node, result, f"{iteration:,}", weights, found.audit.cause)
 
 
 def _moment(text: str) -> str:

@@ -14,6 +14,7 @@ every node has on its own disk: then nodes do not see each other's files.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -124,6 +125,24 @@ class NodeActors:
         Raises:
             ClusterNotReady: a living node does not answer, or the function failed on it.
         """
+        answers, problems = self.answers_and_problems(nodes, function, arguments, timeout_s, check)
+        _refuse(
+            f"{node.name} {problem}"
+            for node, problem in problems.items()
+            if not _has_died(node, check)
+        )
+        return answers
+
+    def answers_and_problems(
+        self,
+        nodes: Iterable[Node],
+        function: Callable[..., Any],
+        arguments: Callable[[Node], tuple[Any, ...]],
+        timeout_s: float = math.inf,
+        check: Callable[[], None] = _nothing,
+    ) -> tuple[Answers, dict[Node, str]]:
+        """The same, with a text for each node without an answer; a node that is being drained has
+        neither."""
         pending = {
             self._actors[node].call.remote(function, *arguments(node)): node for node in nodes
         }
@@ -149,12 +168,7 @@ class NodeActors:
                 f"has not answered within {timeout_s:.0f} s. Look at its raylet (raylet.out in "
                 "Ray's logs) and at the network between, or remove it from the cluster"
             )
-        _refuse(
-            f"{node.name} {problem}"
-            for node, problem in problems.items()
-            if not _has_died(node, check)
-        )
-        return answers
+        return answers, problems
 
 
 def _has_died(node: Node, check: Callable[[], None]) -> bool:
@@ -191,7 +205,7 @@ def preflight(
             "absolute path or a URI."
         )
     ask = partial(actors.ask, check=check)
-    nodes = _compare(ask, actors.nodes, timeout_s)
+    nodes = same_versions(actors, timeout_s, check)
     _exchange(ask, nodes, storage_path, timeout_s)
     computed = ask(nodes, node_checks.compute, lambda node: (), timeout_s)
     kinds: dict[str, tuple[str, list[str]]] = {}
@@ -205,12 +219,18 @@ def preflight(
         )
 
 
-def _compare(ask: Callable[..., Answers], nodes: list[Node], timeout_s: float) -> list[Node]:
-    """Versions and clocks. Returns the nodes that have answered."""
+def same_versions(
+    actors: NodeActors, timeout_s: float = TIMEOUT_S, check: Callable[[], None] = _nothing
+) -> list[Node]:
+    """Compare versions and clocks with this process's. Returns the nodes that have answered.
+
+    Raises:
+        ClusterNotReady: with every difference.
+    """
     packages = tuple(name for name in versions() if name != "python")
     mine = node_checks.look(packages)
     sent = time.time()
-    answers = ask(nodes, node_checks.look, lambda node: (packages,), timeout_s)
+    answers = actors.ask(actors.nodes, node_checks.look, lambda node: (packages,), timeout_s, check)
     problems = []
     for node, (theirs, received) in answers.items():
         problems += [f"{node.name} {text}" for text in _version_problems(theirs, mine)]

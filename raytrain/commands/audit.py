@@ -3,10 +3,12 @@
     checkpoint k --load--> train to the iteration of the next checkpoint --compare--> its manifest
                            each iteration --compare--> its row in result.json
 
-The training happens in this process, with Ray on this machine, in a scratch directory; the
-experiment is only read, so it may be running. A difference means that a checkpoint or a record was
-corrupted unnoticed, that the environment is not deterministic, or that a library or the machine
-computes other numbers than before; the audit reports the first iteration that differs.
+The training happens in a process of its own (see `retraining`), with Ray on this machine, in a
+scratch directory; the experiment is only read, so it may be running. With `on_every_node`, it
+happens on each node of a cluster at the same time, in the same way: no node gives a CPU to it. A
+difference means that a checkpoint or a record was corrupted unnoticed, that the environment is not
+deterministic, or that a library or the machine computes other numbers than before; the audit
+reports the first iteration that differs.
 
 A run that was never exact is refused: a difference would prove nothing. So are iterations in which
 exactness was given up (another number of env groups or learners); later ones can be audited.
@@ -14,60 +16,47 @@ exactness was given up (another number of env groups or learners); later ones ca
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from raytrain import _ray
-from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, Manifest, fetch
+from raytrain.arithmetic.fingerprint import comparable
+from raytrain.arithmetic.machine import difference
+from raytrain.arithmetic.settings import ArithmeticSettings
+from raytrain.checkpoint import MANIFEST_NAME, Catalogue, Entry, ExperimentFile, Manifest
 from raytrain.checkpoint.resolve import trials_at
+from raytrain.commands.retraining import (
+    CannotAudit,
+    Difference,
+    Retrained,
+    Stretch,
+    train_again,
+)
 from raytrain.config import (
     ExperimentConfig,
     config_from_dict,
     has_digest,
     with_trial_values,
 )
-from raytrain.config.run_code import ProcessCode, named
-from raytrain.driver.process_cleanup import nothing_left
-from raytrain.errors import BadInput, RaytrainError
+from raytrain.config.run_code import named
+from raytrain.errors import RaytrainError
 from raytrain.storage import Location, signing_key
 from raytrain.storage.json import parse_json
 from raytrain.storage.location import storage_errors
-from raytrain.storage.scratch import scratch
-from raytrain.trial.changed_code import code_of_manifest
-from raytrain.versions import changed_versions, changes_text
-
-if TYPE_CHECKING:  # They import Ray, which takes seconds.
-    from raytrain.ppo.algorithm import ExactPPO
-    from raytrain.records.row_files import Row
+from raytrain.trial.arithmetic import ENV_RUNNER, EVALUATION_RUNNER, LEARNER
+from raytrain.versions import changes_text
 
 _SHOWN = 5
-_RECORDS, _PARAMS = "result.json", "params.json"
-
-
-class CannotAudit(BadInput):
-    """There is nothing that an audit can compare."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The first iteration that differs. `what` maps a metric's name, or `weights_sha256`, to the
-    value on storage and the value of now."""
-
-    iteration: int
-    what: Mapping[str, tuple[Any, Any]]
+_PARAMS = "params.json"
 
 
 @dataclass(frozen=True)
 class TrialAudit:
     """One trial, trained again from iteration `start` to `end`. `compared`: the number of
-    iterations that have a row in result.json; of the others, only the last weights are known."""
+    iterations that have a row in result.json; of the others, only the last weights are known.
+    `digests`: of the weights after each iteration, to the first difference. `other_arithmetic`: how
+    the machine that trained again differs from the run's, if it computes differently."""
 
     trial: str
     start: int
@@ -75,6 +64,8 @@ class TrialAudit:
     weights_sha256: str
     compared: int
     difference: Difference | None
+    digests: Mapping[int, str]
+    other_arithmetic: str | None
     versions: Mapping[str, tuple[str, str]]
     """Libraries that differ from those of the checkpoints: (then, now)."""
     code: Sequence[str] = ()
@@ -83,6 +74,21 @@ class TrialAudit:
     @property
     def equal(self) -> bool:
         return self.difference is None
+
+    @property
+    def cause(self) -> str:
+        """Why it differs, as far as that is known, or else the first value that does; empty if it
+        is equal."""
+        if self.difference is None:
+            return ""
+        if self.other_arithmetic is not None:
+            return self.other_arithmetic
+        if self.code:
+            return named(self.code)
+        if self.versions:
+            return changes_text(self.versions)
+        key, (then, now) = next(iter(self.difference.what.items()))
+        return f"{key}: {then!r} on storage, {now!r} now"
 
     def text(self) -> str:
         """The result for a person, in whole lines."""
@@ -105,6 +111,8 @@ class TrialAudit:
             ]
             if len(differing) > _SHOWN:
                 lines.append(f"  and {len(differing) - _SHOWN} more")
+            if self.other_arithmetic is not None:
+                lines.append(f"  This machine computes differently: {self.other_arithmetic}.")
         if self.versions:
             lines.append(
                 f"  Versions differ from those of the checkpoints ({changes_text(self.versions)}); "
@@ -152,19 +160,72 @@ def audit(experiment_dir: str | Path, *, start: int | None = None, end: int | No
         BadInput: no experiment, no such checkpoints, or the run is not exact there.
         StorageError: the storage cannot be read.
     """
-    place, chosen = trials_at(str(experiment_dir))
+    place, stretches = planned(str(experiment_dir), start, end)
+    return Audit(str(place), tuple(map(_audit_trial, stretches)))
+
+
+def _audit_trial(stretch: Stretch) -> TrialAudit:
+    try:
+        return audited(stretch, train_again(stretch))
+    except RaytrainError:
+        require_still_there(stretch)
+        raise
+
+
+def audited(stretch: Stretch, retrained: Retrained) -> TrialAudit:
+    """What the training has shown."""
+    return TrialAudit(
+        trial=stretch.name,
+        start=stretch.start,
+        end=stretch.end,
+        weights_sha256=retrained.digests.get(max(retrained.digests, default=0), ""),
+        compared=retrained.compared,
+        difference=retrained.difference,
+        digests=retrained.digests,
+        other_arithmetic=_other_arithmetic(stretch.written.arithmetic or {}, retrained.arithmetic),
+        versions=retrained.versions,
+        code=retrained.code,
+    )
+
+
+def _other_arithmetic(
+    before: Mapping[str, Any], now: Mapping[str, tuple[str, Mapping[str, str]]]
+) -> str | None:
+    for role in (LEARNER, ENV_RUNNER, EVALUATION_RUNNER):
+        if role not in before or role not in now:
+            continue
+        old, (fingerprint, machine) = before[role], now[role]
+        if comparable(old["fingerprint"], fingerprint) and old["fingerprint"] != fingerprint:
+            return difference(old["machine"], machine)
+    return None
+
+
+def require_still_there(stretch: Stretch) -> None:
+    """Raise `CannotAudit` if the checkpoint to begin at was deleted since it was chosen."""
+    checkpoint = Location.of(stretch.root) / stretch.checkpoint
+    with storage_errors("Looking for the checkpoint", checkpoint):
+        if not (checkpoint / MANIFEST_NAME).exists():
+            raise CannotAudit(
+                f"{checkpoint} was deleted since the audit began: the run goes on, and keeps "
+                "checkpoint.num_to_keep checkpoints. Audit it again; if that happens each time, "
+                "keep more."
+            )
+
+
+def planned(argument: str, start: int | None, end: int | None) -> tuple[Location, list[Stretch]]:
+    """The experiment, and what to train again of each trial. Everything that can be refused is
+    refused here, before anything is trained (see `audit`)."""
+    place, chosen = trials_at(argument)
     experiment_place = place.parent if chosen == [place] else place
     experiment = ExperimentFile.existing(experiment_place)
-    # Everything that can be refused is refused before anything is trained.
-    plans = [_plan(trial, experiment, start, end) for trial in chosen]
-    audits = (_audit_trial(*plan, experiment.snapshot) for plan in plans)
-    return Audit(str(experiment_place), tuple(audits))
+    root = str(place) if place.is_local else argument
+    stretches = [_plan(root, trial, experiment, start, end) for trial in chosen]
+    return experiment_place, stretches
 
 
-Plan = tuple[Location, ExperimentConfig, Entry, Entry]
-
-
-def _plan(trial: Location, experiment: ExperimentFile, start: int | None, end: int | None) -> Plan:
+def _plan(
+    root: str, trial: Location, experiment: ExperimentFile, start: int | None, end: int | None
+) -> Stretch:
     first, last = _pair(trial, start, end)
     _refuse_inexact(trial, first, last)
     config = _config_of(trial, experiment)
@@ -174,7 +235,31 @@ def _plan(trial: Location, experiment: ExperimentFile, start: int | None, end: i
             f"{trial / _PARAMS} is not trusted: its values differ from those that {first.location} "
             "was written with."
         )
-    return trial, config, first, last
+    written = last.good_manifest
+
+    def below_root(location: Location) -> str:
+        return location.path.removeprefix(Location.of(root).path).lstrip("/") or "."
+
+    return Stretch(
+        root=root,
+        trial=below_root(trial),
+        checkpoint=below_root(first.location),
+        start=first.iteration,
+        end=last.iteration,
+        weights_sha256=first.good_manifest.weights_sha256,
+        written=written,
+        config=config,
+        # Environments are snapshotted as in the checkpoint; in other stages as in experiment.json.
+        snapshot={**experiment.snapshot, "strategy": str(written.snapshot_strategy)},
+        settings=_settings(written),
+        is_signed=signing_key() is not None,
+    )
+
+
+def _settings(written: Manifest) -> ArithmeticSettings | None:
+    """Those of the processes that wrote it; None for one of raytrain 0.1."""
+    settings = (written.arithmetic or {}).get("settings")
+    return None if settings is None else ArithmeticSettings.read(settings)
 
 
 def _pair(trial: Location, start: int | None, end: int | None) -> tuple[Entry, Entry]:
@@ -244,149 +329,3 @@ def _config_of(trial: Location, experiment: ExperimentFile) -> ExperimentConfig:
     except (ValueError, TypeError) as error:
         raise CannotAudit(f"{place} is damaged: {error}") from None
     return with_trial_values(experiment.config, drawn)
-
-
-def _audit_trial(
-    trial: Location,
-    config: ExperimentConfig,
-    first: Entry,
-    last: Entry,
-    snapshot: Mapping[str, Any],
-) -> TrialAudit:
-    from raytrain.ppo.state import StateMismatch
-
-    written = last.good_manifest
-    # Environments are snapshotted as in the checkpoint; in other stages as in experiment.json.
-    snapshot = {**snapshot, "strategy": str(written.snapshot_strategy)}
-    difference, compared, digest = None, 0, ""
-    with scratch("audit") as directory, _algorithm(config, snapshot, directory) as algorithm:
-        source = fetch(first.location, directory / "fetched")
-        try:
-            restored = algorithm.load_exact(source)
-        except StateMismatch as error:
-            difference = Difference(
-                first.iteration,
-                {"weights_sha256": (first.weights_sha256, f"not what its files hold: {error}")},
-            )
-        else:
-            if restored.exact_lost is not None:
-                raise CannotAudit(
-                    f"{trial} cannot be audited from {first.path}: {restored.exact_lost}."
-                )
-            difference, compared = _train_and_compare(
-                algorithm, _records(trial, first.iteration, last.iteration), written
-            )
-            digest = algorithm.weights_digest
-    return TrialAudit(
-        trial=trial.name,
-        start=first.iteration,
-        end=last.iteration,
-        weights_sha256=digest,
-        compared=compared,
-        difference=difference,
-        versions=changed_versions(written.versions),
-        code=ProcessCode(code_of_manifest(written), config.import_path).changes_here(),
-    )
-
-
-def _train_and_compare(
-    algorithm: ExactPPO, records: Mapping[int, Row], written: Manifest
-) -> tuple[Difference | None, int]:
-    """Train to the iteration of the manifest, or to the first difference. Returns that difference
-    and the number of iterations compared."""
-    from raytrain.records import differences
-    from raytrain.records.row_files import encode_row
-
-    compared = 0
-    while algorithm.iteration < written.iteration:
-        result = {key: value for key, value in algorithm.train().items() if key != "config"}
-        row = encode_row(result)
-        # The weights come first: everything else may follow from them.
-        what: dict[str, tuple[Any, Any]] = {}
-        digest = algorithm.weights_digest
-        if row.iteration == written.iteration and digest != written.weights_sha256:
-            what["weights_sha256"] = (written.weights_sha256, digest)
-        if row.iteration in records:
-            compared += 1
-            for key, then, now in differences(records[row.iteration].flat, row.flat):
-                what.setdefault(key, (then, now))
-        if what:
-            return Difference(row.iteration, what), compared
-    return None, compared
-
-
-def _records(trial: Location, after: int, upto: int) -> dict[int, Row]:
-    """The recorded rows of the iterations in (after, upto]."""
-    from raytrain.records.row_files import decode_row
-
-    place = trial / _RECORDS
-    with storage_errors("Reading the records", place):
-        if not place.exists():
-            return {}
-        lines = place.read_bytes().splitlines(keepends=True)
-    rows = [row for line in lines if (row := decode_row(line)) is not None]
-    return {row.iteration: row for row in rows if after < row.iteration <= upto}
-
-
-@contextmanager
-def _algorithm(
-    config: ExperimentConfig, snapshot: Mapping[str, Any], scratch: Path
-) -> Iterator[ExactPPO]:
-    import ray
-    from ray.rllib.algorithms.ppo import PPO
-
-    from raytrain.ppo.algorithm import ExactPPO, algorithm_arguments
-
-    logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    arguments = algorithm_arguments(config, snapshot)
-    started = not ray.is_initialized()
-    request = PPO.default_resource_request(arguments["config"].to_dict())
-    if started:
-        needed = int(-(-request.required_resources.get("CPU", 1.0) // 1))
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            with _ray.local.lean_instance(), _ray.local.quiet_start():
-                ray.init(
-                    address="local",  # Never another cluster that runs on this machine.
-                    num_cpus=max(os.cpu_count() or 1, needed),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _system_config=_ray.local.SYSTEM_CONFIG,
-                )
-        except SystemExit as error:  # From the handler for SIGTERM that Ray sets meanwhile.
-            ray.shutdown()
-            number = error.code if isinstance(error.code, int) else 1
-            raise SystemExit(128 + number if number == signal.SIGTERM else number) from None
-        except Exception as error:  # Ray raises bare Exceptions here.
-            ray.shutdown()
-            reason = str(error).rstrip(".")
-            raise RaytrainError(f"Ray could not start on this machine: {reason}.") from None
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray has set a handler of its own.
-    try:
-        with _ray.local.files_below(str(scratch)):
-            algorithm = ExactPPO(**arguments)
-        try:
-            with _threads(int(request.bundles[0].get("CPU", 1))):
-                yield algorithm
-        finally:
-            algorithm.stop()
-    finally:
-        if started:
-            with nothing_left():
-                ray.shutdown()
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Torch's sums depend on the number of threads; Ray gives an actor as many as it has CPUs."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, number))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -185,7 +185,7 @@ class RaySession:
             archive = Path(self._stack.enter_context(TemporaryDirectory()), "run.zip")
             pack(self._config, archive)
             options["runtime_env"]["working_dir"] = str(archive)
-        _require_reachable(self._address)
+        require_reachable(self._address)
         try:
             with ExitStack() as stack:
                 if is_local:
@@ -204,10 +204,7 @@ class RaySession:
                 self._end_half_an_instance()
                 reason = str(error).rstrip(".")
                 raise RayLost(f"Ray could not start on this machine: {reason}") from None
-            raise RaytrainError(
-                f"Cannot connect to the cluster at {self._address}: {error} Check `--address`, and "
-                "that the cluster runs the same Ray version."
-            ) from None
+            raise cannot_connect(self._address, error) from None
         self._started = True
         if is_local:
             self._services = own_services()
@@ -260,13 +257,21 @@ def cluster_address(address: str | None) -> str | None:
     return None if chosen == "local" else chosen
 
 
+def cannot_connect(address: str | None, error: Exception) -> RaytrainError:
+    """What `ray.init` raised for a cluster that is reachable."""
+    return RaytrainError(
+        f"Cannot connect to the cluster at {address}: {error} Check `--address`, and that the "
+        "cluster runs the same Ray version."
+    )
+
+
 def _silence_loggers() -> None:
     """`tune_callback` reports failures in plain words. Importing RLlib sets its logger's level."""
     for name in ("ray.tune", "ray.train", "ray.rllib", "ray._private.worker"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _require_reachable(address: str | None) -> None:
+def require_reachable(address: str | None) -> None:
     """Raise `BadInput` if nothing listens at a cluster's address. Ray would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():

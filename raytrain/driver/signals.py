@@ -125,6 +125,17 @@ class Interrupts:
             raise InterruptedEarly
 
 
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Around `ray.init`, which sets a handler for SIGTERM: the one from before holds afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def _leave(number: int) -> NoReturn:
     """End this process and its children now. Not by `sys.exit`, which could wait for a lock."""
     cursor = _SHOW_CURSOR if sys.stderr is not None and sys.stderr.isatty() else ""

@@ -1,5 +1,5 @@
-"""`raytrain audit` on a real run: equal to what is on storage, and not after
-a silent corruption."""
+"""`raytrain audit` on real runs: equal to what is on storage, but not after a silent corruption,
+nor on a node that computes differently."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import pickle
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from support import running
+from support.clusters import Cluster, environment
+from support.paths import ENVS
 
 from raytrain.checkpoint import ExactLost, Manifest
 from raytrain.checkpoint.manifest import FileEntry
-from raytrain.commands.audit import CannotAudit, audit
+from raytrain.commands.audit import audit
+from raytrain.commands.retraining import CannotAudit
 from raytrain.errors import BadInput
 from raytrain.storage import Location
 
@@ -82,9 +87,7 @@ def test_a_sound_run_is_equal_and_not_touched(
     assert contents(experiment) == before
 
 
-def test_a_silently_corrupted_optimizer_is_found_and_dated(
-    local_ray: None, experiment: Path
-) -> None:
+def test_a_silently_corrupted_optimizer_is_found_and_dated(experiment: Path) -> None:
     checkpoint = trial_in(experiment) / f"checkpoint_{FIRST:06d}"
     file = checkpoint / "learner_group" / "learner" / "state.pkl"
     state = pickle.loads(file.read_bytes())
@@ -105,7 +108,7 @@ def test_a_silently_corrupted_optimizer_is_found_and_dated(
     assert json.loads(json.dumps(found.to_dict()))["trials"][0]["equal"] is False
 
 
-def test_a_record_that_was_changed_is_found_and_dated(local_ray: None, experiment: Path) -> None:
+def test_a_record_that_was_changed_is_found_and_dated(experiment: Path) -> None:
     file = trial_in(experiment) / "result.json"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[LAST - 1]["env_runners"]["num_episodes_lifetime"] += 1
@@ -116,9 +119,7 @@ def test_a_record_that_was_changed_is_found_and_dated(local_ray: None, experimen
     assert list(trial.difference.what) == ["env_runners/num_episodes_lifetime"]
 
 
-def test_other_versions_are_named_and_missing_records_borne(
-    local_ray: None, experiment: Path
-) -> None:
+def test_other_versions_are_named_and_missing_records_borne(experiment: Path) -> None:
     trial = trial_in(experiment)
     (trial / "result.json").unlink()
     manifest = json.loads((trial / "final" / "manifest.json").read_bytes())
@@ -156,6 +157,74 @@ def test_what_cannot_be_compared_is_refused(experiment: Path, tmp_path: Path) ->
     (experiment / "experiment.json").unlink()
     with pytest.raises(BadInput, match=r"holds no experiment\.json"):
         audit(experiment)
+
+
+def test_an_environment_that_depends_on_the_order_of_hashes_is_equal(tmp_path: Path) -> None:
+    shutil.copy(ENVS / "hash_order.py", tmp_path)
+    config = running.write_config(
+        tmp_path / "run.yaml",
+        environment={"env": "hash_order:make"},
+        env_runners={"num_env_runners": 0},
+        training={"train_batch_size_per_learner": 512, "num_epochs": 1},
+        stop={"iterations": 4},
+    )
+    running.train(config)
+    (found,) = audit(running.experiment_of(config)).trials
+    assert found.difference is None
+    assert (found.start, found.end, found.compared) == (2, 4, 2)
+
+
+def retraining(cluster: Cluster) -> list[psutil.Process]:
+    """The processes that audit on the nodes, and all that they have started; empty until there are
+    raylets among them."""
+    with suppress(psutil.NoSuchProcess):
+        found = [
+            each
+            for node in cluster.nodes
+            for process in node.processes()
+            if "raytrain.commands.retraining" in " ".join(process.cmdline())
+            for each in (process, *process.children(recursive=True))
+        ]
+        if "raylet" in {process.name() for process in found}:
+            return found
+    return []
+
+
+@pytest.mark.slow
+def test_a_node_that_computes_differently_is_named_while_the_run_goes_on(tmp_path: Path) -> None:
+    holds = running.Holds(tmp_path, 5)
+    config = running.write_config(tmp_path / "run.yaml", stop={"iterations": 6}, **holds.sections)
+    run = running.Run("train", str(config), log=tmp_path / "log.txt")
+    trial = running.trial_of(config)
+    run.until(lambda: running.committed(trial) == [2, 4] and running.iteration_of(trial) == 5)
+    before = contents(trial)
+    with Cluster(tmp_path, cpus=1, dashboard=False) as cluster:
+        cluster.add(  # It stands for another CPU.
+            OPENBLAS_CORETYPE="Sandybridge", MKL_CBWR="COMPATIBLE", ATEN_CPU_CAPABILITY="default"
+        )
+        options = ("--on-every-node", "--address", cluster.address, "--json")
+        command = ("audit", str(running.experiment_of(config)), *options)
+        audited = running.Run(*command, log=tmp_path / "audit.json", env=environment())
+        assert audited.wait() == 1, audited.output()
+        stopped = running.Run(*command, log=tmp_path / "stopped.txt", env=environment())
+        family = stopped.until(lambda: retraining(cluster))
+        stopped.signal()
+        assert stopped.wait() == 130, stopped.output()
+        assert psutil.wait_procs(family, timeout=60)[1] == []
+    assert contents(trial) == before
+    (found,) = json.loads(audited.output())["trials"]
+    assert (found["start"], found["end"]) == (2, 4)
+    equal, other = sorted(found["nodes"], key=lambda node: not node["equal"])
+    assert equal["equal"], found
+    assert equal["problem"] is None
+    assert not other["equal"]
+    assert other["problem"] is None, other
+    assert other["difference"]["iteration"] == 3
+    assert "OPENBLAS_CORETYPE=Sandybridge" in other["other_arithmetic"]
+    assert "; the run began on " in other["other_arithmetic"]
+    assert found["agreeing"] == [[other["node"]]]
+    holds.release()
+    assert run.wait() == 0, run.output()
 
 
 @pytest.mark.slow

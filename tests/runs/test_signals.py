@@ -229,8 +229,10 @@ def test_an_audit_leaves_no_process(
     number: signal.Signals, process: str | None, survivor: Path
 ) -> None:
     def runs(audit: psutil.Process) -> bool:
-        names = [each.name() for each in audit.children(recursive=True)]
-        return process in names if process else has_imported_torch(audit)
+        children = audit.children(recursive=True)
+        if process is None:
+            return any(map(has_imported_torch, children))
+        return process in [each.name() for each in children]
 
     code, _ = stopped(number, "audit", str(experiment_of(survivor)), after=runs)
     assert code == 128 + number
