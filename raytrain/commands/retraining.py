@@ -105,7 +105,7 @@ class Retrained:
     digests: Mapping[int, str]
     arithmetic: Mapping[str, tuple[str, Mapping[str, str]]]
     versions: Mapping[str, tuple[str, str]]
-    code: Sequence[str]
+    code: Sequence[str] = ()
 
 
 def train_again(stretch: Stretch) -> Retrained:
