@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raytrain.config.user_code import origin_of
+from raytrain.versions import versions
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _OF_PYTHON = (".py", ".pyc", ".so")
 
 
 class Seen(NamedTuple):
-    """Names of modules, and the absolute paths of files that are no modules; sorted."""
+    """Names of modules (not of libraries that `versions` lists), and the absolute paths of files that are no modules; sorted."""
 
     imports: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ def witnessed(make_env: Any, function: Callable[..., Any], *arguments: Any) -> S
         name if origin == "user" else name.partition(".")[0]
         for name, file in new.items()
         if name not in before
+        and name.partition(".")[0] not in versions()
         and isinstance(file, str)
         and (origin := origin_of(file)) in ("user", "installed")
     }
