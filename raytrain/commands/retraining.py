@@ -150,7 +150,8 @@ def _in_new_process(
         f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; "
         f"main({str(directory)!r}, {reader}, {niceness}); "
         # A thread of the environment would keep the process alive.
-        "import atexit, os; atexit._run_exitfuncs(); os._exit(0)"
+        "import atexit, os; atexit._run_exitfuncs(); "
+        "sys.stdout.flush(); sys.stderr.flush(); os._exit(0)"
     )
     try:
         process = subprocess.Popen(

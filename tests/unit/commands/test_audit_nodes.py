@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,15 @@ from typer.testing import CliRunner
 from raytrain.checkpoint import Manifest
 from raytrain.cli import app
 from raytrain.cli.tables import nodes_text
+from raytrain.commands.audit import require_still_there
 from raytrain.commands.audit_nodes import AuditOnNodes, TrialOnNodes, compared
-from raytrain.commands.retraining import Difference, Retrained, Stretch, train_again_on_node
+from raytrain.commands.retraining import (
+    CannotAudit,
+    Difference,
+    Retrained,
+    Stretch,
+    train_again_on_node,
+)
 from raytrain.config import config_from_dict
 from raytrain.versions import versions
 
@@ -135,6 +143,15 @@ def test_a_node_that_cannot_read_the_storage_is_named_with_the_reason() -> None:
     (line,) = [line for line in said.splitlines() if line.startswith("two")]
     assert "not known" in line
     assert "/nowhere/at/all/trial_00000/checkpoint_000004" in line
+
+
+def test_a_checkpoint_that_the_run_has_deleted_meanwhile_is_told(tmp_path: Path) -> None:
+    here = stretch(str(tmp_path))
+    with pytest.raises(CannotAudit, match=r"checkpoint_000004 was deleted since the audit began"):
+        require_still_there(here)
+    (tmp_path / here.checkpoint).mkdir(parents=True)
+    (tmp_path / here.checkpoint / "manifest.json").touch()
+    require_still_there(here)
 
 
 def test_a_node_without_the_key_reads_nothing_of_a_signed_run() -> None:
