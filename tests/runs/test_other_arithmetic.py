@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clusters import Cluster
+from support.clusters import NO_TOKEN, Cluster, environment
 from support.running import Run, experiment_of, rows, trial_of, write_config
 
 # Wide enough that the kernels and the threads of a matrix product count.
@@ -28,6 +31,12 @@ OTHER_CPU = {"OPENBLAS_CORETYPE": "Sandybridge", "MKL_CBWR": "COMPATIBLE"}
 """They stand for a CPU of another maker."""
 
 
+def written(directory: Path, iterations: int, **sections: Any) -> Path:
+    """The config of a run to so many iterations."""
+    merged = {**SECTIONS, **sections, "stop": {"iterations": iterations}}
+    return write_config(directory / "run.yaml", **merged)
+
+
 def go(
     directory: Path,
     iterations: int,
@@ -37,8 +46,7 @@ def go(
     **sections: Any,
 ) -> str:
     directory.mkdir(exist_ok=True)
-    merged = {**SECTIONS, **sections, "stop": {"iterations": iterations}}
-    config = write_config(directory / "run.yaml", **merged)
+    config = written(directory, iterations, **sections)
     run = Run("train", str(config), *arguments, log=directory / f"log{iterations}.txt", env=env)
     assert run.wait() == code, run.output()
     return run.output()
@@ -131,9 +139,101 @@ def test_threads_that_are_changed_on_purpose_end_exactness(
 
 # -- on a cluster ----------------------------------------------------------------------------------
 
+HOLD = """
+import sys, time, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+@ray.remote(num_cpus=1, resources={"like": 0.1})
+class Holder:
+    def up(self): pass
+holder = Holder.remote()
+ray.get(holder.up.remote())
+print("held", flush=True)
+time.sleep(3600)
+"""
+
 
 @pytest.fixture
-def unlike_nodes(tmp_path: Path) -> Iterator[Cluster]:
-    """A head without CPUs, a node like this machine, and one that computes differently."""
+def unlike(tmp_path: Path) -> Iterator[Cluster]:
+    """A head without CPUs, a node like this machine with one CPU, and one that computes
+    differently."""
     with Cluster(tmp_path, cpus=0, dashboard=False) as cluster:
+        cluster.add('--resources={"like": 1}')
+        cluster.add('--resources={"unlike": 1}', **OTHER_CPU)
         yield cluster
+
+
+@contextmanager
+def occupied(cluster: Cluster) -> Iterator[None]:
+    """The CPU of the node that is like this machine is taken."""
+    command = [sys.executable, "-c", HOLD, cluster.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        yield
+        holder.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_trial_leaves_a_node_that_computes_differently(
+    unlike: Cluster, half: Path, undisturbed: list[str]
+) -> None:
+    config = written(half, 4)
+    with occupied(unlike):
+        run = on(unlike, config)
+        run.until(lambda: "it is started on another node" in run.output())
+    assert run.wait() == 0, run.output()
+    assert "The nodes compute differently (" in run.output()
+    assert "this is not counted as a failure" in run.output()
+    assert digests(half) == undisturbed
+    assert final(half)["exact"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_without_another_node_a_run_goes_on_and_says_so(unlike: Cluster, half: Path) -> None:
+    unlike.nodes.pop(1).kill()
+    run = on(unlike, written(half, 4))
+    assert run.wait() == 0, run.output()
+    assert "no other node has the resources" in run.output()
+    assert final(half)["exact_lost"]["since_iteration"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_that_waits_goes_on_exactly_once_a_node_is_there(
+    unlike: Cluster, half: Path, undisturbed: list[str]
+) -> None:
+    unlike.nodes.pop(1).kill()
+    run = on(unlike, written(half, 4, fault_tolerance={"on_other_arithmetic": "wait"}))
+    run.until(lambda: "it waits for another node" in run.output())
+    unlike.add('--resources={"like": 1}')
+    assert run.wait() == 0, run.output()
+    assert digests(half) == undisturbed
+    assert final(half)["exact"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_env_runner_that_computes_differently_gets_no_work(
+    unlike: Cluster, tmp_path: Path
+) -> None:
+    runners = {
+        "env_runners": {"num_env_runners": 2},
+        "resources": {
+            "num_cpus_for_main_process": 0,
+            "custom_resources_for_main_process": {"like": 0.1},
+        },
+    }
+    go(tmp_path / "alone", 3, **runners)
+    (tmp_path / "cluster").mkdir()
+    run = on(unlike, written(tmp_path / "cluster", 3, **runners))
+    assert run.wait() == 0, run.output()
+    assert "gets no work as long as others can do it, since it computes differently" in run.output()
+    assert digests(tmp_path / "cluster") == digests(tmp_path / "alone")
+    assert final(tmp_path / "cluster")["exact"] is True
+
+
+def on(cluster: Cluster, config: Path) -> Run:
+    arguments = ("train", str(config), "--address", cluster.address)
+    return Run(*arguments, log=config.parent / "cluster.txt", env=NO_TOKEN)

@@ -20,8 +20,8 @@ _OF_PYTHON = (".py", ".pyc", ".so")
 
 
 class Seen(NamedTuple):
-    """Names of modules (not of libraries that `versions` lists), and the absolute paths of files that
-    are no modules; sorted."""
+    """Names of modules (not of libraries that `versions` lists), and the absolute paths of files
+    that are no modules; sorted."""
 
     imports: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
