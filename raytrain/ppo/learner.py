@@ -41,9 +41,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     """Why RLlib's own update must be used; None where `fast` is."""
 
     def build(self) -> None:
-        # RLlib switches deterministic kernels on for CPU builds of Torch only.
-        deterministic = self.config.learner_config_dict.get("deterministic", True)
-        if deterministic and torch.cuda.is_available():
+        # RLlib switches deterministic kernels on for CPU builds of Torch only. Some kernels for the
+        # CPU have two versions as well, so it must not depend on whether a GPU is visible.
+        if self.config.learner_config_dict.get("deterministic", True):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         with _ray.runners.quick_connectors():
