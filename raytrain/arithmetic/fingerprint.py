@@ -18,6 +18,9 @@ import numpy as np
 FORMAT = 1
 """Of what is computed; fingerprints of different formats cannot be compared."""
 
+_OF_ANY: tuple[np.ufunc, ...] = (np.exp, np.expm1, np.tanh, np.sinh, np.sin, np.cos, np.tan)
+_OF_POSITIVE: tuple[np.ufunc, ...] = (np.log, np.log1p, np.log2, np.log10, np.sqrt, np.arctan)
+
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
@@ -71,16 +74,21 @@ def add_libraries(fingerprint: Fingerprint) -> None:
     single = numbers.uniform((1027,), 4.0)  # No multiple of a vector's length.
     double = single.astype(np.float64)
     for values in (single, double):
-        for function in (np.exp, np.tanh, np.sin, np.cos, np.arctan):
+        positive = np.abs(values) + values.dtype.type(0.1)
+        for function in _OF_ANY:
             fingerprint.add(function(values))
-        fingerprint.add(np.log(np.abs(values) + 1), np.sqrt(np.abs(values)), np.abs(values) ** 0.3)
+        for function in _OF_POSITIVE:
+            fingerprint.add(function(positive))
+        fingerprint.add(positive**0.3, np.arctan2(values, positive))
         fingerprint.add(values.sum(), values.mean(), values.std())
         one = values[:1024].reshape(32, 32)
         fingerprint.add(one @ one, one @ values[:32], values @ values)
     few = [float(value) for value in double[:64]]
-    for plain in (math.exp, math.sin, math.cos, math.tan, math.tanh, math.atan):
-        fingerprint.add(np.array([plain(value) for value in few]))
-    fingerprint.add(np.array([math.log(abs(v) + 1) + abs(v) ** 0.3 for v in few]))
+    for name in ("exp", "expm1", "sin", "cos", "tan", "sinh", "tanh", "atan"):
+        fingerprint.add(np.array([getattr(math, name)(value) for value in few]))
+    for name in ("log", "log1p", "log2", "log10", "gamma"):
+        fingerprint.add(np.array([getattr(math, name)(abs(value) + 0.1) for value in few]))
+    fingerprint.add(np.array([abs(value) ** 0.3 for value in few]))
     wide = numbers.uniform((67, 131))
     fingerprint.add(wide @ wide.T, np.linalg.norm(wide), wide.astype(np.float64) @ wide.T)
     generator = np.random.default_rng(0)

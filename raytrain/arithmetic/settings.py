@@ -25,12 +25,14 @@ _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "NUMBA_NUM_THREADS",
 )
-# Other ways to have another number, from outside.
+# Other ways to have other numbers, from outside.
 _FIXED_VARIABLES = {
     "OMP_DYNAMIC": "FALSE",
     "OMP_THREAD_LIMIT": "2147483647",
     "MKL_DYNAMIC": "FALSE",
     "MKL_DOMAIN_NUM_THREADS": "",
+    # How Numba compiles an environment's loops.
+    "NUMBA_OPT": "3",
 }
 
 

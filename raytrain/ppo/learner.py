@@ -48,10 +48,10 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         if self.config.num_learners > 0:  # Otherwise the trial's process has its own number.
             use_threads_of("learner", self.config.learner_config_dict)
         make_portable()
-        # RLlib switches deterministic kernels on for CPU builds of Torch only.
-        deterministic = self.config.learner_config_dict.get("deterministic", True)
-        if deterministic and torch.cuda.is_available():
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # RLlib switches deterministic kernels on for CPU builds of Torch only. Some kernels for the
+        # CPU have two versions as well, so it must not depend on whether a GPU is visible.
+        if self.config.learner_config_dict.get("deterministic", True):
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
             torch.use_deterministic_algorithms(True)
         with _ray.runners.quick_connectors():
             super().build()

@@ -412,3 +412,15 @@ def test_the_columns_that_torch_computes_with_are_aligned() -> None:
     _, lean = pair(BOX)
     columns = [lean.fast._on_device(np.ones(size, np.float32)) for size in range(1, 40)]
     assert {column.data_ptr() % 64 for column in columns} == {0}
+
+
+def test_deterministic_kernels_do_not_depend_on_a_visible_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.4")  # A build for CUDA; here is no GPU.
+    torch.use_deterministic_algorithms(False)
+    try:
+        pair(BOX)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(True)

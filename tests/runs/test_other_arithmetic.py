@@ -158,7 +158,7 @@ def unlike(tmp_path: Path) -> Iterator[Cluster]:
     differently."""
     with Cluster(tmp_path, cpus=0, dashboard=False) as cluster:
         cluster.add('--resources={"like": 1}')
-        cluster.add('--resources={"unlike": 1}', **OTHER_CPU)
+        cluster.add('--resources={"unlike": 1}', cpus=1, **OTHER_CPU)
         yield cluster
 
 
@@ -218,7 +218,7 @@ def test_a_run_that_waits_goes_on_exactly_once_a_node_is_there(
 def test_an_env_runner_that_computes_differently_gets_no_work(
     unlike: Cluster, tmp_path: Path
 ) -> None:
-    runners = {
+    runners: dict[str, Any] = {
         "env_runners": {"num_env_runners": 2},
         "resources": {
             "num_cpus_for_main_process": 0,
