@@ -130,6 +130,17 @@ def cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
+def require_portable() -> None:
+    """Raise `BadInput` if this CPU cannot compute portably (see `portable`)."""
+    missing = {"avx2", "fma"} - set(_instructions())
+    if missing:
+        raise BadInput(
+            f"debugging.portable needs an x86-64 CPU with AVX2 and FMA; this one, {cpu_model()}, "
+            f"has no {' and no '.join(sorted(map(str.upper, missing)))}. Leave the key out, or train "
+            "on another machine."
+        )
+
+
 def _instructions() -> list[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

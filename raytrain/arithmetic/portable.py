@@ -17,6 +17,8 @@ from __future__ import annotations
 import os
 from functools import cache
 
+from raytrain.arithmetic.machine import require_portable
+
 MARK = "RAYTRAIN_PORTABLE"
 
 VARIABLES: dict[str, str] = {
@@ -50,8 +52,9 @@ def is_portable() -> bool:
 @cache
 def make_portable() -> None:
     """Call in a process with `VARIABLES` before it computes anything. In others this does nothing;
-    neither does a second call."""
+    neither does a second call. Raises `BadInput` on a CPU without AVX2 and FMA."""
     if is_portable():
         from raytrain.arithmetic import portable_torch
 
+        require_portable()
         portable_torch.replace_kernels()

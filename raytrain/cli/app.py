@@ -204,6 +204,12 @@ def _main(
     ] = False,
 ) -> None:
     """The options of the program itself."""
+    if sys.flags.optimize > 1:
+        say(
+            "error: Python runs with -OO (or PYTHONOPTIMIZE=2), under which Ray cannot be imported. "
+            "Run it without, or with -O."
+        )
+        raise typer.Exit(2)
 
 
 def say(text: str) -> None:

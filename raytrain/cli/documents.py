@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from raytrain.arithmetic.machine import describe
 from raytrain.checkpoint import MANIFEST_NAME, Entry
 from raytrain.checkpoint.lineage import generation_text, line_of_descent
 from raytrain.cli.tables import code_text
@@ -59,6 +60,8 @@ def manifest_text(entry: Entry, document: Mapping[str, Any]) -> str:
     short = {**document, "stage": entry.good_manifest.stage_text}
     if "code" in short:
         short["code"] = code_text(short["code"])
+    if "arithmetic" in short:
+        short["arithmetic"] = _arithmetic_text(short["arithmetic"])
     lines = [f"{key}: {_short(value)}" for key, value in short.items() if key not in lists]
     size = sum(file["size"] for file in files)
     lines.append(f"files: {len(files)}, {size / 1e6:.2f} MB")
@@ -67,6 +70,20 @@ def manifest_text(entry: Entry, document: Mapping[str, Any]) -> str:
         lines.append("line of descent:")
         lines += [f"  from {generation_text(generation)}" for generation in descent]
     return "".join(f"{printable(line)}\n" for line in [str(entry.location), *lines])
+
+
+def _arithmetic_text(arithmetic: Mapping[str, Any]) -> str:
+    """`learner AMD EPYC 7763 with ... (1:e88df4ee...); threads 1; portable False`"""
+    texts = [
+        f"{role} {describe(entry['machine'])} ({entry['fingerprint']})"
+        for role, entry in arithmetic.items()
+        if role != "settings"
+    ]
+    settings = arithmetic.get("settings", {})
+    threads = settings.get("threads", {})
+    texts += [f"{role} threads {number}" for role, number in threads.items()]
+    texts += [f"{key} {value}" for key, value in settings.items() if key != "threads"]
+    return "; ".join(texts)
 
 
 def _short(value: Any) -> str:

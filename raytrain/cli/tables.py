@@ -116,7 +116,11 @@ def _trial_lines(trial: TrialView, score: str) -> list[str]:
         )
     uncounted = [
         f"{name}: {count}"
-        for name, count in (("nodes lost", trial.lost_nodes), ("preemptions", trial.preemptions))
+        for name, count in (
+            ("nodes lost", trial.lost_nodes),
+            ("preemptions", trial.preemptions),
+            ("nodes left that compute differently", trial.relocations),
+        )
         if count
     ]
     if uncounted:

@@ -87,6 +87,7 @@ class TrialView:
     failures_survived: int
     lost_nodes: int
     preemptions: int
+    relocations: int
     redone_s: float
     away_s: float
     last_error: str | None
@@ -260,6 +261,7 @@ def _trial(trial: Location, config: ExperimentConfig, commands: Commands) -> Tri
         failures_survived=len(recovered),
         lost_nodes=counts.counts["lost_node"],
         preemptions=counts.counts["preemption"],
+        relocations=counts.counts["relocation"],
         redone_s=sum(event.redone_s or 0.0 for event in recovered),
         away_s=sum(event.away_s or 0.0 for event in recovered),
         last_error=counts.ended_with,

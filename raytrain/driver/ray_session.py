@@ -26,6 +26,7 @@ import ray
 from raytrain import _ray
 from raytrain._ray import forkserver
 from raytrain._ray.cluster import in_a_job, job_environment
+from raytrain.arithmetic.machine import require_portable
 from raytrain.checkpoint import Entry
 from raytrain.cluster.join_check import JoinCheck
 from raytrain.cluster.package import needs_files, pack
@@ -177,6 +178,8 @@ class RaySession:
             "logging_level": logging.ERROR,
             "runtime_env": self._runtime_env(),
         }
+        if is_local and self._config.debugging.portable:
+            require_portable()
         if is_local:
             options["include_dashboard"] = False
             options["_system_config"] = _ray.local.SYSTEM_CONFIG
