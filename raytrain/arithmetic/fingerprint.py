@@ -62,6 +62,11 @@ class FixedNumbers:
         return self._generator.integers(0, below, size=tuple(shape))
 
 
+def holds_the_network(fingerprint: str) -> bool:
+    """Whether the run's own kernels are in it."""
+    return "-" in fingerprint.partition(":")[0]
+
+
 def comparable(one: str, other: str) -> bool:
     """Whether the two fingerprints are of one format, and of kernels of the same shapes."""
     return one.partition(":")[0] == other.partition(":")[0]

@@ -136,7 +136,7 @@ def require_portable() -> None:
     if missing:
         raise BadInput(
             f"debugging.portable needs an x86-64 CPU with AVX2 and FMA; this one, {cpu_model()}, "
-            f"has no {' and no '.join(sorted(map(str.upper, missing)))}. Leave the key out, or train "
+            f"lacks {' and '.join(sorted(map(str.upper, missing)))}. Leave the key out, or train "
             "on another machine."
         )
 

@@ -46,7 +46,7 @@ class ArithmeticSettings:
     portable: bool = False
 
     @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> ArithmeticSettings:
+    def read(cls, plain: Any) -> ArithmeticSettings:
         """What `to_dict` wrote. Raises ValueError for anything else."""
         try:
             threads = {role: _count(plain["threads"][role]) for role in ROLES}

@@ -25,6 +25,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import InstanceOf, StrictInt, TypeAdapter
 
+from raytrain.arithmetic.settings import ArithmeticSettings
 from raytrain.errors import BadInput
 from raytrain.storage.json import Moment, Text, read_json, validated
 from raytrain.storage.location import Location, storage_errors
@@ -117,6 +118,8 @@ class ExperimentFile:
                     is_damage=False,
                 ) from None
             experiment_file = validated(_SCHEMA, {**content, "was_signed": SIGNATURE in plain})
+            if experiment_file.arithmetic is not None:
+                ArithmeticSettings.read(experiment_file.arithmetic.get("settings"))
             parent, fork = experiment_file.parent, experiment_file.fork or {}
             for generation in [*([] if parent is None else [parent]), *fork.get("ancestors", ())]:
                 validated(_GENERATION, generation)

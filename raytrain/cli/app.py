@@ -206,7 +206,7 @@ def _main(
     """The options of the program itself."""
     if sys.flags.optimize > 1:
         say(
-            "error: Python runs with -OO (or PYTHONOPTIMIZE=2), under which Ray cannot be imported. "
+            "error: Python runs with -OO (or PYTHONOPTIMIZE=2), and Ray cannot be imported then. "
             "Run it without, or with -O."
         )
         raise typer.Exit(2)

@@ -93,6 +93,11 @@ class RaySession:
         self._stack.enter_context(_ray.local.no_instance_by_itself())
         if not ray.is_initialized():
             self._start_ray()
+        elif self._config.debugging.portable:
+            raise BadInput(
+                "debugging.portable: Ray was started by this program, so raytrain cannot set what "
+                "its workers need. Leave ray.init() to raytrain, or use the command line."
+            )
         # Ray sets a SIGTERM handler of its own.
         self._interrupts.install()
         return self

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import suppress
 from typing import Any
 
 from raytrain import _ray
 from raytrain.arithmetic.fingerprint import Fingerprint, add_libraries
 from raytrain.rng import preserved
-from raytrain.rollout.rehearsal import RehearsalFailed, fix_weights, rehearse, results_of
+from raytrain.rollout.rehearsal import fix_weights, rehearse, results_of
 
 _ENVS = 4
 _MINIBATCHES = 2
@@ -26,15 +25,18 @@ def learning_fingerprint(learner: Any) -> str:
     """
     fingerprint = Fingerprint()
     add_libraries(fingerprint)
-    with suppress(RehearsalFailed), preserved():
-        fingerprint.add(*_update(learner))
-    return fingerprint.text()
+    size = learner.config.minibatch_size or learner.config.train_batch_size_per_learner
+    try:
+        with preserved():
+            fingerprint.add(*_update(learner, size))
+    except Exception:  # Of a user's module: of any kind.
+        return fingerprint.text()
+    return fingerprint.text(str(size))
 
 
-def _update(learner: Any) -> list[Any]:
-    """Outputs of the policy, and the weights after the update."""
+def _update(learner: Any, size: int) -> list[Any]:
+    """Outputs of the policy, and the weights after an update with minibatches of this size."""
     config = learner.config.copy(copy_frozen=False)
-    size = config.minibatch_size or config.train_batch_size_per_learner
     spec = copy.deepcopy(_ray.learners.module_spec(learner))
     stand_in = type(learner)(config=config.learners(num_learners=0), module_spec=spec)
     stand_in.build()

@@ -19,6 +19,7 @@ An error of the start is kept and raised by the first `train()`, where Tune keep
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -37,7 +38,7 @@ from ray.tune.result import SHOULD_CHECKPOINT, TRIAL_INFO
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain._ray.actor_signals import spare_this_actor
-from raytrain.arithmetic.fingerprint import comparable
+from raytrain.arithmetic.fingerprint import comparable, holds_the_network
 from raytrain.arithmetic.machine import OtherArithmetic, OtherNodeNeeded
 from raytrain.arithmetic.settings import use_threads
 from raytrain.checkpoint import (
@@ -208,6 +209,7 @@ class TrialPPO(ExactPPO):
             with self.phase("start"):
                 super().setup(config)
                 self._begin() if entry is None else self._continue_from(entry)
+                self._note_unknown_kernels()
                 self._started = True
                 for why in self._lost_in_start:
                     self._lose_exactness(why, self.iteration)
@@ -283,6 +285,15 @@ class TrialPPO(ExactPPO):
         self._lose_exactness(why, manifest.iteration)
         return now
 
+    def _note_unknown_kernels(self) -> None:
+        for role, entry in self._arithmetic.items():
+            if role != "settings" and not holds_the_network(entry["fingerprint"]):
+                self.tell(
+                    f"The fingerprint of arithmetic of the {role.replace('_', ' ')} leaves the "
+                    "network out, since it does not run on made-up observations: that another "
+                    "machine computes differently may be noticed late, or not at all."
+                )
+
     def _local_roles(self) -> frozenset[str]:
         """What this process itself does."""
         roles = {
@@ -316,9 +327,20 @@ class TrialPPO(ExactPPO):
     def _inexact_from_the_start(self) -> ExactLost | None:
         if not self._experiment.snapshot["exact"]:
             return ExactLost(str(self._experiment.snapshot["reason"]), 0)
+        if self._experiment.snapshot.get("hash_order") and not self._has_hash_order():
+            return ExactLost(
+                "the environment depends on the hash order of strings, and Ray was started without "
+                "the run's PYTHONHASHSEED",
+                0,
+            )
         if torch.cuda.is_available() and not self._config.debugging.deterministic:
             return ExactLost("debugging.deterministic is off on a CUDA machine", 0)
         return None
+
+    def _has_hash_order(self) -> bool:
+        """Whether this process has the run's. Not if another program has started Ray."""
+        expected = None if self._settings is None else str(self._settings.hash_seed)
+        return os.environ.get("PYTHONHASHSEED") == expected
 
     def _lose_exactness(self, why: str, iteration: int) -> None:
         if self._exact_lost is None:
