@@ -15,6 +15,7 @@ from support.running import Holds, Run, experiment_of, iteration_of, train, tria
 from typer.testing import CliRunner
 
 from raytrain.cli import app
+from raytrain.records import read_events
 
 SMALL: dict[str, Any] = {
     "environment": {"env": "edited_env:make", "env_config": {"data": "prices.csv"}},
@@ -108,7 +109,8 @@ def test_an_edit_while_the_run_trains_counts_when_a_process_imports_it(tmp_path:
     module.write_text(module.read_text() + "# A comment.\n")
     os.kill(run.one("ray::EnvRunnerActor"), signal.SIGKILL)
     # The console has it with the next result, which the hold keeps back.
-    run.until(lambda: "not exact any more" in (trial_of(config) / "events.jsonl").read_text())
+    events = trial_of(config) / "events.jsonl"
+    run.until(lambda: any("not exact any more" in e.message for e in read_events(events)))
     holds.release()
     assert run.wait() == 0, run.output()
     why = "the env runner of group 0 has other code: held_env.py changed"
