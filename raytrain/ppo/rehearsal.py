@@ -13,15 +13,14 @@ from raytrain.arithmetic.fingerprint import Fingerprint, add_libraries
 from raytrain.rng import preserved
 from raytrain.rollout.rehearsal import fix_weights, rehearse, results_of
 
-_ENVS = 4
-_MINIBATCHES = 2
+_STEPS = 8
 
 
 def learning_fingerprint(learner: Any) -> str:
     """What the process of a built `ExactPPOTorchLearner` computes in two minibatches of the run's
-    size: forward and backward pass, loss, clipping and optimizer; of the libraries alone if the
-    module cannot act on made-up observations. A learner of its own does it; this one and the
-    process's generators do not change.
+    size (one of images): forward and backward pass, loss, clipping and optimizer; of the libraries
+    alone if the module cannot act on made-up observations. A learner of its own does it; this one
+    and the process's generators do not change.
     """
     fingerprint = Fingerprint()
     add_libraries(fingerprint)
@@ -42,8 +41,9 @@ def _update(learner: Any, size: int) -> list[Any]:
     stand_in.build()
     module = stand_in.policy_module()
     fix_weights(module)
-    steps = math.ceil(_MINIBATCHES * size / _ENVS)
-    episodes = rehearse(module, module.action_space, envs=_ENVS, steps=steps)
+    minibatches = 1 if len(module.observation_space.shape or ()) > 1 else 2  # Images take long.
+    envs = math.ceil(minibatches * size / _STEPS)
+    episodes = rehearse(module, module.action_space, envs=envs, steps=_STEPS)
     outputs = results_of(episodes)
     for episode in episodes:
         episode.to_numpy()
