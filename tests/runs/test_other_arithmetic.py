@@ -137,6 +137,26 @@ def test_threads_that_are_changed_on_purpose_end_exactness(
     }
 
 
+PORTABLE = "8699d00bb33c4f4a73db0be1b535616d833dc30b0ada62c5a73b6e624c609437"
+"""The weights after two portable iterations, on every machine."""
+
+
+def test_a_portable_run_has_these_weights_whatever_is_set_outside(tmp_path: Path) -> None:
+    portable: dict[str, Any] = {
+        "debugging": {"portable": True},
+        "env_runners": {"num_env_runners": 1},
+    }
+    outside = {
+        "OPENBLAS_CORETYPE": "Sandybridge",
+        "MKL_CBWR": "AVX2",
+        "ATEN_CPU_CAPABILITY": "default",
+        "NUMBA_CPU_NAME": "generic",
+    }
+    go(tmp_path / "run", 2, env=outside, **portable)
+    assert digests(tmp_path / "run")[-1] == PORTABLE
+    assert final(tmp_path / "run")["arithmetic"]["settings"]["portable"] is True
+
+
 # -- on a cluster ----------------------------------------------------------------------------------
 
 HOLD = """
