@@ -56,6 +56,8 @@ _ENVIRONMENT = {
     # attempt may need their resources, and one that waits for a lost node does not end by itself.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "30",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # The run's threads hold, whatever variables a job was submitted with.
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
 }
 
 
