@@ -238,16 +238,14 @@ def test_a_run_that_waits_goes_on_exactly_once_a_node_is_there(
 def test_an_env_runner_that_computes_differently_gets_no_work(
     unlike: Cluster, tmp_path: Path
 ) -> None:
-    runners: dict[str, Any] = {
-        "env_runners": {"num_env_runners": 2},
-        "resources": {
-            "num_cpus_for_main_process": 0,
-            "custom_resources_for_main_process": {"like": 0.1},
-        },
-    }
+    runners: dict[str, Any] = {"env_runners": {"num_env_runners": 2}}
     go(tmp_path / "alone", 3, **runners)
     (tmp_path / "cluster").mkdir()
-    run = on(unlike, written(tmp_path / "cluster", 3, **runners))
+    there = {
+        "num_cpus_for_main_process": 0,
+        "custom_resources_for_main_process": {"like": 0.1},
+    }
+    run = on(unlike, written(tmp_path / "cluster", 3, resources=there, **runners))
     assert run.wait() == 0, run.output()
     assert "gets no work as long as others can do it, since it computes differently" in run.output()
     assert digests(tmp_path / "cluster") == digests(tmp_path / "alone")
