@@ -67,11 +67,13 @@ def test_the_hash_seed_follows_from_the_seed() -> None:
 
 def test_each_kind_of_machine_is_added_once(tmp_path: Path) -> None:
     place = Location.of(tmp_path / "run")
-    stored(config_from_dict(BASE), settings={"hash_seed": 1}).write(place)
+    config = config_from_dict(BASE)
+    settings = settings_for(config, None).to_dict()
+    stored(config, settings=settings).write(place)
     for fingerprint in ("1:a", "1:a", "1:b"):
         add_computed_by(place, {"settings": {}, "learner": {"fingerprint": fingerprint}})
     arithmetic = ExperimentFile.existing(place).arithmetic
     assert arithmetic == {
-        "settings": {"hash_seed": 1},
+        "settings": settings,
         "computed_by": [{"learner": {"fingerprint": text}} for text in ("1:a", "1:b")],
     }
