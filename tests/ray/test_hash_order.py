@@ -63,6 +63,7 @@ def test_hash_order_is_found_and_the_proof_is_the_runs(make_env: Any, strategy: 
     assert proof.to_dict()["hash_order"] is True
 
 
+@pytest.mark.slow
 def test_the_proof_is_the_same_in_whatever_order_the_driver_has() -> None:
     """The order of two strings differs between these two seeds."""
     order = ("-c", "print(list({'left', 'right'}))")

@@ -162,6 +162,7 @@ def test_what_cannot_be_compared_is_refused(experiment: Path, tmp_path: Path) ->
         audit(experiment)
 
 
+@pytest.mark.slow
 def test_an_environment_that_depends_on_the_order_of_hashes_is_equal(tmp_path: Path) -> None:
     shutil.copy(ENVS / "hash_order.py", tmp_path)
     config = running.write_config(

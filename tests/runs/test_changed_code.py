@@ -43,7 +43,7 @@ def final(config: Path) -> dict[str, Any]:
     return manifest
 
 
-def test_a_run_whose_code_changes_and_changes_back(config: Path) -> None:
+def test_code_that_changes_ends_exactness(config: Path) -> None:
     reward = config.parent / "edited_reward.py"
     source = reward.read_text()
     train_to(2, config)
@@ -55,32 +55,41 @@ def test_a_run_whose_code_changes_and_changes_back(config: Path) -> None:
     )
     assert str(config.parent) not in json.dumps(begun["code"])
 
-    output = train_to(4, config)
-    assert "changed" not in output
-    assert final(config)["exact_lost"] is None
-    assert final(config)["code"] == begun["code"]
-
     reward.write_text(source.replace("1.0 -", "2.0 -"))
     (config.parent / "prices.csv").write_text("1,3")
-    output = train_to(6, config)
+    output = train_to(4, config)
     what = "edited_reward.py changed, prices.csv changed"
     assert (
         f"{what} since the run was last trained: it continues, but is not exact from here on; its "
         "manifests say so." in output
     )
-    assert f"From iteration 4 on this run is not exact any more: {what}." in output
-    lost = {"why": what, "since_iteration": 4}
+    assert f"From iteration 2 on this run is not exact any more: {what}." in output
+    lost = {"why": what, "since_iteration": 2}
     assert final(config)["exact"] is False
     assert final(config)["exact_lost"] == lost
     assert final(config)["code"] != begun["code"]
     shown = CliRunner().invoke(app, ["show", str(experiment_of(config))]).output
-    assert f"not exact from iteration 4 on: {what}" in shown
+    assert f"not exact from iteration 2 on: {what}" in shown
     assert f"edited_reward.py {final(config)['code']['files']['edited_reward.py'][:12]}" in shown
+
+
+@pytest.mark.slow
+def test_code_that_changes_and_changes_back(config: Path) -> None:
+    reward = config.parent / "edited_reward.py"
+    source = reward.read_text()
+    train_to(2, config)
+    begun = final(config)
+    assert "changed" not in train_to(4, config)
+    assert final(config)["exact_lost"] is None
+    assert final(config)["code"] == begun["code"]
+    reward.write_text(source.replace("1.0 -", "2.0 -"))
+    train_to(6, config)
+    lost = {"why": "edited_reward.py changed", "since_iteration": 4}
+    assert final(config)["exact_lost"] == lost
 
     # What was trained meanwhile does not become exact again; a checkpoint from before it is.
     reward.write_text(source)
-    (config.parent / "prices.csv").write_text("1,2")
-    assert "edited_reward.py changed, prices.csv changed since" in train_to(7, config)
+    assert "edited_reward.py changed since" in train_to(7, config)
     assert final(config)["exact_lost"] == lost
     for path in trial_of(config).glob("*/manifest.json"):
         if json.loads(path.read_text())["iteration"] > 3:
@@ -100,6 +109,7 @@ def test_a_run_whose_code_changes_and_changes_back(config: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_edit_while_the_run_trains_counts_when_a_process_imports_it(tmp_path: Path) -> None:
     holds = Holds(tmp_path, 3)
     config = write_config(tmp_path / "run.yaml", **holds.sections, stop={"iterations": 5})

@@ -48,6 +48,7 @@ def digests(
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_of_every_machine() -> None:
     assert digests(VARIABLES) == GOLDEN
 
