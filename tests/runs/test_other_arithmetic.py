@@ -233,8 +233,7 @@ def test_a_run_that_waits_goes_on_exactly_once_a_node_is_there(
 def test_an_env_runner_that_computes_differently_gets_no_work(
     unlike: Cluster, tmp_path: Path
 ) -> None:
-    (tmp_path / "cluster").mkdir()
-    holds = Holds(tmp_path / "cluster", 1)
+    holds = Holds(make(tmp_path / "cluster"), 1)
     runners: dict[str, Any] = {**holds.sections, "env_runners": {"num_env_runners": 2}}
     there = {
         "num_cpus_for_main_process": 0,
@@ -250,8 +249,14 @@ def test_an_env_runner_that_computes_differently_gets_no_work(
     assert run.wait() == 0, run.output()
     assert told in run.output()
     assert final(tmp_path / "cluster")["exact"] is True
+    Holds(make(tmp_path / "alone"))
     go(tmp_path / "alone", 3, **runners)
     assert digests(tmp_path / "cluster") == digests(tmp_path / "alone")
+
+
+def make(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
 
 
 def on(cluster: Cluster, config: Path) -> Run:
