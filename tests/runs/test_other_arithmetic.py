@@ -233,12 +233,11 @@ def test_a_run_that_waits_goes_on_exactly_once_a_node_is_there(
 def test_an_env_runner_that_computes_differently_gets_no_work(
     unlike: Cluster, tmp_path: Path
 ) -> None:
+    unlike.nodes.pop(1).kill()
+    unlike.add('--resources={"like": 1}', cpus=2)  # For the trial and one env runner.
     holds = Holds(make(tmp_path / "cluster"), 1)
     runners: dict[str, Any] = {**holds.sections, "env_runners": {"num_env_runners": 2}}
-    there = {
-        "num_cpus_for_main_process": 0,
-        "custom_resources_for_main_process": {"like": 0.1},
-    }
+    there = {"custom_resources_for_main_process": {"like": 0.1}}
     config = written(tmp_path / "cluster", 3, resources=there, **runners)
     run = on(unlike, config)
     told = "gets no work as long as others can do it, since it computes differently"
