@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support.clusters import NO_TOKEN, Cluster, environment
 from support.running import Holds, Run, experiment_of, rows, trial_of, write_config
+from support.unseen_cpus import unseen
 
 from raytrain.records import read_events
 
@@ -136,6 +137,7 @@ PORTABLE = "8699d00bb33c4f4a73db0be1b535616d833dc30b0ada62c5a73b6e624c609437"
 """The weights after two portable iterations, on every machine."""
 
 
+@unseen
 def test_a_portable_run_has_these_weights_whatever_is_set_outside(tmp_path: Path) -> None:
     portable: dict[str, Any] = {
         "debugging": {"portable": True},
