@@ -122,12 +122,8 @@ def other_arithmetic(what: str, before: Mapping[str, str], now: Mapping[str, str
 
 def cpu_model() -> str:
     """As the CPU calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def require_portable() -> None:
@@ -142,12 +138,17 @@ def require_portable() -> None:
 
 
 def _instructions() -> list[str]:
+    lines = (line for line in _cpuinfo() if line.startswith(("flags", "Features")))
+    flags = next(lines, "").split()
+    return [name for name in _INSTRUCTIONS if name in flags]
+
+
+def _cpuinfo() -> list[str]:
+    """Its lines; none where there is no such file."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
-    return [name for name in _INSTRUCTIONS if name in flags]
 
 
 def _libraries() -> list[str]:

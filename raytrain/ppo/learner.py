@@ -60,6 +60,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         if log_std is not None:
             with torch.no_grad():
                 self.policy_module().pi.log_std.fill_(log_std)
+        self._arithmetic: tuple[str, dict[str, str]] | None = None
         self._last_loss: Any = None
         self._hidden_loss: Any = None
         self.minibatch_generator: Any = minibatch_generator(self.config.seed, torch_rank())
@@ -244,7 +245,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     def arithmetic(self) -> tuple[str, dict[str, str]]:
         """The fingerprint of what this process computes (see `rehearsal`), and the description of
         its machine."""
-        return learning_fingerprint(self), describe_machine()
+        if self._arithmetic is None:  # It takes as long as two minibatches.
+            self._arithmetic = learning_fingerprint(self), describe_machine()
+        return self._arithmetic
 
     def policy_module(self) -> Any:
         """The policy's module, without the wrapper of distributed learners."""
