@@ -69,8 +69,6 @@ from raytrain.versions import changed_versions, versions
 if TYPE_CHECKING:
     from raytrain.driver.tune_callback import RunCallback
 
-WRITTEN_CODE = "code"
-"""The directory of an experiment with modules that were written for it (see `migrate`)."""
 _READER_S = 1.0  # On a local disk a command that only reads may hold the lock for a moment.
 
 
@@ -136,8 +134,6 @@ def resume(path: str | Path, **options: Any) -> Outcome:
     place = Location.of(path)
     config = ExperimentFile.existing(place).config
     moved = {"name": place.name, "storage_path": str(place.parent)}
-    if place.is_local and (place / WRITTEN_CODE).is_dir():
-        moved["import_path"] = str(place.local_path / WRITTEN_CODE)
     return train(config_from_dict({**config, **moved}), **options)
 
 

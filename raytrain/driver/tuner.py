@@ -19,9 +19,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
+
+# A program may have put `raytrain.Tuner` in the place of `ray.tune.Tuner`.
+from ray.tune.tuner import Tuner
 
 from raytrain import _ray
 from raytrain.checkpoint import Entry

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain._ray.ppo_config import default_model, registered_env, settings_of
-from raytrain.config.errors import Problem
+from raytrain.config.errors import Problem, nearest
 from raytrain.config.schema import ALGORITHM_SECTIONS, ExperimentConfig
 from raytrain.migrate.reasons import WITHOUT_EFFECT, why_refused
 from raytrain.migrate.script_code import NoSource, ScriptCode
@@ -140,8 +140,12 @@ class _Reader:
                 self._put((section, key), name, value)
         elif name in WITHOUT_EFFECT:
             self._out.notes.append(f"{name} has no effect here: {WITHOUT_EFFECT[name]}.")
-        else:
+        elif name in self._defaults:
             self._out.refuse(name, why_refused(name), value)
+        else:
+            near = nearest(name, [known for known in self._defaults if known[0] != "_"])
+            problem = Problem("PPOConfig has no such setting", "", name, value, near)
+            self._out.problems.append(problem)
 
     # -- values ----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from the run's directory (`results`). A second call with the same settings conti
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import re
 import sys
@@ -21,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.checkpoint import ExperimentFile
-from raytrain.checkpoint.experiment_file import EXPERIMENT_FILE
+from raytrain.checkpoint.experiment_file import EXPERIMENT_FILE, WRITTEN_CODE
 from raytrain.config import ExperimentConfig, config_digest, config_from_dict, require_metrics
 from raytrain.config.errors import ConfigError, Problem
 from raytrain.config.schema import NOT_YAML_KEYS
 from raytrain.config.yaml_lines import dump_yaml
 from raytrain.driver.console import ConsoleReporter
-from raytrain.driver.experiment import WRITTEN_CODE, resume
+from raytrain.driver.experiment import resume
 from raytrain.driver.experiment import train as run
 from raytrain.driver.outcome import Outcome, finished_trials
 from raytrain.errors import BadInput
@@ -129,6 +130,8 @@ def _read(
         require_metrics(made)
     except ConfigError as error:
         known = {problem.field.rpartition(".")[2] for problem in problems}
+        if "env" in known:
+            known.add("environment")
         problems += [p for p in error.problems if p.field.rpartition(".")[2] not in known]
     if problems or made is None:
         raise ConfigError(*problems)
@@ -151,9 +154,13 @@ def _read(
 
 
 def _script_directory() -> str:
-    """Where Python looks for the modules of the program first."""
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
-    return os.path.dirname(os.path.abspath(file)) if file else os.getcwd()
+    """Where Python looks for the modules of the program first: beside a script, or in the working
+    directory (`python -m`, a notebook)."""
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    if file is None or getattr(main, "__spec__", None) is not None:
+        return os.getcwd()
+    return str(Path(file).absolute().parent)
 
 
 def _env_name(env: Any) -> str:
@@ -162,8 +169,6 @@ def _env_name(env: Any) -> str:
 
 
 def _short_digest(text: str) -> str:
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -251,7 +251,8 @@ def test_one_error_lists_every_setting_with_its_reason() -> None:
         (lambda config: None, None, "raytrain trains RLlib's PPO"),
         ("PPO", APPOConfig(), "the trainable is 'APPO'"),
         (cartpole(), cartpole(), "two configs are given"),
-        ("PPO", {"learning_rates": 1}, "RLlib does not accept param_space"),
+        ("PPO", {"env": "CartPole-v1", "gama": 1}, r"gama: 1: PPOConfig has no such setting"),
+        ("PPO", {"model_config": {}}, "RLlib does not accept param_space"),
     ],
 )
 def test_another_trainable_is_refused(trainable: Any, space: Any, message: str) -> None:
