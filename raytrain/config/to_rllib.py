@@ -82,7 +82,7 @@ def param_space(config: ExperimentConfig) -> dict[str, Any]:
     values = config.to_dict()
     for space in config.search:
         put_value(values, space.path, domains[space.kind](copy.deepcopy(list(space.values))))
-    return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
+    return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS) if key in values}
 
 
 def _model_config(config: ExperimentConfig) -> dict[str, Any]:

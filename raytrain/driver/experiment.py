@@ -34,6 +34,7 @@ from raytrain.config import (
     env_creator,
     num_trials,
 )
+from raytrain.config.own_code import require_own_code
 from raytrain.config.run_code import named
 from raytrain.driver.arithmetic import settings_for
 from raytrain.driver.changed_code import PresentCode, newest_manifests
@@ -220,6 +221,7 @@ def _describe_run(
     """The experiment's file for this start. How the environments are snapshotted is proved once,
     and again only when the version of a library, or the code of the environment, has changed."""
     env_creator(config)  # `resume` has not looked for the environment yet.
+    require_own_code(config)
     require_same_spaces(config)
     trained = newest_manifests(place)
     present = PresentCode(config, stored, trained, say)

@@ -194,7 +194,7 @@ class TrialPPO(ExactPPO):
             self._watchdog.attempt = self._directory.attempt
             self._watchdog.start()
             values = self._config.to_dict()
-            own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS)}
+            own = {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS) if key in values}
             self._place.write_atomic(PARAMS_FILE, json.dumps(own, indent=1).encode())
             with self.phase("start"):
                 super().setup(config)
