@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -69,6 +69,8 @@ from raytrain.versions import changed_versions, versions
 if TYPE_CHECKING:
     from raytrain.driver.tune_callback import RunCallback
 
+WRITTEN_CODE = "code"
+"""The directory of an experiment with modules that were written for it (see `migrate`)."""
 _READER_S = 1.0  # On a local disk a command that only reads may hold the lock for a moment.
 
 
@@ -81,10 +83,13 @@ def train(
     address: str | None = None,
     reporter: ConsoleReporter | None = None,
     command: str = "",
+    callbacks: Sequence[Any] = (),
+    write_code: Callable[[], None] | None = None,
 ) -> Outcome:
     """Start the run, continue it, or find it finished. `fork`: a checkpoint of another run to begin
     with. `from_stage`: go back to the end of this stage first. `command`: the command line that
-    continues the run, shown when it stops early.
+    continues the run, shown when it stops early. `callbacks`: Tune's, beside raytrain's own.
+    `write_code`: writes modules into the run's directory, once it is known that it is this run's.
 
     Raises:
         BadInput: the directory holds a run with another config; the environment cannot be made.
@@ -103,7 +108,16 @@ def train(
             STORE.listen(warn)
             wait = _READER_S if place.is_local else LEASE_PATIENCE_S
             with DirectoryLock(place, wait=wait, tell=warn) as lock:
-                run = _Run(config, place, reporter, interrupts, address, command)
+                run = _Run(
+                    config,
+                    place,
+                    reporter,
+                    interrupts,
+                    address,
+                    command,
+                    tuple(callbacks),
+                    write_code,
+                )
                 outcome = run.outcome(lock, fork, from_stage)
         except BaseException:
             if not interrupts.early:
@@ -122,6 +136,8 @@ def resume(path: str | Path, **options: Any) -> Outcome:
     place = Location.of(path)
     config = ExperimentFile.existing(place).config
     moved = {"name": place.name, "storage_path": str(place.parent)}
+    if place.is_local and (place / WRITTEN_CODE).is_dir():
+        moved["import_path"] = str(place.local_path / WRITTEN_CODE)
     return train(config_from_dict({**config, **moved}), **options)
 
 
@@ -135,6 +151,8 @@ class _Run:
     interrupts: Interrupts
     address: str | None
     command: str
+    callbacks: Sequence[Any] = ()
+    write_code: Callable[[], None] | None = None
 
     def outcome(self, lock: DirectoryLock, fork: Fork | None, from_stage: str | None) -> Outcome:
         """Train what is not finished yet."""
@@ -147,6 +165,8 @@ class _Run:
         changed = require_same_run(config, place, stored, say, from_stage)
         if from_stage is not None:
             start_again_after(from_stage, config, place, say)
+        if self.write_code is not None:
+            self.write_code()
         finished = finished_trials(config, place)
         if stored is not None and len(finished) == num_trials(config):
             return finished_before(config, place, finished)
@@ -184,7 +204,7 @@ class _Run:
             )
             try:
                 with session:
-                    return session.run(self.place, self.reporter, finished)
+                    return session.run(self.place, self.reporter, finished, self.callbacks)
             except RayLost as lost:
                 if self.interrupts.received is not None:
                     if session.watch is None:

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,10 +111,14 @@ class RaySession:
                 ray.shutdown()
 
     def run(
-        self, place: Location, reporter: ConsoleReporter, finished: Mapping[str, Entry]
+        self,
+        place: Location,
+        reporter: ConsoleReporter,
+        finished: Mapping[str, Entry],
+        callbacks: Sequence[Any] = (),
     ) -> RunCallback:
         """Run all trials that are not finished. Returns the callback that watched them. `finished`:
-        see `tuner.ExperimentScheduler`.
+        see `tuner.ExperimentScheduler`. `callbacks`: further ones of Tune's.
 
         Raises:
             ClusterNotReady: a node of the cluster cannot take part.
@@ -150,7 +154,7 @@ class RaySession:
                 reporter.note(problem, "warning")
 
         self.watch = watch = RunCallback(self._config, reporter, self._interrupts, check)
-        tuner, message = build_tuner(self._config, place, watch, finished)
+        tuner, message = build_tuner(self._config, place, [watch, *callbacks], finished)
         if message is not None:
             reporter.note(message, "warning")
         watch.begin()
