@@ -26,7 +26,7 @@ from raytrain.ppo.fast_update.cuda_graphs import GraphedSteps, can_be_captured
 from raytrain.ppo.fast_update.eligibility import hand_written_network, why_not_fast
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.gradient_step import Clipping, GradientStep
-from raytrain.ppo.fast_update.loss import ppo_loss
+from raytrain.ppo.fast_update.loss import as_rllib, ppo_loss
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
 from raytrain.ppo.fast_update.metrics import log_steps
 from raytrain.ppo.fast_update.minibatch_loop import AutogradSteps, HandWrittenSteps, TensorColumns
@@ -159,10 +159,11 @@ class FastUpdate:
         """RLlib's loss of a minibatch, which goes into the metrics with its parts."""
         learner = self._learner
         _ray.learners.log_off_policyness(learner, {DEFAULT_MODULE_ID: minibatch})
+        actions = as_rllib(minibatch[Columns.ACTIONS], self._module.action_space)
         loss: torch.Tensor = learner.compute_loss_for_module(
             module_id=DEFAULT_MODULE_ID,
             config=self._config(),
-            batch=minibatch,
+            batch={**minibatch, Columns.ACTIONS: actions},
             fwd_out=self._module.forward_train(minibatch),
         )
         key = (DEFAULT_MODULE_ID, learner.TOTAL_LOSS_KEY)
