@@ -23,6 +23,14 @@ from torch import Tensor
 from raytrain.policy.arithmetic import base_struct
 from raytrain.policy.distributions import input_columns
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
+from raytrain.ppo.own_training import clipped_values, standardized
+
+
+class Loss(NamedTuple):
+    """Of a minibatch: the mean loss, and logp - logp_old (n,), 0 where a row does not count."""
+
+    mean: Tensor
+    log_ratio: Tensor
 
 
 class PolicyTerms(NamedTuple):
@@ -39,8 +47,8 @@ TermsOf = Callable[..., PolicyTerms]
 
 def ppo_loss(
     module: Any, minibatch: dict[str, Tensor], settings: LossSettings, *, use_critic: bool
-) -> Tensor:
-    """The mean loss of a minibatch; keys are RLlib's column names."""
+) -> Loss:
+    """The loss of a minibatch; keys are RLlib's column names."""
     mask = minibatch[Columns.LOSS_MASK]
     output = module.forward_train(minibatch)
     terms = _terms_of(module)(
@@ -51,6 +59,8 @@ def ppo_loss(
         kl=_counts(settings.kl_coeff),
     )
     advantages = minibatch[Postprocessing.ADVANTAGES]
+    if settings.in_minibatches:
+        advantages = standardized(advantages, mask)
     # A row that does not count has the ratio 1: an overflow would be a NaN in the derivative.
     difference = torch.where(mask, terms.logp - minibatch[Columns.ACTION_LOGP], 0.0)
     ratio = torch.exp(difference)
@@ -58,6 +68,9 @@ def ppo_loss(
     loss = -torch.min(advantages * ratio, advantages * clipped)
     if use_critic:
         values = module.compute_values(minibatch, embeddings=output.get(Columns.EMBEDDINGS))
+        if settings.clip_range_vf is not None:
+            old = minibatch[Columns.VF_PREDS]
+            values = clipped_values(values, old, settings.clip_range_vf)
         error = (values - minibatch[Postprocessing.VALUE_TARGETS]).square()
         loss = loss + settings.vf_loss_coeff * torch.clamp(error, 0, settings.vf_clip_param)
     if terms.entropy is not None:
@@ -65,7 +78,7 @@ def ppo_loss(
     if terms.kl is not None:
         loss = loss + settings.kl_coeff * terms.kl
     # A minibatch of bootstrap rows alone has a loss of 0.
-    return torch.where(mask, loss, 0.0).sum() / mask.sum().clamp(min=1)
+    return Loss(torch.where(mask, loss, 0.0).sum() / mask.sum().clamp(min=1), difference)
 
 
 def _counts(coefficient: float | Tensor) -> bool:
