@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config.curriculum import stage_config, stage_problems
 from raytrain.config.initializers import why_not_with
+from raytrain.config.schedules import SCHEDULED, is_relative
 
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig
@@ -48,7 +49,8 @@ def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
 
 
 def _in_stage(config: ExperimentConfig) -> Iterator[Conflict]:
-    for message, *fields in itertools.chain(_batches(config), _actors(config), _network(config)):
+    checks = (_batches, _actors, _network, _training)
+    for message, *fields in itertools.chain.from_iterable(check(config) for check in checks):
         paths = tuple(tuple(field.split(".")) for field in fields)
         value: Any = config.to_dict()
         for key in paths[0]:
@@ -88,6 +90,32 @@ def _batches(config: ExperimentConfig) -> Rows:
             "env_runners.num_envs_per_env_runner",
             "training.train_batch_size_per_learner",
             "learners.num_learners",
+        )
+
+
+def _training(config: ExperimentConfig) -> Rows:
+    training = config.training
+    if config.stop.timesteps is None:
+        for key in SCHEDULED:
+            if is_relative(getattr(training, key)):
+                yield (
+                    "ends at stop.timesteps, which is not given; give it, or a schedule "
+                    "[[0, value], [timestep, value]]",
+                    f"training.{key}",
+                    "stop.timesteps",
+                )
+    if training.clip_range_vf is not None and not training.use_critic:
+        yield (
+            "clips values, and without use_critic there are none",
+            "training.clip_range_vf",
+            "training.use_critic",
+        )
+    if training.target_kl is not None and config.learners.cuda_graphs is True:
+        yield (
+            "decides after each minibatch whether the next one follows, which a CUDA graph cannot: "
+            "set learners.cuda_graphs to auto",
+            "training.target_kl",
+            "learners.cuda_graphs",
         )
 
 
@@ -143,7 +171,15 @@ def _network(config: ExperimentConfig) -> Rows:
             "rl_module.model_config.max_seq_len",
         )
     keys = model.model_dump()
-    for key in [key for key in keys if key.endswith("_initializer")]:
+    initializers = [key for key in keys if key.endswith("_initializer")]
+    for key in [key for key in initializers if "lstm" not in key and model.orthogonal_init]:
+        yield (
+            f"sets all weights and biases but those of an LSTM, so {key} would have no effect: "
+            "leave one of the two out",
+            "rl_module.model_config.orthogonal_init",
+            f"rl_module.model_config.{key}",
+        )
+    for key in initializers:
         arguments = keys.get(f"{key}_kwargs") or {}
         why_not = why_not_with(keys[key], arguments)
         if why_not is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config.environment import EnvCreator, env_creator, is_atari
 from raytrain.config.errors import ConfigError
+from raytrain.config.schedules import SCHEDULED, first_value, relative_keys, resolved
 from raytrain.config.schema import ALGORITHM_SECTIONS, ExperimentConfig
 from raytrain.config.search import put_value
 
@@ -45,12 +46,16 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
         **{**config.environment.model_dump(), "env": register_env(env_creator(config))}
     )
     algorithm.env_runners(**_env_runners(config))
-    algorithm.training(**config.training.model_dump())
+    training, own_training = _training(config)
+    algorithm.training(**training)
+    orthogonal = config.rl_module.model.orthogonal_init
     # RLlib passes this dictionary to the learner as it is.
     for_the_learner = {
         "deterministic": config.debugging.deterministic,
         "cuda_graphs": config.learners.cuda_graphs,
         "log_std_init": config.rl_module.model.log_std_init,
+        "orthogonal_init": None if orthogonal is None else orthogonal.model_dump(),
+        "training": own_training,
     }
     algorithm.learners(
         **config.learners.model_dump(exclude={"cuda_graphs"}),
@@ -85,12 +90,33 @@ def param_space(config: ExperimentConfig) -> dict[str, Any]:
     return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS) if key in values}
 
 
+_OWN_TRAINING_KEYS = (
+    "adam_epsilon",
+    "weight_decay",
+    "target_kl",
+    "normalize_advantages",
+    "clip_range_vf",
+)
+
+
+def _training(config: ExperimentConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """RLlib's arguments, and what raytrain's learner reads of `training` (see `OwnTraining`)."""
+    values, end = config.training.model_dump(), config.stop.timesteps
+    values.update({key: resolved(values[key], end) for key in SCHEDULED})
+    own = {key: values.pop(key) for key in _OWN_TRAINING_KEYS}
+    own["clip_param"] = values["clip_param"]
+    own["relative_to"] = end if relative_keys(config) else None
+    # RLlib has no schedule of it.
+    values["clip_param"] = first_value(values["clip_param"])
+    return values, own
+
+
 def _model_config(config: ExperimentConfig) -> dict[str, Any]:
     """The keys of the network that are given. RLlib merges them into its defaults when it builds
     the network, but reads the sequence length of a recurrent network from here."""
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-    model = config.rl_module.model.model_dump(exclude={"log_std_init"})
+    model = config.rl_module.model.model_dump(exclude={"log_std_init", "orthogonal_init"})
     if model.get("use_lstm"):
         model.setdefault("max_seq_len", DefaultModelConfig().max_seq_len)
     return model

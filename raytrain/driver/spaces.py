@@ -3,8 +3,9 @@
 observations   Box (D,), float32 or float64            dense layers
                Box (H, W, C), float32 or float64       convolutions: `conv_filters`, or a size that
                                                        RLlib has them for (10, 42, 64, 84, 96)
-actions        Box of floats, shape (A,)               a diagonal Gaussian
-               Discrete, MultiDiscrete (A,)            categorical, with any `start`
+actions        Box                                     a diagonal Gaussian
+               Discrete, MultiDiscrete, MultiBinary    categorical, with any `start`; a Box of few
+                                                       integers too (see `policy.env_actions`)
                Tuple, Dict                             of these, nested as deep as wanted
 
 RLlib 2.60 refuses other observations only once Ray has started, with an error of Torch.
@@ -16,12 +17,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from raytrain.config import ConfigError, ExperimentConfig, Problem, make_env
 from raytrain.errors import BadInput
-from raytrain.policy.env_actions import UNBOUNDED, bounds_taken_for_none
+from raytrain.policy.env_actions import UNBOUNDED, bounds_taken_for_none, policy_space
 
 Say = Callable[[str], None]
 
@@ -107,7 +107,7 @@ def require_actions(config: ExperimentConfig, say: Say) -> None:
     env = make_env(config)
     space = env.action_space
     env.close()
-    if config.rl_module.model.free_log_std and not isinstance(space, Box):
+    if config.rl_module.model.free_log_std and not isinstance(policy_space(space), Box):
         raise UnsupportedActions(
             f"rl_module.model_config.free_log_std: the action space of {config.environment.env!r} "
             f"is {space}, and only a Box has a log-std. Leave the key out."
@@ -141,40 +141,29 @@ def _leaves_of(space: gym.Space[Any], where: str) -> Iterator[tuple[str, gym.Spa
 
 def _action_problem(leaf: gym.Space[Any]) -> str | None:
     """Why there is no policy for it, and what to do; None for a space that is supported."""
-    if isinstance(leaf, Discrete | MultiDiscrete):
-        sizes = [leaf.n] if isinstance(leaf, Discrete) else leaf.nvec.flat
-        outputs = sum(int(size) for size in sizes)
-        if outputs > _MOST_OUTPUTS:
-            return (
-                f"for which the network would need {outputs:,} outputs; the limit is "
-                f"{_MOST_OUTPUTS:,}. Split the number into digits, with MultiDiscrete."
-            )
-        if isinstance(leaf, Discrete) or leaf.nvec.ndim == 1:
-            return None
-        return (
-            f"of {leaf.nvec.ndim} axes. Use MultiDiscrete with its {leaf.nvec.size} numbers in a "
-            "row, and let step() reshape the action."
-        )
-    if isinstance(leaf, MultiBinary):
-        size = int(np.prod(leaf.shape))
-        return f"for which there is no distribution. Use MultiDiscrete([2] * {size})."
     if isinstance(leaf, Tuple | Dict):
         return "which holds nothing: there is nothing to learn. Give it at least one space."
-    if not isinstance(leaf, Box):
+    if not isinstance(leaf, Box | Discrete | MultiDiscrete | MultiBinary):
         return (
-            "for which there is no distribution. Use Box, Discrete, MultiDiscrete, or a Tuple or "
-            "Dict of these."
+            "for which there is no distribution. Use Box, Discrete, MultiDiscrete, MultiBinary, or "
+            "a Tuple or Dict of these."
         )
-    if not np.issubdtype(leaf.dtype, np.floating):
-        return (
-            f"of {leaf.dtype}. For whole numbers use MultiDiscrete(high - low + 1, start=low), or "
-            "a Box of float32 and let step() round."
-        )
-    size = int(np.prod(leaf.shape))
-    if size == 0:
+    if 0 in leaf.shape:
         return "which holds no number: there is nothing to learn. Give it at least one."
-    if len(leaf.shape) != 1:
+    if isinstance(leaf, Box) and leaf.dtype.kind not in "fiu":
+        return f"of dtype {leaf.dtype}. Use one of floats or integers, or MultiBinary."
+    outputs = _outputs(policy_space(leaf))
+    if outputs > _MOST_OUTPUTS:
         return (
-            f"of shape {leaf.shape}. Use a Box of shape ({size},), and let step() reshape actions."
+            f"for which the network would need {outputs:,} outputs; the limit is "
+            f"{_MOST_OUTPUTS:,}. Split the number into digits, with MultiDiscrete."
         )
     return None
+
+
+def _outputs(leaf: Any) -> int:
+    """How many outputs the network has for a leaf of a policy's space."""
+    if isinstance(leaf, Box):
+        return 2 * int(leaf.shape[0])
+    sizes = [leaf.n] if isinstance(leaf, Discrete) else leaf.nvec
+    return sum(int(size) for size in sizes)

@@ -27,7 +27,7 @@ from torch import nn
 from raytrain.errors import require
 from raytrain.policy.arithmetic import base_struct, filter_divisor, normalize
 from raytrain.policy.distributions import ActionDistribution
-from raytrain.policy.env_actions import LeafMapping, scaled
+from raytrain.policy.env_actions import LeafMapping, policy_space, scaled
 from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts
 from raytrain.policy.network import build_network
 from raytrain.policy.spaces import PolicyFormatError
@@ -45,7 +45,7 @@ class ActingModule(nn.Module):
         super().__init__()
         assert parts.network is not None
         self.network = build_network(parts.network, parts.module_state)
-        self._distribution = ActionDistribution(base_struct(parts.action_space))
+        self._distribution = ActionDistribution(policy_space(parts.action_space))
         self._steps = nn.ModuleList(_steps(parts))
         action_leaves = tree.flatten(base_struct(parts.action_space))
         self._ends = nn.ModuleList([_End(leaf, parts) for leaf in action_leaves])
@@ -196,19 +196,24 @@ class _End(nn.Module):
         )
         if mapping.shift is not None:
             self.register_buffer("shift", torch.from_numpy(np.asarray(mapping.shift)))
-        for name, bound in zip(("low", "high"), mapping.scale or mapping.clip or (), strict=False):
-            self.register_buffer(name, torch.from_numpy(bound))
+        for name, bounds in (("scale", mapping.scale), ("clip", mapping.clip)):
+            for side, bound in zip(("low", "high"), bounds or (), strict=False):
+                self.register_buffer(f"{name}_{side}", torch.from_numpy(bound))
 
     def forward(self, action: Any) -> Any:
         mapping = self._mapping
         if mapping.shift is not None:
             action = (action + self.shift).to(self.shift.dtype)
         if mapping.scale is not None:
-            action = scaled(action, self.low, self.high)
+            action = scaled(action, self.scale_low, self.scale_high)
         if mapping.clip is not None:
-            action = torch.minimum(torch.maximum(action, self.low), self.high)
-        # Torch has NumPy's names for dtypes.
-        return action if mapping.narrow is None else action.to(getattr(torch, mapping.narrow.name))
+            action = torch.minimum(torch.maximum(action, self.clip_low), self.clip_high)
+        if mapping.rounded:
+            action = torch.round(action)
+        if mapping.dtype is not None:
+            # Torch has NumPy's names for dtypes.
+            action = action.to(getattr(torch, mapping.dtype.name))
+        return action if mapping.shape is None else action.reshape(-1, *mapping.shape)
 
 
 @contextmanager

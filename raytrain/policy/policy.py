@@ -30,7 +30,7 @@ import tree
 from raytrain.errors import BadInput
 from raytrain.policy import arithmetic
 from raytrain.policy.distributions import ActionDistribution
-from raytrain.policy.env_actions import for_environment, mappings
+from raytrain.policy.env_actions import ActionMapping, policy_space
 from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts, Step, read_policy
 from raytrain.policy.network import build_network, run_recurrent
 
@@ -84,9 +84,8 @@ class Policy:
         self._states: list[Any] | None = None  # one for each episode
         self._steps = _prepared(parts.preprocessing, parts.observation_space)
         self._observation_struct = arithmetic.base_struct(parts.observation_space)
-        self._action_struct = arithmetic.base_struct(parts.action_space)
-        self._mappings = mappings(
-            self._action_struct, normalize=parts.normalize_actions, clip=parts.clip_actions
+        self._for_environment = ActionMapping(
+            parts.action_space, normalize=parts.normalize_actions, clip=parts.clip_actions
         )
         self._generator = torch.Generator()
         self.seed(seed)
@@ -139,12 +138,12 @@ class Policy:
             )
             self._generator.set_state(torch.get_rng_state())
         actions = tree.map_structure(arithmetic.as_array, actions)
-        actions = for_environment(actions, self._mappings)
+        actions = self._for_environment(actions)
         if is_batch:
             return actions
         return tree.map_structure(
             lambda leaf: int(leaf) if isinstance(leaf, np.integer) else leaf,
-            arithmetic.unstack(actions)[0],
+            self._for_environment.split(actions)[0],
         )
 
 
@@ -246,7 +245,7 @@ class _PlainNetwork:
     def __init__(self, parts: PolicyParts) -> None:
         assert parts.network is not None
         self.module = build_network(parts.network, parts.module_state)
-        self._distribution = ActionDistribution(arithmetic.base_struct(parts.action_space))
+        self._distribution = ActionDistribution(policy_space(parts.action_space))
         lstms = [layer for layer in self.module if isinstance(layer, torch.nn.LSTM)]
         zeros = [np.zeros((lstm.num_layers, lstm.hidden_size), np.float32) for lstm in lstms]
         self.initial_state = tuple((zero, zero) for zero in zeros) or None

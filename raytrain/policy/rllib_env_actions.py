@@ -1,9 +1,10 @@
 """`env_actions` as an RLlib connector, for RLlib's own sampling.
 
-RLlib's NormalizeAndClipActions ignores the `start` of a discrete space, and clips nothing if a Box
-that is to be normalized has an infinite bound. If it neither normalizes nor clips, the environment
-receives the arrays of the learner itself, and may write into them. `ActionsForEnvironment` replaces
-it in the module-to-env pipeline where this makes a difference.
+RLlib's NormalizeAndClipActions knows only the spaces in which a policy of RLlib can act, ignores
+the `start` of a discrete space, and clips nothing if a Box that is to be normalized has an infinite
+bound. If it neither normalizes nor clips, the environment receives the arrays of the learner
+itself, and may write into them. `ActionsForEnvironment` replaces it in the module-to-env pipeline
+where this makes a difference.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.utils.annotations import override
 
 from raytrain.policy.arithmetic import base_struct
-from raytrain.policy.env_actions import LeafMapping, for_environment, mappings
+from raytrain.policy.env_actions import ActionMapping, LeafMapping, policy_space
 
 
 class ActionsForEnvironment(NormalizeAndClipActions):
@@ -27,16 +28,14 @@ class ActionsForEnvironment(NormalizeAndClipActions):
 
     @override(ConnectorV2)
     def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        of_leaves = mappings(
-            base_struct(self.input_action_space),
-            normalize=self.normalize_actions,
-            clip=self.clip_actions,
+        for_environment = ActionMapping(
+            self.input_action_space, normalize=self.normalize_actions, clip=self.clip_actions
         )
         batch[Columns.ACTIONS_FOR_ENV] = copy.deepcopy(batch[Columns.ACTIONS])
         self.foreach_batch_item_change_in_place(
             batch=batch,
             column=Columns.ACTIONS_FOR_ENV,
-            func=lambda action, *_: for_environment(action, of_leaves),
+            func=lambda action, *_: for_environment(action),
         )
         return batch
 
@@ -59,14 +58,18 @@ def map_actions(pipeline: Any, space: gym.Space[Any], *, normalize: bool, clip: 
 
 def _differs(space: gym.Space[Any], normalize: bool, clip: bool) -> bool:
     """Whether RLlib's connector would do something else."""
-    return not (normalize or clip) or any(
-        _leaf_differs(leaf, LeafMapping.of(leaf, normalize=normalize, clip=clip), normalize)
-        for leaf in tree.flatten(base_struct(space))
+    return (
+        policy_space(space) is not space
+        or not (normalize or clip)
+        or any(
+            _leaf_differs(leaf, LeafMapping.of(leaf, normalize=normalize, clip=clip), normalize)
+            for leaf in tree.flatten(base_struct(space))
+        )
     )
 
 
 def _leaf_differs(leaf: gym.Space[Any], mapping: LeafMapping, normalize: bool) -> bool:
     if not isinstance(leaf, gym.spaces.Box):
-        return mapping.shift is not None
+        return mapping.shift is not None or mapping.dtype is not None
     unscaled = normalize and mapping.scale is None and mapping.shift is None
-    return unscaled or mapping.narrow is not None
+    return unscaled or mapping.dtype is not None

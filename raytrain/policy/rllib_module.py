@@ -20,6 +20,7 @@ from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
 from raytrain._ray.patch import patched
 from raytrain.policy.arithmetic import stack, unstack
+from raytrain.policy.env_actions import policy_space
 from raytrain.policy.format import PolicyParts
 from raytrain.policy.spaces import PolicyFormatError
 
@@ -70,7 +71,7 @@ def build_module(parts: PolicyParts) -> Any:
     spec = RLModuleSpec(
         module_class=module_class,
         observation_space=parts.module_observation_space,
-        action_space=parts.action_space,
+        action_space=policy_space(parts.action_space),
         inference_only=False,
         model_config=dict(parts.model_config),
         catalog_class=catalog_class,

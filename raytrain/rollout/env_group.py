@@ -29,12 +29,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.core import (
     COMPONENT_ENV_TO_MODULE_CONNECTOR,
     COMPONENT_MODULE_TO_ENV_CONNECTOR,
     COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
 )
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
@@ -54,6 +56,7 @@ from raytrain.arithmetic.portable import make_portable
 from raytrain.checkpoint import weights_sha256
 from raytrain.config.run_code import ProcessCode
 from raytrain.errors import RaytrainError
+from raytrain.policy.env_actions import policy_space
 from raytrain.policy.rllib_env_actions import map_actions
 from raytrain.rng import RngStreams
 from raytrain.rollout.env_errors import environment_errors
@@ -133,12 +136,25 @@ class EnvGroup(SingleAgentEnvRunner):
                 if before is not None:  # Only the number of the next episode will be used.
                     self._sampler.progress = before.progress
                 return
+        self._map_actions()
+
+    def _map_actions(self) -> None:
+        """For RLlib's own sampling."""
         map_actions(
             _ray.runners.connectors(self)[1],
             self.env.single_action_space,
             normalize=self.config.normalize_actions,
             clip=self.config.clip_actions,
         )
+
+    @override(SingleAgentEnvRunner)
+    def get_spaces(self) -> dict[str, Any]:
+        """As RLlib's, but the module acts in `policy_space`."""
+        spaces: dict[str, Any] = super().get_spaces()
+        if self.env is not None:
+            observations, actions = spaces[DEFAULT_MODULE_ID]
+            spaces[DEFAULT_MODULE_ID] = observations, policy_space(actions)
+        return spaces
 
     def arithmetic(self) -> tuple[str, dict[str, str]]:
         """The fingerprint of what this process computes for the group (see `rehearsal`), and the
@@ -394,6 +410,11 @@ class EnvGroup(SingleAgentEnvRunner):
 
     def _continue_from(self, progress: Progress | None) -> None:
         arrays, begun = self._sampler is not None, not _ray.runners.needs_reset(self)
+        nested = isinstance(self.env.single_action_space, gym.spaces.Dict | gym.spaces.Tuple)
+        if arrays and begun and progress is None and nested:
+            # raytrain 0.1.0 left these to RLlib.
+            self._sampler, arrays = None, False
+            self._map_actions()
         if (arrays and begun and progress is None) or (progress is not None and not arrays):
             raise RaytrainError(
                 f"The state of env group {self.group} was saved by a run that sampled in another "

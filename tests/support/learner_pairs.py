@@ -17,18 +17,23 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+import tree
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
+from raytrain.policy.arithmetic import unstack
 from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 
 OBSERVATIONS = gym.spaces.Box(-5.0, 5.0, (5,), np.float32)
 DISCRETE = gym.spaces.Discrete(3)
 BOX = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 MULTI = gym.spaces.MultiDiscrete([3, 2])
+NESTED = gym.spaces.Dict(
+    {"go": DISCRETE, "how": gym.spaces.Tuple((MULTI, BOX, gym.spaces.Box(-1.0, 1.0, (1,))))}
+)
 
 LENGTHS = (17, 1, 40, 9, 33)
 """Of the chunks of a batch: the second is a single timestep."""
@@ -116,7 +121,7 @@ def _episode(
         observation_space=space,
         action_space=module.action_space,
         observations=list(obs),
-        actions=list(actions.numpy()),
+        actions=unstack(tree.map_structure(lambda leaf: leaf.numpy(), actions)),
         rewards=[scale * float(x) for x in random.normal(size=length)],
         infos=[{} for _ in range(length + 1)],
         extra_model_outputs={

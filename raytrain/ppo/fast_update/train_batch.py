@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
@@ -27,7 +28,8 @@ class TrainBatch:
     """N rows. Floats are float32, but rewards (float64, as environments return them)."""
 
     columns: dict[str, Array]
-    """What the loss needs, by RLlib's names: `obs` (N, ...), `actions` (N,) or (N, A),
+    """What the loss needs, by RLlib's names: `obs` (N, ...), `actions` (N,) or (N, A) (of Tuple and
+    Dict spaces the numbers of all leaves, float32, in the order of `tree.flatten`),
     `action_logp` (N,) and `action_dist_inputs` (N, K) of the policy that sampled them,
     `loss_mask` (N,) bool, and `weights_seq_no` (N,), the version of its weights, if the env
     runner reports it."""
@@ -80,7 +82,7 @@ def train_batch(episodes: Sequence[Any]) -> TrainBatch:
             Columns.OBS: _float32(
                 np.concatenate([_items(episode.observations) for episode in episodes])
             ),
-            Columns.ACTIONS: per_step([_items(episode.actions) for episode in episodes]),
+            Columns.ACTIONS: per_step([_flat_actions(episode.actions) for episode in episodes]),
             Columns.LOSS_MASK: loss_mask,
             **{name: per_step([_items(columns[name]) for columns in outputs]) for name in names},
         },
@@ -100,6 +102,15 @@ def _items(buffer: Any) -> Array:
     if isinstance(buffer.data, np.ndarray):
         return buffer.data[buffer.lookback :]
     return np.asarray(buffer.data[buffer.lookback :])
+
+
+def _flat_actions(buffer: Any) -> Array:
+    if isinstance(buffer.data, dict | tuple):
+        leaves = [leaf[buffer.lookback :] for leaf in tree.flatten(buffer.data)]
+        return np.concatenate(
+            [leaf.reshape(len(leaf), -1).astype(np.float32, copy=False) for leaf in leaves], axis=1
+        )
+    return _items(buffer)
 
 
 def _float32(column: Array) -> Array:

@@ -20,18 +20,18 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from raytrain.errors import RaytrainError
-from raytrain.policy.env_actions import LeafMapping
+from raytrain.policy.env_actions import ActionMapping, policy_space
 from raytrain.rollout.divergence import why_no_action
 from raytrain.rollout.fast_sampling.episode_rows import numbers_in
 from raytrain.rollout.fast_sampling.forward import Acting
 from raytrain.rollout.fast_sampling.fragments import (
-    ACTIONS,
     REWARDS,
     Chunk,
     Ended,
     Episodes,
     Fragment,
     Progress,
+    action_columns,
 )
 from raytrain.rollout.fast_sampling.mean_std_filter import BatchFilter
 from raytrain.rollout.fast_sampling.vector_step import StepArrays, stepper
@@ -68,13 +68,15 @@ class FragmentSampler:
         self._id_prefix = id_prefix
         env, config = runner.env, runner.config
         self.num_envs = int(env.num_envs)
-        self.action_space = env.single_action_space
+        self.action_space = policy_space(env.single_action_space)
         observation_space = env.single_observation_space
         self.episodes_space = (
             filter_connector.observation_space if filter_connector else observation_space
         )
-        self.for_environment = LeafMapping.of(
-            self.action_space, normalize=config.normalize_actions, clip=config.clip_actions
+        self.for_environment = ActionMapping(
+            env.single_action_space,
+            normalize=config.normalize_actions,
+            clip=config.clip_actions,
         )
         self.lookback = int(config.episode_lookback_horizon)
         self.fragment = Fragment(self.lookback, self.num_envs, observation_space)
@@ -139,7 +141,7 @@ class _Run:
         self._acting = Acting(runner.module, sampler.action_space, explore=explore)
         connector = sampler.filter_connector
         self._filter = None if connector is None else BatchFilter(connector)
-        self._stepper = stepper(runner.env)
+        self._stepper = stepper(runner.env, sampler.for_environment.split)
         self._fragment = sampler.fragment
         self._fragment.begin(progress, self._rows_expected())
         self._progress = replace(
@@ -177,11 +179,11 @@ class _Run:
             began = perf_counter_ns()
             t = (self._steps_before + sampled.env_steps) * self._groups
             actions, outputs = act(fragment.observations[row], t)
-            if not outputs.keys() <= fragment.columns.keys() or row == fragment.lookback:
-                self._make_columns(actions, outputs)
+            acted_columns = {**action_columns(actions), **outputs}
+            if not acted_columns.keys() <= fragment.columns.keys() or row == fragment.lookback:
+                self._make_columns(acted_columns)
             columns = fragment.columns
-            columns[ACTIONS][row] = actions
-            for name, values in outputs.items():
+            for name, values in acted_columns.items():
                 columns[name][row] = values
             for_env = for_environment(actions)
             acted = perf_counter_ns()
@@ -214,10 +216,9 @@ class _Run:
         assert self._wanted.episodes is not None
         return len(self.sampled.ended) < self._wanted.episodes
 
-    def _make_columns(self, actions: Any, outputs: dict[str, Any]) -> None:
-        self._fragment.column(ACTIONS, actions[None])
+    def _make_columns(self, acted: dict[str, Any]) -> None:
         self._fragment.column(REWARDS, np.zeros((1, self._sampler.num_envs)))
-        for name, values in outputs.items():
+        for name, values in acted.items():
             self._fragment.column(name, values[None])
 
     def _begin_episodes(self) -> None:

@@ -9,7 +9,8 @@ environment is stepped as a whole.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +20,8 @@ from gymnasium.wrappers.vector import DictInfoToList
 from raytrain import _ray
 from raytrain.policy.env_contract import Contract
 from raytrain.rollout.fast_sampling.fragments import Array, Infos
+
+Split: TypeAlias = Callable[[Any], Iterable[Any]]
 
 _NOTHING: Any = object()
 
@@ -42,9 +45,9 @@ class Stepper:
     def __init__(self, env: Any) -> None:
         self._env = env
 
-    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
-        """Step with `actions` [N, ...] and write the results `into` the arrays. Returns the N
-        infos, and whether any episode ended."""
+    def step(self, actions: Any, into: StepArrays) -> tuple[Infos, bool]:
+        """Step with `actions` [N, ...], nested as the action space, and write the results `into`
+        the arrays. Returns the N infos, and whether any episode ended."""
         observations, rewards, terminateds, truncateds = into
         result = self._env.step(actions)
         observations[...], rewards[:], terminateds[:], truncateds[:], infos = result
@@ -54,10 +57,11 @@ class Stepper:
         """Bring the vector environment's own memory up to date with the last step."""
 
 
-def stepper(env: Any) -> Stepper:
-    """A stepper for the vector environment of a runner, to be used for one fragment."""
+def stepper(env: Any, split: Split) -> Stepper:
+    """A stepper for the vector environment of a runner, to be used for one fragment. `split`: see
+    `ActionMapping`."""
     if type(env) is DictInfoToList and type(env.env) is SyncVectorEnv:
-        return _OneByOne(env.env)
+        return _OneByOne(env.env, split)
     return Stepper(env)
 
 
@@ -67,8 +71,9 @@ def resets_at_next_step(env: Any) -> bool:
 
 
 class _OneByOne(Stepper):
-    def __init__(self, env: SyncVectorEnv) -> None:
+    def __init__(self, env: SyncVectorEnv, split: Split) -> None:
         super().__init__(env)
+        self._split = split
         memory = _ray.runners.vector_env_attributes(env)
         self._last: list[Any] = list(memory["_env_obs"])
         self._resetting: list[bool] = memory["_autoreset_envs"].tolist()
@@ -76,14 +81,14 @@ class _OneByOne(Stepper):
         self._steps = [_inner(single_env).step for single_env in self._envs]
         self._results: StepArrays | None = None
 
-    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
+    def step(self, actions: Any, into: StepArrays) -> tuple[Infos, bool]:
         observations, rewards, terminateds, truncateds = into
         last, resetting, steps = self._last, self._resetting, self._steps
         infos: Infos = []
         ended = False
         resets, returned = False, _NOTHING
         try:
-            for index, action in enumerate(actions):
+            for index, action in enumerate(self._split(actions)):
                 returned = _NOTHING
                 if resets := resetting[index]:
                     returned = self._envs[index].reset()
