@@ -26,12 +26,20 @@ from ray.rllib.env.env_runner import EnvRunner
 
 from raytrain import _ray
 from raytrain.config import name_for_others
+from raytrain.policy.rllib_observations import ObservationConnectors
 
-# As text: a function is pickled by its module, which is raytrain's here, or as byte code, which
-# only one Python version reads.
+# `ObservationConnectors` as text: a function is pickled by its module, which is raytrain's here, or
+# as byte code, which only one Python version reads. Boxes of floats need no module of raytrain.
+_CONNECTORS = (
+    "lambda env=None, spaces=None, device=None: "
+    "(lambda space: __import__('raytrain.policy.rllib_observations', fromlist=['policy'])"
+    ".ObservationConnectors(normalize={normalize})(env, spaces, device) "
+    "if type(space).__name__ != 'Box' or len(space.shape) not in (1, 3) "
+    "or space.dtype.name not in ('float32', 'float64') else {own})"
+    "(env.single_observation_space if env is not None else spaces['__env_single__'][0])"
+)
 _MEAN_STD_FILTER = (
-    "lambda env=None, spaces=None, device=None: __import__("
-    "'ray.rllib.connectors.env_to_module', fromlist=['MeanStdFilter']).MeanStdFilter()"
+    "[__import__('ray.rllib.connectors.env_to_module', fromlist=['env']).MeanStdFilter()]"
 )
 
 
@@ -82,7 +90,10 @@ def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
     if "env" in evaluation:
         evaluation["env"] = name_for_others(evaluation["env"])
         stock.evaluation(evaluation_config=evaluation)
-    if _ray.runners.filters_observations(stock):
-        stock.env_runners(env_to_module_connector=_FromSource(_MEAN_STD_FILTER))
+    connector = _ray.runners.env_to_module_connector(stock)
+    if isinstance(connector, ObservationConnectors):
+        own = _MEAN_STD_FILTER if connector.normalize else "[]"
+        source = _CONNECTORS.format(normalize=connector.normalize, own=own)
+        stock.env_runners(env_to_module_connector=_FromSource(source))
     _ray.runners.set_auto_sync(stock, True)
     return stock

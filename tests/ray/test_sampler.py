@@ -47,6 +47,10 @@ def still(given: Any) -> None:
     )
 
 
+def flattened(given: Any) -> None:
+    given.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
+
+
 class Chatty(DefaultPPOTorchRLModule):
     """Draws random numbers and returns more than it must."""
 
@@ -100,6 +104,7 @@ CASES: dict[str, Any] = {
     "box-float64": env("fine_forces"),
     "infos-and-truncations": env("Drift"),
     "images": {**env("Pictures"), "rl_module": CONV},
+    "flattened-by-rllib": {**env("Named"), "change": flattened},
     "filter": {**env("forces"), "env_runners": FILTER},
     "filter-float64": {**env("fine_forces"), "env_runners": FILTER},
     "filter-still": {**env("Drift"), "env_runners": FILTER, "change": still},
@@ -272,12 +277,7 @@ def doubled(*_: Any, **__: Any) -> Any:
     return Doubled()
 
 
-def flattened(given: Any) -> None:
-    given.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
-
-
 NOT_SERVED = {
-    "dict": ({**env("Named"), "change": flattened}, "observation space is Dict"),
     "nested": (module(Nested), "Nested returns 'more' in another form than arrays"),
     "lstm": ({"rl_module": {"model_config": {"use_lstm": True}}}, "module is stateful"),
     "callbacks": (
