@@ -26,7 +26,8 @@ def start(example: Example, home: Path) -> Run:
         f"--stop-iters={example.iterations}",
         *example.arguments,
         log=home / "log.txt",
-        env={"HOME": str(home)},
+        # Not a Ray that somebody else runs on this machine.
+        env={"HOME": str(home), "RAY_ADDRESS": "local"},
         program=(str(tune_program.__file__),),
     )
 
