@@ -26,7 +26,7 @@ from raytrain.migrate.search_spaces import (
 
 _ELSEWHERE = frozenset({"env", "env_config", "evaluation_config", "model_config"})
 _TAKES_THE_DICT = ("config", "env_config", "env_context", "cfg")
-_NO_SETTINGS = frozenset({"algo_class", "train_batch_size", "train_batch_size_per_learner"})
+_NO_SEARCH = "cannot be searched as a whole; give each key of model_config its search space"
 
 
 @dataclass
@@ -159,13 +159,18 @@ class _Reader:
         if not _has_key(path):
             self._out.refuse(name, why_refused(name), value)
             return
-        many = isinstance(value, (list, tuple))
         try:
-            paths = [self._code.path_of(item, path[-1]) for item in (value if many else [value])]
-        except NoSource as error:
+            self._out.put(path, self._paths(value, path[-1]))
+        except (NoSource, NoSearchSpace) as error:
             self._out.refuse(name, str(error))
-        else:
-            self._out.put(path, paths if many else paths[0])
+
+    def _paths(self, value: Any, name: str) -> Any:
+        """Import paths in the places of objects, in lists and search spaces too."""
+        if is_search_space(value):
+            return {kind: self._paths(items, name) for kind, items in converted(value).items()}
+        if isinstance(value, (list, tuple)):
+            return [self._paths(item, name) for item in value]
+        return self._code.path_of(value, name)
 
     # -- environment -----------------------------------------------------------------------------
 
@@ -173,6 +178,9 @@ class _Reader:
         env, arguments = self._settings["env"], self._settings["env_config"] or {}
         if env is None:
             self._out.refuse("env", "no environment is given: PPOConfig().environment(...)")
+            return
+        if is_search_space(env):
+            self._out.refuse("env", "cannot be searched; give each environment a run of its own")
             return
         plain = {key: item for key, item in arguments.items() if _is_plain(item)}
         others = {key: item for key, item in arguments.items() if key not in plain}
@@ -309,7 +317,8 @@ class _Reader:
         own = False
         if spec is not None:
             if not isinstance(spec, RLModuleSpec):
-                self._out.refuse("rl_module_spec", why_refused("policies"), _kind(spec))
+                why = why_refused("policies") if "Multi" in _kind(spec) else _NO_SEARCH
+                self._out.refuse("rl_module_spec", why)
                 return
             for name in ("observation_space", "action_space", "load_state_path"):
                 if getattr(spec, name, None) is not None:
@@ -321,7 +330,9 @@ class _Reader:
                     path = ("rl_module", name)
                     self._put_code(path, f"rl_module_spec.{name}", getattr(spec, name))
             model = spec.model_config if spec.model_config is not None else model
-        if model:
+        if is_search_space(model):
+            self._out.refuse("model_config", _NO_SEARCH)
+        elif model:
             self._model(model, own=own)
 
     def _model(self, model: Any, *, own: bool) -> None:
@@ -395,7 +406,10 @@ def _equal(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
     if hasattr(one, "__dict__") and type(one).__module__.startswith("ray."):
         return bool(vars(one) == vars(other))  # PolicySpec, ...
-    return bool(one == other)
+    try:
+        return bool(one == other)
+    except ValueError:  # An array has no single truth.
+        return False
 
 
 def _converted(value: Any) -> Any:

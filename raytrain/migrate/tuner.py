@@ -206,7 +206,8 @@ class Tuner:
             self._experiment.config.name
         )
         self._callbacks = tuple(run_config.callbacks or ())
-        self._raises = str(run_config.failure_config.fail_fast).lower() == "raise"
+        fail_fast = getattr(run_config.failure_config, "fail_fast", False)
+        self._raises = str(fail_fast).lower() == "raise"
         self._metric, self._mode = tune_config.metric, tune_config.mode
         self._outcome: Outcome | None = None
 

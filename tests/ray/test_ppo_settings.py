@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
-from ray import tune
+from ray import train, tune
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
@@ -294,6 +294,18 @@ def test_options_of_the_run() -> None:
         tune={"max_concurrent_trials": 2},
     )
     is_the_run_of(made, expected)
+
+
+def test_what_cannot_be_searched_or_is_of_another_library() -> None:
+    config = (
+        PPOConfig()
+        .environment(tune.grid_search(["CartPole-v1", "Acrobot-v1"]))
+        .rl_module(model_config=tune.grid_search([{"fcnet_hiddens": [8]}]))
+    )
+    with pytest.raises(ConfigError) as caught:
+        Tuner("PPO", param_space=config, run_config=train.RunConfig(name="run"))
+    fields = {problem.field for problem in caught.value.problems}
+    assert fields == {"env", "model_config", "run_config", "stop"}
 
 
 def test_samples_that_differ_in_nothing_get_seeds() -> None:
