@@ -7,6 +7,7 @@ as one without effect, or refused with the reason. What is not set keeps raytrai
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -273,9 +274,24 @@ class _Reader:
         self._put(("training", "train_batch_size_per_learner"), "train_batch_size", size)
 
     def _lr_schedulers(self, value: Any) -> None:
-        self._put_code(
-            ("training", "torch_lr_scheduler_classes"), "_torch_lr_scheduler_classes", value
-        )
+        """Each is a class, or a `functools.partial` of one with its arguments."""
+        path, name = ("training", "torch_lr_schedulers"), "_torch_lr_scheduler_classes"
+        if not _has_key(path):
+            self._out.refuse(name, why_refused(name), value)
+            return
+        schedulers = []
+        for item in value or ():
+            made = item if isinstance(item, functools.partial) else functools.partial(item)
+            if made.args or not _is_plain(made.keywords):
+                self._out.refuse(name, "give its arguments by name, as numbers or text", made)
+                return
+            try:
+                kind = self._code.path_of(made.func, "scheduler")
+            except NoSource as error:
+                self._out.refuse(name, str(error))
+                return
+            schedulers.append({"class": kind, **made.keywords})
+        self._out.put(path, schedulers)
 
     def _evaluation_config(self, value: Any) -> None:
         if value is None:
