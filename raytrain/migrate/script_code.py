@@ -59,6 +59,7 @@ class ScriptCode:
         self._blocks: list[str] = []
         self._roots: set[str] = set()
         self._future = False
+        self._files: list[str] = []
 
     @property
     def is_needed(self) -> bool:
@@ -141,7 +142,7 @@ class ScriptCode:
     def _put_source(self, name: str, value: Any) -> None:
         wrapped = getattr(value, "__wrapped__", None)
         value = wrapped if isinstance(wrapped, types.FunctionType) else value
-        tree, node = _definition(value)
+        tree, node = _definition(value, self._files)
         self._future |= f"{_FUTURE}" in map(ast.unparse, tree.body[:3])
         renamed: dict[str, str] = {}
         for used, attributes in _names_used(node).items():
@@ -451,39 +452,38 @@ def _is_imported(node: ast.Import | ast.ImportFrom, alias: ast.alias, value: Any
     return getattr(sys.modules.get(name), alias.name, None) is value
 
 
-def _definition(value: Any) -> tuple[ast.Module, Any]:
-    """The file of a function, lambda or class, and its definition, a copy."""
+def _definition(value: Any, files: list[str]) -> tuple[ast.Module, Any]:
+    """The file of a function, lambda or class, and its definition, a copy. `files`: those of other
+    objects of the program; a class may not know its own."""
     what = _short(getattr(value, "__qualname__", repr(value)))
-    file = _file_of(value)
-    source = "".join(linecache.getlines(file)) if file else ""
-    if not source:
+    own = _file_of(value)
+    sources = {file: "".join(linecache.getlines(file)) for file in (own, *files) if file}
+    if not any(sources.values()):
         raise NoSource(
             f"the source of {what} is not known (it was typed in or made by `exec`). Put it into a "
             "file and import it"
         )
-    try:
-        tree = _tree(file, source)
-    except SyntaxError:
-        raise NoSource(f"{file} cannot be read as Python now; was it edited meanwhile?") from None
-    node = _class_in(tree, value) if isinstance(value, type) else _function_in(tree, value)
-    if node is None:
-        raise NoSource(f"{what} was not found in {file}; was the file edited meanwhile?")
-    copied = ast.parse(ast.unparse(node), mode="exec").body[0]
-    return tree, copied.value if isinstance(copied, ast.Expr) else copied
+    for file, source in sources.items():
+        try:
+            tree = _tree(file, source)
+        except SyntaxError:
+            continue  # It is no file of Python's, or it is being edited.
+        node = _class_in(tree, value) if isinstance(value, type) else _function_in(tree, value)
+        if node is not None:
+            files[:] = dict.fromkeys([file, *files])
+            copied = ast.parse(ast.unparse(node), mode="exec").body[0]
+            return tree, copied.value if isinstance(copied, ast.Expr) else copied
+    raise NoSource(f"{what} was not found in {own or files[0]}; was the file edited meanwhile?")
 
 
 def _file_of(value: Any) -> str:
     if isinstance(value, types.FunctionType):
         return value.__code__.co_filename
-    for member in vars(value).values():
-        function = getattr(member, "__func__", member)
-        if isinstance(function, property):
-            function = function.fget
-        if not isinstance(function, types.FunctionType):
-            continue
-        file = function.__code__.co_filename  # Methods of dataclasses are in no file.
-        if function.__qualname__.startswith(value.__qualname__) and linecache.getlines(file):
-            return file
+    for method in map(inspect.unwrap, _functions(value)):
+        if isinstance(method, types.FunctionType):
+            file: str = method.__code__.co_filename  # Methods of dataclasses are in no file.
+            if method.__qualname__.startswith(value.__qualname__) and linecache.getlines(file):
+                return file
     try:
         return inspect.getsourcefile(value) or ""
     except (TypeError, OSError):
