@@ -67,6 +67,11 @@ class ScriptCode:
         return bool(self._blocks)
 
     @property
+    def places(self) -> list[str]:
+        """The directories of the user's modules that are imported."""
+        return sorted({place for root in self._roots if (place := _place_of(root)) is not None})
+
+    @property
     def text(self) -> str:
         """The module's source."""
         future = [f"{_FUTURE}\n"] if self._future else []
@@ -310,10 +315,9 @@ class ScriptCode:
 
     def _path_lines(self) -> Iterator[str]:
         """Lines that let the module find other modules of the user's, which lie elsewhere."""
-        places = sorted({place for root in self._roots if (place := _place_of(root)) is not None})
-        if places:
+        if self.places:
             yield "import sys\n"
-            for place in places:
+            for place in self.places:
                 yield f"if {place!r} not in sys.path:\n    sys.path.append({place!r})"
 
 

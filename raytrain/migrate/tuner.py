@@ -122,7 +122,8 @@ def _read(
     taken = take_over(config, code)
     options(taken)
     values = {**copy.deepcopy(taken.values), **frame}
-    values["import_path"] = _script_directory()
+    beside = _script_directory()
+    values["import_path"] = beside if beside in code.places else next(iter(code.places), beside)
     problems = list(taken.problems)
     made: ExperimentConfig | None = None
     try:
