@@ -42,6 +42,7 @@ from raytrain.migrate.run_options import (
 )
 from raytrain.migrate.script_code import ScriptCode
 from raytrain.storage import Location
+from raytrain.storage.signing import KEY_VARIABLE, signing_key
 
 _PLACEHOLDER = "script"
 
@@ -139,17 +140,14 @@ def _read(
     if not code.is_needed:
         return Experiment(made, None, tuple(taken.notes))
     place = Location.of(made.storage_path) / made.name
-    if not place.is_local:
-        raise ConfigError(
-            Problem(
-                "the program has classes or functions of its own, which are stored with the run, "
-                "and this is possible only on a local disk or a mounted one; put them into a "
-                "module (a file beside the program) and import them",
-                "",
-                "storage_path",
-                made.storage_path,
-            )
+    if not place.is_local or signing_key() is not None:
+        where = "on an object store" if signing_key() is None else f"signed ({KEY_VARIABLE})"
+        message = (
+            "the program has classes or functions of its own, whose source is written into the "
+            f"run's directory; this is not possible for runs that are {where}. Put them into a "
+            "module (a file beside the program) and import them"
         )
+        raise ConfigError(Problem(message, "", "storage_path", made.storage_path))
     made = made.model_copy(update={"import_path": str(place.local_path / WRITTEN_CODE)})
     return Experiment(made, code.text, tuple(taken.notes))
 

@@ -25,6 +25,7 @@ from raytrain.config import ExperimentConfig, config_digest, config_from_dict, l
 from raytrain.config.errors import ConfigError
 from raytrain.migrate.reasons import REFUSED, WITHOUT_EFFECT
 from raytrain.migrate.tuner import Experiment
+from raytrain.storage.signing import KEY_VARIABLE
 
 STOP = {"training_iteration": 3}
 
@@ -211,6 +212,15 @@ def test_arguments_that_cannot_be_stored_are_written_into_the_module() -> None:
     assert env.action_space == Discrete(100)
     assert env.observation_space["observations"] == Box(-1.0, 1.0, (5,))
     assert made.config.environment.env_config == {"n": 2}
+
+
+def test_code_of_the_program_needs_a_disk_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PPOConfig().environment(CartPoleEnv)
+    with pytest.raises(ConfigError, match="not possible for runs that are on an object store"):
+        experiment(config, storage_path="s3://bucket/runs")
+    monkeypatch.setenv(KEY_VARIABLE, "a" * 32)
+    with pytest.raises(ConfigError, match="not possible for runs that are signed"):
+        experiment(config)
 
 
 def test_one_error_lists_every_setting_with_its_reason() -> None:
