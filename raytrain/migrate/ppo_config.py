@@ -25,7 +25,7 @@ from raytrain.migrate.search_spaces import (
     is_search_space,
 )
 
-_ELSEWHERE = frozenset({"env", "env_config", "evaluation_config", "model_config"})
+_ELSEWHERE = frozenset({"env", "env_config", "evaluation_config", "model_config", "model"})
 _TAKES_THE_DICT = ("config", "env_config", "env_context", "cfg")
 _NO_SEARCH = "cannot be searched as a whole; give each key of model_config its search space"
 
@@ -113,6 +113,7 @@ class _Reader:
             "env_to_module_connector": self._env_to_module_connector,
             "gym_env_vectorize_mode": self._vectorize_mode,
             "observation_filter": self._observation_filter,
+            "model": self._old_model,
             "evaluation_config": self._evaluation_config,
             "rl_module_spec": lambda value: None,
             "model_config": lambda value: None,
@@ -263,6 +264,12 @@ class _Reader:
             f"observation_filter={value!r} is used, although RLlib's new API stack ignores it."
         )
 
+    def _old_model(self, value: Any) -> None:
+        if getattr(self._settings["rl_module_spec"], "module_class", None) is None:
+            self._out.refuse("model", why_refused("model"))
+        else:
+            self._out.notes.append("model has no effect here: the network is the module_class.")
+
     def _batch_size(self, value: Any) -> None:
         size = self._settings["train_batch_size_per_learner"] or self._settings["train_batch_size"]
         learners = max(1, int(self._settings["num_learners"] or 1))
@@ -330,7 +337,7 @@ class _Reader:
         from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
         model, spec = self._settings["model_config"], self._settings["rl_module_spec"]
-        own = False
+        own = None
         if spec is not None:
             if not isinstance(spec, RLModuleSpec):
                 why = why_refused("policies") if "Multi" in _kind(spec) else _NO_SEARCH
@@ -340,19 +347,37 @@ class _Reader:
                 if getattr(spec, name, None) is not None:
                     why = why_refused(name) if "space" in name else why_refused("")
                     self._out.refuse(f"rl_module_spec.{name}", why)
-            own = spec.module_class is not None
-            for name in ("module_class", "catalog_class"):
-                if getattr(spec, name) is not None:
-                    path = ("rl_module", name)
-                    self._put_code(path, f"rl_module_spec.{name}", getattr(spec, name))
+            own = spec.module_class
+            if spec.catalog_class is not None:
+                path = ("rl_module", "catalog_class")
+                self._put_code(path, "rl_module_spec.catalog_class", spec.catalog_class)
             model = spec.model_config if spec.model_config is not None else model
+        others: dict[str, Any] = {}
         if is_search_space(model):
             self._out.refuse("model_config", _NO_SEARCH)
         elif model:
-            self._model(model, own=own)
+            others = self._model(model, own=own is not None)
+        if own is not None:
+            self._module_class(own, others)
 
-    def _model(self, model: Any, *, own: bool) -> None:
-        """`own`: the network is the program's, and takes any keys."""
+    def _module_class(self, own: Any, others: Mapping[str, Any]) -> None:
+        """`others`: values of its `model_config` that cannot be stored with the run. They are
+        written into a class that is derived from it."""
+        name = "rl_module_spec.module_class"
+        if not others:
+            self._put_code(("rl_module", "module_class"), name, own)
+            return
+        try:
+            values = self._code.expression(dict(others))
+            made = self._code.path_of_network(self._code.bind(own.__name__, own), values)
+        except NoSource as error:
+            self._out.refuse(f"model_config.{next(iter(others))}", str(error))
+        else:
+            self._out.put(("rl_module", "module_class"), made)
+
+    def _model(self, model: Any, *, own: bool) -> dict[str, Any]:
+        """`own`: the network is the program's, and takes any keys. Returns those that cannot be
+        stored."""
         from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
         if not isinstance(model, Mapping):
@@ -364,17 +389,22 @@ class _Reader:
                     for key, value in model.items()
                     if key not in defaults or not _equal(value, defaults[key])
                 }
+        others: dict[str, Any] = {}
         for key, given in model.items():
             name, value = f"model_config.{key}", given
             if key.endswith("_initializer"):
                 value = _initializer_name(given)
             if value is None and not own:
                 continue
-            if not _is_plain(value, tuples=True):
+            if not _is_plain(value, tuples=not own):
+                others[key] = value
+                if own:
+                    continue
                 why = f"a {_kind(value)} cannot be stored with the run; give it a name or a number"
                 self._out.refuse(name, why)
                 continue
             self._put(("rl_module", "model_config", key), name, value)
+        return others
 
 
 def _direct() -> dict[str, tuple[str, str, bool]]:

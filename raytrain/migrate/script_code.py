@@ -30,6 +30,7 @@ import inspect
 import linecache
 import math
 import os
+import re
 import symtable
 import sys
 import types
@@ -94,6 +95,19 @@ class ScriptCode:
         name = self._free(name)
         self._names[name] = object()
         self._blocks.append(f"\ndef {name}({arguments}):\n    return {expression}\n")
+        return f"{self.module}:{name}"
+
+    def path_of_network(self, base: str, values: str) -> str:
+        """The import path of a new RLModule, derived from `base` (a name that `bind` gave), with
+        further `values` (an expression) in its `model_config`."""
+        name = self._free(f"{base}WithValues")
+        self._names[name] = object()
+        self._blocks.append(
+            f"\nclass {name}({base}):\n\n"
+            "    def setup(self):\n"
+            f"        self.model_config = {{**self.model_config, **{values}}}\n"
+            "        super().setup()\n"
+        )
         return f"{self.module}:{name}"
 
     def bind(self, name: str, value: Any) -> str:
@@ -252,7 +266,7 @@ class ScriptCode:
         return f"[{', '.join(items)}]"
 
     def _library_value(self, value: Any) -> str:
-        """Arrays, scalars and dtypes of NumPy, and Gymnasium's spaces."""
+        """Arrays, scalars and dtypes of NumPy, Gymnasium's spaces, RLlib's configs."""
         numpy, spaces = sys.modules.get("numpy"), sys.modules.get("gymnasium.spaces")
         if numpy is not None:
             np = (
@@ -268,6 +282,15 @@ class ScriptCode:
                 return self._array(value, np)
         if spaces is not None and isinstance(value, spaces.Space):
             return self._space(value, spaces)
+        if hasattr(value, "algo_class") and hasattr(value, "update_from_dict"):
+            made = self._put(type(value).__name__, type(value))
+            before = vars(type(value)())
+            changed = {
+                name: part
+                for name, part in vars(value).items()
+                if name != "_is_frozen" and _text(part) != _text(before.get(name, ...))
+            }
+            return f"{made}().update_from_dict({self._expression(changed)})"
         function, arguments = _remade(value)
         if function is not None:
             parts = ", ".join(map(self._expression, arguments))
@@ -440,6 +463,11 @@ def _remade(value: Any) -> tuple[Any, tuple[Any, ...]]:
     function, arguments = made[:2]
     kept = getattr(function, "__name__", "") != "__newobj__" and importable(function) is not None
     return (function, arguments) if kept else (None, ())
+
+
+def _text(value: Any) -> str:
+    """The value as text, without the addresses of objects."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _module_of(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:

@@ -16,6 +16,8 @@ from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.examples.rl_modules.classes.modelv2_to_rlm import ModelV2ToRLModule
 from ray.tune.schedulers import ASHAScheduler
 
 import raytrain
@@ -212,6 +214,18 @@ def test_arguments_that_cannot_be_stored_are_written_into_the_module() -> None:
     assert env.action_space == Discrete(100)
     assert env.observation_space["observations"] == Box(-1.0, 1.0, (5,))
     assert made.config.environment.env_config == {"n": 2}
+
+
+def test_values_of_a_network_that_cannot_be_stored_are_written_into_a_class() -> None:
+    values = {"max_seq_len": 20, "old_api_stack_algo_config": PPOConfig().training(lr=0.1)}
+    spec = RLModuleSpec(module_class=ModelV2ToRLModule, model_config=values)
+    made = experiment(cartpole().rl_module(rl_module_spec=spec))
+    assert made.config.to_dict()["rl_module"] == {
+        "module_class": "code_of_run:ModelV2ToRLModuleWithValues",
+        "model_config": {"max_seq_len": 20},
+    }
+    written = "'old_api_stack_algo_config': PPOConfig().update_from_dict({'lr': 0.1})"
+    assert written in (made.code or "")
 
 
 def test_code_of_the_program_needs_a_disk_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
