@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain._ray.ppo_config import default_model, registered_env, settings_of
+from raytrain.config.environment import EnvCreator
 from raytrain.config.errors import Problem, nearest
 from raytrain.config.schema import ALGORITHM_SECTIONS, ExperimentConfig
 from raytrain.migrate.reasons import WITHOUT_EFFECT, why_refused
@@ -197,7 +198,8 @@ class _Reader:
 
     def _env_spec(self, env: Any, others: Mapping[str, Any]) -> str:
         creator = registered_env(env) if isinstance(env, str) else env
-        if creator is None:
+        # An earlier run of this program has registered an id of Gymnasium's.
+        if creator is None or isinstance(creator, EnvCreator):
             if others:
                 raise NoSource(
                     f"env_config.{next(iter(others))} is a {_kind(next(iter(others.values())))}, "

@@ -20,11 +20,11 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 class Breaks(gym.Wrapper[Any, Any, Any, Any]):
-    """CartPole that breaks in its second iteration, if told so."""
+    """CartPole that breaks in its second iteration (of 64 steps each), if told so."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(gym.make("CartPole-v1"))
-        self._left = 150 if config["breaks"] else None
+        self._left = 80 if config["breaks"] else None
 
     def step(self, action: Any) -> Any:
         if self._left is not None:
