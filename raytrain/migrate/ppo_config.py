@@ -115,6 +115,8 @@ class _Reader:
             "gym_env_vectorize_mode": self._vectorize_mode,
             "observation_filter": self._observation_filter,
             "model": self._old_model,
+            "policies": self._policies,
+            "min_sample_timesteps_per_iteration": self._least_timesteps,
             "evaluation_config": self._evaluation_config,
             "rl_module_spec": lambda value: None,
             "model_config": lambda value: None,
@@ -266,6 +268,18 @@ class _Reader:
             f"observation_filter={value!r} is used, although RLlib's new API stack ignores it."
         )
 
+    def _least_timesteps(self, value: Any) -> None:
+        name, size = "min_sample_timesteps_per_iteration", self._batch()
+        if not is_search_space(size) and not is_search_space(value) and value <= size:
+            self._out.notes.append(f"{name} has no effect: an iteration has {size} timesteps.")
+        else:
+            self._out.refuse(name, why_refused(name), value)
+
+    def _policies(self, value: Any) -> None:
+        # `PPOConfig.to_dict()` has RLlib's default policy in another form.
+        if set(value) != {"default_policy"}:
+            self._out.refuse("policies", why_refused("policies"), sorted(map(str, value)))
+
     def _old_model(self, value: Any) -> None:
         if getattr(self._settings["rl_module_spec"], "module_class", None) is None:
             self._out.refuse("model", why_refused("model"))
@@ -273,7 +287,7 @@ class _Reader:
             self._out.notes.append("model has no effect here: the network is the module_class.")
 
     def _batch_size(self, value: Any) -> None:
-        size = self._settings["train_batch_size_per_learner"] or self._settings["train_batch_size"]
+        size = self._batch()
         learners = max(1, int(self._settings["num_learners"] or 1))
         if not self._settings["train_batch_size_per_learner"] and learners > 1:
             if is_search_space(size):
@@ -281,6 +295,10 @@ class _Reader:
                 return
             size //= learners
         self._put(("training", "train_batch_size_per_learner"), "train_batch_size", size)
+
+    def _batch(self) -> Any:
+        settings = self._settings
+        return settings["train_batch_size_per_learner"] or settings["train_batch_size"]
 
     def _lr_schedulers(self, value: Any) -> None:
         """Each is a class, or a `functools.partial` of one with its arguments."""

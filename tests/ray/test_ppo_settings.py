@@ -107,8 +107,12 @@ Make = Callable[[], PPOConfig]
             },
         ),
         (
-            lambda: cartpole().env_runners(
-                env_to_module_connector=lambda env, spaces, device: [FlattenObservations()]
+            lambda: (
+                cartpole()
+                .env_runners(
+                    env_to_module_connector=lambda env, spaces, device: [FlattenObservations()]
+                )
+                .reporting(min_sample_timesteps_per_iteration=1000)
             ),
             {},
         ),
@@ -191,6 +195,17 @@ def test_flat_keys() -> None:
     for trainable in ("PPO", PPO, PPOConfig):
         made = experiment(flat, trainable, tune_config=tune.TuneConfig(num_samples=3))
         is_the_run_of(made.config, expected)
+
+
+def test_a_config_as_a_dictionary() -> None:
+    config = (
+        cartpole()
+        .training(lr=tune.grid_search([1e-3, 1e-4]), lambda_=0.9)
+        .rl_module(model_config={"fcnet_hiddens": [8]})
+        .debugging(seed=3)
+        .callbacks(on_train_result=print)
+    )
+    assert configured(config.to_dict()) == configured(config)
 
 
 def test_an_environment_called_with_one_dictionary() -> None:
