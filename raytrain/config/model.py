@@ -66,10 +66,14 @@ class OrthogonalInit(Section):
 
     hidden: NonNegative = math.sqrt(2)
     """Of dense layers and convolutions before the last layers."""
-    policy: NonNegative = 0.01
+    policy_head: NonNegative = 0.01
     """Of the last layer of the policy head."""
-    value: NonNegative = 1.0
+    value_head: NonNegative = 1.0
     """Of the last layer of the value head."""
+
+
+def _orthogonal_init(value: Any) -> Any:
+    return ({} if value else None) if isinstance(value, bool) else value
 
 
 class ModelConfig(PartialSection):
@@ -103,9 +107,7 @@ class ModelConfig(PartialSection):
     head_fcnet_bias_initializer_kwargs: Arguments = None
     head_fcnet_use_layernorm: bool | None = None
     """LayerNorm after each of the heads' dense layers (RLlib: false)."""
-    orthogonal_init: Annotated[
-        OrthogonalInit | None, BeforeValidator(lambda value: {} if value is True else value)
-    ] = None
+    orthogonal_init: Annotated[OrthogonalInit | None, BeforeValidator(_orthogonal_init)] = None
     """Orthogonal initial weights drawn from the run's seed, and biases of 0, as `ortho_init` of
     Stable-Baselines3: `true`, or the gains below (raytrain's own key)."""
     vf_share_layers: bool | None = None

@@ -143,9 +143,13 @@ def mean_over_learners(total: float, count: int, *, learners: int, device: Any) 
 def initialize_orthogonally(module: Any, gains: dict[str, float], seed: int | None) -> None:
     """Orthogonal weights (Saxe et al. 2014, https://arxiv.org/abs/1312.6120) and biases of 0 in all
     dense layers and convolutions of RLlib's default PPO module. The last layers of the heads have
-    the gains `policy` and `value`, all others `hidden`. Every process draws the same from `seed`.
+    the gains `policy_head` and `value_head`, all others `hidden`. Every process draws the same
+    from `seed`.
     """
-    last = {id(_layers(module.pi)[-1]): "policy", id(_layers(module.vf)[-1]): "value"}
+    last = {
+        id(_layers(module.pi)[-1]): "policy_head",
+        id(_layers(module.vf)[-1]): "value_head",
+    }
     generator = torch.Generator()
     generator.manual_seed(int(np.random.SeedSequence((seed or 0, _INITIAL)).generate_state(1)[0]))
     with torch.no_grad():

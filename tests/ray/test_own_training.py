@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -20,7 +22,18 @@ import torch.multiprocessing
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from support.learner_pairs import BOX, DISCRETE, MULTI, Settings, build, episodes, update, weights
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from support.learner_pairs import (
+    BOX,
+    DISCRETE,
+    MULTI,
+    OBSERVATIONS,
+    Settings,
+    build,
+    episodes,
+    update,
+    weights,
+)
 from support.sb3_update import Rollout, Sb3, train
 
 from raytrain.ppo.fast_update.advantages import advantages_and_targets
@@ -213,6 +226,177 @@ def test_a_target_that_is_not_reached_changes_no_bit(way: str) -> None:
         update(learner, episodes(learner), MANY)
         found.append(learner.weights_check()[0])
     assert found[0] == found[1]
+
+
+# -- clip ranges that follow a schedule ----------------------------------------------------------
+
+SCHEDULES = {
+    "clip_param": [[0, 0.3], [400, 0.1]],
+    "clip_range_vf": [[0, 0.02], [400, 0.004]],
+    "normalize_advantages": "minibatch",
+    "target_kl": 5.0,
+    "weight_decay": 0.01,
+}
+
+
+def scheduled(way: str) -> Any:
+    arguments = dict(WAYS[way])
+    cls = _Slow if arguments.pop("slow", False) else ExactPPOTorchLearner
+    return build(cls, BOX, learner={"learner_config_dict": {"training": SCHEDULES}}, **arguments)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_clip_range_is_that_of_the_timesteps_before_the_update(way: str) -> None:
+    learner = scheduled(way)
+    chunks = episodes(learner)
+    assert (learner.clip("clip_param"), learner.clip("clip_range_vf")) == pytest.approx((0.3, 0.02))
+    update(learner, chunks, MANY)  # It tells of 100 timesteps.
+    assert (learner.clip("clip_param"), learner.clip("clip_range_vf")) == pytest.approx(
+        (0.25, 0.016)
+    )
+    fixed = {**SCHEDULES, "clip_param": 0.25, "clip_range_vf": 0.016}
+    config = learner.config.copy(copy_frozen=False)
+    config.learners(learner_config_dict={"training": fixed})
+    other = scheduled(way)
+    update(other, chunks, MANY)
+    other.use_settings(config, timesteps=100, kl_coeff=None)
+    update(learner, chunks, MANY)
+    update(other, chunks, MANY)
+    # The scheduler's value is a float32.
+    for name, weight in weights(learner).items():
+        np.testing.assert_allclose(weight, weights(other)[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_restored_learner_goes_on_as_the_saved_one(way: str) -> None:
+    learner, again = scheduled(way), scheduled(way)
+    chunks = episodes(learner)
+    trained(learner, chunks)
+    saved = pickle.dumps((learner.get_state(), learner.exact_state()))
+    expected = trained(learner, chunks)
+
+    def goes_on(without: str = "") -> str:
+        state, exact = pickle.loads(saved)
+        exact["schedules"].pop(without, None)
+        again._use_own_training(timesteps=0)
+        again.set_state({**state, "weights_seq_no": 0})
+        again.load_exact_state(exact)
+        return trained(again, chunks)
+
+    assert goes_on() == expected
+    # The present clip ranges are a part of that.
+    assert goes_on(without="clip_param") != expected
+    assert goes_on(without="clip_range_vf") != expected
+
+
+def trained(learner: Any, chunks: list[Any]) -> str:
+    learner.update(
+        episodes=copy.deepcopy(chunks),
+        timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 100},
+        num_epochs=4,
+        minibatch_size=24,
+        shuffle_batch_per_epoch=True,
+    )
+    digest: str = learner.weights_check()[0]
+    return digest
+
+
+def test_a_stage_or_a_fork_sets_epsilon_and_weight_decay() -> None:
+    learner = scheduled("hand-written")
+    config = learner.config.copy(copy_frozen=False)
+    given = {"adam_epsilon": 1e-3, "weight_decay": 0.5}
+    config.learners(learner_config_dict={"training": given})
+    learner.use_settings(config, timesteps=0, kl_coeff=None)
+    (optimizer,) = learner._named_optimizers.values()
+    (group,) = optimizer.param_groups
+    assert (group["eps"], group["weight_decay"]) == (1e-3, 0.5)
+    assert learner.clip("clip_range_vf") is None and learner.own_training.kl_limit is None
+
+
+# -- initial weights -----------------------------------------------------------------------------
+
+GAINS = {"hidden": 2**0.5, "policy_head": 0.01, "value_head": 1.0}
+
+
+def test_initial_weights_are_orthogonal_with_gains() -> None:
+    model = {"free_log_std": True, "head_fcnet_hiddens": [6]}
+    learner = build(
+        ExactPPOTorchLearner,
+        BOX,
+        model=model,
+        learner={"learner_config_dict": {"orthogonal_init": GAINS, "log_std_init": -1.0}},
+    )
+    found = {}
+    for name, value in learner.policy_module().named_parameters():
+        if name.endswith("bias"):
+            assert not value.any(), name
+        elif name.endswith("weight"):
+            small = value if value.shape[0] <= value.shape[1] else value.T
+            product = (small @ small.T).detach().numpy()
+            gain = float(product[0, 0]) ** 0.5
+            np.testing.assert_allclose(product, gain**2 * np.eye(len(product)), atol=1e-5)
+            found[name] = gain
+    heads = {"pi.net.mlp.2.weight": 0.01, "vf.net.mlp.2.weight": 1.0}
+    assert heads.keys() < found.keys()
+    assert found == pytest.approx({name: heads.get(name, 2**0.5) for name in found}, rel=1e-4)
+    assert learner.policy_module().pi.log_std.tolist() == [-1.0, -1.0]
+
+
+def test_initial_weights_are_drawn_from_the_seed_alone() -> None:
+    digests = []
+    for seed, disturbance in ((3, 1), (3, 2), (4, 1)):
+        config = build(ExactPPOTorchLearner, DISCRETE).config.copy(copy_frozen=False)
+        config.debugging(seed=seed)
+        config.learners(learner_config_dict={"orthogonal_init": GAINS})
+        torch.manual_seed(disturbance)
+        spaces = {MODULE_ID: (OBSERVATIONS, DISCRETE)}
+        digests.append(config.build_learner(spaces=spaces).weights_check()[0])
+    assert digests[0] == digests[1] != digests[2]
+
+
+# -- several learners ----------------------------------------------------------------------------
+
+
+TOGETHER = 0.36
+
+
+def _rank(rank: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2
+    )
+    found: dict[str, Any] = {}
+    for way, arguments in WAYS.items():
+        given = Sb3(learning_rate=1e-2, target_kl=TOGETHER, clip_range_vf=0.1)
+        learner = learner_of(given, actions=BOX, learner={"num_learners": 2}, **arguments)
+        for seed in (0, 1):
+            # The first has chunks that diverge less.
+            chunks = episodes(learner, seed=2 * seed + rank)[rank:]
+            results = update(learner, chunks, Settings(minibatches=12), seed=seed)
+        (optimizer,) = learner._named_optimizers.values()
+        found[way] = (
+            weights(learner),
+            {float(state["step"]) for state in optimizer.state.values()},
+            float(results[f"{MODULE_ID}/approx_kl"]),
+        )
+    Path(directory, f"{rank}.pkl").write_bytes(pickle.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_learners_end_an_update_together(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (tmp_path.as_posix(),), nprocs=2)
+    one, other = (pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in (0, 1))
+    for way in WAYS:
+        (weights_one, steps, kl), (weights_other, *told) = one[way], other[way]
+        assert told == [steps, kl] and kl > 1.5 * TOGETHER and 0 < max(steps) < 24, (steps, kl)
+        assert steps == one["hand-written"][1]
+        for name, weight in weights_one.items():
+            np.testing.assert_array_equal(weight, weights_other[name])
+            agree(weight, one["hand-written"][0][name])
+
+
+# -- Stable-Baselines3 itself --------------------------------------------------------------------
 
 
 def test_it_is_the_update_of_stable_baselines3_itself() -> None:
