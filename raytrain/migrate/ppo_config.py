@@ -7,12 +7,14 @@ as one without effect, or refused with the reason. What is not set keeps raytrai
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain._ray.ppo_config import default_model, registered_env, settings_of
+from raytrain.config.environment import EnvCreator
 from raytrain.config.errors import Problem, nearest
 from raytrain.config.schema import ALGORITHM_SECTIONS, ExperimentConfig
 from raytrain.migrate.reasons import WITHOUT_EFFECT, why_refused
@@ -24,9 +26,9 @@ from raytrain.migrate.search_spaces import (
     is_search_space,
 )
 
-_ELSEWHERE = frozenset({"env", "env_config", "evaluation_config", "model_config"})
+_ELSEWHERE = frozenset({"env", "env_config", "evaluation_config", "model_config", "model"})
 _TAKES_THE_DICT = ("config", "env_config", "env_context", "cfg")
-_NO_SETTINGS = frozenset({"algo_class", "train_batch_size", "train_batch_size_per_learner"})
+_NO_SEARCH = "cannot be searched as a whole; give each key of model_config its search space"
 
 
 @dataclass
@@ -112,6 +114,9 @@ class _Reader:
             "env_to_module_connector": self._env_to_module_connector,
             "gym_env_vectorize_mode": self._vectorize_mode,
             "observation_filter": self._observation_filter,
+            "model": self._old_model,
+            "policies": self._policies,
+            "min_sample_timesteps_per_iteration": self._least_timesteps,
             "evaluation_config": self._evaluation_config,
             "rl_module_spec": lambda value: None,
             "model_config": lambda value: None,
@@ -159,13 +164,18 @@ class _Reader:
         if not _has_key(path):
             self._out.refuse(name, why_refused(name), value)
             return
-        many = isinstance(value, (list, tuple))
         try:
-            paths = [self._code.path_of(item, path[-1]) for item in (value if many else [value])]
-        except NoSource as error:
+            self._out.put(path, self._paths(value, path[-1]))
+        except (NoSource, NoSearchSpace) as error:
             self._out.refuse(name, str(error))
-        else:
-            self._out.put(path, paths if many else paths[0])
+
+    def _paths(self, value: Any, name: str) -> Any:
+        """Import paths in the places of objects, in lists and search spaces too."""
+        if is_search_space(value):
+            return {kind: self._paths(items, name) for kind, items in converted(value).items()}
+        if isinstance(value, (list, tuple)):
+            return [self._paths(item, name) for item in value]
+        return self._code.path_of(value, name)
 
     # -- environment -----------------------------------------------------------------------------
 
@@ -173,6 +183,9 @@ class _Reader:
         env, arguments = self._settings["env"], self._settings["env_config"] or {}
         if env is None:
             self._out.refuse("env", "no environment is given: PPOConfig().environment(...)")
+            return
+        if is_search_space(env):
+            self._out.refuse("env", "cannot be searched; give each environment a run of its own")
             return
         plain = {key: item for key, item in arguments.items() if _is_plain(item)}
         others = {key: item for key, item in arguments.items() if key not in plain}
@@ -187,7 +200,8 @@ class _Reader:
 
     def _env_spec(self, env: Any, others: Mapping[str, Any]) -> str:
         creator = registered_env(env) if isinstance(env, str) else env
-        if creator is None:
+        # An earlier run of this program has registered an id of Gymnasium's.
+        if creator is None or isinstance(creator, EnvCreator):
             if others:
                 raise NoSource(
                     f"env_config.{next(iter(others))} is a {_kind(next(iter(others.values())))}, "
@@ -254,8 +268,26 @@ class _Reader:
             f"observation_filter={value!r} is used, although RLlib's new API stack ignores it."
         )
 
+    def _least_timesteps(self, value: Any) -> None:
+        name, size = "min_sample_timesteps_per_iteration", self._batch()
+        if not is_search_space(size) and not is_search_space(value) and value <= size:
+            self._out.notes.append(f"{name} has no effect: an iteration has {size} timesteps.")
+        else:
+            self._out.refuse(name, why_refused(name), value)
+
+    def _policies(self, value: Any) -> None:
+        # `PPOConfig.to_dict()` has RLlib's default policy in another form.
+        if set(value) != {"default_policy"}:
+            self._out.refuse("policies", why_refused("policies"), sorted(map(str, value)))
+
+    def _old_model(self, value: Any) -> None:
+        if getattr(self._settings["rl_module_spec"], "module_class", None) is None:
+            self._out.refuse("model", why_refused("model"))
+        else:
+            self._out.notes.append("model has no effect here: the network is the module_class.")
+
     def _batch_size(self, value: Any) -> None:
-        size = self._settings["train_batch_size_per_learner"] or self._settings["train_batch_size"]
+        size = self._batch()
         learners = max(1, int(self._settings["num_learners"] or 1))
         if not self._settings["train_batch_size_per_learner"] and learners > 1:
             if is_search_space(size):
@@ -264,10 +296,29 @@ class _Reader:
             size //= learners
         self._put(("training", "train_batch_size_per_learner"), "train_batch_size", size)
 
+    def _batch(self) -> Any:
+        settings = self._settings
+        return settings["train_batch_size_per_learner"] or settings["train_batch_size"]
+
     def _lr_schedulers(self, value: Any) -> None:
-        self._put_code(
-            ("training", "torch_lr_scheduler_classes"), "_torch_lr_scheduler_classes", value
-        )
+        """Each is a class, or a `functools.partial` of one with its arguments."""
+        path, name = ("training", "torch_lr_schedulers"), "_torch_lr_scheduler_classes"
+        if not _has_key(path):
+            self._out.refuse(name, why_refused(name), value)
+            return
+        schedulers = []
+        for item in value or ():
+            made = item if isinstance(item, functools.partial) else functools.partial(item)
+            if made.args or not _is_plain(made.keywords):
+                self._out.refuse(name, "give its arguments by name, as numbers or text", made)
+                return
+            try:
+                kind = self._code.path_of(made.func, "scheduler")
+            except NoSource as error:
+                self._out.refuse(name, str(error))
+                return
+            schedulers.append({"class": kind, **made.keywords})
+        self._out.put(path, schedulers)
 
     def _evaluation_config(self, value: Any) -> None:
         if value is None:
@@ -306,26 +357,47 @@ class _Reader:
         from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
         model, spec = self._settings["model_config"], self._settings["rl_module_spec"]
-        own = False
+        own = None
         if spec is not None:
             if not isinstance(spec, RLModuleSpec):
-                self._out.refuse("rl_module_spec", why_refused("policies"), _kind(spec))
+                why = why_refused("policies") if "Multi" in _kind(spec) else _NO_SEARCH
+                self._out.refuse("rl_module_spec", why)
                 return
             for name in ("observation_space", "action_space", "load_state_path"):
                 if getattr(spec, name, None) is not None:
                     why = why_refused(name) if "space" in name else why_refused("")
                     self._out.refuse(f"rl_module_spec.{name}", why)
-            own = spec.module_class is not None
-            for name in ("module_class", "catalog_class"):
-                if getattr(spec, name) is not None:
-                    path = ("rl_module", name)
-                    self._put_code(path, f"rl_module_spec.{name}", getattr(spec, name))
+            own = spec.module_class
+            if spec.catalog_class is not None:
+                path = ("rl_module", "catalog_class")
+                self._put_code(path, "rl_module_spec.catalog_class", spec.catalog_class)
             model = spec.model_config if spec.model_config is not None else model
-        if model:
-            self._model(model, own=own)
+        others: dict[str, Any] = {}
+        if is_search_space(model):
+            self._out.refuse("model_config", _NO_SEARCH)
+        elif model:
+            others = self._model(model, own=own is not None)
+        if own is not None:
+            self._module_class(own, others)
 
-    def _model(self, model: Any, *, own: bool) -> None:
-        """`own`: the network is the program's, and takes any keys."""
+    def _module_class(self, own: Any, others: Mapping[str, Any]) -> None:
+        """`others`: values of its `model_config` that cannot be stored with the run. They are
+        written into a class that is derived from it."""
+        name = "rl_module_spec.module_class"
+        if not others:
+            self._put_code(("rl_module", "module_class"), name, own)
+            return
+        try:
+            values = self._code.expression(dict(others))
+            made = self._code.path_of_network(self._code.bind(own.__name__, own), values)
+        except NoSource as error:
+            self._out.refuse(f"model_config.{next(iter(others))}", str(error))
+        else:
+            self._out.put(("rl_module", "module_class"), made)
+
+    def _model(self, model: Any, *, own: bool) -> dict[str, Any]:
+        """`own`: the network is the program's, and takes any keys. Returns those that cannot be
+        stored."""
         from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
         if not isinstance(model, Mapping):
@@ -337,17 +409,22 @@ class _Reader:
                     for key, value in model.items()
                     if key not in defaults or not _equal(value, defaults[key])
                 }
+        others: dict[str, Any] = {}
         for key, given in model.items():
             name, value = f"model_config.{key}", given
             if key.endswith("_initializer"):
                 value = _initializer_name(given)
             if value is None and not own:
                 continue
-            if not _is_plain(value, tuples=True):
+            if not _is_plain(value, tuples=not own):
+                others[key] = value
+                if own:
+                    continue
                 why = f"a {_kind(value)} cannot be stored with the run; give it a name or a number"
                 self._out.refuse(name, why)
                 continue
             self._put(("rl_module", "model_config", key), name, value)
+        return others
 
 
 def _direct() -> dict[str, tuple[str, str, bool]]:
@@ -395,7 +472,10 @@ def _equal(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
     if hasattr(one, "__dict__") and type(one).__module__.startswith("ray."):
         return bool(vars(one) == vars(other))  # PolicySpec, ...
-    return bool(one == other)
+    try:
+        return bool(one == other)
+    except ValueError:  # An array has no single truth.
+        return False
 
 
 def _converted(value: Any) -> Any:

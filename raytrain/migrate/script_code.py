@@ -22,12 +22,15 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import copyreg
+import dataclasses
 import enum
 import functools
 import inspect
 import linecache
 import math
 import os
+import re
 import symtable
 import sys
 import types
@@ -39,10 +42,8 @@ from raytrain.config.imports import origin_of_spec
 
 _LARGEST_ARRAY = 10_000  # elements that are written out
 _PLAIN = (bool, int, str, bytes, type(None), type(...))
-_HEADER = (
-    '"""Written by raytrain: the parts of {script} that its run needs. Edit them there."""\n\n'
-    "from __future__ import annotations\n"
-)
+_HEADER = '"""Written by raytrain: the parts of {script} that its run needs. Edit them there."""\n'
+_FUTURE = "from __future__ import annotations"
 
 
 class NoSource(Exception):
@@ -58,6 +59,8 @@ class ScriptCode:
         self._names: dict[str, Any] = {}
         self._blocks: list[str] = []
         self._roots: set[str] = set()
+        self._future = False
+        self._files: list[str] = []
 
     @property
     def is_needed(self) -> bool:
@@ -65,9 +68,16 @@ class ScriptCode:
         return bool(self._blocks)
 
     @property
+    def places(self) -> list[str]:
+        """The directories of the user's modules that are imported."""
+        return sorted({place for root in self._roots if (place := _place_of(root)) is not None})
+
+    @property
     def text(self) -> str:
         """The module's source."""
-        parts = [_HEADER.format(script=script_name()), *self._path_lines(), *self._blocks]
+        future = [f"{_FUTURE}\n"] if self._future else []
+        header = _HEADER.format(script=script_name())
+        parts = [header, *future, *self._path_lines(), *self._blocks]
         return "\n".join(parts) + "\n"
 
     def path_of(self, value: Any, name: str) -> str:
@@ -85,6 +95,19 @@ class ScriptCode:
         name = self._free(name)
         self._names[name] = object()
         self._blocks.append(f"\ndef {name}({arguments}):\n    return {expression}\n")
+        return f"{self.module}:{name}"
+
+    def path_of_network(self, base: str, values: str) -> str:
+        """The import path of a new RLModule, derived from `base` (a name that `bind` gave), with
+        further `values` (an expression) in its `model_config`."""
+        name = self._free(f"{base}WithValues")
+        self._names[name] = object()
+        self._blocks.append(
+            f"\nclass {name}({base}):\n\n"
+            "    def setup(self):\n"
+            f"        self.model_config = {{**self.model_config, **{values}}}\n"
+            "        super().setup()\n"
+        )
         return f"{self.module}:{name}"
 
     def bind(self, name: str, value: Any) -> str:
@@ -121,6 +144,8 @@ class ScriptCode:
                 self._blocks.append(f"from {module} import {first}{alias}")
         elif isinstance(value, (types.FunctionType, type)):
             self._put_source(name, value)
+        elif isinstance(inner := getattr(value, "__wrapped__", None), types.FunctionType):
+            self._put_source(name, inner)  # Its source has the decorator.
         else:
             expression = self._expression(value)
             self._blocks.append(f"{name} = {expression}")
@@ -134,13 +159,18 @@ class ScriptCode:
         return candidate
 
     def _put_source(self, name: str, value: Any) -> None:
-        node = _definition(value)
+        wrapped = getattr(value, "__wrapped__", None)
+        value = wrapped if isinstance(wrapped, types.FunctionType) else value
+        tree, node = _definition(value, self._files)
+        self._future |= f"{_FUTURE}" in map(ast.unparse, tree.body[:3])
         renamed: dict[str, str] = {}
         for used, attributes in _names_used(node).items():
             if used == getattr(value, "__name__", None) and not isinstance(node, ast.Lambda):
                 continue
             found, inner = _lookup(used, value, node)
             if not found:
+                continue
+            if self._put_import(used, inner, tree):
                 continue
             if isinstance(inner, (argparse.Namespace, types.SimpleNamespace)) and attributes:
                 inner = _Part(inner, tuple(sorted(attributes)))
@@ -163,12 +193,33 @@ class ScriptCode:
             self._names[original] = value
         self._blocks.append(f"\n{source}\n{alias}")
 
+    def _put_import(self, name: str, value: Any, tree: ast.Module) -> bool:
+        """Import a name as the program does, if the program imports it."""
+        for node in ast.walk(tree):
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            for alias in node.names:
+                bound = alias.asname or alias.name.partition(".")[0]
+                if bound != name or not _is_imported(node, alias, value):
+                    continue
+                if name in self._names:
+                    return self._names[name] is value
+                self._names[name] = value
+                self._roots.add(_module_of(node, alias))
+                only = ast.alias(alias.name, alias.asname)
+                statement = (
+                    ast.Import([only])
+                    if isinstance(node, ast.Import)
+                    else ast.ImportFrom(node.module, [only], 0)
+                )
+                self._blocks.append(ast.unparse(statement))
+                return True
+        return False
+
     # -- values as expressions -------------------------------------------------------------------
 
     def _expression(self, value: Any) -> str:
-        if isinstance(value, enum.Enum):
-            return f"{self._put(type(value).__name__, type(value))}.{value.name}"
-        if isinstance(value, _PLAIN) and type(value) in _PLAIN:
+        if type(value) in _PLAIN:
             return repr(value)
         if type(value) is float:
             return repr(value) if math.isfinite(value) else f"float({str(value)!r})"
@@ -177,21 +228,34 @@ class ScriptCode:
         if isinstance(value, Mapping) and type(value).__name__ in ("dict", "EnvContext"):
             items = (f"{self._expression(k)}: {self._expression(v)}" for k, v in value.items())
             return "{" + ", ".join(items) + "}"
+        if isinstance(value, (argparse.Namespace, types.SimpleNamespace)):
+            value = _Part(value, tuple(sorted(vars(value))))
         if isinstance(value, _Part):
             return value.expression(self)
-        if isinstance(value, (argparse.Namespace, types.SimpleNamespace)):
-            return _Part(value, tuple(sorted(vars(value)))).expression(self)
-        if isinstance(value, functools.partial):
-            keywords = (f"{name}={self._expression(item)}" for name, item in value.keywords.items())
-            parts = [self._expression(value.func), *map(self._expression, value.args), *keywords]
-            return f"{self._put('partial', functools.partial)}({', '.join(parts)})"
-        if isinstance(value, os.PathLike):
-            return f"{self._put('Path', Path)}({os.fspath(value)!r})"
-        if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
-            return self._put(_identifier(value.__name__), value)
         if isinstance(value, types.ModuleType):
             return self._put(value.__name__.rpartition(".")[2], value)
-        return self._library_value(value)
+        if isinstance(value, (types.FunctionType, type)) or importable(value) is not None:
+            return self._put(_identifier(value.__name__), value)
+        return self._made_by_class(value) or self._library_value(value)
+
+    def _made_by_class(self, value: Any) -> str | None:
+        """Objects whose class makes them of their parts."""
+        if isinstance(value, enum.Enum):
+            return f"{self._put(type(value).__name__, type(value))}.{value.name}"
+        if isinstance(value, os.PathLike):
+            return f"{self._put('Path', Path)}({os.fspath(value)!r})"
+        parts: list[str] = []
+        keywords: Mapping[str, Any] = {}
+        if isinstance(value, functools.partial):
+            parts = [self._expression(value.func), *map(self._expression, value.args)]
+            keywords = value.keywords
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = [item.name for item in dataclasses.fields(value) if item.init]
+            keywords = {name: getattr(value, name) for name in fields}
+        else:
+            return None
+        parts += [f"{name}={self._expression(item)}" for name, item in keywords.items()]
+        return f"{self._put(type(value).__name__, type(value))}({', '.join(parts)})"
 
     def _sequence(self, value: Any) -> str:
         items = [self._expression(item) for item in value]
@@ -202,7 +266,7 @@ class ScriptCode:
         return f"[{', '.join(items)}]"
 
     def _library_value(self, value: Any) -> str:
-        """Arrays, scalars and dtypes of NumPy, and Gymnasium's spaces."""
+        """Arrays, scalars and dtypes of NumPy, Gymnasium's spaces, RLlib's configs."""
         numpy, spaces = sys.modules.get("numpy"), sys.modules.get("gymnasium.spaces")
         if numpy is not None:
             np = (
@@ -218,6 +282,19 @@ class ScriptCode:
                 return self._array(value, np)
         if spaces is not None and isinstance(value, spaces.Space):
             return self._space(value, spaces)
+        if hasattr(value, "algo_class") and hasattr(value, "update_from_dict"):
+            made = self._put(type(value).__name__, type(value))
+            before = vars(type(value)())
+            changed = {
+                name: part
+                for name, part in vars(value).items()
+                if name != "_is_frozen" and _text(part) != _text(before.get(name, ...))
+            }
+            return f"{made}().update_from_dict({self._expression(changed)})"
+        function, arguments = _remade(value)
+        if function is not None:
+            parts = ", ".join(map(self._expression, arguments))
+            return f"{self._put(_identifier(function.__name__), function)}({parts})"
         raise NoSource(
             f"a value of type {type(value).__name__} cannot be written into a module. Make it in "
             "the function or class that uses it, or put both into a module of their own (a file "
@@ -261,10 +338,9 @@ class ScriptCode:
 
     def _path_lines(self) -> Iterator[str]:
         """Lines that let the module find other modules of the user's, which lie elsewhere."""
-        places = sorted({place for root in self._roots if (place := _place_of(root)) is not None})
-        if places:
+        if self.places:
             yield "import sys\n"
-            for place in places:
+            for place in self.places:
                 yield f"if {place!r} not in sys.path:\n    sys.path.append({place!r})"
 
 
@@ -374,38 +450,72 @@ def _tree(file: str, source: str) -> ast.Module:
     return ast.parse(source, file)
 
 
-def _definition(value: Any) -> Any:
-    """The syntax of a function, lambda or class: a copy."""
+def _remade(value: Any) -> tuple[Any, tuple[Any, ...]]:
+    """An importable function and plain arguments that make the value again, as `pickle` would;
+    None if there is no such function."""
+    reduce = copyreg.dispatch_table.get(type(value))
+    try:
+        made = value.__reduce_ex__(2) if reduce is None else reduce(value)
+    except Exception:  # Of any kind: the value cannot be pickled.
+        return None, ()
+    if not isinstance(made, tuple) or any(part is not None for part in made[2:]):
+        return None, ()
+    function, arguments = made[:2]
+    kept = getattr(function, "__name__", "") != "__newobj__" and importable(function) is not None
+    return (function, arguments) if kept else (None, ())
+
+
+def _text(value: Any) -> str:
+    """The value as text, without the addresses of objects."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _module_of(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:
+    return alias.name if isinstance(node, ast.Import) else node.module or ""
+
+
+def _is_imported(node: ast.Import | ast.ImportFrom, alias: ast.alias, value: Any) -> bool:
+    """Whether the import statement gives this very value."""
+    if isinstance(node, ast.ImportFrom) and (node.level or node.module == "__future__"):
+        return False
+    name = _module_of(node, alias)
+    if isinstance(node, ast.Import):
+        return sys.modules.get(name if alias.asname else name.partition(".")[0]) is value
+    return getattr(sys.modules.get(name), alias.name, None) is value
+
+
+def _definition(value: Any, files: list[str]) -> tuple[ast.Module, Any]:
+    """The file of a function, lambda or class, and its definition, a copy. `files`: those of other
+    objects of the program; a class may not know its own."""
     what = _short(getattr(value, "__qualname__", repr(value)))
-    file = _file_of(value)
-    source = "".join(linecache.getlines(file)) if file else ""
-    if not source:
+    own = _file_of(value)
+    sources = {file: "".join(linecache.getlines(file)) for file in (own, *files) if file}
+    if not any(sources.values()):
         raise NoSource(
             f"the source of {what} is not known (it was typed in or made by `exec`). Put it into a "
             "file and import it"
         )
-    try:
-        tree = _tree(file, source)
-    except SyntaxError:
-        raise NoSource(f"{file} cannot be read as Python now; was it edited meanwhile?") from None
-    node = _class_in(tree, value) if isinstance(value, type) else _function_in(tree, value)
-    if node is None:
-        raise NoSource(f"{what} was not found in {file}; was the file edited meanwhile?")
-    copied = ast.parse(ast.unparse(node), mode="exec").body[0]
-    return copied.value if isinstance(copied, ast.Expr) else copied
+    for file, source in sources.items():
+        try:
+            tree = _tree(file, source)
+        except SyntaxError:
+            continue  # It is no file of Python's, or it is being edited.
+        node = _class_in(tree, value) if isinstance(value, type) else _function_in(tree, value)
+        if node is not None:
+            files[:] = dict.fromkeys([file, *files])
+            copied = ast.parse(ast.unparse(node), mode="exec").body[0]
+            return tree, copied.value if isinstance(copied, ast.Expr) else copied
+    raise NoSource(f"{what} was not found in {own or files[0]}; was the file edited meanwhile?")
 
 
 def _file_of(value: Any) -> str:
     if isinstance(value, types.FunctionType):
         return value.__code__.co_filename
-    for member in vars(value).values():
-        function = getattr(member, "__func__", member)
-        if isinstance(function, property):
-            function = function.fget
-        if isinstance(function, types.FunctionType) and function.__qualname__.startswith(
-            value.__qualname__
-        ):
-            return function.__code__.co_filename
+    for method in map(inspect.unwrap, _functions(value)):
+        if isinstance(method, types.FunctionType):
+            file: str = method.__code__.co_filename  # Methods of dataclasses are in no file.
+            if method.__qualname__.startswith(value.__qualname__) and linecache.getlines(file):
+                return file
     try:
         return inspect.getsourcefile(value) or ""
     except (TypeError, OSError):
@@ -475,11 +585,7 @@ def _names_used(node: ast.AST) -> dict[str, set[str]]:
     """The names from outside that the definition uses; for those of which only attributes are read,
     the attributes."""
     source = ast.unparse(node)
-    text = (
-        f"from __future__ import annotations\n_ = ({source})"
-        if isinstance(node, ast.Lambda)
-        else f"from __future__ import annotations\n{source}"
-    )
+    text = f"_ = ({source})" if isinstance(node, ast.Lambda) else source
     used: dict[str, None] = {}
 
     def collect(table: symtable.SymbolTable) -> None:

@@ -42,6 +42,7 @@ from raytrain.migrate.run_options import (
 )
 from raytrain.migrate.script_code import ScriptCode
 from raytrain.storage import Location
+from raytrain.storage.signing import KEY_VARIABLE, signing_key
 
 _PLACEHOLDER = "script"
 
@@ -122,7 +123,8 @@ def _read(
     taken = take_over(config, code)
     options(taken)
     values = {**copy.deepcopy(taken.values), **frame}
-    values["import_path"] = _script_directory()
+    beside = _script_directory()
+    values["import_path"] = beside if beside in code.places else next(iter(code.places), beside)
     problems = list(taken.problems)
     made: ExperimentConfig | None = None
     try:
@@ -138,17 +140,14 @@ def _read(
     if not code.is_needed:
         return Experiment(made, None, tuple(taken.notes))
     place = Location.of(made.storage_path) / made.name
-    if not place.is_local:
-        raise ConfigError(
-            Problem(
-                "the program has classes or functions of its own, which are stored with the run, "
-                "and this is possible only on a local disk or a mounted one; put them into a "
-                "module (a file beside the program) and import them",
-                "",
-                "storage_path",
-                made.storage_path,
-            )
+    if not place.is_local or signing_key() is not None:
+        where = "on an object store" if signing_key() is None else f"signed ({KEY_VARIABLE})"
+        message = (
+            "the program has classes or functions of its own, whose source is written into the "
+            f"run's directory; this is not possible for runs that are {where}. Put them into a "
+            "module (a file beside the program) and import them"
         )
+        raise ConfigError(Problem(message, "", "storage_path", made.storage_path))
     made = made.model_copy(update={"import_path": str(place.local_path / WRITTEN_CODE)})
     return Experiment(made, code.text, tuple(taken.notes))
 
@@ -206,7 +205,8 @@ class Tuner:
             self._experiment.config.name
         )
         self._callbacks = tuple(run_config.callbacks or ())
-        self._raises = str(run_config.failure_config.fail_fast).lower() == "raise"
+        fail_fast = getattr(run_config.failure_config, "fail_fast", False)
+        self._raises = str(fail_fast).lower() == "raise"
         self._metric, self._mode = tune_config.metric, tune_config.mode
         self._outcome: Outcome | None = None
 

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
-from ray import tune
+from ray import train, tune
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.examples.rl_modules.classes.modelv2_to_rlm import ModelV2ToRLModule
 from ray.tune.schedulers import ASHAScheduler
 
 import raytrain
@@ -25,6 +27,7 @@ from raytrain.config import ExperimentConfig, config_digest, config_from_dict, l
 from raytrain.config.errors import ConfigError
 from raytrain.migrate.reasons import REFUSED, WITHOUT_EFFECT
 from raytrain.migrate.tuner import Experiment
+from raytrain.storage.signing import KEY_VARIABLE
 
 STOP = {"training_iteration": 3}
 
@@ -104,8 +107,12 @@ Make = Callable[[], PPOConfig]
             },
         ),
         (
-            lambda: cartpole().env_runners(
-                env_to_module_connector=lambda env, spaces, device: [FlattenObservations()]
+            lambda: (
+                cartpole()
+                .env_runners(
+                    env_to_module_connector=lambda env, spaces, device: [FlattenObservations()]
+                )
+                .reporting(min_sample_timesteps_per_iteration=1000)
             ),
             {},
         ),
@@ -190,6 +197,17 @@ def test_flat_keys() -> None:
         is_the_run_of(made.config, expected)
 
 
+def test_a_config_as_a_dictionary() -> None:
+    config = (
+        cartpole()
+        .training(lr=tune.grid_search([1e-3, 1e-4]), lambda_=0.9)
+        .rl_module(model_config={"fcnet_hiddens": [8]})
+        .debugging(seed=3)
+        .callbacks(on_train_result=print)
+    )
+    assert configured(config.to_dict()) == configured(config)
+
+
 def test_an_environment_called_with_one_dictionary() -> None:
     """RLlib calls every environment so; raytrain looks at the first argument's name."""
     made = experiment(PPOConfig().environment(CartPoleEnv))
@@ -211,6 +229,27 @@ def test_arguments_that_cannot_be_stored_are_written_into_the_module() -> None:
     assert env.action_space == Discrete(100)
     assert env.observation_space["observations"] == Box(-1.0, 1.0, (5,))
     assert made.config.environment.env_config == {"n": 2}
+
+
+def test_values_of_a_network_that_cannot_be_stored_are_written_into_a_class() -> None:
+    values = {"max_seq_len": 20, "old_api_stack_algo_config": PPOConfig().training(lr=0.1)}
+    spec = RLModuleSpec(module_class=ModelV2ToRLModule, model_config=values)
+    made = experiment(cartpole().rl_module(rl_module_spec=spec))
+    assert made.config.to_dict()["rl_module"] == {
+        "module_class": "code_of_run:ModelV2ToRLModuleWithValues",
+        "model_config": {"max_seq_len": 20},
+    }
+    written = "'old_api_stack_algo_config': PPOConfig().update_from_dict({'lr': 0.1})"
+    assert written in (made.code or "")
+
+
+def test_code_of_the_program_needs_a_disk_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PPOConfig().environment(CartPoleEnv)
+    with pytest.raises(ConfigError, match="not possible for runs that are on an object store"):
+        experiment(config, storage_path="s3://bucket/runs")
+    monkeypatch.setenv(KEY_VARIABLE, "a" * 32)
+    with pytest.raises(ConfigError, match="not possible for runs that are signed"):
+        experiment(config)
 
 
 def test_one_error_lists_every_setting_with_its_reason() -> None:
@@ -294,6 +333,18 @@ def test_options_of_the_run() -> None:
         tune={"max_concurrent_trials": 2},
     )
     is_the_run_of(made, expected)
+
+
+def test_what_cannot_be_searched_or_is_of_another_library() -> None:
+    config = (
+        PPOConfig()
+        .environment(tune.grid_search(["CartPole-v1", "Acrobot-v1"]))
+        .rl_module(model_config=tune.grid_search([{"fcnet_hiddens": [8]}]))
+    )
+    with pytest.raises(ConfigError) as caught:
+        Tuner("PPO", param_space=config, run_config=train.RunConfig(name="run"))
+    fields = {problem.field for problem in caught.value.problems}
+    assert fields == {"env", "model_config", "run_config", "stop"}
 
 
 def test_samples_that_differ_in_nothing_get_seeds() -> None:

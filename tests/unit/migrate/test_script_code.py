@@ -14,16 +14,23 @@ import pytest
 from raytrain.migrate.script_code import NoSource, ScriptCode
 
 PROGRAM = """
+from __future__ import annotations
+
 import argparse
+import dataclasses
 import functools
+import logging
 import math as mathematics
+import re
 import sys
 from os.path import join as joined
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 
 import beside
+from beside import LIST, relu
 
 SCALE = 2.5
 TABLE = {"a": (1, 2), "b": [float("inf"), None]}
@@ -71,6 +78,35 @@ box = gym.spaces.Box(-1.0, 1.0, (2,))
 space = gym.spaces.Dict({"x": box, "n": gym.spaces.Discrete(3, start=1)})
 of_space = lambda: (space.contains({"x": MIXED[:2] * 0, "n": 2}), TABLE, joined("a", "b"))
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    factor: float = 2.0
+    more: Marked = None
+
+SETTINGS = Settings(3.0)
+logger = logging.getLogger(__name__)
+PATTERN = re.compile("a+", re.IGNORECASE)
+
+@functools.lru_cache
+def cached(x: int) -> float:
+    logger.debug("cached")
+    return x * SETTINGS.factor + len(PATTERN.findall("Aab"))
+
+def decorated(function):
+    @functools.wraps(function)
+    def inner(*arguments):
+        return function(*arguments) + CALLS
+    return inner
+
+CALLS = 100
+
+@decorated
+def plus(x, y):
+    return x + y
+
+def of_modules():
+    return [beside.ONE, LIST, Path("a").name, relu(3)]
+
 def even(n):
     return n == 0 or odd(n - 1)
 
@@ -85,7 +121,9 @@ if __name__ == "__main__":
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names of the program, as they are while it runs."""
-    (tmp_path / "beside.py").write_text("ONE = 1\n")
+    (tmp_path / "beside.py").write_text(
+        "import math\nONE = 1\nLIST = [None]\nrelu = max.__call__ and abs\n"
+    )
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -115,6 +153,9 @@ def evaluated(code: ScriptCode, expression: str, place: Path) -> Any:
         ("by_args", "m.given(7, k=2)", {"size": 6, "config": 7}),
         ("partly", "m.given()", 8),
         ("of_space", "m.given()", [True, {"a": [1, 2], "b": [float("inf"), None]}, "a/b"]),
+        ("cached", "m.given(2)", 7.0),
+        ("plus", "m.given(1, 2)", 103),
+        ("of_modules", "m.given()", [1, [None], "a", 3]),
         ("even", "m.even(10)", True),
         ("inside", "m.inside(1)", 4),
     ],
