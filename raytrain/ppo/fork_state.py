@@ -34,7 +34,7 @@ def settings_of(config: Any) -> dict[str, Any]:
             "env": str(config.env),
             "env_config": dict(config.env_config),
             "envs": config.num_envs_per_env_runner,
-            "filtered": _ray.runners.filters_observations(config),
+            "filtered": _ray.runners.observation_connectors(config) is not None,
             "batch_mode": config.batch_mode,
         },
         "evaluation": dict(evaluation) if isinstance(evaluation, dict) else None,

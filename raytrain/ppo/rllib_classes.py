@@ -26,6 +26,10 @@ from ray.rllib.env.env_runner import EnvRunner
 
 from raytrain import _ray
 from raytrain.config import name_for_others
+from raytrain.config.cross_checks import KEYS_FOR_LEARNERS
+from raytrain.config.own_code_config import OwnCodeConfig
+from raytrain.config.to_rllib import mean_std_filter
+from raytrain.rollout.fast_sampling.episode_rows import EpisodeRecorder
 
 # As text: a function is pickled by its module, which is raytrain's here, or as byte code, which
 # only one Python version reads.
@@ -33,6 +37,10 @@ _MEAN_STD_FILTER = (
     "lambda env=None, spaces=None, device=None: __import__("
     "'ray.rllib.connectors.env_to_module', fromlist=['MeanStdFilter']).MeanStdFilter()"
 )
+
+
+_BEFORE = ("raytrain.", "ray.train.")
+"""Where the classes of a learner lie that come before RLlib's, or the user's own."""
 
 
 class _FromSource:
@@ -52,8 +60,9 @@ def made_by(component: Any) -> dict[str, Any]:
     """What `Checkpointable.from_checkpoint` builds a component of an algorithm from."""
     kind = type(component)
     args, kwargs = component.get_ctor_args_and_kwargs()
-    if isinstance(component, Algorithm | EnvRunner | Learner):
-        # For a remote learner Ray Train derives another class.
+    if isinstance(component, Learner):
+        kind = next(base for base in kind.__mro__ if not base.__module__.startswith(_BEFORE))
+    elif isinstance(component, Algorithm | EnvRunner):
         kind = next(base for base in kind.__mro__ if base.__module__.startswith("ray.rllib."))
     if isinstance(component, Algorithm):
         args = (stock_config(component.config).get_state(),)
@@ -72,17 +81,24 @@ def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
     """A copy, not frozen, without raytrain: the settings of `algorithm.prepare` and of
     `to_algorithm_config` have RLlib's defaults."""
     stock = config.copy(copy_frozen=False)
+    if isinstance(stock, OwnCodeConfig):
+        stock = stock.plain()
     stock.algo_class = PPO
     stock.env_runners(env_runner_cls=None)
-    stock.learners(learner_class=None)
-    stock.learner_config_dict = {}
-    stock.callbacks(callbacks_class=RLlibCallback)
+    stock.learners(learner_class=stock.learner_config_dict.get("learner_class"))
+    stock.learner_config_dict = {
+        key: value
+        for key, value in stock.learner_config_dict.items()
+        if key not in KEYS_FOR_LEARNERS
+    }
+    own = [kind for kind in stock.callbacks_class if kind is not EpisodeRecorder]
+    stock.callbacks(callbacks_class=own or RLlibCallback)
     stock.environment(env=name_for_others(stock.env))
     evaluation = dict(stock.evaluation_config or {})
     if "env" in evaluation:
         evaluation["env"] = name_for_others(evaluation["env"])
         stock.evaluation(evaluation_config=evaluation)
-    if _ray.runners.filters_observations(stock):
+    if _ray.runners.observation_connectors(stock) is mean_std_filter:
         stock.env_runners(env_to_module_connector=_FromSource(_MEAN_STD_FILTER))
     _ray.runners.set_auto_sync(stock, True)
     return stock
