@@ -228,6 +228,22 @@ CodePaths = Annotated[str | list[str], PlainValidator(_code_paths)]
 """One, or several in a list."""
 
 
+def _torch_schedulers(value: Any) -> list[dict[str, Any]]:
+    schedulers = []
+    for item in value if isinstance(value, (list, tuple)) else [value]:
+        if not isinstance(item, dict) or "class" not in item:
+            raise ValueError(
+                "must be a list of mappings, such as "
+                "[{class: 'torch.optim.lr_scheduler:ExponentialLR', gamma: 0.99}]"
+            )
+        plain = free_mapping(item)
+        schedulers.append({**plain, "class": _code_path(plain["class"])})
+    return schedulers
+
+
+TorchSchedulers = Annotated[list[dict[str, Any]], PlainValidator(_torch_schedulers)]
+
+
 def not_given(value: Any) -> bool:
     """For `Field(exclude_if=not_given)` of a key that is newer than its section: a config without
     it has the digest that it had before."""

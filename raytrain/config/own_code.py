@@ -30,6 +30,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -125,8 +126,38 @@ def own_code(config: ExperimentConfig) -> list[Named]:
 
 
 def own_code_modules(config: ExperimentConfig) -> list[str]:
-    """The modules of `own_code`."""
-    return list(dict.fromkeys(named.spec.partition(":")[0] for named in own_code(config)))
+    """The modules of `own_code` and of Torch's schedulers."""
+    specs = [named.spec for named in own_code(config)]
+    specs += [str(item["class"]) for item in config.training.torch_lr_schedulers or ()]
+    return list(dict.fromkeys(spec.partition(":")[0] for spec in specs))
+
+
+def torch_schedulers(config: ExperimentConfig) -> list[Any]:
+    """What `training.torch_lr_schedulers` names, each with its arguments; each makes a scheduler of
+    an optimizer."""
+    found = []
+    for index, item in enumerate(config.training.torch_lr_schedulers or ()):
+        arguments = {key: value for key, value in item.items() if key != "class"}
+        field = f"training.torch_lr_schedulers[{index}]"
+        kind = load_object(item["class"], config.import_path, field)
+        why = _why_not_called(kind, Kind(arguments=(("optimizer",),), keywords=tuple(arguments)))
+        if why is not None:
+            raise ConfigError(Problem(f"{item['class']} {why}", "", field))
+        found.append(partial(kind, **arguments))
+    return found
+
+
+def loaded(config: ExperimentConfig) -> dict[str, Any]:
+    """The objects by their kind (a key of `KINDS`), a list where the config has a list; without
+    those that the config does not name. Raises ConfigError as `load_object` does."""
+    objects: dict[str, Any] = {}
+    for named in own_code(config):
+        found = load_object(named.spec, config.import_path, dotted(named.path))
+        if len(named.path) == len(named.kind.split(".")):
+            objects[named.kind] = found
+        else:
+            objects.setdefault(named.kind, []).append(found)
+    return objects
 
 
 def own_code_problems(config: ExperimentConfig) -> Iterator[tuple[KeyPath, Problem]]:
@@ -136,6 +167,10 @@ def own_code_problems(config: ExperimentConfig) -> Iterator[tuple[KeyPath, Probl
             check(load_object(named.spec, config.import_path, dotted(named.path)), named)
         except ConfigError as error:
             yield from ((named.path, problem) for problem in error.problems)
+    try:
+        torch_schedulers(config)
+    except ConfigError as error:
+        yield from ((("training", "torch_lr_schedulers"), problem) for problem in error.problems)
 
 
 def require_own_code(config: ExperimentConfig) -> None:
@@ -246,10 +281,7 @@ def load_module(module_name: str, spec: str, import_path: str | None, field: str
         hidden = _hidden_package(import_path)
         if hidden is not None:
             raise refuse(hidden)
-    if import_path is not None and import_path not in sys.path and os.path.isdir(import_path):
-        # In front, as Python does it for the directory of a script.
-        sys.path.insert(0, import_path)
-        importlib.invalidate_caches()
+    first_in_path(import_path)
     with module_code(f"importing {module_name}", spec, field):
         try:
             module = importlib.import_module(module_name)
@@ -263,6 +295,14 @@ def load_module(module_name: str, spec: str, import_path: str | None, field: str
     if wrong is not None:
         raise refuse(wrong)
     return module
+
+
+def first_in_path(import_path: str | None) -> None:
+    """Have Python find the modules of a directory that exists, in front of all others, as it finds
+    those in the directory of a script."""
+    if import_path is not None and import_path not in sys.path and os.path.isdir(import_path):
+        sys.path.insert(0, import_path)
+        importlib.invalidate_caches()
 
 
 def module_code(action: str, spec: str, field: str) -> AbstractContextManager[None]:

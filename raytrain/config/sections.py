@@ -36,6 +36,7 @@ from raytrain.config.fields import (
     Section,
     Text,
     TimeoutSeconds,
+    TorchSchedulers,
     VectorizeMode,
     not_given,
 )
@@ -157,6 +158,11 @@ class Training(Section):
     learner_class: CodePath | None = Field(default=None, exclude_if=not_given)
     """Your own learner, `module:Name`, derived from RLlib's `PPOTorchLearner`: see
     [your own code](own_code.md#learners)."""
+    learner_config_dict: FreeMapping | None = Field(default=None, exclude_if=not_given)
+    """Values that your own learner finds in `config.learner_config_dict`."""
+    torch_lr_schedulers: TorchSchedulers | None = Field(default=None, exclude_if=not_given)
+    """Learning rate schedulers of Torch, each a mapping of `class`, such as
+    `torch.optim.lr_scheduler:ExponentialLR`, and its arguments (raytrain's own key)."""
 
 
 class Learners(Section):

@@ -45,9 +45,7 @@ _REASONS = {
         ),
         "there is no offline evaluation",
     ),
-    "learners.learner_config_dict": (
-        "raytrain sets it; for deterministic kernels there is debugging.deterministic"
-    ),
+    "learners.learner_config_dict": "it stands under training.learner_config_dict",
     "evaluation.evaluation_parallel_to_training": (
         "evaluation would read the weights while they are being updated, so its numbers could not "
         "be reproduced; leave the key out"

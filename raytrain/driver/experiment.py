@@ -46,6 +46,7 @@ from raytrain.driver.outcome import (
     finished_trials,
     outcome_of,
 )
+from raytrain.driver.own_code import OWN_CODE, with_own_code
 from raytrain.driver.same_run import require_same_run
 from raytrain.driver.signals import InterruptedEarly, Interrupts
 from raytrain.driver.spaces import Say, require_actions
@@ -247,6 +248,7 @@ def _describe_run(
     known_proof = proved.snapshot if proved is not None else None
     settings = settings_for(config, stored)
     snapshot = prove_stages(config, known_proof, say, settings.hash_seed)
+    snapshot = with_own_code(config, snapshot, say, settings.hash_seed)
     code = present.code
     if stored is None or snapshot != stored.snapshot:
         code = present.after_trial(snapshot)
@@ -266,7 +268,9 @@ def _describe_run(
             )
         for warning in warnings_of(snapshot):
             say(f"The environment: {warning}")
-    if not snapshot["exact"]:
+    if not snapshot["exact"] and not snapshot.get(OWN_CODE, {}).get("exact", True):
+        say(f"This run will NOT be exact after an interruption: {snapshot['reason']}.")
+    elif not snapshot["exact"]:
         say(
             "This run will NOT be exact after an interruption: the environment cannot be restored "
             f"({snapshot['reason']}). Training, checkpoints and retries work; running episodes are "

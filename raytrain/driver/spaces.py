@@ -55,7 +55,11 @@ def spaces_of(env: Any) -> dict[str, Any]:
 
 
 def require_observations(space: Any, config: ExperimentConfig) -> None:
-    """Raise ConfigError unless the config's network can take observations of `space`."""
+    """Raise ConfigError unless the config's network can take observations of `space`. What a
+    network, or a catalog, of the user's own can take, and what connectors make, is tried later."""
+    own = config.rl_module
+    if own.module_class or own.catalog_class or config.env_runners.env_to_module_connector:
+        return
     problem = observation_problem(space)
     if problem is not None:
         raise ConfigError(Problem(problem, field="environment.env", value=config.environment.env))

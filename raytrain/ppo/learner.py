@@ -63,6 +63,14 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     """Why RLlib's own update must be used; None where `fast` is."""
     own_training: OwnTraining
 
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        own = config.learner_config_dict.get("learner_class")
+        if own is not None and not isinstance(self, own):
+            # Ray makes an actor's class before the user's module can be imported in its process,
+            # so the class of the object changes here. Its methods come between these and RLlib's.
+            self.__class__ = type(own.__name__, (type(self), own), {"__module__": __name__})
+        super().__init__(config=config, **kwargs)
+
     def build(self) -> None:
         if self.config.num_learners > 0:  # Otherwise the trial's process has its own number.
             use_threads_of("learner", self.config.learner_config_dict)

@@ -26,7 +26,11 @@ from ray.rllib.env.env_runner import EnvRunner
 
 from raytrain import _ray
 from raytrain.config import name_for_others
+from raytrain.config.cross_checks import KEYS_FOR_LEARNERS
+from raytrain.config.own_code_config import OwnCodeConfig
+from raytrain.config.to_rllib import mean_std_filter
 from raytrain.policy.rllib_observations import ObservationConnectors
+from raytrain.rollout.fast_sampling.episode_rows import EpisodeRecorder
 
 # `ObservationConnectors` as text: a function is pickled by its module, which is raytrain's here, or
 # as byte code, which only one Python version reads. Boxes of floats need no module of raytrain.
@@ -41,6 +45,10 @@ _CONNECTORS = (
 _MEAN_STD_FILTER = (
     "[__import__('ray.rllib.connectors.env_to_module', fromlist=['env']).MeanStdFilter()]"
 )
+
+
+_BEFORE = ("raytrain.", "ray.train.")
+"""Where the classes of a learner lie that come before RLlib's, or the user's own."""
 
 
 class _FromSource:
@@ -60,8 +68,9 @@ def made_by(component: Any) -> dict[str, Any]:
     """What `Checkpointable.from_checkpoint` builds a component of an algorithm from."""
     kind = type(component)
     args, kwargs = component.get_ctor_args_and_kwargs()
-    if isinstance(component, Algorithm | EnvRunner | Learner):
-        # For a remote learner Ray Train derives another class.
+    if isinstance(component, Learner):
+        kind = next(base for base in kind.__mro__ if not base.__module__.startswith(_BEFORE))
+    elif isinstance(component, Algorithm | EnvRunner):
         kind = next(base for base in kind.__mro__ if base.__module__.startswith("ray.rllib."))
     if isinstance(component, Algorithm):
         args = (stock_config(component.config).get_state(),)
@@ -80,11 +89,18 @@ def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
     """A copy, not frozen, without raytrain: the settings of `algorithm.prepare` and of
     `to_algorithm_config` have RLlib's defaults."""
     stock = config.copy(copy_frozen=False)
+    if isinstance(stock, OwnCodeConfig):
+        stock = stock.plain()
     stock.algo_class = PPO
     stock.env_runners(env_runner_cls=None)
-    stock.learners(learner_class=None)
-    stock.learner_config_dict = {}
-    stock.callbacks(callbacks_class=RLlibCallback)
+    stock.learners(learner_class=stock.learner_config_dict.get("learner_class"))
+    stock.learner_config_dict = {
+        key: value
+        for key, value in stock.learner_config_dict.items()
+        if key not in KEYS_FOR_LEARNERS
+    }
+    own = [kind for kind in stock.callbacks_class if kind is not EpisodeRecorder]
+    stock.callbacks(callbacks_class=own or RLlibCallback)
     stock.environment(env=name_for_others(stock.env))
     evaluation = dict(stock.evaluation_config or {})
     if "env" in evaluation:
@@ -92,8 +108,11 @@ def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
         stock.evaluation(evaluation_config=evaluation)
     connector = _ray.runners.env_to_module_connector(stock)
     if isinstance(connector, ObservationConnectors):
-        own = _MEAN_STD_FILTER if connector.normalize else "[]"
-        source = _CONNECTORS.format(normalize=connector.normalize, own=own)
+        filters = _MEAN_STD_FILTER if connector.normalize else "[]"
+        source = _CONNECTORS.format(normalize=connector.normalize, own=filters)
+        stock.env_runners(env_to_module_connector=_FromSource(source))
+    elif connector is mean_std_filter:
+        source = f"lambda env=None, spaces=None, device=None: {_MEAN_STD_FILTER}"
         stock.env_runners(env_to_module_connector=_FromSource(source))
     _ray.runners.set_auto_sync(stock, True)
     return stock

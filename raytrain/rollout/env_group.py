@@ -16,11 +16,13 @@ A group's snapshot is one pickled dict (the environments may only be known to pi
     envs         one snapshot per environment, by the strategy in use; None between episodes
     connectors   state of both connector pipelines
     metrics      metric windows
+    callbacks    what `get_state()` of each callbacks object of the user's own returns, or None
     rng          Python, NumPy and Torch generators of the group, as JSON types
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import time
@@ -66,12 +68,17 @@ from raytrain.rollout.env_snapshots import Snapshotter, Strategy, snapshotter
 from raytrain.rollout.fast_sampling.eligibility import why_not
 from raytrain.rollout.fast_sampling.episode_rows import (
     ChunkTotals,
-    EpisodeRecorder,
     finished_row,
     restore_totals,
     summarise_chunks,
 )
 from raytrain.rollout.fast_sampling.fragments import Progress
+from raytrain.rollout.fast_sampling.own_callbacks import (
+    OwnCallbacks,
+    load_state,
+    state_of,
+    wants_chunks,
+)
 from raytrain.rollout.fast_sampling.sampler import FragmentSampler, Sampled, Wanted
 from raytrain.rollout.rehearsal import sampling_fingerprint
 from raytrain.rollout.rollout import Rollout
@@ -119,6 +126,8 @@ class EnvGroup(SingleAgentEnvRunner):
         self._sampled_at: float | None = None
         self._sampler: FragmentSampler | None = None
         self._arithmetic: tuple[str, dict[str, str]] | None = None
+        self._own_callbacks = OwnCallbacks(self)
+        self._keeps_chunks = wants_chunks(self.config)
         self._choose_sampling()
 
     @override(SingleAgentEnvRunner)
@@ -139,10 +148,16 @@ class EnvGroup(SingleAgentEnvRunner):
         if self.env is None:
             return
         if self.sampling == "arrays":
-            self._why_not_into_arrays = why_not(self, EpisodeRecorder)
+            self._why_not_into_arrays = why_not(self)
             if self._why_not_into_arrays is None:
                 _, purpose, group = self._entropy
-                self._sampler = FragmentSampler(self, id_prefix=f"{purpose:04x}{group:012x}")
+                calls_back = self._own_callbacks.has("on_episode_end")
+                self._sampler = FragmentSampler(
+                    self,
+                    id_prefix=f"{purpose:04x}{group:012x}",
+                    on_end=self._own_callbacks.end_episode if calls_back else None,
+                    keep_chunks=self._keeps_chunks,
+                )
                 if before is not None:  # Only the number of the next episode will be used.
                     self._sampler.progress = before.progress
                 return
@@ -249,7 +264,13 @@ class EnvGroup(SingleAgentEnvRunner):
                 if error.args or error.__cause__ is None:
                     raise
                 raise error.__cause__ from None
-        summarise_chunks(_ray.runners.unfinished_chunks(self))
+        chunks = _ray.runners.unfinished_chunks(self)
+        if self._keeps_chunks:
+            for of_episode in filter(None, chunks.values()):
+                # A copy: a learner in this process may change the one that is returned.
+                of_episode[-1] = copy.deepcopy(of_episode[-1])
+        else:
+            summarise_chunks(chunks)
         return episodes
 
     def _sample_arrays(
@@ -280,6 +301,7 @@ class EnvGroup(SingleAgentEnvRunner):
             _ray.runners.set_needs_reset(self, whole)
             explore = self.config.explore if explore is None else explore
             sampled = sampler.sample(wanted, explore=bool(explore), version=version)
+            self._own_callbacks.end_sample(sampled.episodes)
         self._log(sampled)
         for ended in sampled.ended:
             self.note_finished(ended.env_index, ended.episode_return, ended.length, ended.measured)
@@ -383,6 +405,7 @@ class EnvGroup(SingleAgentEnvRunner):
             else [self._snapshotter.take(env) for env in vector_env.envs],
             "connectors": self.connector_state(),
             "metrics": self.metrics.stats,
+            "callbacks": state_of(self._own_callbacks.objects),
             "rng": self._streams.to_state(),
         }
         data: bytes = cloudpickle.dumps(state)
@@ -396,6 +419,7 @@ class EnvGroup(SingleAgentEnvRunner):
         state = _Unpickler(io.BytesIO(snapshot)).load()
         self.set_state(state["connectors"])
         self.metrics.stats = state["metrics"]
+        load_state(self._own_callbacks.objects, state.get("callbacks", ()))
         if state["rng"] is not None:
             self._streams = RngStreams.from_state(state["rng"])
         self._finished = []

@@ -45,8 +45,9 @@ class TrainBatch:
         return len(self.rewards)
 
 
-def train_batch(episodes: Sequence[Any]) -> TrainBatch:
+def train_batch(episodes: Sequence[Any], *, everything: bool = False) -> TrainBatch:
     """The columns of RLlib `SingleAgentEpisode` chunks, none of them empty. They are not changed.
+    `everything`: also the columns of RLlib's batch that PPO's loss does not read.
 
     Raises:
         ValueError: there is no timestep in the episodes, or a chunk has none.
@@ -77,6 +78,19 @@ def train_batch(episodes: Sequence[Any]) -> TrainBatch:
     outputs = [episode.extra_model_outputs for episode in episodes]
     names = [Columns.ACTION_LOGP, Columns.ACTION_DIST_INPUTS]
     names += [name for name in (WEIGHTS_SEQ_NO,) if name in outputs[0]]
+    rewards = np.where(
+        loss_mask,
+        np.concatenate([_items(episode.rewards) for episode in episodes])[source],
+        0.0,
+    )
+    more = {}
+    if everything:
+        names = list(outputs[0])
+        more = {
+            Columns.REWARDS: _float32(rewards),
+            Columns.TERMINATEDS: terminateds,
+            Columns.TRUNCATEDS: truncateds,
+        }
     return TrainBatch(
         columns={
             Columns.OBS: _float32(
@@ -85,12 +99,9 @@ def train_batch(episodes: Sequence[Any]) -> TrainBatch:
             Columns.ACTIONS: per_step([_flat_actions(episode.actions) for episode in episodes]),
             Columns.LOSS_MASK: loss_mask,
             **{name: per_step([_items(columns[name]) for columns in outputs]) for name in names},
+            **more,
         },
-        rewards=np.where(
-            loss_mask,
-            np.concatenate([_items(episode.rewards) for episode in episodes])[source],
-            0.0,
-        ),
+        rewards=rewards,
         terminateds=terminateds,
         truncateds=truncateds,
         timesteps=int(lengths.sum()),

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from ray.rllib.utils import force_list
 
 from raytrain import _ray
 from raytrain.policy.env_actions import policy_space
@@ -23,28 +22,26 @@ from raytrain.policy.rllib_observations import Preprocessing
 from raytrain.rng import preserved
 from raytrain.rollout.fast_sampling.forward import Acting
 from raytrain.rollout.fast_sampling.fragments import action_columns
+from raytrain.rollout.fast_sampling.own_callbacks import OF_RUNNING_EPISODES, hooks
 from raytrain.rollout.fast_sampling.vector_step import resets_at_next_step
 
 
-def why_not(runner: Any, callbacks: type) -> str | None:
-    """Why RLlib must sample for `runner`; None if it can be sampled into arrays. `callbacks`: the
-    callbacks class whose work the array sampler does."""
+def why_not(runner: Any) -> str | None:
+    """Why RLlib must sample for `runner`; None if it can be sampled into arrays."""
     return (
-        _about_the_config(runner.config, callbacks)
+        _about_the_config(runner.config)
         or _about_the_spaces(runner.env)
         or _about_the_connectors(runner)
         or _about_the_module(runner)
     )
 
 
-def _about_the_config(config: Any, callbacks: type) -> str | None:
+def _about_the_config(config: Any) -> str | None:
     if config.is_multi_agent:
         return "the environment is multi-agent"
-    classes = force_list(config.callbacks_class)
-    others = [cls.__name__ for cls in classes if cls is not callbacks]
-    others += _ray.runners.sets_own_callbacks(config)
-    if others:
-        return f"the callbacks {', '.join(others)} may look at running episodes"
+    found = [name for hook in OF_RUNNING_EPISODES for name, _ in hooks(config, hook)]
+    if found:
+        return f"the callback {found[0]} looks at running episodes"
     if config.restart_failed_sub_environments:
         return "restart_failed_sub_environments replaces environments between two steps"
     if not config.episodes_to_numpy:

@@ -14,8 +14,10 @@ numbers for each environment, as plain arrays, numbers and strings. The columns'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -24,6 +26,7 @@ import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+from ray.rllib.utils.spaces.space_utils import unbatch
 
 from raytrain.policy.arithmetic import base_struct
 
@@ -59,6 +62,8 @@ class Progress:
     """[N] of the running episodes."""
     born: int
     """Number of episodes begun so far; the next one's number."""
+    chunks: list[list[SingleAgentEpisode]] = field(default_factory=list)
+    """[N] the chunks of the running episodes that were returned before, if they are kept whole."""
 
 
 @dataclass(frozen=True)
@@ -161,19 +166,27 @@ def _longer(array: Array, rows: int) -> Array:
 
 class Episodes:
     """Makes RLlib's episodes from a fragment. Their arrays are slices of a copy of each column,
-    laid out by environment, which nothing else refers to."""
+    laid out by environment, which nothing else refers to. `single`: for one episode only, whose
+    rows alone are copied."""
 
-    def __init__(self, fragment: Fragment, observation_space: Any, action_space: Any) -> None:
+    def __init__(
+        self,
+        fragment: Fragment,
+        observation_space: Any,
+        action_space: Any,
+        *,
+        single: bool = False,
+    ) -> None:
+        self._single = single
+        by_env = _view_by_env if single else _by_env
         self._lookback = fragment.lookback
         self._infos = fragment.infos
         # At the beginning of a run the infos begin later than the other columns.
         self._no_infos = fragment.rows + 1 - len(fragment.infos)
         self._observation_space = observation_space
         self._action_space = action_space
-        self._observations = _by_env(fragment.observations, fragment.rows + 1)
-        columns = {
-            name: _by_env(column, fragment.rows) for name, column in fragment.columns.items()
-        }
+        self._observations = by_env(fragment.observations, fragment.rows + 1)
+        columns = {name: by_env(column, fragment.rows) for name, column in fragment.columns.items()}
         struct = base_struct(action_space)
         # Spaces stand for the leaves.
         names = [ACTIONS] if struct is action_space else list(action_columns(struct))
@@ -192,6 +205,8 @@ class Episodes:
             return column[index, first:stop]
 
         def buffer(data: Any, space: Any = None) -> InfiniteLookbackBuffer:
+            if self._single and isinstance(data, np.ndarray):
+                data = data.copy()
             return InfiniteLookbackBuffer(data, lookback, space)
 
         return SingleAgentEpisode(
@@ -215,3 +230,27 @@ class Episodes:
 
 def _by_env(column: Array, rows: int) -> Array:
     return np.ascontiguousarray(column[:rows].swapaxes(0, 1))
+
+
+def _view_by_env(column: Array, rows: int) -> Array:
+    return column[:rows].swapaxes(0, 1)
+
+
+@contextmanager
+def in_lists(episode: SingleAgentEpisode) -> Iterator[None]:
+    """In the body, an episode of arrays holds lists of items, as RLlib's do until they are
+    returned. Afterwards it holds its arrays again, or new ones where the body replaced an item."""
+    buffers = [episode.observations, episode.actions, episode.rewards]
+    buffers += episode.extra_model_outputs.values()
+    kept = []
+    for each in buffers:
+        items = list(each.data) if isinstance(each.data, np.ndarray) else unbatch(each.data)
+        kept.append((each, each.data, items))
+        each.data, each.finalized = items.copy(), False
+    yield
+    for each, array, items in kept:
+        if each.finalized:
+            continue
+        if len(each.data) == len(items) and all(map(is_, each.data, items)):
+            each.data, each.finalized = array, True
+    episode.to_numpy()

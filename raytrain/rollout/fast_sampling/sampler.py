@@ -11,9 +11,11 @@ Every info that an environment returns is kept in its episode, as the environmen
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from ray.rllib.core.columns import Columns
@@ -24,7 +26,7 @@ from raytrain.errors import RaytrainError
 from raytrain.policy.env_actions import ActionMapping, policy_space
 from raytrain.policy.rllib_observations import Preprocessing
 from raytrain.rollout.divergence import why_no_action
-from raytrain.rollout.fast_sampling.episode_rows import numbers_in
+from raytrain.rollout.fast_sampling.episode_rows import ChunkTotals, numbers_in
 from raytrain.rollout.fast_sampling.forward import Acting
 from raytrain.rollout.fast_sampling.fragments import (
     REWARDS,
@@ -34,6 +36,7 @@ from raytrain.rollout.fast_sampling.fragments import (
     Fragment,
     Progress,
     action_columns,
+    in_lists,
 )
 from raytrain.rollout.fast_sampling.mean_std_filter import BatchFilter
 from raytrain.rollout.fast_sampling.vector_step import StepArrays, stepper, write_batch
@@ -60,12 +63,28 @@ class Sampled:
     other_s: float = 0.0
 
 
+OnEnd: TypeAlias = Callable[[int, Any, list[Any]], None]
+"""Called with the index of the environment, its episode (or the last chunk of it), and the chunks
+before."""
+
+
 class FragmentSampler:
     """Samples the environments of one group. Between two calls it remembers `progress`,
     and no more."""
 
-    def __init__(self, runner: Any, *, id_prefix: str) -> None:
+    def __init__(
+        self,
+        runner: Any,
+        *,
+        id_prefix: str,
+        on_end: OnEnd | None = None,
+        keep_chunks: bool = False,
+    ) -> None:
+        """`on_end` is called when an episode ends. `keep_chunks`: with the chunks of it that were
+        returned before; otherwise with their totals."""
         self.runner = runner
+        self.on_end = on_end
+        self.keep_chunks = keep_chunks
         to_module = _ray.runners.connectors(runner)[0]
         self.before = Preprocessing.of(to_module)
         self._id_prefix = id_prefix
@@ -103,6 +122,7 @@ class FragmentSampler:
             durations=np.zeros(n),
             ids=[self.episode_id(born + index) for index in range(n)],
             born=born + n,
+            chunks=[[] for _ in range(n)] if self.keep_chunks else [],
         )
 
     def sample(self, wanted: Wanted, *, explore: bool, version: int) -> Sampled:
@@ -110,11 +130,11 @@ class FragmentSampler:
         into the episodes."""
         assert self.progress is not None, "begin_episodes() comes first"
         began = perf_counter_ns()
-        run = _Run(self, self.progress, wanted, explore=explore)
+        run = _Run(self, self.progress, wanted, explore=explore, version=version)
         self.present = sampled = run.sampled
         run.step_all()
         if sampled.vector_steps:
-            self.progress = run.finish(version)
+            self.progress = run.finish()
         self.present = None
         sampled.other_s = (
             (perf_counter_ns() - began) / 1e9 - sampled.inference_s - sampled.env_step_s
@@ -135,10 +155,17 @@ class _Run:
     """The sampling of one fragment."""
 
     def __init__(
-        self, sampler: FragmentSampler, progress: Progress, wanted: Wanted, *, explore: bool
+        self,
+        sampler: FragmentSampler,
+        progress: Progress,
+        wanted: Wanted,
+        *,
+        explore: bool,
+        version: int,
     ) -> None:
         self._sampler = sampler
         self._wanted = wanted
+        self._version = version
         runner = sampler.runner
         # RLlib's estimate of the steps of all groups, for modules whose exploration depends on it.
         self._groups = int(runner.config.num_env_runners or 1)
@@ -154,7 +181,9 @@ class _Run:
             returns=progress.returns.copy(),
             durations=progress.durations.copy(),
             ids=list(progress.ids),
+            chunks=[list(chunks) for chunks in progress.chunks],
         )
+        self._ended_episodes: list[Any] = []
         # Of the present chunk of each environment: its first row, and its return so far.
         self._start = [sampler.lookback] * sampler.num_envs
         self._returns = np.zeros(sampler.num_envs)
@@ -235,17 +264,19 @@ class _Run:
         progress = self._progress
         for index in np.flatnonzero(terminateds | truncateds).tolist():
             extent = self._extent(index)
+            before = self._chunks_before(index)
             self._add_chunk(index)
-            self.sampled.ended.append(
-                Ended(
-                    **extent,
-                    terminated=bool(terminateds[index]),
-                    truncated=bool(truncateds[index]),
-                    episode_return=float(progress.returns[index]),
-                    duration_s=float(progress.durations[index]),
-                    measured=numbers_in(self._fragment.infos[-1][index]),
-                )
+            ended = Ended(
+                **extent,
+                terminated=bool(terminateds[index]),
+                truncated=bool(truncateds[index]),
+                episode_return=float(progress.returns[index]),
+                duration_s=float(progress.durations[index]),
+                measured=numbers_in(self._fragment.infos[-1][index]),
             )
+            if self._sampler.on_end is not None:
+                ended = self._call_back(self._sampler.on_end, ended, before)
+            self.sampled.ended.append(ended)
             progress.ids[index] = self._sampler.episode_id(progress.born)
             progress.born += 1
             progress.lengths[index] = 0
@@ -253,6 +284,38 @@ class _Run:
             self._resetting.append(index)
             if len(self.sampled.ended) == self._wanted.episodes:
                 return
+
+    def _chunks_before(self, index: int) -> list[Any]:
+        """The chunks of the episode before this fragment, or their totals."""
+        progress = self._progress
+        if self._sampler.keep_chunks:
+            chunks, progress.chunks[index] = progress.chunks[index], []
+            return chunks
+        length = int(progress.lengths[index])
+        totals = float(progress.returns[index]), float(progress.durations[index])
+        return [ChunkTotals(length, *totals)] if length else []
+
+    def _call_back(self, on_end: OnEnd, ended: Ended, before: list[Any]) -> Ended:
+        """Make the episode, and call back with it. It may change the episode, and so its return."""
+        fragment = self._fragment
+        self._note_version(ended.start, ended.stop)
+        spaces = self._sampler.episodes_space, self._sampler.action_space
+        episode = Episodes(fragment, *spaces, single=True).make(ended)
+        earlier = sum(chunk.get_duration_s() for chunk in before)
+        _ray.runners.set_duration(episode, ended.duration_s - earlier)
+        rewards = episode.rewards.data
+        with in_lists(episode):
+            on_end(ended.env_index, episode, before)
+        self._ended_episodes.append(episode)
+        if episode.rewards.data is rewards:
+            return ended
+        whole = episode.get_return() + sum(chunk.get_return() for chunk in before)
+        return replace(ended, episode_return=float(whole))
+
+    def _note_version(self, start: int, stop: int) -> None:
+        """Put the sequence number of the weights into the rows [start, stop)."""
+        like = np.zeros((1, self._sampler.num_envs), np.int64)
+        self._fragment.column(WEIGHTS_SEQ_NO, like)[start:stop] = self._version
 
     def _extent(self, index: int) -> dict[str, Any]:
         """Fields of the `Chunk` that an environment's episode has in this fragment so far."""
@@ -273,19 +336,26 @@ class _Run:
         progress.returns[index] = float(progress.returns[index]) + float(self._returns[index])
         progress.durations[index] = float(progress.durations[index]) + seconds
 
-    def finish(self, version: int) -> Progress:
+    def finish(self) -> Progress:
         """Make the episodes. Returns the progress at the end of the fragment."""
         self._check_log_probabilities()
         fragment, sampled, n = self._fragment, self.sampled, self._sampler.num_envs
-        versions = fragment.column(WEIGHTS_SEQ_NO, np.zeros((1, n), np.int64))
-        versions[fragment.lookback : fragment.rows] = version
+        self._note_version(fragment.lookback, fragment.rows)
         episodes = Episodes(fragment, self._sampler.episodes_space, self._sampler.action_space)
-        sampled.episodes += [episodes.make(ended) for ended in sampled.ended]
+        sampled.episodes += (
+            [episodes.make(ended) for ended in sampled.ended]
+            if self._sampler.on_end is None
+            else self._ended_episodes
+        )
         ended = np.zeros(n, np.bool_)
         ended[self._resetting] = True
         for index in np.flatnonzero(~ended).tolist():
             if self._wanted.env_steps is not None and self._start[index] < fragment.rows:
-                sampled.episodes.append(episodes.make(Chunk(**self._extent(index))))
+                chunk = episodes.make(Chunk(**self._extent(index)))
+                sampled.episodes.append(chunk)
+                if self._sampler.keep_chunks:
+                    # A copy: a learner in this process may change the one that is returned.
+                    self._progress.chunks[index].append(copy.deepcopy(chunk))
             self._add_chunk(index)
         observations, columns, infos = fragment.tail()
         return replace(
