@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 
+from raytrain.policy.action_masks import COLUMN as ACTION_MASKS
+from raytrain.policy.action_masks import MASKED
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.gradient_step import GradientStep
 from raytrain.ppo.fast_update.loss_gradients import (
@@ -61,6 +63,8 @@ class HandWrittenSteps:
         self._loss_mask, self._obs = arrays[Columns.LOSS_MASK], arrays[Columns.OBS]
         lines = advantage_columns(arrays, settings) + self._head.lines(arrays)
         self._columns = np.stack(lines).astype(np.float32, copy=False)
+        masks = arrays.get(ACTION_MASKS)
+        self._forbidden = None if masks is None else np.ascontiguousarray(~masks.T)
 
     def run(self, rows: Array, loss: Loss | None = None) -> None:
         if loss is not None:
@@ -75,31 +79,36 @@ class HandWrittenSteps:
 
     def end(self) -> None:
         self._adam.end()
-        del self._obs, self._tensors, self._columns
+        del self._obs, self._tensors, self._columns, self._forbidden
 
     def _run_some(self, rows: Array) -> None:
         # Bootstrap rows count in a minibatch's size, but not in its loss.
         counts = self._loss_mask[rows]
         index = rows[counts]
         obs, columns = self._obs.take(index, axis=0), self._columns.take(index, axis=1)
+        forbidden = None if self._forbidden is None else self._forbidden.take(index, axis=1)
         start = 0
         for n in counts.sum(axis=1).tolist():
             stop = start + n
             if n:
-                self._differentiate(obs[start:stop], columns[:, start:stop])
+                masked = None if forbidden is None else forbidden[:, start:stop]
+                self._differentiate(obs[start:stop], columns[:, start:stop], masked)
             else:
                 self._adam.gradient.zero_()
             self._gradient_step.apply()
             start = stop
 
-    def _differentiate(self, obs: Array, columns: Array) -> None:
-        """Write the gradient of a minibatch's loss."""
+    def _differentiate(self, obs: Array, columns: Array, forbidden: Array | None) -> None:
+        """Write the gradient of a minibatch's loss. `forbidden`: actions, (K, n) bool."""
         n = len(obs)
         net = self._passes.get(n)
         if net is None:
             net = Pass(self._network, self._weights, self._gradient, n, self._buffers)
             self._passes[n] = net
         net.forward(obs)
+        if forbidden is not None:
+            # Their probabilities are 0 then, and so are all derivatives by them.
+            np.copyto(net.outputs, MASKED, where=forbidden)
         self._head.kernel(
             net.outputs, net.values, columns, net.d_outputs, net.d_values, *self._arguments
         )

@@ -59,6 +59,8 @@ class Progress:
     """[N] of the running episodes."""
     born: int
     """Number of episodes begun so far; the next one's number."""
+    masks: Array | None = None
+    """[N, K] bool: which actions are allowed in the next step; None without action masks."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ import numpy as np
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from raytrain.config.action_mask import MaskSource
 from raytrain.errors import RaytrainError
+from raytrain.policy.action_masks import COLUMN as MASKS
+from raytrain.policy.action_masks import MaskLayout, MaskReader
 from raytrain.policy.env_actions import ActionMapping, policy_space
 from raytrain.rollout.divergence import why_no_action
 from raytrain.rollout.fast_sampling.episode_rows import numbers_in
@@ -58,6 +61,12 @@ class Sampled:
     other_s: float = 0.0
 
 
+def mask_reader(config: Any, action_space: Any) -> MaskReader | None:
+    """What reads the action masks of an RLlib config's environment; None if it has none."""
+    source = MaskSource.of(config.learner_config_dict.get("action_mask"))
+    return None if source is None else MaskReader(MaskLayout(action_space), source)
+
+
 class FragmentSampler:
     """Samples the environments of one group. Between two calls it remembers `progress`,
     and no more."""
@@ -78,6 +87,7 @@ class FragmentSampler:
             normalize=config.normalize_actions,
             clip=config.clip_actions,
         )
+        self.masks = mask_reader(config, env.single_action_space)
         self.lookback = int(config.episode_lookback_horizon)
         self.fragment = Fragment(self.lookback, self.num_envs, observation_space)
         self.progress: Progress | None = None
@@ -92,6 +102,10 @@ class FragmentSampler:
         rows[-1] = observations
         if self.filter_connector is not None:
             BatchFilter(self.filter_connector)(rows[-1])
+        masks = None
+        if self.masks is not None:
+            masks = np.ones((n, self.masks.layout.entries), np.bool_)
+            self.masks.read(infos, np.zeros(n, np.bool_), masks)
         born = 0 if self.progress is None else self.progress.born
         self.progress = Progress(
             observations=rows,
@@ -103,6 +117,7 @@ class FragmentSampler:
             durations=np.zeros(n),
             ids=[self.episode_id(born + index) for index in range(n)],
             born=born + n,
+            masks=masks,
         )
 
     def sample(self, wanted: Wanted, *, explore: bool, version: int) -> Sampled:
@@ -150,6 +165,7 @@ class _Run:
             returns=progress.returns.copy(),
             durations=progress.durations.copy(),
             ids=list(progress.ids),
+            masks=None if progress.masks is None else progress.masks.copy(),
         )
         # Of the present chunk of each environment: its first row, and its return so far.
         self._start = [sampler.lookback] * sampler.num_envs
@@ -170,6 +186,7 @@ class _Run:
         act, step = self._acting.act, self._stepper.step
         for_environment, filtered = self._sampler.for_environment, self._filter
         returns, times = self._returns, self._times
+        reader, masks = self._sampler.masks, self._progress.masks
         inference = stepping = 0
         times.append(perf_counter_ns())
         while self._more():
@@ -178,8 +195,10 @@ class _Run:
             row = fragment.rows
             began = perf_counter_ns()
             t = (self._steps_before + sampled.env_steps) * self._groups
-            actions, outputs = act(fragment.observations[row], t)
+            actions, outputs = act(fragment.observations[row], t, masks)
             acted_columns = {**action_columns(actions), **outputs}
+            if masks is not None:
+                acted_columns[MASKS] = masks
             if not acted_columns.keys() <= fragment.columns.keys() or row == fragment.lookback:
                 self._make_columns(acted_columns)
             columns = fragment.columns
@@ -198,6 +217,8 @@ class _Run:
             times.append(stepped)
             if filtered is not None:
                 filtered(observations)
+            if reader is not None and masks is not None:
+                reader.read(infos, terminateds | truncateds, masks)
             fragment.infos.append(infos)
             fragment.rows = row + 1
             returns += rewards
