@@ -159,9 +159,9 @@ def mean_std_filter(connector: Any) -> tuple[Any, bool]:
     return connector._filters[None], connector._update_stats
 
 
-def filters_observations(config: AlgorithmConfig) -> bool:
-    """Whether a config puts a connector of its own between environment and module."""
-    return config._env_to_module_connector is not None
+def env_to_module_connector(config: AlgorithmConfig) -> Any:
+    """What a config was given as its `env_to_module_connector`, or None."""
+    return config._env_to_module_connector
 
 
 def set_weights_version(runner: SingleAgentEnvRunner, version: int) -> None:

@@ -1,8 +1,7 @@
 """Which spaces can be trained on, checked before Ray starts, and what to do about the others.
 
-observations   Box (D,), float32 or float64            dense layers
-               Box (H, W, C), float32 or float64       convolutions: `conv_filters`, or a size that
-                                                       RLlib has them for (10, 42, 64, 84, 96)
+observations   Box, Discrete, MultiDiscrete,           see `policy.observations`
+               MultiBinary; Tuple and Dict of these
 actions        Box                                     a diagonal Gaussian
                Discrete, MultiDiscrete, MultiBinary    categorical, with any `start`; a Box of few
                                                        integers too (see `policy.env_actions`)
@@ -22,18 +21,19 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 from raytrain.config import ConfigError, ExperimentConfig, Problem, make_env
 from raytrain.errors import BadInput
 from raytrain.policy.env_actions import UNBOUNDED, bounds_taken_for_none, policy_space
+from raytrain.policy.observations import parts_of
 
 Say = Callable[[str], None]
 
-_SIZES = (10, 42, 64, 84, 96)
-_FLOATS = ("float32", "float64")
-_FLATTEN = "gymnasium.wrappers.FlattenObservation(env)"
-_IN_FLOAT = "gymnasium.wrappers.DtypeObservation({}, np.float32)"
-_RETURN = "name a function of your own under environment.env that makes it and returns"
-_SCALED = (
-    "gymnasium.wrappers.TransformObservation(env, lambda image: (image / 255).astype(np.float32), "
-    "gymnasium.spaces.Box(0, 1, env.observation_space.shape, np.float32))"
-)
+_REMEDIES = {
+    "Text": "leave the text out (of a Dict with gymnasium.wrappers.FilterObservation), or return "
+    "the numbers that it stands for",
+    "Sequence": "return a Box of the greatest length, with the rest filled up, and a MultiBinary "
+    "that says which entries are there",
+    "Graph": "return the nodes in a Box and the edges in another, as for the largest graph",
+    "OneOf": "return a Dict of all the spaces, and a Discrete that says which one holds",
+}
+_MOST_INPUTS = 2**24
 _MOST_OUTPUTS = 2**24
 """Behind a layer of 256, that many have 16 GiB of weights."""
 
@@ -58,43 +58,40 @@ def spaces_of(env: Any) -> dict[str, Any]:
 
 def require_observations(space: Any, config: ExperimentConfig) -> None:
     """Raise ConfigError unless the config's network can take observations of `space`."""
-    problem = observation_problem(space, conv_filters=bool(config.rl_module.model.conv_filters))
+    problem = observation_problem(space)
     if problem is not None:
         raise ConfigError(Problem(problem, field="environment.env", value=config.environment.env))
 
 
-def observation_problem(space: Any, *, conv_filters: bool = False) -> str | None:
+def observation_problem(space: gym.Space[Any]) -> str | None:
     """Why no network can be built for observations of `space`, and the remedy; None if one can."""
-    if not isinstance(space, Box):
-        text = str(space)
-        text = text if len(text) <= 80 else f"{text[:77]}..."
-        remedy = f"{_RETURN} {_IN_FLOAT.format(_FLATTEN)}"
-        if not space.is_np_flattenable:
-            remedy = "return an array of one size that holds what the agent needs"
-        return f"its observation space is {text}, and the network takes arrays: {remedy}"
-    shape, dtype = space.shape, str(space.dtype)
-    what = f"its observation space is a Box of shape {shape} and dtype {dtype}"
-    if 0 in shape:
-        return f"{what}, which holds no numbers"
-    if len(shape) not in (1, 3):
-        inner = "env" if dtype in _FLOATS else _IN_FLOAT.format("env")
-        image = f" or, as an image, gymnasium.wrappers.ReshapeObservation({inner}, {(*shape, 1)})"
-        return (
-            f"{what}, and the network takes one dimension, or three for an image: {_RETURN} "
-            f"{_FLATTEN.replace('env', inner)}{image if len(shape) == 2 else ''}"
-        )
-    if dtype not in _FLOATS:
-        remedy = _SCALED if len(shape) == 3 and dtype == "uint8" else _IN_FLOAT.format("env")
-        return f"{what}, and the network takes float32: {_RETURN} {remedy}"
-    has_filters = any((size, size) in (shape[:2], shape[1:]) for size in _SIZES)
-    if len(shape) == 3 and not conv_filters and not has_filters:
-        sizes = ", ".join(f"{size}x{size}" for size in _SIZES)
-        return (
-            f"{what}, and RLlib has default convolutions for {sizes} only: give "
-            "rl_module.model_config.conv_filters, such as [[16, 8, 4], [32, 4, 2]], or resize the "
-            "image in the environment"
-        )
+    for where, leaf in _leaves_of(space, "its observation space"):
+        problem = _observation_problem(leaf)
+        if problem is not None:
+            return f"{where} is {_short(leaf)}, {problem}"
     return None
+
+
+def _observation_problem(leaf: gym.Space[Any]) -> str | None:
+    if isinstance(leaf, Dict | Tuple):
+        return "which holds nothing. Return at least one number"
+    if isinstance(leaf, Discrete | MultiDiscrete | MultiBinary | Box):
+        size = sum(part.size for part in parts_of(leaf))
+        if size == 0:
+            return "which holds no numbers. Return at least one"
+        if size > _MOST_INPUTS:
+            return (
+                f"for which the network would need {size:,} inputs; the limit is {_MOST_INPUTS:,}. "
+                "Return the number in a Box, or split it into digits with MultiDiscrete"
+            )
+        return None
+    remedy = _REMEDIES.get(type(leaf).__name__, "return an array of one size in its place")
+    return f"and the network takes numbers of a fixed count: {remedy}"
+
+
+def _short(space: gym.Space[Any]) -> str:
+    text = str(space)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 # -- actions -------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ and what lies between the environment and it:
                 "observation_space": SPACE},          # what the module sees, after the steps below
      "network": [LAYER...] | null,      # the same network in plain Torch; in exported policies only
      "observation_space": SPACE, "action_space": SPACE,                     # the environment's own
-     "preprocessing": [{"step": "flatten", "keys_to_remove": []},           # in this order
+     "preprocessing": [{"step": "flatten", "keys_to_remove": []} | {"step": "float"},
                        {"step": "mean_std", "count": 4000, "mean": ARRAY, "sum_sq_diff": ARRAY,
-                        "center": true, "scale": true, "clip": 10.0}],
+                        "center": true, "scale": true, "clip": 10.0, "columns": [...]}],
      "actions": {"normalize": true, "clip": false,
                  "mask": "info.NAME"},                 # or a key; only if actions are masked, in
                                                        # format 2, which is format 1 else
@@ -72,11 +72,17 @@ class FlattenStep:
 
 
 @dataclass(frozen=True)
+class FloatStep:
+    """An array as float32."""
+
+
+@dataclass(frozen=True)
 class MeanStdStep:
     """RLlib's MeanStdFilter with its running statistics as they were when the policy was taken.
 
     `mean` and `sum_sq_diff` (Welford's sum of squared differences) are float64, of the shape of the
-    observation that arrives at this step; `count` is the number of observations seen.
+    observation that arrives at this step, or of the `columns` of a vector that alone are
+    normalized; `count` is the number of observations seen.
     """
 
     count: int
@@ -85,9 +91,10 @@ class MeanStdStep:
     center: bool = True
     scale: bool = True
     clip: float | None = 10.0
+    columns: tuple[int, ...] | None = None
 
 
-Step = FlattenStep | MeanStdStep
+Step = FlattenStep | FloatStep | MeanStdStep
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,11 @@ def _own_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-_STEPS: dict[str, type[Step]] = {"flatten": FlattenStep, "mean_std": MeanStdStep}
+_STEPS: dict[str, type[Step]] = {
+    "flatten": FlattenStep,
+    "float": FloatStep,
+    "mean_std": MeanStdStep,
+}
 
 
 def _encode_step(step: Step) -> dict[str, Any]:
@@ -187,6 +198,7 @@ def _encode_step(step: Step) -> dict[str, Any]:
     values = {
         key: encode_array(value) if isinstance(value, np.ndarray) else value
         for key, value in vars(step).items()
+        if (key, value) != ("columns", None)  # Older versions read it then.
     }
     return {"step": name, **values}
 
@@ -195,7 +207,11 @@ def _decode_step(encoded: Mapping[str, Any]) -> Step:
     kind = _STEPS.get(encoded["step"])
     if kind is None:
         raise PolicyFormatError(f"unknown preprocessing step {encoded['step']!r}")
-    values = {entry.name: encoded[entry.name] for entry in fields(kind)}
+    values = {
+        entry.name: encoded[entry.name]
+        for entry in fields(kind)
+        if entry.name in encoded or entry.name != "columns"
+    }
     for name, value in values.items():
         if isinstance(value, dict):
             values[name] = decode_array(value)

@@ -31,7 +31,7 @@ from raytrain.policy.action_masks import MaskLayout, mask_key, masked, unmasked_
 from raytrain.policy.arithmetic import base_struct, filter_divisor, normalize
 from raytrain.policy.distributions import ActionDistribution
 from raytrain.policy.env_actions import LeafMapping, policy_space, scaled
-from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts
+from raytrain.policy.format import FlattenStep, FloatStep, MeanStdStep, PolicyParts
 from raytrain.policy.network import build_network
 from raytrain.policy.spaces import PolicyFormatError
 
@@ -190,6 +190,8 @@ def _steps(parts: PolicyParts) -> list[nn.Module]:
                 )
             steps.append(_Flatten(tree.flatten(base_struct(space))))
             space = Box(-np.inf, np.inf, shape=(1,))
+        elif isinstance(step, FloatStep):
+            steps.append(_Float())
         else:
             steps.append(_MeanStd(step))
     return steps
@@ -204,16 +206,27 @@ class _Flatten(nn.Module):
         columns: list[torch.Tensor] = []
         for part, leaf in zip(parts, self._leaves, strict=True):
             if isinstance(leaf, Discrete):
-                columns.append(_one_hot(part, int(leaf.n)))
-            elif isinstance(leaf, MultiDiscrete):
-                columns += [_one_hot(part[:, i], int(n)) for i, n in enumerate(leaf.nvec)]
+                columns.append(_one_hot(part, int(leaf.start), int(leaf.n)))
+                continue
+            numbers = part.reshape(part.shape[0], int(np.prod(leaf.shape)))
+            if isinstance(leaf, MultiDiscrete):
+                sizes = zip(
+                    np.ravel(leaf.start).tolist(), np.ravel(leaf.nvec).tolist(), strict=True
+                )
+                columns += [_one_hot(numbers[:, i], *each) for i, each in enumerate(sizes)]
             else:
-                columns.append(part.reshape(part.shape[0], int(np.prod(leaf.shape))).float())
+                columns.append(numbers.float())
         return torch.cat(columns, dim=-1)
 
 
-def _one_hot(index: torch.Tensor, size: int) -> torch.Tensor:
-    return (index.unsqueeze(-1) == torch.arange(size)).float()
+def _one_hot(number: torch.Tensor, start: int, size: int) -> torch.Tensor:
+    return (number.unsqueeze(-1) == torch.arange(start, start + size)).float()
+
+
+class _Float(nn.Module):
+    def forward(self, x: Any) -> torch.Tensor:
+        value: torch.Tensor = x[0] if isinstance(x, list) else x
+        return value.float()
 
 
 class _MeanStd(nn.Module):
@@ -223,9 +236,17 @@ class _MeanStd(nn.Module):
         self.register_buffer("mean", torch.from_numpy(step.mean) if step.center else None)
         self.register_buffer("divisor", torch.from_numpy(divisor) if step.scale else None)
         self._clip = step.clip
+        columns = None if step.columns is None else torch.tensor(step.columns)
+        self.register_buffer("columns", columns)
 
     def forward(self, x: Any) -> torch.Tensor:
         value: torch.Tensor = x[0] if isinstance(x, list) else x
+        if self.columns is None:
+            return self._normalized(value)
+        changed = self._normalized(value.index_select(1, self.columns))
+        return value.index_copy(1, self.columns, changed)
+
+    def _normalized(self, value: torch.Tensor) -> torch.Tensor:
         # In float64 as NumPy, which takes that of a mean without axes too.
         wide = value if self.mean is None else value.double()
         normalized: torch.Tensor = normalize(wide, self.mean, self.divisor, self._clip)

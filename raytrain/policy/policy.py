@@ -4,9 +4,9 @@
     action = policy.act(observation)                  # one observation: one action for env.step
     actions = policy.act(observations)                # a batch: what a vector environment takes
 
-From the observation to the action it does what RLlib's connectors do around the module: cast to the
-space's dtype (as Gymnasium's vector environments do), FlattenObservations and MeanStdFilter with
-frozen statistics, batch, forward pass, mode or sample of the distribution, unsquash or clip. The
+From the observation to the action it does what connectors do around the module: cast to the space's
+dtype (as Gymnasium's vector environments do), encode (see `observations`) and normalize with frozen
+statistics, batch, forward pass, mode or sample of the distribution, unsquash or clip. The
 same observations in a batch of the same size give the same bits as in training; in a batch of
 another size the matrix product may round differently.
 
@@ -32,7 +32,14 @@ from raytrain.policy import arithmetic
 from raytrain.policy.action_masks import MaskLayout, mask_key, masked, unmasked_space
 from raytrain.policy.distributions import ActionDistribution
 from raytrain.policy.env_actions import ActionMapping, policy_space
-from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts, Step, read_policy
+from raytrain.policy.format import (
+    FlattenStep,
+    FloatStep,
+    MeanStdStep,
+    PolicyParts,
+    Step,
+    read_policy,
+)
 from raytrain.policy.network import build_network, run_recurrent
 
 
@@ -251,18 +258,29 @@ def _prepared(steps: Sequence[Step], space: gym.Space[Any]) -> list[Callable[[An
             prepared.append(_flattening(step, space))
             # From here on it is a vector of floats, nothing to be one-hot.
             space = gym.spaces.Box(-np.inf, np.inf, shape=(1,))
+        elif isinstance(step, FloatStep):
+            prepared.append(_in_float32)
         else:
             prepared.append(_normalizing(step))
     return prepared
 
 
+def _in_float32(observation: Any) -> Any:
+    return np.asarray(observation).astype(np.float32)
+
+
 def _normalizing(step: MeanStdStep) -> Callable[[Any], Any]:
     mean = step.mean if step.center else None
     divisor = arithmetic.filter_divisor(step.sum_sq_diff, step.count) if step.scale else None
+    columns = None if step.columns is None else list(step.columns)
 
     def apply(observation: Any) -> Any:
         value = np.asarray(observation)
-        return arithmetic.normalize(value, mean, divisor, step.clip).astype(value.dtype)
+        if columns is None:
+            return arithmetic.normalize(value, mean, divisor, step.clip).astype(value.dtype)
+        value = value.copy()
+        value[columns] = arithmetic.normalize(value[columns], mean, divisor, step.clip)
+        return value
 
     return apply
 

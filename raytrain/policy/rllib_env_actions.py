@@ -54,9 +54,10 @@ class MaskActions(ConnectorV2):
     def __call__(
         self, *, rl_module: Any, batch: dict[str, Any], episodes: list[Any], **kwargs: Any
     ) -> dict[str, Any]:
-        infos = [episode.get_infos(-1) for episode in episodes]
+        # In the step that resets an environment, its next episode has nothing yet.
+        infos = [episode.get_infos(-1) if episode.is_reset else {} for episode in episodes]
         masks = np.ones((len(infos), self._reader.layout.entries), np.bool_)
-        over = np.array([episode.is_done for episode in episodes])
+        over = np.array([not episode.is_reset for episode in episodes])
         self._reader.read(infos, over, masks)
         inputs = batch[Columns.ACTION_DIST_INPUTS]
         allowed = torch.from_numpy(masks).to(inputs.device)

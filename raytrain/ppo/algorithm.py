@@ -48,7 +48,9 @@ from raytrain.arithmetic.settings import THREADS, Role
 from raytrain.cluster.failures import why_it_died
 from raytrain.config import ExperimentConfig, stage_config, to_algorithm_config
 from raytrain.config.run_code import ProcessCode
+from raytrain.config.to_rllib import mean_std_filter
 from raytrain.errors import RaytrainError
+from raytrain.policy.rllib_observations import ObservationConnectors
 from raytrain.ppo import state
 from raytrain.ppo.curriculum import REPORTED, Curriculum, StagePlan, recent_size
 from raytrain.ppo.fork_state import weights_in
@@ -77,10 +79,15 @@ class NonFinite(RaytrainError):
 
 
 def prepare(config: AlgorithmConfig) -> PPOConfig:
-    """Plug the exact env runner, learner and episode recorder into a PPO config (in place)."""
+    """Plug the exact env runner, learner and episode recorder into a PPO config (in place), and
+    the connectors that encode observations, if it has no connectors of its own."""
     config.env_runners(env_runner_cls=EnvRunnerActor)
     config.learners(learner_class=ExactPPOTorchLearner)
     config.callbacks(callbacks_class=EpisodeRecorder)
+    connector = _ray.runners.env_to_module_connector(config)
+    if connector in (None, mean_std_filter):
+        normalize = connector is not None
+        config.env_runners(env_to_module_connector=ObservationConnectors(normalize=normalize))
     # Ray restarts a dead runner at once; `collector` decides what it does then.
     config.fault_tolerance(restart_failed_env_runners=True, ignore_env_runner_failures=False)
     _ray.runners.set_auto_sync(config, False)

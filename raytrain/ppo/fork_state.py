@@ -18,7 +18,7 @@ from typing import Any
 
 from ray import cloudpickle
 
-from raytrain import _ray
+from raytrain.policy.rllib_observations import filters_observations
 from raytrain.rng import RngStreams
 
 _MODULE_STATE = "learner_group/learner/rl_module/default_policy/module_state.pkl"
@@ -34,7 +34,7 @@ def settings_of(config: Any) -> dict[str, Any]:
             "env": str(config.env),
             "env_config": dict(config.env_config),
             "envs": config.num_envs_per_env_runner,
-            "filtered": _ray.runners.filters_observations(config),
+            "filtered": filters_observations(config),
             "batch_mode": config.batch_mode,
         },
         "evaluation": dict(evaluation) if isinstance(evaluation, dict) else None,

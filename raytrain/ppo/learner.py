@@ -27,6 +27,7 @@ from raytrain.arithmetic.portable import make_portable
 from raytrain.arithmetic.settings import use_threads_of
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
+from raytrain.policy.rllib_catalog import choose_catalog
 from raytrain.ppo.fast_update.loss import masked_outputs
 from raytrain.ppo.fast_update.minibatches import minibatch_generator
 from raytrain.ppo.fast_update.update import FastUpdate
@@ -54,6 +55,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         if self.config.learner_config_dict.get("deterministic", True):
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
             torch.use_deterministic_algorithms(True)
+        for spec in _ray.learners.module_spec(self).rl_module_specs.values():
+            choose_catalog(spec)
         with _ray.runners.quick_connectors():
             super().build()
         # RLlib begins with 0 and has no setting for it. A restored state is loaded over this.

@@ -7,6 +7,9 @@ raytrain's derive from, with a config by which they train in the same way:
 
     PPO.from_checkpoint(".../final")    is a PPO with its PPOConfig, and imports nothing of raytrain
 
+Only for observation spaces that RLlib has no network for (see `policy.observations`) are connectors
+and the network's catalog raytrain's.
+
 Two settings differ from the run's config. `kl_coeff` is the KL coefficient that PPO has adapted so
 far, which RLlib does not save. The environment of a factory is named `module:factory`; a program
 that loads the checkpoint registers its environment under this name.
@@ -22,16 +25,26 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner import EnvRunner
 
 from raytrain import _ray
 from raytrain.config import name_for_others
+from raytrain.policy.rllib_catalog import ObservationCatalog
+from raytrain.policy.rllib_observations import ObservationConnectors
 
-# As text: a function is pickled by its module, which is raytrain's here, or as byte code, which
-# only one Python version reads.
+# `ObservationConnectors` as text: a function is pickled by its module, which is raytrain's here, or
+# as byte code, which only one Python version reads. Boxes of floats need no module of raytrain.
+_CONNECTORS = (
+    "lambda env=None, spaces=None, device=None: "
+    "(lambda space: __import__('raytrain.policy.rllib_observations', fromlist=['policy'])"
+    ".ObservationConnectors(normalize={normalize})(env, spaces, device) "
+    "if type(space).__name__ != 'Box' or len(space.shape) not in (1, 3) "
+    "or space.dtype.name not in ('float32', 'float64') else {own})"
+    "(env.single_observation_space if env is not None else spaces['__env_single__'][0])"
+)
 _MEAN_STD_FILTER = (
-    "lambda env=None, spaces=None, device=None: __import__("
-    "'ray.rllib.connectors.env_to_module', fromlist=['MeanStdFilter']).MeanStdFilter()"
+    "[__import__('ray.rllib.connectors.env_to_module', fromlist=['env']).MeanStdFilter()]"
 )
 
 
@@ -56,7 +69,7 @@ def made_by(component: Any) -> dict[str, Any]:
         # For a remote learner Ray Train derives another class.
         kind = next(base for base in kind.__mro__ if base.__module__.startswith("ray.rllib."))
     if isinstance(component, Algorithm):
-        args = (stock_config(component.config).get_state(),)
+        args = (_config_to_load(component).get_state(),)
     elif isinstance(kwargs.get("config"), AlgorithmConfig):
         kwargs = {**kwargs, "config": stock_config(kwargs["config"])}
     return {"class": kind, "ctor_args_and_kwargs": (args, kwargs)}
@@ -66,6 +79,14 @@ def with_kl_coeff(algorithm: dict[str, Any], kl_coeff: float) -> dict[str, Any]:
     """What `made_by` returned for an algorithm, with another KL coefficient to begin with."""
     (config,), kwargs = algorithm["ctor_args_and_kwargs"]
     return {**algorithm, "ctor_args_and_kwargs": (({**config, "kl_coeff": kl_coeff},), kwargs)}
+
+
+def _config_to_load(algorithm: Algorithm) -> AlgorithmConfig:
+    stock = stock_config(algorithm.config)
+    module = algorithm.env_runner.module if algorithm.env_runner else None
+    if type(getattr(module, "catalog", None)) is ObservationCatalog:
+        stock.rl_module(rl_module_spec=RLModuleSpec(catalog_class=ObservationCatalog))
+    return stock
 
 
 def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
@@ -82,7 +103,10 @@ def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
     if "env" in evaluation:
         evaluation["env"] = name_for_others(evaluation["env"])
         stock.evaluation(evaluation_config=evaluation)
-    if _ray.runners.filters_observations(stock):
-        stock.env_runners(env_to_module_connector=_FromSource(_MEAN_STD_FILTER))
+    connector = _ray.runners.env_to_module_connector(stock)
+    if isinstance(connector, ObservationConnectors):
+        own = _MEAN_STD_FILTER if connector.normalize else "[]"
+        source = _CONNECTORS.format(normalize=connector.normalize, own=own)
+        stock.env_runners(env_to_module_connector=_FromSource(source))
     _ray.runners.set_auto_sync(stock, True)
     return stock

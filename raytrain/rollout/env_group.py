@@ -38,6 +38,7 @@ from ray.rllib.core import (
     COMPONENT_RL_MODULE,
     DEFAULT_MODULE_ID,
 )
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -58,11 +59,12 @@ from raytrain.config.action_mask import observed_space
 from raytrain.config.run_code import ProcessCode
 from raytrain.errors import RaytrainError
 from raytrain.policy.env_actions import policy_space
+from raytrain.policy.rllib_catalog import choose_catalog
 from raytrain.policy.rllib_env_actions import map_actions, mask_actions
 from raytrain.rng import RngStreams
 from raytrain.rollout.env_errors import environment_errors
 from raytrain.rollout.env_snapshots import Snapshotter, Strategy, snapshotter
-from raytrain.rollout.fast_sampling.eligibility import observation_filter, why_not
+from raytrain.rollout.fast_sampling.eligibility import why_not
 from raytrain.rollout.fast_sampling.episode_rows import (
     ChunkTotals,
     EpisodeRecorder,
@@ -123,6 +125,16 @@ class EnvGroup(SingleAgentEnvRunner):
         self._arithmetic: tuple[str, dict[str, str]] | None = None
         self._choose_sampling()
 
+    @override(SingleAgentEnvRunner)
+    def make_module(self) -> None:
+        spaces = self.get_spaces()
+        if spaces is not None:
+            spec = self.config.get_rl_module_spec(env=self.env, spaces=spaces)
+            if choose_catalog(spec):
+                chosen = RLModuleSpec(catalog_class=spec.catalog_class)
+                self.config.rl_module(rl_module_spec=chosen)
+        super().make_module()
+
     def _choose_sampling(self) -> None:
         """Decide whether the present environments are sampled into arrays."""
         before, self._sampler = self._sampler, None
@@ -134,9 +146,7 @@ class EnvGroup(SingleAgentEnvRunner):
             self._why_not_into_arrays = why_not(self, EpisodeRecorder)
             if self._why_not_into_arrays is None:
                 _, purpose, group = self._entropy
-                self._sampler = FragmentSampler(
-                    self, observation_filter(self), id_prefix=f"{purpose:04x}{group:012x}"
-                )
+                self._sampler = FragmentSampler(self, id_prefix=f"{purpose:04x}{group:012x}")
                 if before is not None:  # Only the number of the next episode will be used.
                     self._sampler.progress = before.progress
                 return

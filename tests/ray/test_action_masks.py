@@ -1,5 +1,5 @@
-"""An action that the environment's mask forbids is never taken, nor does it take part in the loss: in
-the array sampler and RLlib's own sampling, the hand-written update, autograd and RLlib's, in
+"""An action that the environment's mask forbids is never taken, and has no part in the loss: in the
+array sampler and RLlib's own sampling, the hand-written update, autograd and RLlib's, in
 `load_policy`, an export without RLlib, TorchScript and ONNX.
 
 The environments raise an error for an action that is not allowed.
@@ -255,7 +255,7 @@ def test_a_policy_says_what_it_needs() -> None:
     [
         ({"action_mask": "info", "forbid_at": 2}, "forbids every action"),
         ({"action_mask": "info.legl", "where": "info.legal"}, "info['legl'] is missing"),
-        ({"action_mask": "legl", "where": "legal"}, "did you mean legal"),
+        ({"action_mask": "legl", "where": "legal"}, "did you mean 'legal'"),
         ({"action_mask": "legal", "where": "info"}, "only a Dict has keys"),
     ],
 )

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -304,33 +303,29 @@ def test_a_close_that_raises_is_a_warning() -> None:
     assert "close() raised OSError: still open, in BrokenClose.close" in proof.warnings[0]
 
 
-SERVED = ("float32", "float64", "image")
+REFUSED = {
+    "empty": "its observation space is Box([], [], (0,), float32), which holds no numbers",
+    "text": "leave the text out",
+    "sequence": "return a Box of the greatest length",
+    "graph": "return the nodes in a Box",
+    "text within": "its observation space['at'][1] is Text",
+    "nothing within": "its observation space['at'] is Tuple(), which holds nothing",
+    "a large number": "the network would need 100,000,000 inputs",
+}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in wrong_envs.SPACES if kind not in SERVED])
+@pytest.mark.parametrize("kind", REFUSED)
 def test_a_space_without_a_network_is_refused_with_a_remedy(tmp_path: Path, kind: str) -> None:
-    config = {
-        "environment": {"env": "wrong_envs:Sampled", "env_config": {"kind": kind}},
-        "stop": {"iterations": 1},
-        "storage_path": str(tmp_path / "results"),
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    ended = here("train", tmp_path / "run.yaml")
+    environment = {"env": "wrong_envs:Sampled", "env_config": {"kind": kind}}
+    ended = with_config(tmp_path, environment=environment)
     assert ended.code == 2
-    assert 'environment.env: "wrong_envs:Sampled": its observation space is' in ended.err
-    # What is proposed is done, and then the network takes it.
-    _, _, remedy = ended.err.replace("\n", "").partition("makes it and returns ")
-    for code in remedy.split(" or, as an image, ") if remedy else ():
-        names = {"env": wrong_envs.Sampled(kind), "gymnasium": gymnasium, "np": np}
-        env = eval(code, names)
-        assert observation_problem(env.observation_space, conv_filters=True) is None
-        observation, _ = env.reset(seed=0)
-        assert env.observation_space.contains(observation)
-    assert bool(remedy) is (kind not in ("empty", "odd image", "sequence", "graph"))
+    said = " ".join(ended.err.split())
+    assert 'environment.env: "wrong_envs:Sampled": its observation space' in said
+    assert REFUSED[kind] in said
 
 
-@pytest.mark.parametrize("kind", SERVED)
-def test_a_space_with_a_network_is_not(kind: str) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in wrong_envs.SPACES if kind not in REFUSED])
+def test_every_other_space_has_a_network(kind: str) -> None:
     assert observation_problem(wrong_envs.SPACES[kind]) is None
 
 

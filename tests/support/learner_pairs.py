@@ -116,7 +116,7 @@ def episodes(
         return allowed
 
     return [
-        _episode(module, length, end, random, scale, masks)
+        _episode(module, length, end, random, scale=scale, masks=masks)
         for length, end in zip(lengths, itertools.cycle(ENDS), strict=False)
     ]
 
@@ -126,6 +126,7 @@ def _episode(
     length: int,
     end: str,
     random: np.random.Generator,
+    *,
     scale: float,
     masks: Callable[[int], np.ndarray[Any, Any] | None],
 ) -> SingleAgentEpisode:

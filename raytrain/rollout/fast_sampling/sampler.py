@@ -19,11 +19,13 @@ import numpy as np
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from raytrain import _ray
 from raytrain.config.action_mask import MaskSource
 from raytrain.errors import RaytrainError
 from raytrain.policy.action_masks import COLUMN as MASKS
 from raytrain.policy.action_masks import MaskLayout, MaskReader
 from raytrain.policy.env_actions import ActionMapping, policy_space
+from raytrain.policy.rllib_observations import Preprocessing
 from raytrain.rollout.divergence import why_no_action
 from raytrain.rollout.fast_sampling.episode_rows import numbers_in
 from raytrain.rollout.fast_sampling.forward import Acting
@@ -37,7 +39,7 @@ from raytrain.rollout.fast_sampling.fragments import (
     action_columns,
 )
 from raytrain.rollout.fast_sampling.mean_std_filter import BatchFilter
-from raytrain.rollout.fast_sampling.vector_step import StepArrays, stepper
+from raytrain.rollout.fast_sampling.vector_step import StepArrays, stepper, write_batch
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,15 @@ class FragmentSampler:
     """Samples the environments of one group. Between two calls it remembers `progress`,
     and no more."""
 
-    def __init__(self, runner: Any, filter_connector: Any, *, id_prefix: str) -> None:
+    def __init__(self, runner: Any, *, id_prefix: str) -> None:
         self.runner = runner
-        self.filter_connector = filter_connector
+        to_module = _ray.runners.connectors(runner)[0]
+        self.before = Preprocessing.of(to_module)
         self._id_prefix = id_prefix
         env, config = runner.env, runner.config
         self.num_envs = int(env.num_envs)
         self.action_space = policy_space(env.single_action_space)
-        observation_space = env.single_observation_space
-        self.episodes_space = (
-            filter_connector.observation_space if filter_connector else observation_space
-        )
+        self.episodes_space = to_module.observation_space
         self.for_environment = ActionMapping(
             env.single_action_space,
             normalize=config.normalize_actions,
@@ -89,7 +89,7 @@ class FragmentSampler:
         )
         self.masks = mask_reader(config, env.single_action_space)
         self.lookback = int(config.episode_lookback_horizon)
-        self.fragment = Fragment(self.lookback, self.num_envs, observation_space)
+        self.fragment = Fragment(self.lookback, self.num_envs, self.episodes_space)
         self.progress: Progress | None = None
         self.present: Sampled | None = None
         """What the present call of `sample` has so far. Safe to read in any thread."""
@@ -98,10 +98,10 @@ class FragmentSampler:
         """Reset every environment; running episodes are dropped."""
         observations, infos = self.runner.env.reset(seed=seed, options=None)
         n = self.num_envs
-        rows = np.zeros((self.lookback + 1, *observations.shape), observations.dtype)
-        rows[-1] = observations
-        if self.filter_connector is not None:
-            BatchFilter(self.filter_connector)(rows[-1])
+        rows = np.zeros_like(self.fragment.observations[: self.lookback + 1])
+        write_batch(self.before.encoding, observations, rows[-1])
+        if (normalize := self.filter()) is not None:
+            normalize(rows[-1])
         masks = None
         if self.masks is not None:
             masks = np.ones((n, self.masks.layout.entries), np.bool_)
@@ -136,6 +136,11 @@ class FragmentSampler:
         )
         return sampled
 
+    def filter(self) -> BatchFilter | None:
+        """What normalizes encoded observations, with the statistics that the group has now."""
+        connector = self.before.normalizer
+        return None if connector is None else BatchFilter(connector, self.before.columns)
+
     def episode_id(self, number: int) -> str:
         # RLlib draws its ids from the system's entropy. These are the same at every repetition.
         return f"{self._id_prefix}{number:016x}"
@@ -154,9 +159,8 @@ class _Run:
         self._groups = int(runner.config.num_env_runners or 1)
         self._steps_before = runner.num_env_steps_sampled_lifetime // self._groups
         self._acting = Acting(runner.module, sampler.action_space, explore=explore)
-        connector = sampler.filter_connector
-        self._filter = None if connector is None else BatchFilter(connector)
-        self._stepper = stepper(runner.env, sampler.for_environment.split)
+        self._filter = sampler.filter()
+        self._stepper = stepper(runner.env, sampler.for_environment.split, sampler.before.encoding)
         self._fragment = sampler.fragment
         self._fragment.begin(progress, self._rows_expected())
         self._progress = replace(
