@@ -55,6 +55,9 @@ class Environment(Section):
     clipped to the finite bounds of any Box."""
     clip_actions: bool = False
     """Without `normalize_actions`: clip actions to the finite bounds of a Box."""
+    action_mask: Text | None = None
+    """Where the environment says which actions are allowed: `info` (its `info["action_mask"]`),
+    `info.NAME`, or a key of its Dict observation; null: all are (raytrain's own key)."""
     disable_env_checking: bool = False
     """Skip Gymnasium's and RLlib's checks of the environment."""
 

@@ -45,13 +45,16 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     algorithm.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
     algorithm.framework("torch")
     algorithm.environment(
-        **{**config.environment.model_dump(), "env": register_env(env_creator(config))}
+        **{
+            **config.environment.model_dump(exclude={"action_mask"}),
+            "env": register_env(env_creator(config)),
+        }
     )
     algorithm.env_runners(**_env_runners(config, own))
     training, own_training = _training(config, own)
     algorithm.training(**training)
     orthogonal = config.rl_module.model.orthogonal_init
-    # RLlib passes this dictionary to the learner as it is.
+    # RLlib passes this dictionary on as it is.
     for_the_learner = {
         **(config.training.learner_config_dict or {}),
         "deterministic": config.debugging.deterministic,
@@ -59,6 +62,7 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
         "log_std_init": config.rl_module.model.log_std_init,
         "orthogonal_init": None if orthogonal is None else orthogonal.model_dump(),
         "training": own_training,
+        "action_mask": config.environment.action_mask,
         **({"learner_class": own[_LEARNER]} if _LEARNER in own else {}),
     }
     algorithm.learners(
@@ -150,6 +154,8 @@ def register_env(creator: EnvCreator) -> str:
     name = creator.spec
     if ":" in name and creator.import_path is not None:
         name = f"{name}@{hashlib.sha256(creator.import_path.encode()).hexdigest()[:8]}"
+    if creator.mask_key is not None:
+        name = f"{name}@mask={creator.mask_key}"
     if creator.max_episode_steps is not None:
         name = f"{name}@{creator.max_episode_steps}"
     tune.register_env(name, creator)
@@ -159,7 +165,7 @@ def register_env(creator: EnvCreator) -> str:
 def name_for_others(registered: str) -> str:
     """The name, for programs without raytrain, of the environment that `register_env` registered:
     an id that Gymnasium finds by itself, or `module:factory`."""
-    plain = re.sub(r"(@[0-9a-f]{8})?(@\d+)?$", "", registered)
+    plain = re.sub(r"(@[0-9a-f]{8})?(@mask=.+?)?(@\d+)?$", "", registered)
     return f"ale_py:{plain}" if is_atari(plain) else plain
 
 

@@ -43,12 +43,14 @@ class UnsupportedActions(BadInput):
 
 
 def spaces_of(env: Any) -> dict[str, Any]:
-    """The environment's spaces by name; it is closed."""
+    """The environment's spaces by name, action masks in observations included; it is closed."""
+    from raytrain.config.action_mask import observed_space
     from raytrain.rollout.env_snapshots import close
 
     close(env)
-    names = ("observation_space", "action_space")
-    return {name.replace("_", " "): getattr(env, name, None) for name in names}
+    observations = observed_space(env) if hasattr(env, "observation_space") else None
+    actions = getattr(env, "action_space", None)
+    return {"observation space": observations, "action space": actions}
 
 
 # -- observations --------------------------------------------------------------------------------

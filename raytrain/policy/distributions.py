@@ -27,10 +27,12 @@ from raytrain.policy.spaces import PolicyFormatError
 _LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 
 
-def sample_categorical(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_categorical(
+    logits: torch.Tensor, allowed: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Actions (N,) int64 for logits (N, n), and their log-probabilities (N,): NaN where a logit is
     NaN or plus infinity. By the exponential trick of `torch.multinomial`: the largest p / q with
-    q ~ Exp(1).
+    q ~ Exp(1). `allowed`: (N, n) bool; the logits of the others must be masked already.
     """
     # logsumexp in the operations it consists of, without its detours: about a third of the time.
     # (It takes infinite maxima for 0; here they become NaN, which callers report.)
@@ -38,15 +40,20 @@ def sample_categorical(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     normalised = logits - (logits - largest).exp_().sum(-1, True).log_().add_(largest)
     race = torch.softmax(normalised, -1)
     race.div_(torch.empty_like(race).exponential_())
+    if allowed is not None:
+        # Torch may draw q = 0, though hardly ever: 0 / 0 would win.
+        race.masked_fill_(~allowed, -1.0)
     actions = race.argmax(-1, True)
     return actions.squeeze(-1), normalised.gather(-1, actions).squeeze(-1)
 
 
 def sample_categoricals(
-    logits: torch.Tensor, sizes: Sequence[int]
+    logits: torch.Tensor, sizes: Sequence[int], allowed: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for several choices: actions (N, len(sizes)) for logits (N, sum of sizes)."""
-    drawn = [sample_categorical(part) for part in torch.split(logits, list(sizes), dim=-1)]
+    parts = torch.split(logits, list(sizes), dim=-1)
+    masks = [None] * len(parts) if allowed is None else torch.split(allowed, list(sizes), dim=-1)
+    drawn = [sample_categorical(part, mask) for part, mask in zip(parts, masks, strict=True)]
     actions = torch.stack([choice for choice, _ in drawn], dim=-1)
     return actions, torch.sum(torch.stack([logp for _, logp in drawn]), dim=0)
 

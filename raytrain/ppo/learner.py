@@ -31,6 +31,7 @@ from raytrain.arithmetic.settings import use_threads_of
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.policy.rllib_catalog import choose_catalog
+from raytrain.ppo.fast_update.loss import masked_outputs
 from raytrain.ppo.fast_update.minibatches import minibatch_generator
 from raytrain.ppo.fast_update.update import FastUpdate
 from raytrain.ppo.own_training import (
@@ -157,8 +158,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> torch.Tensor:
-        """RLlib's loss, which logs its parts. For a minibatch of bootstrap rows and padding alone,
-        where RLlib divides by 0, it is 0 and nothing is logged."""
+        """RLlib's loss, with action masks; it logs its parts. For a minibatch of bootstrap rows and
+        padding alone, where RLlib divides by 0, it is 0 and nothing is logged."""
+        fwd_out = masked_outputs(fwd_out, batch)
         mask = batch.get(Columns.LOSS_MASK)
         if mask is None or bool(mask.any()):
             loss = self._loss(module_id, config, batch, fwd_out)

@@ -7,6 +7,9 @@ raytrain's derive from, with a config by which they train in the same way:
 
     PPO.from_checkpoint(".../final")    is a PPO with its PPOConfig, and imports nothing of raytrain
 
+Only for observation spaces that RLlib has no network for (see `policy.observations`) are connectors
+and the network's catalog raytrain's.
+
 Two settings differ from the run's config. `kl_coeff` is the KL coefficient that PPO has adapted so
 far, which RLlib does not save. The environment of a factory is named `module:factory`; a program
 that loads the checkpoint registers its environment under this name.
@@ -22,6 +25,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner import EnvRunner
 
 from raytrain import _ray
@@ -29,6 +33,7 @@ from raytrain.config import name_for_others
 from raytrain.config.cross_checks import KEYS_FOR_LEARNERS
 from raytrain.config.own_code_config import OwnCodeConfig
 from raytrain.config.to_rllib import mean_std_filter
+from raytrain.policy.rllib_catalog import ObservationCatalog
 from raytrain.policy.rllib_observations import ObservationConnectors
 from raytrain.rollout.fast_sampling.episode_rows import EpisodeRecorder
 
@@ -73,7 +78,7 @@ def made_by(component: Any) -> dict[str, Any]:
     elif isinstance(component, Algorithm | EnvRunner):
         kind = next(base for base in kind.__mro__ if base.__module__.startswith("ray.rllib."))
     if isinstance(component, Algorithm):
-        args = (stock_config(component.config).get_state(),)
+        args = (_config_to_load(component).get_state(),)
     elif isinstance(kwargs.get("config"), AlgorithmConfig):
         kwargs = {**kwargs, "config": stock_config(kwargs["config"])}
     return {"class": kind, "ctor_args_and_kwargs": (args, kwargs)}
@@ -83,6 +88,14 @@ def with_kl_coeff(algorithm: dict[str, Any], kl_coeff: float) -> dict[str, Any]:
     """What `made_by` returned for an algorithm, with another KL coefficient to begin with."""
     (config,), kwargs = algorithm["ctor_args_and_kwargs"]
     return {**algorithm, "ctor_args_and_kwargs": (({**config, "kl_coeff": kl_coeff},), kwargs)}
+
+
+def _config_to_load(algorithm: Algorithm) -> AlgorithmConfig:
+    stock = stock_config(algorithm.config)
+    module = algorithm.env_runner.module if algorithm.env_runner else None
+    if type(getattr(module, "catalog", None)) is ObservationCatalog:
+        stock.rl_module(rl_module_spec=RLModuleSpec(catalog_class=ObservationCatalog))
+    return stock
 
 
 def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:

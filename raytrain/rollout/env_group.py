@@ -57,11 +57,12 @@ from raytrain import _ray
 from raytrain.arithmetic.machine import describe_machine
 from raytrain.arithmetic.portable import make_portable
 from raytrain.checkpoint import weights_sha256
+from raytrain.config.action_mask import observed_space
 from raytrain.config.run_code import ProcessCode
 from raytrain.errors import RaytrainError
 from raytrain.policy.env_actions import policy_space
 from raytrain.policy.rllib_catalog import choose_catalog
-from raytrain.policy.rllib_env_actions import map_actions
+from raytrain.policy.rllib_env_actions import map_actions, mask_actions
 from raytrain.rng import RngStreams
 from raytrain.rollout.env_errors import environment_errors
 from raytrain.rollout.env_snapshots import Snapshotter, Strategy, snapshotter
@@ -79,9 +80,12 @@ from raytrain.rollout.fast_sampling.own_callbacks import (
     state_of,
     wants_chunks,
 )
-from raytrain.rollout.fast_sampling.sampler import FragmentSampler, Sampled, Wanted
+from raytrain.rollout.fast_sampling.sampler import FragmentSampler, Sampled, Wanted, mask_reader
 from raytrain.rollout.rehearsal import sampling_fingerprint
 from raytrain.rollout.rollout import Rollout
+
+OBSERVED = "__observed__"
+"""Among a group's spaces those of its environment, action masks in observations included."""
 
 _TRAINING, _EVALUATION = 0, 1
 
@@ -171,12 +175,18 @@ class EnvGroup(SingleAgentEnvRunner):
             normalize=self.config.normalize_actions,
             clip=self.config.clip_actions,
         )
+        mask_actions(
+            _ray.runners.connectors(self)[1],
+            mask_reader(self.config, self.env.single_action_space),
+        )
 
     @override(SingleAgentEnvRunner)
     def get_spaces(self) -> dict[str, Any]:
-        """As RLlib's, but the module acts in `policy_space`."""
+        """As RLlib's, but the module acts in `policy_space`; and `OBSERVED`."""
         spaces: dict[str, Any] = super().get_spaces()
         if self.env is not None:
+            actions = self.env.single_action_space
+            spaces[OBSERVED] = observed_space(self.env.unwrapped.envs[0]), actions
             observations, actions = spaces[DEFAULT_MODULE_ID]
             spaces[DEFAULT_MODULE_ID] = observations, policy_space(actions)
         return spaces

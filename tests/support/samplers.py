@@ -69,6 +69,19 @@ def unlike(ours: list[SingleAgentEpisode], theirs: list[SingleAgentEpisode]) -> 
     return found
 
 
+def numbers(metrics: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """Values of the stats that are no times, by name."""
+    found: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{at}{name}/")
+        elif not any(word in name for word in ("time", "sec", "sample", "timers")) or (
+            name.startswith("num_")
+        ):
+            found[f"{at}{name}"] = repr(value).split("; track")[0]
+    return {k: v for k, v in found.items() if "timer" not in k and "connector" not in k}
+
+
 def _spaces(episode: Any) -> Any:
     buffers = (episode.observations, episode.actions, episode.rewards)
     return (episode.observation_space, episode.action_space, *(each.space for each in buffers))

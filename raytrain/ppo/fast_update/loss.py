@@ -20,6 +20,8 @@ from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorica
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
+from raytrain.policy.action_masks import COLUMN as ACTION_MASKS
+from raytrain.policy.action_masks import masked
 from raytrain.policy.arithmetic import base_struct
 from raytrain.policy.distributions import input_columns
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
@@ -52,7 +54,7 @@ def ppo_loss(
     mask = minibatch[Columns.LOSS_MASK]
     output = module.forward_train(minibatch)
     terms = _terms_of(module)(
-        output[Columns.ACTION_DIST_INPUTS],
+        masked_outputs(output, minibatch)[Columns.ACTION_DIST_INPUTS],
         minibatch[Columns.ACTION_DIST_INPUTS],
         minibatch[Columns.ACTIONS],
         entropy=_counts(settings.entropy_coeff),
@@ -79,6 +81,15 @@ def ppo_loss(
         loss = loss + settings.kl_coeff * terms.kl
     # A minibatch of bootstrap rows alone has a loss of 0.
     return Loss(torch.where(mask, loss, 0.0).sum() / mask.sum().clamp(min=1), difference)
+
+
+def masked_outputs(output: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+    """A module's outputs for a batch that may have a column of action masks."""
+    mask = batch.get(ACTION_MASKS)
+    if mask is None:
+        return output
+    name = Columns.ACTION_DIST_INPUTS
+    return {**output, name: masked(output[name], mask)}
 
 
 def _counts(coefficient: float | Tensor) -> bool:

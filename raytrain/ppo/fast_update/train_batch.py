@@ -20,6 +20,8 @@ import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from raytrain.policy.action_masks import COLUMN as ACTION_MASKS
+
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
@@ -31,8 +33,8 @@ class TrainBatch:
     """What the loss needs, by RLlib's names: `obs` (N, ...), `actions` (N,) or (N, A) (of Tuple and
     Dict spaces the numbers of all leaves, float32, in the order of `tree.flatten`),
     `action_logp` (N,) and `action_dist_inputs` (N, K) of the policy that sampled them,
-    `loss_mask` (N,) bool, and `weights_seq_no` (N,), the version of its weights, if the env
-    runner reports it."""
+    `action_mask` (N, K) bool if actions are masked, `loss_mask` (N,) bool, and `weights_seq_no`
+    (N,), the version of its weights, if the env runner reports it."""
     rewards: Array
     terminateds: Array
     """(N,) bool: there is no next state. Never set on a bootstrap row."""
@@ -77,7 +79,7 @@ def train_batch(episodes: Sequence[Any], *, everything: bool = False) -> TrainBa
 
     outputs = [episode.extra_model_outputs for episode in episodes]
     names = [Columns.ACTION_LOGP, Columns.ACTION_DIST_INPUTS]
-    names += [name for name in (WEIGHTS_SEQ_NO,) if name in outputs[0]]
+    names += [name for name in (WEIGHTS_SEQ_NO, ACTION_MASKS) if name in outputs[0]]
     rewards = np.where(
         loss_mask,
         np.concatenate([_items(episode.rewards) for episode in episodes])[source],

@@ -25,6 +25,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 
 from raytrain.arithmetic.portable import is_portable
+from raytrain.policy.action_masks import masked
 from raytrain.policy.arithmetic import as_array
 from raytrain.policy.distributions import (
     ActionDistribution,
@@ -38,7 +39,7 @@ from raytrain.rollout.fast_sampling.fragments import Array
 
 Layer: TypeAlias = Callable[[Any], Any]
 Outputs: TypeAlias = dict[str, Any]
-Sampling: TypeAlias = Callable[[Any], tuple[Any, Any]]
+Sampling: TypeAlias = Callable[..., tuple[Any, Any]]
 """From distribution inputs [N, D] to actions [N, ...] and their log probabilities [N]."""
 
 
@@ -48,7 +49,8 @@ class Acting:
     `act(observations, t)` returns actions (nested as the space) and model outputs as arrays
     [N, ...], with the dtypes that RLlib's connectors give them (int32 and float32), in RLlib's
     order of columns. The arrays are valid until the next call. `t`: the environment steps sampled
-    so far, for modules whose exploration depends on it.
+    so far, for modules whose exploration depends on it. `masks`: (N, K), see `action_masks`; the
+    distribution inputs that are returned are masked.
     """
 
     def __init__(self, module: Any, action_space: gym.Space[Any], *, explore: bool) -> None:
@@ -61,7 +63,9 @@ class Acting:
             self._layers = _layers(module)
         self._observations: Any = None  # Made for the first batch.
 
-    def act(self, observations: Array, t: int) -> tuple[Any, dict[str, Array]]:
+    def act(
+        self, observations: Array, t: int, masks: Array | None = None
+    ) -> tuple[Any, dict[str, Array]]:
         if self._observations is None:
             # No 64 bits, as in RLlib's NumpyToTensor. The tensor shares the array's memory.
             wide = observations.dtype == np.float64
@@ -71,18 +75,22 @@ class Acting:
             self._observations = torch.from_numpy(zeros).clone()
             self._array = self._observations.numpy()
         self._array[...] = observations
+        allowed = None if masks is None else torch.from_numpy(masks).to(self._device)
         if self._layers is not None:
-            return self._act_directly(self._layers)
+            return self._act_directly(self._layers, allowed)
         batch = {Columns.OBS: self._observations.to(self._device, copy=True)}
         with torch.no_grad():
             if self._explore:
                 outputs: Outputs = dict(self._module.forward_exploration(batch, t=t))
             else:
                 outputs = dict(self._module.forward_inference(batch))
+            if allowed is not None:
+                name = Columns.ACTION_DIST_INPUTS
+                outputs[name] = masked(outputs[name], allowed)
             if Columns.ACTIONS not in outputs:
                 inputs = outputs[Columns.ACTION_DIST_INPUTS]
                 if self._sampling is not None:
-                    actions, logp = self._sampling(inputs)
+                    actions, logp = self._sample(inputs, allowed)
                 else:
                     distribution = action_distribution(
                         self._module, inputs, deterministic=not self._explore
@@ -94,12 +102,20 @@ class Acting:
         actions = outputs.pop(Columns.ACTIONS)
         return _arrays(actions), {name: as_array(value) for name, value in outputs.items()}
 
-    def _act_directly(self, layers: list[Layer]) -> tuple[Any, dict[str, Array]]:
+    def _sample(self, inputs: Any, allowed: Any) -> tuple[Any, Any]:
+        assert self._sampling is not None
+        return (
+            self._sampling(inputs) if allowed is None else self._sampling(inputs, allowed=allowed)
+        )
+
+    def _act_directly(self, layers: list[Layer], allowed: Any) -> tuple[Any, dict[str, Array]]:
         with torch.inference_mode():
             x = self._observations
             for layer in layers:
                 x = layer(x)
-            actions, logp = self._sampling(x)  # type: ignore[misc]
+            if allowed is not None:
+                x = masked(x, allowed)
+            actions, logp = self._sample(x, allowed)
             return _arrays(actions), {
                 Columns.ACTION_DIST_INPUTS: x.numpy(),
                 Columns.ACTION_LOGP: logp.numpy(),

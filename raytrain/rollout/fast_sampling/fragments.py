@@ -64,6 +64,8 @@ class Progress:
     """Number of episodes begun so far; the next one's number."""
     chunks: list[list[SingleAgentEpisode]] = field(default_factory=list)
     """[N] the chunks of the running episodes that were returned before, if they are kept whole."""
+    masks: Array | None = None
+    """[N, K] bool: which actions are allowed in the next step; None without action masks."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from raytrain import _ray
+from raytrain.config.action_mask import MaskSource
 from raytrain.errors import RaytrainError
+from raytrain.policy.action_masks import COLUMN as MASKS
+from raytrain.policy.action_masks import MaskLayout, MaskReader
 from raytrain.policy.env_actions import ActionMapping, policy_space
 from raytrain.policy.rllib_observations import Preprocessing
 from raytrain.rollout.divergence import why_no_action
@@ -68,6 +71,12 @@ OnEnd: TypeAlias = Callable[[int, Any, list[Any]], None]
 before."""
 
 
+def mask_reader(config: Any, action_space: Any) -> MaskReader | None:
+    """What reads the action masks of an RLlib config's environment; None if it has none."""
+    source = MaskSource.of(config.learner_config_dict.get("action_mask"))
+    return None if source is None else MaskReader(MaskLayout(action_space), source)
+
+
 class FragmentSampler:
     """Samples the environments of one group. Between two calls it remembers `progress`,
     and no more."""
@@ -97,6 +106,7 @@ class FragmentSampler:
             normalize=config.normalize_actions,
             clip=config.clip_actions,
         )
+        self.masks = mask_reader(config, env.single_action_space)
         self.lookback = int(config.episode_lookback_horizon)
         self.fragment = Fragment(self.lookback, self.num_envs, self.episodes_space)
         self.progress: Progress | None = None
@@ -111,6 +121,10 @@ class FragmentSampler:
         write_batch(self.before.encoding, observations, rows[-1])
         if (normalize := self.filter()) is not None:
             normalize(rows[-1])
+        masks = None
+        if self.masks is not None:
+            masks = np.ones((n, self.masks.layout.entries), np.bool_)
+            self.masks.read(infos, np.zeros(n, np.bool_), masks)
         born = 0 if self.progress is None else self.progress.born
         self.progress = Progress(
             observations=rows,
@@ -123,6 +137,7 @@ class FragmentSampler:
             ids=[self.episode_id(born + index) for index in range(n)],
             born=born + n,
             chunks=[[] for _ in range(n)] if self.keep_chunks else [],
+            masks=masks,
         )
 
     def sample(self, wanted: Wanted, *, explore: bool, version: int) -> Sampled:
@@ -182,6 +197,7 @@ class _Run:
             durations=progress.durations.copy(),
             ids=list(progress.ids),
             chunks=[list(chunks) for chunks in progress.chunks],
+            masks=None if progress.masks is None else progress.masks.copy(),
         )
         self._ended_episodes: list[Any] = []
         # Of the present chunk of each environment: its first row, and its return so far.
@@ -203,6 +219,7 @@ class _Run:
         act, step = self._acting.act, self._stepper.step
         for_environment, filtered = self._sampler.for_environment, self._filter
         returns, times = self._returns, self._times
+        reader, masks = self._sampler.masks, self._progress.masks
         inference = stepping = 0
         times.append(perf_counter_ns())
         while self._more():
@@ -211,8 +228,10 @@ class _Run:
             row = fragment.rows
             began = perf_counter_ns()
             t = (self._steps_before + sampled.env_steps) * self._groups
-            actions, outputs = act(fragment.observations[row], t)
+            actions, outputs = act(fragment.observations[row], t, masks)
             acted_columns = {**action_columns(actions), **outputs}
+            if masks is not None:
+                acted_columns[MASKS] = masks
             if not acted_columns.keys() <= fragment.columns.keys() or row == fragment.lookback:
                 self._make_columns(acted_columns)
             columns = fragment.columns
@@ -231,6 +250,8 @@ class _Run:
             times.append(stepped)
             if filtered is not None:
                 filtered(observations)
+            if reader is not None and masks is not None:
+                reader.read(infos, terminateds | truncateds, masks)
             fragment.infos.append(infos)
             fragment.rows = row + 1
             returns += rewards
