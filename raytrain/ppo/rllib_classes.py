@@ -31,20 +31,17 @@ from ray.rllib.env.env_runner import EnvRunner
 from raytrain import _ray
 from raytrain.config import name_for_others
 from raytrain.policy.rllib_catalog import ObservationCatalog
-from raytrain.policy.rllib_observations import ObservationConnectors
-
-# `ObservationConnectors` as text: a function is pickled by its module, which is raytrain's here, or
-# as byte code, which only one Python version reads. Boxes of floats need no module of raytrain.
-_CONNECTORS = (
-    "lambda env=None, spaces=None, device=None: "
-    "(lambda space: __import__('raytrain.policy.rllib_observations', fromlist=['policy'])"
-    ".ObservationConnectors(normalize={normalize})(env, spaces, device) "
-    "if type(space).__name__ != 'Box' or len(space.shape) not in (1, 3) "
-    "or space.dtype.name not in ('float32', 'float64') else {own})"
-    "(env.single_observation_space if env is not None else spaces['__env_single__'][0])"
+from raytrain.policy.rllib_observations import (
+    EncodeObservations,
+    NormalizeParts,
+    ObservationConnectors,
 )
+
+# As text: a function is pickled by its module, which is raytrain's here, or as byte code, which
+# only one Python version reads.
 _MEAN_STD_FILTER = (
-    "[__import__('ray.rllib.connectors.env_to_module', fromlist=['env']).MeanStdFilter()]"
+    "lambda env=None, spaces=None, device=None: __import__("
+    "'ray.rllib.connectors.env_to_module', fromlist=['MeanStdFilter']).MeanStdFilter()"
 )
 
 
@@ -82,9 +79,15 @@ def with_kl_coeff(algorithm: dict[str, Any], kl_coeff: float) -> dict[str, Any]:
 
 
 def _config_to_load(algorithm: Algorithm) -> AlgorithmConfig:
-    stock = stock_config(algorithm.config)
-    module = algorithm.env_runner.module if algorithm.env_runner else None
-    if type(getattr(module, "catalog", None)) is ObservationCatalog:
+    """With raytrain's connectors and catalog only if the observation space needs them."""
+    stock, runner = stock_config(algorithm.config), algorithm.env_runner
+    to_module, _ = _ray.runners.connectors(runner)
+    if any(
+        isinstance(piece, EncodeObservations | NormalizeParts) for piece in to_module.connectors
+    ):
+        connectors = _ray.runners.env_to_module_connector(algorithm.config)
+        stock.env_runners(env_to_module_connector=connectors)
+    if type(getattr(runner.module, "catalog", None)) is ObservationCatalog:
         stock.rl_module(rl_module_spec=RLModuleSpec(catalog_class=ObservationCatalog))
     return stock
 
@@ -105,8 +108,7 @@ def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
         stock.evaluation(evaluation_config=evaluation)
     connector = _ray.runners.env_to_module_connector(stock)
     if isinstance(connector, ObservationConnectors):
-        own = _MEAN_STD_FILTER if connector.normalize else "[]"
-        source = _CONNECTORS.format(normalize=connector.normalize, own=own)
-        stock.env_runners(env_to_module_connector=_FromSource(source))
+        filtering = _FromSource(_MEAN_STD_FILTER) if connector.normalize else None
+        stock.env_runners(env_to_module_connector=filtering)
     _ray.runners.set_auto_sync(stock, True)
     return stock
