@@ -73,7 +73,21 @@ def observation_problem(space: gym.Space[Any]) -> str | None:
         problem = _observation_problem(leaf)
         if problem is not None:
             return f"{where} is {_short(leaf)}, {problem}"
+    for key in _keys_of(space):
+        if not isinstance(key, str):
+            return (
+                f"its observation space has the key {key!r}, and parts of a Dict are put in the "
+                "order of their names: use strings as keys"
+            )
     return None
+
+
+def _keys_of(space: gym.Space[Any]) -> Iterator[Any]:
+    if isinstance(space, Dict):
+        yield from space.spaces
+    if isinstance(space, Dict | Tuple):
+        for part in space.spaces.values() if isinstance(space, Dict) else space.spaces:
+            yield from _keys_of(part)
 
 
 def _observation_problem(leaf: gym.Space[Any]) -> str | None:

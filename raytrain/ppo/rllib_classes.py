@@ -34,21 +34,18 @@ from raytrain.config.cross_checks import KEYS_FOR_LEARNERS
 from raytrain.config.own_code_config import OwnCodeConfig
 from raytrain.config.to_rllib import mean_std_filter
 from raytrain.policy.rllib_catalog import ObservationCatalog
-from raytrain.policy.rllib_observations import ObservationConnectors
+from raytrain.policy.rllib_observations import (
+    EncodeObservations,
+    NormalizeParts,
+    ObservationConnectors,
+)
 from raytrain.rollout.fast_sampling.episode_rows import EpisodeRecorder
 
-# `ObservationConnectors` as text: a function is pickled by its module, which is raytrain's here, or
-# as byte code, which only one Python version reads. Boxes of floats need no module of raytrain.
-_CONNECTORS = (
-    "lambda env=None, spaces=None, device=None: "
-    "(lambda space: __import__('raytrain.policy.rllib_observations', fromlist=['policy'])"
-    ".ObservationConnectors(normalize={normalize})(env, spaces, device) "
-    "if type(space).__name__ != 'Box' or len(space.shape) not in (1, 3) "
-    "or space.dtype.name not in ('float32', 'float64') else {own})"
-    "(env.single_observation_space if env is not None else spaces['__env_single__'][0])"
-)
+# As text: a function is pickled by its module, which is raytrain's here, or as byte code, which
+# only one Python version reads.
 _MEAN_STD_FILTER = (
-    "[__import__('ray.rllib.connectors.env_to_module', fromlist=['env']).MeanStdFilter()]"
+    "lambda env=None, spaces=None, device=None: __import__("
+    "'ray.rllib.connectors.env_to_module', fromlist=['MeanStdFilter']).MeanStdFilter()"
 )
 
 
@@ -91,9 +88,15 @@ def with_kl_coeff(algorithm: dict[str, Any], kl_coeff: float) -> dict[str, Any]:
 
 
 def _config_to_load(algorithm: Algorithm) -> AlgorithmConfig:
-    stock = stock_config(algorithm.config)
-    module = algorithm.env_runner.module if algorithm.env_runner else None
-    if type(getattr(module, "catalog", None)) is ObservationCatalog:
+    """With raytrain's connectors and catalog only if the observation space needs them."""
+    stock, runner = stock_config(algorithm.config), algorithm.env_runner
+    to_module, _ = _ray.runners.connectors(runner)
+    if any(
+        isinstance(piece, EncodeObservations | NormalizeParts) for piece in to_module.connectors
+    ):
+        connectors = _ray.runners.env_to_module_connector(algorithm.config)
+        stock.env_runners(env_to_module_connector=connectors)
+    if type(getattr(runner.module, "catalog", None)) is ObservationCatalog:
         stock.rl_module(rl_module_spec=RLModuleSpec(catalog_class=ObservationCatalog))
     return stock
 
@@ -121,11 +124,9 @@ def stock_config(config: AlgorithmConfig) -> AlgorithmConfig:
         stock.evaluation(evaluation_config=evaluation)
     connector = _ray.runners.env_to_module_connector(stock)
     if isinstance(connector, ObservationConnectors):
-        filters = _MEAN_STD_FILTER if connector.normalize else "[]"
-        source = _CONNECTORS.format(normalize=connector.normalize, own=filters)
-        stock.env_runners(env_to_module_connector=_FromSource(source))
+        filtering = _FromSource(_MEAN_STD_FILTER) if connector.normalize else None
+        stock.env_runners(env_to_module_connector=filtering)
     elif connector is mean_std_filter:
-        source = f"lambda env=None, spaces=None, device=None: {_MEAN_STD_FILTER}"
-        stock.env_runners(env_to_module_connector=_FromSource(source))
+        stock.env_runners(env_to_module_connector=_FromSource(_MEAN_STD_FILTER))
     _ray.runners.set_auto_sync(stock, True)
     return stock

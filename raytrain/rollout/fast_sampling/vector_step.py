@@ -121,7 +121,7 @@ class _OneByOne(Stepper):
                 np.stack(last, axis=0, out=observations)
             else:
                 self._encoding.stack(last, observations)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, LookupError):  # LookupError: a part is missing.
             self._check_contract(len(infos), returned, resets=resets)
             raise
         self._results = into
