@@ -637,6 +637,7 @@ def test_algorithm_refuses_search_spaces() -> None:
 
 
 OUR_OWN = (
+    "training.torch_lr_schedulers",
     "environment.action_mask",
     "debugging.deterministic",
     "debugging.portable",
