@@ -650,6 +650,9 @@ OUR_OWN = (
     "fault_tolerance.on_other_arithmetic",
     "evaluation.max_episode_steps",
     "learners.cuda_graphs",
+    # Of RLlib's `learners` and `experimental`; they belong to what is under `training` here.
+    "training.learner_config_dict",
+    "training.torch_lr_schedulers",
 )
 
 
