@@ -637,7 +637,6 @@ def test_algorithm_refuses_search_spaces() -> None:
 
 
 OUR_OWN = (
-    "training.torch_lr_schedulers",
     "environment.action_mask",
     "debugging.deterministic",
     "debugging.portable",
@@ -657,6 +656,9 @@ OUR_OWN = (
     "training.target_kl",
     "training.normalize_advantages",
     "training.clip_range_vf",
+    # Of RLlib's `learners` and `experimental`; they belong to what is under `training` here.
+    "training.learner_config_dict",
+    "training.torch_lr_schedulers",
 )
 
 
