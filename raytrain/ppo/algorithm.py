@@ -23,6 +23,7 @@ from typing import Any, cast
 from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
@@ -80,12 +81,13 @@ class NonFinite(RaytrainError):
 
 def prepare(config: AlgorithmConfig) -> PPOConfig:
     """Plug the exact env runner, learner and episode recorder into a PPO config (in place), and
-    the connectors that encode observations, if it has no connectors of its own."""
+    the connectors that encode observations, if network and connectors are RLlib's own."""
     config.env_runners(env_runner_cls=EnvRunnerActor)
     config.learners(learner_class=ExactPPOTorchLearner)
     config.callbacks(callbacks_class=EpisodeRecorder)
-    connector = _ray.runners.env_to_module_connector(config)
-    if connector in (None, mean_std_filter):
+    connector, network = _ray.runners.env_to_module_connector(config), config.rl_module_spec
+    networks = (network.module_class, network.catalog_class)
+    if connector in (None, mean_std_filter) and networks == (DefaultPPOTorchRLModule, None):
         normalize = connector is not None
         config.env_runners(env_to_module_connector=ObservationConnectors(normalize=normalize))
     # Ray restarts a dead runner at once; `collector` decides what it does then.
