@@ -70,6 +70,11 @@ def torch_schedulers(learner: Learner) -> dict[str, list[Any]]:
     }
 
 
+def set_torch_schedulers(config: AlgorithmConfig, schedulers: list[Any]) -> None:
+    """Set what makes the schedulers of an optimizer, in a config that is not built yet."""
+    config._torch_lr_scheduler_classes = schedulers or None
+
+
 def grad_scalers(learner: Learner) -> dict[str, Any]:
     """Loss scalers of mixed-precision training, by module id."""
     return dict(learner._grad_scalers or {})
@@ -113,7 +118,6 @@ def unusual_torch_settings(config: AlgorithmConfig) -> list[str]:
         "torch_compile_learner",
         "torch_skip_nan_gradients",
         "_torch_grad_scaler_class",
-        "_torch_lr_scheduler_classes",
         "policies_to_train",
     )
     return [name for name in names if getattr(config, name)]

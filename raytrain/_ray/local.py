@@ -67,6 +67,19 @@ def no_instance_by_itself() -> AbstractContextManager[None]:
 
 
 @contextmanager
+def no_instance() -> Iterator[None]:
+    """Within, an `Algorithm` without remote processes works where no Ray runs: what RLlib puts into
+    the object store, and gets from there, is the object itself."""
+    import ray
+
+    def same(value: Any, **_: Any) -> Any:
+        return value
+
+    with no_instance_by_itself(), patched(ray, put=same, get=same, available_resources=dict):
+        yield
+
+
+@contextmanager
 def lean_instance() -> Iterator[None]:
     """Within, `ray.init` starts only what a run on one machine needs. None of this is an option.
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from raytrain._ray.patch import patched
 
 if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.env.env_runner_group import EnvRunnerGroup
     from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 # `SingleAgentEnvRunner.get_state()` returns weights, connectors and one counter. These are the
 # attributes that its next `sample()` also depends on.
@@ -145,10 +147,25 @@ def state_server(runner: SingleAgentEnvRunner) -> Any:
     return runner._env_runner_state_server
 
 
-def sets_own_callbacks(config: AlgorithmConfig) -> list[str]:
-    """Names of the callback functions that a config sets one by one for its env runners."""
-    names = ("episode_created", "episode_start", "episode_step", "episode_end", "sample_end")
-    return [f"on_{name}" for name in names if getattr(config, f"callbacks_on_{name}")]
+def callbacks(runner: SingleAgentEnvRunner) -> list[Any]:
+    """The callbacks objects of a runner."""
+    objects: list[Any] = runner._callbacks
+    return objects
+
+
+def tell_of_recreated(algorithm: Algorithm, indices: list[int]) -> None:
+    """Call the callbacks `on_env_runners_recreated`, as RLlib does when it has restarted its own
+    env runners."""
+    algorithm._make_on_env_runners_recreated_callbacks(
+        config=algorithm.config,
+        env_runner_group=algorithm.env_runner_group,
+        restored_env_runner_indices=indices,
+    )
+
+
+def set_duration(episode: SingleAgentEpisode, seconds: float) -> None:
+    """Set what `get_duration_s` of an episode, or of a chunk, returns."""
+    episode._start_time, episode._last_step_time = 0.0, seconds
 
 
 def mean_std_filter(connector: Any) -> tuple[Any, bool]:

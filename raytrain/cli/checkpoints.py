@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -153,7 +154,12 @@ def evaluate(
 
 @command
 def probe(
-    env: Annotated[str, Argument(metavar="ENV", help="A Gymnasium id, or package.module:factory.")],
+    env: Annotated[
+        str,
+        Argument(
+            metavar="ENV", help="A Gymnasium id, package.module:factory, or a YAML file of a run."
+        ),
+    ],
     env_config: Annotated[
         str | None,
         Option(
@@ -164,11 +170,20 @@ def probe(
 ) -> None:
     """Show how an environment can be saved and restored.
 
-    Each strategy is tried on copies, which have to continue bit for bit.
+    Each strategy is tried on copies, which have to continue bit for bit. With a YAML file, the
+    network, callbacks, connectors and learner of your own that it names are tried too: two
+    iterations are trained, saved, and restored in a new process.
     """
     from raytrain.commands.probe import probe as run
-    from raytrain.commands.probe import report
+    from raytrain.commands.probe import probe_config, report
 
+    if env.endswith((".yaml", ".yml")):
+        if env_config is not None:
+            raise BadInput("--env-config: the YAML file has the arguments of the environment")
+        with busy("Trying"):
+            probed = probe_config(Path(env))
+        print_result(as_json, probed.to_dict(), probed.report())
+        return
     with busy("Trying"):
         proof = run(env, env_config)
     print_result(as_json, proof.to_dict(), report(env, proof))

@@ -1,7 +1,7 @@
 """The package that a job takes to a cluster: its resolved config and the environment's files.
 
     raytrain-run.yaml      the config with every --set, --name and --storage-path in it
-    my_envs.py, ...        everything beside the YAML file, if the environment's module is there
+    my_envs.py, ...        everything beside the YAML file, if a module in the config is there
 
 It is one zip file, with the same bytes for the same content, so Ray uploads it once and keeps it by
 its hash. It becomes the working directory of the job and of its workers, where the environment's
@@ -25,6 +25,7 @@ from typing import IO
 
 from raytrain._ray.cluster import ignore_rules
 from raytrain.config import NOT_YAML_KEYS, ExperimentConfig
+from raytrain.config.own_code import own_code_modules
 from raytrain.config.yaml_lines import dump_yaml
 from raytrain.errors import BadInput
 
@@ -58,12 +59,14 @@ class Package:
 
 
 def needs_files(config: ExperimentConfig) -> bool:
-    """Whether the environment's module is beside the YAML file."""
-    module, colon, _ = config.environment.env.partition(":")
-    if not colon or config.import_path is None:
+    """Whether a module of the user's, that of the environment or another, is beside the YAML
+    file."""
+    if config.import_path is None:
         return False
-    beside = Path(config.import_path, module.split(".")[0])
-    return beside.is_dir() or beside.with_suffix(".py").is_file()
+    module, colon, _ = config.environment.env.partition(":")
+    modules = [*([module] if colon else []), *own_code_modules(config)]
+    beside = [Path(config.import_path, module.split(".")[0]) for module in modules]
+    return any(path.is_dir() or path.with_suffix(".py").is_file() for path in beside)
 
 
 def submitted(config: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from raytrain.checkpoint import ExperimentFile
 from raytrain.commands.progress_bar import busy
 from raytrain.config import ConfigError, EnvCreator, config_from_dict, env_creator
 from raytrain.config.environment import deep_merge
+from raytrain.config.own_code import first_in_path
 from raytrain.config.user_code import EnvironmentFailed
 from raytrain.errors import BadInput, require
 from raytrain.policy.evaluate import Evaluation, evaluate
@@ -43,22 +45,19 @@ def evaluate_path(
     """
     if video is not None:
         require("video", "moviepy", what="Recording videos")
+    experiment = _experiment_of(path)
+    if experiment is not None:  # A network of the user's own may lie beside the YAML file.
+        first_in_path(experiment.config.get("import_path"))
     with busy("Loading"):
         policy = load_policy(path)
-    base, _, fixed = path.rpartition(":")
-    place = Location.of(base if fixed in ("best", "final") else path)
-    for _ in range(_LEVELS_UP):
-        experiment = ExperimentFile.read(place)
-        if experiment is not None:
-            break
-        place = place.parent
-    else:
+    if experiment is None:
         raise BadInput(
             f"{path} is not in an experiment (no experiment.json above it), so its environment is "
             "unknown. Use raytrain.load_policy(...) with an environment of your own."
         )
     config = config_from_dict(experiment.config)
-    creator = env_creator(config)
+    # The policy takes masks out of observations itself.
+    creator = replace(env_creator(config), mask_key=None)
     env_config = deep_merge(policy.env_config, config.evaluation.evaluation_config.env_config or {})
 
     def make() -> gym.Env[Any, Any]:
@@ -76,6 +75,17 @@ def evaluate_path(
         track=track,
         tell=tell,
     )
+
+
+def _experiment_of(path: str) -> ExperimentFile | None:
+    base, _, fixed = path.rpartition(":")
+    place = Location.of(base if fixed in ("best", "final") else path)
+    for _ in range(_LEVELS_UP):
+        experiment = ExperimentFile.read(place)
+        if experiment is not None:
+            return experiment
+        place = place.parent
+    return None
 
 
 def _recorded(

@@ -56,6 +56,7 @@ _FORMER_DEFAULTS = {"learners.compile_updates": False}
 """Keys of earlier versions; the digest of every run contains them."""
 
 _LATER_DEFAULTS = {
+    "environment.action_mask": None,
     "training.adam_epsilon": 1e-8,
     "training.weight_decay": 0.0,
     "training.target_kl": None,

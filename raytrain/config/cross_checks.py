@@ -49,7 +49,7 @@ def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
 
 
 def _in_stage(config: ExperimentConfig) -> Iterator[Conflict]:
-    checks = (_batches, _actors, _network, _training)
+    checks = (_batches, _actors, _network, _training, _own_code)
     for message, *fields in itertools.chain.from_iterable(check(config) for check in checks):
         paths = tuple(tuple(field.split(".")) for field in fields)
         value: Any = config.to_dict()
@@ -142,6 +142,39 @@ def _actors(config: ExperimentConfig) -> Rows:
             "learner a whole GPU, or use one learner",
             "learners.num_gpus_per_learner",
             "learners.num_learners",
+        )
+
+
+KEYS_FOR_LEARNERS = ("cuda_graphs", "deterministic", "learner_class", "log_std_init", "threads")
+"""What raytrain itself puts into the dictionary that RLlib passes to a learner."""
+
+
+def _own_code(config: ExperimentConfig) -> Rows:
+    runners, model = config.env_runners, config.rl_module.model
+    if runners.env_to_module_connector and runners.observation_filter != "NoFilter":
+        yield (
+            "with connectors of your own, put RLlib's MeanStdFilter among them, in the place where "
+            "it belongs",
+            "env_runners.observation_filter",
+            "env_runners.env_to_module_connector",
+        )
+    training = config.training
+    taken = [key for key in training.learner_config_dict or {} if key in KEYS_FOR_LEARNERS]
+    if taken:
+        yield f"raytrain uses the key {taken[0]!r} itself", "training.learner_config_dict"
+    if training.torch_lr_schedulers and not isinstance(training.lr, float):
+        yield (
+            "must be one number, with which torch_lr_schedulers begin",
+            "training.lr",
+            "training.torch_lr_schedulers",
+        )
+    longest = model.model_dump().get("max_seq_len") if config.rl_module.module_class else None
+    if isinstance(longest, int) and config.training.minibatch_size < longest:
+        yield (
+            f"must not be smaller than rl_module.model_config.max_seq_len, which is {longest}: a "
+            "minibatch for a recurrent network consists of sequences",
+            "training.minibatch_size",
+            "rl_module.model_config.max_seq_len",
         )
 
 

@@ -24,7 +24,10 @@ from raytrain.config.environment import deep_merge
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig
 
-_FIXED = ("use_critic", "use_gae")
+_FIXED = (
+    *("use_critic", "use_gae", "learner_connector", "learner_class"),
+    *("learner_config_dict", "torch_lr_schedulers"),
+)
 """Keys of `training` on which the construction of the learner depends."""
 
 

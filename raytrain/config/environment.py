@@ -15,27 +15,24 @@ without RLlib's worker index: an environment must not depend on the process that
 from __future__ import annotations
 
 import copy
-import importlib
 import importlib.util
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from raytrain.config.errors import ConfigError, Problem, nearest
+from raytrain.config.own_code import load_module, load_object, module_code, place_of
 from raytrain.config.secrets import with_secrets
-from raytrain.config.user_code import converted_errors, describe, users_code
+from raytrain.config.user_code import users_code
 
 if TYPE_CHECKING:
     import gymnasium
 
     from raytrain.config.schema import ExperimentConfig
 
+_FIELD = "environment.env"
 _TAKES_THE_DICT = ("config", "env_config", "env_context", "cfg")
 _EXTRAS = {
     # Where Gymnasium's entry points lie: the module they need, and how to get it.
@@ -53,13 +50,15 @@ class EnvCreator:
 
     It holds names only, so it can be sent to other processes, which import the module themselves;
     `import_path` is put in front of `sys.path` there. `max_episode_steps` truncates episodes, in
-    addition to the environment's own limit.
+    addition to the environment's own limit. `mask_key`: the key of the observation that holds the
+    action mask, which becomes a part of the info (see `action_mask`).
     """
 
     spec: str
     import_path: str | None = None
     check_env: bool = True
     max_episode_steps: int | None = None
+    mask_key: str | None = None
 
     def __call__(self, env_config: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
         """Raises ConfigError if the environment cannot be found or does not take `env_config`, and
@@ -84,6 +83,10 @@ class EnvCreator:
             if not isinstance(env, gymnasium.Env):
                 message = f"the factory must return a gymnasium.Env; it returned {_kind_of(env)}"
                 raise _env_error(message, self.spec)
+        if self.mask_key is not None:
+            from raytrain.config.action_mask import MaskIntoInfo
+
+            env = MaskIntoInfo(env, self.mask_key)
         limit = self.max_episode_steps
         return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
 
@@ -134,9 +137,15 @@ def make_env(config: ExperimentConfig) -> gymnasium.Env[Any, Any]:
 def env_creator(config: ExperimentConfig) -> EnvCreator:
     """The creator that the run registers; raises ConfigError if the environment does not exist."""
     environment = config.environment
-    return resolve_env(
+    creator = resolve_env(
         environment.env, config.import_path, check_env=not environment.disable_env_checking
     )
+    if environment.action_mask is None:
+        return creator
+    from raytrain.config.action_mask import MaskSource
+
+    source = MaskSource.of(environment.action_mask)
+    return creator if source is None else replace(creator, mask_key=source.key)
 
 
 def entry_modules(config: ExperimentConfig) -> list[str]:
@@ -154,9 +163,6 @@ def entry_modules(config: ExperimentConfig) -> list[str]:
     return [name for name in (module, entry.__module__, *points) if name]
 
 
-_NEEDED = ("gymnasium", "numpy", "pandas", "pyarrow", "ray", "raytrain", "torch", "yaml")
-
-
 def _is_gymnasium_id(spec: str) -> bool:
     _, colon, attribute = spec.partition(":")
     # "my_envs:Maze-v0" is an id that the module registers: no attribute has '-' or '/' in its name.
@@ -172,7 +178,7 @@ def _gymnasium_creator(
 
     module_name, colon, env_id = spec.rpartition(":")
     if colon:
-        _import(module_name, spec, import_path)
+        load_module(module_name, spec, import_path, _FIELD)
     if is_atari(env_id):
         _register_atari(spec)
     try:
@@ -190,7 +196,7 @@ def _gymnasium_creator(
         raise _env_error("this id has no entry point, so no single environment can be made", spec)
     if isinstance(entry, str):
         _require_extra(entry, spec)
-        with _module_code(f"importing its entry point {entry}", spec):
+        with module_code(f"importing its entry point {entry}", spec, _FIELD):
             entry = load_env_creator(entry)
     kept = {key: value for key, value in arguments.items() if key not in _MAKE_ARGUMENTS}
     return entry, {**env_spec.kwargs, **kept}
@@ -217,7 +223,7 @@ def _register_atari(spec: str) -> None:
     import gymnasium
 
     _require_extra("ale_py.", spec)
-    with _module_code("importing ale_py", spec):
+    with module_code("importing ale_py", spec, _FIELD):
         import ale_py
     gymnasium.register_envs(ale_py)
 
@@ -229,27 +235,12 @@ def _require_extra(entry: str, spec: str) -> None:
 
 
 def _factory(spec: str, import_path: str | None) -> Callable[..., Any]:
-    module_name, _, attribute = spec.partition(":")
-    if not all(part.isidentifier() for part in module_name.split(".")):
-        message = (
-            f"{module_name} is not the name of a module; for a file my_envs.py beside the YAML "
-            "file write my_envs:make"
-        )
-        raise _env_error(message, spec)
-    module = _import(module_name, spec, import_path)
-    file = getattr(module, "__file__", None) or next(
-        iter(getattr(module, "__path__", ())), "a part of Python"
-    )
-    with _module_code(f"reading {attribute} from the module {module_name}", spec):
-        try:
-            factory = getattr(module, attribute)
-        except AttributeError as error:
-            near = nearest(attribute, [name for name in vars(module) if not name.startswith("_")])
-            message = f"the module {module_name} ({file}) has no {attribute}"
-            raise _env_error(message, spec, near) from error
+    factory = load_object(spec, import_path, _FIELD)
     if not callable(factory):
+        module_name, _, attribute = spec.partition(":")
+        place = place_of(sys.modules[module_name])
         kind = type(factory).__name__
-        message = f"{attribute} in {module_name} ({file}) is a {kind} and not callable"
+        message = f"{attribute} in {module_name} ({place}) is a {kind} and not callable"
         raise _env_error(message, spec)
     return cast("Callable[..., Any]", factory)
 
@@ -260,65 +251,6 @@ def _takes_the_dict(factory: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):
         return False
     return bool(names) and names[0] in _TAKES_THE_DICT
-
-
-def _import(module_name: str, spec: str, import_path: str | None) -> ModuleType:
-    if import_path is not None:
-        _refuse_names_of_packages(import_path, spec)
-    if import_path is not None and import_path not in sys.path and os.path.isdir(import_path):
-        # In front, as Python does it for the directory of a script.
-        sys.path.insert(0, import_path)
-        importlib.invalidate_caches()
-    with _module_code(f"importing {module_name}", spec):
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise
-            beside = f"{import_path} (beside the YAML file) and " if import_path else ""
-            message = f"no module {error.name}; looked in {beside}Python's path"
-            near = _nearest_module(error.name, import_path)
-            raise _env_error(message, spec, near) from error
-    _refuse_other_module(module, module_name, spec, import_path)
-    _refuse_other_dtype(module_name, spec)
-    return module
-
-
-def _module_code(action: str, spec: str) -> AbstractContextManager[None]:
-    """Turn what a user's module raises in the body into a ConfigError: "`action` fails: ..."."""
-
-    def converted(error: BaseException) -> ConfigError:
-        message = f"{action} fails: {describe(error, whole_path=True)}"
-        if isinstance(error, SystemExit):
-            message += (
-                ". A module that is imported must not end the program: put the code of a script, "
-                'such as reading arguments, under `if __name__ == "__main__":`'
-            )
-        return _env_error(message, spec)
-
-    return converted_errors(converted, ConfigError)
-
-
-def _refuse_names_of_packages(import_path: str, spec: str) -> None:
-    """`import_path` comes first in Python's path, so its files would hide packages."""
-    for name in _NEEDED:
-        for file in (Path(import_path, f"{name}.py"), Path(import_path, name, "__init__.py")):
-            if not file.is_file():
-                continue
-            package = importlib.util.find_spec(name)
-            if name not in sys.modules or package is None or package.origin != str(file):
-                message = f"{file} would be imported instead of the package {name}; rename the file"
-                raise _env_error(message, spec)
-
-
-def _refuse_other_dtype(module_name: str, spec: str) -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.get_default_dtype() is not torch.float32:
-        message = (
-            f"importing {module_name} sets Torch's default dtype to {torch.get_default_dtype()}, "
-            "and the networks need torch.float32; set the dtype of your own tensors instead"
-        )
-        raise _env_error(message, spec)
 
 
 def _kind_of(value: Any) -> str:
@@ -337,35 +269,8 @@ def _kind_of(value: Any) -> str:
     return kind
 
 
-def _nearest_module(name: str, import_path: str | None) -> str | None:
-    if import_path is None or not os.path.isdir(import_path):
-        return None
-    beside = Path(import_path)
-    modules = [path.stem for path in beside.glob("*.py")]
-    packages = [path.parent.name for path in beside.glob("*/__init__.py")]
-    return nearest(name, [*modules, *packages])
-
-
-def _refuse_other_module(
-    module: ModuleType, module_name: str, spec: str, import_path: str | None
-) -> None:
-    """A process imports a name once, so it cannot use the `envs.py` of a second experiment."""
-    file = getattr(module, "__file__", None)
-    if import_path is None or file is None:
-        return
-    stem = Path(import_path, *module_name.split("."))
-    own = next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
-    if own is None or own.resolve() == Path(file).resolve():
-        return
-    message = (
-        f"the module {module_name} was already imported from {file}, so the one beside "
-        f"the YAML file, {own}, cannot be imported; rename one of them"
-    )
-    raise _env_error(message, spec)
-
-
 def _env_error(message: str, spec: str, near: str | None = None) -> ConfigError:
-    return ConfigError(Problem(message, "", "environment.env", spec, near))
+    return ConfigError(Problem(message, "", _FIELD, spec, near))
 
 
 def deep_merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

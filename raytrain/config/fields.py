@@ -205,6 +205,51 @@ Storage = Annotated[str, PlainValidator(_storage)]
 """A URI as it is, or an absolute path: relative ones begin at the current directory."""
 
 
+def _code_path(value: Any) -> str:
+    what = "must be a name in a module, such as my_code:Name"
+    if not isinstance(value, str):
+        found = f"the {type(value).__name__} {value!r}" if callable(value) else repr(value)
+        raise ValueError(f"{what}; this is {found}")
+    module, colon, name = value.partition(":")
+    if not colon or not module or not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"{what} (the module, a colon, the name)")
+    return value
+
+
+def _code_paths(value: Any) -> str | list[str]:
+    if isinstance(value, (list, tuple)):
+        return [_code_path(item) for item in value]
+    return _code_path(value)
+
+
+CodePath = Annotated[str, PlainValidator(_code_path)]
+"""A class or function of the user's: `module:Name` (see `own_code`)."""
+CodePaths = Annotated[str | list[str], PlainValidator(_code_paths)]
+"""One, or several in a list."""
+
+
+def _torch_schedulers(value: Any) -> list[dict[str, Any]]:
+    schedulers = []
+    for item in value if isinstance(value, (list, tuple)) else [value]:
+        if not isinstance(item, dict) or "class" not in item:
+            raise ValueError(
+                "must be a list of mappings, such as "
+                "[{class: 'torch.optim.lr_scheduler:ExponentialLR', gamma: 0.99}]"
+            )
+        plain = free_mapping(item)
+        schedulers.append({**plain, "class": _code_path(plain["class"])})
+    return schedulers
+
+
+TorchSchedulers = Annotated[list[dict[str, Any]], PlainValidator(_torch_schedulers)]
+
+
+def not_given(value: Any) -> bool:
+    """For `Field(exclude_if=not_given)` of a key that is newer than its section: a config without
+    it has the digest that it had before."""
+    return value is None
+
+
 def _plain_value(value: Any, path: str) -> Any:
     value = _plain_number(value)
     if value is None or isinstance(value, (str, bool, int, float)):
@@ -223,14 +268,15 @@ def _plain_value(value: Any, path: str) -> Any:
     )
 
 
-def _free_mapping(value: Any) -> dict[str, Any]:
+def free_mapping(value: Any) -> dict[str, Any]:
+    """A copy of a mapping of JSON-able values. Raises ValueError for anything else."""
     if not isinstance(value, dict):
         raise ValueError("must be a mapping")
     plain: dict[str, Any] = _plain_value(value, "")
     return plain
 
 
-FreeMapping = Annotated[dict[str, Any], PlainValidator(_free_mapping)]
+FreeMapping = Annotated[dict[str, Any], PlainValidator(free_mapping)]
 """Any keys, JSON-able values. A copy: the caller's mapping is not shared."""
 
 
@@ -245,7 +291,7 @@ def _bound(value: Any) -> Any:
 
 def _bounds(value: Any) -> dict[str, Any]:
     bounds = {}
-    for name, bound in _free_mapping(value).items():
+    for name, bound in free_mapping(value).items():
         try:
             bounds[name] = _bound(bound)
         except ValueError as error:

@@ -39,6 +39,7 @@ _NAMES = {
     "learners.num_cpus_per_learner": ("num_cpus_per_learner_worker",),
     "learners.num_gpus_per_learner": ("num_gpus", "num_gpus_per_learner_worker", "device"),
     "learners.cuda_graphs": ("compile_updates",),
+    "rl_module.module_class": ("custom_model",),
     "rl_module.model_config": ("model", "policy_kwargs"),
     "rl_module.model_config.fcnet_hiddens": ("net_arch",),
     "rl_module.model_config.fcnet_activation": ("activation_fn",),
@@ -87,7 +88,6 @@ _A_SCHEDULE = (
 )
 _IN_MINIBATCHES = "`minibatch` standardizes advantages in each minibatch"
 _ONLY_PPO = "PPO is the only algorithm"
-_NO_CALLBACKS = "there are no callbacks; numbers in the last `info` of an episode are recorded"
 _LOST_RUNNERS = "a lost env runner is always restarted, with the state of its env group"
 _NO_SEARCHERS = "there are grids and random draws only (see `tune` and search spaces)"
 
@@ -117,10 +117,6 @@ NOTES = {
     "simple_optimizer": "RLlib's new API stack has no such choice",
     "multiagent": "there is one policy only",
     "policies": "there is one policy only",
-    "callbacks": _NO_CALLBACKS,
-    "callbacks_class": _NO_CALLBACKS,
-    "custom_model": "the network is one of RLlib's defaults, described under "
-    "rl_module.model_config",
     "exploration_config": "PPO samples its actions; env_runners.explore turns that off",
     "record_env": "`raytrain evaluate --video` records episodes",
     "render_env": "`raytrain evaluate --video` records episodes",

@@ -10,6 +10,7 @@ from typing import Any
 from raytrain.config.environment import resolve_env
 from raytrain.config.errors import ConfigError, KeyPath, Problem, dotted, nearest
 from raytrain.config.metric_names import metric_problems
+from raytrain.config.own_code import own_code_problems
 from raytrain.config.schema import NOT_YAML_KEYS, ExperimentConfig
 from raytrain.config.search import put_value, take_out
 from raytrain.config.secrets import PlainSecret
@@ -28,9 +29,9 @@ def load_config(
     """Read and validate a YAML file.
 
     `overrides` are `KEY=VALUE` with a dotted key and a YAML value, later ones winning; `name` and
-    `storage_path` override those two. `check_env` looks the environment up, which imports
-    Gymnasium and the environment's module; without it (on a machine that only submits) the
-    environment is not checked.
+    `storage_path` override those two. `check_env` looks up the environment and the user's own code,
+    which imports Gymnasium and their modules; without it (on a machine that only submits) they are
+    not checked.
 
     Raises ConfigError with every problem found, each with its line.
     """
@@ -66,6 +67,8 @@ def load_config(
         problems += error.problems
     else:
         problems += metric_problems(config, sources.where)
+        for keys, problem in own_code_problems(config) if check_env else ():
+            problems.append(replace(problem, where=sources.where(keys)))
     if check_env:
         problems += _env_problems(values.get("environment"), config, import_path, sources)
     if problems or config is None:

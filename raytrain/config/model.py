@@ -10,9 +10,11 @@ raytrain's own keys: the learner sets them in the network that RLlib has built.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator, model_serializer
 
 from raytrain.config.fields import (
     AboveZero,
@@ -22,6 +24,7 @@ from raytrain.config.fields import (
     PartialSection,
     Positive,
     Section,
+    free_mapping,
 )
 from raytrain.config.initializers import Bias, Conv, Dense
 
@@ -125,6 +128,31 @@ class ModelConfig(PartialSection):
     lstm_kernel_initializer_kwargs: Arguments = None
     lstm_bias_initializer: Bias = None
     lstm_bias_initializer_kwargs: Arguments = None
+
+
+class OwnModelConfig(ModelConfig):
+    """The `model_config` of a network or catalog of the user's own: any keys. None of the fields
+    that it inherits is set."""
+
+    free: FreeMapping = Field(default={})
+
+    @model_serializer(mode="plain")
+    def _all_keys(self) -> dict[str, Any]:
+        return self.free
+
+
+@dataclass(frozen=True)
+class FreeKeys:
+    """What is written under `model_config`, where any keys are allowed."""
+
+    written: Any
+
+
+def model_of(value: Any, validate: Callable[[Any], ModelConfig]) -> ModelConfig:
+    """For pydantic: the model config that is written."""
+    if not isinstance(value, FreeKeys):
+        return validate(value)
+    return OwnModelConfig(free=free_mapping(value.written))
 
 
 SHAPE_OF_WEIGHTS = (

@@ -7,9 +7,10 @@
     packages   mujoco: 3.3.0                what the environment imports and `versions` leaves out
                numexpr: none                a module that it would import if it were installed
 
-Only `environment.env` names users' code. What it imports is found in its source; what it imports by
-a name that it computes, and which files it reads, is seen while the environment is tried in a
-fresh process (`env_snapshots.witness`). Nothing else of this process counts.
+The config names users' code (`environment.env`, and what `own_code` lists). What it imports is
+found in its source; what an environment imports by a name that it computes, and which files it
+reads, is seen while it is tried in a fresh process (`env_snapshots.witness`). Nothing else of this
+process counts.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 from raytrain.config.environment import entry_modules
 from raytrain.config.imports import file_of, imported_by
+from raytrain.config.own_code import own_code_modules
 from raytrain.config.schema import ExperimentConfig
 from raytrain.versions import versions
 
@@ -119,6 +121,7 @@ def code_of(
     seen = [proofs, *proofs.get("stages", {}).values()]
     modules = [
         *entry_modules(config),
+        *own_code_modules(config),
         *(name for proof in seen for name in proof.get("imports", ())),
     ]
     imported = imported_by(modules)

@@ -2,7 +2,7 @@
 
     name, storage_path, seed
     environment env_runners training learners rl_module        methods of RLlib's AlgorithmConfig
-    evaluation fault_tolerance debugging resources             (sections.py)
+    callbacks evaluation fault_tolerance debugging resources   (sections.py)
     stop checkpoint failure preemption tune curriculum         raytrain's own (below)
 
 Two fields are not keys of the YAML file: `import_path`, the directory of the file, where an
@@ -36,6 +36,7 @@ from raytrain.config.fields import (
 )
 from raytrain.config.search import SearchSpace, put_value
 from raytrain.config.sections import (
+    Callbacks,
     Debugging,
     Environment,
     EnvRunners,
@@ -54,6 +55,7 @@ ALGORITHM_SECTIONS = (
     "training",
     "learners",
     "rl_module",
+    "callbacks",
     "evaluation",
     "fault_tolerance",
     "debugging",
@@ -170,6 +172,8 @@ class ExperimentConfig(Section):
     training: Training = Training()
     learners: Learners = Learners()
     rl_module: RLModule = RLModule()
+    # A config without it has the digest that it had before there was this section.
+    callbacks: Callbacks = Field(default=Callbacks(), exclude_if=lambda value: value == Callbacks())
     evaluation: Evaluation = Evaluation()
     fault_tolerance: FaultTolerance = FaultTolerance()
     debugging: Debugging = Debugging()

@@ -3,7 +3,7 @@
 The fields are written out rather than read from RLlib: importing RLlib takes seconds, and a typing
 error should be reported at once. A test compares every name and default with the installed RLlib.
 Arguments that only RLlib's old API stack uses are left out, and so are those that raytrain sets
-itself (the env runner, the learner, connectors).
+itself (the env runner). Where RLlib takes a class or a function, a field holds its name.
 
 The docstring of a field is its text in docs/guide/config.md.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
 from raytrain.config.fields import (
     EPISODE_WINDOW,
@@ -20,6 +20,8 @@ from raytrain.config.fields import (
     AutoCpus,
     Bounds,
     ClipRange,
+    CodePath,
+    CodePaths,
     Count,
     DirectoryName,
     Fraction,
@@ -34,9 +36,11 @@ from raytrain.config.fields import (
     Section,
     Text,
     TimeoutSeconds,
+    TorchSchedulers,
     VectorizeMode,
+    not_given,
 )
-from raytrain.config.model import ModelConfig
+from raytrain.config.model import FreeKeys, ModelConfig, model_of
 
 
 class Environment(Section):
@@ -51,6 +55,9 @@ class Environment(Section):
     clipped to the finite bounds of any Box."""
     clip_actions: bool = False
     """Without `normalize_actions`: clip actions to the finite bounds of a Box."""
+    action_mask: Text | None = None
+    """Where the environment says which actions are allowed: `info` (its `info["action_mask"]`),
+    `info.NAME`, or a key of its Dict observation; null: all are (raytrain's own key)."""
     disable_env_checking: bool = False
     """Skip Gymnasium's and RLlib's checks of the environment."""
 
@@ -76,6 +83,11 @@ class EnvRunners(Section):
     """Sample actions instead of taking the most likely ones."""
     observation_filter: Literal["NoFilter", "MeanStdFilter"] = "NoFilter"
     """`MeanStdFilter` normalizes observations with running statistics."""
+    env_to_module_connector: CodePath | None = Field(default=None, exclude_if=not_given)
+    """A function of yours, `module:Name`, that makes connectors for observations: see
+    [your own code](own_code.md#connectors)."""
+    module_to_env_connector: CodePath | None = Field(default=None, exclude_if=not_given)
+    """The same for actions."""
     gym_env_vectorize_mode: VectorizeMode = "sync"
     """Only `sync`: no exact snapshot can be taken of the others."""
     num_cpus_per_env_runner: NonNegative = 1
@@ -143,6 +155,17 @@ class Training(Section):
     """Upper bound of gradients; null: no bound."""
     grad_clip_by: Literal["value", "norm", "global_norm"] = "global_norm"
     """What `grad_clip` bounds."""
+    learner_connector: CodePath | None = Field(default=None, exclude_if=not_given)
+    """A function of yours, `module:Name`, that makes connectors for train batches: see
+    [your own code](own_code.md#connectors)."""
+    learner_class: CodePath | None = Field(default=None, exclude_if=not_given)
+    """Your own learner, `module:Name`, derived from RLlib's `PPOTorchLearner`: see
+    [your own code](own_code.md#learners)."""
+    learner_config_dict: FreeMapping | None = Field(default=None, exclude_if=not_given)
+    """Values that your own learner finds in `config.learner_config_dict`."""
+    torch_lr_schedulers: TorchSchedulers | None = Field(default=None, exclude_if=not_given)
+    """Learning rate schedulers of Torch, each a mapping of `class`, such as
+    `torch.optim.lr_scheduler:ExponentialLR`, and its arguments (raytrain's own key)."""
 
 
 class Learners(Section):
@@ -166,9 +189,59 @@ class Learners(Section):
 class RLModule(Section):
     """The network."""
 
+    module_class: CodePath | None = Field(default=None, exclude_if=not_given)
+    """Your own network, `module:Name`, derived from RLlib's `TorchRLModule` and `ValueFunctionAPI`:
+    see [your own code](own_code.md#networks)."""
+    catalog_class: CodePath | None = Field(default=None, exclude_if=not_given)
+    """Your own RLlib `Catalog`, `module:Name`."""
     # pydantic keeps the name `model_config` for itself.
-    model: ModelConfig = Field(default=ModelConfig(), alias="model_config")
-    """The network; keys below."""
+    model: Annotated[SerializeAsAny[ModelConfig], WrapValidator(model_of)] = Field(
+        default=ModelConfig(), alias="model_config"
+    )
+    """The network; keys below. With a class of your own: any keys; it gets a dictionary."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_keys(cls, values: Any) -> Any:
+        """A class of one's own has keys of its own."""
+        if not isinstance(values, dict) or not (
+            values.get("module_class") or values.get("catalog_class")
+        ):
+            return values
+        model = values.get("model_config")
+        return {**values, "model_config": FreeKeys({} if model is None else model)}
+
+
+class Callbacks(PartialSection):
+    """Your own code that RLlib calls: see [your own code](own_code.md#callbacks)."""
+
+    callbacks_class: CodePaths | None = None
+    """A class, `module:Name`, derived from RLlib's `RLlibCallback`, or a list of classes."""
+    on_algorithm_init: CodePaths | None = None
+    """A function `module:name`, or a list of functions; called when a process of a trial has
+    started. The next as RLlib calls them."""
+    on_train_result: CodePaths | None = None
+    """After each iteration, with its result."""
+    on_evaluate_start: CodePaths | None = None
+    """Before an evaluation."""
+    on_evaluate_end: CodePaths | None = None
+    """After an evaluation, with its metrics."""
+    on_env_runners_recreated: CodePaths | None = None
+    """After env runners were started again."""
+    on_checkpoint_loaded: CodePaths | None = None
+    """After a trial has continued from a checkpoint."""
+    on_environment_created: CodePaths | None = None
+    """After the environments of an env group were made."""
+    on_episode_created: CodePaths | None = None
+    """Before the reset of an episode."""
+    on_episode_start: CodePaths | None = None
+    """After the reset of an episode."""
+    on_episode_step: CodePaths | None = None
+    """After each step of an episode."""
+    on_episode_end: CodePaths | None = None
+    """After the last step of an episode."""
+    on_sample_end: CodePaths | None = None
+    """After each fragment of an env group, with its episodes."""
 
 
 class EvaluationOverrides(PartialSection):

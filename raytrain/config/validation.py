@@ -31,10 +31,21 @@ _REASONS = {
     "debugging.seed": "the seed is a key of its own at the top: `seed: 0`",
     "training.model": "the network is described under rl_module.model_config",
     "env_runners.env_runner_cls": "raytrain has its own env runner, which can be resumed",
-    "learners.learner_class": "raytrain has its own learner, which can be resumed",
-    "learners.learner_config_dict": (
-        "raytrain sets it; for deterministic kernels there is debugging.deterministic"
+    "learners.learner_class": "your own learner stands under training.learner_class",
+    "learners.learner_connector": "your own connectors stand under training.learner_connector",
+    "rl_module.rl_module_spec": (
+        "its parts are keys of rl_module: module_class, catalog_class, model_config"
     ),
+    "rl_module.algorithm_config_overrides_per_module": "there is one policy only",
+    **dict.fromkeys(
+        (
+            "callbacks.on_evaluate_offline_start",
+            "callbacks.on_evaluate_offline_end",
+            "callbacks.on_offline_eval_runners_recreated",
+        ),
+        "there is no offline evaluation",
+    ),
+    "learners.learner_config_dict": "it stands under training.learner_config_dict",
     "evaluation.evaluation_parallel_to_training": (
         "evaluation would read the weights while they are being updated, so its numbers could not "
         "be reproduced; leave the key out"

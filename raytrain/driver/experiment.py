@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -34,6 +34,7 @@ from raytrain.config import (
     env_creator,
     num_trials,
 )
+from raytrain.config.own_code import require_own_code
 from raytrain.config.run_code import named
 from raytrain.driver.arithmetic import settings_for
 from raytrain.driver.changed_code import PresentCode, newest_manifests
@@ -45,6 +46,7 @@ from raytrain.driver.outcome import (
     finished_trials,
     outcome_of,
 )
+from raytrain.driver.own_code import OWN_CODE, with_own_code
 from raytrain.driver.same_run import require_same_run
 from raytrain.driver.signals import InterruptedEarly, Interrupts
 from raytrain.driver.spaces import Say, require_actions
@@ -80,10 +82,13 @@ def train(
     address: str | None = None,
     reporter: ConsoleReporter | None = None,
     command: str = "",
+    callbacks: Sequence[Any] = (),
+    write_code: Callable[[], None] | None = None,
 ) -> Outcome:
     """Start the run, continue it, or find it finished. `fork`: a checkpoint of another run to begin
     with. `from_stage`: go back to the end of this stage first. `command`: the command line that
-    continues the run, shown when it stops early.
+    continues the run, shown when it stops early. `callbacks`: Tune's, beside raytrain's own.
+    `write_code`: writes modules into the run's directory, once it is known that it is this run's.
 
     Raises:
         BadInput: the directory holds a run with another config; the environment cannot be made.
@@ -102,7 +107,16 @@ def train(
             STORE.listen(warn)
             wait = _READER_S if place.is_local else LEASE_PATIENCE_S
             with DirectoryLock(place, wait=wait, tell=warn) as lock:
-                run = _Run(config, place, reporter, interrupts, address, command)
+                run = _Run(
+                    config,
+                    place,
+                    reporter,
+                    interrupts,
+                    address,
+                    command,
+                    tuple(callbacks),
+                    write_code,
+                )
                 outcome = run.outcome(lock, fork, from_stage)
         except BaseException:
             if not interrupts.early:
@@ -134,6 +148,8 @@ class _Run:
     interrupts: Interrupts
     address: str | None
     command: str
+    callbacks: Sequence[Any] = ()
+    write_code: Callable[[], None] | None = None
 
     def outcome(self, lock: DirectoryLock, fork: Fork | None, from_stage: str | None) -> Outcome:
         """Train what is not finished yet."""
@@ -146,6 +162,8 @@ class _Run:
         changed = require_same_run(config, place, stored, say, from_stage)
         if from_stage is not None:
             start_again_after(from_stage, config, place, say)
+        if self.write_code is not None:
+            self.write_code()
         finished = finished_trials(config, place)
         if stored is not None and len(finished) == num_trials(config):
             return finished_before(config, place, finished)
@@ -183,7 +201,7 @@ class _Run:
             )
             try:
                 with session:
-                    return session.run(self.place, self.reporter, finished)
+                    return session.run(self.place, self.reporter, finished, self.callbacks)
             except RayLost as lost:
                 if self.interrupts.received is not None:
                     if session.watch is None:
@@ -220,6 +238,7 @@ def _describe_run(
     """The experiment's file for this start. How the environments are snapshotted is proved once,
     and again only when the version of a library, or the code of the environment, has changed."""
     env_creator(config)  # `resume` has not looked for the environment yet.
+    require_own_code(config)
     require_same_spaces(config)
     trained = newest_manifests(place)
     present = PresentCode(config, stored, trained, say)
@@ -229,6 +248,7 @@ def _describe_run(
     known_proof = proved.snapshot if proved is not None else None
     settings = settings_for(config, stored)
     snapshot = prove_stages(config, known_proof, say, settings.hash_seed)
+    snapshot = with_own_code(config, snapshot, say, settings.hash_seed)
     code = present.code
     if stored is None or snapshot != stored.snapshot:
         code = present.after_trial(snapshot)
@@ -248,7 +268,9 @@ def _describe_run(
             )
         for warning in warnings_of(snapshot):
             say(f"The environment: {warning}")
-    if not snapshot["exact"]:
+    if not snapshot["exact"] and not snapshot.get(OWN_CODE, {}).get("exact", True):
+        say(f"This run will NOT be exact after an interruption: {snapshot['reason']}.")
+    elif not snapshot["exact"]:
         say(
             "This run will NOT be exact after an interruption: the environment cannot be restored "
             f"({snapshot['reason']}). Training, checkpoints and retries work; running episodes are "

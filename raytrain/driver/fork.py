@@ -157,9 +157,17 @@ def _require_same_network(
 ) -> None:
     if parent is None:
         return
-    before = parent.config.get("rl_module", {}).get("model_config", {})
+    section = parent.config.get("rl_module", {})
+    then, module_class = section.get("module_class"), config.rl_module.module_class
+    if then != module_class:
+        raise CannotFork(
+            f"the network has changed: {entry.location} was trained with rl_module.module_class "
+            f"{then!r}, and this config says {module_class!r}. A fork needs the same network: put "
+            "the value back, or train from the beginning (without --from)."
+        )
+    before = section.get("model_config", {})
     now = config.rl_module.model.model_dump()
-    for key in SHAPE_OF_WEIGHTS:
+    for key in SHAPE_OF_WEIGHTS if module_class is None else ():
         was_searched = isinstance(before.get(key), Mapping)
         if before.get(key) != now.get(key) and not was_searched:
             raise CannotFork(

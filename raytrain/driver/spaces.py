@@ -2,8 +2,9 @@
 
 observations   Box, Discrete, MultiDiscrete,           see `policy.observations`
                MultiBinary; Tuple and Dict of these
-actions        Box of floats, shape (A,)               a diagonal Gaussian
-               Discrete, MultiDiscrete (A,)            categorical, with any `start`
+actions        Box                                     a diagonal Gaussian
+               Discrete, MultiDiscrete, MultiBinary    categorical, with any `start`; a Box of few
+                                                       integers too (see `policy.env_actions`)
                Tuple, Dict                             of these, nested as deep as wanted
 
 RLlib 2.60 refuses other observations only once Ray has started, with an error of Torch.
@@ -15,12 +16,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from raytrain.config import ConfigError, ExperimentConfig, Problem, make_env
 from raytrain.errors import BadInput
-from raytrain.policy.env_actions import UNBOUNDED, bounds_taken_for_none
+from raytrain.policy.env_actions import UNBOUNDED, bounds_taken_for_none, policy_space
 from raytrain.policy.observations import parts_of
 
 Say = Callable[[str], None]
@@ -43,19 +43,25 @@ class UnsupportedActions(BadInput):
 
 
 def spaces_of(env: Any) -> dict[str, Any]:
-    """The environment's spaces by name; it is closed."""
+    """The environment's spaces by name, action masks in observations included; it is closed."""
+    from raytrain.config.action_mask import observed_space
     from raytrain.rollout.env_snapshots import close
 
     close(env)
-    names = ("observation_space", "action_space")
-    return {name.replace("_", " "): getattr(env, name, None) for name in names}
+    observations = observed_space(env) if hasattr(env, "observation_space") else None
+    actions = getattr(env, "action_space", None)
+    return {"observation space": observations, "action space": actions}
 
 
 # -- observations --------------------------------------------------------------------------------
 
 
 def require_observations(space: Any, config: ExperimentConfig) -> None:
-    """Raise ConfigError unless the config's network can take observations of `space`."""
+    """Raise ConfigError unless the config's network can take observations of `space`. What a
+    network, or a catalog, of the user's own can take, and what connectors make, is tried later."""
+    own = config.rl_module
+    if own.module_class or own.catalog_class or config.env_runners.env_to_module_connector:
+        return
     problem = observation_problem(space)
     if problem is not None:
         raise ConfigError(Problem(problem, field="environment.env", value=config.environment.env))
@@ -67,7 +73,21 @@ def observation_problem(space: gym.Space[Any]) -> str | None:
         problem = _observation_problem(leaf)
         if problem is not None:
             return f"{where} is {_short(leaf)}, {problem}"
+    for key in _keys_of(space):
+        if not isinstance(key, str):
+            return (
+                f"its observation space has the key {key!r}, and parts of a Dict are put in the "
+                "order of their names: use strings as keys"
+            )
     return None
+
+
+def _keys_of(space: gym.Space[Any]) -> Iterator[Any]:
+    if isinstance(space, Dict):
+        yield from space.spaces
+    if isinstance(space, Dict | Tuple):
+        for part in space.spaces.values() if isinstance(space, Dict) else space.spaces:
+            yield from _keys_of(part)
 
 
 def _observation_problem(leaf: gym.Space[Any]) -> str | None:
@@ -104,7 +124,7 @@ def require_actions(config: ExperimentConfig, say: Say) -> None:
     env = make_env(config)
     space = env.action_space
     env.close()
-    if config.rl_module.model.free_log_std and not isinstance(space, Box):
+    if config.rl_module.model.free_log_std and not isinstance(policy_space(space), Box):
         raise UnsupportedActions(
             f"rl_module.model_config.free_log_std: the action space of {config.environment.env!r} "
             f"is {space}, and only a Box has a log-std. Leave the key out."
@@ -138,40 +158,29 @@ def _leaves_of(space: gym.Space[Any], where: str) -> Iterator[tuple[str, gym.Spa
 
 def _action_problem(leaf: gym.Space[Any]) -> str | None:
     """Why there is no policy for it, and what to do; None for a space that is supported."""
-    if isinstance(leaf, Discrete | MultiDiscrete):
-        sizes = [leaf.n] if isinstance(leaf, Discrete) else leaf.nvec.flat
-        outputs = sum(int(size) for size in sizes)
-        if outputs > _MOST_OUTPUTS:
-            return (
-                f"for which the network would need {outputs:,} outputs; the limit is "
-                f"{_MOST_OUTPUTS:,}. Split the number into digits, with MultiDiscrete."
-            )
-        if isinstance(leaf, Discrete) or leaf.nvec.ndim == 1:
-            return None
-        return (
-            f"of {leaf.nvec.ndim} axes. Use MultiDiscrete with its {leaf.nvec.size} numbers in a "
-            "row, and let step() reshape the action."
-        )
-    if isinstance(leaf, MultiBinary):
-        size = int(np.prod(leaf.shape))
-        return f"for which there is no distribution. Use MultiDiscrete([2] * {size})."
     if isinstance(leaf, Tuple | Dict):
         return "which holds nothing: there is nothing to learn. Give it at least one space."
-    if not isinstance(leaf, Box):
+    if not isinstance(leaf, Box | Discrete | MultiDiscrete | MultiBinary):
         return (
-            "for which there is no distribution. Use Box, Discrete, MultiDiscrete, or a Tuple or "
-            "Dict of these."
+            "for which there is no distribution. Use Box, Discrete, MultiDiscrete, MultiBinary, or "
+            "a Tuple or Dict of these."
         )
-    if not np.issubdtype(leaf.dtype, np.floating):
-        return (
-            f"of {leaf.dtype}. For whole numbers use MultiDiscrete(high - low + 1, start=low), or "
-            "a Box of float32 and let step() round."
-        )
-    size = int(np.prod(leaf.shape))
-    if size == 0:
+    if 0 in leaf.shape:
         return "which holds no number: there is nothing to learn. Give it at least one."
-    if len(leaf.shape) != 1:
+    if isinstance(leaf, Box) and leaf.dtype.kind not in "fiu":
+        return f"of dtype {leaf.dtype}. Use one of floats or integers, or MultiBinary."
+    outputs = _outputs(policy_space(leaf))
+    if outputs > _MOST_OUTPUTS:
         return (
-            f"of shape {leaf.shape}. Use a Box of shape ({size},), and let step() reshape actions."
+            f"for which the network would need {outputs:,} outputs; the limit is "
+            f"{_MOST_OUTPUTS:,}. Split the number into digits, with MultiDiscrete."
         )
     return None
+
+
+def _outputs(leaf: Any) -> int:
+    """How many outputs the network has for a leaf of a policy's space."""
+    if isinstance(leaf, Box):
+        return 2 * int(leaf.shape[0])
+    sizes = [leaf.n] if isinstance(leaf, Discrete) else leaf.nvec
+    return sum(int(size) for size in sizes)

@@ -27,6 +27,7 @@ from raytrain.checkpoint.catalogue import Entry
 from raytrain.checkpoint.lineage import experiment_around
 from raytrain.checkpoint.resolve import resolve
 from raytrain.checkpoint.verify import fetch
+from raytrain.config.own_code import first_in_path
 from raytrain.errors import BadInput
 from raytrain.policy.arithmetic import base_struct, unstack
 from raytrain.policy.format import POLICY_JSON, PolicyParts, read_policy, write_policy
@@ -85,6 +86,9 @@ def export_policy(
     entry = resolve(argument)
     with scratch("export") as here:
         parts, metadata = read_policy(fetch(entry.location, here / "checkpoint"))
+        experiment = experiment_around(entry)
+        if experiment is not None:  # A network of the user's own may lie beside the YAML file.
+            first_in_path(experiment.config.get("import_path"))
         parts, needs_ray = _described(parts)
         ready = here / "policy"
         ready.mkdir()
@@ -96,7 +100,7 @@ def export_policy(
             write_torchscript(parts, ready / TORCHSCRIPT_FILE)
             _try_torchscript(parts, ready / TORCHSCRIPT_FILE)
         difference = write_onnx(parts, ready / ONNX_FILE) if onnx else None
-        card = model_card(entry, parts, experiment_around(entry), needs_ray, ready)
+        card = model_card(entry, parts, experiment, needs_ray, ready)
         (ready / CARD).write_text(card, encoding="utf-8")
         with storage_errors("Exporting the policy", target):
             Location.of(ready).copy_tree(target, last=POLICY_JSON)
@@ -123,10 +127,12 @@ def _difference(parts: PolicyParts, described: PolicyParts) -> str | None:
     """What differs in a bit between the two policies: modes, samples, or None."""
     batches = [batch.numpy() for batch in observations(parts, _TRIED)]
     struct = base_struct(parts.observation_space)
-    singles = unstack(tree.unflatten_as(struct, batches))
+    leaves = len(tree.flatten(struct))
+    singles = unstack(tree.unflatten_as(struct, batches[:leaves]))
+    masks = batches[leaves] if batches[leaves:] else [None] * _TRIED
     for name, deterministic in (("likeliest actions", True), ("sampled actions", False)):
         ours, theirs = (
-            _bits(Policy(variant, metadata={}, seed=1), singles, deterministic)
+            _bits(Policy(variant, metadata={}, seed=1), singles, masks, deterministic)
             for variant in (described, parts)
         )
         if ours != theirs:
@@ -134,8 +140,11 @@ def _difference(parts: PolicyParts, described: PolicyParts) -> str | None:
     return None
 
 
-def _bits(policy: Policy, singles: list[Any], deterministic: bool) -> list[bytes]:
-    actions = [policy.act(observation, deterministic=deterministic) for observation in singles]
+def _bits(policy: Policy, singles: list[Any], masks: Any, deterministic: bool) -> list[bytes]:
+    actions = [
+        policy.act(observation, deterministic=deterministic, action_mask=mask)
+        for observation, mask in zip(singles, masks, strict=True)
+    ]
     return [np.asarray(leaf).tobytes() for leaf in tree.flatten(actions)]
 
 

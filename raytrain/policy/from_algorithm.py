@@ -49,7 +49,9 @@ def policy_parts(
     runner = env_runner if env_runner is not None else algo.env_runner
     components = dict(runner.get_checkpointable_components())
     module = runner.module.unwrapped()
-    observation_space, action_space = runner.get_spaces()["__env_single__"]
+    spaces = runner.get_spaces()
+    # Of the environment itself: an action mask in the observations is not taken out of them.
+    observation_space, action_space = spaces.get("__observed__", spaces["__env_single__"])
     _require_default_actions(components["module_to_env_connector"])
     return PolicyParts(
         module_state=_learner_state(algo) if module_state is None else module_state,
@@ -63,6 +65,7 @@ def policy_parts(
         model_config=_plain_model_config(module.model_config),
         normalize_actions=bool(config.normalize_actions),
         clip_actions=bool(config.clip_actions),
+        action_mask=config.learner_config_dict.get("action_mask"),
         preprocessing=_preprocessing(components["env_to_module_connector"]),
         env=_env_name(config.env),
         env_config=copy.deepcopy(dict(config.env_config)),
@@ -187,10 +190,11 @@ def _unpacked(packed: str) -> np.ndarray[Any, Any]:
 def _require_default_actions(pipeline: Any) -> None:
     from ray.rllib.connectors.module_to_env import NormalizeAndClipActions
 
-    from raytrain.policy.rllib_env_actions import ActionsForEnvironment
+    from raytrain.policy.rllib_env_actions import ActionsForEnvironment, MaskActions
 
     stands_for = {ActionsForEnvironment: NormalizeAndClipActions}
     kinds = [type(connector) for connector in pipeline.connectors]
+    kinds = [kind for kind in kinds if kind is not MaskActions]
     if why_not_default([stands_for.get(kind, kind) for kind in kinds], MODULE_TO_ENV):
         raise PolicyFormatError(
             f"the module-to-env connectors are {', '.join(kind.__name__ for kind in kinds)}: a "

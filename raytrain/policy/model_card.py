@@ -15,7 +15,7 @@ from raytrain.checkpoint.experiment_file import ExperimentFile
 from raytrain.checkpoint.lineage import generation_text, line_of_descent
 from raytrain.checkpoint.manifest import Manifest
 from raytrain.policy.format import FlattenStep, FloatStep, PolicyParts, Step
-from raytrain.policy.onnx import ONNX_FILE, TORCHSCRIPT_FILE, input_names
+from raytrain.policy.onnx import ONNX_FILE, TORCHSCRIPT_FILE, all_input_names, input_names
 from raytrain.storage.escapes import printable
 
 _LINE = 100
@@ -120,6 +120,7 @@ def _policy_rows(parts: PolicyParts) -> list[tuple[str, str]]:
         ("network", network),
         ("numbers in it, value function included", f"{size:,}"),
         ("continuous actions", mapping),
+        ("action masks", "none" if parts.action_mask is None else f"from `{parts.action_mask}`"),
     ]
 
 
@@ -140,7 +141,7 @@ def _use(parts: PolicyParts, needs_ray: str | None, directory: Path) -> str:
         f"{needs}\n\n```python\nimport raytrain\n\npolicy = raytrain.load_policy(DIR)\n"
         "action = policy.act(observation)  # or a batch; policy.reset() between episodes\n```"
     ]
-    inputs = ", ".join(f"`{name}`" for name in input_names(parts.observation_space, "observation"))
+    inputs = ", ".join(f"`{name}`" for name in all_input_names(parts))
     outputs = ", ".join(f"`{name}`" for name in input_names(parts.action_space, "action"))
     if (directory / TORCHSCRIPT_FILE).exists():
         texts.append(

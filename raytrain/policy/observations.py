@@ -17,18 +17,21 @@ MeanStdFilter normalizes the numbers of Boxes; what is one-hot or binary stays a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import tree
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.vector.utils import batch_space, iterate
 
 from raytrain.errors import BadInput
 from raytrain.policy.arithmetic import Array, base_struct, flat_vector
 
 Kind = Literal["as it is", "float", "flat"]
+_MADE_ONCE = 1024
 
 
 class NoEncoding(BadInput):
@@ -64,10 +67,6 @@ class Part:
         self.path, self.space = path, space
         self.size = _leaf_size(path, space)
         self.columns = slice(first, first + self.size)
-
-    @property
-    def one_hot(self) -> bool:
-        return isinstance(self.space, Discrete | MultiDiscrete)
 
 
 def parts_of(space: gym.Space[Any]) -> list[Part]:
@@ -121,8 +120,7 @@ class ObservationEncoding:
         self.parts = parts_of(original)
         self.space = self._encoded_space()
         self._struct = base_struct(original)
-        self._one_hot = _OneHot([part for part in self.parts if part.one_hot])
-        self._memory: list[Array] = []  # Of the last N observations, a batch for each part.
+        self._adders = [(part.path, _adder(part.space)) for part in self.parts]
 
     @classmethod
     def of(cls, original: gym.Space[Any], *, normalize: bool = False) -> ObservationEncoding:
@@ -156,88 +154,82 @@ class ObservationEncoding:
         return array if self.kind == "as it is" else array.astype(np.float32)
 
     def stack(self, observations: Sequence[Any], into: Array) -> None:
-        """Write the arrays of N observations, each as `step` returns it, `into` [N, ...].
+        """Write the arrays of N observations, each as `step` returns it, `into` [N, ...], which is
+        contiguous.
 
-        Values are cast to the dtype of their space, as a vector environment does. Raises TypeError
-        or ValueError if an observation does not fit the space, ObservationOutside.
+        Values are cast to the dtype of their space first, as by a vector environment. Raises
+        TypeError, ValueError or LookupError if an observation does not fit the space, and
+        ObservationOutside.
         """
         if self.kind == "as it is":
             np.stack(observations, axis=0, out=into)
             return
-        if not self._memory or len(self._memory[0]) != len(observations):
-            self._memory = [
-                np.zeros((len(observations), *(part.space.shape or ())), part.space.dtype)
-                for part in self.parts
-            ]
-        for part, batch in zip(self.parts, self._memory, strict=True):
-            values: Any = observations
-            for key in part.path:
-                values = [value[key] for value in values]
-            np.stack(values, axis=0, out=batch)
-        self._write(self._memory, into)
+        pieces: list[Array] = []
+        for observation in observations:
+            for path, add in self._adders:
+                value = observation
+                for key in path:
+                    value = value[key]
+                add(value, pieces)
+        np.concatenate(pieces, out=into.reshape(-1), casting="same_kind")
 
     def batch(self, observations: Any, into: Array) -> None:
         """The same for N observations in the arrays that a vector environment returns."""
         if self.kind == "as it is":
             into[...] = observations
-            return
-        batches = []
-        for part in self.parts:
-            value = observations
-            for key in part.path:
-                value = value[key]
-            batches.append(value)
-        self._write(batches, into)
-
-    def _write(self, batches: list[Array], into: Array) -> None:
-        if self.kind == "float":
-            into[...] = batches[0]
-            return
-        hot = []
-        for part, batch in zip(self.parts, batches, strict=True):
-            if part.one_hot:
-                hot.append(batch.reshape(len(batch), -1))
-                into[:, part.columns] = 0.0
-            else:
-                into[:, part.columns] = batch.reshape(len(batch), -1)
-        if hot:
-            self._one_hot.write(hot[0] if len(hot) == 1 else np.concatenate(hot, axis=1), into)
+        else:
+            self.stack(list(iterate(batch_space(self.original, len(into)), observations)), into)
 
 
-class _OneHot:
-    """Where the ones go, for the K numbers of all Discrete and MultiDiscrete parts."""
+Adder = Callable[[Any, list[Array]], None]
+"""Appends a value of a leaf to the pieces of a vector, each of one axis."""
 
-    def __init__(self, parts: list[Part]) -> None:
-        sizes: list[Array] = []
-        starts: list[Array] = []
-        firsts: list[Array] = []
-        for part in parts:
-            space: Any = part.space
-            own = np.ravel(space.n if isinstance(space, Discrete) else space.nvec).astype(np.int64)
-            sizes.append(own)
-            starts.append(np.ravel(space.start).astype(np.int64))
-            firsts.append(part.columns.start + np.cumsum(own) - own)
-        self._parts = parts
-        self._sizes, self._starts, self._firsts = (
-            np.concatenate(each) if each else np.zeros(0, np.int64)
-            for each in (sizes, starts, firsts)
-        )
-        self._unsigned = self._sizes.astype(np.uint64)
 
-    def write(self, numbers: Array, into: Array) -> None:
-        """A one for each of the `numbers` [N, K]."""
-        index = numbers.astype(np.int64)
-        index -= self._starts
-        if (index.view(np.uint64) >= self._unsigned).any():  # Negative ones are large then.
-            self._refuse(index)
-        index += self._firsts
-        into[np.arange(len(index))[:, None], index] = 1.0
+def _adder(space: gym.Space[Any]) -> Adder:
+    if isinstance(space, Discrete):
+        one_hot = _one_hot(int(space.start), int(space.n))
+        return lambda value, pieces: pieces.append(one_hot(value))
+    assert space.shape is not None and space.dtype is not None
+    shape, dtype = space.shape, space.dtype
+    each: list[Callable[[Any], Array]] = []
+    if isinstance(space, MultiDiscrete):
+        limits = zip(np.ravel(space.start).tolist(), np.ravel(space.nvec).tolist(), strict=True)
+        each = [_one_hot(*limit) for limit in limits]
 
-    def _refuse(self, index: Array) -> None:
-        row, k = np.argwhere((index < 0) | (index >= self._sizes))[0].tolist()
-        number, low = index[row, k] + self._starts[k], self._starts[k]
-        raise ObservationOutside(
-            f"Environment {row} returned {number} in an observation where its space allows {low} "
-            f"to {low + self._sizes[k] - 1}, and has no one-hot vector. Correct the environment or "
-            "its observation space."
-        )
+    def add(value: Any, pieces: list[Array]) -> None:
+        array = np.asarray(value)
+        if array.shape != shape:
+            raise ValueError(f"the shape is {array.shape}, not {shape}")
+        if array.dtype != dtype:
+            array = array.astype(dtype, casting="same_kind")
+        if len(shape) != 1:
+            array = array.reshape(-1)
+        if each:
+            pieces += [
+                one_hot(number) for one_hot, number in zip(each, array.tolist(), strict=True)
+            ]
+        else:
+            pieces.append(array)
+
+    return add
+
+
+def _one_hot(start: int, size: int) -> Callable[[Any], Array]:
+    """From a number to its one-hot vector. The vectors are made once where they are short."""
+    made = list(np.eye(size, dtype=np.float32)) if size <= _MADE_ONCE else None
+
+    def one_hot(number: Any) -> Array:
+        place = index(number) - start
+        if not 0 <= place < size:
+            raise ObservationOutside(
+                f"The environment returned {number} in an observation where its space allows "
+                f"{start} to {start + size - 1}, so there is no one-hot vector for it. Correct the "
+                "environment or its observation space."
+            )
+        if made is not None:
+            return made[place]
+        vector = np.zeros(size, np.float32)
+        vector[place] = 1.0
+        return vector
+
+    return one_hot

@@ -23,6 +23,10 @@ from typing import Any, cast
 from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.utils import force_list
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
@@ -78,14 +82,21 @@ class NonFinite(RaytrainError):
     """A loss or a weight became NaN or infinite."""
 
 
+def _has_own_network(config: AlgorithmConfig) -> bool:
+    """Whether the user's own module or catalog sees observations as RLlib gives them."""
+    spec = config.rl_module_spec
+    return spec.module_class is not DefaultPPOTorchRLModule or spec.catalog_class is not None
+
+
 def prepare(config: AlgorithmConfig) -> PPOConfig:
     """Plug the exact env runner, learner and episode recorder into a PPO config (in place), and
     the connectors that encode observations, if it has no connectors of its own."""
     config.env_runners(env_runner_cls=EnvRunnerActor)
     config.learners(learner_class=ExactPPOTorchLearner)
-    config.callbacks(callbacks_class=EpisodeRecorder)
+    own = [kind for kind in force_list(config.callbacks_class) if kind is not RLlibCallback]
+    config.callbacks(callbacks_class=[*own, EpisodeRecorder])
     connector = _ray.runners.env_to_module_connector(config)
-    if connector in (None, mean_std_filter):
+    if connector in (None, mean_std_filter) and not _has_own_network(config):
         normalize = connector is not None
         config.env_runners(env_to_module_connector=ObservationConnectors(normalize=normalize))
     # Ray restarts a dead runner at once; `collector` decides what it does then.
@@ -199,6 +210,8 @@ class ExactPPO(PPO):
             began = time.perf_counter()
             collected = self.env_groups.sample(self.config.total_train_batch_size)
             self.stopwatch.split_sampling(time.perf_counter() - began, collected.seconds)
+            if recreated := self.env_groups.take_recreated():
+                _ray.runners.tell_of_recreated(self, recreated)
             self.metrics.aggregate(collected.metrics, key=ENV_RUNNER_RESULTS)
         self._batch = collected.episodes  # Until the losses are known to be finite.
         self.finished_episodes.extend(collected.finished)
@@ -298,6 +311,11 @@ class ExactPPO(PPO):
         """Set the last iteration; the next one has the number after it."""
         self._iteration = iteration
 
+    @property
+    def last_episodes(self) -> list[Any]:
+        """The episodes of the last iteration, until `raise_if_not_finite` is called."""
+        return self._batch
+
     def take_finished_episodes(self) -> list[dict[str, Any]]:
         """Rows of the episodes that ended since the last call, in group order."""
         rows, self.finished_episodes = self.finished_episodes, []
@@ -369,7 +387,14 @@ class ExactPPO(PPO):
 
     def load_exact(self, directory: Path, *, fork: bool = False) -> Restored:
         """Restore what `save_exact` wrote (see `state.restore`)."""
-        return state.restore(self, directory, fork=fork)
+        restored = state.restore(self, directory, fork=fork)
+        make_callback(
+            "on_checkpoint_loaded",
+            callbacks_objects=self.callbacks,
+            callbacks_functions=self.config.callbacks_on_checkpoint_loaded,
+            kwargs={"algorithm": self},
+        )
+        return restored
 
     def load_policy_state(self, directory: Path) -> None:
         """Load only the weights and the observation filters of what `save_exact` wrote.

@@ -31,6 +31,7 @@ from raytrain.arithmetic.settings import use_threads_of
 from raytrain.checkpoint import weights_sha256
 from raytrain.errors import RaytrainError
 from raytrain.policy.rllib_catalog import choose_catalog
+from raytrain.ppo.fast_update.loss import masked_outputs
 from raytrain.ppo.fast_update.minibatches import minibatch_generator
 from raytrain.ppo.fast_update.update import FastUpdate
 from raytrain.ppo.own_training import (
@@ -62,6 +63,14 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     why_not_fast: str | None
     """Why RLlib's own update must be used; None where `fast` is."""
     own_training: OwnTraining
+
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        own = config.learner_config_dict.get("learner_class")
+        if own is not None and not isinstance(self, own):
+            # Ray makes an actor's class before the user's module can be imported in its process,
+            # so the class of the object changes here. Its methods come between these and RLlib's.
+            self.__class__ = type(own.__name__, (type(self), own), {"__module__": __name__})
+        super().__init__(config=config, **kwargs)
 
     def build(self) -> None:
         if self.config.num_learners > 0:  # Otherwise the trial's process has its own number.
@@ -149,8 +158,9 @@ class ExactPPOTorchLearner(PPOTorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> torch.Tensor:
-        """RLlib's loss, which logs its parts. For a minibatch of bootstrap rows and padding alone,
-        where RLlib divides by 0, it is 0 and nothing is logged."""
+        """RLlib's loss, with action masks; it logs its parts. For a minibatch of bootstrap rows and
+        padding alone, where RLlib divides by 0, it is 0 and nothing is logged."""
+        fwd_out = masked_outputs(fwd_out, batch)
         mask = batch.get(Columns.LOSS_MASK)
         if mask is None or bool(mask.any()):
             loss = self._loss(module_id, config, batch, fwd_out)

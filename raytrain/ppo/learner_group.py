@@ -68,6 +68,10 @@ class Learners:
         """The ids of the nodes that learners are on, sorted."""
         return sorted(set(self._each(_node)))
 
+    def local(self) -> list[ExactPPOTorchLearner]:
+        """The learner in this process, if there is one."""
+        return self._each(_itself) if self._group.is_local else []
+
     def why_not_fast(self) -> str | None:
         """Why the learners use RLlib's own, slower update; None if they do not."""
         reason: str | None = self._each(attrgetter("why_not_fast"))[0]
@@ -128,6 +132,10 @@ class Learners:
 def _node(_: ExactPPOTorchLearner) -> str:
     node: str = ray.get_runtime_context().get_node_id()
     return node
+
+
+def _itself(learner: ExactPPOTorchLearner) -> ExactPPOTorchLearner:
+    return learner
 
 
 def _load(learner: ExactPPOTorchLearner, states: list[dict[str, Any]]) -> None:

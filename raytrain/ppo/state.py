@@ -2,7 +2,7 @@
 
     algorithm_state.pkl, env_runner/, learner_group/, ...    RLlib's, as it writes them
     resume/state.json             counters, random generators, KL and schedules of every learner
-    resume/algorithm.pkl          metric windows of the algorithm and of its learners
+    resume/algorithm.pkl          metric windows of the algorithm and of its learners, callbacks
     resume/groups/group_0000.pkl  one per env group (see `env_runner`)
     resume/eval_groups/...        the same for evaluation
     policy.json, policy.safetensors    the policy, loadable without unpickling
@@ -31,6 +31,7 @@ from raytrain.ppo.own_training import OwnTraining
 from raytrain.ppo.rllib_checkpoint import RLlibState
 from raytrain.rng import RngStreams
 from raytrain.rollout.env_group import without_episodes
+from raytrain.rollout.fast_sampling.own_callbacks import load_state, state_of
 
 if TYPE_CHECKING:
     from raytrain.ppo.algorithm import ExactPPO
@@ -243,6 +244,17 @@ class _RandomStreams:
         RngStreams.from_state(restoring.saved.plain["rng"]).install()
 
 
+class _Callbacks:
+    """The state of the user's own callbacks in the trial's process; those of env runners are in
+    their groups' snapshots."""
+
+    def capture(self, ppo: ExactPPO, state: SavedState) -> None:
+        state.opaque["callbacks"] = state_of(ppo.callbacks)
+
+    def restore(self, ppo: ExactPPO, restoring: Restoring) -> None:
+        load_state(ppo.callbacks, restoring.saved.opaque.get("callbacks", ()))
+
+
 PARTS: tuple[_Part, ...] = (
     _Stage(),
     _Learners(),
@@ -250,6 +262,7 @@ PARTS: tuple[_Part, ...] = (
     _RecentEpisodes(),
     _EnvGroups(),
     _Weights(),
+    _Callbacks(),
     _RandomStreams(),
 )
 

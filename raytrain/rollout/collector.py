@@ -119,6 +119,12 @@ class RolloutCollector:
             "num_env_runners_dropped_lifetime": self._fragments_dropped,
         }
 
+    def take_recreated(self) -> list[int]:
+        """RLlib's indices (from 1) of the env runners that have come back in another process since
+        the last call."""
+        indices, self._pool.recreated = self._pool.recreated, []
+        return indices
+
     # -- life ------------------------------------------------------------------------------------
 
     def start(self, sync: dict[str, Any], snapshots: dict[int, bytes], *, iteration: int) -> None:

@@ -16,11 +16,13 @@ A group's snapshot is one pickled dict (the environments may only be known to pi
     envs         one snapshot per environment, by the strategy in use; None between episodes
     connectors   state of both connector pipelines
     metrics      metric windows
+    callbacks    what `get_state()` of each callbacks object of the user's own returns, or None
     rng          Python, NumPy and Torch generators of the group, as JSON types
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import time
@@ -29,12 +31,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.core import (
     COMPONENT_ENV_TO_MODULE_CONNECTOR,
     COMPONENT_MODULE_TO_ENV_CONNECTOR,
     COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
 )
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -53,25 +57,35 @@ from raytrain import _ray
 from raytrain.arithmetic.machine import describe_machine
 from raytrain.arithmetic.portable import make_portable
 from raytrain.checkpoint import weights_sha256
+from raytrain.config.action_mask import observed_space
 from raytrain.config.run_code import ProcessCode
 from raytrain.errors import RaytrainError
+from raytrain.policy.env_actions import policy_space
 from raytrain.policy.rllib_catalog import choose_catalog
-from raytrain.policy.rllib_env_actions import map_actions
+from raytrain.policy.rllib_env_actions import map_actions, mask_actions
 from raytrain.rng import RngStreams
 from raytrain.rollout.env_errors import environment_errors
 from raytrain.rollout.env_snapshots import Snapshotter, Strategy, snapshotter
 from raytrain.rollout.fast_sampling.eligibility import why_not
 from raytrain.rollout.fast_sampling.episode_rows import (
     ChunkTotals,
-    EpisodeRecorder,
     finished_row,
     restore_totals,
     summarise_chunks,
 )
 from raytrain.rollout.fast_sampling.fragments import Progress
-from raytrain.rollout.fast_sampling.sampler import FragmentSampler, Sampled, Wanted
+from raytrain.rollout.fast_sampling.own_callbacks import (
+    OwnCallbacks,
+    load_state,
+    state_of,
+    wants_chunks,
+)
+from raytrain.rollout.fast_sampling.sampler import FragmentSampler, Sampled, Wanted, mask_reader
 from raytrain.rollout.rehearsal import sampling_fingerprint
 from raytrain.rollout.rollout import Rollout
+
+OBSERVED = "__observed__"
+"""Among a group's spaces those of its environment, action masks in observations included."""
 
 _TRAINING, _EVALUATION = 0, 1
 
@@ -116,6 +130,8 @@ class EnvGroup(SingleAgentEnvRunner):
         self._sampled_at: float | None = None
         self._sampler: FragmentSampler | None = None
         self._arithmetic: tuple[str, dict[str, str]] | None = None
+        self._own_callbacks = OwnCallbacks(self)
+        self._keeps_chunks = wants_chunks(self.config)
         self._choose_sampling()
 
     @override(SingleAgentEnvRunner)
@@ -136,19 +152,44 @@ class EnvGroup(SingleAgentEnvRunner):
         if self.env is None:
             return
         if self.sampling == "arrays":
-            self._why_not_into_arrays = why_not(self, EpisodeRecorder)
+            self._why_not_into_arrays = why_not(self)
             if self._why_not_into_arrays is None:
                 _, purpose, group = self._entropy
-                self._sampler = FragmentSampler(self, id_prefix=f"{purpose:04x}{group:012x}")
+                calls_back = self._own_callbacks.has("on_episode_end")
+                self._sampler = FragmentSampler(
+                    self,
+                    id_prefix=f"{purpose:04x}{group:012x}",
+                    on_end=self._own_callbacks.end_episode if calls_back else None,
+                    keep_chunks=self._keeps_chunks,
+                )
                 if before is not None:  # Only the number of the next episode will be used.
                     self._sampler.progress = before.progress
                 return
+        self._map_actions()
+
+    def _map_actions(self) -> None:
+        """For RLlib's own sampling."""
         map_actions(
             _ray.runners.connectors(self)[1],
             self.env.single_action_space,
             normalize=self.config.normalize_actions,
             clip=self.config.clip_actions,
         )
+        mask_actions(
+            _ray.runners.connectors(self)[1],
+            mask_reader(self.config, self.env.single_action_space),
+        )
+
+    @override(SingleAgentEnvRunner)
+    def get_spaces(self) -> dict[str, Any]:
+        """As RLlib's, but the module acts in `policy_space`; and `OBSERVED`."""
+        spaces: dict[str, Any] = super().get_spaces()
+        if self.env is not None:
+            actions = self.env.single_action_space
+            spaces[OBSERVED] = observed_space(self.env.unwrapped.envs[0]), actions
+            observations, actions = spaces[DEFAULT_MODULE_ID]
+            spaces[DEFAULT_MODULE_ID] = observations, policy_space(actions)
+        return spaces
 
     def arithmetic(self) -> tuple[str, dict[str, str]]:
         """The fingerprint of what this process computes for the group (see `rehearsal`), and the
@@ -233,7 +274,13 @@ class EnvGroup(SingleAgentEnvRunner):
                 if error.args or error.__cause__ is None:
                     raise
                 raise error.__cause__ from None
-        summarise_chunks(_ray.runners.unfinished_chunks(self))
+        chunks = _ray.runners.unfinished_chunks(self)
+        if self._keeps_chunks:
+            for of_episode in filter(None, chunks.values()):
+                # A copy: a learner in this process may change the one that is returned.
+                of_episode[-1] = copy.deepcopy(of_episode[-1])
+        else:
+            summarise_chunks(chunks)
         return episodes
 
     def _sample_arrays(
@@ -264,6 +311,7 @@ class EnvGroup(SingleAgentEnvRunner):
             _ray.runners.set_needs_reset(self, whole)
             explore = self.config.explore if explore is None else explore
             sampled = sampler.sample(wanted, explore=bool(explore), version=version)
+            self._own_callbacks.end_sample(sampled.episodes)
         self._log(sampled)
         for ended in sampled.ended:
             self.note_finished(ended.env_index, ended.episode_return, ended.length, ended.measured)
@@ -367,6 +415,7 @@ class EnvGroup(SingleAgentEnvRunner):
             else [self._snapshotter.take(env) for env in vector_env.envs],
             "connectors": self.connector_state(),
             "metrics": self.metrics.stats,
+            "callbacks": state_of(self._own_callbacks.objects),
             "rng": self._streams.to_state(),
         }
         data: bytes = cloudpickle.dumps(state)
@@ -380,6 +429,7 @@ class EnvGroup(SingleAgentEnvRunner):
         state = _Unpickler(io.BytesIO(snapshot)).load()
         self.set_state(state["connectors"])
         self.metrics.stats = state["metrics"]
+        load_state(self._own_callbacks.objects, state.get("callbacks", ()))
         if state["rng"] is not None:
             self._streams = RngStreams.from_state(state["rng"])
         self._finished = []
@@ -404,6 +454,11 @@ class EnvGroup(SingleAgentEnvRunner):
 
     def _continue_from(self, progress: Progress | None) -> None:
         arrays, begun = self._sampler is not None, not _ray.runners.needs_reset(self)
+        nested = isinstance(self.env.single_action_space, gym.spaces.Dict | gym.spaces.Tuple)
+        if arrays and begun and progress is None and nested:
+            # raytrain 0.1.0 left these to RLlib.
+            self._sampler, arrays = None, False
+            self._map_actions()
         if (arrays and begun and progress is None) or (progress is not None and not arrays):
             raise RaytrainError(
                 f"The state of env group {self.group} was saved by a run that sampled in another "

@@ -162,6 +162,8 @@ class RunnerPool:
         self._gone_at: dict[int, float] = {}
         self.failures = 0
         """How many actors died or were killed so far."""
+        self.recreated: list[int] = []
+        """RLlib's indices (from 1) of actors that have come back in another process."""
         self.assigned: dict[int, int] = {}
         """The index of the actor that hosts a group."""
         self._arithmetic: str | None = None
@@ -239,6 +241,7 @@ class RunnerPool:
 
     def _on_reply(self, runner: RunnerActor) -> None:
         ping, runner.ping = runner.ping, None
+        former = runner.process
         try:
             runner.process = ActorProcess(*self.runtime.get(ping))
         except RayActorError as error:
@@ -250,6 +253,8 @@ class RunnerPool:
                 self._differing.pop(runner.index, None)
             return
         runner.up = True
+        if former is not None and str(former) != str(runner.process):
+            self.recreated.append(runner.index + 1)
         self._set_aside_if_differing(runner)
         if runner.unconfirmed is not None:
             (before, message), runner.unconfirmed = runner.unconfirmed, None

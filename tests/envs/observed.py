@@ -82,3 +82,19 @@ class Observed(gym.Env[Any, Any]):
         if isinstance(space, spaces.MultiBinary):
             brightest = 1
         return (marks * brightest).astype(space.dtype)
+
+
+class Recorded(Observed):
+    """It keeps what it has shown, and which action followed."""
+
+    def __init__(self, kind: str = "discrete") -> None:
+        super().__init__(kind, ends=0.0)
+        self.pairs: list[tuple[Any, int]] = []
+
+    def step(self, action: Any) -> Any:
+        self.pairs.append((self.last, int(action)))
+        return super().step(action)
+
+    def _next(self) -> Any:
+        self.last = super()._next()
+        return self.last

@@ -126,6 +126,33 @@ CASES = {
     "lstm-two-learners": Case(
         sections={**LSTM, "env_runners": runners(1), "learners": {"num_learners": 2}}
     ),
+    "nested-actions": Case(
+        sections={
+            "environment": {"env": "action_envs:Remembering", "env_config": {"space": "everything"}}
+        }
+    ),
+    "masks": Case(
+        sections={
+            "environment": {"env": "masked_envs:Masked", "action_mask": "info"},
+            "env_runners": runners(1),
+            "evaluation": EVALUATION,
+        }
+    ),
+    "observed-masks-of-a-table": Case(
+        sections={
+            "environment": {
+                "env": "masked_envs:Masked",
+                "env_config": {"space": "table", "where": "legal"},
+                "action_mask": "legal",
+            }
+        }
+    ),
+    "masks-lstm": Case(
+        sections={
+            **LSTM,
+            "environment": {"env": "masked_envs:Masked", "action_mask": "info"},
+        }
+    ),
     "global-numpy": Case(sections={"environment": {"env": "awkward_envs:GlobalNoise"}}),
     "wrappers": Case("replay", sections={"environment": {"env": "awkward_envs:drifting"}}),
     "evaluation-local": Case(sections={"evaluation": EVALUATION}),
@@ -141,6 +168,7 @@ CASES = {
     ),
 }
 LONG = (
+    "masks-lstm",
     "own-keys-lstm",
     "own-keys-two-learners",
     "lstm",

@@ -176,12 +176,6 @@ def test_episodes_are_logged_as_rllib_logs_them(algorithm: Any) -> None:
             assert list(ours.metrics.stats[name].values) == list(stats.values)
 
 
-def test_callback_functions_of_a_config_are_found() -> None:
-    config = PPOConfig().callbacks(on_episode_end=print, on_train_result=print)
-    assert _ray.runners.sets_own_callbacks(config) == ["on_episode_end"]
-    assert _ray.runners.sets_own_callbacks(PPOConfig()) == []
-
-
 def test_a_filter_is_found_before_its_first_use(algorithm: Any) -> None:
     pipeline, _ = _ray.runners.connectors(EnvGroup(config=algorithm.config))
     found, updates = _ray.runners.mean_std_filter(pipeline.connectors[0])

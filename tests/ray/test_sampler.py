@@ -17,26 +17,13 @@ from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilte
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from support.learner_pairs import DISCRETE
-from support.samplers import CONV, FILTER, Stock, config, env, pair, runner, unlike
+from support.samplers import CONV, FILTER, Stock, config, env, numbers, pair, runner, unlike
 
 from raytrain.errors import RaytrainError
 from raytrain.rollout.env_group import EnvGroup
 from raytrain.rollout.env_runner import EnvRunnerActor
 from raytrain.rollout.fast_sampling.forward import Acting
 from raytrain.rollout.rollout import Rollout
-
-
-def numbers(metrics: dict[str, Any], at: str = "") -> dict[str, Any]:
-    """Values of the stats that are no times, by name."""
-    found: dict[str, Any] = {}
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            found |= numbers(value, f"{at}{name}/")
-        elif not any(word in name for word in ("time", "sec", "sample", "timers")) or (
-            name.startswith("num_")
-        ):
-            found[f"{at}{name}"] = repr(value).split("; track")[0]
-    return {k: v for k, v in found.items() if "timer" not in k and "connector" not in k}
 
 
 def still(given: Any) -> None:

@@ -309,6 +309,7 @@ REFUSED = {
     "sequence": "return a Box of the greatest length",
     "graph": "return the nodes in a Box",
     "text within": "its observation space['at'][1] is Text",
+    "numbered": "its observation space has the key 1",
     "nothing within": "its observation space['at'] is Tuple(), which holds nothing",
     "a large number": "the network would need 100,000,000 inputs",
 }

@@ -37,14 +37,14 @@ from raytrain.ppo.fast_update.train_batch import Array
 _WARM_UPS = 3
 """Steps before a capture, in which libraries initialize themselves: a graph must not hold that."""
 
-_KNOWN = ("torch.nn.", "ray.rllib.")
+_KNOWN = ("torch.nn.", "ray.rllib.", "raytrain.policy.")
 
 logger = logging.getLogger(__name__)
 
 
 def can_be_captured(module: torch.nn.Module) -> bool:
-    """Whether all parts of a module are RLlib's or PyTorch's. Others may decide in Python what to
-    compute, and a graph would repeat the first decision forever."""
+    """Whether all parts of a module are RLlib's, PyTorch's or raytrain's. Others may decide in
+    Python what to compute, and a graph would repeat the first decision forever."""
     return all(type(part).__module__.startswith(_KNOWN) for part in module.modules())
 
 

@@ -1,9 +1,9 @@
 """Which learners can update fast, and with which gradients, decided once when a learner is built.
 
     hand-written   RLlib's default network of dense layers, on a CPU
-    autograd       every other module without a recurrent state; GPUs
+    autograd       every other module without a recurrent state; losses of one's own; GPUs
     none           RLlib's own update, at RLlib's speed: recurrent modules, connectors of one's own,
-                   several optimizers, mixed precision, ...
+                   several optimizers, other methods of a learner of one's own, ...
 
 The first two compute what the third does, to float32 rounding.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 from ray.rllib.core.rl_module.apis import SelfSupervisedLossAPI
@@ -24,6 +25,23 @@ from raytrain import _ray
 from raytrain.policy.rllib_network import NotDefaultNetwork
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.mlp_network import MlpPolicy
+
+_MAY_OVERRIDE = frozenset(
+    {
+        "build",
+        "configure_optimizers",
+        "configure_optimizers_for_module",
+        "compute_loss_for_module",
+        "before_gradient_based_update",
+        "after_gradient_based_update",
+        "get_state",
+        "set_state",
+        "rl_module_required_apis",
+        "_update_module_kl_coeff",
+    }
+)
+"""Methods of a learner that the fast update calls, or does not touch. What else a class of the
+user's own overrides is replaced by it."""
 
 
 def why_not_fast(learner: Any) -> str:
@@ -38,7 +56,23 @@ def why_not_fast(learner: Any) -> str:
         return "there is no minibatch_size"
     if not _ray.learners.has_default_connectors(learner):
         return "the learner's connectors are not RLlib's own"
+    for kind in _own_classes(learner):
+        for name in sorted(vars(kind).keys() - _MAY_OVERRIDE):
+            if hasattr(PPOTorchLearner, name) and not name.startswith("__"):
+                return f"{kind.__name__}.{name} is not RLlib's"
     return _why_not_this_module(module) or _why_not_these_optimizers(learner, module)
+
+
+def has_own_loss(learner: Any) -> bool:
+    """Whether the loss is one of the user's own."""
+    return any("compute_loss_for_module" in vars(kind) for kind in _own_classes(learner))
+
+
+def _own_classes(learner: Any) -> list[type]:
+    """The classes of a learner that are neither raytrain's nor those that RLlib's PPO has."""
+    lineage = type(learner).__mro__
+    above = lineage[: lineage.index(PPOTorchLearner)]
+    return [kind for kind in above if not kind.__module__.startswith(("raytrain.", "ray.train."))]
 
 
 def _why_not_this_module(module: Any) -> str:
@@ -46,9 +80,9 @@ def _why_not_this_module(module: Any) -> str:
         return f"the module is a {type(module).__name__}"
     if module.is_stateful():
         return "the module is recurrent"
-    for name, space in (("observation", module.observation_space), ("action", module.action_space)):
-        if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
-            return f"the {name} space is a {type(space).__name__}"
+    space = module.observation_space
+    if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
+        return f"the observation space is a {type(space).__name__}"
     return ""
 
 
@@ -67,6 +101,8 @@ def _why_not_these_optimizers(learner: Any, module: Any) -> str:
 
 def hand_written_network(learner: Any, module: Any) -> MlpPolicy | str:
     """The network whose gradients are written by hand, or why autograd must compute them."""
+    if has_own_loss(learner):
+        return "the loss is not RLlib's"
     if torch.device(learner.device).type != "cpu":
         return f"the device is {learner.device}"
     if not learner.config.use_critic:

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 
+from raytrain.policy.action_masks import COLUMN as ACTION_MASKS
+from raytrain.policy.action_masks import MASKED
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.gradient_step import GradientStep
 from raytrain.ppo.fast_update.loss import Loss
@@ -93,6 +95,8 @@ class HandWrittenSteps:
         if settings.clip_range_vf is not None:
             lines.append(arrays[Columns.VF_PREDS])
         self._columns = np.stack(lines).astype(np.float32, copy=False)
+        masks = arrays.get(ACTION_MASKS)
+        self._forbidden = None if masks is None else np.ascontiguousarray(~masks.T)
 
     def run(self, rows: Array, loss: LossToLog | None = None) -> int:
         if loss is not None:
@@ -111,18 +115,20 @@ class HandWrittenSteps:
 
     def end(self) -> None:
         self._adam.end()
-        del self._obs, self._tensors, self._columns
+        del self._obs, self._tensors, self._columns, self._forbidden
 
     def _run_some(self, rows: Array) -> int:
         # Bootstrap rows count in a minibatch's size, but not in its loss.
         counts = self._loss_mask[rows]
         index = rows[counts]
         obs, columns = self._obs.take(index, axis=0), self._columns.take(index, axis=1)
+        forbidden = None if self._forbidden is None else self._forbidden.take(index, axis=1)
         start, limit = 0, self._settings.kl_limit
         for done, n in enumerate(counts.sum(axis=1).tolist()):
             stop = start + n
             here = obs[start:stop], columns[:, start:stop]
-            net = self._forward(*here) if n else None
+            masked = None if forbidden is None else forbidden[:, start:stop]
+            net = self._forward(here[0], masked) if n else None
             if limit is not None and self._kl_limit.exceeded(
                 limit, self._log_ratio(net, here[1]), n
             ):
@@ -135,13 +141,17 @@ class HandWrittenSteps:
             start = stop
         return len(rows)
 
-    def _forward(self, obs: Array, columns: Array) -> Pass:
+    def _forward(self, obs: Array, forbidden: Array | None) -> Pass:
+        """The network's outputs for a minibatch. `forbidden`: actions, (K, n) bool."""
         n = len(obs)
         net = self._passes.get(n)
         if net is None:
             net = Pass(self._network, self._weights, self._gradient, n, self._buffers)
             self._passes[n] = net
         net.forward(obs)
+        if forbidden is not None:
+            # Their probabilities are 0 then, and so are all derivatives by them.
+            np.copyto(net.outputs, MASKED, where=forbidden)
         return net
 
     def _log_ratio(self, net: Pass | None, columns: Array) -> torch.Tensor:

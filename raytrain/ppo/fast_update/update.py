@@ -23,10 +23,14 @@ from ray.rllib.utils.metrics import ALL_MODULES, CONNECTOR_PIPELINE_TIMER, LEARN
 from raytrain import _ray
 from raytrain.ppo.fast_update.advantages import advantages_and_targets
 from raytrain.ppo.fast_update.cuda_graphs import GraphedSteps, can_be_captured
-from raytrain.ppo.fast_update.eligibility import hand_written_network, why_not_fast
+from raytrain.ppo.fast_update.eligibility import (
+    hand_written_network,
+    has_own_loss,
+    why_not_fast,
+)
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.gradient_step import Clipping, GradientStep
-from raytrain.ppo.fast_update.loss import ppo_loss
+from raytrain.ppo.fast_update.loss import as_rllib, ppo_loss
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
 from raytrain.ppo.fast_update.metrics import log_steps
 from raytrain.ppo.fast_update.minibatch_loop import (
@@ -59,6 +63,7 @@ class FastUpdate:
 
     def __init__(self, learner: Any) -> None:
         self._learner = learner
+        self._own_loss = has_own_loss(learner)
         self._module = module = learner.module[DEFAULT_MODULE_ID].unwrapped()
         network = hand_written_network(learner, module)
         by_autograd = isinstance(network, str)
@@ -75,7 +80,7 @@ class FastUpdate:
         self._steps: HandWrittenSteps | AutogradSteps
         if not isinstance(network, str):
             self._steps = HandWrittenSteps(network, adam, step, limit)
-        elif self._wants_graphs():
+        elif self._wants_graphs() and not self._own_loss:
             self._steps = GraphedSteps(adam, step, loss, limit, module)
         else:
             self._steps = AutogradSteps(adam, step, loss, limit)
@@ -95,7 +100,7 @@ class FastUpdate:
         sequence_number = _ray.learners.begin_update(learner)
         # This replaces RLlib's connector pipeline.
         with learner.metrics.log_time((ALL_MODULES, LEARNER_CONNECTOR, CONNECTOR_PIPELINE_TIMER)):
-            batch = train_batch(episodes)
+            batch = train_batch(episodes, everything=self._own_loss)
             columns = self._columns(batch)
         rows = minibatch_rows(
             len(batch),
@@ -163,13 +168,15 @@ class FastUpdate:
         logged = last_with_a_step(rows, columns[Columns.LOSS_MASK].cpu().numpy())
         first = len(rows) if logged is None else logged
         self._steps.begin(columns, self._loss_settings())
-        done = self._steps.run(rows[:first])
+        # A loss of the user's own may also log something, in each minibatch.
+        logs = self._logged_loss if self._own_loss else None
+        done = self._steps.run(rows[:first], logs)
         if done < first:
             self._log_losses(columns, rows[done])
         else:
             done += self._steps.run(rows[first : first + 1], self._logged_loss)
             if done > first:
-                done += self._steps.run(rows[first + 1 :])
+                done += self._steps.run(rows[first + 1 :], logs)
         self._steps.end()
         if self._kl_limit.present is not None:
             key = (DEFAULT_MODULE_ID, APPROX_KL)
@@ -188,10 +195,11 @@ class FastUpdate:
         """RLlib's loss of a minibatch, which goes into the metrics with its parts."""
         learner = self._learner
         _ray.learners.log_off_policyness(learner, {DEFAULT_MODULE_ID: minibatch})
+        actions = as_rllib(minibatch[Columns.ACTIONS], self._module.action_space)
         loss: torch.Tensor = learner.compute_loss_for_module(
             module_id=DEFAULT_MODULE_ID,
             config=self._config(),
-            batch=minibatch,
+            batch={**minibatch, Columns.ACTIONS: actions},
             fwd_out=self._module.forward_train(minibatch),
         )
         key = (DEFAULT_MODULE_ID, learner.TOTAL_LOSS_KEY)

@@ -2,8 +2,7 @@
 
 The array sampler does what RLlib's default connectors do, without connectors, and what encodes and
 normalizes observations (see `policy.rllib_observations`). So it can replace them only if there are
-no other connectors, if the module sees one array and acts with one, and if no callback looks at
-running episodes.
+no other connectors, if the module sees one array, and if no callback looks at running episodes.
 """
 
 from __future__ import annotations
@@ -15,36 +14,34 @@ import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from ray.rllib.utils import force_list
 
 from raytrain import _ray
+from raytrain.policy.env_actions import policy_space
 from raytrain.policy.rllib_observations import Preprocessing
 from raytrain.rng import preserved
 from raytrain.rollout.fast_sampling.forward import Acting
+from raytrain.rollout.fast_sampling.fragments import action_columns
+from raytrain.rollout.fast_sampling.own_callbacks import OF_RUNNING_EPISODES, hooks
 from raytrain.rollout.fast_sampling.vector_step import resets_at_next_step
 
 
-def why_not(runner: Any, callbacks: type) -> str | None:
-    """Why RLlib must sample for `runner`; None if it can be sampled into arrays. `callbacks`: the
-    callbacks class whose work the array sampler does."""
+def why_not(runner: Any) -> str | None:
+    """Why RLlib must sample for `runner`; None if it can be sampled into arrays."""
     return (
-        _about_the_config(runner.config, callbacks)
+        _about_the_config(runner.config)
         or _about_the_spaces(runner.env)
         or _about_the_connectors(runner)
         or _about_the_module(runner)
     )
 
 
-def _about_the_config(config: Any, callbacks: type) -> str | None:
+def _about_the_config(config: Any) -> str | None:
     if config.is_multi_agent:
         return "the environment is multi-agent"
-    classes = force_list(config.callbacks_class)
-    others = [cls.__name__ for cls in classes if cls is not callbacks]
-    others += _ray.runners.sets_own_callbacks(config)
-    if others:
-        return f"the callbacks {', '.join(others)} may look at running episodes"
+    found = [name for hook in OF_RUNNING_EPISODES for name, _ in hooks(config, hook)]
+    if found:
+        return f"the callback {found[0]} looks at running episodes"
     if config.restart_failed_sub_environments:
         return "restart_failed_sub_environments replaces environments between two steps"
     if not config.episodes_to_numpy:
@@ -55,16 +52,7 @@ def _about_the_config(config: Any, callbacks: type) -> str | None:
 def _about_the_spaces(env: Any) -> str | None:
     if not resets_at_next_step(env):
         return "the vector environment does not reset at the next step after an episode's end"
-    actions = env.single_action_space
-    if type(actions) is gym.spaces.Box:
-        if len(actions.shape) == 1 and np.issubdtype(actions.dtype, np.floating):
-            return None
-        return f"its actions are a Box of shape {actions.shape} and dtype {actions.dtype}"
-    if type(actions) is gym.spaces.Discrete:
-        return None
-    if type(actions) is gym.spaces.MultiDiscrete and actions.nvec.ndim == 1:
-        return None
-    return f"its action space is {actions}"
+    return None
 
 
 def _about_the_connectors(runner: Any) -> str | None:
@@ -100,9 +88,9 @@ def _about_the_module(runner: Any) -> str | None:
     space = _ray.runners.connectors(runner)[0].observation_space
     zeros = np.zeros((env.num_envs, *space.shape), space.dtype)
     with preserved(), torch.no_grad():
-        acting = Acting(copy.deepcopy(module), env.single_action_space, explore=True)
+        acting = Acting(copy.deepcopy(module), policy_space(env.single_action_space), explore=True)
         actions, outputs = acting.act(zeros, 0)
-    for name, value in {Columns.ACTIONS: actions, **outputs}.items():
+    for name, value in {**action_columns(actions), **outputs}.items():
         if not isinstance(value, np.ndarray) or value.shape[:1] != (env.num_envs,):
             return (
                 f"its module {type(module).__name__} returns {name!r} in another form than arrays"

@@ -9,7 +9,8 @@ environment is stepped as a whole.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +22,8 @@ from raytrain import _ray
 from raytrain.policy.env_contract import Contract
 from raytrain.policy.observations import ObservationEncoding
 from raytrain.rollout.fast_sampling.fragments import Array, Infos
+
+Split: TypeAlias = Callable[[Any], Iterable[Any]]
 
 _NOTHING: Any = object()
 
@@ -45,9 +48,9 @@ class Stepper:
         self._env = env
         self._encoding = encoding
 
-    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
-        """Step with `actions` [N, ...] and write the results `into` the arrays. Returns the N
-        infos, and whether any episode ended."""
+    def step(self, actions: Any, into: StepArrays) -> tuple[Infos, bool]:
+        """Step with `actions` [N, ...], nested as the action space, and write the results `into`
+        the arrays. Returns the N infos, and whether any episode ended."""
         _, rewards, terminateds, truncateds = into
         returned, rewards[:], terminateds[:], truncateds[:], infos = self._env.step(actions)
         write_batch(self._encoding, returned, into.observations)
@@ -57,11 +60,11 @@ class Stepper:
         """Bring the vector environment's own memory up to date with the last step."""
 
 
-def stepper(env: Any, encoding: ObservationEncoding | None = None) -> Stepper:
-    """A stepper for the vector environment of a runner, to be used for one fragment. `encoding`:
-    of its observations, if they are not taken as they are."""
+def stepper(env: Any, split: Split, encoding: ObservationEncoding | None = None) -> Stepper:
+    """A stepper for the vector environment of a runner, to be used for one fragment. `split`: see
+    `ActionMapping`. `encoding`: of its observations, if they are not taken as they are."""
     if type(env) is DictInfoToList and type(env.env) is SyncVectorEnv:
-        return _OneByOne(env.env, encoding)
+        return _OneByOne(env.env, split, encoding)
     return Stepper(env, encoding)
 
 
@@ -79,8 +82,11 @@ def resets_at_next_step(env: Any) -> bool:
 
 
 class _OneByOne(Stepper):
-    def __init__(self, env: SyncVectorEnv, encoding: ObservationEncoding | None) -> None:
+    def __init__(
+        self, env: SyncVectorEnv, split: Split, encoding: ObservationEncoding | None
+    ) -> None:
         super().__init__(env, encoding)
+        self._split = split
         memory = _ray.runners.vector_env_attributes(env)
         self._last: list[Any] = list(memory["_env_obs"])
         self._resetting: list[bool] = memory["_autoreset_envs"].tolist()
@@ -88,14 +94,14 @@ class _OneByOne(Stepper):
         self._steps = [_inner(single_env).step for single_env in self._envs]
         self._results: StepArrays | None = None
 
-    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
+    def step(self, actions: Any, into: StepArrays) -> tuple[Infos, bool]:
         observations, rewards, terminateds, truncateds = into
         last, resetting, steps = self._last, self._resetting, self._steps
         infos: Infos = []
         ended = False
         resets, returned = False, _NOTHING
         try:
-            for index, action in enumerate(actions):
+            for index, action in enumerate(self._split(actions)):
                 returned = _NOTHING
                 if resets := resetting[index]:
                     returned = self._envs[index].reset()
@@ -115,7 +121,7 @@ class _OneByOne(Stepper):
                 np.stack(last, axis=0, out=observations)
             else:
                 self._encoding.stack(last, observations)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, LookupError):  # LookupError: a part is missing.
             self._check_contract(len(infos), returned, resets=resets)
             raise
         self._results = into

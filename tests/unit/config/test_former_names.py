@@ -33,7 +33,7 @@ def test_every_key_of_another_program_leads_to_a_key_that_exists() -> None:
         ("target_kl: 0.01", "'training.target_kl'"),
         ("num_workers: 4", "'env_runners.num_env_runners'"),
         ("framework: torch", "Torch is the only framework"),
-        ("callbacks: {}", "there are no callbacks"),
+        ("rl_module: {custom_model: Net}", "'module_class'"),
         ("model: {fcnet_hiddens: [64]}", "'rl_module.model_config'"),
         ("training: {use_lstm: true}", "'rl_module.model_config.use_lstm'"),
     ],

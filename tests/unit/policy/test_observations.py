@@ -154,7 +154,7 @@ def test_a_number_outside_of_its_space_has_no_vector(number: int) -> None:
     space = Dict(cell=Discrete(4), other=Discrete(2, start=3))
     into = np.zeros((2, 6), np.float32)
     returned = [{"cell": 3, "other": 4}, {"cell": number, "other": 3}]
-    with pytest.raises(ObservationOutside, match=f"Environment 1 returned {number} .* 0 to 3"):
+    with pytest.raises(ObservationOutside, match=f"returned {number} .* 0 to 3"):
         ObservationEncoding.of(space).stack(returned, into)
 
 

@@ -1,0 +1,67 @@
+"""Networks of the user's own: how they are sampled and updated, and what a restored one does."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.rllib.algorithms.ppo import PPO
+from support.tiny_ppo import build, built, disturb, iterate, unlike
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+DENSE = {"module_class": "own_nets:Dense", "model_config": {"width": 8}}
+RECURRENT = {"module_class": "own_nets:Recurrent", "model_config": {"width": 8, "max_seq_len": 8}}
+# `vf_share_layers` and the like are RLlib's; `fill` is the catalog's own key.
+CATALOG = {
+    "catalog_class": "own_nets:Catalog",
+    "model_config": {"fill": 0.25, "fcnet_hiddens": [8]},
+}
+
+
+@pytest.mark.parametrize("rl_module", [DENSE, RECURRENT, CATALOG], ids=["dense", "gru", "catalog"])
+@pytest.mark.parametrize("runners", [0, 2])
+def test_a_network_of_ones_own_continues_exactly(
+    tmp_path: Path, rl_module: Any, runners: int
+) -> None:
+    sections = {"rl_module": rl_module, "env_runners": {"num_env_runners": runners}}
+    with built(**sections) as algorithm:
+        iterate(algorithm, 2)
+        algorithm.save_exact(tmp_path / "saved")
+        trail = iterate(algorithm, 2)
+    disturb()
+    with built(**sections) as restored:
+        restored.load_exact(tmp_path / "saved")
+        assert unlike(trail, iterate(restored, 2)) == []
+
+
+def test_remote_learners_have_the_class_that_the_config_names() -> None:
+    with built(rl_module=DENSE, learners={"num_learners": 1}) as algorithm:
+        (name,) = algorithm.learners._each(lambda learner: type(learner.policy_module()).__name__)
+        assert name == "Dense"
+        iterate(algorithm, 1)
+
+
+def test_a_dense_one_is_sampled_into_arrays_and_updated_fast_and_a_recurrent_one_says_why() -> None:
+    with built(rl_module=DENSE) as algorithm:
+        assert algorithm.told == []
+        fast = algorithm.learners._each(attrgetter("fast.gradients"))
+        assert fast == ["autograd"]
+    with built(rl_module=RECURRENT) as algorithm:
+        assert [line.split(" is used")[0] for line in algorithm.told] == [
+            "RLlib's own sampling",
+            "RLlib's own update",
+        ]
+
+
+def test_rllib_loads_the_checkpoint_with_the_users_class(tmp_path: Path) -> None:
+    algorithm = build(rl_module=DENSE)
+    iterate(algorithm, 1)
+    algorithm.save_exact(tmp_path / "saved")
+    algorithm.stop()
+    stock = PPO.from_checkpoint(str(tmp_path / "saved"))
+    assert type(stock.get_module()).__name__ == "Dense"
+    assert type(stock.config).__module__.startswith("ray.")
+    stock.stop()

@@ -1,0 +1,67 @@
+"""Whole runs with the user's own code: killed and continued, and what the rehearsal finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.paths import ENVS
+from support.running import write_config
+
+from raytrain.commands.probe import probe_config
+
+OWN: dict[str, Any] = {
+    "environment": {"env": "CartPole-v1"},
+    "env_runners": {"num_env_runners": 0, "num_envs_per_env_runner": 2},
+    "training": {"train_batch_size_per_learner": 128, "minibatch_size": 32, "num_epochs": 2},
+}
+NETWORK = {"module_class": "own_nets:Recurrent", "model_config": {"width": 8, "max_seq_len": 8}}
+
+
+def config_in(place: Path, **sections: Any) -> Path:
+    for file in ENVS.glob("own_*.py"):
+        (place / file.name).write_text(file.read_text())
+    return write_config(place / "run.yaml", **{**OWN, **sections})
+
+
+def test_code_that_keeps_its_state_is_exact(tmp_path: Path) -> None:
+    path = config_in(
+        tmp_path,
+        rl_module=NETWORK,
+        callbacks={"callbacks_class": "own_callbacks:Counting"},
+        training={**OWN["training"], "learner_class": "own_learners:Counting"},
+    )
+    probed = probe_config(path)
+    assert probed.own_code is not None
+    assert probed.own_code.exact
+    assert "own code: exact" in probed.report()
+
+
+@pytest.mark.parametrize(
+    ("sections", "piece", "reason"),
+    [
+        (
+            {"callbacks": {"callbacks_class": "own_callbacks:Forgetful"}},
+            "callbacks.callbacks_class (Forgetful, in ",
+            "did not come back: put",
+        ),
+        (
+            {"rl_module": {"module_class": "own_nets:Chance", "model_config": {"width": 8}}},
+            "rl_module.module_class (own_nets:Chance)",
+            "two processes with one seed differ in iteration 1 (what was sampled)",
+        ),
+    ],
+    ids=["state", "chance"],
+)
+def test_what_cannot_be_restored_is_named(
+    tmp_path: Path, sections: dict[str, Any], piece: str, reason: str
+) -> None:
+    probed = probe_config(config_in(tmp_path, **sections))
+    found = probed.own_code
+    assert found is not None
+    assert not found.exact
+    assert found.piece.startswith(piece)
+    assert reason in found.reason
+    assert json.loads(json.dumps(probed.to_dict()))["own_code"]["piece"] == found.piece
