@@ -110,6 +110,14 @@ def _training(config: ExperimentConfig) -> Rows:
             "training.clip_range_vf",
             "training.use_critic",
         )
+    defaults = type(training).model_fields
+    for key in ("adam_epsilon", "weight_decay"):
+        if training.learner_class is not None and getattr(training, key) != defaults[key].default:
+            yield (
+                "is for RLlib's optimizer; set it where your learner_class makes its optimizers",
+                f"training.{key}",
+                "training.learner_class",
+            )
     if training.target_kl is not None and config.learners.cuda_graphs is True:
         yield (
             "decides after each minibatch whether the next one follows, which a CUDA graph cannot: "
@@ -145,7 +153,16 @@ def _actors(config: ExperimentConfig) -> Rows:
         )
 
 
-KEYS_FOR_LEARNERS = ("cuda_graphs", "deterministic", "learner_class", "log_std_init", "threads")
+KEYS_FOR_LEARNERS = (
+    "action_mask",
+    "cuda_graphs",
+    "deterministic",
+    "learner_class",
+    "log_std_init",
+    "orthogonal_init",
+    "threads",
+    "training",
+)
 """What raytrain itself puts into the dictionary that RLlib passes to a learner."""
 
 

@@ -233,7 +233,8 @@ class ExactPPOTorchLearner(PPOTorchLearner):
 
     def _approximate_kl(self, batch: dict[str, Any], fwd_out: dict[str, Any]) -> float:
         """Of a minibatch, over all learners."""
-        inputs, mask = fwd_out[Columns.ACTION_DIST_INPUTS].detach(), batch.get(Columns.LOSS_MASK)
+        inputs = masked_outputs(fwd_out, batch)[Columns.ACTION_DIST_INPUTS].detach()
+        mask = batch.get(Columns.LOSS_MASK)
         distribution = self.policy_module().get_train_action_dist_cls().from_logits(inputs)
         log_ratio = distribution.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP]
         if mask is not None:
@@ -249,9 +250,10 @@ class ExactPPOTorchLearner(PPOTorchLearner):
         """Use raytrain's own keys of the present config, as they are after `timesteps`."""
         self.own_training = OwnTraining.of(self.config)
         self._clip_schedulers = self.own_training.clip_schedulers(timesteps)
-        self.own_training.set_up_optimizers(
-            optimizer for _, optimizer in _ray.learners.optimizers(self)
-        )
+        if "learner_class" not in self.config.learner_config_dict:  # It may make its own.
+            self.own_training.set_up_optimizers(
+                optimizer for _, optimizer in _ray.learners.optimizers(self)
+            )
 
     def _add_old_values(self) -> None:
         """Let RLlib's own update have the values that the loss needs."""

@@ -88,6 +88,7 @@ def test_a_stage_is_relative_to_the_end_of_the_run() -> None:
         ("training: {target_kl: 0}", "must be above 0"),
         ("training: {normalize_advantages: epoch}", "'batch' or 'minibatch'"),
         ("training: {use_critic: false, clip_range_vf: 1}", "clips values"),
+        ("training: {weight_decay: 1, learner_class: 'a:B'}", "your learner_class makes"),
         ("training: {target_kl: 1}\nlearners: {cuda_graphs: true}", "which a CUDA graph cannot"),
         ("rl_module: {model_config: {orthogonal_init: 1}}", "must be a mapping"),
         ("rl_module: {model_config: {orthogonal_init: {gain: 1}}}", "the keys under"),
