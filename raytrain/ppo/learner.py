@@ -63,6 +63,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             torch.use_deterministic_algorithms(True)
         with _ray.runners.quick_connectors():
             super().build()
+        _ray.learners.make_torch_schedulers(self)
         # RLlib begins with 0 and has no setting for it. A restored state is loaded over this.
         log_std = self.config.learner_config_dict.get("log_std_init")
         if log_std is not None:
