@@ -76,7 +76,7 @@ def set_torch_schedulers(config: AlgorithmConfig, schedulers: list[Any]) -> None
 
 
 def make_torch_schedulers(learner: Learner) -> None:
-    """Make the schedulers that the config of a built learner asks for. RLlib makes them in its first
+    """Make the schedulers that the config of a built learner names. RLlib makes them in its first
     gradient step, so a learner that was restored has none, and their state could not be loaded."""
     for made_by in learner.config._torch_lr_scheduler_classes or ():
         for module, names in learner._module_optimizers.items():
