@@ -51,7 +51,6 @@ def test_episodes_that_end_are_seen_as_rllib_shows_them(name: str, observation_f
         assert unlike(mine, other) == []
         ends += [name for name, _ in seen].count("on_episode_end")
     assert ends > 2
-    assert ours.metrics.peek("episode_return_mean") == theirs.metrics.peek("episode_return_mean")
 
 
 def test_an_episode_that_a_callback_changes_is_the_one_that_is_learned_from() -> None:
