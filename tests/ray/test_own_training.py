@@ -36,6 +36,7 @@ from support.learner_pairs import (
 )
 from support.sb3_update import Rollout, Sb3, train
 
+from raytrain.policy.action_masks import MaskLayout
 from raytrain.ppo.fast_update.advantages import advantages_and_targets
 from raytrain.ppo.fast_update.minibatches import minibatch_rows
 from raytrain.ppo.fast_update.train_batch import train_batch
@@ -226,6 +227,25 @@ def test_a_target_that_is_not_reached_changes_no_bit(way: str) -> None:
         update(learner, episodes(learner), MANY)
         found.append(learner.weights_check()[0])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("actions", [DISCRETE, MULTI], ids=["discrete", "multi"])
+def test_action_masks_have_their_part_in_the_divergence(actions: Any) -> None:
+    ways = {way: each for way, each in WAYS.items() if actions is DISCRETE or way != "hand-written"}
+    given = Sb3(learning_rate=1e-2, target_kl=1e6, **KEYS["all"])
+    found: dict[str, Any] = {}
+    for way, arguments in ways.items():
+        learner = learner_of(given, actions=actions, **arguments)
+        chunks = episodes(learner, mask=MaskLayout(actions))
+        results = update(learner, chunks, MANY)
+        (optimizer,) = learner._named_optimizers.values()
+        steps = {float(state["step"]) for state in optimizer.state.values()}
+        found[way] = weights(learner), float(results[f"{MODULE_ID}/approx_kl"]), steps
+    (expected, kl, steps), *others = found.values()
+    for each, other_kl, other_steps in others:
+        assert other_kl == pytest.approx(kl, rel=1e-3) and other_steps == steps
+        for name, weight in expected.items():
+            agree(weight, each[name])
 
 
 # -- clip ranges that follow a schedule ----------------------------------------------------------
