@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two at a time, whatever the number of cores: each has a Ray of its own.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Compiled first, for where PYTHONDONTWRITEBYTECODE is set: a run has a dozen processes that import.
+PYTEST := $(BIN)/python -m compileall -q raytrain && $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train unit test test-all lint format bench clean
 

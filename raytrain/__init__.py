@@ -8,6 +8,12 @@
     action = policy.act(observation)             # one observation, or a batch
     raytrain.list_checkpoints(outcome.path)
 
+For programs that use RLlib and Ray Tune:
+
+    from raytrain import Tuner                   # in place of ray.tune.Tuner
+    raytrain.train(PPOConfig()..., stop={"training_iteration": 100})
+    print(raytrain.to_yaml(PPOConfig()...))      # the same run as a YAML file
+
 Ray and Torch are imported by the functions that need them, not by `import raytrain`.
 """
 
@@ -16,25 +22,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from raytrain.errors import BadInput, RaytrainError
 
 if TYPE_CHECKING:
+    from ray.rllib.algorithms.ppo import PPOConfig
+
     from raytrain.checkpoint import Entry
     from raytrain.config import ExperimentConfig
     from raytrain.driver.outcome import Outcome
+    from raytrain.migrate.tuner import Tuner
     from raytrain.policy.policy import Policy
 
 __all__ = [
     "BadInput",
     "RaytrainError",
+    "Tuner",
     "list_checkpoints",
     "load_config",
     "load_policy",
     "resume",
+    "to_yaml",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Tuner":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from raytrain.migrate.tuner import Tuner
+
+    return Tuner
 
 
 def load_config(path: str | PathLike[str], *, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -49,8 +68,12 @@ def load_config(path: str | PathLike[str], *, overrides: Sequence[str] = ()) -> 
 
 
 def train(
-    config: ExperimentConfig | Mapping[str, Any] | str | PathLike[str],
+    config: ExperimentConfig | PPOConfig | Mapping[str, Any] | str | PathLike[str],
     *,
+    stop: Mapping[str, Any] | None = None,
+    checkpoint: Any = None,
+    name: str | None = None,
+    storage_path: str | PathLike[str] | None = None,
     fresh: bool = False,
     from_checkpoint: str | PathLike[str] | None = None,
     weights_only: bool = False,
@@ -60,7 +83,13 @@ def train(
     """Start or continue a run, or find it finished.
 
     Args:
-        config: an `ExperimentConfig`, a mapping of the same shape, or a YAML file.
+        config: an `ExperimentConfig`, a mapping of the same shape, a YAML file, or RLlib's
+            `PPOConfig`.
+        stop: with a `PPOConfig`: what ends the run, by Tune's names of metrics or raytrain's.
+        checkpoint: with a `PPOConfig`: a `CheckpointConfig`, or raytrain's keys.
+        name: with a `PPOConfig`: the run's directory. Without it the settings give a name, so
+            the same settings are the same run.
+        storage_path: with a `PPOConfig`: where the directory is.
         fresh: move the run's old directory aside first.
         from_checkpoint: fork: begin a new run at a checkpoint of another run.
         weights_only: with `from_checkpoint`: take only weights and filters.
@@ -79,6 +108,24 @@ def train(
     from raytrain.driver.experiment import train as run
     from raytrain.driver.fork import Fork
 
+    if _is_rllibs(config):
+        from raytrain.migrate.tuner import train_ppo
+
+        if from_checkpoint is not None or from_stage is not None:
+            raise BadInput(
+                "train: a fork and stages need raytrain's own config; raytrain.to_yaml writes it."
+            )
+        return train_ppo(
+            config,
+            stop=stop,
+            checkpoint=checkpoint,
+            name=name,
+            storage_path=storage_path,
+            fresh=fresh,
+            address=address,
+        )
+    if not (stop is checkpoint is name is storage_path is None):
+        raise BadInput("train: stop, checkpoint, name and storage_path are in the config already.")
     if isinstance(config, Mapping):
         config = config_from_dict(config)
         require_metrics(config)
@@ -93,6 +140,29 @@ def train(
         address=address,
         command="the same call",
     )
+
+
+def to_yaml(
+    config: PPOConfig,
+    *,
+    stop: Mapping[str, Any] | None = None,
+    checkpoint: Any = None,
+    name: str | None = None,
+) -> str:
+    """RLlib's `PPOConfig` as a YAML file for raytrain; the arguments are those of `train`. Without
+    `stop` the file ends a run after 1,000,000 steps.
+
+    Raises:
+        BadInput: with every setting that cannot be taken over, and the reason.
+    """
+    from raytrain.migrate.tuner import to_yaml as written
+
+    return written(config, stop=stop, checkpoint=checkpoint, name=name)
+
+
+def _is_rllibs(config: Any) -> TypeGuard[PPOConfig]:
+    names = [(base.__module__.partition(".")[0], base.__name__) for base in type(config).__mro__]
+    return ("ray", "AlgorithmConfig") in names
 
 
 def resume(path: str | PathLike[str], *, address: str | None = None) -> Outcome:

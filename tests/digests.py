@@ -31,6 +31,17 @@ RUNS: dict[str, dict[str, Any]] = {
             "entropy_coeff": [[0, 0.02], [3000, 0.0]],
         }
     },
+    "own-keys": {
+        "training": {
+            "clip_param": {"linear": [0.3, 0.1]},
+            "clip_range_vf": 0.2,
+            "normalize_advantages": "minibatch",
+            "target_kl": 0.01,
+            "adam_epsilon": 1e-5,
+            "weight_decay": 0.001,
+        },
+        "stop": {"timesteps": 3072},
+    },
     "2-learners": {"learners": {"num_learners": 2}},
     "curriculum": {
         "curriculum": [

@@ -98,6 +98,13 @@ def learner_connector(learner: Learner) -> Any:
     return learner._learner_connector
 
 
+def append_connector(learner: Learner, connector: Any) -> None:
+    """Append a connector to the learner's pipeline, unless one of its class is there."""
+    pipeline = learner._learner_connector
+    if not any(type(piece) is type(connector) for piece in pipeline.connectors):
+        pipeline.append(connector)
+
+
 def module_spec(learner: Learner) -> Any:
     """What a learner's module is built from."""
     return learner._module_spec

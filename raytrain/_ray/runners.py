@@ -176,9 +176,8 @@ def mean_std_filter(connector: Any) -> tuple[Any, bool]:
     return connector._filters[None], connector._update_stats
 
 
-def observation_connectors(config: AlgorithmConfig) -> Any:
-    """The function that makes a config's own connectors between environment and module, or
-    None."""
+def env_to_module_connector(config: AlgorithmConfig) -> Any:
+    """What a config was given as its `env_to_module_connector`, or None."""
     return config._env_to_module_connector
 
 

@@ -20,7 +20,8 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import InstanceOf, StrictInt, TypeAdapter
@@ -33,6 +34,8 @@ from raytrain.storage.signing import KEY_VARIABLE, SIGNATURE, signed, signing_ke
 
 EXPERIMENT_FILE = "experiment.json"
 FORMAT = 1
+WRITTEN_CODE = "code"
+"""The directory of an experiment for modules that were written for it (see `migrate`)."""
 
 
 class ExperimentFileError(BadInput):
@@ -123,7 +126,7 @@ class ExperimentFile:
             parent, fork = experiment_file.parent, experiment_file.fork or {}
             for generation in [*([] if parent is None else [parent]), *fork.get("ancestors", ())]:
                 validated(_GENERATION, generation)
-            return experiment_file
+            return _with_own_code(experiment_file, experiment)
         except (TypeError, ValueError) as error:
             raise ExperimentFileError(
                 f"{place} is damaged ({error}). Delete it and run `raytrain train CONFIG` with the "
@@ -144,6 +147,17 @@ class ExperimentFile:
 
 
 _SCHEMA, _GENERATION = TypeAdapter(ExperimentFile), TypeAdapter(_Generation)
+
+
+def _with_own_code(experiment_file: ExperimentFile, place: Location) -> ExperimentFile:
+    """Modules that were written into the directory are looked for in it, wherever it is now."""
+    import_path = Path(str(experiment_file.config.get("import_path") or ""))
+    if import_path.name != WRITTEN_CODE or not place.is_local:
+        return experiment_file
+    here = place.local_path / WRITTEN_CODE
+    if not here.is_dir():
+        return experiment_file
+    return replace(experiment_file, config={**experiment_file.config, "import_path": str(here)})
 
 
 def require_key(experiment: ExperimentFile, place: Location) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def evaluate_path(
             "unknown. Use raytrain.load_policy(...) with an environment of your own."
         )
     config = config_from_dict(experiment.config)
-    creator = env_creator(config)
+    # The policy takes masks out of observations itself.
+    creator = replace(env_creator(config), mask_key=None)
     env_config = deep_merge(policy.env_config, config.evaluation.evaluation_config.env_config or {})
 
     def make() -> gym.Env[Any, Any]:

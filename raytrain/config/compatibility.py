@@ -55,6 +55,17 @@ _GIVE_UP_EXACTNESS = frozenset(
 _FORMER_DEFAULTS = {"learners.compile_updates": False}
 """Keys of earlier versions; the digest of every run contains them."""
 
+_LATER_DEFAULTS = {
+    "environment.action_mask": None,
+    "training.adam_epsilon": 1e-8,
+    "training.weight_decay": 0.0,
+    "training.target_kl": None,
+    "training.normalize_advantages": "batch",
+    "training.clip_range_vf": None,
+}
+"""Keys that earlier versions lacked, with the values by which they trained: a digest contains these
+keys only with other values."""
+
 _PLAIN_KEY = re.compile(r'[^."]+')
 
 
@@ -103,7 +114,8 @@ def gives_up_exactness(field: str) -> bool:
 def config_digest(config: ExperimentConfig | Mapping[str, Any]) -> str:
     """SHA-256 in hex of every field that may not differ: of what defines the run.
 
-    The bytes are JSON of {dotted field: value}, keys sorted, without spaces, ASCII only.
+    The bytes are JSON of {dotted field: value}, keys sorted, without spaces, ASCII only; without
+    `_LATER_DEFAULTS`.
     """
     return _digest(config, allowed_on_continue, gives_up_exactness)
 
@@ -119,6 +131,9 @@ def _digest(config: ExperimentConfig | Mapping[str, Any], *left_out: Callable[[s
     defining = {
         field: value for field, value in leaves if not any(rule(field) for rule in left_out)
     }
+    for field, value in _LATER_DEFAULTS.items():
+        if field in defining and same_value(defining[field], value):
+            del defining[field]
     defining.update(_FORMER_DEFAULTS)
     return hashlib.sha256(_text(defining).encode("ascii")).hexdigest()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config.curriculum import stage_config, stage_problems
 from raytrain.config.initializers import why_not_with
+from raytrain.config.schedules import SCHEDULED, is_relative
 
 if TYPE_CHECKING:
     from raytrain.config.schema import ExperimentConfig
@@ -48,8 +49,8 @@ def conflicts(config: ExperimentConfig) -> Iterator[Conflict]:
 
 
 def _in_stage(config: ExperimentConfig) -> Iterator[Conflict]:
-    checks = (_batches(config), _actors(config), _network(config), _own_code(config))
-    for message, *fields in itertools.chain(*checks):
+    checks = (_batches, _actors, _network, _training, _own_code)
+    for message, *fields in itertools.chain.from_iterable(check(config) for check in checks):
         paths = tuple(tuple(field.split(".")) for field in fields)
         value: Any = config.to_dict()
         for key in paths[0]:
@@ -92,6 +93,40 @@ def _batches(config: ExperimentConfig) -> Rows:
         )
 
 
+def _training(config: ExperimentConfig) -> Rows:
+    training = config.training
+    if config.stop.timesteps is None:
+        for key in SCHEDULED:
+            if is_relative(getattr(training, key)):
+                yield (
+                    "ends at stop.timesteps, which is not given; give it, or a schedule "
+                    "[[0, value], [timestep, value]]",
+                    f"training.{key}",
+                    "stop.timesteps",
+                )
+    if training.clip_range_vf is not None and not training.use_critic:
+        yield (
+            "clips values, and without use_critic there are none",
+            "training.clip_range_vf",
+            "training.use_critic",
+        )
+    defaults = type(training).model_fields
+    for key in ("adam_epsilon", "weight_decay"):
+        if training.learner_class is not None and getattr(training, key) != defaults[key].default:
+            yield (
+                "is for RLlib's optimizer; set it where your learner_class makes its optimizers",
+                f"training.{key}",
+                "training.learner_class",
+            )
+    if training.target_kl is not None and config.learners.cuda_graphs is True:
+        yield (
+            "decides after each minibatch whether the next one follows, which a CUDA graph cannot: "
+            "set learners.cuda_graphs to auto",
+            "training.target_kl",
+            "learners.cuda_graphs",
+        )
+
+
 def _actors(config: ExperimentConfig) -> Rows:
     runners, learners = config.env_runners, config.learners
     groups, least, most = runners.num_env_runners, runners.min_actors, runners.max_actors
@@ -118,7 +153,16 @@ def _actors(config: ExperimentConfig) -> Rows:
         )
 
 
-KEYS_FOR_LEARNERS = ("cuda_graphs", "deterministic", "learner_class", "log_std_init", "threads")
+KEYS_FOR_LEARNERS = (
+    "action_mask",
+    "cuda_graphs",
+    "deterministic",
+    "learner_class",
+    "log_std_init",
+    "orthogonal_init",
+    "threads",
+    "training",
+)
 """What raytrain itself puts into the dictionary that RLlib passes to a learner."""
 
 
@@ -177,7 +221,15 @@ def _network(config: ExperimentConfig) -> Rows:
             "rl_module.model_config.max_seq_len",
         )
     keys = model.model_dump()
-    for key in [key for key in keys if key.endswith("_initializer")]:
+    initializers = [key for key in keys if key.endswith("_initializer")]
+    for key in [key for key in initializers if "lstm" not in key and model.orthogonal_init]:
+        yield (
+            f"sets all weights and biases but those of an LSTM, so {key} would have no effect: "
+            "leave one of the two out",
+            "rl_module.model_config.orthogonal_init",
+            f"rl_module.model_config.{key}",
+        )
+    for key in initializers:
         arguments = keys.get(f"{key}_kwargs") or {}
         why_not = why_not_with(keys[key], arguments)
         if why_not is not None:

@@ -19,7 +19,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from raytrain.config.errors import ConfigError, Problem, nearest
@@ -50,13 +50,15 @@ class EnvCreator:
 
     It holds names only, so it can be sent to other processes, which import the module themselves;
     `import_path` is put in front of `sys.path` there. `max_episode_steps` truncates episodes, in
-    addition to the environment's own limit.
+    addition to the environment's own limit. `mask_key`: the key of the observation that holds the
+    action mask, which becomes a part of the info (see `action_mask`).
     """
 
     spec: str
     import_path: str | None = None
     check_env: bool = True
     max_episode_steps: int | None = None
+    mask_key: str | None = None
 
     def __call__(self, env_config: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
         """Raises ConfigError if the environment cannot be found or does not take `env_config`, and
@@ -81,6 +83,10 @@ class EnvCreator:
             if not isinstance(env, gymnasium.Env):
                 message = f"the factory must return a gymnasium.Env; it returned {_kind_of(env)}"
                 raise _env_error(message, self.spec)
+        if self.mask_key is not None:
+            from raytrain.config.action_mask import MaskIntoInfo
+
+            env = MaskIntoInfo(env, self.mask_key)
         limit = self.max_episode_steps
         return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
 
@@ -131,9 +137,15 @@ def make_env(config: ExperimentConfig) -> gymnasium.Env[Any, Any]:
 def env_creator(config: ExperimentConfig) -> EnvCreator:
     """The creator that the run registers; raises ConfigError if the environment does not exist."""
     environment = config.environment
-    return resolve_env(
+    creator = resolve_env(
         environment.env, config.import_path, check_env=not environment.disable_env_checking
     )
+    if environment.action_mask is None:
+        return creator
+    from raytrain.config.action_mask import MaskSource
+
+    source = MaskSource.of(environment.action_mask)
+    return creator if source is None else replace(creator, mask_key=source.key)
 
 
 def entry_modules(config: ExperimentConfig) -> list[str]:

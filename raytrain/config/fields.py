@@ -112,9 +112,28 @@ def _schedule_point(point: Any) -> list[int | float]:
     return [step, value]
 
 
-def _rate_or_schedule(value: Any) -> float | list[list[int | float]]:
+def _linear(value: dict[Any, Any]) -> dict[str, list[float]]:
+    what = "{linear: [value at timestep 0, value at stop.timesteps]}"
+    ends = value.get("linear")
+    if len(value) != 1 or not isinstance(ends, (list, tuple)) or len(ends) != 2:
+        raise ValueError(f"a mapping here must be {what}")
+    numbers = [_number(end, what=f"{what}; this is not a number: {end!r}") for end in ends]
+    for number in numbers:
+        if number < 0 or math.isinf(number):
+            raise ValueError(f"the ends of `linear` must be finite, at least 0; one is {number}")
+    return {"linear": numbers}
+
+
+Schedule = list[list[int | float]]
+Linear = dict[str, list[float]]
+
+
+def _rate_or_schedule(value: Any) -> float | Schedule | Linear:
+    if isinstance(value, dict):
+        return _linear(value)
     if not isinstance(value, (list, tuple)):
-        rate = _number(value, what="a number, or a schedule [[0, value], [timestep, value], ...]")
+        what = "a number, a schedule [[0, value], [timestep, value], ...] or {linear: [a, b]}"
+        rate = _number(value, what=what)
         if rate < 0 or math.isinf(rate):
             raise ValueError("must be a finite number, at least 0")
         return rate
@@ -131,8 +150,19 @@ def _rate_or_schedule(value: Any) -> float | list[list[int | float]]:
     return points
 
 
-RateOrSchedule = Annotated[float | list[list[int | float]], PlainValidator(_rate_or_schedule)]
-"""A number, or [[0, value], [timestep, value], ...], between which RLlib interpolates."""
+def _clip_range(value: Any) -> float | Schedule | Linear:
+    clip = _rate_or_schedule(value)
+    if clip == 0:
+        raise ValueError("must be above 0")
+    return clip
+
+
+RateOrSchedule = Annotated[float | Schedule | Linear, PlainValidator(_rate_or_schedule)]
+"""A number; or [[0, value], [timestep, value], ...], between which RLlib interpolates; or
+{linear: [a, b]}, from a at timestep 0 to b at `stop.timesteps` (see `schedules`)."""
+
+ClipRange = Annotated[float | Schedule | Linear, PlainValidator(_clip_range)]
+"""The same; a number is above 0."""
 
 
 def _vectorize_mode(value: Any) -> str:

@@ -30,7 +30,8 @@ _NAMES = {
     "training.num_epochs": ("num_sgd_iter", "n_epochs", "update_epochs"),
     "training.shuffle_batch_per_epoch": ("shuffle_sequences",),
     "training.clip_param": ("clip_range", "clip_coef"),
-    "training.vf_clip_param": ("clip_range_vf", "clip_vloss"),
+    "training.clip_range_vf": ("clip_vloss",),
+    "training.normalize_advantages": ("normalize_advantage", "norm_adv"),
     "training.vf_loss_coeff": ("vf_coef",),
     "training.entropy_coeff": ("entropy_coeff_schedule", "ent_coef"),
     "training.grad_clip": ("max_grad_norm",),
@@ -42,7 +43,7 @@ _NAMES = {
     "rl_module.model_config": ("model", "policy_kwargs"),
     "rl_module.model_config.fcnet_hiddens": ("net_arch",),
     "rl_module.model_config.fcnet_activation": ("activation_fn",),
-    "rl_module.model_config.fcnet_kernel_initializer": ("ortho_init",),
+    "rl_module.model_config.orthogonal_init": ("ortho_init",),
     "evaluation.evaluation_interval": ("eval_freq",),
     "evaluation.evaluation_duration": (
         "evaluation_num_episodes",
@@ -82,7 +83,10 @@ _NAMES = {
 RENAMED = {name: key for key, names in _NAMES.items() for name in names}
 
 _PER_ENVIRONMENT = "it counts the steps of all environments together"
-_A_SCHEDULE = "a schedule is written as the value: [[0, x], [timestep, y], ...]"
+_A_SCHEDULE = (
+    "a schedule is written as the value: [[0, x], [timestep, y], ...], or {linear: [x, 0]}"
+)
+_IN_MINIBATCHES = "`minibatch` standardizes advantages in each minibatch"
 _ONLY_PPO = "PPO is the only algorithm"
 _LOST_RUNNERS = "a lost env runner is always restarted, with the state of its env group"
 _NO_SEARCHERS = "there are grids and random draws only (see `tune` and search spaces)"
@@ -96,15 +100,13 @@ NOTES = {
     "anneal_lr": _A_SCHEDULE,
     "normalize": "`MeanStdFilter` normalizes observations; for rewards, use a wrapper in the "
     "factory",
-    "clip_vloss": "`.inf` does not clip",
-    "clip_range_vf": "`.inf` does not clip",
+    "clip_vloss": "a clip range; the larger of the clipped and the unclipped loss, which CleanRL "
+    "takes, has no counterpart",
     "eval_freq": "counted in iterations",
     "metrics_num_episodes_for_smoothing": "and checkpoint.score_window for the score",
     "tensorboard_log": "TensorBoard's files are beside the results",
-    "target_kl": "updates do not end early; with use_kl_loss, training.kl_target adapts a KL "
-    "penalty",
-    "normalize_advantage": "advantages are always standardized, over the whole batch",
-    "norm_adv": "advantages are always standardized, over the whole batch",
+    "normalize_advantage": _IN_MINIBATCHES,
+    "norm_adv": _IN_MINIBATCHES,
     "use_sde": "there is no state-dependent exploration",
     "sde_sample_freq": "there is no state-dependent exploration",
     "policy": "the network is described under rl_module.model_config",

@@ -3,24 +3,27 @@
 A key that is not given is not passed to RLlib, so RLlib's own default holds (PPO's
 `vf_share_layers` is false, unlike the class's). Left out: `fusionnet_*`, which no PPO network uses;
 `lstm_use_prev_action` and `lstm_use_prev_reward`, which the new API stack does not read; and
-initializers given as functions, which YAML cannot hold. `log_std_init` is raytrain's own key: the
-learner sets it in the network that RLlib has built.
+initializers given as functions, which YAML cannot hold. `log_std_init` and `orthogonal_init` are
+raytrain's own keys: the learner sets them in the network that RLlib has built.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, model_serializer
+from pydantic import BeforeValidator, Field, PlainValidator, model_serializer
 
 from raytrain.config.fields import (
     AboveZero,
     FreeMapping,
+    NonNegative,
     Number,
     PartialSection,
     Positive,
+    Section,
     free_mapping,
 )
 from raytrain.config.initializers import Bias, Conv, Dense
@@ -58,6 +61,21 @@ Arguments = Annotated[
 ]
 
 
+class OrthogonalInit(Section):
+    """Gains of orthogonal initial weights; `orthogonal_init: true` is all of the defaults."""
+
+    hidden: NonNegative = math.sqrt(2)
+    """Of dense layers and convolutions before the last layers."""
+    policy_head: NonNegative = 0.01
+    """Of the last layer of the policy head."""
+    value_head: NonNegative = 1.0
+    """Of the last layer of the value head."""
+
+
+def _orthogonal_init(value: Any) -> Any:
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
 class ModelConfig(PartialSection):
     """The default network: an encoder, a policy head and a value head."""
 
@@ -89,6 +107,9 @@ class ModelConfig(PartialSection):
     head_fcnet_bias_initializer_kwargs: Arguments = None
     head_fcnet_use_layernorm: bool | None = None
     """LayerNorm after each of the heads' dense layers (RLlib: false)."""
+    orthogonal_init: Annotated[OrthogonalInit | None, BeforeValidator(_orthogonal_init)] = None
+    """Orthogonal initial weights drawn from the run's seed, and biases of 0, as `ortho_init` of
+    Stable-Baselines3: `true`, or the gains below (raytrain's own key)."""
     vf_share_layers: bool | None = None
     """One encoder for policy and value function (RLlib's PPO: false)."""
     free_log_std: bool | None = None

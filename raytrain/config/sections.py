@@ -19,6 +19,7 @@ from raytrain.config.fields import (
     AboveZero,
     AutoCpus,
     Bounds,
+    ClipRange,
     CodePath,
     CodePaths,
     Count,
@@ -54,6 +55,9 @@ class Environment(Section):
     clipped to the finite bounds of any Box."""
     clip_actions: bool = False
     """Without `normalize_actions`: clip actions to the finite bounds of a Box."""
+    action_mask: Text | None = None
+    """Where the environment says which actions are allowed: `info` (its `info["action_mask"]`),
+    `info.NAME`, or a key of its Dict observation; null: all are (raytrain's own key)."""
     disable_env_checking: bool = False
     """Skip Gymnasium's and RLlib's checks of the environment."""
 
@@ -101,7 +105,13 @@ class Training(Section):
     """PPO."""
 
     lr: RateOrSchedule = 5e-5
-    """Adam's learning rate, or a schedule [[0, x], [timestep, y], ...]."""
+    """Adam's learning rate; or a schedule [[0, x], [timestep, y], ...], or {linear: [x, y]}: from x
+    at timestep 0 to y at `stop.timesteps`."""
+    adam_epsilon: AboveZero = 1e-8
+    """Adam's epsilon (raytrain's own key, as the next)."""
+    weight_decay: NonNegative = 0.0
+    """Adam's weight decay: this times the weights is added to the clipped gradient, as
+    `torch.optim.Adam` does."""
     gamma: Fraction = 0.99
     """Discount factor."""
     lambda_: Fraction = 1.0
@@ -114,8 +124,17 @@ class Training(Section):
     """Passes over the batch in an iteration."""
     shuffle_batch_per_epoch: bool = True
     """Shuffle the batch for each pass."""
-    clip_param: AboveZero = 0.3
-    """The policy ratio is clipped to 1 plus and minus this."""
+    target_kl: AboveZero | None = None
+    """The epochs of an iteration end before a minibatch with an approximate KL divergence of more
+    than 1.5 times this, as in Stable-Baselines3; null: never (raytrain's own key)."""
+    normalize_advantages: Literal["batch", "minibatch"] = "batch"
+    """Standardize advantages over the whole batch, or in each minibatch as Stable-Baselines3 does
+    (raytrain's own key)."""
+    clip_param: ClipRange = 0.3
+    """The policy ratio is clipped to 1 plus and minus this, or a schedule as for `lr`."""
+    clip_range_vf: ClipRange | None = None
+    """In the value loss, values are clipped to those before the update plus and minus this, or a
+    schedule as for `lr`, as in Stable-Baselines3; null: not clipped (raytrain's own key)."""
     vf_clip_param: AboveZero = 10.0
     """Upper bound of the value loss of a timestep; `.inf`: no bound."""
     vf_loss_coeff: NonNegative = 1.0

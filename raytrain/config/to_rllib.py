@@ -17,6 +17,7 @@ from raytrain import _ray
 from raytrain.config.environment import EnvCreator, env_creator, is_atari
 from raytrain.config.errors import ConfigError
 from raytrain.config.own_code import HOOKS, loaded, torch_schedulers
+from raytrain.config.schedules import SCHEDULED, first_value, relative_keys, resolved
 from raytrain.config.schema import ALGORITHM_SECTIONS, ExperimentConfig
 from raytrain.config.search import put_value
 
@@ -44,16 +45,24 @@ def to_algorithm_config(config: ExperimentConfig) -> PPOConfig:
     algorithm.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
     algorithm.framework("torch")
     algorithm.environment(
-        **{**config.environment.model_dump(), "env": register_env(env_creator(config))}
+        **{
+            **config.environment.model_dump(exclude={"action_mask"}),
+            "env": register_env(env_creator(config)),
+        }
     )
     algorithm.env_runners(**_env_runners(config, own))
-    algorithm.training(**_training(config, own))
-    # RLlib passes this dictionary to the learner as it is.
+    training, own_training = _training(config, own)
+    algorithm.training(**training)
+    orthogonal = config.rl_module.model.orthogonal_init
+    # RLlib passes this dictionary on as it is.
     for_the_learner = {
         **(config.training.learner_config_dict or {}),
         "deterministic": config.debugging.deterministic,
         "cuda_graphs": config.learners.cuda_graphs,
         "log_std_init": config.rl_module.model.log_std_init,
+        "orthogonal_init": None if orthogonal is None else orthogonal.model_dump(),
+        "training": own_training,
+        "action_mask": config.environment.action_mask,
         **({"learner_class": own[_LEARNER]} if _LEARNER in own else {}),
     }
     algorithm.learners(
@@ -104,12 +113,21 @@ def param_space(config: ExperimentConfig) -> dict[str, Any]:
     return {key: values[key] for key in ("seed", *ALGORITHM_SECTIONS) if key in values}
 
 
+_OWN_TRAINING_KEYS = (
+    "adam_epsilon",
+    "weight_decay",
+    "target_kl",
+    "normalize_advantages",
+    "clip_range_vf",
+)
+
+
 def _model_config(config: ExperimentConfig) -> dict[str, Any]:
     """The keys of the network that are given. RLlib merges them into its defaults when it builds
     the network, but reads the sequence length of a recurrent network from here."""
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-    model = config.rl_module.model.model_dump(exclude={"log_std_init"})
+    model = config.rl_module.model.model_dump(exclude={"log_std_init", "orthogonal_init"})
     # Whether a network of the user's own is recurrent is not known before it is built.
     if model.get("use_lstm") or config.rl_module.module_class is not None:
         model.setdefault("max_seq_len", DefaultModelConfig().max_seq_len)
@@ -136,6 +154,8 @@ def register_env(creator: EnvCreator) -> str:
     name = creator.spec
     if ":" in name and creator.import_path is not None:
         name = f"{name}@{hashlib.sha256(creator.import_path.encode()).hexdigest()[:8]}"
+    if creator.mask_key is not None:
+        name = f"{name}@mask={creator.mask_key}"
     if creator.max_episode_steps is not None:
         name = f"{name}@{creator.max_episode_steps}"
     tune.register_env(name, creator)
@@ -145,7 +165,7 @@ def register_env(creator: EnvCreator) -> str:
 def name_for_others(registered: str) -> str:
     """The name, for programs without raytrain, of the environment that `register_env` registered:
     an id that Gymnasium finds by itself, or `module:factory`."""
-    plain = re.sub(r"(@[0-9a-f]{8})?(@\d+)?$", "", registered)
+    plain = re.sub(r"(@[0-9a-f]{8})?(@mask=.+?)?(@\d+)?$", "", registered)
     return f"ale_py:{plain}" if is_atari(plain) else plain
 
 
@@ -156,11 +176,20 @@ def mean_std_filter(env: Any = None, spaces: Any = None, device: Any = None) -> 
     return MeanStdFilter()
 
 
-def _training(config: ExperimentConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+def _training(
+    config: ExperimentConfig, user_code: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """RLlib's arguments, and what raytrain's learner reads of `training` (see `OwnTraining`)."""
     # The class of the learner is chosen by the trial, which also gives it its values.
     apart = {"learner_connector", "learner_class", "learner_config_dict", "torch_lr_schedulers"}
-    arguments = config.training.model_dump(exclude=apart)
-    return {**arguments, **_given(own, "training", "learner_connector")}
+    values, end = config.training.model_dump(exclude=apart), config.stop.timesteps
+    values.update({key: resolved(values[key], end) for key in SCHEDULED})
+    own = {key: values.pop(key) for key in _OWN_TRAINING_KEYS}
+    own["clip_param"] = values["clip_param"]
+    own["relative_to"] = end if relative_keys(config) else None
+    # RLlib has no schedule of it.
+    values["clip_param"] = first_value(values["clip_param"])
+    return {**values, **_given(user_code, "training", "learner_connector")}, own
 
 
 def _given(own: Mapping[str, Any], section: str, *keys: str) -> dict[str, Any]:

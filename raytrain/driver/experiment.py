@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -82,10 +82,13 @@ def train(
     address: str | None = None,
     reporter: ConsoleReporter | None = None,
     command: str = "",
+    callbacks: Sequence[Any] = (),
+    write_code: Callable[[], None] | None = None,
 ) -> Outcome:
     """Start the run, continue it, or find it finished. `fork`: a checkpoint of another run to begin
     with. `from_stage`: go back to the end of this stage first. `command`: the command line that
-    continues the run, shown when it stops early.
+    continues the run, shown when it stops early. `callbacks`: Tune's, beside raytrain's own.
+    `write_code`: writes modules into the run's directory, once it is known that it is this run's.
 
     Raises:
         BadInput: the directory holds a run with another config; the environment cannot be made.
@@ -104,7 +107,16 @@ def train(
             STORE.listen(warn)
             wait = _READER_S if place.is_local else LEASE_PATIENCE_S
             with DirectoryLock(place, wait=wait, tell=warn) as lock:
-                run = _Run(config, place, reporter, interrupts, address, command)
+                run = _Run(
+                    config,
+                    place,
+                    reporter,
+                    interrupts,
+                    address,
+                    command,
+                    tuple(callbacks),
+                    write_code,
+                )
                 outcome = run.outcome(lock, fork, from_stage)
         except BaseException:
             if not interrupts.early:
@@ -136,6 +148,8 @@ class _Run:
     interrupts: Interrupts
     address: str | None
     command: str
+    callbacks: Sequence[Any] = ()
+    write_code: Callable[[], None] | None = None
 
     def outcome(self, lock: DirectoryLock, fork: Fork | None, from_stage: str | None) -> Outcome:
         """Train what is not finished yet."""
@@ -148,6 +162,8 @@ class _Run:
         changed = require_same_run(config, place, stored, say, from_stage)
         if from_stage is not None:
             start_again_after(from_stage, config, place, say)
+        if self.write_code is not None:
+            self.write_code()
         finished = finished_trials(config, place)
         if stored is not None and len(finished) == num_trials(config):
             return finished_before(config, place, finished)
@@ -185,7 +201,7 @@ class _Run:
             )
             try:
                 with session:
-                    return session.run(self.place, self.reporter, finished)
+                    return session.run(self.place, self.reporter, finished, self.callbacks)
             except RayLost as lost:
                 if self.interrupts.received is not None:
                     if session.watch is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from raytrain.checkpoint import Catalogue, Entry, Manifest, is_of_run, trials
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended. `exit_code`: 0 finished, 1 failed, 128 + N stopped by signal N after saving
-    (130: SIGINT, 143: SIGTERM). `trials`: directory names of the finished ones, the best first."""
+    (130: SIGINT, 143: SIGTERM). `trials`: directory names of the finished ones, the best first.
+    `errors`: why trials failed, by directory name."""
 
     exit_code: int
     path: str
     message: str
     trials: tuple[str, ...] = ()
+    errors: Mapping[str, str] = field(default_factory=dict)
 
 
 def finished_trials(config: ExperimentConfig, place: Location) -> dict[str, Entry]:
@@ -108,7 +110,7 @@ def outcome_of(
         f"{total - len(done)} of {total} trial(s) of {config.name} did not finish:"
         f"{_failures(watch)}\n{kept} When the cause is fixed, continue with: {command}"
     )
-    return Outcome(1, str(place), message, tuple(done))
+    return Outcome(1, str(place), message, tuple(done), dict(watch.errors))
 
 
 def _saved(place: Location, watch: RunCallback) -> str:

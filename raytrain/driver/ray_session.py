@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,8 +88,7 @@ class RaySession:
         self._lost: RayLost | None = None
 
     def __enter__(self) -> RaySession:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        _set_variables(_ENVIRONMENT)
         _silence_loggers()
         _ray.tune.quiet_driver()
         self._stack.enter_context(_ray.local.no_instance_by_itself())
@@ -111,10 +110,14 @@ class RaySession:
                 ray.shutdown()
 
     def run(
-        self, place: Location, reporter: ConsoleReporter, finished: Mapping[str, Entry]
+        self,
+        place: Location,
+        reporter: ConsoleReporter,
+        finished: Mapping[str, Entry],
+        callbacks: Sequence[Any] = (),
     ) -> RunCallback:
         """Run all trials that are not finished. Returns the callback that watched them. `finished`:
-        see `tuner.ExperimentScheduler`.
+        see `tuner.ExperimentScheduler`. `callbacks`: further ones of Tune's.
 
         Raises:
             ClusterNotReady: a node of the cluster cannot take part.
@@ -150,7 +153,7 @@ class RaySession:
                 reporter.note(problem, "warning")
 
         self.watch = watch = RunCallback(self._config, reporter, self._interrupts, check)
-        tuner, message = build_tuner(self._config, place, watch, finished)
+        tuner, message = build_tuner(self._config, place, [watch, *callbacks], finished)
         if message is not None:
             reporter.note(message, "warning")
         watch.begin()
@@ -273,6 +276,21 @@ def cannot_connect(address: str | None, error: Exception) -> RaytrainError:
         f"Cannot connect to the cluster at {address}: {error} Check `--address`, and that the "
         "cluster runs the same Ray version."
     )
+
+
+def _set_variables(values: Mapping[str, str]) -> None:
+    """Set variables of this process's environment that have no value.
+
+    With a Ray that the program has started they are set for Python alone, which is where Tune reads
+    them: Ray's threads call `getenv`, and glibc before 2.41 frees the environment under them when
+    it grows. Seen as a SIGSEGV of the driver with Ray 2.60.
+    """
+    known = getattr(os.environ, "_data", None)
+    for name, value in values.items():
+        if known is None or not ray.is_initialized():
+            os.environ.setdefault(name, value)
+        else:
+            known.setdefault(os.fsencode(name), os.fsencode(value))
 
 
 def _silence_loggers() -> None:

@@ -10,6 +10,7 @@ from raytrain.config import (
     gives_up_exactness,
     has_digest,
 )
+from raytrain.config.schedules import relative_keys
 from raytrain.driver.spaces import Say
 from raytrain.driver.stages import may_change
 from raytrain.errors import BadInput
@@ -59,6 +60,14 @@ def require_same_run(
             say(
                 f"{change.field} changes from {change.old!r} to {change.new!r}: the run continues, "
                 "but is not exact from here on; its manifests say so."
+            )
+    relative = relative_keys(config)
+    for change in changed:
+        if change.field == "stop.timesteps" and relative:
+            say(
+                f"stop.timesteps changes from {change.old!r} to {change.new!r}, and "
+                f"{', '.join(relative)} with it: the run continues, but is not exact from here on; "
+                "its manifests say so."
             )
     return [change.field for change in changed]
 

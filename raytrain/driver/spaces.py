@@ -1,10 +1,10 @@
 """Which spaces can be trained on, checked before Ray starts, and what to do about the others.
 
-observations   Box (D,), float32 or float64            dense layers
-               Box (H, W, C), float32 or float64       convolutions: `conv_filters`, or a size that
-                                                       RLlib has them for (10, 42, 64, 84, 96)
-actions        Box of floats, shape (A,)               a diagonal Gaussian
-               Discrete, MultiDiscrete (A,)            categorical, with any `start`
+observations   Box, Discrete, MultiDiscrete,           see `policy.observations`
+               MultiBinary; Tuple and Dict of these
+actions        Box                                     a diagonal Gaussian
+               Discrete, MultiDiscrete, MultiBinary    categorical, with any `start`; a Box of few
+                                                       integers too (see `policy.env_actions`)
                Tuple, Dict                             of these, nested as deep as wanted
 
 RLlib 2.60 refuses other observations only once Ray has started, with an error of Torch.
@@ -16,24 +16,24 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from raytrain.config import ConfigError, ExperimentConfig, Problem, make_env
 from raytrain.errors import BadInput
-from raytrain.policy.env_actions import UNBOUNDED, bounds_taken_for_none
+from raytrain.policy.env_actions import UNBOUNDED, bounds_taken_for_none, policy_space
+from raytrain.policy.observations import ObservationEncoding, parts_of
 
 Say = Callable[[str], None]
 
-_SIZES = (10, 42, 64, 84, 96)
-_FLOATS = ("float32", "float64")
-_FLATTEN = "gymnasium.wrappers.FlattenObservation(env)"
-_IN_FLOAT = "gymnasium.wrappers.DtypeObservation({}, np.float32)"
-_RETURN = "name a function of your own under environment.env that makes it and returns"
-_SCALED = (
-    "gymnasium.wrappers.TransformObservation(env, lambda image: (image / 255).astype(np.float32), "
-    "gymnasium.spaces.Box(0, 1, env.observation_space.shape, np.float32))"
-)
+_REMEDIES = {
+    "Text": "leave the text out (of a Dict with gymnasium.wrappers.FilterObservation), or return "
+    "the numbers that it stands for",
+    "Sequence": "return a Box of the greatest length, with the rest filled up, and a MultiBinary "
+    "that says which entries are there",
+    "Graph": "return the nodes in a Box and the edges in another, as for the largest graph",
+    "OneOf": "return a Dict of all the spaces, and a Discrete that says which one holds",
+}
+_MOST_INPUTS = 2**24
 _MOST_OUTPUTS = 2**24
 """Behind a layer of 256, that many have 16 GiB of weights."""
 
@@ -43,60 +43,80 @@ class UnsupportedActions(BadInput):
 
 
 def spaces_of(env: Any) -> dict[str, Any]:
-    """The environment's spaces by name; it is closed."""
+    """The environment's spaces by name, action masks in observations included; it is closed."""
+    from raytrain.config.action_mask import observed_space
     from raytrain.rollout.env_snapshots import close
 
     close(env)
-    names = ("observation_space", "action_space")
-    return {name.replace("_", " "): getattr(env, name, None) for name in names}
+    observations = observed_space(env) if hasattr(env, "observation_space") else None
+    actions = getattr(env, "action_space", None)
+    return {"observation space": observations, "action space": actions}
 
 
 # -- observations --------------------------------------------------------------------------------
 
 
-def require_observations(space: Any, config: ExperimentConfig) -> None:
-    """Raise ConfigError unless the config's network can take observations of `space`. What a
-    network, or a catalog, of the user's own can take, and what connectors make, is tried later."""
+def require_observations(space: Any, config: ExperimentConfig, say: Say) -> None:
+    """Raise ConfigError unless the config's network can take observations of `space`; say if a
+    filter would do nothing. What a network, or a catalog, of the user's own can take, and what
+    connectors make, is tried later."""
     own = config.rl_module
     if own.module_class or own.catalog_class or config.env_runners.env_to_module_connector:
         return
-    problem = observation_problem(space, conv_filters=bool(config.rl_module.model.conv_filters))
+    problem = observation_problem(space)
     if problem is not None:
         raise ConfigError(Problem(problem, field="environment.env", value=config.environment.env))
+    filtered = config.env_runners.observation_filter == "MeanStdFilter"
+    if filtered and ObservationEncoding.of(space, normalize=True).normalized_columns() == []:
+        say(
+            "env_runners.observation_filter: MeanStdFilter normalizes the numbers of Boxes, and "
+            f"observations of {_short(space)} have none: it does nothing."
+        )
 
 
-def observation_problem(space: Any, *, conv_filters: bool = False) -> str | None:
+def observation_problem(space: gym.Space[Any]) -> str | None:
     """Why no network can be built for observations of `space`, and the remedy; None if one can."""
-    if not isinstance(space, Box):
-        text = str(space)
-        text = text if len(text) <= 80 else f"{text[:77]}..."
-        remedy = f"{_RETURN} {_IN_FLOAT.format(_FLATTEN)}"
-        if not space.is_np_flattenable:
-            remedy = "return an array of one size that holds what the agent needs"
-        return f"its observation space is {text}, and the network takes arrays: {remedy}"
-    shape, dtype = space.shape, str(space.dtype)
-    what = f"its observation space is a Box of shape {shape} and dtype {dtype}"
-    if 0 in shape:
-        return f"{what}, which holds no numbers"
-    if len(shape) not in (1, 3):
-        inner = "env" if dtype in _FLOATS else _IN_FLOAT.format("env")
-        image = f" or, as an image, gymnasium.wrappers.ReshapeObservation({inner}, {(*shape, 1)})"
-        return (
-            f"{what}, and the network takes one dimension, or three for an image: {_RETURN} "
-            f"{_FLATTEN.replace('env', inner)}{image if len(shape) == 2 else ''}"
-        )
-    if dtype not in _FLOATS:
-        remedy = _SCALED if len(shape) == 3 and dtype == "uint8" else _IN_FLOAT.format("env")
-        return f"{what}, and the network takes float32: {_RETURN} {remedy}"
-    has_filters = any((size, size) in (shape[:2], shape[1:]) for size in _SIZES)
-    if len(shape) == 3 and not conv_filters and not has_filters:
-        sizes = ", ".join(f"{size}x{size}" for size in _SIZES)
-        return (
-            f"{what}, and RLlib has default convolutions for {sizes} only: give "
-            "rl_module.model_config.conv_filters, such as [[16, 8, 4], [32, 4, 2]], or resize the "
-            "image in the environment"
-        )
+    for where, leaf in _leaves_of(space, "its observation space"):
+        problem = _observation_problem(leaf)
+        if problem is not None:
+            return f"{where} is {_short(leaf)}, {problem}"
+    for key in _keys_of(space):
+        if not isinstance(key, str):
+            return (
+                f"its observation space has the key {key!r}, and parts of a Dict are put in the "
+                "order of their names: use strings as keys"
+            )
     return None
+
+
+def _keys_of(space: gym.Space[Any]) -> Iterator[Any]:
+    if isinstance(space, Dict):
+        yield from space.spaces
+    if isinstance(space, Dict | Tuple):
+        for part in space.spaces.values() if isinstance(space, Dict) else space.spaces:
+            yield from _keys_of(part)
+
+
+def _observation_problem(leaf: gym.Space[Any]) -> str | None:
+    if isinstance(leaf, Dict | Tuple):
+        return "which holds nothing. Return at least one number"
+    if isinstance(leaf, Discrete | MultiDiscrete | MultiBinary | Box):
+        size = sum(part.size for part in parts_of(leaf))
+        if size == 0:
+            return "which holds no numbers. Return at least one"
+        if size > _MOST_INPUTS:
+            return (
+                f"for which the network would need {size:,} inputs; the limit is {_MOST_INPUTS:,}. "
+                "Return the number in a Box, or split it into digits with MultiDiscrete"
+            )
+        return None
+    remedy = _REMEDIES.get(type(leaf).__name__, "return an array of one size in its place")
+    return f"and the network takes numbers of a fixed count: {remedy}"
+
+
+def _short(space: gym.Space[Any]) -> str:
+    text = str(space)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 # -- actions -------------------------------------------------------------------------------------
@@ -111,7 +131,7 @@ def require_actions(config: ExperimentConfig, say: Say) -> None:
     env = make_env(config)
     space = env.action_space
     env.close()
-    if config.rl_module.model.free_log_std and not isinstance(space, Box):
+    if config.rl_module.model.free_log_std and not isinstance(policy_space(space), Box):
         raise UnsupportedActions(
             f"rl_module.model_config.free_log_std: the action space of {config.environment.env!r} "
             f"is {space}, and only a Box has a log-std. Leave the key out."
@@ -145,40 +165,29 @@ def _leaves_of(space: gym.Space[Any], where: str) -> Iterator[tuple[str, gym.Spa
 
 def _action_problem(leaf: gym.Space[Any]) -> str | None:
     """Why there is no policy for it, and what to do; None for a space that is supported."""
-    if isinstance(leaf, Discrete | MultiDiscrete):
-        sizes = [leaf.n] if isinstance(leaf, Discrete) else leaf.nvec.flat
-        outputs = sum(int(size) for size in sizes)
-        if outputs > _MOST_OUTPUTS:
-            return (
-                f"for which the network would need {outputs:,} outputs; the limit is "
-                f"{_MOST_OUTPUTS:,}. Split the number into digits, with MultiDiscrete."
-            )
-        if isinstance(leaf, Discrete) or leaf.nvec.ndim == 1:
-            return None
-        return (
-            f"of {leaf.nvec.ndim} axes. Use MultiDiscrete with its {leaf.nvec.size} numbers in a "
-            "row, and let step() reshape the action."
-        )
-    if isinstance(leaf, MultiBinary):
-        size = int(np.prod(leaf.shape))
-        return f"for which there is no distribution. Use MultiDiscrete([2] * {size})."
     if isinstance(leaf, Tuple | Dict):
         return "which holds nothing: there is nothing to learn. Give it at least one space."
-    if not isinstance(leaf, Box):
+    if not isinstance(leaf, Box | Discrete | MultiDiscrete | MultiBinary):
         return (
-            "for which there is no distribution. Use Box, Discrete, MultiDiscrete, or a Tuple or "
-            "Dict of these."
+            "for which there is no distribution. Use Box, Discrete, MultiDiscrete, MultiBinary, or "
+            "a Tuple or Dict of these."
         )
-    if not np.issubdtype(leaf.dtype, np.floating):
-        return (
-            f"of {leaf.dtype}. For whole numbers use MultiDiscrete(high - low + 1, start=low), or "
-            "a Box of float32 and let step() round."
-        )
-    size = int(np.prod(leaf.shape))
-    if size == 0:
+    if 0 in leaf.shape:
         return "which holds no number: there is nothing to learn. Give it at least one."
-    if len(leaf.shape) != 1:
+    if isinstance(leaf, Box) and leaf.dtype.kind not in "fiu":
+        return f"of dtype {leaf.dtype}. Use one of floats or integers, or MultiBinary."
+    outputs = _outputs(policy_space(leaf))
+    if outputs > _MOST_OUTPUTS:
         return (
-            f"of shape {leaf.shape}. Use a Box of shape ({size},), and let step() reshape actions."
+            f"for which the network would need {outputs:,} outputs; the limit is "
+            f"{_MOST_OUTPUTS:,}. Split the number into digits, with MultiDiscrete."
         )
     return None
+
+
+def _outputs(leaf: Any) -> int:
+    """How many outputs the network has for a leaf of a policy's space."""
+    if isinstance(leaf, Box):
+        return 2 * int(leaf.shape[0])
+    sizes = [leaf.n] if isinstance(leaf, Discrete) else leaf.nvec
+    return sum(int(size) for size in sizes)

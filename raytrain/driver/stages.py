@@ -66,7 +66,7 @@ def require_same_spaces(config: ExperimentConfig) -> None:
     arguments = deep_merge(config.environment.env_config, evaluation.evaluation_config.env_config)
     with of_environment("of evaluation (evaluation.evaluation_config.env_config)"):
         env = env_creator(config)(arguments)
-        _try(env)
+        _try(env, config.environment.action_mask)
     if change := _change(known, spaces_of(env)):
         raise StageDoesNotFit(
             f"evaluation.evaluation_config.env_config changes the {change}. Evaluation needs the "
@@ -74,21 +74,26 @@ def require_same_spaces(config: ExperimentConfig) -> None:
         )
 
 
-def _try(env: Any) -> None:
+def _try(env: Any, action_mask: str | None) -> None:
     """Take some steps. Raises EnvironmentFailed if one fails or breaks Gymnasium's contract."""
+    import numpy as np
+
+    from raytrain.policy.action_masks import RandomActions
     from raytrain.policy.env_contract import Contract
 
     contract = Contract(env)
-    env.action_space.seed(0)
+    actions = RandomActions(env.action_space, action_mask, np.random.default_rng(0))
     over = True
     for _ in range(_TRIED_STEPS):
         if over:
             with users_code("reset()"):
                 returned = env.reset(seed=0)
             contract.reset(returned)
+            info = returned[1]
         with users_code("step()"):
-            returned = env.step(env.action_space.sample())
+            returned = env.step(actions.sample(info))
         contract.step(returned)
+        info = returned[4]
         over = bool(returned[2] or returned[3])
 
 
@@ -162,10 +167,15 @@ def _proved(config: ExperimentConfig, say: Say, hash_seed: int) -> dict[str, Any
         space = getattr(env, "observation_space", None)
         close(env)
         if space is not None:  # Without one it breaks the contract.
-            require_observations(space, config)
+            require_observations(space, config, say)
         # Without the config, which takes a new process longer to import than the environment.
         creator = partial(env_creator(config), config.environment.env_config)
-        proof = prove(creator, seed=config.seed, hash_seed=hash_seed)
+        proof = prove(
+            creator,
+            seed=config.seed,
+            hash_seed=hash_seed,
+            action_mask=config.environment.action_mask,
+        )
         return {**proof.to_dict(), "reads": beside_config(proof.reads, config)}
 
 

@@ -14,20 +14,23 @@ scheduler ends it before Tune asks for its resources.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
+
+# A program may have put `raytrain.Tuner` in the place of `ray.tune.Tuner`.
+from ray.tune.tuner import Tuner
 
 from raytrain import _ray
 from raytrain.checkpoint import Entry
 from raytrain.config import ExperimentConfig, num_trials, param_space
 from raytrain.driver.outcome import finished_trial
-from raytrain.driver.tune_callback import RunCallback, trial_location
+from raytrain.driver.tune_callback import trial_location
 from raytrain.storage import Location, StorageError
 from raytrain.storage.json import parse_json
 from raytrain.storage.location import storage_errors, with_numbers
@@ -159,11 +162,11 @@ def set_aside(experiment: Location, names: Iterable[str]) -> None:
 def build_tuner(
     config: ExperimentConfig,
     experiment: Location,
-    watch: RunCallback,
+    callbacks: Sequence[Any],
     finished: Mapping[str, Entry],
 ) -> tuple[Tuner, str | None]:
-    """The Tuner to run, and a message if Tune's own files could not be used. `finished`: see
-    `ExperimentScheduler`."""
+    """The Tuner to run, and a message if Tune's own files could not be used. `callbacks`:
+    `RunCallback` first. `finished`: see `ExperimentScheduler`."""
     scheduler = ExperimentScheduler(finished, partial(finished_trial, config))
     failures = FailureConfig(max_failures=config.failure.max_failures)
     files = read_tune_files(experiment)
@@ -176,7 +179,7 @@ def build_tuner(
             storage_filesystem=experiment.fs,
         )
         _ray.tune.set_run_config(
-            tuner, callbacks=[watch], failure_config=failures, scheduler=scheduler
+            tuner, callbacks=list(callbacks), failure_config=failures, scheduler=scheduler
         )
         return tuner, None
     if files.names:
@@ -203,7 +206,7 @@ def build_tuner(
             # is complete. Tune only asks for the last one when a trial ends.
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=True),
             failure_config=failures,
-            callbacks=[watch],
+            callbacks=list(callbacks),
             verbose=0,
         ),
     )

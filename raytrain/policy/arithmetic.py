@@ -2,6 +2,7 @@
 
     base_struct, stack, unstack    spaces and batches of nested observations and actions
     flat_vector                    FlattenObservations: float32, Discrete and MultiDiscrete one-hot
+                                   (from `start` on, of any shape)
     normalize, filter_divisor      MeanStdFilter
     as_array, as_tensor            TensorToNumpy and NumpyToTensor: no 64 bits
 
@@ -53,13 +54,15 @@ def flat_vector(observation: Any, struct: Any) -> Array:
 
 def _flat_leaf(value: Any, space: gym.Space[Any]) -> Array:
     if isinstance(space, Discrete):
-        return _one_hot(value, int(space.n))
+        return _one_hot(int(value) - int(space.start), int(space.n))
     if isinstance(space, MultiDiscrete):
-        return np.concatenate([_one_hot(v, int(n)) for v, n in zip(value, space.nvec, strict=True)])
+        numbers = np.ravel(np.asarray(value) - space.start)
+        sizes = np.ravel(space.nvec)
+        return np.concatenate([_one_hot(v, n) for v, n in zip(numbers, sizes, strict=True)])
     return np.reshape(np.asarray(value), [-1]).astype(np.float32)
 
 
-def _one_hot(index: Any, size: int) -> Array:
+def _one_hot(index: int, size: int) -> Array:
     vector = np.zeros(size, np.float32)
     vector[index] = 1.0
     return vector

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from raytrain.config.action_mask import MaskSource
 from raytrain.config.user_code import EnvironmentFailed, users_code
 from raytrain.errors import BadInput
+from raytrain.policy.action_masks import MaskLayout, MaskReader
 from raytrain.policy.env_contract import Contract
 
 if TYPE_CHECKING:  # it imports RLlib, which takes seconds
@@ -126,17 +128,22 @@ def _play(
     policy.reset()
     policy.seed(seed)
     contract = Contract(env)
+    source = MaskSource.of(policy.action_mask)
+    reader = None
+    if source is not None and source.key is None:
+        reader = MaskReader(MaskLayout(policy.action_space), source)
     with users_code("reset()"):
         returned = env.reset(seed=seed)
     contract.reset(returned)
-    observation = returned[0]
+    observation, info = returned
     episode_return, length, ended = 0.0, 0, False
     while not ended and length != max_steps:
-        action = policy.act(observation, deterministic=deterministic)
+        mask = None if reader is None else reader.of_info(info)
+        action = policy.act(observation, deterministic=deterministic, action_mask=mask)
         with users_code("step()"):
             stepped = env.step(action)
         contract.step(stepped)
-        observation, reward, terminated, truncated, _ = stepped
+        observation, reward, terminated, truncated, info = stepped
         episode_return += float(reward)
         length += 1
         ended = bool(terminated or truncated)

@@ -127,10 +127,12 @@ def _difference(parts: PolicyParts, described: PolicyParts) -> str | None:
     """What differs in a bit between the two policies: modes, samples, or None."""
     batches = [batch.numpy() for batch in observations(parts, _TRIED)]
     struct = base_struct(parts.observation_space)
-    singles = unstack(tree.unflatten_as(struct, batches))
+    leaves = len(tree.flatten(struct))
+    singles = unstack(tree.unflatten_as(struct, batches[:leaves]))
+    masks = batches[leaves] if batches[leaves:] else [None] * _TRIED
     for name, deterministic in (("likeliest actions", True), ("sampled actions", False)):
         ours, theirs = (
-            _bits(Policy(variant, metadata={}, seed=1), singles, deterministic)
+            _bits(Policy(variant, metadata={}, seed=1), singles, masks, deterministic)
             for variant in (described, parts)
         )
         if ours != theirs:
@@ -138,8 +140,11 @@ def _difference(parts: PolicyParts, described: PolicyParts) -> str | None:
     return None
 
 
-def _bits(policy: Policy, singles: list[Any], deterministic: bool) -> list[bytes]:
-    actions = [policy.act(observation, deterministic=deterministic) for observation in singles]
+def _bits(policy: Policy, singles: list[Any], masks: Any, deterministic: bool) -> list[bytes]:
+    actions = [
+        policy.act(observation, deterministic=deterministic, action_mask=mask)
+        for observation, mask in zip(singles, masks, strict=True)
+    ]
     return [np.asarray(leaf).tobytes() for leaf in tree.flatten(actions)]
 
 

@@ -9,10 +9,12 @@ and what lies between the environment and it:
                 "observation_space": SPACE},          # what the module sees, after the steps below
      "network": [LAYER...] | null,      # the same network in plain Torch; in exported policies only
      "observation_space": SPACE, "action_space": SPACE,                     # the environment's own
-     "preprocessing": [{"step": "flatten", "keys_to_remove": []},           # in this order
+     "preprocessing": [{"step": "flatten", "keys_to_remove": []} | {"step": "float"},
                        {"step": "mean_std", "count": 4000, "mean": ARRAY, "sum_sq_diff": ARRAY,
-                        "center": true, "scale": true, "clip": 10.0}],
-     "actions": {"normalize": true, "clip": false},
+                        "center": true, "scale": true, "clip": 10.0, "columns": [...]}],
+     "actions": {"normalize": true, "clip": false,
+                 "mask": "info.NAME"},                 # or a key; only if actions are masked, in
+                                                       # format 2, which is format 1 else
      "environment": {"env": "CartPole-v1", "env_config": {}},
      "weights": {"file": "policy.safetensors", "weights_sha256": "..."},
      "metadata": {...}}                                                     # iteration, versions
@@ -52,6 +54,8 @@ from raytrain.policy.spaces import (
 from raytrain.storage.json import parse_json
 
 FORMAT = 1
+FORMAT_WITH_MASKS = 2
+"""So that versions that would ignore a mask refuse the policy."""
 POLICY_JSON = "policy.json"
 POLICY_WEIGHTS = "policy.safetensors"
 
@@ -68,11 +72,17 @@ class FlattenStep:
 
 
 @dataclass(frozen=True)
+class FloatStep:
+    """An array as float32."""
+
+
+@dataclass(frozen=True)
 class MeanStdStep:
     """RLlib's MeanStdFilter with its running statistics as they were when the policy was taken.
 
     `mean` and `sum_sq_diff` (Welford's sum of squared differences) are float64, of the shape of the
-    observation that arrives at this step; `count` is the number of observations seen.
+    observation that arrives at this step, or of the `columns` of a vector that alone are
+    normalized; `count` is the number of observations seen.
     """
 
     count: int
@@ -81,9 +91,10 @@ class MeanStdStep:
     center: bool = True
     scale: bool = True
     clip: float | None = 10.0
+    columns: tuple[int, ...] | None = None
 
 
-Step = FlattenStep | MeanStdStep
+Step = FlattenStep | FloatStep | MeanStdStep
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,8 @@ class PolicyParts:
     normalize_actions: bool
     clip_actions: bool
     preprocessing: Sequence[Step] = ()
+    action_mask: str | None = None
+    """As `environment.action_mask` of the config."""
     env: str | None = None
     env_config: Mapping[str, Any] = field(default_factory=dict)
     network: Sequence[Mapping[str, Any]] | None = None
@@ -121,7 +134,7 @@ def write_policy(directory: Path, parts: PolicyParts, *, metadata: Mapping[str, 
     tensors = _own_tensors(parts.module_state)
     digest = weights_sha256(tensors)
     document = {
-        "format": FORMAT,
+        "format": FORMAT if parts.action_mask is None else FORMAT_WITH_MASKS,
         "module": {
             "class": parts.module_class,
             "catalog": parts.catalog_class,
@@ -134,7 +147,11 @@ def write_policy(directory: Path, parts: PolicyParts, *, metadata: Mapping[str, 
         "observation_space": encode_space(parts.observation_space, "the observation space"),
         "action_space": encode_space(parts.action_space, "the action space"),
         "preprocessing": [_encode_step(step) for step in parts.preprocessing],
-        "actions": {"normalize": parts.normalize_actions, "clip": parts.clip_actions},
+        "actions": {
+            "normalize": parts.normalize_actions,
+            "clip": parts.clip_actions,
+            **({} if parts.action_mask is None else {"mask": parts.action_mask}),
+        },
         "environment": {
             "env": parts.env,
             "env_config": encode_settings(parts.env_config, "env_config"),
@@ -169,7 +186,11 @@ def _own_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-_STEPS: dict[str, type[Step]] = {"flatten": FlattenStep, "mean_std": MeanStdStep}
+_STEPS: dict[str, type[Step]] = {
+    "flatten": FlattenStep,
+    "float": FloatStep,
+    "mean_std": MeanStdStep,
+}
 
 
 def _encode_step(step: Step) -> dict[str, Any]:
@@ -177,6 +198,7 @@ def _encode_step(step: Step) -> dict[str, Any]:
     values = {
         key: encode_array(value) if isinstance(value, np.ndarray) else value
         for key, value in vars(step).items()
+        if (key, value) != ("columns", None)  # Older versions read it then.
     }
     return {"step": name, **values}
 
@@ -185,7 +207,11 @@ def _decode_step(encoded: Mapping[str, Any]) -> Step:
     kind = _STEPS.get(encoded["step"])
     if kind is None:
         raise PolicyFormatError(f"unknown preprocessing step {encoded['step']!r}")
-    values = {entry.name: encoded[entry.name] for entry in fields(kind)}
+    values = {
+        entry.name: encoded[entry.name]
+        for entry in fields(kind)
+        if entry.name in encoded or entry.name != "columns"
+    }
     for name, value in values.items():
         if isinstance(value, dict):
             values[name] = decode_array(value)
@@ -212,10 +238,10 @@ def read_policy(directory: Path) -> tuple[PolicyParts, dict[str, Any]]:
     raw_document = _verified_bytes(directory / POLICY_JSON, manifest)
     raw_weights = _verified_bytes(directory / POLICY_WEIGHTS, manifest)
     document = _parse_json(directory / POLICY_JSON, raw_document)
-    if document.get("format") != FORMAT:
+    if document.get("format") not in (FORMAT, FORMAT_WITH_MASKS):
         raise PolicyFormatError(
             f"{directory / POLICY_JSON} has format {document.get('format')!r}; this version of "
-            f"raytrain reads format {FORMAT}"
+            f"raytrain reads formats {FORMAT} and {FORMAT_WITH_MASKS}"
         )
     tensors = _verified_tensors(directory, raw_weights, document, manifest)
     try:
@@ -241,6 +267,7 @@ def _decode_document(
         model_config=decode_settings(module["model_config"]),
         normalize_actions=actions["normalize"],
         clip_actions=actions["clip"],
+        action_mask=actions.get("mask"),
         preprocessing=tuple(_decode_step(step) for step in document["preprocessing"]),
         env=environment["env"],
         env_config=decode_settings(environment["env_config"]),

@@ -13,7 +13,7 @@ import dataclasses
 import io
 import pkgutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +26,7 @@ from raytrain._ray.connectors import (
     is_default,
     why_not_default,
 )
-from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts, Step
+from raytrain.policy.format import FlattenStep, FloatStep, MeanStdStep, PolicyParts, Step
 from raytrain.policy.spaces import PolicyFormatError
 
 
@@ -49,7 +49,9 @@ def policy_parts(
     runner = env_runner if env_runner is not None else algo.env_runner
     components = dict(runner.get_checkpointable_components())
     module = runner.module.unwrapped()
-    observation_space, action_space = runner.get_spaces()["__env_single__"]
+    spaces = runner.get_spaces()
+    # Of the environment itself: an action mask in the observations is not taken out of them.
+    observation_space, action_space = spaces.get("__observed__", spaces["__env_single__"])
     _require_default_actions(components["module_to_env_connector"])
     return PolicyParts(
         module_state=_learner_state(algo) if module_state is None else module_state,
@@ -63,6 +65,7 @@ def policy_parts(
         model_config=_plain_model_config(module.model_config),
         normalize_actions=bool(config.normalize_actions),
         clip_actions=bool(config.clip_actions),
+        action_mask=config.learner_config_dict.get("action_mask"),
         preprocessing=_preprocessing(components["env_to_module_connector"]),
         env=_env_name(config.env),
         env_config=copy.deepcopy(dict(config.env_config)),
@@ -129,14 +132,21 @@ def _preprocessing(pipeline: Any) -> tuple[Step, ...]:
     from ray.rllib.connectors.common.flatten_observations import FlattenObservations
     from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
 
+    from raytrain.policy.rllib_observations import EncodeObservations, NormalizeParts
+
     steps: list[Step] = []
     own = [piece for piece in pipeline.connectors if not is_default(type(piece), ENV_TO_MODULE)]
     for connector in own:
-        if type(connector) is FlattenObservations:
+        if type(connector) is EncodeObservations:
+            assert connector.encoding is not None
+            steps.append(FlattenStep() if connector.encoding.kind == "flat" else FloatStep())
+        elif type(connector) is FlattenObservations:
             _, kwargs = connector.get_ctor_args_and_kwargs()
             steps.append(FlattenStep(tuple(kwargs.get("keys_to_remove") or ())))
         elif type(connector) is MeanStdFilter:
-            steps.extend(_mean_std_steps(connector))
+            steps.extend(_mean_std_steps(connector, None))
+        elif type(connector) is NormalizeParts:
+            steps.extend(_mean_std_steps(connector, connector.columns))
         else:
             raise PolicyFormatError(
                 f"the env-to-module connector {type(connector).__name__} cannot be exported: a "
@@ -151,7 +161,7 @@ def _preprocessing(pipeline: Any) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _mean_std_steps(connector: Any) -> list[Step]:
+def _mean_std_steps(connector: Any, columns: Sequence[int] | None) -> list[Step]:
     """One step; none for observations that the filter passes through (Discrete, MultiDiscrete)."""
     state = connector.get_state()[None]
     if state["shape"] is None:
@@ -165,6 +175,7 @@ def _mean_std_steps(connector: Any) -> list[Step]:
             center=bool(state["de_mean_to_zero"]),
             scale=bool(state["de_std_to_one"]),
             clip=None if state["clip_by_value"] is None else float(state["clip_by_value"]),
+            columns=None if columns is None else tuple(columns),
         )
     ]
 
@@ -179,10 +190,11 @@ def _unpacked(packed: str) -> np.ndarray[Any, Any]:
 def _require_default_actions(pipeline: Any) -> None:
     from ray.rllib.connectors.module_to_env import NormalizeAndClipActions
 
-    from raytrain.policy.rllib_env_actions import ActionsForEnvironment
+    from raytrain.policy.rllib_env_actions import ActionsForEnvironment, MaskActions
 
     stands_for = {ActionsForEnvironment: NormalizeAndClipActions}
     kinds = [type(connector) for connector in pipeline.connectors]
+    kinds = [kind for kind in kinds if kind is not MaskActions]
     if why_not_default([stands_for.get(kind, kind) for kind in kinds], MODULE_TO_ENV):
         raise PolicyFormatError(
             f"the module-to-env connectors are {', '.join(kind.__name__ for kind in kinds)}: a "

@@ -14,8 +14,8 @@ from raytrain.checkpoint.catalogue import Entry
 from raytrain.checkpoint.experiment_file import ExperimentFile
 from raytrain.checkpoint.lineage import generation_text, line_of_descent
 from raytrain.checkpoint.manifest import Manifest
-from raytrain.policy.format import FlattenStep, PolicyParts
-from raytrain.policy.onnx import ONNX_FILE, TORCHSCRIPT_FILE, input_names
+from raytrain.policy.format import FlattenStep, FloatStep, PolicyParts, Step
+from raytrain.policy.onnx import ONNX_FILE, TORCHSCRIPT_FILE, all_input_names, input_names
 from raytrain.storage.escapes import printable
 
 _LINE = 100
@@ -106,12 +106,7 @@ def _policy_rows(parts: PolicyParts) -> list[tuple[str, str]]:
     network = parts.module_class
     if parts.network is not None:
         network = " > ".join(str(layer["layer"]) for layer in parts.network)
-    steps = [
-        "flattened, Discrete one-hot"
-        if isinstance(step, FlattenStep)
-        else f"normalised by the mean and deviation of {step.count:,} observations"
-        for step in parts.preprocessing
-    ]
+    steps = [_step_text(step) for step in parts.preprocessing]
     mapping = "as they are"
     if parts.normalize_actions:
         mapping = "from [-1, 1] to the bounds of the space"
@@ -125,7 +120,17 @@ def _policy_rows(parts: PolicyParts) -> list[tuple[str, str]]:
         ("network", network),
         ("numbers in it, value function included", f"{size:,}"),
         ("continuous actions", mapping),
+        ("action masks", "none" if parts.action_mask is None else f"from `{parts.action_mask}`"),
     ]
+
+
+def _step_text(step: Step) -> str:
+    if isinstance(step, FlattenStep):
+        return "one vector, Discrete and MultiDiscrete one-hot"
+    if isinstance(step, FloatStep):
+        return "as float32"
+    what = "" if step.columns is None else f"{len(step.columns):,} of its numbers "
+    return f"{what}normalised by the mean and deviation of {step.count:,} observations"
 
 
 def _use(parts: PolicyParts, needs_ray: str | None, directory: Path) -> str:
@@ -136,7 +141,7 @@ def _use(parts: PolicyParts, needs_ray: str | None, directory: Path) -> str:
         f"{needs}\n\n```python\nimport raytrain\n\npolicy = raytrain.load_policy(DIR)\n"
         "action = policy.act(observation)  # or a batch; policy.reset() between episodes\n```"
     ]
-    inputs = ", ".join(f"`{name}`" for name in input_names(parts.observation_space, "observation"))
+    inputs = ", ".join(f"`{name}`" for name in all_input_names(parts))
     outputs = ", ".join(f"`{name}`" for name in input_names(parts.action_space, "action"))
     if (directory / TORCHSCRIPT_FILE).exists():
         texts.append(

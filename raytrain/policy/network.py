@@ -10,6 +10,8 @@ module. The layers:
     lstm (layers)                                      with tensors NAME.weight_ih_l0 and so on
     tanh, relu, elu, silu, gelu, sigmoid, leaky_relu, softplus
     zero_pad2d (padding), permute (axes), flatten
+    scale (divisor)                                    as float32, divided by it
+    parts (images, rest)                               images and other columns cut out of a vector
     clip_log_std (bound)                               the second half of the columns
     free_log_std (bound or null)                       columns to append, from the tensor NAME
 """
@@ -58,6 +60,8 @@ def describe_layer(module: Any, name: str) -> Layer:
         return {"layer": "zero_pad2d", "padding": list(module.padding)}
     if kind is Permute:
         return {"layer": "permute", "axes": list(module.axes)}
+    if kind is Scale:
+        return {"layer": "scale", "divisor": module.divisor}
     if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         return {"layer": "flatten"}
     for activation, activation_type in _ACTIVATIONS.items():
@@ -112,6 +116,46 @@ class Permute(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.permute(self.axes)
+
+
+class Scale(nn.Module):
+    """Numbers of any dtype as float32, divided by `divisor`."""
+
+    def __init__(self, divisor: float) -> None:
+        super().__init__()
+        self.divisor = divisor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float() / self.divisor
+
+
+Columns = tuple[int, int]
+"""Of a vector: from, to."""
+
+
+class Parts(nn.Module):
+    """Vectors (N, D) with images in them: each image goes through its own layers, to (N, F), and
+    the `rest` of the columns follows, in one vector.
+
+    `images`: for each its columns, its shape, and its layers.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[tuple[Columns, Sequence[int], nn.Sequential]],
+        rest: Sequence[Columns],
+    ) -> None:
+        super().__init__()
+        self.places = [(tuple(columns), tuple(shape)) for columns, shape, _ in images]
+        self.images = nn.ModuleList([layers for *_, layers in images])
+        self.rest = [tuple(columns) for columns in rest]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [
+            layers(x[:, start:stop].unflatten(1, shape))
+            for ((start, stop), shape), layers in zip(self.places, self.images, strict=True)
+        ]
+        return torch.cat([*parts, *(x[:, start:stop] for start, stop in self.rest)], dim=1)
 
 
 class _ClipLogStd(nn.Module):
@@ -180,6 +224,14 @@ def _lstm(layer: Layer, tensors: Tensors) -> nn.Module:
     return _loaded(nn.LSTM, layer, tensors, size, gates // 4, count, batch_first=True, bias=bias)
 
 
+def _parts(layer: Layer, tensors: Tensors) -> nn.Module:
+    images = [
+        (image["columns"], image["shape"], build_network(image["layers"], tensors))
+        for image in layer["images"]
+    ]
+    return Parts(images, layer["rest"])
+
+
 _BUILDERS: dict[str, Callable[[Layer, Tensors], nn.Module]] = {
     "linear": _linear,
     "conv2d": _conv2d,
@@ -188,6 +240,8 @@ _BUILDERS: dict[str, Callable[[Layer, Tensors], nn.Module]] = {
     "zero_pad2d": lambda layer, _: nn.ZeroPad2d(tuple(layer["padding"])),
     "permute": lambda layer, _: Permute(layer["axes"]),
     "flatten": lambda layer, _: nn.Flatten(),
+    "scale": lambda layer, _: Scale(float(layer["divisor"])),
+    "parts": _parts,
     "clip_log_std": lambda layer, _: _ClipLogStd(float(layer["bound"])),
     "free_log_std": lambda layer, tensors: _FreeLogStd(
         _tensor(tensors, layer["tensors"]), layer["bound"]

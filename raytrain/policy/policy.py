@@ -4,9 +4,9 @@
     action = policy.act(observation)                  # one observation: one action for env.step
     actions = policy.act(observations)                # a batch: what a vector environment takes
 
-From the observation to the action it does what RLlib's connectors do around the module: cast to the
-space's dtype (as Gymnasium's vector environments do), FlattenObservations and MeanStdFilter with
-frozen statistics, batch, forward pass, mode or sample of the distribution, unsquash or clip. The
+From the observation to the action it does what connectors do around the module: cast to the space's
+dtype (as Gymnasium's vector environments do), encode (see `observations`) and normalize with frozen
+statistics, batch, forward pass, mode or sample of the distribution, unsquash or clip. The
 same observations in a batch of the same size give the same bits as in training; in a batch of
 another size the matrix product may round differently.
 
@@ -29,9 +29,17 @@ import tree
 
 from raytrain.errors import BadInput
 from raytrain.policy import arithmetic
+from raytrain.policy.action_masks import MaskLayout, mask_key, masked, unmasked_space
 from raytrain.policy.distributions import ActionDistribution
-from raytrain.policy.env_actions import for_environment, mappings
-from raytrain.policy.format import FlattenStep, MeanStdStep, PolicyParts, Step, read_policy
+from raytrain.policy.env_actions import ActionMapping, policy_space
+from raytrain.policy.format import (
+    FlattenStep,
+    FloatStep,
+    MeanStdStep,
+    PolicyParts,
+    Step,
+    read_policy,
+)
 from raytrain.policy.network import build_network, run_recurrent
 
 
@@ -54,10 +62,15 @@ class Network(Protocol):
     """Of an episode that begins, as nested arrays; None if the network keeps no state."""
 
     def actions(
-        self, items: list[Any], states: list[Any] | None, *, deterministic: bool
+        self,
+        items: list[Any],
+        states: list[Any] | None,
+        masks: torch.Tensor | None,
+        *,
+        deterministic: bool,
     ) -> tuple[Any, list[Any] | None]:
         """The nested actions of all `items`, as tensors or arrays with a batch axis in front, and
-        the states of their episodes after the step."""
+        the states of their episodes after the step. `masks`: (N, K) bool, or None."""
 
 
 class ObservationError(BadInput):
@@ -73,6 +86,9 @@ class Policy:
         self.env = parts.env
         self.env_config = dict(parts.env_config)
         self.metadata = dict(metadata)
+        self.action_mask = parts.action_mask
+        self._masks = None if parts.action_mask is None else MaskLayout(parts.action_space)
+        self._mask_key = mask_key(parts)
         self._network: Network
         if parts.network is not None:
             self._network = _PlainNetwork(parts)
@@ -82,11 +98,10 @@ class Policy:
             self._network = RLlibNetwork(parts)
         self.module = self._network.module
         self._states: list[Any] | None = None  # one for each episode
-        self._steps = _prepared(parts.preprocessing, parts.observation_space)
+        self._steps = _prepared(parts.preprocessing, unmasked_space(parts))
         self._observation_struct = arithmetic.base_struct(parts.observation_space)
-        self._action_struct = arithmetic.base_struct(parts.action_space)
-        self._mappings = mappings(
-            self._action_struct, normalize=parts.normalize_actions, clip=parts.clip_actions
+        self._for_environment = ActionMapping(
+            parts.action_space, normalize=parts.normalize_actions, clip=parts.clip_actions
         )
         self._generator = torch.Generator()
         self.seed(seed)
@@ -112,15 +127,22 @@ class Policy:
         for index in np.flatnonzero(starts):
             self._states[index] = self._network.initial_state
 
-    def act(self, observation: Any, deterministic: bool = True) -> Any:
+    def act(self, observation: Any, deterministic: bool = True, *, action_mask: Any = None) -> Any:
         """The action for one observation, or the actions for a batch of them, ready for `env.step`.
 
         Which of the two it is follows from the observation space. One Discrete action is an int,
         any other an array (or a Tuple or Dict of these); a batch is what a vector environment
         takes. A batch of Tuple or Dict observations is either the Tuple or Dict of batched arrays
         or a list of observations. Sampling leaves torch's global generator alone.
+
+        `action_mask`: for a policy that was trained with masks in the info, the mask of the
+        observation, or a sequence of masks for a batch. A mask in the observation is taken from
+        there.
         """
         items, is_batch = _split(observation, self.observation_space, self._observation_struct)
+        masks = self._allowed(items, action_mask, is_batch)
+        if self._mask_key is not None:
+            items = [{key: x for key, x in item.items() if key != self._mask_key} for item in items]
         for step in self._steps:
             items = [step(item) for item in items]
         states = self._states
@@ -135,17 +157,42 @@ class Policy:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._generator.get_state())
             actions, self._states = self._network.actions(
-                items, states, deterministic=deterministic
+                items, states, masks, deterministic=deterministic
             )
             self._generator.set_state(torch.get_rng_state())
         actions = tree.map_structure(arithmetic.as_array, actions)
-        actions = for_environment(actions, self._mappings)
+        actions = self._for_environment(actions)
         if is_batch:
             return actions
         return tree.map_structure(
             lambda leaf: int(leaf) if isinstance(leaf, np.integer) else leaf,
-            arithmetic.unstack(actions)[0],
+            self._for_environment.split(actions)[0],
         )
+
+    def _allowed(self, items: list[Any], given: Any, is_batch: bool) -> torch.Tensor | None:
+        """The masks of N observations, (N, K). Raises BadInput."""
+        if self._masks is None or self._mask_key is not None:
+            if given is not None:
+                where = "in the observations" if self._masks else "without action masks"
+                raise BadInput(f"action_mask is given, but the policy was trained {where}")
+            if self._masks is None:
+                return None
+        if self._mask_key is not None:
+            masks = [item[self._mask_key] for item in items]
+        elif given is None:
+            raise BadInput(
+                "this policy was trained with action masks in the info: "
+                f"give act(observation, action_mask=...) what `{self.action_mask}` is there"
+            )
+        else:
+            masks = list(given) if is_batch else [given]
+        if len(masks) != len(items):
+            raise BadInput(f"got {len(items)} observations and {len(masks)} action masks")
+        allowed = np.stack([self._masks.one(mask) for mask in masks])
+        forbidding = self._masks.forbids_all(allowed)
+        if forbidding is not None:
+            raise BadInput(f"the action mask of observation {forbidding} forbids every action")
+        return torch.from_numpy(allowed)
 
 
 def _split(observation: Any, space: gym.Space[Any], struct: Any) -> tuple[list[Any], bool]:
@@ -211,18 +258,29 @@ def _prepared(steps: Sequence[Step], space: gym.Space[Any]) -> list[Callable[[An
             prepared.append(_flattening(step, space))
             # From here on it is a vector of floats, nothing to be one-hot.
             space = gym.spaces.Box(-np.inf, np.inf, shape=(1,))
+        elif isinstance(step, FloatStep):
+            prepared.append(_in_float32)
         else:
             prepared.append(_normalizing(step))
     return prepared
 
 
+def _in_float32(observation: Any) -> Any:
+    return np.asarray(observation).astype(np.float32)
+
+
 def _normalizing(step: MeanStdStep) -> Callable[[Any], Any]:
     mean = step.mean if step.center else None
     divisor = arithmetic.filter_divisor(step.sum_sq_diff, step.count) if step.scale else None
+    columns = None if step.columns is None else list(step.columns)
 
     def apply(observation: Any) -> Any:
         value = np.asarray(observation)
-        return arithmetic.normalize(value, mean, divisor, step.clip).astype(value.dtype)
+        if columns is None:
+            return arithmetic.normalize(value, mean, divisor, step.clip).astype(value.dtype)
+        value = value.copy()
+        value[columns] = arithmetic.normalize(value[columns], mean, divisor, step.clip)
+        return value
 
     return apply
 
@@ -246,13 +304,18 @@ class _PlainNetwork:
     def __init__(self, parts: PolicyParts) -> None:
         assert parts.network is not None
         self.module = build_network(parts.network, parts.module_state)
-        self._distribution = ActionDistribution(arithmetic.base_struct(parts.action_space))
+        self._distribution = ActionDistribution(policy_space(parts.action_space))
         lstms = [layer for layer in self.module if isinstance(layer, torch.nn.LSTM)]
         zeros = [np.zeros((lstm.num_layers, lstm.hidden_size), np.float32) for lstm in lstms]
         self.initial_state = tuple((zero, zero) for zero in zeros) or None
 
     def actions(
-        self, items: list[Any], states: list[Any] | None, *, deterministic: bool
+        self,
+        items: list[Any],
+        states: list[Any] | None,
+        masks: torch.Tensor | None,
+        *,
+        deterministic: bool,
     ) -> tuple[Any, list[Any] | None]:
         inputs = arithmetic.as_tensor(arithmetic.stack(items))
         if states is None:
@@ -260,4 +323,6 @@ class _PlainNetwork:
         else:
             outputs, stacked = run_recurrent(self.module, inputs, arithmetic.stack(states))
             after = arithmetic.unstack(stacked)
+        if masks is not None:
+            outputs = masked(outputs, masks)
         return self._distribution.actions(outputs, deterministic=deterministic), after

@@ -19,7 +19,9 @@ from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
 from raytrain._ray.patch import patched
+from raytrain.policy.action_masks import masked
 from raytrain.policy.arithmetic import stack, unstack
+from raytrain.policy.env_actions import policy_space
 from raytrain.policy.format import PolicyParts
 from raytrain.policy.spaces import PolicyFormatError
 
@@ -33,7 +35,12 @@ class RLlibNetwork:
         self.initial_state = convert_to_numpy(self.module.get_initial_state()) if stateful else None
 
     def actions(
-        self, items: list[Any], states: list[Any] | None, *, deterministic: bool
+        self,
+        items: list[Any],
+        states: list[Any] | None,
+        masks: torch.Tensor | None,
+        *,
+        deterministic: bool,
     ) -> tuple[Any, list[Any] | None]:
         columns: dict[str, Any] = {Columns.OBS: stack(items)}
         if states is not None:
@@ -48,6 +55,8 @@ class RLlibNetwork:
         actions = outputs.get(Columns.ACTIONS)
         if actions is None:
             inputs = outputs[Columns.ACTION_DIST_INPUTS]
+            if masks is not None:
+                inputs = masked(inputs, masks if states is None else masks.unsqueeze(1))
             actions = action_distribution(module, inputs, deterministic=deterministic).sample()
         actions = convert_to_numpy(actions)
         if states is None:
@@ -70,7 +79,7 @@ def build_module(parts: PolicyParts) -> Any:
     spec = RLModuleSpec(
         module_class=module_class,
         observation_space=parts.module_observation_space,
-        action_space=parts.action_space,
+        action_space=policy_space(parts.action_space),
         inference_only=False,
         model_config=dict(parts.model_config),
         catalog_class=catalog_class,

@@ -9,6 +9,7 @@ module itself, in the order in which they run: `nn.Linear`, `nn.Conv2d`, `nn.LST
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,8 @@ from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHe
 from ray.rllib.core.models.torch.primitives import TorchCNN, TorchMLP
 from torch import nn
 
-from raytrain.policy.network import Layer, Permute, describe_layer
+from raytrain.policy.network import Layer, Parts, Permute, describe_layer
+from raytrain.policy.rllib_catalog import ImagesEncoder, ObservationCatalog
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -78,18 +80,35 @@ def describe_network(module: Any) -> tuple[Layer, ...]:
     """The policy's layers as policy.json holds them (see `network`). Raises NotDefaultNetwork, and
     PolicyFormatError for a layer that has no description."""
     network = PolicyLayers.of(module)
-    _require(module.catalog, "the catalog", PPOCatalog)
+    _require(module.catalog, "the catalog", PPOCatalog, ObservationCatalog)
     names = {id(part): name for name, part in module.named_modules()}
-    layers = [
-        describe_layer(layer, names.get(id(layer), ""))
-        for layer in (*network.encoder, *network.head)
-    ]
+    layers = _described((*network.encoder, *network.head), names)
     bound = network.log_std_bound
     if network.log_std is not None:
         layers.append({"layer": "free_log_std", "tensors": "pi.log_std", "bound": bound})
     elif bound is not None:
         layers.append({"layer": "clip_log_std", "bound": bound})
     return tuple(layers)
+
+
+def _described(layers: Iterable[nn.Module], names: Mapping[int, str]) -> list[Layer]:
+    """`names`: of modules by their ids."""
+    described: list[Layer] = []
+    for layer in layers:
+        if type(layer) is Parts:
+            images = [
+                {
+                    "columns": list(columns),
+                    "shape": list(shape),
+                    "layers": _described(_flat(net), names),
+                }
+                for (columns, shape), net in zip(layer.places, layer.images, strict=True)
+            ]
+            rest = [list(columns) for columns in layer.rest]
+            described.append({"layer": "parts", "images": images, "rest": rest})
+        else:
+            described.append(describe_layer(layer, names.get(id(layer), "")))
+    return described
 
 
 def _require(part: Any, what: str, *kinds: type) -> None:
@@ -99,7 +118,7 @@ def _require(part: Any, what: str, *kinds: type) -> None:
 
 def _encoder(encoder: Any) -> list[nn.Module]:
     if type(encoder) is not TorchLSTMEncoder:
-        _require(encoder, "an encoder", TorchMLPEncoder, TorchCNNEncoder)
+        _require(encoder, "an encoder", TorchMLPEncoder, TorchCNNEncoder, ImagesEncoder)
         return _flat(encoder.net)
     if encoder.tokenizer is None:
         return [encoder.lstm]

@@ -13,6 +13,7 @@ Spaces (leaves first):
     {"space": "multi_discrete", "nvec": ARRAY, "start": ARRAY, "dtype": "int64"}
     {"space": "tuple", "spaces": [SPACE...]}
     {"space": "dict", "spaces": [[KEY, SPACE]...]}
+    {"space": "flat", "of": SPACE, "normalized": BOOL}       (of a module: see `FlatBox`)
 
 Model settings are JSON values, with `{"__tuple__": [...]}` for tuples and `{"__float__": "inf"}`
 for the floats without a JSON number.
@@ -29,6 +30,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from raytrain.errors import RaytrainError
+from raytrain.policy.observations import FlatBox
 
 Json = dict[str, Any]
 
@@ -71,6 +73,9 @@ def _number(value: Any) -> float | int | bool:
 
 def encode_space(space: gym.Space[Any], where: str = "the space") -> Json:
     """Raises PolicyFormatError, naming `where` the space is, for a kind that has no encoding."""
+    if isinstance(space, FlatBox):
+        of = encode_space(space.of, where)
+        return {"space": "flat", "of": of, "normalized": space.normalized}
     if isinstance(space, Box):
         return {"space": "box", "low": encode_array(space.low), "high": encode_array(space.high)}
     if isinstance(space, Discrete):
@@ -110,6 +115,8 @@ def decode_space(encoded: Mapping[str, Any]) -> gym.Space[Any]:
     if kind == "box":
         low, high = decode_array(encoded["low"]), decode_array(encoded["high"])
         return Box(low, high, dtype=low.dtype.type)
+    if kind == "flat":
+        return FlatBox(decode_space(encoded["of"]), normalized=encoded["normalized"])
     if kind == "discrete":
         dtype = np.dtype(encoded["dtype"]).type
         return Discrete(encoded["n"], start=encoded["start"], dtype=dtype)
@@ -124,7 +131,7 @@ def decode_space(encoded: Mapping[str, Any]) -> gym.Space[Any]:
         return Dict([(key, decode_space(sub)) for key, sub in encoded["spaces"]])
     raise PolicyFormatError(
         f"policy.json describes a space of kind {kind!r}; known are box, discrete, multi_discrete, "
-        "multi_binary, tuple, dict"
+        "multi_binary, tuple, dict, flat"
     )
 
 

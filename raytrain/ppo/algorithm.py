@@ -23,6 +23,7 @@ from typing import Any, cast
 from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.utils import force_list
@@ -51,7 +52,9 @@ from raytrain.arithmetic.settings import THREADS, Role
 from raytrain.cluster.failures import why_it_died
 from raytrain.config import ExperimentConfig, stage_config, to_algorithm_config
 from raytrain.config.run_code import ProcessCode
+from raytrain.config.to_rllib import mean_std_filter
 from raytrain.errors import RaytrainError
+from raytrain.policy.rllib_observations import ObservationConnectors
 from raytrain.ppo import state
 from raytrain.ppo.curriculum import REPORTED, Curriculum, StagePlan, recent_size
 from raytrain.ppo.fork_state import weights_in
@@ -79,12 +82,23 @@ class NonFinite(RaytrainError):
     """A loss or a weight became NaN or infinite."""
 
 
+def _has_own_network(config: AlgorithmConfig) -> bool:
+    """Whether the user's own module or catalog sees observations as RLlib gives them."""
+    spec = config.rl_module_spec
+    return spec.module_class is not DefaultPPOTorchRLModule or spec.catalog_class is not None
+
+
 def prepare(config: AlgorithmConfig) -> PPOConfig:
-    """Plug the exact env runner, learner and episode recorder into a PPO config (in place)."""
+    """Plug the exact env runner, learner and episode recorder into a PPO config (in place), and
+    the connectors that encode observations, if network and connectors are RLlib's own."""
     config.env_runners(env_runner_cls=EnvRunnerActor)
     config.learners(learner_class=ExactPPOTorchLearner)
     own = [kind for kind in force_list(config.callbacks_class) if kind is not RLlibCallback]
     config.callbacks(callbacks_class=[*own, EpisodeRecorder])
+    connector = _ray.runners.env_to_module_connector(config)
+    if connector in (None, mean_std_filter) and not _has_own_network(config):
+        normalize = connector is not None
+        config.env_runners(env_to_module_connector=ObservationConnectors(normalize=normalize))
     # Ray restarts a dead runner at once; `collector` decides what it does then.
     config.fault_tolerance(restart_failed_env_runners=True, ignore_env_runner_failures=False)
     _ray.runners.set_auto_sync(config, False)

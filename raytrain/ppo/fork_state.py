@@ -18,7 +18,8 @@ from typing import Any
 
 from ray import cloudpickle
 
-from raytrain import _ray
+from raytrain.policy.rllib_observations import filters_observations
+from raytrain.ppo.own_training import OwnTraining
 from raytrain.rng import RngStreams
 
 _MODULE_STATE = "learner_group/learner/rl_module/default_policy/module_state.pkl"
@@ -26,7 +27,8 @@ _MODULE_STATE = "learner_group/learner/rl_module/default_policy/module_state.pkl
 
 def settings_of(config: Any) -> dict[str, Any]:
     """The settings of an `AlgorithmConfig`, as JSON types, that the random generators, the
-    episodes, their evaluation and the KL coefficient begin with."""
+    episodes, their evaluation and the KL coefficient begin with, and the timesteps at which
+    schedules end that are relative to the run's end (None: there are none)."""
     evaluation = config.evaluation_config
     settings = {
         "seed": config.seed,
@@ -34,11 +36,12 @@ def settings_of(config: Any) -> dict[str, Any]:
             "env": str(config.env),
             "env_config": dict(config.env_config),
             "envs": config.num_envs_per_env_runner,
-            "filtered": _ray.runners.observation_connectors(config) is not None,
+            "filtered": filters_observations(config),
             "batch_mode": config.batch_mode,
         },
         "evaluation": dict(evaluation) if isinstance(evaluation, dict) else None,
         "kl_coeff": config.kl_coeff,
+        "relative_to": OwnTraining.of(config).relative_to,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return plain

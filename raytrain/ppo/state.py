@@ -27,6 +27,7 @@ from raytrain.policy.from_algorithm import policy_parts
 from raytrain.policy.spaces import PolicyFormatError
 from raytrain.ppo.fork_state import IDENTICAL, ForkDifferences, reseed, settings_of
 from raytrain.ppo.learner import MODULE_ID
+from raytrain.ppo.own_training import OwnTraining
 from raytrain.ppo.rllib_checkpoint import RLlibState
 from raytrain.rng import RngStreams
 from raytrain.rollout.env_group import without_episodes
@@ -114,6 +115,14 @@ class _Stage:
         ppo.enter_saved_stage(plain.get("curriculum"), fork=restoring.fork)
         if restoring.fork:
             restoring.differences = ForkDifferences.of(plain, ppo.config, ppo.strategy)
+            return
+        before = plain.get("settings", {}).get("relative_to")
+        now = OwnTraining.of(ppo.config).relative_to
+        if before != now:
+            restoring.reasons.append(
+                f"stop.timesteps changed from {before} to {now}, and with it the schedules that "
+                "are relative to it"
+            )
 
 
 class _Learners:

@@ -31,13 +31,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.core import (
     COMPONENT_ENV_TO_MODULE_CONNECTOR,
     COMPONENT_MODULE_TO_ENV_CONNECTOR,
     COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
 )
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -54,13 +57,16 @@ from raytrain import _ray
 from raytrain.arithmetic.machine import describe_machine
 from raytrain.arithmetic.portable import make_portable
 from raytrain.checkpoint import weights_sha256
+from raytrain.config.action_mask import observed_space
 from raytrain.config.run_code import ProcessCode
 from raytrain.errors import RaytrainError
-from raytrain.policy.rllib_env_actions import map_actions
+from raytrain.policy.env_actions import policy_space
+from raytrain.policy.rllib_catalog import choose_catalog
+from raytrain.policy.rllib_env_actions import map_actions, mask_actions
 from raytrain.rng import RngStreams
 from raytrain.rollout.env_errors import environment_errors
 from raytrain.rollout.env_snapshots import Snapshotter, Strategy, snapshotter
-from raytrain.rollout.fast_sampling.eligibility import observation_filter, why_not
+from raytrain.rollout.fast_sampling.eligibility import why_not
 from raytrain.rollout.fast_sampling.episode_rows import (
     ChunkTotals,
     finished_row,
@@ -74,9 +80,12 @@ from raytrain.rollout.fast_sampling.own_callbacks import (
     state_of,
     wants_chunks,
 )
-from raytrain.rollout.fast_sampling.sampler import FragmentSampler, Sampled, Wanted
+from raytrain.rollout.fast_sampling.sampler import FragmentSampler, Sampled, Wanted, mask_reader
 from raytrain.rollout.rehearsal import sampling_fingerprint
 from raytrain.rollout.rollout import Rollout
+
+OBSERVED = "__observed__"
+"""Among a group's spaces those of its environment, action masks in observations included."""
 
 _TRAINING, _EVALUATION = 0, 1
 
@@ -125,6 +134,16 @@ class EnvGroup(SingleAgentEnvRunner):
         self._keeps_chunks = wants_chunks(self.config)
         self._choose_sampling()
 
+    @override(SingleAgentEnvRunner)
+    def make_module(self) -> None:
+        spaces = self.get_spaces()
+        if spaces is not None:
+            spec = self.config.get_rl_module_spec(env=self.env, spaces=spaces)
+            if choose_catalog(spec):
+                chosen = RLModuleSpec(catalog_class=spec.catalog_class)
+                self.config.rl_module(rl_module_spec=chosen)
+        super().make_module()
+
     def _choose_sampling(self) -> None:
         """Decide whether the present environments are sampled into arrays."""
         before, self._sampler = self._sampler, None
@@ -139,7 +158,6 @@ class EnvGroup(SingleAgentEnvRunner):
                 calls_back = self._own_callbacks.has("on_episode_end")
                 self._sampler = FragmentSampler(
                     self,
-                    observation_filter(self),
                     id_prefix=f"{purpose:04x}{group:012x}",
                     on_end=self._own_callbacks.end_episode if calls_back else None,
                     keep_chunks=self._keeps_chunks,
@@ -147,12 +165,31 @@ class EnvGroup(SingleAgentEnvRunner):
                 if before is not None:  # Only the number of the next episode will be used.
                     self._sampler.progress = before.progress
                 return
+        self._map_actions()
+
+    def _map_actions(self) -> None:
+        """For RLlib's own sampling."""
         map_actions(
             _ray.runners.connectors(self)[1],
             self.env.single_action_space,
             normalize=self.config.normalize_actions,
             clip=self.config.clip_actions,
         )
+        mask_actions(
+            _ray.runners.connectors(self)[1],
+            mask_reader(self.config, self.env.single_action_space),
+        )
+
+    @override(SingleAgentEnvRunner)
+    def get_spaces(self) -> dict[str, Any]:
+        """As RLlib's, but the module acts in `policy_space`; and `OBSERVED`."""
+        spaces: dict[str, Any] = super().get_spaces()
+        if self.env is not None:
+            actions = self.env.single_action_space
+            spaces[OBSERVED] = observed_space(self.env.unwrapped.envs[0]), actions
+            observations, actions = spaces[DEFAULT_MODULE_ID]
+            spaces[DEFAULT_MODULE_ID] = observations, policy_space(actions)
+        return spaces
 
     def arithmetic(self) -> tuple[str, dict[str, str]]:
         """The fingerprint of what this process computes for the group (see `rehearsal`), and the
@@ -417,6 +454,11 @@ class EnvGroup(SingleAgentEnvRunner):
 
     def _continue_from(self, progress: Progress | None) -> None:
         arrays, begun = self._sampler is not None, not _ray.runners.needs_reset(self)
+        nested = isinstance(self.env.single_action_space, gym.spaces.Dict | gym.spaces.Tuple)
+        if arrays and begun and progress is None and nested:
+            # raytrain 0.1.0 left these to RLlib.
+            self._sampler, arrays = None, False
+            self._map_actions()
         if (arrays and begun and progress is None) or (progress is not None and not arrays):
             raise RaytrainError(
                 f"The state of env group {self.group} was saved by a run that sampled in another "

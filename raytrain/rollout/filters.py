@@ -24,6 +24,8 @@ import numpy as np
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
 from ray.rllib.utils.filter import RunningStat
 
+from raytrain.policy.rllib_observations import NormalizeParts
+
 State = Mapping[str, Any]
 
 
@@ -34,7 +36,7 @@ def merge_connector_states(pipeline: Any, before: State, states: Sequence[State]
     for name, connector in pipeline.get_checkpointable_components():
         # The states have no entry for a connector without state.
         own = [state[name] for state in states if state.get(name)]
-        if own and isinstance(connector, MeanStdFilter):
+        if own and isinstance(connector, MeanStdFilter | NormalizeParts):
             merged[name] = _merge_filters(before[name], own)
         elif own:
             merged[name] = connector.merge_states(own)

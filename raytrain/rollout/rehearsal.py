@@ -46,7 +46,7 @@ def fixed_observations(space: gym.Space[Any], count: int) -> list[Any]:
 
 
 def rehearse(
-    module: Any, action_space: gym.Space[Any], *, envs: int, steps: int, explore: bool = True
+    module: Any, action_space: gym.Space[Any], *, envs: int, steps: int
 ) -> list[SingleAgentEpisode]:
     """Act with the module (see `fix_weights`) in `envs` environments for `steps` steps, as
     an env runner does; the process's generators do not change. One episode of each environment,
@@ -54,7 +54,7 @@ def rehearse(
     space = module.observation_space
     observations = [fixed_observations(space, envs * (steps + 1))[i::envs] for i in range(envs)]
     with RngStreams.seeded(0).active():
-        actions, outputs = _act(module, action_space, observations, steps, explore=explore)
+        actions, outputs = _act(module, action_space, observations, steps)
     rewards = FixedNumbers(3).uniform((envs, steps)).astype(np.float64)
     return [
         SingleAgentEpisode(
@@ -102,20 +102,20 @@ def results_of(episodes: list[SingleAgentEpisode]) -> list[Any]:
 
 
 def _act(
-    module: Any, action_space: Any, observations: list[list[Any]], steps: int, *, explore: bool
+    module: Any, action_space: Any, observations: list[list[Any]], steps: int
 ) -> tuple[list[list[Any]], dict[str, list[Any]]]:
     """Actions by environment, then step; model outputs by name, then step, a batch each."""
     envs = len(observations)
     actions: list[list[Any]] = [[] for _ in range(envs)]
     outputs: dict[str, list[Any]] = {}
-    acting = Acting(module, action_space, explore=explore)
+    acting = Acting(module, action_space, explore=True)
     states = _initial_states(module, envs)
     for step in range(steps):
         batch = stack([observations[i][step] for i in range(envs)])
         if states is None and isinstance(batch, np.ndarray):
             chosen, columns = acting.act(batch, step)
         else:
-            chosen, columns, states = _act_as_rllib(module, batch, states, explore=explore)
+            chosen, columns, states = _act_as_rllib(module, batch, states)
         for name, value in columns.items():
             outputs.setdefault(name, []).append(tree.map_structure(np.copy, value))
         for i in range(envs):
@@ -132,9 +132,7 @@ def _initial_states(module: Any, envs: int) -> Any:
     )
 
 
-def _act_as_rllib(
-    module: Any, observations: Any, states: Any, *, explore: bool
-) -> tuple[Any, dict[str, Any], Any]:
+def _act_as_rllib(module: Any, observations: Any, states: Any) -> tuple[Any, dict[str, Any], Any]:
     """One step through RLlib's own objects; recurrent modules see a time axis of length 1."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
 
@@ -147,12 +145,11 @@ def _act_as_rllib(
         batch[Columns.OBS] = tree.map_structure(lambda leaf: leaf.unsqueeze(1), batch[Columns.OBS])
         batch[Columns.STATE_IN] = tree.map_structure(lambda leaf: leaf.to(device), states)
     with torch.no_grad():
-        forward = module.forward_exploration if explore else module.forward_inference
-        result = dict(forward(batch))
+        result = dict(module.forward_exploration(batch))
         inputs = result[Columns.ACTION_DIST_INPUTS]
         if states is not None:
             inputs = tree.map_structure(lambda leaf: leaf.squeeze(1), inputs)
-        distribution = action_distribution(module, inputs, deterministic=not explore)
+        distribution = action_distribution(module, inputs, deterministic=False)
         chosen = distribution.sample()
         logp = distribution.logp(chosen)
     columns = {Columns.ACTION_DIST_INPUTS: inputs, Columns.ACTION_LOGP: logp}

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raytrain.arithmetic.fingerprint import comparable
-from raytrain.arithmetic.machine import other_arithmetic
+import ray
+
+from raytrain.arithmetic.fingerprint import comparable, holds_the_network
+from raytrain.arithmetic.machine import OtherArithmetic, OtherNodeNeeded, other_arithmetic
 from raytrain.arithmetic.settings import ROLES, ArithmeticSettings
 from raytrain.checkpoint import ExperimentFile
+from raytrain.cluster.nodes import nodes_alive
 from raytrain.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from raytrain.ppo.algorithm import ExactPPO
 
 LEARNER, ENV_RUNNER, EVALUATION_RUNNER = "learner", "env_runner", "evaluation_runner"
 
@@ -20,6 +26,90 @@ _NAMES = {
     ENV_RUNNER: "the env runners' machine",
     EVALUATION_RUNNER: "the evaluation runners' machine",
 }
+
+
+class TrialArithmetic:
+    """What computes a trial now. `entry` is that of its manifests."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        settings: ArithmeticSettings | None,
+        algorithm: ExactPPO,
+    ) -> None:
+        self._config = config
+        self._settings = settings
+        self._algorithm = algorithm
+        self.entry: Mapping[str, Any] = {}
+
+    def begin(self) -> None:
+        """Take what is there for a run that begins, or that is not exact any more."""
+        self._algorithm.env_groups.expect_arithmetic(None)
+        self.entry = self._present()
+
+    def compare(
+        self, before: Mapping[str, Any] | None, told_to_stay: Callable[[], bool], *, exact: bool
+    ) -> str | None:
+        """Compare what is there with the entry of a manifest; returns why a run that was `exact`
+        is so no more, or None. `told_to_stay`: whether no other node was found for the trial.
+
+        Raises:
+            OtherArithmetic: another machine computes, and the config says to fail.
+            OtherNodeNeeded: another machine computes, and a node may be there that does not.
+        """
+        before = before or {}
+        now = self._present()
+        changed = changed_settings(before, now)
+        if changed is not None or not exact:
+            self.begin()
+            return changed
+        runners = before.get(ENV_RUNNER)
+        if runners and comparable(runners["fingerprint"], now[ENV_RUNNER]["fingerprint"]):
+            expected = runners["fingerprint"], runners["machine"]
+            self._algorithm.env_groups.expect_arithmetic(expected)
+            self.entry = self._present()
+        else:
+            self.begin()
+        local = self._local_roles()
+        other = other_machines(before, self.entry, local=local)
+        if other is None:
+            return None
+        role, why = other
+        policy = self._config.fault_tolerance.on_other_arithmetic
+        if policy == "fail":
+            raise OtherArithmetic(
+                f"{why[0].upper()}{why[1:]}. Continue it on a machine of that kind, or with "
+                "fault_tolerance.on_other_arithmetic: continue, which ends exactness."
+            )
+        if told_to_stay() or (policy == "continue" and len(nodes_alive()) == 1):
+            return why
+        needed = OtherNodeNeeded(why)
+        is_remote = role == LEARNER and LEARNER not in local
+        own = (ray.get_runtime_context().get_node_id(),)
+        needed.nodes = tuple(self._algorithm.learners.nodes()) if is_remote else own
+        raise needed
+
+    def unknown_kernels(self) -> Iterator[str]:
+        """A sentence for each role whose fingerprint leaves the network out."""
+        for role, entry in self.entry.items():
+            if role != _SETTINGS and not holds_the_network(entry["fingerprint"]):
+                yield (
+                    f"The fingerprint of arithmetic of the {role.replace('_', ' ')} leaves the "
+                    "network out, since it does not run on made-up observations: that another "
+                    "machine computes differently may be noticed late, or not at all."
+                )
+
+    def _present(self) -> dict[str, Any]:
+        return record(self._settings, self._algorithm.arithmetic())
+
+    def _local_roles(self) -> frozenset[str]:
+        """What the trial's own process does."""
+        roles = {
+            LEARNER: self._config.learners.num_learners,
+            ENV_RUNNER: self._config.env_runners.num_env_runners,
+            EVALUATION_RUNNER: self._config.evaluation.evaluation_num_env_runners,
+        }
+        return frozenset(role for role, remote in roles.items() if not remote)
 
 
 def settings_of(experiment: ExperimentFile, config: ExperimentConfig) -> ArithmeticSettings | None:

@@ -38,8 +38,6 @@ from ray.tune.result import SHOULD_CHECKPOINT, TRIAL_INFO
 from raytrain import _ray
 from raytrain._ray import actors as _ray_actors
 from raytrain._ray.actor_signals import spare_this_actor
-from raytrain.arithmetic.fingerprint import comparable, holds_the_network
-from raytrain.arithmetic.machine import OtherArithmetic, OtherNodeNeeded
 from raytrain.arithmetic.settings import use_threads
 from raytrain.checkpoint import (
     Code,
@@ -73,15 +71,7 @@ from raytrain.records.metrics import EVALUATION, Averaged, averaged
 from raytrain.rollout.runner_pool import RunnerRules
 from raytrain.storage import Location
 from raytrain.storage.clocks import MachineSleep
-from raytrain.trial.arithmetic import (
-    ENV_RUNNER,
-    EVALUATION_RUNNER,
-    LEARNER,
-    changed_settings,
-    other_machines,
-    record,
-    settings_of,
-)
+from raytrain.trial.arithmetic import TrialArithmetic, settings_of
 from raytrain.trial.changed_code import changes_since
 from raytrain.trial.directory import TrialDirectory
 from raytrain.trial.fencing import Superseded
@@ -195,7 +185,7 @@ class TrialPPO(ExactPPO):
         self._stop_rule = StopRule.of(self._config.stop)
         self._missing_metrics = MissingMetrics()
         self._exact_lost = self._inexact_from_the_start()
-        self._arithmetic: Mapping[str, Any] = {}
+        self._arithmetic = TrialArithmetic(self._config, self._settings, self)
         self._started, self._lost_in_start = False, list[str]()
         self._returned_at: float | None = None
         self._machine_sleep = MachineSleep()
@@ -209,7 +199,8 @@ class TrialPPO(ExactPPO):
             with self.phase("start"):
                 super().setup(config)
                 self._begin() if entry is None else self._continue_from(entry)
-                self._note_unknown_kernels()
+                for message in self._arithmetic.unknown_kernels():
+                    self.tell(message)
                 self._started = True
                 for why in self._lost_in_start:
                     self._lose_exactness(why, self.iteration)
@@ -224,7 +215,10 @@ class TrialPPO(ExactPPO):
             self.tell(f"This run is not exact: {self._exact_lost.why}.")
         if changes := changes_since(manifest, self._code):
             self._lose_exactness(named(changes), manifest.iteration)
-        self._arithmetic = self._compared(manifest)
+        is_exact = self._exact_lost is None
+        other = self._arithmetic.compare(manifest.arithmetic, self._told_to_stay, exact=is_exact)
+        if other is not None:
+            self._lose_exactness(other, manifest.iteration)
         restored = self.load_exact(self._directory.fetch(entry.location))
         self._time_total = self._saver.saved_at_s = manifest.time_s
         self._directory.last_saved = manifest
@@ -245,68 +239,13 @@ class TrialPPO(ExactPPO):
             # Without the recent episodes, the final result itself says whether the run had ended.
             self._done_with = self._stop_rule.reached(self._progress(), self._saver.metrics)
 
-    def _compared(self, manifest: Manifest) -> Mapping[str, Any]:
-        """What computes now, compared with what wrote this manifest.
-
-        Raises:
-            OtherArithmetic: it computes differently, and the config says to fail.
-            OtherNodeNeeded: it does, and another node may not.
-        """
-        now, before = record(self._settings, self.arithmetic()), manifest.arithmetic or {}
-        changed = changed_settings(before, now)
-        if changed is not None:
-            self._lose_exactness(changed, manifest.iteration)
-        if self._exact_lost is not None:
-            self.env_groups.expect_arithmetic(None)
-            return record(self._settings, self.arithmetic())
-        runners = before.get(ENV_RUNNER)
-        if runners and comparable(runners["fingerprint"], now[ENV_RUNNER]["fingerprint"]):
-            self.env_groups.expect_arithmetic((runners["fingerprint"], runners["machine"]))
-            now = record(self._settings, self.arithmetic())
-        else:
-            self.env_groups.expect_arithmetic(None)
-        other = other_machines(before, now, local=self._local_roles())
-        if other is None:
-            return now
-        role, why = other
-        policy = self._config.fault_tolerance.on_other_arithmetic
-        if policy == "fail":
-            raise OtherArithmetic(
-                f"{why[0].upper()}{why[1:]}. Continue it on a machine of that kind, or with "
-                "fault_tolerance.on_other_arithmetic: continue, which ends exactness."
-            )
-        stays = _ray_actors.take_message(stay_key(str(self.trial_id))) is not None
-        if not stays and (policy == "wait" or len(nodes_alive()) > 1):
-            needed = OtherNodeNeeded(why)
-            is_remote = role == LEARNER and LEARNER not in self._local_roles()
-            own = (ray.get_runtime_context().get_node_id(),)
-            needed.nodes = tuple(self.learners.nodes()) if is_remote else own
-            raise needed
-        self._lose_exactness(why, manifest.iteration)
-        return now
-
-    def _note_unknown_kernels(self) -> None:
-        for role, entry in self._arithmetic.items():
-            if role != "settings" and not holds_the_network(entry["fingerprint"]):
-                self.tell(
-                    f"The fingerprint of arithmetic of the {role.replace('_', ' ')} leaves the "
-                    "network out, since it does not run on made-up observations: that another "
-                    "machine computes differently may be noticed late, or not at all."
-                )
-
-    def _local_roles(self) -> frozenset[str]:
-        """What this process itself does."""
-        roles = {
-            LEARNER: self._config.learners.num_learners,
-            ENV_RUNNER: self._config.env_runners.num_env_runners,
-            EVALUATION_RUNNER: self._config.evaluation.evaluation_num_env_runners,
-        }
-        return frozenset(role for role, remote in roles.items() if not remote)
+    def _told_to_stay(self) -> bool:
+        """Whether the driver has found no other node for the trial."""
+        return _ray_actors.take_message(stay_key(str(self.trial_id))) is not None
 
     def _begin(self) -> None:
         """Begin at iteration 0, or at the iteration of a fork's parent."""
-        self.env_groups.expect_arithmetic(None)
-        self._arithmetic = record(self._settings, self.arithmetic())
+        self._arithmetic.begin()
         fork = self._experiment.fork
         if fork is None:
             self._directory.open_records(resume_from=0, next_episode=0)
@@ -454,7 +393,7 @@ class TrialPPO(ExactPPO):
             "attempt": self._directory.attempt,
             "checkpoint_iteration": saved.iteration if saved else None,
             "exact": self._exact_lost is None,
-            "arithmetic": self._arithmetic,
+            "arithmetic": self._arithmetic.entry,
             "deleted": [name for outcome in outcomes for name in outcome.deleted],
             "ended": ended,
             "timesteps": self.env_steps_sampled,
@@ -575,7 +514,7 @@ class TrialPPO(ExactPPO):
             versions=versions(),
             code=Code(**self._code.to_dict()),
             created_at=datetime.now(UTC).isoformat(),
-            arithmetic=self._arithmetic,
+            arithmetic=self._arithmetic.entry,
         )
 
 

@@ -18,6 +18,23 @@ SERVED: dict[str, gym.Space[Any]] = {
     "float64-one-side-open": Box(-0.5, np.inf, (2,), np.float64),
     "float16": Box(-3.0, -1.0, (2,), np.float16),
     "equal-bounds": Box(np.array([2, -1], np.float32), np.array([2, 1], np.float32)),
+    "binary": MultiBinary(3),
+    "binary-table": MultiBinary((2, 3)),
+    "small-discrete": Discrete(3, dtype=np.int8),
+    "table": MultiDiscrete([[2, 3], [4, 5]]),
+    "shifted-table": MultiDiscrete([[2, 3], [4, 5]], start=[[-1, 0], [7, 2]]),
+    "bytes": MultiDiscrete([2, 3], dtype=np.int8),
+    "no-axis": Box(-1.0, 3.0, (), np.float32),
+    "no-axis-open": Box(-np.inf, 0.5, (), np.float32),
+    "two-axes": Box(np.array([[-1, 0, 2], [-5, 0, 0]], np.float32), 7.0, (2, 3), np.float32),
+    "float64-two-axes": Box(-1.0, 3.0, (1, 2), np.float64),
+    "few-integers": Box(np.array([0, -3], np.int32), np.array([5, 3], np.int32), dtype=np.int32),
+    "one-integer": Box(2, 4, (), np.int16),
+    "many-integers": Box(-1000, 5000, (2, 2), np.int64),
+    "bytes-of-an-image": Box(0, 255, (2, 1), np.uint8),
+    "integers-one-side-open": Box(
+        np.array([0, -9]), np.array([2**63 - 1, 9]), dtype=np.int64
+    ),
     "tuple": Tuple((Discrete(2, start=1), Box(0.0, np.inf, (2,), np.float32))),
     "dict": Dict(
         {
@@ -26,22 +43,24 @@ SERVED: dict[str, gym.Space[Any]] = {
                 1])}),
         }
     ),
+    "everything": Dict(
+        {
+            "angle": Box(-1.0, 1.0, ()),
+            "image": Tuple((Box(0, 9, (2, 2), np.int8), MultiBinary((2, 1)))),
+            "gear": Discrete(3, start=2),
+        }
+    ),
 }  # fmt: skip
 
 REFUSED: dict[str, tuple[gym.Space[Any], str]] = {
     "many": (Discrete(2**40), "1,099,511,627,776 outputs; the limit is 16,777,216"),
     "many-multi": (MultiDiscrete([2**40, 2]), "1,099,511,627,778 outputs"),
-    "whole-numbers": (Box(0, 5, (2,), np.int32), "MultiDiscrete(high - low + 1, start=low)"),
-    "two-axes": (Box(-1.0, 1.0, (2, 3), np.float32), "Use a Box of shape (6,)"),
-    "no-axis": (Box(-1.0, 1.0, (), np.float32), "Use a Box of shape (1,)"),
     "nothing": (Box(-1.0, 1.0, (0,), np.float32), "holds no number"),
-    "binary": (MultiBinary(3), "MultiDiscrete([2] * 3)"),
-    "table": (MultiDiscrete([[2, 3], [4, 5]]), "MultiDiscrete with its 4 numbers"),
     "text": (gym.spaces.Text(4), "for which there is no distribution"),
     "empty-dict": (Dict({}), "which holds nothing"),
     "inside-a-dict": (
-        Dict({"go": Discrete(2), "how": Tuple((MultiBinary(2), Discrete(2)))}),
-        "the action space['how'][0] is MultiBinary(2)",
+        Dict({"go": Discrete(2), "how": Tuple((gym.spaces.Text(2), Discrete(2)))}),
+        "the action space['how'][0] is Text(",
     ),
 }
 

@@ -252,6 +252,10 @@ SPACES: dict[str, spaces.Space[Any]] = {
     "text": spaces.Text(4),
     "sequence": spaces.Sequence(spaces.Discrete(3)),
     "graph": spaces.Graph(spaces.Box(-1.0, 1.0, (2,)), None),
+    "text within": spaces.Dict(at=spaces.Tuple((spaces.Discrete(2), spaces.Text(3)))),
+    "numbered": spaces.Dict({1: spaces.Discrete(2), 2: spaces.Discrete(3)}),
+    "nothing within": spaces.Dict(at=spaces.Tuple(()), on=spaces.Discrete(2)),
+    "a large number": spaces.Discrete(10**8),
 }
 
 

@@ -63,13 +63,40 @@ EVALUATION = {
     "evaluation_config": {"explore": True},
 }
 
-LSTM = {
+LSTM: dict[str, Any] = {
     "rl_module": {"model_config": {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 16}},
     "training": {"train_batch_size_per_learner": 64, "num_epochs": 1},
 }
 
+OWN_KEYS = {
+    "lr": {"linear": [1e-2, 0]},
+    "clip_param": {"linear": [0.3, 0.1]},
+    "clip_range_vf": [[0, 1.0], [2000, 0.1]],
+    "entropy_coeff": {"linear": [0.1, 0]},
+    "adam_epsilon": 1e-4,
+    "weight_decay": 0.01,
+    "normalize_advantages": "minibatch",
+    "target_kl": 0.002,
+    "num_epochs": 6,
+}
+"""With it, most updates end before their sixth epoch."""
+OWN_MOVES = ("approx_kl", "default_optimizer_learning_rate", "curr_entropy_coeff")
+OWN: dict[str, Any] = {"training": OWN_KEYS, "stop": {"timesteps": 2000}}
+OWN_LSTM: dict[str, Any] = {
+    **OWN,
+    "rl_module": LSTM["rl_module"],
+    "training": {**LSTM["training"], **OWN_KEYS},
+}
+
 CASES = {
     "local": Case(),
+    "own-keys": Case(sections=OWN, moves=OWN_MOVES),
+    "own-keys-box": Case(sections={**OWN, "environment": PENDULUM}, moves=OWN_MOVES),
+    "own-keys-lstm": Case(sections=OWN_LSTM, moves=OWN_MOVES),
+    "own-keys-two-learners": Case(
+        sections={**OWN, "env_runners": runners(1), "learners": {"num_learners": 2}},
+        moves=OWN_MOVES,
+    ),
     "one-runner": Case(sections={"env_runners": runners(1)}),
     "two-runners-box-filter": Case(
         sections={
@@ -99,6 +126,33 @@ CASES = {
     "lstm-two-learners": Case(
         sections={**LSTM, "env_runners": runners(1), "learners": {"num_learners": 2}}
     ),
+    "nested-actions": Case(
+        sections={
+            "environment": {"env": "action_envs:Remembering", "env_config": {"space": "everything"}}
+        }
+    ),
+    "masks": Case(
+        sections={
+            "environment": {"env": "masked_envs:Masked", "action_mask": "info"},
+            "env_runners": runners(1),
+            "evaluation": EVALUATION,
+        }
+    ),
+    "observed-masks-of-a-table": Case(
+        sections={
+            "environment": {
+                "env": "masked_envs:Masked",
+                "env_config": {"space": "table", "where": "legal"},
+                "action_mask": "legal",
+            }
+        }
+    ),
+    "masks-lstm": Case(
+        sections={
+            **LSTM,
+            "environment": {"env": "masked_envs:Masked", "action_mask": "info"},
+        }
+    ),
     "global-numpy": Case(sections={"environment": {"env": "awkward_envs:GlobalNoise"}}),
     "wrappers": Case("replay", sections={"environment": {"env": "awkward_envs:drifting"}}),
     "evaluation-local": Case(sections={"evaluation": EVALUATION}),
@@ -113,7 +167,15 @@ CASES = {
         }
     ),
 }
-LONG = ("lstm", "lstm-two-runners", "lstm-two-learners", "evaluation-runner-filter")
+LONG = (
+    "masks-lstm",
+    "own-keys-lstm",
+    "own-keys-two-learners",
+    "lstm",
+    "lstm-two-runners",
+    "lstm-two-learners",
+    "evaluation-runner-filter",
+)
 EXTRAS = [
     pytest.param(
         Case("replay", {"environment": {"env": "HalfCheetah-v5"}}),

@@ -61,12 +61,15 @@ REPORTED = {
 
 def require(name: str) -> None:
     """Skip where the extra that an example needs is not installed."""
-    module = {"trading": "gym_anytrading", "halfcheetah": "mujoco"}.get(name)
+    mujoco = dict.fromkeys(("halfcheetah", "hopper", "walker2d", "ant"), "mujoco")
+    others = {"lunarlander": "Box2D", "minigrid-empty": "minigrid"}
+    atari = dict.fromkeys(("pong", "breakout"), "cv2")
+    module = {"trading": "gym_anytrading", **mujoco, **others, **atari}.get(name)
     if module is not None:
         pytest.importorskip(module, reason=f"needs the extra of {name}.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_valid(path: Any) -> None:
     require(path.stem)
     load_config(path)

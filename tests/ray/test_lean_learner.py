@@ -28,6 +28,7 @@ from support.learner_pairs import (
     DISCRETE,
     LENGTHS,
     MULTI,
+    NESTED,
     Settings,
     build,
     episodes,
@@ -83,6 +84,8 @@ HAND_WRITTEN: dict[str, dict[str, Any]] = {
 }
 AUTOGRAD: dict[str, dict[str, Any]] = {
     "multi-discrete": {"actions": MULTI, "training": ALL_TERMS},
+    "nested": {"actions": NESTED, "training": ALL_TERMS},
+    "own-nested": {"actions": NESTED, "training": ALL_TERMS, **OWN},
     "own-discrete": {"actions": DISCRETE, "training": ALL_TERMS, **OWN},
     "own-box": {"actions": BOX, "training": ALL_TERMS, **OWN},
     "own-clip": {"actions": BOX, "training": {"grad_clip": 0.3}, **OWN},

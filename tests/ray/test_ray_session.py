@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from support.running import TINY
 from raytrain import _ray
 from raytrain.config import config_from_dict, cpus_at_most, param_space
 from raytrain.driver.process_cleanup import own_services
+from raytrain.driver.ray_session import _set_variables
 from raytrain.trial.trainable import TrialPPO
 
 _AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py")
@@ -155,3 +157,17 @@ def test_a_service_of_an_instance_that_did_not_come_up_is_none_of_the_next(tmp_p
         for each in started:
             each.kill()
             each.wait()
+
+
+@pytest.mark.parametrize(("is_running", "seen_by_c"), [(True, None), (False, b"1")])
+def test_once_ray_runs_variables_are_set_for_python_alone(
+    monkeypatch: pytest.MonkeyPatch, is_running: bool, seen_by_c: bytes | None
+) -> None:
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    monkeypatch.setattr(ray, "is_initialized", lambda: is_running)
+    name = f"RAYTRAIN_TEST_{is_running}"
+    _set_variables({name: "1"})
+    _set_variables({name: "2"})
+    assert getenv(name.encode()) == seen_by_c
+    assert os.environ.pop(name) == "1"

@@ -17,7 +17,7 @@ from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilte
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from support.learner_pairs import DISCRETE
-from support.samplers import CONV, FILTER, Stock, config, env, pair, runner, unlike
+from support.samplers import CONV, FILTER, Stock, config, env, numbers, pair, runner, unlike
 
 from raytrain.errors import RaytrainError
 from raytrain.rollout.env_group import EnvGroup
@@ -26,25 +26,16 @@ from raytrain.rollout.fast_sampling.forward import Acting
 from raytrain.rollout.rollout import Rollout
 
 
-def numbers(metrics: dict[str, Any], at: str = "") -> dict[str, Any]:
-    """Values of the stats that are no times, by name."""
-    found: dict[str, Any] = {}
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            found |= numbers(value, f"{at}{name}/")
-        elif not any(word in name for word in ("time", "sec", "sample", "timers")) or (
-            name.startswith("num_")
-        ):
-            found[f"{at}{name}"] = repr(value).split("; track")[0]
-    return {k: v for k, v in found.items() if "timer" not in k and "connector" not in k}
-
-
 def still(given: Any) -> None:
     given.env_runners(
         env_to_module_connector=lambda *_, **__: MeanStdFilter(
             update_stats=False, clip_by_value=1.0
         )
     )
+
+
+def flattened(given: Any) -> None:
+    given.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
 
 
 class Chatty(DefaultPPOTorchRLModule):
@@ -100,6 +91,7 @@ CASES: dict[str, Any] = {
     "box-float64": env("fine_forces"),
     "infos-and-truncations": env("Drift"),
     "images": {**env("Pictures"), "rl_module": CONV},
+    "flattened-by-rllib": {**env("Named"), "change": flattened},
     "filter": {**env("forces"), "env_runners": FILTER},
     "filter-float64": {**env("fine_forces"), "env_runners": FILTER},
     "filter-still": {**env("Drift"), "env_runners": FILTER, "change": still},
@@ -272,12 +264,7 @@ def doubled(*_: Any, **__: Any) -> Any:
     return Doubled()
 
 
-def flattened(given: Any) -> None:
-    given.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
-
-
 NOT_SERVED = {
-    "dict": ({**env("Named"), "change": flattened}, "observation space is Dict"),
     "nested": (module(Nested), "Nested returns 'more' in another form than arrays"),
     "lstm": ({"rl_module": {"model_config": {"use_lstm": True}}}, "module is stateful"),
     "callbacks": (

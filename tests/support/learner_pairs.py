@@ -10,25 +10,31 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+import tree
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
+from raytrain.policy.action_masks import COLUMN, MASKED, MaskLayout
+from raytrain.policy.arithmetic import unstack
 from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 
 OBSERVATIONS = gym.spaces.Box(-5.0, 5.0, (5,), np.float32)
 DISCRETE = gym.spaces.Discrete(3)
 BOX = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 MULTI = gym.spaces.MultiDiscrete([3, 2])
+NESTED = gym.spaces.Dict(
+    {"go": DISCRETE, "how": gym.spaces.Tuple((MULTI, BOX, gym.spaces.Box(-1.0, 1.0, (1,))))}
+)
 
 LENGTHS = (17, 1, 40, 9, 33)
 """Of the chunks of a batch: the second is a single timestep."""
@@ -85,19 +91,44 @@ def pair(actions: gym.Space[Any], **arguments: Any) -> tuple[Any, Any]:
 
 
 def episodes(
-    learner: Any, *, seed: int = 0, scale: float = 1.0, lengths: Sequence[int] = LENGTHS
+    learner: Any,
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    lengths: Sequence[int] = LENGTHS,
+    mask: MaskLayout | None = None,
+    always: Sequence[bool] | None = None,
 ) -> list[SingleAgentEpisode]:
-    """Chunks with all ways to end, sampled from a policy that is not quite the learner's."""
+    """Chunks with all ways to end, sampled from a policy that is not quite the learner's. With
+    `mask`, choices are masked by chance, or by `always`."""
     random = np.random.default_rng(seed)
     module = learner.module[MODULE_ID].unwrapped()
+
+    def masks(count: int) -> np.ndarray[Any, Any] | None:
+        if mask is None:
+            return None
+        if always is not None:
+            return np.tile(np.array(always), (count, 1))
+        allowed = random.random((count, mask.entries)) < 0.6
+        first = np.cumsum([0, *mask.sizes[:-1]])
+        for row in allowed:
+            row[first + random.integers(mask.sizes)] = True
+        return allowed
+
     return [
-        _episode(module, length, end, random, scale)
+        _episode(module, length, end, random, scale=scale, masks=masks)
         for length, end in zip(lengths, itertools.cycle(ENDS), strict=False)
     ]
 
 
 def _episode(
-    module: Any, length: int, end: str, random: np.random.Generator, scale: float
+    module: Any,
+    length: int,
+    end: str,
+    random: np.random.Generator,
+    *,
+    scale: float,
+    masks: Callable[[int], np.ndarray[Any, Any] | None],
 ) -> SingleAgentEpisode:
     space = module.observation_space
     obs: np.ndarray[Any, Any]
@@ -109,6 +140,9 @@ def _episode(
         out = module.forward_train({Columns.OBS: torch.from_numpy(obs[:-1])})
     inputs = out[Columns.ACTION_DIST_INPUTS].numpy()
     inputs = (inputs + 0.4 * random.normal(size=inputs.shape)).astype(np.float32)
+    allowed = masks(length)
+    if allowed is not None:
+        inputs = np.where(allowed, inputs, np.float32(MASKED))
     old = module.get_exploration_action_dist_cls().from_logits(torch.from_numpy(inputs))
     torch.manual_seed(int(random.integers(2**31)))
     actions = old.sample()
@@ -116,13 +150,14 @@ def _episode(
         observation_space=space,
         action_space=module.action_space,
         observations=list(obs),
-        actions=list(actions.numpy()),
+        actions=unstack(tree.map_structure(lambda leaf: leaf.numpy(), actions)),
         rewards=[scale * float(x) for x in random.normal(size=length)],
         infos=[{} for _ in range(length + 1)],
         extra_model_outputs={
             Columns.ACTION_DIST_INPUTS: list(inputs),
             Columns.ACTION_LOGP: list(old.logp(actions).numpy()),
             "weights_seq_no": [float(random.integers(3))] * length,
+            **({} if allowed is None else {COLUMN: list(allowed)}),
         },
         terminated=end in ("terminated", "both"),
         truncated=end in ("truncated", "both"),

@@ -89,16 +89,23 @@ class Holds:
 
 
 class Run:
-    """One process of `raytrain`, in a process group of its own, with its output in a file."""
+    """One process of `raytrain`, or of another `program`, in a process group of its own, with its
+    output in a file."""
 
     started: ClassVar[list[Run]] = []
     """Those that a test has started; what it leaves running is killed after it."""
 
-    def __init__(self, *arguments: str, log: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        log: Path,
+        env: dict[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "raytrain"),
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "raytrain", *arguments],
+                [sys.executable, *program, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

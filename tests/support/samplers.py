@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import tree
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from raytrain.config import config_from_dict, to_algorithm_config
@@ -61,12 +62,24 @@ def unlike(ours: list[SingleAgentEpisode], theirs: list[SingleAgentEpisode]) -> 
             ("numpy", a.is_numpy, b.is_numpy),
             ("spaces", _spaces(a), _spaces(b)),
             ("infos", _plain(a), _plain(b)),
-            *zip(("observations", "actions", "rewards"), _bits(a)[:3], _bits(b)[:3], strict=True),
-            ("outputs", _bits(a)[3:], _bits(b)[3:]),
+            *((name, x, y) for (name, x), (_, y) in zip(_bits(a), _bits(b), strict=True)),
         ]:
             if one != other:
                 found.append((index, name, one, other))
     return found
+
+
+def numbers(metrics: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """Values of the stats that are no times, by name."""
+    found: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{at}{name}/")
+        elif not any(word in name for word in ("time", "sec", "sample", "timers")) or (
+            name.startswith("num_")
+        ):
+            found[f"{at}{name}"] = repr(value).split("; track")[0]
+    return {k: v for k, v in found.items() if "timer" not in k and "connector" not in k}
 
 
 def _spaces(episode: Any) -> Any:
@@ -83,6 +96,10 @@ def _plain(episode: Any) -> Any:
 
 
 def _bits(episode: Any) -> list[Any]:
-    buffers = [episode.observations, episode.actions, episode.rewards]
-    buffers += episode.extra_model_outputs.values()
-    return [(b.lookback, b.data.dtype, b.data.shape, b.data.tobytes()) for b in buffers]
+    buffers = {name: getattr(episode, name) for name in ("observations", "actions", "rewards")}
+    buffers |= episode.extra_model_outputs
+    return [
+        (name, (buffer.lookback, leaf.dtype, leaf.shape, leaf.tobytes()))
+        for name, buffer in buffers.items()
+        for leaf in tree.flatten(buffer.data)
+    ]

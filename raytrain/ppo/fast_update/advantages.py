@@ -15,12 +15,13 @@ from raytrain.ppo.fast_update.train_batch import Array, TrainBatch
 
 
 def advantages_and_targets(
-    batch: TrainBatch, values: Array, *, gamma: float, lambda_: float
+    batch: TrainBatch, values: Array, *, gamma: float, lambda_: float, standardize: bool = True
 ) -> tuple[Array, Array]:
-    """Standardized advantages and value targets, (N,) float32 each.
+    """Advantages and value targets, (N,) float32 each.
 
-    `values` is (N,) float32: the value function of all rows, bootstrap rows included. Advantages
-    are standardized over all rows, bootstrap rows included, because RLlib does so.
+    `values` is (N,) float32: the value function of all rows, bootstrap rows included. With
+    `standardize` advantages are standardized over all rows, bootstrap rows included, because RLlib
+    does so.
     """
     rewards = batch.rewards.astype(np.float32)
     non_terminal = 1.0 - batch.terminateds
@@ -37,5 +38,6 @@ def advantages_and_targets(
 
     targets = (raw + values).astype(np.float32)
     advantages = targets - values
-    advantages = (advantages - advantages.mean()) / max(1e-4, advantages.std())
+    if standardize:
+        advantages = (advantages - advantages.mean()) / max(1e-4, advantages.std())
     return advantages.astype(np.float32, copy=False), targets

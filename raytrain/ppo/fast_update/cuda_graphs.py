@@ -7,7 +7,9 @@ bit for bit.
 
 A graph reads the memory that it was captured with: the batch's columns are copied into
 buffers that stay, and what changes between updates (learning rate, coefficients of entropy
-and KL) is in tensors.
+and KL) is in tensors. Clip ranges are constants of a graph: one that follows a schedule costs a
+capture in each update. With a limit of the KL divergence there is no graph, since each minibatch
+decides whether the next one follows.
 """
 
 from __future__ import annotations
@@ -22,21 +24,27 @@ import torch
 
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.gradient_step import GradientStep
+from raytrain.ppo.fast_update.loss import Loss
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
-from raytrain.ppo.fast_update.minibatch_loop import AutogradSteps, Loss, TensorColumns
+from raytrain.ppo.fast_update.minibatch_loop import (
+    AutogradSteps,
+    KlLimit,
+    LossToLog,
+    TensorColumns,
+)
 from raytrain.ppo.fast_update.train_batch import Array
 
 _WARM_UPS = 3
 """Steps before a capture, in which libraries initialize themselves: a graph must not hold that."""
 
-_KNOWN = ("torch.nn.", "ray.rllib.")
+_KNOWN = ("torch.nn.", "ray.rllib.", "raytrain.policy.")
 
 logger = logging.getLogger(__name__)
 
 
 def can_be_captured(module: torch.nn.Module) -> bool:
-    """Whether all parts of a module are RLlib's or PyTorch's. Others may decide in Python what to
-    compute, and a graph would repeat the first decision forever."""
+    """Whether all parts of a module are RLlib's, PyTorch's or raytrain's. Others may decide in
+    Python what to compute, and a graph would repeat the first decision forever."""
     return all(type(part).__module__.startswith(_KNOWN) for part in module.modules())
 
 
@@ -47,10 +55,11 @@ class GraphedSteps(AutogradSteps):
         self,
         adam: FlatAdam,
         gradient_step: GradientStep,
-        loss: Callable[[TensorColumns, LossSettings], torch.Tensor],
+        loss: Callable[[TensorColumns, LossSettings], Loss],
+        kl_limit: KlLimit,
         module: torch.nn.Module,
     ) -> None:
-        super().__init__(adam, gradient_step, loss)
+        super().__init__(adam, gradient_step, loss, kl_limit)
         self._module, self._device = module, adam.weights.device
         self._held: TensorColumns = {}
         self._coefficients = torch.zeros(2, dtype=torch.float32, device=self._device)
@@ -62,20 +71,20 @@ class GraphedSteps(AutogradSteps):
     def begin(self, columns: TensorColumns, settings: LossSettings) -> None:
         super().begin(self._keep(columns), self._with_tensors(settings))
 
-    def run(self, rows: Array, loss: Loss | None = None) -> None:
-        """With `loss` nothing is captured."""
-        if loss is not None or self._refused or not len(rows):
-            super().run(rows, loss)
-            return
-        wanted = (rows.shape[1], self._constants, self._gradient_step.clipping)
+    def run(self, rows: Array, loss: LossToLog | None = None) -> int:
+        """With `loss`, or with a limit of the KL divergence, nothing is captured."""
+        if loss is not None or self._refused or not len(rows) or self._constants.kl_limit:
+            return super().run(rows, loss)
+        clipping, adam = self._gradient_step.clipping, self._adam.constants
+        wanted = (rows.shape[1], self._constants, clipping, adam)
         if self._graph is None or wanted != self._captured:
             self._graph, self._captured = self._capture(rows.shape[1]), wanted
         if self._graph is None:
-            super().run(rows)
-            return
+            return super().run(rows)
         for index in torch.from_numpy(rows).to(self._device):
             self._index.copy_(index)
             self._graph.replay()
+        return len(rows)
 
     def _keep(self, columns: TensorColumns) -> TensorColumns:
         """The columns in buffers that stay where they are, and may be longer."""
@@ -96,16 +105,17 @@ class GraphedSteps(AutogradSteps):
 
     def _with_tensors(self, settings: LossSettings) -> LossSettings:
         """Coefficients as tensors; one of 0 stays a number, so that its term is not computed."""
-        changing = {"entropy_coeff": settings.entropy_coeff, "kl_coeff": settings.kl_coeff}
+        entropy, kl = settings.entropy_coeff, settings.kl_coeff
         self._constants = replace(
-            settings, **{name: float(bool(value)) for name, value in changing.items()}
+            settings, entropy_coeff=float(bool(entropy)), kl_coeff=float(bool(kl))
         )
-        self._coefficients.copy_(torch.tensor(list(changing.values())))
-        tensors = {
-            name: self._coefficients[position] if value else 0.0
-            for position, (name, value) in enumerate(changing.items())
-        }
-        return replace(settings, **tensors)
+        self._coefficients.copy_(torch.tensor([entropy, kl]))
+        tensors: Any = self._coefficients
+        return replace(
+            settings,
+            entropy_coeff=tensors[0] if entropy else 0.0,
+            kl_coeff=tensors[1] if kl else 0.0,
+        )
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph | None:
         self._index = torch.zeros(size, dtype=torch.int64, device=self._device)

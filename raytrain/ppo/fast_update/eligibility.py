@@ -81,9 +81,9 @@ def _why_not_this_module(module: Any) -> str:
         return f"the module is a {type(module).__name__}"
     if module.is_stateful():
         return "the module is recurrent"
-    for name, space in (("observation", module.observation_space), ("action", module.action_space)):
-        if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
-            return f"the {name} space is a {type(space).__name__}"
+    space = module.observation_space
+    if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
+        return f"the observation space is a {type(space).__name__}"
     return ""
 
 

@@ -65,7 +65,7 @@ class FlatAdam:
         if len(optimizer.param_groups) != 1:
             return f"the optimizer has {len(optimizer.param_groups)} parameter groups"
         group = optimizer.param_groups[0]
-        for name in ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable"):
+        for name in ("amsgrad", "maximize", "capturable", "differentiable"):
             if group[name]:
                 return f"the optimizer has {name}={group[name]}"
         if any(parameter.dtype != torch.float32 for parameter in group["params"]):
@@ -108,7 +108,11 @@ class FlatAdam:
 
     def step(self, scale: float = 1.0) -> None:
         """One step along `scale` times `gradient`, which it may change."""
+        decay = self._group["weight_decay"]
         if self._loop is not None:
+            if decay:
+                self.gradient.mul_(scale).add_(self.weights, alpha=decay)
+                scale = 1.0
             self._steps += 1
             beta1, beta2 = self._group["betas"]
             size = float(self._group["lr"]) / (1.0 - beta1**self._steps)
@@ -130,11 +134,16 @@ class FlatAdam:
             lr=float(self._group["lr"]) if self._lr is None else self._lr,
             beta1=self._group["betas"][0],
             beta2=self._group["betas"][1],
-            weight_decay=0.0,
+            weight_decay=decay,
             eps=self._group["eps"],
             amsgrad=False,
             maximize=False,
         )
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """What a step reads that is not in a tensor."""
+        return self._group["eps"], self._group["weight_decay"], *self._group["betas"]
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:

@@ -293,3 +293,85 @@ def gaussian(  # noqa: PLR0917 - compiled loops take arrays and numbers
             else:
                 d_outputs[a + k, j] = d_log_std
         d_values[j] = _by_value(values[j], columns[3, j], clip, factor)
+
+
+# What Stable-Baselines3 adds (see `own_training`): loops of their own, around those above.
+
+
+@_compiled_once(_LINES, _NUMBER, _NUMBER)
+def standardize(columns: Array, low: float, high: float) -> None:
+    """Standardize a minibatch's advantages, line 1 of `columns` (K, n), to a mean of 0 and a
+    standard deviation of 1, and set their caps, line 2, for a policy ratio between `low` and
+    `high`. A single advantage stays as it is."""
+    n = columns.shape[1]
+    mean, square = 0.0, 0.0
+    for j in range(n):
+        mean += columns[1, j] / n
+    for j in range(n):
+        square += (columns[1, j] - mean) ** 2
+    scale = 1.0 / (np.sqrt(square / (n - 1)) + 1e-8) if n > 1 else 1.0
+    mean = mean if n > 1 else 0.0
+    above, below = _F32(high), _F32(low)
+    for j in range(n):
+        advantage = _F32((columns[1, j] - mean) * scale)
+        columns[1, j] = advantage
+        columns[2, j] = advantage * (above if advantage > 0 else below)
+
+
+@_compiled_once(_VECTOR, _LINES, _VECTOR, *[_NUMBER] * 3)
+def by_clipped_values(  # noqa: PLR0917 - compiled loops take arrays and numbers
+    values: Array,
+    columns: Array,
+    d_values: Array,
+    clip_range: float,
+    vf_clip: float,
+    vf_coeff: float,
+) -> None:
+    """Overwrite `d_values` (n,) by the derivatives of the loss of clipped values. `columns` has the
+    value targets in line 3 and the old values in its last."""
+    n = values.shape[0]
+    clip, factor, bound = _F32(vf_clip), _F32(2.0 * vf_coeff / n), _F32(clip_range)
+    last = columns.shape[0] - 1
+    for j in range(n):
+        old = columns[last, j]
+        moved = values[j] - old
+        # These comparisons keep NaN, and so does the product.
+        near = bound if moved > bound else moved
+        near = -bound if near < -bound else near
+        through = _F32(1.0) if near == moved else _F32(0.0)
+        d_values[j] = _by_value(old + near, columns[3, j], clip, factor) * through
+
+
+@_compiled_once(_MATRIX, _LINES, _VECTOR)
+def categorical_log_ratio(logits: Array, columns: Array, log_ratio: Array) -> None:
+    """Write logp - logp_old (n,) of a categorical policy; `columns` as in `categorical`."""
+    actions, n = logits.shape
+    for j in range(n):
+        largest = logits[0, j]
+        for k in range(1, actions):
+            largest = logits[k, j] if logits[k, j] > largest else largest
+        total = chosen = _F32(0.0)
+        for k in range(actions):
+            total += np.exp(logits[k, j] - largest)
+            chosen += (logits[k, j] - largest) * columns[4 + k, j]
+        log_ratio[j] = chosen - np.log(total) - columns[0, j]
+
+
+@_compiled_once(_MATRIX, _LINES, _VECTOR, _MATRIX, _MATRIX, _NUMBER)
+def gaussian_log_ratio(  # noqa: PLR0917 - compiled loops take arrays and numbers
+    outputs: Array, columns: Array, log_ratio: Array, free: Array, d_free: Array, std_clip: float
+) -> None:
+    """The same with a diagonal Gaussian; arguments as in `gaussian`, `d_free` is left alone."""
+    is_free = free.shape[0] > 0
+    a = outputs.shape[0] if is_free else outputs.shape[0] // 2
+    bound = _F32(std_clip)
+    base = _F32(0.9189385332046727) * _F32(a)  # A log(2 pi) / 2
+    for j in range(outputs.shape[1]):
+        logp = -base
+        for k in range(a):
+            log_std = free[k, 0] if is_free else outputs[a + k, j]
+            log_std = bound if log_std > bound else log_std
+            log_std = -bound if log_std < -bound else log_std
+            z = (columns[4 + k, j] - outputs[k, j]) * np.exp(-log_std)
+            logp -= _F32(0.5) * z * z + log_std
+        log_ratio[j] = logp - columns[0, j]

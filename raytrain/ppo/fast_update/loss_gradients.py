@@ -5,6 +5,7 @@ For a minibatch of n rows RLlib's PPO minimizes the mean of
     - min(A r, A clip(r, 1 - e, 1 + e)) + c_v min((v - R)^2, v_max) - c_s H + c_kl KL(old | new)
 
 with r = exp(logp - logp_old) (Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7).
+With `clip_range_vf`, v is clipped to plus and minus that around its value before the update.
 The first term's derivative by logp is -A r where r is not clipped and 0 where it is; from it and
 from H and KL each action head computes the derivatives by its outputs.
 
@@ -38,6 +39,12 @@ class LossSettings:
     entropy_coeff: float
     kl_coeff: float
     """0 without a KL loss."""
+    clip_range_vf: float | None = None
+    """The value's distance from that at the beginning of the update (Stable-Baselines3)."""
+    in_minibatches: bool = False
+    """Whether advantages are standardized in each minibatch."""
+    kl_limit: float | None = None
+    """The update ends before a minibatch with a larger approximate KL divergence."""
 
     @property
     def coefficients(self) -> tuple[float, float, float, float]:
@@ -50,6 +57,8 @@ class ActionHead:
     """An action distribution: the loop that writes the loss's derivatives, and what it needs."""
 
     kernel: Callable[..., None]
+    log_ratio: Callable[..., None]
+    """The loop that writes logp - logp_old, (n,)."""
     lines: Callable[[ArrayColumns], list[Array]]
     """Of a batch: lines (N,) that stand behind `advantage_columns` in a minibatch."""
     arguments: tuple[Any, ...] = ()
@@ -75,7 +84,7 @@ def categorical_head(actions: int) -> ActionHead:
         old = np.exp(logits - logits.max(axis=0))
         return [*one_hot, *(old / old.sum(axis=0))]
 
-    return ActionHead(kernels.categorical(), lines)
+    return ActionHead(kernels.categorical(), kernels.categorical_log_ratio(), lines)
 
 
 def gaussian_head(log_std_clip: float, free: tuple[Array, Array] | None) -> ActionHead:
@@ -90,4 +99,5 @@ def gaussian_head(log_std_clip: float, free: tuple[Array, Array] | None) -> Acti
         return [*batch[Columns.ACTIONS].T, *batch[Columns.ACTION_DIST_INPUTS].T]
 
     none = np.empty((0, 1), np.float32)
-    return ActionHead(kernels.gaussian(), lines, (*(free or (none, none)), log_std_clip))
+    arguments = (*(free or (none, none)), log_std_clip)
+    return ActionHead(kernels.gaussian(), kernels.gaussian_log_ratio(), lines, arguments)

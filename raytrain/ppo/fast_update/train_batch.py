@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from raytrain.policy.action_masks import COLUMN as ACTION_MASKS
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -27,10 +30,11 @@ class TrainBatch:
     """N rows. Floats are float32, but rewards (float64, as environments return them)."""
 
     columns: dict[str, Array]
-    """What the loss needs, by RLlib's names: `obs` (N, ...), `actions` (N,) or (N, A),
+    """What the loss needs, by RLlib's names: `obs` (N, ...), `actions` (N,) or (N, A) (of Tuple and
+    Dict spaces the numbers of all leaves, float32, in the order of `tree.flatten`),
     `action_logp` (N,) and `action_dist_inputs` (N, K) of the policy that sampled them,
-    `loss_mask` (N,) bool, and `weights_seq_no` (N,), the version of its weights, if the env
-    runner reports it."""
+    `action_mask` (N, K) bool if actions are masked, `loss_mask` (N,) bool, and `weights_seq_no`
+    (N,), the version of its weights, if the env runner reports it."""
     rewards: Array
     terminateds: Array
     """(N,) bool: there is no next state. Never set on a bootstrap row."""
@@ -75,7 +79,7 @@ def train_batch(episodes: Sequence[Any], *, everything: bool = False) -> TrainBa
 
     outputs = [episode.extra_model_outputs for episode in episodes]
     names = [Columns.ACTION_LOGP, Columns.ACTION_DIST_INPUTS]
-    names += [name for name in (WEIGHTS_SEQ_NO,) if name in outputs[0]]
+    names += [name for name in (WEIGHTS_SEQ_NO, ACTION_MASKS) if name in outputs[0]]
     rewards = np.where(
         loss_mask,
         np.concatenate([_items(episode.rewards) for episode in episodes])[source],
@@ -94,7 +98,7 @@ def train_batch(episodes: Sequence[Any], *, everything: bool = False) -> TrainBa
             Columns.OBS: _float32(
                 np.concatenate([_items(episode.observations) for episode in episodes])
             ),
-            Columns.ACTIONS: per_step([_items(episode.actions) for episode in episodes]),
+            Columns.ACTIONS: per_step([_flat_actions(episode.actions) for episode in episodes]),
             Columns.LOSS_MASK: loss_mask,
             **{name: per_step([_items(columns[name]) for columns in outputs]) for name in names},
             **more,
@@ -111,6 +115,15 @@ def _items(buffer: Any) -> Array:
     if isinstance(buffer.data, np.ndarray):
         return buffer.data[buffer.lookback :]
     return np.asarray(buffer.data[buffer.lookback :])
+
+
+def _flat_actions(buffer: Any) -> Array:
+    if isinstance(buffer.data, dict | tuple):
+        leaves = [leaf[buffer.lookback :] for leaf in tree.flatten(buffer.data)]
+        return np.concatenate(
+            [leaf.reshape(len(leaf), -1).astype(np.float32, copy=False) for leaf in leaves], axis=1
+        )
+    return _items(buffer)
 
 
 def _float32(column: Array) -> Array:

@@ -30,12 +30,18 @@ from raytrain.ppo.fast_update.eligibility import (
 )
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.gradient_step import Clipping, GradientStep
-from raytrain.ppo.fast_update.loss import ppo_loss
+from raytrain.ppo.fast_update.loss import as_rllib, ppo_loss
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
 from raytrain.ppo.fast_update.metrics import log_steps
-from raytrain.ppo.fast_update.minibatch_loop import AutogradSteps, HandWrittenSteps, TensorColumns
+from raytrain.ppo.fast_update.minibatch_loop import (
+    AutogradSteps,
+    HandWrittenSteps,
+    KlLimit,
+    TensorColumns,
+)
 from raytrain.ppo.fast_update.minibatches import last_with_a_step, minibatch_rows
 from raytrain.ppo.fast_update.train_batch import Array, TrainBatch, train_batch
+from raytrain.ppo.own_training import APPROX_KL
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +76,14 @@ class FastUpdate:
         learners = max(1, learner.config.num_learners)
         self._gradient_step = step = GradientStep(adam, self._clipping(), learners=learners)
         loss = partial(ppo_loss, module, use_critic=self._config().use_critic)
+        self._kl_limit = limit = KlLimit(learners=learners, device=adam.weights.device)
         self._steps: HandWrittenSteps | AutogradSteps
         if not isinstance(network, str):
-            self._steps = HandWrittenSteps(network, adam, step)
+            self._steps = HandWrittenSteps(network, adam, step, limit)
         elif self._wants_graphs() and not self._own_loss:
-            self._steps = GraphedSteps(adam, step, loss, module)
+            self._steps = GraphedSteps(adam, step, loss, limit, module)
         else:
-            self._steps = AutogradSteps(adam, step, loss)
+            self._steps = AutogradSteps(adam, step, loss, limit)
 
     def update(
         self,
@@ -104,15 +111,16 @@ class FastUpdate:
             minibatches=num_total_minibatches,
         )
         with _ray.learners.time_minibatches(learner):
-            self._run(columns, rows)
+            done = self._run(columns, rows)
         log_steps(
             learner.metrics,
             DEFAULT_MODULE_ID,
             batch=batch,
-            minibatches=rows.shape,
+            minibatches=(done, rows.shape[1]),
             sequence_number=sequence_number,
         )
-        _ray.learners.count_trained_steps(learner, len(rows) * len(batch), rows.size)
+        if done:
+            _ray.learners.count_trained_steps(learner, done * len(batch), done * rows.shape[1])
 
     def _config(self) -> Any:
         return self._learner.config.get_config_for_module(DEFAULT_MODULE_ID)
@@ -134,9 +142,16 @@ class FastUpdate:
         with torch.no_grad():
             values = self._module.compute_values(tensors).cpu().numpy()
         config = self._learner.config
+        own = self._learner.own_training
         advantages, targets = advantages_and_targets(
-            batch, values, gamma=config.gamma, lambda_=config.lambda_
+            batch,
+            values,
+            gamma=config.gamma,
+            lambda_=config.lambda_,
+            standardize=not own.in_minibatches,
         )
+        if own.clip_range_vf is not None:
+            tensors[Columns.VF_PREDS] = self._on_device(values)
         tensors[Postprocessing.ADVANTAGES] = self._on_device(advantages)
         tensors[Postprocessing.VALUE_TARGETS] = self._on_device(targets)
         return tensors
@@ -145,30 +160,46 @@ class FastUpdate:
         # A copy, which Torch aligns to 64 bytes: only then does MKL promise the same sums.
         return torch.from_numpy(array).to(self._learner.device, copy=True)
 
-    def _run(self, columns: TensorColumns, rows: Array) -> None:
-        """All minibatches. RLlib reports losses of the last, before its step; here it is the last
-        that has a loss."""
+    def _run(self, columns: TensorColumns, rows: Array) -> int:
+        """All minibatches; the number of those with a step. RLlib reports losses of the last,
+        before its step; here it is the last that has a loss, or the one that ended the update."""
+        self._kl_limit.present = None
         self._gradient_step.clipping = self._clipping()
         logged = last_with_a_step(rows, columns[Columns.LOSS_MASK].cpu().numpy())
         first = len(rows) if logged is None else logged
         self._steps.begin(columns, self._loss_settings())
         # A loss of the user's own may also log something, in each minibatch.
-        self._steps.run(rows[:first], self._logged_loss if self._own_loss else None)
-        self._steps.run(rows[first : first + 1], self._logged_loss)
-        self._steps.run(rows[first + 1 :], self._logged_loss if self._own_loss else None)
+        logs = self._logged_loss if self._own_loss else None
+        done = self._steps.run(rows[:first], logs)
+        if done < first:
+            self._log_losses(columns, rows[done])
+        else:
+            done += self._steps.run(rows[first : first + 1], self._logged_loss)
+            if done > first:
+                done += self._steps.run(rows[first + 1 :], logs)
         self._steps.end()
-        if self._gradient_step.clipping.wants_norm:
+        if self._kl_limit.present is not None:
+            key = (DEFAULT_MODULE_ID, APPROX_KL)
+            self._learner.metrics.log_value(key, self._kl_limit.present, window=1)
+        if done and self._gradient_step.clipping.wants_norm:
             norm = self._gradient_step.norm
             self._learner.metrics.log_value((DEFAULT_MODULE_ID, self._norm_name), norm, window=1)
+        return done
+
+    def _log_losses(self, columns: TensorColumns, rows: Array) -> None:
+        index = torch.from_numpy(rows).to(self._learner.device)
+        with torch.no_grad():
+            self._logged_loss({name: column[index] for name, column in columns.items()})
 
     def _logged_loss(self, minibatch: TensorColumns) -> torch.Tensor:
         """RLlib's loss of a minibatch, which goes into the metrics with its parts."""
         learner = self._learner
         _ray.learners.log_off_policyness(learner, {DEFAULT_MODULE_ID: minibatch})
+        actions = as_rllib(minibatch[Columns.ACTIONS], self._module.action_space)
         loss: torch.Tensor = learner.compute_loss_for_module(
             module_id=DEFAULT_MODULE_ID,
             config=self._config(),
-            batch=minibatch,
+            batch={**minibatch, Columns.ACTIONS: actions},
             fwd_out=self._module.forward_train(minibatch),
         )
         key = (DEFAULT_MODULE_ID, learner.TOTAL_LOSS_KEY)
@@ -180,9 +211,12 @@ class FastUpdate:
         entropy = learner.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID]
         kl_coeff = _ray.learners.kl_coefficients(learner)[DEFAULT_MODULE_ID]
         return LossSettings(
-            clip_param=config.clip_param,
+            clip_param=learner.clip("clip_param"),
             vf_clip_param=config.vf_clip_param,
             vf_loss_coeff=config.vf_loss_coeff,
             entropy_coeff=float(entropy.get_current_value()),
             kl_coeff=float(kl_coeff) if config.use_kl_loss else 0.0,
+            clip_range_vf=learner.clip("clip_range_vf"),
+            in_minibatches=learner.own_training.in_minibatches,
+            kl_limit=learner.own_training.kl_limit,
         )

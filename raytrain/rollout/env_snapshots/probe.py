@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -103,12 +104,14 @@ def prove(
     steps: int = 200,
     budget_s: float = 20,
     hash_seed: int | None = None,
+    action_mask: str | None = None,
 ) -> Proof:
     """Try the strategies on scratch environments; the process's generators do not change.
 
     `steps` is the number of steps in which an episode's end is waited for, and `budget_s` the time,
     for slow environments (a third of it for the first run, which all others repeat). `hash_seed` is
-    the run's PYTHONHASHSEED, by default that of a run with this seed.
+    the run's PYTHONHASHSEED, by default that of a run with this seed. `action_mask`: as in the
+    config; only actions that are allowed are tried.
 
     Raises:
         UserCodeFailed: the environment cannot be made, reset and stepped at all, or what it returns
@@ -116,7 +119,7 @@ def prove(
     """
     own = rng.hash_seed(seed) if hash_seed is None else hash_seed
     with preserved(), HashOrders(own) as orders:
-        script, warnings = _first_run(make_env, seed, steps, budget_s)
+        script, warnings = _first_run(make_env, seed, steps, budget_s, action_mask)
         orders.begin(make_env, script, RngStreams.seeded(seed).to_state())
         here = _proof(make_env, script, warnings, seed, own)
         effect = orders.effect() if here.attempts else "none"
@@ -127,7 +130,13 @@ def prove(
     # This process has another hash order than the run.
     try:
         proof: Proof = in_fresh_process(
-            _prove_here, make_env, seed, steps, budget_s, own, hash_seed=own
+            partial(_prove_here, action_mask=action_mask),
+            make_env,
+            seed,
+            steps,
+            budget_s,
+            own,
+            hash_seed=own,
         )
     except SnapshotError as error:
         raise UserCodeFailed(f"with PYTHONHASHSEED={own}, as in the run: {error}") from None
@@ -136,9 +145,17 @@ def prove(
     return replace(proof, hash_order=True, warnings=(*proof.warnings, _HASH_ORDER))
 
 
-def _prove_here(make_env: MakeEnv, seed: int, steps: int, budget_s: float, hash_seed: int) -> Proof:
+def _prove_here(
+    make_env: MakeEnv,
+    seed: int,
+    steps: int,
+    budget_s: float,
+    hash_seed: int,
+    *,
+    action_mask: str | None,
+) -> Proof:
     """The proof in a process that has the run's hash order."""
-    script, warnings = _first_run(make_env, seed, steps, budget_s)
+    script, warnings = _first_run(make_env, seed, steps, budget_s, action_mask)
     return _proof(make_env, script, warnings, seed, hash_seed)
 
 
@@ -169,14 +186,14 @@ def _proof(
 
 
 def _first_run(
-    make_env: MakeEnv, seed: int, steps: int, budget_s: float
+    make_env: MakeEnv, seed: int, steps: int, budget_s: float, action_mask: str | None
 ) -> tuple[Script, tuple[str, ...]]:
     with RngStreams.seeded(seed).active():
         before = RngStreams.capture()
         env = make(make_env)
         drawn = before.differing(RngStreams.capture())
         with user_code("the environment"):
-            first_run = FirstRun(env, seed, steps, budget_s / 3)
+            first_run = FirstRun(env, seed, steps, budget_s / 3, action_mask)
             script = first_run.run()
         warnings = first_run.contract.warnings() + _closed(env)
     names = tuple(sorted({*drawn, *script.global_random}))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from raytrain.policy.action_masks import RandomActions
 from raytrain.policy.env_contract import Contract
 from raytrain.rng import RngStreams
 from raytrain.rollout.env_snapshots.base import user_code
@@ -69,22 +70,23 @@ class Script:
 def perform(env: Any, operation: Operation, draws_torch: bool) -> Frame:
     """One operation, after the draws of a policy, on the process's present generators."""
     _draw_like_a_policy(draws_torch)
-    return frame_of(*_call(env, operation))
+    return frame_of(*_call(env, operation)[:4])
 
 
 class FirstRun:
     """Steps an environment and writes the script. `steps`, `budget_s`: the most steps, and the
-    seconds, in which to wait for an episode's end."""
+    seconds, in which to wait for an episode's end. `action_mask`: as in the config."""
 
-    def __init__(self, env: Any, seed: int, steps: int, budget_s: float) -> None:
+    def __init__(
+        self, env: Any, seed: int, steps: int, budget_s: float, action_mask: str | None = None
+    ) -> None:
         self._env = env
         self.contract = Contract(env)
         self._seed = seed
         self._steps = steps
         self._random = np.random.default_rng(seed)
-        # A copy: the environment may draw from its own space.
-        self._actions = copy.deepcopy(env.action_space)
-        self._actions.seed(int(self._random.integers(2**31)))
+        self._actions = RandomActions(env.action_space, action_mask, self._random)
+        self._info: Any = None
         begun = time.monotonic()
         self._deadline, self._early = begun + budget_s, begun + _EARLY_S
         self._num_early = 1
@@ -136,12 +138,12 @@ class FirstRun:
             if self._over:
                 self._reset()
             else:
-                self._do(Operation("step", (self._actions.sample(),)))
+                self._do(Operation("step", (self._actions.sample(self._info),)))
 
     def _do(self, operation: Operation) -> None:
         _draw_like_a_policy(draws_torch=True)
         before = RngStreams.capture()
-        result = _call(self._env, operation, self.contract)
+        *result, self._info = _call(self._env, operation, self.contract)
         self._global_random.update(before.differing(RngStreams.capture()))
         self._over = bool(result[2] or result[3])
         self._operations.append(operation)
@@ -161,8 +163,9 @@ def _draw_like_a_policy(draws_torch: bool) -> None:
 
 def _call(
     env: Any, operation: Operation, contract: Contract | None = None
-) -> tuple[Any, Any, Any, Any]:
-    """Observation, reward, terminated and truncated; the last three are None after a reset."""
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Observation, reward, terminated, truncated and info; after a reset, those between are
+    None."""
     method = operation.method
     with user_code(f"{method}()"):
         arguments = copy.deepcopy(operation.arguments)
@@ -170,7 +173,7 @@ def _call(
         if contract is not None:
             getattr(contract, method)(returned)
         if method == "reset":
-            observation, _ = returned
-            return observation, None, None, None
-        observation, reward, terminated, truncated, _ = returned
-        return observation, reward, terminated, truncated
+            observation, info = returned
+            return observation, None, None, None, info
+        observation, reward, terminated, truncated, info = returned
+        return observation, reward, terminated, truncated, info

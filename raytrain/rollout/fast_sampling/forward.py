@@ -19,13 +19,16 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 import torch
+import tree
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 
 from raytrain.arithmetic.portable import is_portable
+from raytrain.policy.action_masks import masked
 from raytrain.policy.arithmetic import as_array
 from raytrain.policy.distributions import (
+    ActionDistribution,
     sample_categorical,
     sample_categoricals,
     sample_gaussian,
@@ -36,30 +39,33 @@ from raytrain.rollout.fast_sampling.fragments import Array
 
 Layer: TypeAlias = Callable[[Any], Any]
 Outputs: TypeAlias = dict[str, Any]
-Sampling: TypeAlias = Callable[[Any], tuple[Any, Any]]
+Sampling: TypeAlias = Callable[..., tuple[Any, Any]]
 """From distribution inputs [N, D] to actions [N, ...] and their log probabilities [N]."""
 
 
 class Acting:
     """The policy of one fragment: its weights must not be replaced while it is in use.
 
-    `act(observations, t)` returns actions and model outputs as arrays [N, ...], with the dtypes
-    that RLlib's connectors give them (int32 and float32), in RLlib's order of columns. The arrays
-    are valid until the next call. `t`: the environment steps sampled so far, for modules whose
-    exploration depends on it.
+    `act(observations, t)` returns actions (nested as the space) and model outputs as arrays
+    [N, ...], with the dtypes that RLlib's connectors give them (int32 and float32), in RLlib's
+    order of columns. The arrays are valid until the next call. `t`: the environment steps sampled
+    so far, for modules whose exploration depends on it. `masks`: (N, K), see `action_masks`; the
+    distribution inputs that are returned are masked.
     """
 
     def __init__(self, module: Any, action_space: gym.Space[Any], *, explore: bool) -> None:
         self._module = module
         self._explore = explore
         self._device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        self._sampling = _sampling(module, action_space) if explore else None
+        self._sampling = _sampling(module, action_space, explore=explore)
         self._layers: list[Layer] | None = None
-        if self._sampling is not None and self._device.type == "cpu":
+        if explore and self._sampling is not None and self._device.type == "cpu":
             self._layers = _layers(module)
         self._observations: Any = None  # Made for the first batch.
 
-    def act(self, observations: Array, t: int) -> tuple[Array, dict[str, Array]]:
+    def act(
+        self, observations: Array, t: int, masks: Array | None = None
+    ) -> tuple[Any, dict[str, Array]]:
         if self._observations is None:
             # No 64 bits, as in RLlib's NumpyToTensor. The tensor shares the array's memory.
             wide = observations.dtype == np.float64
@@ -69,18 +75,22 @@ class Acting:
             self._observations = torch.from_numpy(zeros).clone()
             self._array = self._observations.numpy()
         self._array[...] = observations
+        allowed = None if masks is None else torch.from_numpy(masks).to(self._device)
         if self._layers is not None:
-            return self._act_directly(self._layers)
+            return self._act_directly(self._layers, allowed)
         batch = {Columns.OBS: self._observations.to(self._device, copy=True)}
         with torch.no_grad():
             if self._explore:
                 outputs: Outputs = dict(self._module.forward_exploration(batch, t=t))
             else:
                 outputs = dict(self._module.forward_inference(batch))
+            if allowed is not None:
+                name = Columns.ACTION_DIST_INPUTS
+                outputs[name] = masked(outputs[name], allowed)
             if Columns.ACTIONS not in outputs:
                 inputs = outputs[Columns.ACTION_DIST_INPUTS]
                 if self._sampling is not None:
-                    actions, logp = self._sampling(inputs)
+                    actions, logp = self._sample(inputs, allowed)
                 else:
                     distribution = action_distribution(
                         self._module, inputs, deterministic=not self._explore
@@ -89,19 +99,33 @@ class Acting:
                     logp = distribution.logp(actions)
                 outputs[Columns.ACTIONS] = actions
                 outputs.setdefault(Columns.ACTION_LOGP, logp)
-        arrays = {name: as_array(value) for name, value in outputs.items()}
-        return arrays.pop(Columns.ACTIONS), arrays
+        actions = outputs.pop(Columns.ACTIONS)
+        return _arrays(actions), {name: as_array(value) for name, value in outputs.items()}
 
-    def _act_directly(self, layers: list[Layer]) -> tuple[Array, dict[str, Array]]:
+    def _sample(self, inputs: Any, allowed: Any) -> tuple[Any, Any]:
+        assert self._sampling is not None
+        return (
+            self._sampling(inputs) if allowed is None else self._sampling(inputs, allowed=allowed)
+        )
+
+    def _act_directly(self, layers: list[Layer], allowed: Any) -> tuple[Any, dict[str, Array]]:
         with torch.inference_mode():
             x = self._observations
             for layer in layers:
                 x = layer(x)
-            actions, logp = self._sampling(x)  # type: ignore[misc]
-            return as_array(actions), {
+            if allowed is not None:
+                x = masked(x, allowed)
+            actions, logp = self._sample(x, allowed)
+            return _arrays(actions), {
                 Columns.ACTION_DIST_INPUTS: x.numpy(),
                 Columns.ACTION_LOGP: logp.numpy(),
             }
+
+
+def _arrays(actions: Any) -> Any:
+    if isinstance(actions, torch.Tensor):
+        return as_array(actions)
+    return tree.map_structure(as_array, actions)
 
 
 def _layers(module: Any) -> list[Layer] | None:
@@ -162,14 +186,22 @@ def _append(outputs: Any, columns: Any) -> Any:
     return torch.cat([outputs, columns.expand(len(outputs), -1)], dim=-1)
 
 
-def _sampling(module: Any, space: gym.Space[Any]) -> Sampling | None:
-    """How to sample from the module's distribution; None if it is not one of RLlib's defaults."""
+def _sampling(module: Any, space: gym.Space[Any], *, explore: bool) -> Sampling | None:
+    """How to sample from the module's distribution, or (without `explore`) how to take its mode;
+    None for RLlib's own way, and where the distribution is not one of RLlib's defaults."""
     kind = module.get_exploration_action_dist_cls()
+    # Distributions of other spaces than these two are classes that RLlib makes for the space.
+    is_default = type(module) is DefaultPPOTorchRLModule
+    if not explore:
+        # RLlib 2.60 adds up arrays of different shapes as the log-probability of a mode.
+        nested = isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) and is_default
+        return ActionDistribution(space).mode if nested else None
     if kind is TorchCategorical:
         return sample_categorical
     if kind is TorchDiagGaussian:
         return sample_gaussian
-    # The one of a MultiDiscrete space is a class that RLlib makes for it.
-    if isinstance(space, gym.spaces.MultiDiscrete) and type(module) is DefaultPPOTorchRLModule:
+    if not is_default:
+        return None
+    if isinstance(space, gym.spaces.MultiDiscrete):
         return partial(sample_categoricals, sizes=[int(n) for n in space.nvec])
-    return None
+    return ActionDistribution(space).sample

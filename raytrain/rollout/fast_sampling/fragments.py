@@ -22,15 +22,21 @@ from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
+import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+from ray.rllib.utils.spaces.space_utils import unbatch
+
+from raytrain.policy.arithmetic import base_struct
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Infos: TypeAlias = list[dict[str, Any]]
 
 REWARDS = Columns.REWARDS
 ACTIONS = Columns.ACTIONS
+"""The column of actions; those of Tuple and Dict spaces have `actions/0`, `actions/1`, ..., one for
+each leaf, in the order of `tree.flatten`."""
 _REWARDS_SPACE = gym.spaces.Box(-np.inf, np.inf, (), np.float32)
 
 
@@ -58,6 +64,8 @@ class Progress:
     """Number of episodes begun so far; the next one's number."""
     chunks: list[list[SingleAgentEpisode]] = field(default_factory=list)
     """[N] the chunks of the running episodes that were returned before, if they are kept whole."""
+    masks: Array | None = None
+    """[N, K] bool: which actions are allowed in the next step; None without action masks."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,13 @@ class Ended(Chunk):
     def length(self) -> int:
         """Steps of the whole episode."""
         return self.steps_before + self.stop - self.start
+
+
+def action_columns(actions: Any) -> dict[str, Array]:
+    """Actions, nested as their space, by column."""
+    if isinstance(actions, np.ndarray):
+        return {ACTIONS: actions}
+    return {f"{ACTIONS}/{index}": leaf for index, leaf in enumerate(tree.flatten(actions))}
 
 
 class Fragment:
@@ -174,7 +189,10 @@ class Episodes:
         self._action_space = action_space
         self._observations = by_env(fragment.observations, fragment.rows + 1)
         columns = {name: by_env(column, fragment.rows) for name, column in fragment.columns.items()}
-        self._actions = columns.pop(ACTIONS)
+        struct = base_struct(action_space)
+        # Spaces stand for the leaves.
+        names = [ACTIONS] if struct is action_space else list(action_columns(struct))
+        self._actions = tree.unflatten_as(struct, [columns.pop(name) for name in names])
         self._rewards = columns.pop(REWARDS)
         self._outputs = columns
 
@@ -184,6 +202,9 @@ class Episodes:
         lookback = min(self._lookback, chunk.steps_before) if start == self._lookback else 0
         first = start - lookback
         no_infos, infos = self._no_infos, self._infos
+
+        def part(column: Array) -> Array:
+            return column[index, first:stop]
 
         def buffer(data: Any, space: Any = None) -> InfiniteLookbackBuffer:
             if self._single and isinstance(data, np.ndarray):
@@ -197,11 +218,11 @@ class Episodes:
             ),
             observation_space=self._observation_space,
             infos=buffer([infos[row - no_infos][index] for row in range(first, stop + 1)]),
-            actions=buffer(self._actions[index, first:stop], self._action_space),
+            actions=buffer(tree.map_structure(part, self._actions), self._action_space),
             action_space=self._action_space,
-            rewards=buffer(self._rewards[index, first:stop], _REWARDS_SPACE),
+            rewards=buffer(part(self._rewards), _REWARDS_SPACE),
             extra_model_outputs={
-                name: buffer(column[index, first:stop]) for name, column in self._outputs.items()
+                name: buffer(part(column)) for name, column in self._outputs.items()
             },
             terminated=chunk.terminated,
             truncated=chunk.truncated,
@@ -225,7 +246,7 @@ def in_lists(episode: SingleAgentEpisode) -> Iterator[None]:
     buffers += episode.extra_model_outputs.values()
     kept = []
     for each in buffers:
-        items = list(each.data)
+        items = list(each.data) if isinstance(each.data, np.ndarray) else unbatch(each.data)
         kept.append((each, each.data, items))
         each.data, each.finalized = items.copy(), False
     yield

@@ -20,15 +20,25 @@ from raytrain.rollout.fast_sampling.fragments import Array
 
 class BatchFilter:
     """Normalises with the running statistics of an RLlib MeanStdFilter connector. Construct a new
-    one whenever the connector's state was set."""
+    one whenever the connector's state was set. `columns`: those of vectors that it normalises;
+    None: all of an observation."""
 
-    def __init__(self, connector: Any) -> None:
+    def __init__(self, connector: Any, columns: list[int] | None = None) -> None:
         self._filter, self._update = _ray.runners.mean_std_filter(connector)
+        self._columns = columns
         self._stats = self._filter.running_stats
 
     def __call__(self, observations: Array) -> None:
         """Update the statistics with `observations` [N, ...], in order, and normalise
         them in place."""
+        if self._columns is not None:
+            chosen = observations[:, self._columns]
+            self._normalise(chosen)
+            observations[:, self._columns] = chosen
+            return
+        self._normalise(observations)
+
+    def _normalise(self, observations: Array) -> None:
         stats = self._stats
         shape = observations.shape
         means = np.empty(shape)

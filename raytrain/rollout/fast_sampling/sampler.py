@@ -22,23 +22,27 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from raytrain import _ray
+from raytrain.config.action_mask import MaskSource
 from raytrain.errors import RaytrainError
-from raytrain.policy.env_actions import LeafMapping
+from raytrain.policy.action_masks import COLUMN as MASKS
+from raytrain.policy.action_masks import MaskLayout, MaskReader
+from raytrain.policy.env_actions import ActionMapping, policy_space
+from raytrain.policy.rllib_observations import Preprocessing
 from raytrain.rollout.divergence import why_no_action
 from raytrain.rollout.fast_sampling.episode_rows import ChunkTotals, numbers_in
 from raytrain.rollout.fast_sampling.forward import Acting
 from raytrain.rollout.fast_sampling.fragments import (
-    ACTIONS,
     REWARDS,
     Chunk,
     Ended,
     Episodes,
     Fragment,
     Progress,
+    action_columns,
     in_lists,
 )
 from raytrain.rollout.fast_sampling.mean_std_filter import BatchFilter
-from raytrain.rollout.fast_sampling.vector_step import StepArrays, stepper
+from raytrain.rollout.fast_sampling.vector_step import StepArrays, stepper, write_batch
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,12 @@ OnEnd: TypeAlias = Callable[[int, Any, list[Any]], None]
 before."""
 
 
+def mask_reader(config: Any, action_space: Any) -> MaskReader | None:
+    """What reads the action masks of an RLlib config's environment; None if it has none."""
+    source = MaskSource.of(config.learner_config_dict.get("action_mask"))
+    return None if source is None else MaskReader(MaskLayout(action_space), source)
+
+
 class FragmentSampler:
     """Samples the environments of one group. Between two calls it remembers `progress`,
     and no more."""
@@ -74,7 +84,6 @@ class FragmentSampler:
     def __init__(
         self,
         runner: Any,
-        filter_connector: Any,
         *,
         id_prefix: str,
         on_end: OnEnd | None = None,
@@ -85,20 +94,21 @@ class FragmentSampler:
         self.runner = runner
         self.on_end = on_end
         self.keep_chunks = keep_chunks
-        self.filter_connector = filter_connector
+        to_module = _ray.runners.connectors(runner)[0]
+        self.before = Preprocessing.of(to_module)
         self._id_prefix = id_prefix
         env, config = runner.env, runner.config
         self.num_envs = int(env.num_envs)
-        self.action_space = env.single_action_space
-        observation_space = env.single_observation_space
-        self.episodes_space = (
-            filter_connector.observation_space if filter_connector else observation_space
+        self.action_space = policy_space(env.single_action_space)
+        self.episodes_space = to_module.observation_space
+        self.for_environment = ActionMapping(
+            env.single_action_space,
+            normalize=config.normalize_actions,
+            clip=config.clip_actions,
         )
-        self.for_environment = LeafMapping.of(
-            self.action_space, normalize=config.normalize_actions, clip=config.clip_actions
-        )
+        self.masks = mask_reader(config, env.single_action_space)
         self.lookback = int(config.episode_lookback_horizon)
-        self.fragment = Fragment(self.lookback, self.num_envs, observation_space)
+        self.fragment = Fragment(self.lookback, self.num_envs, self.episodes_space)
         self.progress: Progress | None = None
         self.present: Sampled | None = None
         """What the present call of `sample` has so far. Safe to read in any thread."""
@@ -107,10 +117,14 @@ class FragmentSampler:
         """Reset every environment; running episodes are dropped."""
         observations, infos = self.runner.env.reset(seed=seed, options=None)
         n = self.num_envs
-        rows = np.zeros((self.lookback + 1, *observations.shape), observations.dtype)
-        rows[-1] = observations
-        if self.filter_connector is not None:
-            BatchFilter(self.filter_connector)(rows[-1])
+        rows = np.zeros_like(self.fragment.observations[: self.lookback + 1])
+        write_batch(self.before.encoding, observations, rows[-1])
+        if (normalize := self.filter()) is not None:
+            normalize(rows[-1])
+        masks = None
+        if self.masks is not None:
+            masks = np.ones((n, self.masks.layout.entries), np.bool_)
+            self.masks.read(infos, np.zeros(n, np.bool_), masks)
         born = 0 if self.progress is None else self.progress.born
         self.progress = Progress(
             observations=rows,
@@ -123,6 +137,7 @@ class FragmentSampler:
             ids=[self.episode_id(born + index) for index in range(n)],
             born=born + n,
             chunks=[[] for _ in range(n)] if self.keep_chunks else [],
+            masks=masks,
         )
 
     def sample(self, wanted: Wanted, *, explore: bool, version: int) -> Sampled:
@@ -140,6 +155,11 @@ class FragmentSampler:
             (perf_counter_ns() - began) / 1e9 - sampled.inference_s - sampled.env_step_s
         )
         return sampled
+
+    def filter(self) -> BatchFilter | None:
+        """What normalizes encoded observations, with the statistics that the group has now."""
+        connector = self.before.normalizer
+        return None if connector is None else BatchFilter(connector, self.before.columns)
 
     def episode_id(self, number: int) -> str:
         # RLlib draws its ids from the system's entropy. These are the same at every repetition.
@@ -166,9 +186,8 @@ class _Run:
         self._groups = int(runner.config.num_env_runners or 1)
         self._steps_before = runner.num_env_steps_sampled_lifetime // self._groups
         self._acting = Acting(runner.module, sampler.action_space, explore=explore)
-        connector = sampler.filter_connector
-        self._filter = None if connector is None else BatchFilter(connector)
-        self._stepper = stepper(runner.env)
+        self._filter = sampler.filter()
+        self._stepper = stepper(runner.env, sampler.for_environment.split, sampler.before.encoding)
         self._fragment = sampler.fragment
         self._fragment.begin(progress, self._rows_expected())
         self._progress = replace(
@@ -178,6 +197,7 @@ class _Run:
             durations=progress.durations.copy(),
             ids=list(progress.ids),
             chunks=[list(chunks) for chunks in progress.chunks],
+            masks=None if progress.masks is None else progress.masks.copy(),
         )
         self._ended_episodes: list[Any] = []
         # Of the present chunk of each environment: its first row, and its return so far.
@@ -199,6 +219,7 @@ class _Run:
         act, step = self._acting.act, self._stepper.step
         for_environment, filtered = self._sampler.for_environment, self._filter
         returns, times = self._returns, self._times
+        reader, masks = self._sampler.masks, self._progress.masks
         inference = stepping = 0
         times.append(perf_counter_ns())
         while self._more():
@@ -207,12 +228,14 @@ class _Run:
             row = fragment.rows
             began = perf_counter_ns()
             t = (self._steps_before + sampled.env_steps) * self._groups
-            actions, outputs = act(fragment.observations[row], t)
-            if not outputs.keys() <= fragment.columns.keys() or row == fragment.lookback:
-                self._make_columns(actions, outputs)
+            actions, outputs = act(fragment.observations[row], t, masks)
+            acted_columns = {**action_columns(actions), **outputs}
+            if masks is not None:
+                acted_columns[MASKS] = masks
+            if not acted_columns.keys() <= fragment.columns.keys() or row == fragment.lookback:
+                self._make_columns(acted_columns)
             columns = fragment.columns
-            columns[ACTIONS][row] = actions
-            for name, values in outputs.items():
+            for name, values in acted_columns.items():
                 columns[name][row] = values
             for_env = for_environment(actions)
             acted = perf_counter_ns()
@@ -227,6 +250,8 @@ class _Run:
             times.append(stepped)
             if filtered is not None:
                 filtered(observations)
+            if reader is not None and masks is not None:
+                reader.read(infos, terminateds | truncateds, masks)
             fragment.infos.append(infos)
             fragment.rows = row + 1
             returns += rewards
@@ -245,10 +270,9 @@ class _Run:
         assert self._wanted.episodes is not None
         return len(self.sampled.ended) < self._wanted.episodes
 
-    def _make_columns(self, actions: Any, outputs: dict[str, Any]) -> None:
-        self._fragment.column(ACTIONS, actions[None])
+    def _make_columns(self, acted: dict[str, Any]) -> None:
         self._fragment.column(REWARDS, np.zeros((1, self._sampler.num_envs)))
-        for name, values in outputs.items():
+        for name, values in acted.items():
             self._fragment.column(name, values[None])
 
     def _begin_episodes(self) -> None:

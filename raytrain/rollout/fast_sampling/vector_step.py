@@ -1,4 +1,4 @@
-"""Stepping the environments of a group into given arrays.
+"""Stepping the environments of a group into given arrays, where observations are encoded.
 
 `SyncVectorEnv` copies every observation batch, and packs the infos of its environments into
 arrays that RLlib's wrapper takes apart again. Here its environments are stepped one after another
@@ -9,16 +9,21 @@ environment is stepped as a whole.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
 from gymnasium.wrappers.vector import DictInfoToList
 
 from raytrain import _ray
 from raytrain.policy.env_contract import Contract
+from raytrain.policy.observations import ObservationEncoding
 from raytrain.rollout.fast_sampling.fragments import Array, Infos
+
+Split: TypeAlias = Callable[[Any], Iterable[Any]]
 
 _NOTHING: Any = object()
 
@@ -27,7 +32,7 @@ class StepArrays(NamedTuple):
     """The arrays that the results of one step are written to."""
 
     observations: Array
-    """[N, ...]"""
+    """[N, ...], as the module sees them before a filter"""
     rewards: Array
     """[N] float64"""
     terminateds: Array
@@ -39,26 +44,36 @@ class StepArrays(NamedTuple):
 class Stepper:
     """Steps the N environments of a vector environment once."""
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Any, encoding: ObservationEncoding | None) -> None:
         self._env = env
+        self._encoding = encoding
 
-    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
-        """Step with `actions` [N, ...] and write the results `into` the arrays. Returns the N
-        infos, and whether any episode ended."""
-        observations, rewards, terminateds, truncateds = into
-        result = self._env.step(actions)
-        observations[...], rewards[:], terminateds[:], truncateds[:], infos = result
+    def step(self, actions: Any, into: StepArrays) -> tuple[Infos, bool]:
+        """Step with `actions` [N, ...], nested as the action space, and write the results `into`
+        the arrays. Returns the N infos, and whether any episode ended."""
+        _, rewards, terminateds, truncateds = into
+        returned, rewards[:], terminateds[:], truncateds[:], infos = self._env.step(actions)
+        write_batch(self._encoding, returned, into.observations)
         return list(infos), bool(terminateds.any() or truncateds.any())
 
     def leave(self) -> None:
         """Bring the vector environment's own memory up to date with the last step."""
 
 
-def stepper(env: Any) -> Stepper:
-    """A stepper for the vector environment of a runner, to be used for one fragment."""
+def stepper(env: Any, split: Split, encoding: ObservationEncoding | None = None) -> Stepper:
+    """A stepper for the vector environment of a runner, to be used for one fragment. `split`: see
+    `ActionMapping`. `encoding`: of its observations, if they are not taken as they are."""
     if type(env) is DictInfoToList and type(env.env) is SyncVectorEnv:
-        return _OneByOne(env.env)
-    return Stepper(env)
+        return _OneByOne(env.env, split, encoding)
+    return Stepper(env, encoding)
+
+
+def write_batch(encoding: ObservationEncoding | None, observations: Any, into: Array) -> None:
+    """Write what a vector environment returns as N observations into an array [N, ...]."""
+    if encoding is None:
+        into[...] = observations
+    else:
+        encoding.batch(observations, into)
 
 
 def resets_at_next_step(env: Any) -> bool:
@@ -67,8 +82,11 @@ def resets_at_next_step(env: Any) -> bool:
 
 
 class _OneByOne(Stepper):
-    def __init__(self, env: SyncVectorEnv) -> None:
-        super().__init__(env)
+    def __init__(
+        self, env: SyncVectorEnv, split: Split, encoding: ObservationEncoding | None
+    ) -> None:
+        super().__init__(env, encoding)
+        self._split = split
         memory = _ray.runners.vector_env_attributes(env)
         self._last: list[Any] = list(memory["_env_obs"])
         self._resetting: list[bool] = memory["_autoreset_envs"].tolist()
@@ -76,14 +94,14 @@ class _OneByOne(Stepper):
         self._steps = [_inner(single_env).step for single_env in self._envs]
         self._results: StepArrays | None = None
 
-    def step(self, actions: Array, into: StepArrays) -> tuple[Infos, bool]:
+    def step(self, actions: Any, into: StepArrays) -> tuple[Infos, bool]:
         observations, rewards, terminateds, truncateds = into
         last, resetting, steps = self._last, self._resetting, self._steps
         infos: Infos = []
         ended = False
         resets, returned = False, _NOTHING
         try:
-            for index, action in enumerate(actions):
+            for index, action in enumerate(self._split(actions)):
                 returned = _NOTHING
                 if resets := resetting[index]:
                     returned = self._envs[index].reset()
@@ -99,8 +117,11 @@ class _OneByOne(Stepper):
                         ended = resetting[index] = True
                 infos.append(dict(info) if info else {})
             # All at once: `stack` checks shapes and casts as the vector environment does.
-            np.stack(last, axis=0, out=observations)
-        except (TypeError, ValueError):
+            if self._encoding is None:
+                np.stack(last, axis=0, out=observations)
+            else:
+                self._encoding.stack(last, observations)
+        except (TypeError, ValueError, LookupError):  # LookupError: a part is missing.
             self._check_contract(len(infos), returned, resets=resets)
             raise
         self._results = into
@@ -121,6 +142,9 @@ class _OneByOne(Stepper):
         if self._results is None:
             return
         observations, rewards, terminateds, truncateds = (array.copy() for array in self._results)
+        if self._encoding is not None:
+            space, n = self._env.single_observation_space, len(self._last)
+            observations = concatenate(space, self._last, create_empty_array(space, n))
         memory = {
             "_env_obs": list(self._last),
             "_observations": observations,

@@ -235,7 +235,7 @@ BAD_VALUES = [
     ("num_epochs", "training: {num_epochs: 0}", ":3: training.num_epochs: 0", "at least 1"),
     ("gamma", "training: {gamma: 1.5}", ":3: training.gamma: 1.5", "at most 1"),
     ("seed", "seed: 5_000_000_000", ":3: seed: 5000000000", "at most 4000000000"),
-    ("nan", "training: {clip_param: .nan}", ":3: training.clip_param: NaN", "above 0"),
+    ("nan", "training: {clip_param: .nan}", ":3: training.clip_param: NaN", "a number, a schedule"),
     ("choice", "env_runners: {batch_mode: truncate}", ':3: env_runners.batch_mode: "truncate"',
      "'truncate_episodes' or 'complete_episodes'"),
     ("async", "env_runners: {gym_env_vectorize_mode: async}",
@@ -290,7 +290,7 @@ BAD_VALUES = [
      ":3: fault_tolerance.env_runner_restore_timeout_s: 1: not", "max_num_env_runner_restarts"),
     ("learner's dictionary", "learners: {learner_config_dict: {deterministic: false}}",
      ":3: learners.learner_config_dict: {\"deterministic\": false}: not",
-         "debugging.deterministic"),
+         "training.learner_config_dict"),
     ("log-std", "rl_module: {model_config: {log_std_init: -1}}",
      ":3: rl_module.model_config.log_std_init: -1.0: is the initial value", "free_log_std"),
     ("short of a sequence",
@@ -637,6 +637,7 @@ def test_algorithm_refuses_search_spaces() -> None:
 
 
 OUR_OWN = (
+    "environment.action_mask",
     "debugging.deterministic",
     "debugging.portable",
     "debugging.threads",
@@ -650,6 +651,11 @@ OUR_OWN = (
     "fault_tolerance.on_other_arithmetic",
     "evaluation.max_episode_steps",
     "learners.cuda_graphs",
+    "training.adam_epsilon",
+    "training.weight_decay",
+    "training.target_kl",
+    "training.normalize_advantages",
+    "training.clip_range_vf",
     # Of RLlib's `learners` and `experimental`; they belong to what is under `training` here.
     "training.learner_config_dict",
     "training.torch_lr_schedulers",
@@ -691,7 +697,7 @@ def test_model_config_keys_are_those_of_rllib() -> None:
         for field in dataclasses.fields(DefaultModelConfig)
         if not field.name.startswith(("fusionnet_", "lstm_use_prev_"))
     }
-    ours = {"log_std_init"}
+    ours = {"log_std_init", "orthogonal_init"}
     assert set(all_sections()["rl_module.model_config"].model_fields) == theirs | ours
 
 
@@ -759,10 +765,14 @@ def test_the_learner_is_told_what_rllib_has_no_key_for(wanted: bool) -> None:
         "rl_module": {"model_config": log_std},
     }
     algorithm = to_algorithm_config(minimal(**sections))
-    assert algorithm.learner_config_dict == {
+    told = dict(algorithm.learner_config_dict)
+    assert told.pop("training")["clip_param"] == 0.3
+    assert told == {
         "deterministic": wanted,
         "cuda_graphs": wanted,
         "log_std_init": -2 if wanted else None,
+        "orthogonal_init": None,
+        "action_mask": None,
     }
     assert "log_std_init" not in algorithm.model_config
 

@@ -12,6 +12,7 @@ import torch
 from raytrain.ppo.fast_update.cuda_graphs import GraphedSteps, can_be_captured
 from raytrain.ppo.fast_update.flat_adam import FlatAdam
 from raytrain.ppo.fast_update.loss_gradients import LossSettings
+from raytrain.ppo.fast_update.minibatch_loop import KlLimit
 
 
 @pytest.fixture
@@ -19,7 +20,9 @@ def steps() -> Any:
     module = torch.nn.Linear(2, 1)
     adam = FlatAdam(torch.optim.Adam(module.parameters()), list(module.parameters()))
     gradient_step: Any = SimpleNamespace(clipping=None)
-    return GraphedSteps(adam, gradient_step, lambda *_: None, module)
+    limit = KlLimit(learners=1, device=torch.device("cpu"))
+    loss: Any = None
+    return GraphedSteps(adam, gradient_step, loss, limit, module)
 
 
 def columns(rows: int, **more: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -58,8 +61,8 @@ def test_a_batch_that_does_not_fit_ends_the_graph(steps: Any, batch: dict[str, A
     assert steps._columns.keys() == {"obs"}
 
 
-def settings(**values: float) -> LossSettings:
-    given = {"clip_param": 0.2, "vf_clip_param": 10.0, "vf_loss_coeff": 0.5}
+def settings(**values: Any) -> LossSettings:
+    given: dict[str, Any] = {"clip_param": 0.2, "vf_clip_param": 10.0, "vf_loss_coeff": 0.5}
     return LossSettings(**{**given, "entropy_coeff": 0.0, "kl_coeff": 0.3, **values})
 
 
@@ -73,7 +76,13 @@ def test_coefficients_change_in_place_and_a_term_that_comes_or_goes_is_another_g
     steps.begin(columns(8), settings(kl_coeff=0.45))
     assert float(before.kl_coeff) == pytest.approx(0.45)
     assert steps._constants == constants
-    for changed in ({"kl_coeff": 0.0}, {"entropy_coeff": 0.1}, {"clip_param": 0.1}):
+    for changed in (
+        {"kl_coeff": 0.0},
+        {"entropy_coeff": 0.1},
+        {"clip_param": 0.1},
+        {"clip_range_vf": 0.1},
+        {"in_minibatches": True},
+    ):
         steps.end()
         steps.begin(columns(8), settings(**changed))
         assert steps._constants != constants

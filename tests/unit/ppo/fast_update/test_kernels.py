@@ -15,8 +15,10 @@ from raytrain.ppo.fast_update.kernels import (
     adam,
     add_bias_and_tanh,
     back_through_tanh,
+    by_clipped_values,
     categorical,
     gaussian,
+    standardize,
 )
 
 
@@ -94,6 +96,20 @@ def test_a_row_that_is_not_a_number_spoils_no_other_and_is_not_lost(kind: str, w
         assert rows.tolist() == [False, False, False, name == where, False], name
 
 
+def test_a_value_that_is_not_a_number_is_not_lost_when_it_is_clipped() -> None:
+    values, columns, d_values = layer(5), layer(6, 5), np.empty(5, np.float32)
+    values[3] = np.nan
+    by_clipped_values()(values, columns, d_values, 0.1, np.inf, 0.5)
+    assert np.isnan(d_values).tolist() == [False, False, False, True, False]
+
+
+def test_a_single_advantage_is_not_standardized() -> None:
+    columns = layer(4, 1)
+    before = columns.copy()
+    standardize()(columns, 0.8, 1.2)
+    assert columns[1] == before[1]
+
+
 def test_they_are_compiled_where_no_cache_can_be_written() -> None:
     program = """
 import numba.core.caching as caching
@@ -122,6 +138,11 @@ flat = np.abs(draw((4, 999))).astype(np.float32)
 kernels.adam(*flat, 0.7, 1e-3, 0.3, 0.9, 0.999, 1e-8)
 rows = draw((24, 77)).astype(np.float32)
 kernels.categorical()(rows[:3], rows[3], rows[4:14], rows[14:17], rows[17], 10.0, 0.5, 0.01, 0.2)
+kernels.standardize()(rows[4:14], 0.8, 1.2)
+kernels.by_clipped_values()(rows[3], rows[4:14], rows[18], 0.2, 10.0, 0.5)
+kernels.categorical_log_ratio()(rows[:3], rows[4:14], rows[19])
+none = np.empty((0, 1), np.float32)
+kernels.gaussian_log_ratio()(rows[:2], rows[4:11], rows[20], none, none, 20.0)
 results = [x, d, d_bias, flat, rows]
 print(hashlib.sha256(b"".join(part.tobytes() for part in results)).hexdigest())
 """

@@ -140,7 +140,7 @@ def test_its_loss_for_autograd_is_zero_with_a_gradient_of_zeros() -> None:
         Postprocessing.VALUE_TARGETS: torch.ones(3),
     }
     settings = LossSettings(0.3, 10.0, 1.0, 0.1, 0.2)
-    loss = ppo_loss(module, rows, settings, use_critic=True)
+    loss = ppo_loss(module, rows, settings, use_critic=True).mean
     logged = learner.compute_loss_for_module(
         module_id=MODULE_ID,
         config=learner.config.get_config_for_module(MODULE_ID),
