@@ -75,6 +75,19 @@ def set_torch_schedulers(config: AlgorithmConfig, schedulers: list[Any]) -> None
     config._torch_lr_scheduler_classes = schedulers or None
 
 
+def make_torch_schedulers(learner: Learner) -> None:
+    """Make the schedulers that the config of a built learner names. RLlib makes them in its first
+    gradient step, so a learner that was restored has none, and their state could not be loaded."""
+    for made_by in learner.config._torch_lr_scheduler_classes or ():
+        for module, names in learner._module_optimizers.items():
+            of_module = learner._lr_schedulers.setdefault(module, {})
+            for name in names:
+                optimizer = learner.get_optimizer(module, name)
+                of_module.setdefault(name, []).append(made_by(optimizer))
+                # Torch would warn that nobody calls `step`: the fast update steps by itself.
+                optimizer._opt_called = True
+
+
 def grad_scalers(learner: Learner) -> dict[str, Any]:
     """Loss scalers of mixed-precision training, by module id."""
     return dict(learner._grad_scalers or {})

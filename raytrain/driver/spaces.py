@@ -21,7 +21,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 from raytrain.config import ConfigError, ExperimentConfig, Problem, make_env
 from raytrain.errors import BadInput
 from raytrain.policy.env_actions import UNBOUNDED, bounds_taken_for_none, policy_space
-from raytrain.policy.observations import parts_of
+from raytrain.policy.observations import ObservationEncoding, parts_of
 
 Say = Callable[[str], None]
 
@@ -56,15 +56,22 @@ def spaces_of(env: Any) -> dict[str, Any]:
 # -- observations --------------------------------------------------------------------------------
 
 
-def require_observations(space: Any, config: ExperimentConfig) -> None:
-    """Raise ConfigError unless the config's network can take observations of `space`. What a
-    network, or a catalog, of the user's own can take, and what connectors make, is tried later."""
+def require_observations(space: Any, config: ExperimentConfig, say: Say) -> None:
+    """Raise ConfigError unless the config's network can take observations of `space`; say if a
+    filter would do nothing. What a network, or a catalog, of the user's own can take, and what
+    connectors make, is tried later."""
     own = config.rl_module
     if own.module_class or own.catalog_class or config.env_runners.env_to_module_connector:
         return
     problem = observation_problem(space)
     if problem is not None:
         raise ConfigError(Problem(problem, field="environment.env", value=config.environment.env))
+    filtered = config.env_runners.observation_filter == "MeanStdFilter"
+    if filtered and ObservationEncoding.of(space, normalize=True).normalized_columns() == []:
+        say(
+            "env_runners.observation_filter: MeanStdFilter normalizes the numbers of Boxes, and "
+            f"observations of {_short(space)} have none: it does nothing."
+        )
 
 
 def observation_problem(space: gym.Space[Any]) -> str | None:

@@ -167,7 +167,7 @@ def _proved(config: ExperimentConfig, say: Say, hash_seed: int) -> dict[str, Any
         space = getattr(env, "observation_space", None)
         close(env)
         if space is not None:  # Without one it breaks the contract.
-            require_observations(space, config)
+            require_observations(space, config, say)
         # Without the config, which takes a new process longer to import than the environment.
         creator = partial(env_creator(config), config.environment.env_config)
         proof = prove(

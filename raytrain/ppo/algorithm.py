@@ -90,7 +90,7 @@ def _has_own_network(config: AlgorithmConfig) -> bool:
 
 def prepare(config: AlgorithmConfig) -> PPOConfig:
     """Plug the exact env runner, learner and episode recorder into a PPO config (in place), and
-    the connectors that encode observations, if it has no connectors of its own."""
+    the connectors that encode observations, if network and connectors are RLlib's own."""
     config.env_runners(env_runner_cls=EnvRunnerActor)
     config.learners(learner_class=ExactPPOTorchLearner)
     own = [kind for kind in force_list(config.callbacks_class) if kind is not RLlibCallback]

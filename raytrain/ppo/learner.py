@@ -85,6 +85,7 @@ class ExactPPOTorchLearner(PPOTorchLearner):
             choose_catalog(spec)
         with _ray.runners.quick_connectors():
             super().build()
+        _ray.learners.make_torch_schedulers(self)
         # RLlib has no settings for these. A restored state is loaded over them.
         gains = self.config.learner_config_dict.get("orthogonal_init")
         if gains is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import tree
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module.rl_module import RLModule
 
 from raytrain import _ray
 from raytrain.config import config_from_dict
@@ -108,42 +110,43 @@ def _attributes(algorithm: ExactPPO, plain: Mapping[str, Any]) -> dict[str, dict
         name: {
             key: digest
             for key, value in vars(piece).items()
-            if (digest := _digest(value)) is not None
+            # RLlib's own in a network or a learner, such as what it has looked up once.
+            if not (key.startswith("_") and isinstance(piece, RLModule | Learner))
+            and (digest := _digest(value)) is not None
         }
         for name, piece in _pieces(algorithm, plain)
     }
 
 
 def _pieces(algorithm: ExactPPO, plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The objects of the user's own, each by its key in the config and its class."""
+    """The objects of the user's own, each by its key in the config and its class; first those whose
+    state is forgotten most often."""
     (learner,) = algorithm.learners.local()
     runner: Any = algorithm.env_runner
     kinds = {named.kind for named in own_code(config_from_dict(plain))}
     to_module, to_env = _ray.runners.connectors(runner)
-    pipelines = (
-        ("env_runners.env_to_module_connector", to_module),
-        ("env_runners.module_to_env_connector", to_env),
-        ("training.learner_connector", _ray.learners.learner_connector(learner)),
+    several: tuple[tuple[str, str, Sequence[Any]], ...] = (
+        ("callbacks.callbacks_class", "trial", algorithm.callbacks),
+        ("callbacks.callbacks_class", "env runners", _ray.runners.callbacks(runner)),
+        ("env_runners.env_to_module_connector", "env runners", to_module.connectors),
+        ("env_runners.module_to_env_connector", "env runners", to_env.connectors),
+        (
+            "training.learner_connector",
+            "learners",
+            _ray.learners.learner_connector(learner).connectors,
+        ),
+        ("training.learner_class", "learners", [learner]),
+        ("rl_module.module_class", "env runners", [runner.module]),
+        ("rl_module.module_class", "learners", [learner.policy_module()]),
     )
-    for key, pipeline in pipelines:
-        for index, piece in enumerate(pipeline.connectors if key in kinds else ()):
-            if not type(piece).__module__.startswith(("ray.", "raytrain.")):
-                yield f"{key} ({type(piece).__name__}, number {index + 1})", piece
-    if "rl_module.module_class" in kinds:
-        for where, module in (
-            ("env runners", runner.module),
-            ("learners", learner.policy_module()),
-        ):
-            yield f"rl_module.module_class ({type(module).__name__}, in {where})", module
-    for where, objects in (
-        ("trial", algorithm.callbacks),
-        ("env runners", _ray.runners.callbacks(runner)),
-    ):
-        for piece in objects:
-            if not type(piece).__module__.startswith(("ray.", "raytrain.")):
-                yield f"callbacks.callbacks_class ({type(piece).__name__}, in {where})", piece
-    if "training.learner_class" in kinds:
-        yield f"training.learner_class ({type(learner).__name__})", learner
+    for key, where, pieces in several:
+        for piece in pieces if key in kinds else ():
+            if isinstance(piece, Learner) or not _is_rllibs(piece):
+                yield f"{key} ({type(piece).__name__}, in {where})", piece
+
+
+def _is_rllibs(piece: Any) -> bool:
+    return type(piece).__module__.startswith(("ray.", "raytrain."))
 
 
 def _digest(value: Any) -> str | None:

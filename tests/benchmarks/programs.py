@@ -6,6 +6,7 @@
     python programs.py timed CONFIG [slow]   the same with the seconds of each save in `saves.json`,
                                              to the disk or to the store `slow://`
     python programs.py sb3 CONFIG            Stable-Baselines3 PPO
+    python programs.py maskable CONFIG       MaskablePPO of sb3-contrib
     python programs.py raytrain CONFIG       `raytrain train` that knows the store `slow://`
     python programs.py arithmetic CONFIG     nothing but env steps and matrix products
 
@@ -18,6 +19,7 @@ import itertools
 import json
 import logging
 import os
+import pkgutil
 import sys
 import time
 from pathlib import Path
@@ -37,6 +39,7 @@ def main() -> None:
         "tune": tune,
         "timed": timed,
         "sb3": stable_baselines3,
+        "maskable": maskable,
         "raytrain": raytrain_cli,
         "arithmetic": arithmetic,
     }[which](config, *extra)
@@ -140,8 +143,20 @@ def raytrain_cli(path: Path) -> None:
 
 
 def stable_baselines3(path: Path) -> None:
-    import torch
     from stable_baselines3 import PPO
+
+    learn(PPO, path)
+
+
+def maskable(path: Path) -> None:
+    from sb3_contrib import MaskablePPO
+
+    learn(MaskablePPO, path)
+
+
+def learn(kind: Any, path: Path) -> None:
+    """Train a PPO of Stable-Baselines3."""
+    import torch
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import DummyVecEnv
@@ -160,16 +175,23 @@ def stable_baselines3(path: Path) -> None:
 
         def _on_rollout_start(self) -> None:
             if self.num_timesteps:
-                write(out, {STEPS: self.num_timesteps})
+                self._write()
 
         def _on_training_end(self) -> None:
-            write(out, {STEPS: self.num_timesteps})
+            self._write()
 
-    model = PPO(
+        def _write(self) -> None:
+            returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+            mean = sum(returns) / max(1, len(returns))
+            write(out, {STEPS: self.num_timesteps, "episode_return_mean": mean})
+
+    made: Any = config["environment"]["env"]
+    if ":" in made:
+        sys.path.insert(0, config["import_path"])
+        made = pkgutil.resolve_name(made)
+    model = kind(
         "MlpPolicy",
-        make_vec_env(
-            config["environment"]["env"], envs, seed=config["seed"], vec_env_cls=DummyVecEnv
-        ),
+        make_vec_env(made, envs, seed=config["seed"], vec_env_cls=DummyVecEnv),
         learning_rate=values["lr"],
         n_steps=batch // envs,
         batch_size=values["minibatch_size"],

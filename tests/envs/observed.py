@@ -98,3 +98,10 @@ class Recorded(Observed):
     def _next(self) -> Any:
         self.last = super()._next()
         return self.last
+
+
+def held(kind: str, holds: dict[str, int] | None = None) -> gym.Env[Any, Any]:
+    """An environment that a test can hold (see `held_env`)."""
+    from held_env import Held
+
+    return Held(Observed(kind), holds or {})

@@ -16,8 +16,10 @@ class Halved(ConnectorV2):
 
     calls = 0
 
-    def recompute_output_observation_space(self, observations: Any, actions: Any) -> Any:
-        return gym.spaces.Box(-np.inf, np.inf, observations.shape, np.float32)
+    def recompute_output_observation_space(
+        self, input_observation_space: Any, input_action_space: Any
+    ) -> Any:
+        return gym.spaces.Box(-np.inf, np.inf, input_observation_space.shape, np.float32)
 
     def __call__(self, *, episodes: Any, batch: Any, **kwargs: Any) -> Any:
         self.calls += 1
@@ -34,11 +36,12 @@ class Halved(ConnectorV2):
 
 
 class Flipped(ConnectorV2):
-    """Turns every second action around on its way to the environment."""
+    """Turns actions around on their way to the environment."""
 
     def __call__(self, *, batch: Any, **kwargs: Any) -> Any:
-        actions = np.array(batch[Columns.ACTIONS])
-        batch[Columns.ACTIONS_FOR_ENV] = [1 - a if i % 2 else a for i, a in enumerate(actions)]
+        self.foreach_batch_item_change_in_place(
+            batch=batch, column=Columns.ACTIONS, func=lambda action, *_: 1 - action
+        )
         return batch
 
 

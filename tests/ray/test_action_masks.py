@@ -7,6 +7,7 @@ The environments raise an error for an action that is not allowed.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +17,26 @@ import masked_envs
 import numpy as np
 import pytest
 import torch
+import yaml
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
 from support.commands import here
-from support.learner_pairs import BOX, DISCRETE, MULTI, Settings, build, episodes, update, weights
+from support.learner_pairs import (
+    BOX,
+    DISCRETE,
+    MULTI,
+    NESTED,
+    Settings,
+    build,
+    episodes,
+    update,
+    weights,
+)
+from support.paths import ROOT
+from support.running import train_here, trial_of, write_config
 from support.samplers import config, pair, runner, unlike
 
+from raytrain.commands.evaluate import evaluate_path
 from raytrain.config import config_digest, config_from_dict
 from raytrain.errors import BadInput
 from raytrain.policy.action_masks import COLUMN, MASKED, MaskBroken, MaskLayout
@@ -62,8 +77,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_sampled_as_by_rllib_and_always_allowed(way: str) -> None:
-    ours, theirs = pair(config(**settings(**WAYS[way])))
     for explore in (True, False):
+        ours, theirs = pair(config(**settings(**WAYS[way])))
         one = ours.sample(num_timesteps=90, explore=explore)
         other = theirs.sample(num_timesteps=90, explore=explore)
         # RLlib's infos are copies that its vector environment has packed and unpacked.
@@ -288,4 +303,25 @@ def test_runs_without_masks_have_the_digest_that_they_had() -> None:
 
 
 def test_policy_spaces_stay_what_they_were() -> None:
-    assert policy_space(DISCRETE) is DISCRETE
+    for space in (DISCRETE, MULTI, BOX, NESTED):
+        assert policy_space(space) is space
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_example_of_the_docs_trains_and_plays(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "guide" / "action_masks.md").read_text()
+    settings_, code, *_ = re.findall(r"```(?:yaml|python)\n(.*?)```", text, re.S)
+    (tmp_path / "lights.py").write_text(code)
+    file = write_config(
+        tmp_path / "run.yaml",
+        **yaml.safe_load(settings_),
+        env_runners={"num_env_runners": 0},
+        training={"train_batch_size_per_learner": 256},
+        stop={"iterations": 2},
+    )
+    train_here(file)
+    played = evaluate_path(
+        str(trial_of(file) / "final"), episodes=3, seed=0, deterministic=False, max_steps=100
+    )
+    # Every light is switched on once: 0 + 1 + 2 + 3 + 4 + 5.
+    assert played.returns == (15.0,) * 3

@@ -19,8 +19,9 @@ import wrong_envs
 import yaml
 from support.commands import Ended, here
 
+from raytrain.config import config_from_dict
 from raytrain.config.user_code import by_the_code_itself
-from raytrain.driver.spaces import observation_problem
+from raytrain.driver.spaces import observation_problem, require_observations
 from raytrain.policy.env_contract import Contract
 from raytrain.rollout import timeout
 from raytrain.rollout.env_snapshots import prove
@@ -387,3 +388,16 @@ def test_an_environment_that_hangs_in_its_trial_is_told_of(
     said = f"is still in Slow.__init__ ({HERE}, line {line_of('SEEN.wait(60)')}), there in wait"
     assert said in ended.err.replace("\n", " ")
     assert "raised RuntimeError: at last, in Slow.__init__" in ended.err
+
+
+def test_a_filter_that_has_nothing_to_normalize_is_said_to_do_nothing() -> None:
+    said: list[str] = []
+    config = config_from_dict(
+        {
+            "environment": {"env": "FrozenLake-v1"},
+            "env_runners": {"observation_filter": "MeanStdFilter"},
+        }
+    )
+    for kind in ("discrete", "multibinary", "dict", "int64"):
+        require_observations(wrong_envs.SPACES[kind], config, said.append)
+    assert len(said) == 2 and all("it does nothing" in each for each in said)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from support.paths import ENVS
-from support.running import write_config
+from support.running import Run, committed, rows, trial_of, write_config
 
 from raytrain.commands.probe import probe_config
+from raytrain.records import differences
 
 OWN: dict[str, Any] = {
     "environment": {"env": "CartPole-v1"},
@@ -65,3 +66,34 @@ def test_what_cannot_be_restored_is_named(
     assert found.piece.startswith(piece)
     assert reason in found.reason
     assert json.loads(json.dumps(probed.to_dict()))["own_code"]["piece"] == found.piece
+
+
+def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    sections = {
+        "rl_module": NETWORK,
+        "callbacks": {
+            "callbacks_class": "own_callbacks:Counting",
+            "on_episode_end": "own_callbacks:on_end",
+        },
+        "training": {**OWN["training"], "learner_class": "own_learners:Counting"},
+        "env_runners": {"num_env_runners": 1},
+        "checkpoint": {"checkpoint_frequency": 1},
+    }
+    places = [tmp_path / name for name in ("alone", "killed")]
+    for place in places:
+        place.mkdir()
+    alone, killed = (config_in(place, **sections) for place in places)
+    run = Run("train", str(alone), log=tmp_path / "alone.txt")
+    assert run.wait() == 0, run.output()
+    run = Run("train", str(killed), log=tmp_path / "killed.txt")
+    run.until(lambda: len(committed(trial_of(killed))) > 1)
+    run.kill_everything()
+    run = Run("train", str(killed), log=tmp_path / "again.txt")
+    assert run.wait() == 0, run.output()
+    assert "Continued from" in run.output()
+    expected, found = rows(trial_of(alone)), rows(trial_of(killed))
+    assert [row["results_seen"] for row in found] == list(range(1, len(found) + 1))
+    assert all(row["exact"] for row in found)
+    for one, other in zip(expected, found, strict=True):
+        assert one["weights_sha256"] == other["weights_sha256"]
+        assert differences(one, other) == []

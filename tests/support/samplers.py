@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import tree
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -89,10 +90,16 @@ def _spaces(episode: Any) -> Any:
 
 def _plain(episode: Any) -> Any:
     infos = [
-        {key: value for key, value in info.items() if not key.startswith("_")}
+        {key: _without_arrays(value) for key, value in info.items() if not key.startswith("_")}
         for info in episode.infos.data
     ]
     return episode.infos.lookback, infos
+
+
+def _without_arrays(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return list(map(_without_arrays, value)) if isinstance(value, list | tuple) else value
 
 
 def _bits(episode: Any) -> list[Any]:

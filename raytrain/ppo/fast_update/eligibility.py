@@ -58,7 +58,8 @@ def why_not_fast(learner: Any) -> str:
         return "the learner's connectors are not RLlib's own"
     for kind in _own_classes(learner):
         for name in sorted(vars(kind).keys() - _MAY_OVERRIDE):
-            if hasattr(PPOTorchLearner, name) and not name.startswith("__"):
+            # `_abc_impl` is Python's own.
+            if hasattr(PPOTorchLearner, name) and not name.startswith(("__", "_abc_")):
                 return f"{kind.__name__}.{name} is not RLlib's"
     return _why_not_this_module(module) or _why_not_these_optimizers(learner, module)
 

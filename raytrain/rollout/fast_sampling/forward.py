@@ -25,6 +25,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 
 from raytrain.arithmetic.portable import is_portable
+from raytrain.policy.action_masks import COLUMN as ACTION_MASKS
 from raytrain.policy.action_masks import masked
 from raytrain.policy.arithmetic import as_array
 from raytrain.policy.distributions import (
@@ -50,7 +51,7 @@ class Acting:
     [N, ...], with the dtypes that RLlib's connectors give them (int32 and float32), in RLlib's
     order of columns. The arrays are valid until the next call. `t`: the environment steps sampled
     so far, for modules whose exploration depends on it. `masks`: (N, K), see `action_masks`; the
-    distribution inputs that are returned are masked.
+    distribution inputs that are returned are masked, and the masks are an output.
     """
 
     def __init__(self, module: Any, action_space: gym.Space[Any], *, explore: bool) -> None:
@@ -87,6 +88,7 @@ class Acting:
             if allowed is not None:
                 name = Columns.ACTION_DIST_INPUTS
                 outputs[name] = masked(outputs[name], allowed)
+                outputs[ACTION_MASKS] = allowed
             if Columns.ACTIONS not in outputs:
                 inputs = outputs[Columns.ACTION_DIST_INPUTS]
                 if self._sampling is not None:
@@ -116,10 +118,11 @@ class Acting:
             if allowed is not None:
                 x = masked(x, allowed)
             actions, logp = self._sample(x, allowed)
-            return _arrays(actions), {
-                Columns.ACTION_DIST_INPUTS: x.numpy(),
-                Columns.ACTION_LOGP: logp.numpy(),
-            }
+            outputs = {Columns.ACTION_DIST_INPUTS: x.numpy()}
+            if allowed is not None:
+                outputs[ACTION_MASKS] = allowed.numpy()
+            outputs[Columns.ACTION_LOGP] = logp.numpy()
+            return _arrays(actions), outputs
 
 
 def _arrays(actions: Any) -> Any:

@@ -24,7 +24,6 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from raytrain import _ray
 from raytrain.config.action_mask import MaskSource
 from raytrain.errors import RaytrainError
-from raytrain.policy.action_masks import COLUMN as MASKS
 from raytrain.policy.action_masks import MaskLayout, MaskReader
 from raytrain.policy.env_actions import ActionMapping, policy_space
 from raytrain.policy.rllib_observations import Preprocessing
@@ -230,8 +229,6 @@ class _Run:
             t = (self._steps_before + sampled.env_steps) * self._groups
             actions, outputs = act(fragment.observations[row], t, masks)
             acted_columns = {**action_columns(actions), **outputs}
-            if masks is not None:
-                acted_columns[MASKS] = masks
             if not acted_columns.keys() <= fragment.columns.keys() or row == fragment.lookback:
                 self._make_columns(acted_columns)
             columns = fragment.columns

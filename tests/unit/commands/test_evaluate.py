@@ -23,6 +23,7 @@ class Still:
     observation_space = wrong_envs.Right.observation_space
     action_space = wrong_envs.Right.action_space
     env_config: ClassVar[dict[str, Any]] = {}
+    action_mask = None
 
     def reset(self) -> None:
         pass
@@ -30,7 +31,7 @@ class Still:
     def seed(self, seed: int) -> None:
         pass
 
-    def act(self, observation: Any, *, deterministic: bool) -> Any:
+    def act(self, observation: Any, *, deterministic: bool, action_mask: Any = None) -> Any:
         return np.int64(0)
 
 

@@ -290,7 +290,7 @@ BAD_VALUES = [
      ":3: fault_tolerance.env_runner_restore_timeout_s: 1: not", "max_num_env_runner_restarts"),
     ("learner's dictionary", "learners: {learner_config_dict: {deterministic: false}}",
      ":3: learners.learner_config_dict: {\"deterministic\": false}: not",
-         "debugging.deterministic"),
+         "training.learner_config_dict"),
     ("log-std", "rl_module: {model_config: {log_std_init: -1}}",
      ":3: rl_module.model_config.log_std_init: -1.0: is the initial value", "free_log_std"),
     ("short of a sequence",
@@ -637,6 +637,7 @@ def test_algorithm_refuses_search_spaces() -> None:
 
 
 OUR_OWN = (
+    "environment.action_mask",
     "debugging.deterministic",
     "debugging.portable",
     "debugging.threads",
@@ -655,6 +656,9 @@ OUR_OWN = (
     "training.target_kl",
     "training.normalize_advantages",
     "training.clip_range_vf",
+    # Of RLlib's `learners` and `experimental`; they belong to what is under `training` here.
+    "training.learner_config_dict",
+    "training.torch_lr_schedulers",
 )
 
 
@@ -768,6 +772,7 @@ def test_the_learner_is_told_what_rllib_has_no_key_for(wanted: bool) -> None:
         "cuda_graphs": wanted,
         "log_std_init": -2 if wanted else None,
         "orthogonal_init": None,
+        "action_mask": None,
     }
     assert "log_std_init" not in algorithm.model_config
 

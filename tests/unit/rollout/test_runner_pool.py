@@ -237,6 +237,7 @@ def test_a_lost_process_takes_its_groups_and_calls_with_it(ray: FakeRay) -> None
     pool.refresh()
     assert pool.runner_of(1) is runner
     assert str(runner) == "The env runner of group 1 (pid 201 on node)"
+    assert pool.recreated == [2]
     assert pool.messages == []
 
 

@@ -218,6 +218,7 @@ def test_a_model_card_has_the_lines_that_it_should(experiment: Path, tmp_path: P
         observation_space=gym.spaces.Dict({NASTY: gym.spaces.Discrete(2)}),
         action_space=gym.spaces.Discrete(2),
         preprocessing=(),
+        action_mask=NASTY,
         network=[{"layer": NASTY}],
         module_class=NASTY,
         module_state={},
