@@ -24,8 +24,8 @@ def run(trainer: str, seed: int, iterations: int) -> Watched:
         iterations=iterations,
         seed=seed,
         environment={"action_mask": "info"},
-        import_path=str(HERE),
     )
+    config["import_path"] = str(HERE)
     with scratch() as place:
         path = write_config(place, config)
         command = raytrain_command(path) if trainer == "raytrain" else program("maskable", path)
