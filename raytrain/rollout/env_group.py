@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import cloudpickle
-import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.core import (
@@ -454,11 +453,6 @@ class EnvGroup(SingleAgentEnvRunner):
 
     def _continue_from(self, progress: Progress | None) -> None:
         arrays, begun = self._sampler is not None, not _ray.runners.needs_reset(self)
-        nested = isinstance(self.env.single_action_space, gym.spaces.Dict | gym.spaces.Tuple)
-        if arrays and begun and progress is None and nested:
-            # raytrain 0.1.0 left these to RLlib.
-            self._sampler, arrays = None, False
-            self._map_actions()
         if (arrays and begun and progress is None) or (progress is not None and not arrays):
             raise RaytrainError(
                 f"The state of env group {self.group} was saved by a run that sampled in another "
