@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def _policy_rows(parts: PolicyParts) -> list[tuple[str, str]]:
     size = sum(int(np.prod(tuple(value.shape))) for value in parts.module_state.values())
     network = parts.module_class
     if parts.network is not None:
-        network = " > ".join(str(layer["layer"]) for layer in parts.network)
+        network = _network_text(parts.network)
     steps = [_step_text(step) for step in parts.preprocessing]
     mapping = "as they are"
     if parts.normalize_actions:
@@ -122,6 +122,14 @@ def _policy_rows(parts: PolicyParts) -> list[tuple[str, str]]:
         ("continuous actions", mapping),
         ("action masks", "none" if parts.action_mask is None else f"from `{parts.action_mask}`"),
     ]
+
+
+def _network_text(layers: Sequence[Mapping[str, Any]]) -> str:
+    texts = []
+    for layer in layers:
+        images = [_network_text(image["layers"]) for image in layer.get("images", ())]
+        texts.append(f"{layer['layer']} ({'; '.join(images)})" if images else str(layer["layer"]))
+    return " > ".join(texts)
 
 
 def _step_text(step: Step) -> str:

@@ -83,5 +83,7 @@ def require_policy(config: Path, exported: Path) -> None:
     space.seed(0)
     for _ in range(5):
         assert policy.action_space.contains(np.int64(policy.act(space.sample())))
-    played = here("evaluate", f"{experiment_of(config)}:final", "--episodes", "3")
-    assert played.code == 0, played
+    # In a process of its own: each run has its own copy of the environment's module.
+    final, log = f"{experiment_of(config)}:final", exported.parent / "played.txt"
+    played = Run("evaluate", final, "--episodes", "3", log=log)
+    assert played.wait() == 0, played.output()
