@@ -22,8 +22,7 @@ NETWORK = {"module_class": "own_nets:Recurrent", "model_config": {"width": 8, "m
 
 
 def config_in(place: Path, **sections: Any) -> Path:
-    for file in ENVS.glob("own_*.py"):
-        (place / file.name).write_text(file.read_text())
+    """Without the modules, which this process has in its path and can import from one place."""
     return write_config(place / "run.yaml", **{**OWN, **sections})
 
 
@@ -82,6 +81,8 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     places = [tmp_path / name for name in ("alone", "killed")]
     for place in places:
         place.mkdir()
+        for file in ENVS.glob("own_*.py"):
+            (place / file.name).write_text(file.read_text())
     alone, killed = (config_in(place, **sections) for place in places)
     run = Run("train", str(alone), log=tmp_path / "alone.txt")
     assert run.wait() == 0, run.output()
