@@ -14,6 +14,7 @@ from raytrain.config import (
     config_from_dict,
     differences,
     has_digest,
+    param_space,
     stage_config,
     to_algorithm_config,
 )
@@ -41,6 +42,16 @@ def test_a_linear_schedule_ends_at_stop_timesteps() -> None:
     assert algorithm.entropy_coeff == [[0, 0.1], [5000, 0.01]]
     assert algorithm.learner_config_dict["training"]["relative_to"] == 5000
     assert config_from_dict(config.to_dict()) == config
+
+
+def test_tunes_parameters_which_have_no_stop_are_a_valid_config() -> None:
+    """Tune asks for a trial's resources with them."""
+    from raytrain.trial.trainable import TrialPPO
+
+    config = minimal(training={"lr": LINEAR}, stop={"timesteps": 5000})
+    parameters = param_space(config)
+    assert "stop" not in parameters
+    assert TrialPPO.default_resource_request(parameters)
 
 
 def test_clip_ranges_follow_schedules_that_rllib_does_not_know() -> None:
