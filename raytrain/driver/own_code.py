@@ -143,7 +143,8 @@ def _small(config: ExperimentConfig) -> dict[str, Any]:
     plain["learners"] |= {"num_learners": 0, "num_gpus_per_learner": 0}
     plain["evaluation"] |= {"evaluation_interval": None}
     plain["checkpoint"] |= {"score": "episode_return_mean"}
-    plain["stop"] = {"iterations": 100}
+    # Schedules may be relative to its timesteps.
+    plain["stop"] = {"iterations": 100, "timesteps": plain["stop"].get("timesteps")}
     return plain
 
 

@@ -138,7 +138,8 @@ class TrialPPO(ExactPPO):
     @override(PPO)
     def default_resource_request(cls, config: Any) -> Any:
         sections = {key: value for key, value in dict(config).items() if not key.startswith("__")}
-        frame = {"name": "resources", "stop": {"iterations": 1}}
+        # Tune's parameters have no `stop`, and schedules may be relative to its timesteps.
+        frame = {"name": "resources", "stop": {"timesteps": 1}}
         return cls.resources_of(config_from_dict({**frame, **sections}))
 
     @classmethod

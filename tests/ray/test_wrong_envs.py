@@ -394,8 +394,10 @@ def test_a_filter_that_has_nothing_to_normalize_is_said_to_do_nothing() -> None:
     said: list[str] = []
     config = config_from_dict(
         {
+            "name": "lake",
             "environment": {"env": "FrozenLake-v1"},
             "env_runners": {"observation_filter": "MeanStdFilter"},
+            "stop": {"iterations": 1},
         }
     )
     for kind in ("discrete", "multibinary", "dict", "int64"):

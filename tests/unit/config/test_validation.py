@@ -641,6 +641,7 @@ OUR_OWN = (
     "debugging.deterministic",
     "debugging.portable",
     "debugging.threads",
+    "environment.action_mask",
     "env_runners.max_actors",
     "env_runners.min_actors",
     "fault_tolerance.env_runner_timeout_s",
@@ -763,6 +764,7 @@ def test_the_learner_is_told_what_rllib_has_no_key_for(wanted: bool) -> None:
         "debugging": {"deterministic": wanted},
         "learners": {"cuda_graphs": wanted},
         "rl_module": {"model_config": log_std},
+        "environment": {"env": "CartPole-v1", "action_mask": "info" if wanted else None},
     }
     algorithm = to_algorithm_config(minimal(**sections))
     told = dict(algorithm.learner_config_dict)
@@ -772,7 +774,7 @@ def test_the_learner_is_told_what_rllib_has_no_key_for(wanted: bool) -> None:
         "cuda_graphs": wanted,
         "log_std_init": -2 if wanted else None,
         "orthogonal_init": None,
-        "action_mask": None,
+        "action_mask": "info" if wanted else None,
     }
     assert "log_std_init" not in algorithm.model_config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from typing import Any
 
@@ -31,6 +32,7 @@ from raytrain.policy.observations import (
     ObservationOutside,
     parts_of,
 )
+from raytrain.policy.spaces import decode_space, encode_space
 
 N = 5
 IMAGE = Box(0, 255, (4, 6, 3), np.uint8)
@@ -189,3 +191,8 @@ def test_the_space_of_a_vector_with_images_says_where_they_are() -> None:
     assert space == pickle.loads(pickle.dumps(space)) == copy.deepcopy(space)
     assert space != FlatBox(Dict(eye=IMAGE)) and space != FlatBox(NESTED, normalized=True)
     assert type(ObservationEncoding.of(Dict(a=Discrete(2))).space) is Box
+
+
+def test_the_space_of_a_vector_with_images_comes_back_from_json() -> None:
+    for space in (FlatBox(NESTED), FlatBox(NESTED, normalized=True)):
+        assert decode_space(json.loads(json.dumps(encode_space(space)))) == space
