@@ -139,8 +139,7 @@ def _read(
         raise ConfigError(*problems)
     if not code.is_needed:
         return Experiment(made, None, tuple(taken.notes))
-    place = Location.of(made.storage_path) / made.name
-    if not place.is_local or signing_key() is not None:
+    if "://" in made.storage_path.removeprefix("file://") or signing_key() is not None:
         where = "on an object store" if signing_key() is None else f"signed ({KEY_VARIABLE})"
         message = (
             "the program has classes or functions of its own, whose source is written into the "
@@ -148,6 +147,7 @@ def _read(
             "module (a file beside the program) and import them"
         )
         raise ConfigError(Problem(message, "", "storage_path", made.storage_path))
+    place = Location.of(made.storage_path) / made.name
     made = made.model_copy(update={"import_path": str(place.local_path / WRITTEN_CODE)})
     return Experiment(made, code.text, tuple(taken.notes))
 
