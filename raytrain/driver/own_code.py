@@ -141,7 +141,7 @@ def _small(config: ExperimentConfig) -> dict[str, Any]:
         "rollout_fragment_length": "auto",
     }
     plain["learners"] |= {"num_learners": 0, "num_gpus_per_learner": 0}
-    plain["evaluation"] |= {"evaluation_interval": None}
+    plain["evaluation"] |= {"evaluation_interval": None, "evaluation_num_env_runners": 0}
     plain["checkpoint"] |= {"score": "episode_return_mean"}
     # Schedules may be relative to its timesteps.
     plain["stop"] = {"iterations": 100, "timesteps": plain["stop"].get("timesteps")}
