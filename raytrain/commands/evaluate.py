@@ -80,6 +80,8 @@ def evaluate_path(
 def _experiment_of(path: str) -> ExperimentFile | None:
     base, _, fixed = path.rpartition(":")
     place = Location.of(base if fixed in ("best", "final") else path)
+    if place.is_local and not place.local_path.is_dir():
+        return None  # What is wrong with it is said when the policy is loaded.
     for _ in range(_LEVELS_UP):
         experiment = ExperimentFile.read(place)
         if experiment is not None:
