@@ -11,13 +11,15 @@ Struct: nested dicts and tuples, as `tree` (dm-tree) knows them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 import tree
 from gymnasium.spaces import Dict, Discrete, MultiDiscrete, Tuple
+
+if TYPE_CHECKING:  # The driver's checks of spaces do without it.
+    import torch
 
 Array = np.ndarray[Any, Any]
 _SMALL_NUMBER = 1e-6  # RLlib adds it to a standard deviation before it divides by it.
@@ -87,7 +89,7 @@ def filter_divisor(sum_sq_diff: Array, count: Any) -> Array:
 
 def as_array(value: Any) -> Any:
     """A tensor or an array as an array; floats become float32 and int64 becomes int32."""
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
     if not isinstance(array, np.ndarray):
         return array
     if array.dtype.kind == "f":
@@ -97,4 +99,6 @@ def as_array(value: Any) -> Any:
 
 def as_tensor(array: Array) -> torch.Tensor:
     """The tensor that a module sees: float64 becomes float32."""
+    import torch
+
     return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array)
