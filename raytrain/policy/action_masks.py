@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 import tree
 from gymnasium.spaces import Discrete, MultiDiscrete
 
@@ -26,7 +25,11 @@ from raytrain.config.action_mask import MaskSource, without_mask
 from raytrain.config.user_code import EnvironmentFailed
 from raytrain.errors import BadInput
 from raytrain.policy.env_actions import ActionMapping, policy_space
-from raytrain.policy.format import PolicyParts
+
+if TYPE_CHECKING:  # A start is checked without Torch.
+    import torch
+
+    from raytrain.policy.format import PolicyParts
 
 Array = np.ndarray[Any, Any]
 
@@ -179,7 +182,7 @@ def unmasked_space(parts: PolicyParts) -> gym.Space[Any]:
 
 def masked(inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Logits (..., K) with those of forbidden choices replaced. `mask`: (..., K) bool."""
-    return torch.where(mask, inputs, MASKED)
+    return inputs.where(mask, MASKED)
 
 
 def _shown(mask: Array) -> str:
