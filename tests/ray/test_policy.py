@@ -255,6 +255,7 @@ def trained(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 FRESH_PROCESS = """
 import json, pickle, sys
 import cloudpickle, numpy as np, ray, ray.cloudpickle, torch, tree
+from raytrain.policy.arithmetic import base_struct
 from raytrain.policy.policy import load_policy
 
 def refuse(*args, **kwargs):
@@ -275,7 +276,7 @@ sys.addaudithook(audit)
 
 def leaves(arrays, key, t):
     names = sorted(name for name in arrays.files if name.startswith(key))
-    struct = {"obs": policy._observation_struct, "act": policy._action_struct}[key]
+    struct = {"obs": policy._observation_struct, "act": base_struct(policy.action_space)}[key]
     return tree.unflatten_as(struct, [arrays[name][t] for name in names])
 
 report = {}
@@ -546,7 +547,7 @@ def test_damage_without_a_manifest_is_found(checkpoint: Any) -> None:
     weights.write_bytes(good)
     document = json.loads((checkpoint / "policy.json").read_text())
     for key, value, message in (
-        ("format", 2, "format 2"),
+        ("format", 3, "format 3"),
         ("module", {**document["module"], "class": "gone.away:Net"}, "gone.away:Net"),
         ("module", {**document["module"], "class": "os:getcwd"}, "os:getcwd is not a RLModule"),
         ("module", {**document["module"], "model_config": {"fcnet_hiddens": [9]}}, "do not fit"),

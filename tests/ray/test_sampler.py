@@ -252,7 +252,7 @@ def test_a_groups_data_are_the_same_whoever_hosts_it(
 
 
 class Watching(RLlibCallback):
-    pass
+    def on_episode_step(self, **_: Any) -> None: ...
 
 
 class Doubled(ConnectorV2):
@@ -269,11 +269,11 @@ NOT_SERVED = {
     "lstm": ({"rl_module": {"model_config": {"use_lstm": True}}}, "module is stateful"),
     "callbacks": (
         {"change": lambda c: c.callbacks(callbacks_class=Watching)},
-        "the callbacks Watching may look",
+        "the callback Watching.on_episode_step looks at running episodes",
     ),
     "callback-function": (
         {"change": lambda c: c.callbacks(on_episode_step=lambda **_: None)},
-        "the callbacks on_episode_step may look",
+        "the callback <lambda> looks at running episodes",
     ),
     "connector": (
         {"change": lambda c: c.env_runners(env_to_module_connector=doubled)},
