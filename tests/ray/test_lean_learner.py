@@ -42,6 +42,7 @@ from torch import nn
 from raytrain.errors import RaytrainError
 from raytrain.ppo.fast_update.minibatches import minibatch_rows
 from raytrain.ppo.fast_update.train_batch import train_batch
+from raytrain.ppo.fast_update.update import FastUpdate
 from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 
 WALL_CLOCK = ("timer", "throughput")
@@ -352,16 +353,11 @@ def test_what_the_lean_update_does_not_know_is_left_to_rllib(arguments: Any, rea
 
 
 def test_a_hook_is_seen() -> None:
-    learner = build(_Hooked, DISCRETE)
-    fast = learner.fast
+    learner = build(ExactPPOTorchLearner, DISCRETE)
+    learner.policy_module().vf.register_forward_hook(lambda *arguments: None)
+    fast = FastUpdate.of(learner)
+    assert isinstance(fast, FastUpdate)
     assert (fast.gradients, fast.reason) == ("autograd", "the module has hooks")
-
-
-class _Hooked(ExactPPOTorchLearner):
-    def _make_module(self) -> Any:
-        module = super()._make_module()
-        module[MODULE_ID].vf.register_forward_hook(lambda *arguments: None)
-        return module
 
 
 class _DictModule(DefaultPPOTorchRLModule):

@@ -14,7 +14,6 @@ from support.rllib_examples import EXAMPLES, Example
 from support.running import Run, committed, rows
 
 WHERE = Path(ray.rllib.examples.__file__).parent
-_FAST = ("mean_std_filtering",)
 
 
 def start(example: Example, home: Path) -> Run:
@@ -71,18 +70,9 @@ def check(example: Example, tmp_path: Path) -> None:
         assert example.why in manifest["exact_lost"]["why"]
 
 
-@pytest.mark.parametrize("name", _FAST)
-def test_one_of_rllibs_programs(name: str, tmp_path: Path) -> None:
-    check(next(example for example in EXAMPLES if example.name == name), tmp_path)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(10_000)
-@pytest.mark.parametrize(
-    "example",
-    [example for example in EXAMPLES if example.name not in _FAST],
-    ids=lambda example: example.name,
-)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_rllibs_programs(example: Example, tmp_path: Path) -> None:
     check(example, tmp_path)
 
