@@ -92,6 +92,8 @@ WHOLE = {
     "frames-filtered": ("frames", True),
     "integer-image": ("integer image", False),
 }
+QUICK = ("one-hot", "nested-filtered", "eyes")
+EACH = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in WHOLE]
 
 
 @contextmanager
@@ -105,7 +107,7 @@ def trainer(name: str, env: str = "Observed") -> Iterator[Told]:
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", EACH)
 def test_what_follows_a_loaded_state_is_what_followed_the_saved_one(
     name: str, tmp_path: Path
 ) -> None:
@@ -120,7 +122,7 @@ def test_what_follows_a_loaded_state_is_what_followed_the_saved_one(
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", EACH)
 def test_policies_choose_the_actions_that_training_chose(name: str, tmp_path: Path) -> None:
     """That of a checkpoint, the described one, and ONNX, for what the environment has shown."""
     with trainer(name, "Recorded") as algorithm:
