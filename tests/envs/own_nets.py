@@ -31,15 +31,11 @@ class Dense(TorchRLModule, ValueFunctionAPI):
 
 
 class Chance(Dense):
-    """Draws from a generator of its own, which nobody seeds."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.chance = np.random.default_rng()
+    """Draws from the system's entropy."""
 
     def _forward(self, batch: Any, **kwargs: Any) -> Any:
         logits = super()._forward(batch)[Columns.ACTION_DIST_INPUTS]
-        return {Columns.ACTION_DIST_INPUTS: logits * float(self.chance.normal())}
+        return {Columns.ACTION_DIST_INPUTS: logits * float(np.random.default_rng().normal())}
 
 
 class Recurrent(TorchRLModule, ValueFunctionAPI):
