@@ -387,9 +387,8 @@ def importable(value: Any) -> tuple[str, str] | None:
     if not isinstance(module, str) or not isinstance(path, str):
         return None
     if module == "__main__":
-        module = _name_of_main()
-        if module is None:
-            return None
+        # Importing a script by its name would run it, unless it is guarded: it is written out.
+        return None
     if "<" in path or module not in sys.modules:
         return None
     spec = getattr(sys.modules[module], "__spec__", None)
@@ -399,12 +398,6 @@ def importable(value: Any) -> tuple[str, str] | None:
     for part in path.split("."):
         found = getattr(found, part, None)
     return (module, path) if found is value else None
-
-
-def _name_of_main() -> str | None:
-    """None: importing a script by its name would run it, unless it is guarded. Its objects are
-    written out instead."""
-    return None
 
 
 def _place_of(module: str) -> str | None:
