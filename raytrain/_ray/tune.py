@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,14 @@ def quiet_driver() -> None:
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *args, **kwargs: None
+
+
+def silence_ray() -> None:
+    """`quiet_driver`, and Ray's loggers off stderr. Importing Ray sets their levels, so the imports
+    come first."""
+    quiet_driver()
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def leave_by(event: Event) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import faulthandler
 import functools
-import logging
 import os
 import sys
 import threading
@@ -179,9 +178,7 @@ def keep_ray_quiet() -> None:
     # The level of Ray's C++ part. It warns (Ray 2.60) about each env runner that a driver starts:
     # "has constructor arguments in the object store and max_restarts > 0".
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    _ray.tune.quiet_driver()
-    for name in ("ray", "ray.rllib", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _ray.tune.silence_ray()
 
 
 def _show_version(wanted: bool) -> None:

@@ -309,9 +309,7 @@ def _algorithm(stretch: Stretch, scratch: Path) -> Iterator[ExactPPO]:
 
     from raytrain.ppo.algorithm import ExactPPO, algorithm_arguments
 
-    _ray.tune.quiet_driver()
-    for name in ("ray", "ray.rllib", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _ray.tune.silence_ray()
     threads = None if stretch.settings is None else stretch.settings.threads
     arguments = algorithm_arguments(stretch.config, stretch.snapshot, threads)
     request = PPO.default_resource_request(arguments["config"].to_dict())

@@ -79,7 +79,7 @@ class EnvCreator:
         else:
             factory = _factory(self.spec, self.import_path)
             with users_code(f"making the environment {self.spec}"):
-                env = factory(arguments) if _takes_the_dict(factory) else factory(**arguments)
+                env = factory(arguments) if takes_the_dict(factory) else factory(**arguments)
             if not isinstance(env, gymnasium.Env):
                 message = f"the factory must return a gymnasium.Env; it returned {_kind_of(env)}"
                 raise _env_error(message, self.spec)
@@ -97,7 +97,7 @@ class EnvCreator:
             creator, arguments = _gymnasium_creator(self.spec, self.import_path, arguments)
         else:
             creator = _factory(self.spec, self.import_path)
-            if _takes_the_dict(creator):
+            if takes_the_dict(creator):
                 return
         try:
             signature = inspect.signature(creator)
@@ -245,7 +245,8 @@ def _factory(spec: str, import_path: str | None) -> Callable[..., Any]:
     return cast("Callable[..., Any]", factory)
 
 
-def _takes_the_dict(factory: Callable[..., Any]) -> bool:
+def takes_the_dict(factory: Callable[..., Any]) -> bool:
+    """Whether a factory gets `env_config` as one dictionary, as RLlib gives it."""
     try:
         names = list(inspect.signature(factory).parameters)
     except (TypeError, ValueError):

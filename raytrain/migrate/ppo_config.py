@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain._ray.ppo_config import default_model, registered_env, settings_of
-from raytrain.config.environment import EnvCreator
-from raytrain.config.errors import Problem, nearest
-from raytrain.config.schema import ALGORITHM_SECTIONS, ExperimentConfig
+from raytrain.config.environment import EnvCreator, takes_the_dict
+from raytrain.config.errors import ConfigError, Problem, nearest
+from raytrain.config.schema import ALGORITHM_SECTIONS
+from raytrain.config.validation import yaml_fields
 from raytrain.migrate.reasons import WITHOUT_EFFECT, why_refused
 from raytrain.migrate.script_code import NoSource, ScriptCode
 from raytrain.migrate.search_spaces import (
@@ -27,7 +27,6 @@ from raytrain.migrate.search_spaces import (
 )
 
 _ELSEWHERE = frozenset({"env", "env_config", "evaluation_config", "model_config", "model"})
-_TAKES_THE_DICT = ("config", "env_config", "env_context", "cfg")
 _NO_SEARCH = "cannot be searched as a whole; give each key of model_config its search space"
 
 
@@ -55,7 +54,7 @@ class TakenOver:
 def as_ppo_config(trainable: Any, param_space: Any) -> Any:
     """The `PPOConfig` that a Tuner's two arguments mean, with its search spaces in it.
 
-    Raises ValueError with the reason if they are not RLlib's PPO.
+    Raises ConfigError with the reason if they are not RLlib's PPO.
     """
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.algorithms.ppo import PPO, PPOConfig
@@ -65,13 +64,13 @@ def as_ppo_config(trainable: Any, param_space: Any) -> Any:
     if not named or any(config.algo_class is not PPO for config in given):
         shown = given[0].algo_class if given else trainable
         shown = getattr(shown, "__name__", shown)
-        raise ValueError(
+        raise ConfigError(
             f"the trainable is {shown!r}, and raytrain trains RLlib's PPO: give 'PPO', PPO or a "
             "PPOConfig. A subclass cannot be taken over: put its changes into a learner_class, "
             "callbacks or connectors"
         )
     if len(given) == 2:
-        raise ValueError("two configs are given; leave param_space out")
+        raise ConfigError("two configs are given; leave param_space out")
     config = given[0] if given else PPOConfig()
     if isinstance(param_space, Mapping) and not isinstance(param_space, AlgorithmConfig):
         config = _updated(config.copy(copy_frozen=False), param_space)
@@ -86,7 +85,7 @@ def _updated(config: Any, values: Mapping[str, Any]) -> Any:
     try:
         config.update_from_dict({**values, **plain})
     except Exception as error:  # RLlib raises any kind, with its reason.
-        raise ValueError(f"RLlib does not accept param_space: {error}") from error
+        raise ConfigError(f"RLlib does not accept param_space: {error}") from error
     for name, space in spaces.items():
         attribute = name if name in vars(config) else f"_{name}"
         vars(config)[attribute] = space
@@ -161,9 +160,6 @@ class _Reader:
             self._out.refuse(name, str(error))
 
     def _put_code(self, path: tuple[str, ...], name: str, value: Any) -> None:
-        if not _has_key(path):
-            self._out.refuse(name, why_refused(name), value)
-            return
         try:
             self._out.put(path, self._paths(value, path[-1]))
         except (NoSource, NoSearchSpace) as error:
@@ -211,7 +207,7 @@ class _Reader:
             return str(env)
         if not callable(creator):
             raise NoSource(f"a {_kind(creator)} is no class or function that makes an environment")
-        if not others and _takes_the_dict(creator):
+        if not others and takes_the_dict(creator):
             return self._code.path_of(creator, "environment")
         made = self._code.bind(
             getattr(creator, "__name__", "").strip("<>") + "_env"
@@ -303,9 +299,6 @@ class _Reader:
     def _lr_schedulers(self, value: Any) -> None:
         """Each is a class, or a `functools.partial` of one with its arguments."""
         path, name = ("training", "torch_lr_schedulers"), "_torch_lr_scheduler_classes"
-        if not _has_key(path):
-            self._out.refuse(name, why_refused(name), value)
-            return
         schedulers = []
         for item in value or ():
             made = item if isinstance(item, functools.partial) else functools.partial(item)
@@ -331,12 +324,11 @@ class _Reader:
                 for name, item in given.items()
                 if not _equal(item, self._settings.get(name, ...))
             }
-        known = ExperimentConfig.model_fields["evaluation"].annotation.model_fields  # type: ignore[union-attr]
-        fields = known["evaluation_config"].annotation.model_fields
+        section = ("evaluation", "evaluation_config")
+        fields = [path[2] for path in yaml_fields() if path[:2] == section and len(path) == 3]
         for name, item in overrides.items():
             if name in fields:
-                path = ("evaluation", "evaluation_config", name)
-                self._put(path, f"evaluation_config.{name}", item)
+                self._put((*section, name), f"evaluation_config.{name}", item)
             elif name in WITHOUT_EFFECT or name == "in_evaluation":
                 self._out.notes.append(
                     f"evaluation_config.{name} has no effect here: "
@@ -435,27 +427,14 @@ def _direct() -> dict[str, tuple[str, str, bool]]:
         "learner_connector": ("training", "learner_connector"),
         "learner_class": ("training", "learner_class"),
     }
-    found = {
-        key: (section, key, False)
-        for section in ALGORITHM_SECTIONS
-        for key in ExperimentConfig.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-        if key not in _ELSEWHERE
-    }
-    hooks = _keys("callbacks")
+    keys = [path for path in yaml_fields() if len(path) == 2 and path[0] in ALGORITHM_SECTIONS]
+    found = {key: (section, key, False) for section, key in keys if key not in _ELSEWHERE}
+    hooks = [key for section, key in keys if section == "callbacks"]
     found.update(
         {f"callbacks_{hook}": ("callbacks", hook, True) for hook in hooks if "on_" in hook}
     )
     found.update({name: (*path, True) for name, path in code.items()})
     return found
-
-
-def _keys(section: str) -> list[str]:
-    known = ExperimentConfig.model_fields.get(section)
-    return [] if known is None else list(known.annotation.model_fields)  # type: ignore[union-attr]
-
-
-def _has_key(path: tuple[str, ...]) -> bool:
-    return path[1] in _keys(path[0])
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -509,15 +488,6 @@ def _is_plain(value: Any, *, tuples: bool = False) -> bool:
 
 def _kind(value: Any) -> str:
     return type(value).__name__
-
-
-def _takes_the_dict(creator: Any) -> bool:
-    """Whether raytrain calls it with one dictionary, as RLlib calls every environment."""
-    try:
-        names = list(inspect.signature(creator).parameters)
-    except (TypeError, ValueError):
-        return False
-    return bool(names) and names[0] in _TAKES_THE_DICT
 
 
 def _initializer_name(value: Any) -> Any:

@@ -194,10 +194,7 @@ class Tuner:
             run_config_values(run_config, taken)
             tune_config_values(tune_config, taken)
 
-        try:
-            config = as_ppo_config(trainable, param_space)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        config = as_ppo_config(trainable, param_space)
         self._experiment: Experiment | None = experiment_of(
             config, options, name=run_config.name, storage_path=run_config.storage_path
         )
@@ -229,10 +226,7 @@ class Tuner:
         """
         _refuse_options(resume_unfinished, restart_errored, param_space, storage_filesystem)
         if trainable is not None:
-            try:
-                as_ppo_config(trainable, None)
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
+            as_ppo_config(trainable, None)
         tuner = cls.__new__(cls)
         tuner._place = Location.of(path)
         ExperimentFile.existing(tuner._place)  # Raises what is wrong.
@@ -325,10 +319,7 @@ def _of_program(
         stop_values(stop, taken)
         checkpoint_values(checkpoint, taken)
 
-    try:
-        given = as_ppo_config(config, None)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    given = as_ppo_config(config, None)
     return experiment_of(given, options, name=name, storage_path=storage_path)
 
 

@@ -11,7 +11,6 @@ The run has one env group and one learner, both in its own process, and no Ray.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,9 +75,7 @@ def go_on(plain: Mapping[str, Any], strategy: str, scratch: str) -> Trail:
 
 @contextmanager
 def _algorithm(plain: Mapping[str, Any], strategy: str, scratch: str) -> Iterator[ExactPPO]:
-    _ray.tune.quiet_driver()
-    for name in ("ray", "ray.rllib", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _ray.tune.silence_ray()
     config = config_from_dict(plain)
     with _ray.local.no_instance(), _ray.local.files_below(scratch):
         try:
