@@ -15,7 +15,7 @@ import tree
 from gymnasium.vector.utils import concatenate, create_empty_array
 from observed import SPACES
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
-from support.samplers import FILTER, config, numbers, pair, unlike
+from support.samplers import FILTER, config, pair, require_same_rollouts, unlike
 from support.tiny_ppo import Told, built, disturb, iterate
 from support.tiny_ppo import unlike as unlike_trails
 
@@ -36,15 +36,7 @@ def observed(kind: str, **sections: Any) -> dict[str, Any]:
 
 def require_same(ours: Any, theirs: Any) -> None:
     for version in (1, 2):
-        for each in (ours, theirs):
-            each.set_state({**each.get_state(components=["rl_module"]), "weights_seq_no": version})
-        one, other = ours.rollout(None, snapshot=True), theirs.rollout(None, snapshot=True)
-        assert unlike(one.episodes, other.episodes) == []
-        assert one.finished == other.finished
-        assert numbers(one.metrics) == {
-            k: v for k, v in numbers(other.metrics).items() if "sum_episodes_length" not in k
-        }
-        assert repr(one.connectors) == repr(other.connectors)
+        one = require_same_rollouts(ours, theirs, version)
         assert one.episodes
 
 

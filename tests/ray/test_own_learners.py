@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.rllib.algorithms.ppo import PPO
-from support.tiny_ppo import Told, build, built, disturb, iterate, unlike
+from support.tiny_ppo import Told, build, built, iterate, unlike_once_restored
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -41,14 +41,7 @@ def gradients(algorithm: Told) -> Any:
 
 @pytest.mark.parametrize("sections", CASES.values(), ids=CASES)
 def test_a_restored_one_continues_exactly(tmp_path: Path, sections: dict[str, Any]) -> None:
-    with built(**sections) as algorithm:
-        iterate(algorithm, 2)
-        algorithm.save_exact(tmp_path / "saved")
-        trail = iterate(algorithm, 2)
-    disturb()
-    with built(**sections) as restored:
-        restored.load_exact(tmp_path / "saved")
-        assert unlike(trail, iterate(restored, 2)) == []
+    assert unlike_once_restored(tmp_path / "saved", **sections) == []
 
 
 @pytest.mark.parametrize(

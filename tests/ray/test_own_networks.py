@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ray.rllib.algorithms.ppo import PPO
-from support.tiny_ppo import build, built, disturb, iterate, unlike
+from support.tiny_ppo import build, built, iterate, unlike_once_restored
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -27,14 +27,7 @@ def test_a_network_of_ones_own_continues_exactly(
     tmp_path: Path, rl_module: Any, runners: int
 ) -> None:
     sections = {"rl_module": rl_module, "env_runners": {"num_env_runners": runners}}
-    with built(**sections) as algorithm:
-        iterate(algorithm, 2)
-        algorithm.save_exact(tmp_path / "saved")
-        trail = iterate(algorithm, 2)
-    disturb()
-    with built(**sections) as restored:
-        restored.load_exact(tmp_path / "saved")
-        assert unlike(trail, iterate(restored, 2)) == []
+    assert unlike_once_restored(tmp_path / "saved", **sections) == []
 
 
 def test_remote_learners_have_the_class_that_the_config_names() -> None:

@@ -17,7 +17,18 @@ from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilte
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from support.learner_pairs import DISCRETE
-from support.samplers import CONV, FILTER, Stock, config, env, numbers, pair, runner, unlike
+from support.samplers import (
+    CONV,
+    FILTER,
+    Stock,
+    config,
+    env,
+    numbers,
+    pair,
+    require_same_rollouts,
+    runner,
+    unlike,
+)
 
 from raytrain.errors import RaytrainError
 from raytrain.rollout.env_group import EnvGroup
@@ -114,16 +125,8 @@ CASES: dict[str, Any] = {
 def test_episodes_are_those_of_rllib(name: str) -> None:
     ours, theirs = pair(config(**CASES[name]))
     for version in (1, 2, 3):
-        for each in (ours, theirs):
-            each.set_state({**each.get_state(components=["rl_module"]), "weights_seq_no": version})
-        one, other = ours.rollout(None, snapshot=True), theirs.rollout(None, snapshot=True)
-        assert unlike(one.episodes, other.episodes) == []
-        assert one.finished == other.finished
-        assert numbers(one.metrics) == {
-            k: v for k, v in numbers(other.metrics).items() if "sum_episodes_length" not in k
-        }
+        one = require_same_rollouts(ours, theirs, version)
         assert ours._streams == theirs._streams
-        assert repr(one.connectors) == repr(other.connectors)
     assert one.episodes
 
 

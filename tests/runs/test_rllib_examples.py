@@ -25,7 +25,7 @@ def start(example: Example, home: Path) -> Run:
         f"--stop-iters={example.iterations}",
         *example.arguments,
         log=home / "log.txt",
-        # Not a Ray that somebody else runs on this machine.
+        # It starts a Ray of its own, and does not join one that runs on this machine.
         env={"HOME": str(home), "RAY_ADDRESS": "local"},
         program=(str(tune_program.__file__),),
     )

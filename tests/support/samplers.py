@@ -13,6 +13,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from raytrain.config import config_from_dict, to_algorithm_config
 from raytrain.ppo.algorithm import prepare
 from raytrain.rollout.env_group import EnvGroup
+from raytrain.rollout.rollout import Rollout
 from support.tiny_ppo import TINY
 
 FILTER = {"observation_filter": "MeanStdFilter"}
@@ -81,6 +82,20 @@ def numbers(metrics: dict[str, Any], at: str = "") -> dict[str, Any]:
         ):
             found[f"{at}{name}"] = repr(value).split("; track")[0]
     return {k: v for k, v in found.items() if "timer" not in k and "connector" not in k}
+
+
+def require_same_rollouts(ours: EnvGroup, theirs: EnvGroup, version: int) -> Rollout:
+    """Our rollout of the next fragment, with weights of this version, which is theirs."""
+    for each in (ours, theirs):
+        each.set_state({**each.get_state(components=["rl_module"]), "weights_seq_no": version})
+    one, other = ours.rollout(None, snapshot=True), theirs.rollout(None, snapshot=True)
+    assert unlike(one.episodes, other.episodes) == []
+    assert one.finished == other.finished
+    assert numbers(one.metrics) == {
+        k: v for k, v in numbers(other.metrics).items() if "sum_episodes_length" not in k
+    }
+    assert repr(one.connectors) == repr(other.connectors)
+    return one
 
 
 def _spaces(episode: Any) -> Any:

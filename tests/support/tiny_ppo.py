@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,3 +118,16 @@ def disturb() -> None:
     random.seed(99)
     np.random.seed(99)
     torch.manual_seed(99)
+
+
+def unlike_once_restored(saved: Path, **sections: Any) -> list[str]:
+    """Everything in which two iterations after a save, which is restored into another algorithm,
+    differ from those of the original."""
+    with built(**sections) as algorithm:
+        iterate(algorithm, 2)
+        algorithm.save_exact(saved)
+        trail = iterate(algorithm, 2)
+    disturb()
+    with built(**sections) as restored:
+        restored.load_exact(saved)
+        return unlike(trail, iterate(restored, 2))

@@ -3,7 +3,7 @@ calls them, and their state.
 
     on_environment_created              RLlib calls it
     on_episode_created, _start, _step   look at running episodes: RLlib samples for them
-    on_episode_end                      called when the episode ends, whoever samples
+    on_episode_end                      called when the episode ends, in both ways of sampling
     on_sample_end                       called with the episodes of a fragment
 
 State is what `get_state()` of a callbacks object returns; `set_state` restores it.
