@@ -361,7 +361,7 @@ def categorical_log_ratio(logits: Array, columns: Array, log_ratio: Array) -> No
 def gaussian_log_ratio(  # noqa: PLR0917 - compiled loops take arrays and numbers
     outputs: Array, columns: Array, log_ratio: Array, free: Array, d_free: Array, std_clip: float
 ) -> None:
-    """The same with a diagonal Gaussian. Arguments are those of `gaussian`; `d_free` does not change."""
+    """The same with a diagonal Gaussian. Arguments as in `gaussian`; `d_free` does not change."""
     is_free = free.shape[0] > 0
     a = outputs.shape[0] if is_free else outputs.shape[0] // 2
     bound = _F32(std_clip)
