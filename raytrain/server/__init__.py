@@ -1,0 +1,5 @@
+"""`raytrain serve`: runs over HTTP and in a browser, with a history that lasts.
+
+It reads storages and starts `raytrain` in processes of their own. It must not train, print, or
+import Ray and Torch in its own process. Storage is the truth; the database is an index of it.
+"""
