@@ -6,7 +6,7 @@ app           the program, and what its commands share
 train         train, submit, resume
 checkpoints   checkpoints, inspect, verify, evaluate, probe, audit, export
 experiments   show, list, plot, prune
-documents     what `--json` prints
+documents     checkpoints as text
 tables        what is printed without `--json`
 """
 
