@@ -3,7 +3,7 @@
 Besides it, only the driver prints.
 
 app           the program, and what its commands share
-train         train, submit, resume
+train         train, submit, resume, fork
 checkpoints   checkpoints, inspect, verify, evaluate, probe, audit, export
 experiments   show, list, plot, prune
 documents     checkpoints as text
