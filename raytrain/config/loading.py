@@ -18,7 +18,6 @@ from raytrain.config.secrets import PlainSecret
 from raytrain.config.validation import validated
 from raytrain.config.yaml_lines import Document, parse_yaml
 
-
 EXPERIMENT = "the stored config"
 """Where a value of a stored config is, in messages."""
 
