@@ -189,6 +189,8 @@ tasks = Table(
     _document("result"),
     Column("started_at", Text, nullable=False),
     Column("ended_at", Text),
+    # Host, pid and start of the server that runs it.
+    Column("server", Text, nullable=False),
 )
 
 INDEX = (runs, trials, checkpoints)
