@@ -95,6 +95,11 @@ class History:
         with self.reading() as connection:
             return queries.page_of_runs(connection, query or RunQuery())
 
+    def storages(self) -> list[str]:
+        """The storages of the runs that are not gone."""
+        with self.reading() as connection:
+            return queries.storages(connection)
+
     def run(self, run: str) -> dict[str, Any] | None:
         """A run by its id; None if it was never seen."""
         with self.reading() as connection:

@@ -121,6 +121,12 @@ def run(connection: Connection, run_id: str) -> dict[str, Any] | None:
     }
 
 
+def storages(connection: Connection) -> list[str]:
+    """See `History.storages`."""
+    here = select(runs.c.storage).where(runs.c.gone_at.is_(None)).distinct()
+    return sorted(connection.execute(here).scalars())
+
+
 def trials_of(connection: Connection, run_id: str) -> list[dict[str, Any]]:
     """See `History.trials`."""
     found = connection.execute(
