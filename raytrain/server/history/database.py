@@ -29,6 +29,7 @@ from raytrain.errors import BadInput, RaytrainError, require
 from raytrain.server.history import lineage, queries
 from raytrain.server.history.queries import RunPage, RunQuery
 from raytrain.server.history.tables import verdicts
+from raytrain.server.records.curves import MARKS, SCORE
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_S = 60
@@ -116,6 +117,17 @@ class History:
         """The checkpoints of a run (see `queries.checkpoints_of`)."""
         with self.reading() as connection:
             return queries.checkpoints_of(connection, run, kind, latest)
+
+    def kept_curves(self, run: str) -> dict[str, Any]:
+        """The score of each trial as the history keeps it, in the form of `records.curves`: for a
+        run that is gone."""
+        with self.reading() as connection:
+            kept = queries.score_series(connection, [run])[run]
+        trials = {
+            name: {"series": {SCORE: points}, "reset": True} | {key: [] for key in MARKS}
+            for name, points in kept.items()
+        }
+        return {"cursor": "", "metrics": [SCORE], "trials": trials}
 
     def models(self) -> list[dict[str, Any]]:
         """What was trained: best, final, stages and exports of all runs that are on storage, the

@@ -166,6 +166,9 @@ def test_a_deleted_run_is_kept_as_gone(storage: Path, history: History, scanner:
     assert before is not None
     assert history.run(kept["id"]) == {**before, "gone_at": "2096-10-02T07:06:40+00:00"}
     assert len(history.checkpoints(kept["id"])) == 5
+    (trial,) = history.kept_curves(kept["id"])["trials"].values()
+    scores = [run.trials[0].score(i) for i in range(1, 21)]
+    assert [point[3] for point in trial["series"]["checkpoint/score"]] == scores
     assert scanner.scan().changed == []
 
 
