@@ -2,7 +2,7 @@
 // attribute of a fixed name, never parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SHAPES = new Set(["svg", "g", "path", "rect", "line", "circle", "text", "title", "use", "defs", "pattern"]);
+const SHAPES = new Set(["svg", "svg:a", "g", "path", "rect", "line", "circle", "text", "title", "use", "defs", "pattern"]);
 // Control characters and those that change the direction of writing are shown as escapes.
 const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 
@@ -12,7 +12,7 @@ export const visible = (text) =>
 // h("a", {href: "/", class: "x"}, "text", h("b", {}, "more"), null)
 // `data` holds data-... attributes; a value of false, null or undefined leaves an attribute out.
 export function h(tag, attributes = {}, ...children) {
-  const element = SHAPES.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  const element = SHAPES.has(tag) ? document.createElementNS(SVG, tag.replace("svg:", "")) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === false || value === null || value === undefined) continue;
     if (name === "data") for (const [key, text] of Object.entries(value)) element.setAttribute("data-" + key, text);
@@ -47,7 +47,8 @@ export function morph(old, fresh) {
 }
 
 // Replaces the children of `parent` by `children`, by `morph`.
-export function fill(parent, children) {
+export function fill(parent, given) {
+  const children = given.map((c) => (c instanceof Node ? c : document.createTextNode(visible(c))));
   const byId = new Map([...parent.children].filter((c) => c.id).map((c) => [c.id, c]));
   let place = parent.firstChild;
   for (const child of children) {

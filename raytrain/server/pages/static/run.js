@@ -33,7 +33,7 @@ function verdict(checkpoint) {
   const found = run.document?.verdicts.find((v) => v.kind === "verify" && (v.target === target || v.target === checkpoint.full_path || v.target === run.row.path));
   if (!found) return h("span", { class: "muted", title: "Names and sizes are right. Verify reads every byte." }, "sizes right");
   const [kind, name, text] = found.good ? ["good", "check", "every byte"] : ["bad", "cross", "damaged"];
-  return h("span", { class: "inline", title: `Verified ${clock(found.made_at)}` }, badge(kind, icon(name), text), time(found.made_at));
+  return h("span", { class: "inline", title: `Verified ${clock(found.made_at)}` }, badge(kind, icon(name), text));
 }
 
 function drawCheckpoints() {
@@ -51,7 +51,7 @@ function drawCheckpoints() {
       h("td", {}, badge({ best: "good", final: "good", error: "bad", stage: "info" }[c.kind] ?? "", c.kind), c.stage && h("span", { class: "muted" }, " " + c.stage)),
       h("td", { class: "num" }, count(c.iteration)), h("td", { class: "num" }, count(c.timesteps)),
       h("td", { class: "num" }, number(c.score)), h("td", { class: "num" }, size(c.size_bytes)),
-      h("td", {}, c.weights_sha256 ? h("button", { type: "button", class: "quiet digest", data: { copy: c.weights_sha256 }, title: c.weights_sha256, "aria-label": `Copy the digest of the weights of ${c.path}` }, c.weights_sha256.slice(0, 12)) : "–"),
+      h("td", {}, c.weights_sha256 ? h("button", { type: "button", class: "quiet digest", data: { copy: c.weights_sha256 }, title: c.weights_sha256, "aria-label": `Copy the digest of the weights of ${c.path}` }, c.weights_sha256.slice(0, 10)) : "–"),
       h("td", {}, verdict(c)), h("td", { class: "num" }, time(c.created_at)),
       h("td", {}, h("span", { class: "copies" }, Object.entries(COPIES).map(([key, label]) => c.commands?.[key] && copyButton(c.commands[key], label, `Copy: ${label} from ${c.path}`))))))))]);
 }
