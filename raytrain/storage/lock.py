@@ -194,6 +194,27 @@ def who_writes(place: Location) -> str | None:
     return None if free else _description(holder)
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a directory's lock. `is_here`: its pid is one of this machine."""
+
+    pid: int
+    host: str
+    is_here: bool
+    text: str
+
+
+def holder(place: Location) -> Holder | None:
+    """As `who_writes`, for a program that wants to send the process a signal."""
+    text = who_writes(place)
+    with storage_errors("Reading the lock", place):
+        record = _read(place)
+    pid = record.get("pid")
+    if text is None or not isinstance(pid, int) or pid <= 0:
+        return None
+    return Holder(pid, printable(str(record.get("host", "?"))), _is_here(record), text)
+
+
 def _renewed_lately(holder: Mapping[str, Any]) -> bool:
     renewed = holder.get("renewed")
     if not isinstance(renewed, int | float) or _is_released(holder) or _is_dead(holder):
