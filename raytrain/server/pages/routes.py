@@ -21,14 +21,13 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from raytrain.errors import BadInput
-from raytrain.server.pages.listing import RunQuery
+from raytrain.server.history.queries import STATES, RunQuery
 from raytrain.server.pages.shown import FILTERS
 from raytrain.storage.escapes import printable
 from raytrain.versions import versions
 
 router = APIRouter(include_in_schema=False)
 
-STATES = ("running", "finished", "failed", "interrupted", "stopped", "empty", "gone")
 COLUMNS = {
     "name": "Run",
     "state": "State",
@@ -99,7 +98,7 @@ def _page(request: Request, template: str, status: int = 200, **values: Any) -> 
             static=f"/static/{static_version()}",
             path=request.url.path,
             read_only=settings.read_only,
-            has_nodes=settings.address is not None,
+            address=settings.address,
             raytrain_version=versions()["raytrain"],
             **values,
         )
@@ -122,7 +121,7 @@ def runs(
     except BadInput as error:
         return _page(request, "missing.html", 400, why=str(error))
 
-    def address(**changes: Any) -> str:
+    def link(**changes: Any) -> str:
         values = {"q": q, "state": state, "sort": sort, **changes}
         kept = {key: value for key, value in values.items() if value}
         return "/?" + urlencode(kept) if kept else "/"
@@ -132,7 +131,7 @@ def runs(
         "runs.html",
         query=query,
         listed=listed,
-        address=address,
+        link=link,
         columns=COLUMNS,
         states=STATES,
         storages=request.app.state.settings.storages,
@@ -175,5 +174,5 @@ def models(request: Request) -> Response:
 
 @router.get("/nodes")
 def nodes(request: Request) -> Response:
-    """The cluster's nodes, where the server has an address."""
+    """The cluster's nodes; without an address it says how to give one."""
     return _page(request, "nodes.html")

@@ -37,7 +37,8 @@ const DO = {
       const note = toast("Stopping", "Waiting until the run has saved…", { id: "stopping", progress: null, keep: true });
       try {
         const answer = await api(runPath(run.id, "/stop"), { method: "POST", body: {} });
-        toast("Stopped", saved(answer) || "The run had nothing to save.", { id: "stopping" });
+        if (answer.state === "stopping") toast("Still stopping", "It takes minutes. The page shows when it has ended.", { id: "stopping" });
+        else toast("Stopped", saved(answer) || "The run had nothing to save.", { id: "stopping" });
       } catch (problem) {
         note.remove();
         throw problem;
@@ -122,9 +123,9 @@ const DO = {
   export: (run) => ({
     title: "Export a policy",
     what: ["Writes a directory with weights, network and a model card: a policy that acts without Ray."],
-    fields: [checkpointField(run), field("Directory", input("directory", { required: true, value: `${run.row.path}/exported` }), "Below one of the served storages; it must not exist yet."), tick("onnx", "Also as ONNX")],
-    command: (v) => shell("export", v.checkpoint, v.directory, ...(v.onnx ? ["--onnx"] : [])), confirm: "Export",
-    work: (v) => startTask(run, "export", { checkpoint: v.checkpoint, directory: v.directory, onnx: v.onnx }),
+    fields: [checkpointField(run), field("Directory", input("directory", { placeholder: "a new one among the server's exports" }), "A name among the server's exports, or a path below a storage."), tick("onnx", "Also as ONNX")],
+    command: (v) => shell("export", v.checkpoint, v.directory || `${run.row.name}-policy`, ...(v.onnx ? ["--onnx"] : [])), confirm: "Export",
+    work: (v) => startTask(run, "export", { checkpoint: v.checkpoint, directory: v.directory || null, onnx: v.onnx }),
   }),
 
   prune: (run) => ({
@@ -143,12 +144,12 @@ const DO = {
 const newest = (run) => run.checkpoints.filter((c) => c.good !== false && c.kind !== "error").sort((a, b) => b.iteration - a.iteration)[0];
 
 function showPlan(run, body, plan) {
-  const gone = plan.delete ?? [];
+  const gone = plan.delete, cell = (value, kind) => h("td", { class: kind }, value);
   ask({
-    title: gone.length ? `Delete ${times(gone.length, "checkpoint")}, ${size(plan.bytes ?? gone.reduce((sum, c) => sum + c.size_bytes, 0))}?` : "There is nothing to delete",
-    what: gone.length ? ["What is deleted cannot be brought back.", `Kept: ${(plan.keep ?? []).map((k) => k.checkpoint ?? k).join(", ") || "everything else"}.`] : ["Everything that is there is kept."],
+    title: gone.length ? `Delete ${times(gone.length, "checkpoint")}, ${size(plan.frees_bytes)}?` : "There is nothing to delete",
+    what: gone.length ? ["What is deleted cannot be brought back.", `Kept: ${plan.keep.join(", ")}.`] : ["Everything that is there is kept."],
     fields: gone.length ? [h("div", { class: "table" }, h("table", {}, h("thead", {}, h("tr", {}, ["Checkpoint", "Kind", "Iteration", "Size"].map((t) => h("th", { scope: "col" }, t)))),
-      h("tbody", {}, gone.map((c) => h("tr", {}, h("td", {}, c.checkpoint), h("td", {}, c.kind), h("td", { class: "num" }, count(c.iteration)), h("td", { class: "num" }, size(c.size_bytes)))))))] : [],
+      h("tbody", {}, gone.map((c) => h("tr", {}, cell(c.path), cell(c.kind), cell(count(c.iteration), "num"), cell(size(c.size_bytes), "num"))))))] : [],
     confirm: gone.length ? "Delete" : null, danger: true,
     work: () => startTask(run, "prune", { ...body, yes: true }),
   });

@@ -76,7 +76,7 @@ async function load() {
   find("#nothing").hidden = ids.length > 0;
   history.replaceState(null, "", "/compare" + (ids.length ? "?ids=" + ids.join(",") : ""));
   if (!ids.length) return fill(find("#chips"), []);
-  answer = await api("/compare" + query({ ids: ids.join(",") }));
+  answer = ids.length > 1 ? await api("/compare" + query({ ids: ids.join(",") })) : { runs: [(await api(runPath(ids[0]))).run], differences: [] };
   ids = answer.runs.map((r) => r.id);
   fill(find("#chips"), answer.runs.map((r, i) => h("li", { id: "chip-" + r.id }, swatch(i), h("a", { href: "/runs/" + r.id }, r.name), h("button", { type: "button", class: "quiet", data: { drop: r.id }, "aria-label": `Remove ${r.name}` }, "✕"))));
   await loadCurves();

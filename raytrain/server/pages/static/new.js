@@ -183,7 +183,7 @@ find("#new").addEventListener("submit", async (event) => {
   if (value("#name")) body.name = value("#name");
   if (value("#storage")) body.storage = value("#storage");
   if (value("#from")) body.from = value("#from");
-  if (on("#as-job")) body.address = true;
+  if (on("#as-job")) body.address = find("#as-job").value;
   const name = body.name ?? values.name ?? "the run";
   ask({
     title: `Start ${name}?`,

@@ -4,22 +4,28 @@ import { api, listen, showLive } from "./api.js";
 import { badge, count, fill, find, h, size } from "./dom.js";
 import "./page.js";
 
-const of = (used, all) => (all ? `${count(used ?? 0)} of ${count(all)}` : "–");
+const STATES = { ALIVE: "good", DEAD: "bad" };
+const actor = ({ class: kind, name }) => (name ? `${kind} ${name}` : kind);
+
+function row(node) {
+  const { CPU: cpus = 0, GPU: gpus = 0, memory } = node.resources ?? {};
+  return h("tr", { id: "node-" + node.id },
+    h("td", {}, h("span", { class: "name" }, node.name), node.is_head ? badge("info", "head") : null, node.address !== node.name && h("small", { class: "muted cut" }, node.address)),
+    h("td", {}, badge(STATES[node.state] ?? "warn", node.state.toLowerCase())),
+    h("td", { class: "num" }, count(cpus)), h("td", { class: "num" }, count(gpus)), h("td", { class: "num" }, size(memory)),
+    h("td", {}, node.carries.length ? h("ul", {}, node.carries.map((each) => h("li", {}, actor(each)))) : h("span", { class: "muted" }, "nothing of raytrain")),
+    h("td", {}, node.message || h("span", { class: "muted" }, "none")));
+}
 
 async function load() {
   if (document.hidden) return;
   try {
     const { address, nodes } = await api("/nodes");
     find("#address").textContent = address ?? "";
+    const heads = ["Node", "State", "CPUs", "GPUs", "Memory", "Carries", "Notice"];
     fill(find("#nodes"), nodes.length
-      ? [h("table", {}, h("thead", {}, h("tr", {}, ["Node", "State", "CPUs", "GPUs", "Memory", "Carries", "Notice"].map((t) => h("th", { scope: "col" }, t)))),
-        h("tbody", {}, nodes.map((n) => h("tr", { id: "node-" + n.id },
-          h("td", {}, h("span", { class: "name" }, n.hostname), h("small", { class: "muted cut" }, n.address)),
-          h("td", {}, badge(n.state === "alive" ? "good" : n.state === "draining" ? "warn" : "bad", n.state)),
-          h("td", {}, of(n.cpus_used, n.cpus)), h("td", {}, of(n.gpus_used, n.gpus)), h("td", {}, size(n.memory_bytes)),
-          h("td", {}, n.carries?.length ? h("ul", {}, n.carries.map((c) => h("li", {}, c))) : h("span", { class: "muted" }, "nothing")),
-          h("td", {}, n.notice ?? h("span", { class: "muted" }, "none"))))))]
-      : [h("p", { class: "waiting" }, address ? "The cluster has no nodes." : "The server was started without --address.")]);
+      ? [h("table", {}, h("thead", {}, h("tr", {}, heads.map((t) => h("th", { scope: "col", class: /s$|y$/.test(t) && t !== "Carries" && "num" }, t)))), h("tbody", {}, nodes.map(row)))]
+      : [h("p", { class: "waiting" }, address ? "The cluster has no nodes." : "The server was started without a cluster. Give one: raytrain serve --address http://HEAD:8265")]);
   } catch (problem) {
     fill(find("#nodes"), [h("p", { class: "waiting error" }, problem.message)]);
   }

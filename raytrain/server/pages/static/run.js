@@ -3,11 +3,11 @@
 import { api, listen, paced, query, runPath, showLive } from "./api.js";
 import { actions } from "./actions.js";
 import { Curves, curvesKey } from "./curves.js";
-import { all, badge, clock, copyButton, count, fill, find, h, icon, number, size, time, times } from "./dom.js";
+import { all, badge, clock, copyButton, count, fill, find, h, icon, number, size, time, times, visible } from "./dom.js";
 import { drawEpisodes } from "./episodes.js";
 import { markdown } from "./markdown.js";
 import { renew } from "./page.js";
-import { followAll, onEnd } from "./tasks.js";
+import { FOUND, followAll, onEnd } from "./tasks.js";
 import { drawTimeline } from "./timeline.js";
 import { yaml } from "./yaml.js";
 
@@ -27,10 +27,19 @@ const part = async (place, work) => {
 
 const COPIES = { resume: "Resume", fork: "Fork", evaluate: "Evaluate", load_policy: "load_policy", export: "Export" };
 
+// The newest verification that has read this checkpoint as it is now.
+function verified({ full_path: path, weights_sha256: weights }) {
+  for (const v of run.document?.verdicts ?? []) {
+    if (v.kind !== "verify") continue;
+    const row = v.document.checkpoints.find((c) => c.path && (path === v.target || path === `${v.target}/${c.path}`) && c.weights_sha256 === weights);
+    if (row) return { good: row.good, made_at: v.made_at };
+  }
+  return null;
+}
+
 function verdict(checkpoint) {
   if (checkpoint.good === false) return badge("bad", icon("cross"), "damaged");
-  const target = `${checkpoint.trial}/${checkpoint.path}`;
-  const found = run.document?.verdicts.find((v) => v.kind === "verify" && (v.target === target || v.target === checkpoint.full_path || v.target === run.row.path));
+  const found = verified(checkpoint);
   if (!found) return h("span", { class: "muted", title: "Names and sizes are right. Verify reads every byte." }, "sizes right");
   const [kind, name, text] = found.good ? ["good", "check", "every byte"] : ["bad", "cross", "damaged"];
   return h("span", { class: "inline", title: `Verified ${clock(found.made_at)}` }, badge(kind, icon(name), text));
@@ -91,7 +100,7 @@ async function document_() {
 
 function drawVerdicts() {
   const audits = run.document.verdicts.filter((v) => v.kind === "audit").slice(0, 3);
-  const notes = audits.map((v) => h("p", { class: `note ${v.good ? "good" : "bad"}`, id: `audit-${v.made_at}` }, h("strong", {}, v.good ? "Audit passed " : "Audit failed "), time(v.made_at), ": ", v.document?.message ?? v.target));
+  const notes = audits.map((v) => h("p", { class: `note ${v.good ? "good" : "bad"}`, id: `audit-${v.made_at}` }, h("strong", {}, v.good ? "Audit passed " : "Audit failed "), time(v.made_at), ": ", FOUND.audit(v.document)));
   all("#notes-audits").forEach((old) => old.remove());
   if (notes.length) find("#timeline").before(h("div", { id: "notes-audits" }, notes));
 }
@@ -113,6 +122,7 @@ const load = {
 const everything = paced(async () => {
   await Promise.all([renew(), load.document(), load.checkpoints(), load.timeline()]);
   drawCheckpoints();
+  if (!root.dataset.gone) followLog();
 }, 4000);
 const newCurves = paced(load.curves, 2000);
 const newEpisodes = paced(load.episodes, 15_000);
@@ -136,26 +146,39 @@ const drawEvents = paced(() => {
     h("small", { class: "muted" }, time(new Date(e.time * 1000).toISOString())))));
 }, 300);
 
-listen(runPath(id, "/events"), {
+const log = find("#log-body");
+const logLines = [];
+let logging = false;
+const drawLog = paced(() => {
+  log.textContent = logLines.join("\n");
+  if (find("#follow").checked) log.scrollTop = log.scrollHeight;
+}, 250);
+
+// Only a server that has started the run knows its output.
+function followLog() {
+  if (logging) return;
+  if (!run.document?.launches.length) {
+    log.textContent = "No server of this user has started the run, so its output is where it was started.";
+    return;
+  }
+  logging = true;
+  logLines.length = 0;
+  const source = listen(runPath(id, "/log?tail=500"), {
+    message: (line) => {
+      logLines.push(visible(line));
+      if (logLines.length > 2000) logLines.splice(0, logLines.length - 2000);
+      drawLog();
+    },
+  }, (on) => on && (logLines.length = 0));
+  source.addEventListener("error", () => source.readyState === EventSource.CLOSED && (logging = false));
+}
+
+if (root.dataset.gone) listen("/events", { message: (changed) => changed.id === id && everything() }, showLive);
+else listen(runPath(id, "/events"), {
   row: () => (newCurves(), newEpisodes(), everything()),
   state: () => everything(),
   event: (event) => (addEvent(event), everything()),
 }, showLive);
-
-const log = find("#log-body");
-const logLines = [];
-const drawLog = paced(() => {
-  const atEnd = find("#follow").checked;
-  log.textContent = logLines.join("\n");
-  if (atEnd) log.scrollTop = log.scrollHeight;
-}, 250);
-listen(runPath(id, "/log?tail=500&follow=1"), {
-  message: (line) => {
-    logLines.push(h("p", {}, line).textContent);
-    if (logLines.length > 2000) logLines.splice(0, logLines.length - 2000);
-    drawLog();
-  },
-});
 
 // -- parts of the page -----------------------------------------------------------------------------
 
@@ -172,3 +195,4 @@ onEnd(everything);
 followAll(id).catch(() => {});
 await Promise.all([load.document(), load.checkpoints(), load.curves(), load.timeline(), load.episodes()]);
 drawCheckpoints();
+if (!root.dataset.gone) followLog();
