@@ -15,7 +15,7 @@ from raytrain.cli.early_signals import nothing_begun
 
 with nothing_begun():
     # In the order of --help.
-    from raytrain.cli import train, checkpoints, experiments, server  # noqa: F401, I001
+    from raytrain.cli import train, checkpoints, experiments, server, history  # noqa: F401, I001
     from raytrain.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -115,7 +115,7 @@ def serve(
     _require_own_machine(host, allow_remote=allow_remote)
     from raytrain.server.settings import ServerSettings
 
-    data = _data_dir(data_dir)
+    data = data_directory(data_dir)
     settings = ServerSettings(
         storages=_storages(storages),
         config_dirs=_config_dirs(config_dirs, data),
@@ -204,7 +204,8 @@ def _storages(given: list[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(str, places)))
 
 
-def _data_dir(given: Path | None) -> Path:
+def data_directory(given: Path | None) -> Path:
+    """The directory for what a server keeps; by default the user's. Raises `BadInput`."""
     import platformdirs
 
     data = given or Path(platformdirs.user_data_dir("raytrain", appauthor=False))

@@ -295,6 +295,7 @@ class FakeRun:
         (trial.place / "attempts").mkdir(parents=True, exist_ok=True)
         file = trial.place / "attempts" / f"{trial.attempt:06d}.{trial.seed % 16:08x}.json"
         _replace(file, json.dumps({"began_after": trial.saved}))
+        os.utime(file, (self.now, self.now))
         if trial.counts.get("ended_with"):
             trial.counts["ended_with"] = None
             self.write_losses(trial)
@@ -356,6 +357,7 @@ class FakeRun:
             "timestamp": int(self.now),
             "time_total_s": iteration * SECONDS,
             "done": False,
+            **({} if trial.stage is None else {"stage": trial.stage}),
             "pid": 1000 + trial.attempt,
             "hostname": "node-a",
             "checkpoint": {"score": score, "episodes": 100},

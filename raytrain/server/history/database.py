@@ -26,7 +26,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, ma
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from raytrain.errors import BadInput, RaytrainError, require
-from raytrain.server.history import queries
+from raytrain.server.history import lineage, queries
 from raytrain.server.history.queries import RunPage, RunQuery
 from raytrain.server.history.tables import verdicts
 
@@ -95,6 +95,11 @@ class History:
         with self.reading() as connection:
             return queries.page_of_runs(connection, query or RunQuery())
 
+    def storages(self) -> list[str]:
+        """The storages of the runs that are not gone."""
+        with self.reading() as connection:
+            return queries.storages(connection)
+
     def run(self, run: str) -> dict[str, Any] | None:
         """A run by its id; None if it was never seen."""
         with self.reading() as connection:
@@ -111,6 +116,23 @@ class History:
         """The checkpoints of a run (see `queries.checkpoints_of`)."""
         with self.reading() as connection:
             return queries.checkpoints_of(connection, run, kind, latest)
+
+    def models(self) -> list[dict[str, Any]]:
+        """What was trained: best, final, stages and exports of all runs that are on storage, the
+        newest first (see `lineage.models`)."""
+        with self.reading() as connection:
+            return lineage.models(connection)
+
+    def lineage(self) -> dict[str, Any]:
+        """Forks and stages as a graph (see `lineage.graph`)."""
+        with self.reading() as connection:
+            return lineage.graph(connection)
+
+    def compare(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Several runs side by side (see `queries.comparison`). Raises `BadInput` for an id that
+        does not exist."""
+        with self.reading() as connection:
+            return queries.comparison(connection, ids)
 
     def changes(self, since: int) -> tuple[int, list[str]]:
         """The number of the last change, and the runs that changed after change `since`."""

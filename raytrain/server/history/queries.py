@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +22,21 @@ _MOST_PER_PAGE = 1000
 _HIDDEN = {"stamp", "lock_stamp", "change", "run_id", "ancestors", "config", "config_digest"}
 _SCORE = {"score_metric": "metric", "score_order": "order", "best_score": "best"}
 _SCORE |= {"last_score": "last"}
-SORTABLE = tuple(
-    column.name
-    for column in runs.columns
-    if column.name not in _HIDDEN | {"sparkline", "exact_lost", "parent"}
-)
-_USABLE = or_(checkpoints.c.good.is_(None), checkpoints.c.good) & (checkpoints.c.kind != "error")
+SORTABLE: Mapping[str, ColumnElement[Any]] = {
+    "lost_s": runs.c.redone_s + runs.c.away_s,
+    **{
+        column.name: column
+        for column in runs.columns
+        if column.name not in _HIDDEN | {"sparkline", "exact_lost", "parent"}
+    },
+}
+"""What runs are sorted by."""
+USABLE = or_(checkpoints.c.good.is_(None), checkpoints.c.good) & (checkpoints.c.kind != "error")
 
 
 @dataclass(frozen=True)
 class RunQuery:
-    """Which runs, in which order. `q`: a part of the name or path; `sort`: a column of `SORTABLE`,
+    """Which runs, in which order. `q`: a part of the name or path; `sort`: a key of `SORTABLE`,
     with "-" for the highest first; pages are counted from 1."""
 
     q: str = ""
@@ -93,7 +97,7 @@ def _order(sort: str) -> list[ColumnElement[Any]]:
     name = sort.removeprefix("-")
     if name not in SORTABLE:
         raise BadInput(f"Runs are not sorted by {name!r}. Keys: {', '.join(SORTABLE)}.")
-    column = runs.c[name]
+    column = SORTABLE[name]
     first = column.desc() if sort.startswith("-") else column.asc()
     return [first.nulls_last(), runs.c.id.asc()]
 
@@ -117,6 +121,12 @@ def run(connection: Connection, run_id: str) -> dict[str, Any] | None:
     }
 
 
+def storages(connection: Connection) -> list[str]:
+    """See `History.storages`."""
+    here = select(runs.c.storage).where(runs.c.gone_at.is_(None)).distinct()
+    return sorted(connection.execute(here).scalars())
+
+
 def trials_of(connection: Connection, run_id: str) -> list[dict[str, Any]]:
     """See `History.trials`."""
     found = connection.execute(
@@ -133,7 +143,7 @@ def checkpoints_of(
     columns = [column for column in checkpoints.columns if column.name != "run"]
     where = [checkpoints.c.run == run_id]
     where += [] if kind is None else [checkpoints.c.kind == kind]
-    where += [_USABLE] if latest else []
+    where += [USABLE] if latest else []
     found = connection.execute(
         select(*columns, runs.c.path.label("of_run"))
         .join(runs)
@@ -148,6 +158,40 @@ def _with_full_path(row: Mapping[Any, Any]) -> dict[str, Any]:
     plain = dict(row)
     place = plain.pop("of_run")
     return {**plain, "full_path": f"{place}/{row['trial']}/{row['path']}"}
+
+
+def comparison(connection: Connection, ids: Sequence[str]) -> dict[str, Any]:
+    """{"runs": [row, ...], "config": [{"key", "values": one for each run}, ...] for the keys whose
+    values differ, "curves": {run: {trial: [[iteration, timesteps, time_s, score], ...]}}}"""
+    found = [run(connection, each) for each in ids]
+    rows = [row for row in found if row is not None]
+    missing = [each for each, row in zip(ids, found, strict=True) if row is None]
+    if missing:
+        raise BadInput(f"There is no run {missing[0]!r} in the history.")
+    curves: dict[str, dict[str, Any]] = {each: {} for each in ids}
+    columns = trials.c.run, trials.c.name, trials.c.series
+    kept = select(*columns).where(trials.c.run.in_(list(ids))).order_by(trials.c.place)
+    for each, name, series in connection.execute(kept):
+        curves[each][name] = series["points"]
+    configs = [row.pop("config") for row in rows]
+    return {"runs": rows, "config": different_values(configs), "curves": curves}
+
+
+def different_values(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The keys whose values are not the same in all configs, in order: {"key": "training.lr",
+    "values": one for each config, null where it is not there}."""
+    flat = [dict(_flat(config)) for config in configs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    values = ((key, [config.get(key) for config in flat]) for key in keys)
+    return [{"key": key, "values": each} for key, each in values if any(v != each[0] for v in each)]
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 # -- changes ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Table, delete, insert, select, update
 from raytrain.commands.status import CheckpointView, ExperimentView, TrialView
 from raytrain.server.history.queries import count_change, storable
 from raytrain.server.history.tables import ID_LENGTH, checkpoints, runs, trials
-from raytrain.server.records.new_rows import START, NewRows
+from raytrain.server.records.new_rows import START, new_rows
 from raytrain.server.records.score_series import ScoreSeries
 from raytrain.storage import Location, storage_errors
 from raytrain.storage.json import moment
@@ -131,12 +131,12 @@ def _series(
     series, cursor = ScoreSeries(metric), START
     if known is not None and known[0]["metric"] == metric:
         series, cursor = ScoreSeries.of(known[0]), known[1]
-    with storage_errors("Reading the trial's records", trial):
-        rows = NewRows(trial / "result.json", cursor)
-        found = list(rows)
-    if rows.reset:
-        series = ScoreSeries(metric)
-    return series.with_rows(found), rows.cursor
+    with (
+        storage_errors("Reading the trial's records", trial),
+        new_rows(trial / "result.json", cursor) as rows,
+    ):
+        series = (ScoreSeries(metric) if rows.reset else series).with_rows(rows)
+        return series, rows.cursor
 
 
 def _shown(view: ExperimentView) -> TrialView | None:

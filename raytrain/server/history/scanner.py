@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -29,7 +30,7 @@ from raytrain.server.history.queries import count_change
 from raytrain.server.history.run_index import indexed, put
 from raytrain.server.history.stamps import Stamps, experiments
 from raytrain.server.history.tables import runs, trials
-from raytrain.storage import Location, who_writes
+from raytrain.storage import Location, StorageError, who_writes
 from raytrain.storage.location import storage_errors
 
 _SETTLED_S = 3.0
@@ -77,8 +78,9 @@ class Scanner:
     def scan(
         self, *, thorough: bool = False, track: Callable[[Iterable[str]], Iterable[str]] = iter
     ) -> ScanReport:
-        """Bring the index up to date. `thorough`: read every run, whatever its stamp; `track`
-        passes the names of those that are read on, and may show how many are done.
+        """Bring the index up to date. `thorough`: make it from storage alone, whatever it has of
+        the runs that are there; `track` passes the names of those that are read on, and may show
+        how many are done.
 
         Raises:
             DatabaseError: the database cannot be used.
@@ -121,20 +123,25 @@ class Scanner:
         ]
         for name in track(due):
             try:
-                report.changed.extend(self._read(storage, storage / name, present[name], now))
+                stamps = present[name]
+                changed = self._read(storage, storage / name, stamps, now, thorough=thorough)
+                report.changed.extend(changed)
             except DatabaseError:
                 raise
             except RaytrainError as error:
                 report.problems.append(str(error))
         there = {str(storage / name) for name in present}
-        with self._history.writing() as connection:
-            gone = [each.run for path, each in known.items() if path not in there]
-            report.changed.extend(_mark_gone(connection, gone, now))
+        gone = [each.run for path, each in known.items() if path not in there]
+        if gone:
+            with self._history.writing() as connection:
+                report.changed.extend(_mark_gone(connection, gone, now))
 
-    def _read(self, storage: Location, place: Location, stamps: Stamps, now: float) -> list[str]:
+    def _read(
+        self, storage: Location, place: Location, stamps: Stamps, now: float, *, thorough: bool
+    ) -> list[str]:
         """The ids of the runs that changed: this one, and the one that was there before."""
         before = self._unreadable.pop(str(place), None)
-        if before is not None and before[0] == stamps:
+        if before is not None and before[0] == stamps and not thorough:
             self._unreadable[str(place)] = before
             raise BadInput(before[1])
         try:
@@ -150,7 +157,7 @@ class Scanner:
             str(storage),
             stamp=stamps.files if settled else "",
             lock_stamp=stamps.locks,
-            known=self._series_of,
+            known=_nothing if thorough else self._series_of,
         )
         with self._history.writing() as connection:
             changed = [index.id] if put(connection, index) else []
@@ -164,6 +171,10 @@ class Scanner:
         with self._history.reading() as connection:
             found = connection.execute(select(*columns).where(trials.c.run == run))
             return {name: (series, cursor) for name, series, cursor in found}
+
+
+def _nothing(run: str) -> dict[str, tuple[Mapping[str, Any], str]]:
+    return {}
 
 
 def _known(connection: Connection, storage: str) -> dict[str, _Known]:
@@ -187,8 +198,10 @@ def _is_same(place: Location, known: _Known | None, stamps: Stamps) -> bool:
         return False
     if not known.is_running and not known.running:
         return known.lock_stamp == stamps.locks
-    held = (who_writes(place) is not None) == known.is_running
-    return held and all(who_writes(place / trial) is not None for trial in known.running)
+    with suppress(StorageError):  # Then reading it fails, too, and says why.
+        held = (who_writes(place) is not None) == known.is_running
+        return held and all(who_writes(place / trial) is not None for trial in known.running)
+    return False
 
 
 def _mark_gone(connection: Connection, ids: Iterable[str], now: float) -> list[str]:

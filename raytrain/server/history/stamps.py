@@ -8,7 +8,7 @@ on a local disk with their inodes:
     TRIAL/stages, quarantine  their entries
 
 On a local disk the files inside a checkpoint are not looked at: they change with the checkpoint. If
-somebody damages one, `Scanner.scan(thorough=True)` sees it. On other storage one listing has all.
+somebody damages one, `raytrain history rebuild` sees it. On other storage one listing has all.
 
 The locks have a stamp of their own, since a lease is written every ten seconds.
 """

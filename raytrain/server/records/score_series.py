@@ -22,8 +22,10 @@ from raytrain.trial.score import score_in_row
 MOST = 500
 _SPARKS = 60
 _STEPS, _TIME = "num_env_steps_sampled_lifetime", "time_total_s"
+Position = tuple[int, float, float]
+"""Iteration, timesteps, seconds of training."""
 Point = tuple[int, float, float, float]
-"""Iteration, timesteps, seconds of training, value."""
+"""A position, and the value there."""
 
 
 @dataclass(frozen=True)
@@ -75,5 +77,17 @@ def point_of(row: Mapping[str, Any], value: float | None) -> Point | None:
     """The point of an iteration in which a metric has this value; None if it is no number."""
     if value is None or not math.isfinite(value):
         return None
-    steps, seconds = metric(row, _STEPS) or 0, row.get(_TIME) or 0.0
-    return int(row[ITERATION]), steps, seconds, value
+    return (*position_of(row), value)
+
+
+def position_of(row: Mapping[str, Any]) -> Position:
+    """Where a curve is at the end of an iteration."""
+    return int(row[ITERATION]), metric(row, _STEPS) or 0.0, metric(row, _TIME) or 0.0
+
+
+def position_before(row: Mapping[str, Any]) -> Position:
+    """Where a curve is at the beginning of an iteration."""
+    iteration, steps, seconds = position_of(row)
+    steps -= metric(row, "num_env_steps_sampled") or 0.0
+    seconds -= metric(row, "time_this_iter_s") or 0.0
+    return iteration - 1, max(0.0, steps), max(0.0, seconds)
