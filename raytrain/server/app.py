@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 
 from raytrain.errors import BadInput
 from raytrain.server.api import checkpoints, configs, control, runs, system, work
+from raytrain.server.pages import routes as pages
 from raytrain.server.problems import Json, add_handlers
 from raytrain.server.security import Security
 from raytrain.server.server import Server
@@ -66,7 +67,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.server = server
     app.state.settings, app.state.history = settings, server.history
     add_handlers(app)
-    for part in (system, runs, checkpoints, control, work, configs):
+    for part in (system, runs, checkpoints, control, work, configs, pages):
         app.include_router(part.router)
     app.add_api_route("/docs", _docs, include_in_schema=False)
     app.add_api_route("/docs/{name}", _docs_file, include_in_schema=False)
