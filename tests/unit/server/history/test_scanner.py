@@ -349,6 +349,19 @@ def test_scanners_on_one_database_do_each_other_no_harm(
     assert index(history) == index(anew)
 
 
+@pytest.mark.parametrize("path", ["best", "checkpoint_000004", "stages/easy"])
+def test_a_checkpoint_that_lost_a_file_is_seen(
+    storage: Path, history: History, scanner: Scanner, path: str
+) -> None:
+    run = FakeRun(storage, "cartpole").start().train(4).end_stage("easy", "hard")
+    scanner.scan()
+    (run.trials[0].place / path / "policy.json").unlink()
+    (changed,) = scanner.scan().changed
+    problems = {each["path"]: each["problem"] for each in history.checkpoints(changed)}
+    assert problems.pop(path) == "policy.json: missing file"
+    assert set(problems.values()) == {None}
+
+
 @pytest.mark.parametrize("call", [1, 3])
 def test_a_scanner_that_is_killed_while_it_writes_leaves_whole_runs(
     storage: Path, new_database: Callable[[], str], call: int
