@@ -72,16 +72,25 @@ export class Curves {
     return Object.entries(this.trials).map(([name, trial], index) => [name, trial, index]).filter(([name]) => !only || name === only);
   }
 
-  async draw(newAxis = false) {
+  // One drawing after the other: Plotly does not take a chart that it is still drawing. What is asked
+  // for meanwhile is drawn once, at the end.
+  draw(newAxis = false) {
     if (newAxis) this.range = null;
-    const number = (this.draws = (this.draws ?? 0) + 1);
+    this.waiting ??= (this.drawing ?? Promise.resolve()).catch(() => {}).then(() => {
+      this.waiting = null;
+      this.drawing = this.drawNow();
+      return this.drawing;
+    });
+    return this.waiting;
+  }
+
+  async drawNow() {
     const filled = this.shown.filter((m) => this.chosen().some(([, t]) => t.series[m]?.length));
     if (!filled.length) {
       fill(this.place, [h("p", { class: "waiting" }, "No iteration has ended yet. The curves begin with the first.")]);
       return;
     }
     const Plotly = await plotly(this.address);
-    if (number !== this.draws) return;
     fill(this.place, filled.map((metric, index) => this.frame(metric, index === 0)));
     const marks = this.marks();
     for (const metric of filled) {
@@ -93,7 +102,6 @@ export class Curves {
         this.charts.add(place);
         place.on("plotly_relayout", (change) => this.zoomed(change));
       }
-      if (number !== this.draws) return;
     }
   }
 
