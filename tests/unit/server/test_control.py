@@ -141,7 +141,9 @@ def test_the_config_may_be_text_a_mapping_or_a_file(site: Site) -> None:
 
 
 def test_a_config_that_is_wrong_has_lines_and_starts_nothing(site: Site) -> None:
-    text = "name: wrong\nenvironment:\n  env: CartPole-v1\ntraining:\n  lrr: 0.1\nstop: {time_s: 1}\n"
+    text = (
+        "name: wrong\nenvironment:\n  env: CartPole-v1\ntraining:\n  lrr: 0.1\nstop: {time_s: 1}\n"
+    )
     answer = site.post("/api/runs", {"config": text})
     assert answer.status == 422
     assert answer.document["errors"] == [
