@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
-import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -135,7 +133,9 @@ def serve(
 def _run(settings: ServerSettings) -> None:
     from dataclasses import replace
 
-    listening = _listen(settings.host, settings.port)
+    from raytrain.server.listening import listen, serve_until_signal
+
+    listening = listen(settings.host, settings.port)
     try:
         settings = replace(settings, port=listening.getsockname()[1])
         _log_to_stderr()
@@ -146,33 +146,9 @@ def _run(settings: ServerSettings) -> None:
         shown = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(name, name)
         say(f"Serving {', '.join(settings.storages)}. Ctrl-C ends the server; runs go on.")
         write(f"http://{shown}:{settings.port}/?token={settings.token}\n")
-        _serve(app, listening)
+        serve_until_signal(app, listening)
     finally:
         listening.close()
-
-
-def _serve(app: Any, listening: socket.socket) -> None:
-    import uvicorn
-
-    class Uvicorn(uvicorn.Server):
-        """Streams have no end of their own: they are ended as soon as a signal comes."""
-
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            super().handle_exit(sig, frame)
-            app.state.server.streams.end()
-
-    config = uvicorn.Config(
-        app,
-        access_log=False,  # An address holds the token once.
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-        ws="none",
-    )
-    server = Uvicorn(config)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # A terminal that closes.
-        signal.signal(signal.SIGHUP, server.handle_exit)
-    server.run(sockets=[listening])
 
 
 def _require_own_machine(host: str, *, allow_remote: bool) -> None:
@@ -247,22 +223,6 @@ def _cluster(address: str) -> str:
     from raytrain.commands.jobs import full_address
 
     return full_address(address)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise BadInput(
-            f"--host {host} --port {port}: the server cannot listen there "
-            f"({(error.strerror or str(error)).lower()}). Give another --port; 0 takes one that is "
-            "free."
-        ) from None
-    return listening
 
 
 def _log_to_stderr() -> None:

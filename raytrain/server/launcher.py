@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 from sqlalchemy import insert, select
 
-from raytrain.checkpoint import Catalogue, trials
+from raytrain.checkpoint import Catalogue, Entry, trials
 from raytrain.checkpoint.experiment_file import EXPERIMENT_FILE
 from raytrain.commands.jobs import JobServer, run_mark
 from raytrain.server.history.database import History
@@ -43,6 +43,7 @@ from raytrain.server.settings import TOKEN_VARIABLE, ServerSettings
 from raytrain.storage import Location, holder
 from raytrain.storage.json import parse_json
 
+PROGRAM = (sys.executable, "-m", "raytrain")
 _RECORD, _LOCK, _STOP = "launch.json", "lock", "stop"
 _LAST_LINES = 4000  # characters of a log that are searched for the reason of an end
 
@@ -99,7 +100,7 @@ class Launcher:
             before = _stamp(place)
             moment = datetime.now(UTC)
             log = directory / f"{moment:%Y%m%d-%H%M%S-%f}.log"
-            command = [sys.executable, "-m", "raytrain", *arguments]
+            command = [*PROGRAM, *arguments]
             environment = {k: v for k, v in os.environ.items() if k != TOKEN_VARIABLE}
             with log.open("wb") as output:
                 os.chmod(log, 0o600)
@@ -225,7 +226,7 @@ class Launcher:
         for trial in trials(place):
             entries = Catalogue(trial).entries()
             usable = [e for e in entries if e.good is not False and e.kind != "error"]
-            newest = max(usable, key=lambda entry: entry.iteration, default=None)
+            newest = max(usable, key=_newest_last, default=None)
             if newest is not None:
                 found.append(
                     {
@@ -273,6 +274,11 @@ class Launcher:
         row = {key: value for key, value in asdict(launch).items() if key in launches.columns}
         with self._history.writing() as connection:
             connection.execute(insert(launches).values(row))
+
+
+def _newest_last(entry: Entry) -> tuple[int, bool, bool]:
+    # Of several with one iteration: what the signal, or the end, has made.
+    return entry.iteration, entry.kind in ("interrupted", "final"), entry.kind == "periodic"
 
 
 def why(log: str) -> str:

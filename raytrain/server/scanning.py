@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,8 +21,10 @@ _SHARE = 10
 class Scanning:
     """Scans again and again, and at once when `now` is called."""
 
-    def __init__(self, scanner: Scanner, *, remote: bool) -> None:
+    def __init__(self, scanner: Scanner, *, remote: bool, also: Callable[[], None]) -> None:
+        """`also`: what is done after each scan."""
         self._scanner = scanner
+        self._also = also
         self._every_s = _EVERY_REMOTE_S if remote else _EVERY_S
         self._one = threading.Lock()
         self._ending = threading.Event()
@@ -44,6 +47,7 @@ class Scanning:
         with self._one:
             begin = time.monotonic()
             report = self._scanner.scan()
+            self._also()
             self.last = {
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": time.monotonic() - begin,

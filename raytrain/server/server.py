@@ -35,8 +35,8 @@ class Server:
         self.history = History.open(settings.database)
         scanner = Scanner(self.history, settings.storages, tell=LOG.warning)
         remote = any(not Location.of(storage).is_local for storage in settings.storages)
-        self.scanning = Scanning(scanner, remote=remote)
         self.launcher = Launcher(settings, self.history)
+        self.scanning = Scanning(scanner, remote=remote, also=self.launcher.reap)
         self.tasks = Tasks(self.history, settings.limits)
         self.streams = Streams(settings.limits.streams)
 

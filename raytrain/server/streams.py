@@ -214,8 +214,8 @@ class Streams:
 
     async def _messages(self, key: str, shared: _Shared) -> AsyncIterator[str]:
         listener: asyncio.Queue[Message | None] = asyncio.Queue()
-        for message in shared.past:
-            listener.put_nowait(message)
+        for past in shared.past:
+            listener.put_nowait(past)
         shared.listeners.add(listener)
         self._shared[key] = shared
         if shared.task is None:

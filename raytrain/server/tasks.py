@@ -33,6 +33,7 @@ from raytrain.server.problems import LOG, Refused
 from raytrain.server.settings import TOKEN_VARIABLE, Limits
 
 _T = TypeVar("_T")
+PROGRAM = (sys.executable, "-m", "raytrain")
 _LOW_PRIORITY = 10
 _TELL_EVERY_S = 0.5
 _END_WITHIN_S = 10.0
@@ -78,7 +79,7 @@ class Work:
         self.check()
         environment = {k: v for k, v in os.environ.items() if k != TOKEN_VARIABLE}
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "raytrain", *arguments, "--json"],
+            [*PROGRAM, *arguments, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

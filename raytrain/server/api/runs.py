@@ -15,6 +15,9 @@ from raytrain.config import NOT_YAML_KEYS, differences
 from raytrain.config.yaml_lines import dump_yaml
 from raytrain.server.history.queries import RunQuery
 from raytrain.server.problems import Json, Refused
+from raytrain.server.records.curves import curves
+from raytrain.server.records.episodes import episodes
+from raytrain.server.records.timeline import timeline
 from raytrain.server.server import Server, server_of
 from raytrain.server.streams import RunFeed
 
@@ -94,6 +97,54 @@ def trials(run: str, server: Server = Depends(server_of)) -> Response:
     return Json({"trials": server.history.trials(run)})
 
 
+@router.get("/runs/{run}/curves")
+def curves_of(
+    *,
+    run: str,
+    metric: list[str] = Query([]),
+    trial: list[str] = Query([]),
+    since: str = "",
+    points: int | None = Query(None, ge=2, le=100_000),
+    server: Server = Depends(server_of),
+) -> Response:
+    """Metrics over the iterations: {trials: {NAME: {series: {METRIC: [[iteration, timesteps,
+    seconds, value], ...]}, reset, attempts, failures, stages}}, metrics, cursor}. `metric` and
+    `trial` may be repeated; without a metric, the score. With the `cursor` of an answer as `since`,
+    the next has only what is new (`reset`: all of it, as rows were cut)."""
+    row, place = server.present(run)
+    names = _trials(server, run, trial)
+    score = row["score"]["metric"]
+    return Json(curves(place, names, score=score, metrics=metric, since=since, points=points))
+
+
+@router.get("/runs/{run}/timeline")
+def timeline_of(
+    run: str, trial: list[str] = Query([]), server: Server = Depends(server_of)
+) -> Response:
+    """What each trial did when: training, trained again, away, waiting."""
+    _, place = server.present(run)
+    return Json({"trials": {name: timeline(place / name) for name in _trials(server, run, trial)}})
+
+
+@router.get("/runs/{run}/episodes")
+def episodes_of(
+    run: str, trial: list[str] = Query([]), server: Server = Depends(server_of)
+) -> Response:
+    """The distribution of the episodes' returns and lengths, by trial."""
+    _, place = server.present(run)
+    return Json({"trials": {name: episodes(place / name) for name in _trials(server, run, trial)}})
+
+
+def _trials(server: Server, run: str, wanted: list[str]) -> list[str]:
+    """The trials that are wanted; all if none is named. A name that is no trial is refused, so no
+    path is made of it."""
+    names = [str(each["trial"]) for each in server.history.trials(run)]
+    unknown = next((name for name in wanted if name not in names), None)
+    if unknown is not None:
+        raise Refused(404, f"The run has no trial {unknown}; it has {', '.join(names) or 'none'}.")
+    return wanted or names
+
+
 @router.get("/runs/{run}/config-diff")
 def config_diff(
     run: str, other: str = Query(alias="with"), server: Server = Depends(server_of)
@@ -148,20 +199,31 @@ async def log(
     return server.streams.log(lambda: server.launcher.log(place), tail, follow)
 
 
+@router.get("/models")
+def models(server: Server = Depends(server_of)) -> Response:
+    """Best, final, stages and exports of all runs, the newest first, with the line that loads each;
+    `latest_checkpoint` is what a run would continue from."""
+    return Json({"models": server.history.models()})
+
+
+@router.get("/lineage")
+def lineage(server: Server = Depends(server_of)) -> Response:
+    """Forks and stages: nodes are checkpoints, edges lead from a parent to what began there."""
+    return Json(server.history.lineage())
+
+
 @router.get("/compare")
 def compare(ids: str, server: Server = Depends(server_of)) -> Response:
-    """Runs side by side; `ids` are separated by commas."""
-    wanted = [each for each in ids.split(",") if each]
+    """Runs side by side; `ids` are separated by commas. `differences`: {key, values by run}; of
+    `curves`, each trial's score at up to some hundred iterations."""
+    wanted = list(dict.fromkeys(each for each in ids.split(",") if each))
     if len(wanted) < 2:
         raise Refused(422, "Give two or more ids, separated by commas.")
-    rows = [server.row(each) for each in wanted]
-    keys: dict[str, dict[str, Any]] = {}
-    for row in rows[1:]:
-        for each in differences(rows[0]["config"], row["config"]):
-            if each.field != "import_path":
-                keys.setdefault(each.field, {rows[0]["id"]: each.old})[row["id"]] = each.new
-    for key, values in keys.items():
-        first = values[rows[0]["id"]]
-        keys[key] = {row["id"]: values.get(row["id"], first) for row in rows}
-    listed = [{"key": key, "values": values} for key, values in sorted(keys.items())]
-    return Json({"runs": [shown(row) for row in rows], "differences": listed})
+    found = server.history.compare(wanted)
+    differences = [
+        {"key": each["key"], "values": dict(zip(wanted, each["values"], strict=True))}
+        for each in found["config"]
+        if each["key"] not in NOT_YAML_KEYS
+    ]
+    rows = [shown(row) for row in found["runs"]]
+    return Json({"runs": rows, "differences": differences, "curves": found["curves"]})
