@@ -33,9 +33,9 @@ export function smoothed(values, weight) {
   let mean = 0, total = 0;
   return values.map((value) => {
     if (value === null) return null;
-    mean = weight * mean + (1 - weight) * value;
     total = weight * total + (1 - weight);
-    return mean / total;
+    mean += ((value - mean) * (1 - weight)) / total;
+    return mean;
   });
 }
 

@@ -109,7 +109,7 @@ export class Curves {
     const last = this.chosen().map(([, t]) => t.series[metric]?.at(-1)?.[3]).filter((v) => v !== undefined);
     const title = TITLES[metric] ?? metric;
     return h("figure", { class: wide ? "chart wide" : "chart", id: "chart-" + metric, data: { metric } },
-      h("figcaption", {}, title, h("span", { class: "now" }, last.map(number).join("  "))),
+      h("figcaption", {}, title, h("span", { class: "now" }, last.length > 3 ? `${number(Math.min(...last))} to ${number(Math.max(...last))}` : last.map(number).join(", "))),
       h("div", { class: "draw", role: "img", "aria-label": `${title} over ${AXES[this.axis]}`, data: { keep: "" } }));
   }
 
