@@ -26,12 +26,15 @@ class Places:
         """A storage of this server; the first if none is wanted."""
         if wanted is None:
             return self._storages[0]
-        place = Location.of(wanted)
-        found = next((each for each in self._storages if _same(each, place)), None)
+        found = next((each for each in self._storages if str(each) == wanted), None)
+        if found is None and "://" not in wanted:
+            _require_path(wanted)
+            place = Location.of(wanted)
+            found = next((each for each in self._storages if _same(each, place)), None)
         if found is None:
             raise Refused(
                 403,
-                f"{place} is not a storage of this server. It has: "
+                f"{wanted} is not a storage of this server. It has: "
                 f"{', '.join(map(str, self._storages))}. Give one of them as `storage`, or start "
                 "`raytrain serve` with this one too.",
             )
@@ -39,13 +42,17 @@ class Places:
 
     def below(self, path: str) -> Location:
         """A place below one of the storages."""
-        if "\0" in path:
-            raise Refused(400, "A path holds a NUL character.")
-        place = Location.of(path)
-        if not any(_is_below(place, storage) for storage in self._storages):
+        _require_path(path)
+        # A URI is compared before it is opened: opening one may send a request to its host.
+        is_uri = "://" in path
+        known = [str(storage).rstrip("/") + "/" for storage in self._storages]
+        place = None
+        if not is_uri or any(path.startswith(prefix) for prefix in known):
+            place = Location.of(path)
+        if place is None or not any(_is_below(place, storage) for storage in self._storages):
             raise Refused(
                 403,
-                f"{place} is not below a storage of this server (links are resolved). It has: "
+                f"{path} is not below a storage of this server (links are resolved). It has: "
                 f"{', '.join(map(str, self._storages))}.",
             )
         return place
@@ -82,9 +89,8 @@ class Places:
 
     def config(self, path: str) -> Path:
         """A config file below the config directories."""
+        _require_path(path)
         file = Path(path).expanduser()
-        if "\0" in path:
-            raise Refused(400, "A path holds a NUL character.")
         candidates = [file] if file.is_absolute() else []
         if not candidates:
             candidates = [each / file for each in self._settings.config_dirs]
@@ -113,13 +119,19 @@ class Places:
 
     def export(self, wanted: str) -> str:
         """Where an export is written: below the exports of this server, or a storage."""
+        _require_path(wanted)
         if "://" in wanted or wanted.startswith(("/", "~")):
             return str(self.below(wanted))
         root = self._settings.exports
         real = Path(os.path.realpath(root / wanted))
-        if "\0" in wanted or not real.is_relative_to(os.path.realpath(root)):
+        if not real.is_relative_to(os.path.realpath(root)):
             raise Refused(403, f"{wanted} does not lie below {root}.")
         return str(root / wanted)
+
+
+def _require_path(text: str) -> None:
+    if not text or "\0" in text:
+        raise Refused(400, "A path is empty, or holds a NUL character.")
 
 
 def _same(one: Location, other: Location) -> bool:

@@ -33,7 +33,7 @@ from raytrain.storage.json import json_ready
 
 LOG = logging.getLogger("raytrain.server")
 
-_LINE = re.compile(r".*:(\d+)(?::\d+)?")
+_LINE = re.compile(r".*?:(\d+)(?::\d+)?")
 _STATUS: tuple[tuple[type[RaytrainError], int], ...] = (
     (ConfigError, 422),
     (BadInput, 400),

@@ -322,27 +322,34 @@ def test_secrets_are_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_hostile_names_are_data(tmp_path: Path) -> None:
-    name = "<script>alert(1)<-script>\"'&\x1b[2J\u202e"
-    run = FakeRun(tmp_path / "results", name, stop=4).start().train(4)
-    run.event(run.trials[0], HOSTILE.replace("\udcff", ""), HOSTILE.replace("\udcff", ""))
-    run.fail(HOSTILE.replace("\udcff", ""))
+    hostile = HOSTILE.replace("\udcff", "")
+    FakeRun(tmp_path / "results", hostile.replace("/", "-"), stop=4).start().train(4)
+    run = FakeRun(tmp_path / "results", "cartpole", stop=9, checkpoint={"score": hostile})
+    run.parent = dict.fromkeys(("experiment", "trial", "checkpoint"), hostile)
+    run.parent["weights_sha256"] = "0" * 64
+    run.start().train(4).fail(hostile)
+    run.event(run.trials[0], hostile, hostile)
+    (run.place / ".raytrain.lock").write_text(json.dumps({"pid": 1, "host": hostile}))
     with serving(tmp_path) as site:
         site.scan()
+        # A name that no config may have is no run: it is told of, and escaped.
+        (problem,) = site.get("/api/system").document["scan"]["problems"]
+        assert "script" in problem
         (row,) = site.get("/api/runs").document["runs"]
-        assert row["name"] == name
-        for rest in ("", "/trials", "/checkpoints", "/curves", "/timeline"):
-            answer = site.get(f"/api/runs/{row['id']}{rest}")
+        assert row["score"]["metric"] == hostile
+        assert hostile in row["last_error"]
+        paths = [f"/api/runs/{row['id']}{rest}" for rest in ("", "/trials", "/checkpoints")]
+        paths += [f"/api/runs/{row['id']}{rest}" for rest in ("/curves", "/timeline")]
+        for path in [*paths, "/api/models", "/api/lineage", "/api/system"]:
+            answer = site.get(path)
             assert answer.status == 200, answer.body
             assert answer.headers["content-type"] == "application/json"
-            assert "\x1b" not in answer.body.decode()
+            assert "\x1b" not in answer.body.decode("ascii")
         families = text_string_to_metric_families(site.get("/metrics").body.decode())
-        names = {
-            sample.labels["name"]
-            for family in families
-            for sample in family.samples
-            if "name" in sample.labels
-        }
-        assert names == {name}
+        labels = {s.labels["metric"] for f in families for s in f.samples if "metric" in s.labels}
+        assert labels == {hostile}
+        detail = site.get(f"/api/compare?ids={row['id']},%3Cscript%3E%1b").document["detail"]
+        assert "\x1b" not in detail
 
 
 def test_a_log_line_is_one_message_whatever_is_in_it(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_there_is_one_task_of_a_kind_for_a_run_and_not_too_many(site: Site) -> N
 def test_a_task_is_canceled(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks: Tasks = site.app.state.server.tasks
     begun, child = threading.Event(), []
-    monkeypatch.setattr(module, "PROGRAM", ("sleep", "600", "#"))
+    monkeypatch.setattr(module, "PROGRAM", ("sh", "-c", "sleep 600", "#"))
 
     def items(work: Work) -> None:
         for _ in work.track(iter(int, 1)):
@@ -129,10 +129,8 @@ def test_a_task_of_a_server_that_was_killed_has_failed(tmp_path: Path) -> None:
         history = site.app.state.history
         row = {"id": "a" * 32, "kind": "audit", "run": "b" * 16, "state": "running", "done": 0}
         with history.writing() as connection:
-            for number, server in enumerate(
-                ("elsewhere 1 0.00", module._me(), "HOST 4194000 0.00")
-            ):
-                server = server.replace("HOST", module._me().split()[0])
+            dead = f"{module._me().split()[0]} 4194000 0.00"
+            for number, server in enumerate(("elsewhere 1 0.00", module._me(), dead)):
                 values = row | {"id": str(number), "server": server, "started_at": "2026-01-01"}
                 connection.execute(table.insert().values(values))
         Tasks(history, Limits()).close()
