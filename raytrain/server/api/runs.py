@@ -50,10 +50,13 @@ def runs(
 
 
 @router.get("/runs/{run}")
-def run(run: str, server: Server = Depends(server_of)) -> Response:
+def run(run: str, brief: bool = False, server: Server = Depends(server_of)) -> Response:
     """One run: its row, what `raytrain show --json` prints (null if it is gone), its config,
-    verdicts and starts, and the model card of its last export."""
+    verdicts and starts, and the model card of its last export. `brief`: the row alone, which costs
+    no look at storage."""
     row = server.row(run)
+    if brief:
+        return Json({"run": shown(row)})
     experiment, place = None, None
     if row["gone_at"] is None:
         place = server.places.of_run(row)
