@@ -144,6 +144,11 @@ class History:
         with self.reading() as connection:
             return lineage.graph(connection)
 
+    def parent(self, run: str) -> str | None:
+        """The id of the run that a run was forked from, if the history has it."""
+        with self.reading() as connection:
+            return lineage.parent(connection, run)
+
     def compare(self, ids: Sequence[str]) -> dict[str, Any]:
         """Several runs side by side (see `queries.comparison`). Raises `BadInput` for an id that
         does not exist."""
