@@ -62,6 +62,7 @@ from raytrain.driver.stages import (
 from raytrain.errors import BadInput
 from raytrain.storage import (
     LEASE_PATIENCE_S,
+    READER_S,
     STORE,
     DirectoryLock,
     Location,
@@ -73,8 +74,6 @@ from raytrain.versions import changed_versions, versions
 
 if TYPE_CHECKING:
     from raytrain.driver.tune_callback import RunCallback
-
-_READER_S = 1.0  # On a local disk a command that only reads may hold the lock for a moment.
 
 
 def train(
@@ -109,7 +108,7 @@ def train(
             if fresh:
                 set_directory_aside(place, reporter.note)
             STORE.listen(warn)
-            wait = _READER_S if place.is_local else LEASE_PATIENCE_S
+            wait = READER_S if place.is_local else LEASE_PATIENCE_S
             with DirectoryLock(place, wait=wait, tell=warn) as lock:
                 run = _Run(
                     config,

@@ -35,7 +35,7 @@ from sqlalchemy import insert, select
 
 from raytrain.checkpoint import Catalogue, Entry, trials
 from raytrain.checkpoint.experiment_file import EXPERIMENT_FILE
-from raytrain.commands.jobs import JobServer, run_mark
+from raytrain.commands.jobs import STOP_WAIT_S, JobServer, run_mark
 from raytrain.server.history.database import History
 from raytrain.server.history.tables import launches
 from raytrain.server.problems import Refused
@@ -43,7 +43,7 @@ from raytrain.server.settings import TOKEN_VARIABLE, ServerSettings
 from raytrain.storage import Location, holder
 from raytrain.storage.json import parse_json
 
-PROGRAM = (sys.executable, "-m", "raytrain")
+PROGRAM: tuple[str, ...] = (sys.executable, "-m", "raytrain")
 _RECORD, _LOCK, _STOP = "launch.json", "lock", "stop"
 _LAST_LINES = 4000  # characters of a log that are searched for the reason of an end
 
@@ -188,7 +188,8 @@ class Launcher:
     # -- stopping --------------------------------------------------------------------------------
 
     def stop(self, place: Location) -> None:
-        """Ask the run in `place` to save and end; asked again, it is left to do so.
+        """Ask the run in `place` to save and end. Asked again, it is left to do so; after
+        `STOP_WAIT_S` it gets a second signal, which ends it at once.
 
         Raises:
             Refused: nothing trains there, or it cannot be reached from here.
@@ -240,10 +241,14 @@ class Launcher:
         return found
 
     def _signal(self, process: psutil.Process, record: Path) -> None:
-        asked = {"pid": process.pid, "created": process.create_time()}
-        with suppress(OSError, ValueError):
-            if parse_json(record.read_bytes()) == asked:
+        asked = {"pid": process.pid, "created": process.create_time(), "at": time.time()}
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            before = parse_json(record.read_bytes())
+            same = all(before[key] == asked[key] for key in ("pid", "created"))
+            if same and 0 <= asked["at"] - before["at"] < STOP_WAIT_S:
                 return
+        # Before the signal: a server that is killed between the two must not send another.
+        _write(record, asked)
         try:
             process.send_signal(signal.SIGTERM)
         except psutil.AccessDenied:
@@ -253,7 +258,6 @@ class Launcher:
             ) from None
         except psutil.NoSuchProcess:
             return
-        _write(record, asked)
 
     def _job_of(self, place: Location) -> str | None:
         if self._settings.address is None:

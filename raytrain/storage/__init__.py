@@ -9,6 +9,7 @@ from raytrain.storage.location import (
 )
 from raytrain.storage.lock import (
     LEASE_PATIENCE_S,
+    READER_S,
     DirectoryLock,
     Holder,
     Locked,
@@ -20,6 +21,7 @@ from raytrain.storage.signing import signing_key
 
 __all__ = [
     "LEASE_PATIENCE_S",
+    "READER_S",
     "STORE",
     "DirectoryLock",
     "Holder",

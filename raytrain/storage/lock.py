@@ -60,6 +60,7 @@ _FORMER_HOLDERS = 8  # whose late requests are recognised
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
 LEASE_PATIENCE_S = 75.0  # a wait for a holder that is about to end
+READER_S = 1.0  # On a local disk a process that only looks may hold the lock for a moment.
 SETTLE_SECONDS = 1.0  # two takers' writes overlap by this much at most
 _WRITE_WITHIN_S = 1.0  # from the look that found the lease free
 _WRITES = 10

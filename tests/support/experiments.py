@@ -122,7 +122,7 @@ class FakeRun:
     def interrupt(self) -> FakeRun:
         """As SIGTERM: every trial that has not ended saves its state."""
         for trial in self.trials:
-            if trial.iteration < self.stop:
+            if 0 < trial.iteration < self.stop:
                 name = f"checkpoint_{trial.iteration:06d}"
                 self.save(trial, name, "interrupted", trial.iteration)
                 trial.saved = trial.iteration
@@ -153,6 +153,8 @@ class FakeRun:
     def end_stage(self, stage: str, following: str) -> FakeRun:
         """Every trial ends a stage of its curriculum."""
         for trial in self.trials:
+            if not trial.iteration:
+                continue
             trial.stage = stage
             self.save(trial, f"stages/{stage}", "stage", trial.iteration)
             trial.stage = following

@@ -44,6 +44,9 @@ class Start(_Body):
         default=[], alias="set", description="KEY=VALUE, as on the command line."
     )
     name: str | None = None
+    stem: str | None = Field(
+        default=None, description="The name of the file that `config` was, if the text has none."
+    )
     storage: str | None = Field(
         default=None, description="One of the server's; by default the config's."
     )
@@ -158,14 +161,15 @@ def _checked(body: Start, file: Path, text: str, server: Server) -> ExperimentCo
     """The config as the run will have it. Its code is looked for by the run itself."""
     values = parse_yaml(text, str(file)).value
     named = isinstance(values, dict) and "name" in values
-    if body.config is not None and body.name is None and not named:
+    name = body.name or (None if named or body.config is None else body.stem)
+    if body.config is not None and name is None and not named:
         raise Refused(422, "The config has no name. Give `name` in it, or beside it.")
     if body.weights_only and body.from_ is None:
         raise Refused(422, "`weights_only` needs the checkpoint to take weights from: give `from`.")
     if body.from_ is not None and body.from_stage is not None:
         raise Refused(422, "`from` and `from_stage` cannot be used together.")
     config = config_from_text(
-        text, file, overrides=body.set_, name=body.name, storage_path=body.storage, check_env=False
+        text, file, overrides=body.set_, name=name, storage_path=body.storage, check_env=False
     )
     is_given = "storage_path" in config.model_fields_set
     storage = server.places.storage(config.storage_path if is_given else None)
@@ -196,8 +200,13 @@ async def _begun(
     launch = started.launch
     if started.new and launch is not None:
         return await _waited(server, place, started, launch)
-    row = await asyncio.to_thread(server.row_at, place)
-    return _answer(200, row, launch)
+    deadline = time.monotonic() + server.settings.limits.start_wait_s
+    while True:
+        running = await asyncio.to_thread(server.launcher.is_running, place)
+        row = await asyncio.to_thread(server.row_at, place)
+        if row is not None or not running or time.monotonic() > deadline:
+            return _answer(200, row, launch)
+        await asyncio.sleep(_LOOK_EVERY_S)
 
 
 async def _waited(server: Server, place: Location, started: Started, launch: Launch) -> Response:

@@ -3,9 +3,9 @@
     sqlite:////home/me/.local/share/raytrain/history.db
     postgresql+psycopg://user:password@host/database
 
-Several servers, scanners and commands may use one database at once. A transaction that writes has
-the database to itself from its beginning on SQLite; on PostgreSQL those that write runs wait for
-each other at the row of `changes`. So numbers of changes are in the order of the commits.
+Several servers, scanners and commands may use one database at once. Transactions that write are
+one after another, each from its beginning: so none fails because of another, and numbers of changes
+are in the order of the commits. Those that read wait for none.
 
 `History.open` makes the tables, or brings those of a former version up to date, in one transaction:
 another process waits, and a kill leaves what was there before.
@@ -13,6 +13,7 @@ another process waits, and a kill leaves what was there before.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +30,12 @@ from raytrain.errors import BadInput, RaytrainError, require
 from raytrain.server.history import lineage, queries
 from raytrain.server.history.queries import RunPage, RunQuery
 from raytrain.server.history.tables import verdicts
+from raytrain.server.records.curves import MARKS, SCORE
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_S = 60
-_LOCK = 7_231_001  # Any number, the same in every raytrain: PostgreSQL's lock of the migrations.
+_LOCK = 7_231_001  # Any number, the same in every raytrain: PostgreSQL's lock of those who write.
+_CONNECTIONS = 40  # As many as a server has threads that answer.
 _WRITES = "raytrain_writes"
 
 
@@ -86,6 +89,8 @@ class History:
             self._engine.connect().execution_options(**options) as connection,
             connection.begin(),
         ):
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             yield connection
 
     # -- what is known ---------------------------------------------------------------------------
@@ -116,6 +121,17 @@ class History:
         """The checkpoints of a run (see `queries.checkpoints_of`)."""
         with self.reading() as connection:
             return queries.checkpoints_of(connection, run, kind, latest)
+
+    def kept_curves(self, run: str) -> dict[str, Any]:
+        """The score of each trial as the history keeps it, in the form of `records.curves`: for a
+        run that is gone."""
+        with self.reading() as connection:
+            kept = queries.score_series(connection, [run])[run]
+        trials = {
+            name: {"series": {SCORE: points}, "reset": True} | {key: [] for key in MARKS}
+            for name, points in kept.items()
+        }
+        return {"cursor": "", "metrics": [SCORE], "trials": trials}
 
     def models(self) -> list[dict[str, Any]]:
         """What was trained: best, final, stages and exports of all runs that are on storage, the
@@ -188,8 +204,6 @@ class History:
             if _revision(connection) == script.get_current_head():
                 return
         with self.writing() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             before = _revision(connection)
             if before is not None and before not in {each.revision for each in _all(script)}:
                 raise BadInput(
@@ -229,7 +243,7 @@ _EXAMPLES = (
 
 def _engine(url: URL) -> Engine:
     if url.drivername != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url, pool_pre_ping=True, max_overflow=_CONNECTIONS)
     path = Path(str(url.database)).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +252,11 @@ def _engine(url: URL) -> Engine:
             f"--database: the directory {path.parent} cannot be made: {error.strerror}. Give "
             "another path."
         ) from error
-    engine = create_engine(url.set(database=str(path)), connect_args={"timeout": _BUSY_S})
+    engine = create_engine(
+        url.set(database=str(path)),
+        connect_args={"timeout": _BUSY_S},
+        max_overflow=_CONNECTIONS,
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -247,7 +265,12 @@ def _engine(url: URL) -> Engine:
 def _prepare_sqlite(connection: Any, record: object) -> None:
     # Transactions are begun below: Python's module would begin them too late for `IMMEDIATE`.
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise sqlite3.OperationalError(
+            f"its file system allows no write-ahead log (SQLite's mode is {mode!r} there). Put it "
+            "on a local disk"
+        )
     # Without a sync at each commit: after a power cut the last changes are read from storage again.
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")

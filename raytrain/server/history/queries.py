@@ -168,13 +168,19 @@ def comparison(connection: Connection, ids: Sequence[str]) -> dict[str, Any]:
     missing = [each for each, row in zip(ids, found, strict=True) if row is None]
     if missing:
         raise BadInput(f"There is no run {missing[0]!r} in the history.")
-    curves: dict[str, dict[str, Any]] = {each: {} for each in ids}
+    configs = [row.pop("config") for row in rows]
+    curves = score_series(connection, ids)
+    return {"runs": rows, "config": different_values(configs), "curves": curves}
+
+
+def score_series(connection: Connection, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The scores of each run's trials, by name: [[iteration, timesteps, time_s, score], ...]."""
+    found: dict[str, dict[str, Any]] = {each: {} for each in ids}
     columns = trials.c.run, trials.c.name, trials.c.series
     kept = select(*columns).where(trials.c.run.in_(list(ids))).order_by(trials.c.place)
-    for each, name, series in connection.execute(kept):
-        curves[each][name] = series["points"]
-    configs = [row.pop("config") for row in rows]
-    return {"runs": rows, "config": different_values(configs), "curves": curves}
+    for run_id, name, series in connection.execute(kept):
+        found[run_id][name] = series["points"]
+    return found
 
 
 def different_values(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

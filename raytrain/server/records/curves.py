@@ -45,6 +45,7 @@ from raytrain.trial.score import score_in_row
 
 SCORE = "checkpoint/score"
 """The metric of `checkpoint.score`, averaged over its window."""
+MARKS = ("attempts", "failures", "stages")
 FAILURES = frozenset({RECOVERED, "failed", "lost_node", "preemption", "relocation"})
 """The kinds of events that are marked."""
 _NO_METRICS = frozenset(

@@ -94,9 +94,12 @@ def _stretches(attempts: Mapping[int, Attempt], rows: RowLookup) -> Iterator[_St
 def _spans(stretches: Sequence[_Stretch], events: Sequence[LoggedEvent]) -> Iterator[Span]:
     recovered = {event.attempt: event for event in events if event.kind == RECOVERED}
     free_from: float | None = None  # When the attempt before ended.
+    owed_s = 0.0  # Training that was lost, and is not done again yet.
     for place, stretch in enumerate(stretches):
         number, recovery = stretch.number, recovered.get(stretch.number)
         started = _started(stretch, recovery, free_from)
+        # An attempt that dies before it has done all of that again leaves the rest to the next one.
+        owed_s = max(owed_s, (recovery and recovery.redone_s) or 0.0)
         if free_from is not None and started is not None:
             yield _gap(free_from, started, events, failed=recovery is not None)
         following = stretches[place + 1].number if place + 1 < len(stretches) else None
@@ -111,9 +114,10 @@ def _spans(stretches: Sequence[_Stretch], events: Sequence[LoggedEvent]) -> Iter
             continue
         if started is not None:
             yield Span("waiting", started, begin, f"Attempt {number} was starting.")
-        redone = min(begin + (recovery.redone_s or 0.0), end) if recovery is not None else begin
+        redone = min(begin + owed_s, end)
         text = f"Attempt {number} trained again what the failure before it had cost."
         yield Span("repeated", begin, redone, text)
+        owed_s = max(0.0, owed_s - ((stretch.end or begin) - begin))
         end = max(end, died_at) if died_at is not None else end
         yield Span("training", redone, end, _training(stretch, lost))
         free_from = end
