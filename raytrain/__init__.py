@@ -165,11 +165,14 @@ def _is_rllibs(config: Any) -> TypeGuard[PPOConfig]:
     return ("ray", "AlgorithmConfig") in names
 
 
-def resume(path: str | PathLike[str], *, address: str | None = None) -> Outcome:
-    """Continue the experiment in the directory `path`. Returns and raises as `train` does."""
+def resume(
+    path: str | PathLike[str], *, overrides: Sequence[str] = (), address: str | None = None
+) -> Outcome:
+    """Continue the experiment in the directory `path`; `overrides` are `key=value` with dotted
+    keys. Returns and raises as `train` does."""
     from raytrain.driver.experiment import resume as run
 
-    return run(str(path), address=address, command="the same call")
+    return run(str(path), overrides=overrides, address=address, command="the same call")
 
 
 def load_policy(path: str | PathLike[str], *, seed: int | None = None) -> Policy:

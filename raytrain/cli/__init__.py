@@ -3,10 +3,11 @@
 Besides it, only the driver prints.
 
 app           the program, and what its commands share
-train         train, submit, resume
+train         train, submit, resume, fork
 checkpoints   checkpoints, inspect, verify, evaluate, probe, audit, export
 experiments   show, list, plot, prune
-documents     what `--json` prints
+server        serve
+documents     checkpoints as text
 tables        what is printed without `--json`
 """
 
@@ -14,7 +15,7 @@ from raytrain.cli.early_signals import nothing_begun
 
 with nothing_begun():
     # In the order of --help.
-    from raytrain.cli import train, checkpoints, experiments  # noqa: F401, I001
+    from raytrain.cli import train, checkpoints, experiments, server, history  # noqa: F401, I001
     from raytrain.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -144,8 +144,9 @@ def _end_in_any_case(code: object) -> None:
     threading.Thread(target=leave, daemon=True).start()
 
 
-def command(function: _Command) -> _Command:
-    """Print the message of a `RaytrainError` and exit with its code; no traceback."""
+def command(function: _Command, group: typer.Typer = app) -> _Command:
+    """Make a function a command. The message of a `RaytrainError` is printed, without a traceback,
+    and the program exits with its code."""
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
@@ -167,7 +168,7 @@ def command(function: _Command) -> _Command:
             raise typer.Exit(1) from None
 
     # `list` would hide the builtin, so its function has another name.
-    app.command(name=function.__name__.rstrip("_"))(guarded)
+    group.command(name=function.__name__.rstrip("_"))(guarded)
     return function
 
 

@@ -32,8 +32,9 @@ def checkpoints(experiment_dir: Directory, as_json: Json = False) -> None:
     Every byte is checked; for a damaged checkpoint, the damaged file is named.
     """
     from raytrain.checkpoint.resolve import entries_below
-    from raytrain.cli.documents import checkpoint_rows, score_note
+    from raytrain.cli.documents import score_note
     from raytrain.cli.tables import table
+    from raytrain.commands.checkpoint_documents import checkpoint_rows
 
     entries = entries_below(experiment_dir, bar("Checking"))
     rows = checkpoint_rows(entries, experiment_dir)
@@ -57,7 +58,8 @@ def inspect(checkpoint: Checkpoint, as_json: Json = False) -> None:
     Counters, score, weights digest, parent, versions; with --json all of it, as it is on storage.
     """
     from raytrain.checkpoint import resolve
-    from raytrain.cli.documents import manifest_document, manifest_text
+    from raytrain.cli.documents import manifest_text
+    from raytrain.commands.checkpoint_documents import manifest_document
 
     with busy("Checking"):
         entry = resolve(checkpoint)
@@ -77,7 +79,7 @@ def verify(
     Exit code 0 if all are good, 1 if any file is damaged; damaged files are named.
     """
     from raytrain.checkpoint.resolve import entries_at
-    from raytrain.cli.documents import checkpoint_rows
+    from raytrain.commands.checkpoint_documents import checkpoint_rows
 
     rows = checkpoint_rows(entries_at(path, bar("Checking")), path)
     bad = [row for row in rows if not row["good"]]

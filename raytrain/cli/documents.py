@@ -1,4 +1,4 @@
-"""Checkpoints as JSON documents and as text, for the commands that look at them."""
+"""Checkpoints as text, for the commands that look at them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raytrain.arithmetic.machine import describe
-from raytrain.checkpoint import MANIFEST_NAME, Entry
-from raytrain.checkpoint.lineage import generation_text, line_of_descent
+from raytrain.checkpoint import Entry
+from raytrain.checkpoint.lineage import generation_text
 from raytrain.cli.tables import code_text
-from raytrain.storage import Location
 from raytrain.storage.escapes import printable
-from raytrain.storage.json import read_json
 from raytrain.trial.score import CHECKPOINT
-
-
-def checkpoint_rows(entries: Iterable[Entry], argument: str) -> list[dict[str, Any]]:
-    """A row for each checkpoint; `path` is relative to the directory `argument`."""
-    directory = Location.of(argument).path.rstrip("/")
-    return [
-        {
-            **entry.as_dict(),
-            "path": entry.location.path.removeprefix(directory).lstrip("/") or entry.path,
-        }
-        for entry in entries
-    ]
 
 
 def score_note(entries: Iterable[Entry]) -> str:
@@ -43,13 +29,6 @@ def score_note(entries: Iterable[Entry]) -> str:
         f"The scores are of different metrics ({', '.join(sorted(metrics))}): checkpoint.score was "
         "changed. `raytrain show` lists the scores of the present metric.\n"
     )
-
-
-def manifest_document(entry: Entry) -> Any:
-    """The manifest as it is on storage; for a fork, with its `line_of_descent`."""
-    document = read_json(entry.location / MANIFEST_NAME)
-    descent = line_of_descent(entry)
-    return {**document, "line_of_descent": descent} if descent else document
 
 
 def manifest_text(entry: Entry, document: Mapping[str, Any]) -> str:

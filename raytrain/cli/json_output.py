@@ -9,12 +9,13 @@ stdout. They stay so until the program ends.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
+
+from raytrain.storage.json import json_ready
 
 _STDOUT, _STDERR = 1, 2
 _document: TextIO | None = None
@@ -52,17 +53,6 @@ def write_document(document: Any) -> None:
     stream = sys.stdout if _document is None else _document
     stream.write(json.dumps(json_ready(document), indent=1, allow_nan=False) + "\n")
     stream.flush()
-
-
-def json_ready(value: Any) -> Any:
-    """`value` with null for NaN and infinities, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_ready(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def close_stdout() -> None:

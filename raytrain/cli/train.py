@@ -1,4 +1,4 @@
-"""Commands that train: train, submit, resume."""
+"""Commands that train: train, submit, resume, fork."""
 
 from __future__ import annotations
 
@@ -8,8 +8,28 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from raytrain.cli.app import Address, Config, Directory, Name, Set, StoragePath, command, say
+from raytrain.cli.app import (
+    Address,
+    Checkpoint,
+    Config,
+    Directory,
+    Name,
+    Set,
+    StoragePath,
+    command,
+    say,
+)
 from raytrain.errors import BadInput
+
+FromStage = Annotated[
+    str | None,
+    Option(
+        "--from-stage", metavar="NAME", help="Go back to the end of this stage of the curriculum."
+    ),
+]
+WeightsOnly = Annotated[
+    bool, Option("--weights-only", help="Take only weights and filters; count from 0.")
+]
 
 
 @command
@@ -30,14 +50,7 @@ def train(
         bool,
         Option("--weights-only", help="With --from: take only weights and filters; count from 0."),
     ] = False,
-    from_stage: Annotated[
-        str | None,
-        Option(
-            "--from-stage",
-            metavar="NAME",
-            help="Go back to the end of this stage of the curriculum.",
-        ),
-    ] = None,
+    from_stage: FromStage = None,
     address: Address = None,
 ) -> None:
     """Start the run, continue it, or report that it is finished.
@@ -71,14 +84,13 @@ def train(
         )
     fork = None if from_ is None else Fork(from_, weights_only)
     loaded = load_config(config, overrides=set_ or (), name=name, storage_path=storage_path)
-    again = [part for override in set_ or () for part in ("--set", override)]
-    for option, value in (
+    again = _options(
+        set_,
         ("--name", name),
         ("--storage-path", storage_path),
         ("--address", address),
         ("--from", from_),
-    ):
-        again += [option, value] if value is not None else []
+    )
     again += ["--weights-only"] * weights_only
     command = submitted(config) or command_for("train", config, again)
     _end(
@@ -136,16 +148,79 @@ def submit(
 
 
 @command
-def resume(experiment_dir: Directory, address: Address = None) -> None:
+def resume(
+    experiment_dir: Directory,
+    *,
+    set_: Set = None,
+    from_stage: FromStage = None,
+    address: Address = None,
+) -> None:
     """Continue an experiment, from its directory alone.
 
-    It continues with the config of its last start; to change a value, use `raytrain train`.
+    \b
+      raytrain resume results/cartpole
+      raytrain resume results/cartpole --set stop.timesteps=3e5
+
+    It continues with the config of its last start. What --set may change is what `raytrain train`
+    may change in a run that continues: `stop`, `checkpoint`, `failure`, `resources` and some other
+    keys.
     """
     from raytrain.driver.command_text import command_for
     from raytrain.driver.experiment import resume as run
 
-    again = ["--address", address] if address else []
-    _end(run(experiment_dir, address=address, command=command_for("resume", experiment_dir, again)))
+    again = _options(set_, ("--address", address))
+    _end(
+        run(
+            experiment_dir,
+            overrides=set_ or (),
+            from_stage=from_stage,
+            address=address,
+            command=command_for("resume", experiment_dir, again),
+        )
+    )
+
+
+@command
+def fork(
+    checkpoint: Checkpoint,
+    *,
+    name: Annotated[str, Option("--name", metavar="NEW", help="The name of the new run.")],
+    set_: Set = None,
+    weights_only: WeightsOnly = False,
+    address: Address = None,
+) -> None:
+    """Begin a new run at a checkpoint, without the YAML file.
+
+    \b
+      raytrain fork results/cartpole:best --name slower --set training.lr=5e-5 \\
+          --set stop.timesteps=4e5
+
+    It has the config of the checkpoint's run, with the changes that --set makes, and is written
+    beside it. The same as `raytrain train CONFIG --from CHECKPOINT --name NEW` otherwise.
+    """
+    from raytrain.driver.command_text import command_for
+    from raytrain.driver.experiment import fork as run
+
+    again = _options(set_, ("--name", name), ("--address", address))
+    again += ["--weights-only"] * weights_only
+    _end(
+        run(
+            checkpoint,
+            name=name,
+            overrides=set_ or (),
+            weights_only=weights_only,
+            address=address,
+            command=command_for("fork", checkpoint, again),
+        )
+    )
+
+
+def _options(overrides: list[str] | None, *given: tuple[str, str | None]) -> list[str]:
+    """The options of a command line that have a value."""
+    again = [part for override in overrides or () for part in ("--set", override)]
+    for option, value in given:
+        again += [option, value] if value is not None else []
+    return again
 
 
 def _end(outcome: Any) -> None:

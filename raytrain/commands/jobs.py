@@ -74,7 +74,7 @@ def submit(config: ExperimentConfig, server: JobServer) -> Job:
         BadInput: the run is running there with another config; its files cannot be packed.
         JobRefused: the cluster refused the job.
     """
-    run = _sha256(f"{config.name}\0{config.storage_path}")
+    run = run_mark(config.name, config.storage_path)
     mark = {_RUN: run, _CONFIG: _sha256(config_text(config))}
     jobs = server.jobs()
     ours = [job for job in jobs if (job.metadata or {}).get(_RUN) == run]
@@ -97,6 +97,11 @@ def submit(config: ExperimentConfig, server: JobServer) -> Job:
         package = pack(config, Path(scratch, "run.zip"))
         server.submit(submission_id, package.archive, mark)
     return Job(submission_id, "submitted", str(package))
+
+
+def run_mark(name: str, storage_path: str) -> str:
+    """What the metadata of every job of a run have."""
+    return _sha256(f"{name}\0{storage_path}")
 
 
 def exit_code(job: Any) -> int:
@@ -128,7 +133,7 @@ class JobServer:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = _full_address(address)
+        self.address = full_address(address)
         _require_job_server(self.address)
         from ray.job_submission import JobSubmissionClient
 
@@ -156,6 +161,50 @@ class JobServer:
                 metadata=metadata,
             )
 
+    def running(self, mark: str) -> str | None:
+        """The job of a run (see `run_mark`) that has not ended; None if there is none."""
+        for job in self.jobs():
+            if (job.metadata or {}).get(_RUN) == mark and not job.status.is_terminal():
+                return str(job.submission_id)
+        return None
+
+    def stop(self, submission_id: str) -> None:
+        """Let a job save and end."""
+        with self._refusals():
+            self.client.stop_job(submission_id)
+
+    def log(self, submission_id: str) -> str:
+        """All that the job has written."""
+        with self._refusals():
+            return str(self.client.get_job_logs(submission_id))
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The cluster's nodes, each with the actors of raytrain that it carries."""
+        from ray.util.state import list_actors, list_nodes
+
+        with self._refusals():
+            alive = [("state", "=", "ALIVE")]
+            actors = list_actors(address=self.address, filters=alive, limit=10_000, detail=True)
+            nodes = list_nodes(address=self.address, limit=10_000, detail=True)
+        return [
+            {
+                "id": node.node_id,
+                "address": node.node_ip,
+                "name": node.node_name,
+                "state": node.state,
+                "message": node.state_message,
+                "is_head": node.is_head_node,
+                "resources": node.resources_total,
+                "labels": node.labels,
+                "carries": [
+                    {"class": actor.class_name, "name": actor.repr_name or actor.name or ""}
+                    for actor in actors
+                    if actor.node_id == node.node_id
+                ],
+            }
+            for node in nodes
+        ]
+
     def stop_command(self, submission_id: str) -> str:
         return f"ray job stop {submission_id} --address {shlex.quote(self.address)}"
 
@@ -179,7 +228,8 @@ class JobServer:
             ) from None
 
 
-def _full_address(address: str) -> str:
+def full_address(address: str) -> str:
+    """The URL of the job server that an address means. Raises `BadInput`."""
     if address.startswith("ray://") or address == "auto":
         raise BadInput(
             f"--address {address}: jobs are submitted to the cluster's dashboard. Give its "

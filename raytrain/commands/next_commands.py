@@ -11,6 +11,7 @@ file in that directory that has the experiment's name; without one they say CONF
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from raytrain.checkpoint import Entry, ExperimentFile
@@ -51,11 +52,21 @@ def yaml_file(experiment: ExperimentFile) -> str:
     directory = experiment.config.get("import_path")
     for path in sorted(Path(directory).glob("*.y*ml")) if isinstance(directory, str) else ():
         try:
-            values = parse_yaml(path.read_text(), str(path)).value
-        except (OSError, ValueError, ConfigError):
+            status = path.stat()
+        except OSError:
             continue
-        if isinstance(values, dict) and values.get("name", path.stem) == experiment.name:
+        if _name_in(path, status.st_mtime_ns, status.st_size) == experiment.name:
             file = path.resolve()
             is_near = file.is_relative_to(Path.cwd())
             return str(file.relative_to(Path.cwd()) if is_near else file)
     return "CONFIG"
+
+
+@lru_cache(maxsize=4096)
+def _name_in(path: Path, mtime_ns: int, size: int) -> object:
+    """The experiment's name in a YAML file that was changed at that time; None if it has none."""
+    try:
+        values = parse_yaml(path.read_text(), str(path)).value
+    except (OSError, ValueError, ConfigError):
+        return None
+    return values.get("name", path.stem) if isinstance(values, dict) else None

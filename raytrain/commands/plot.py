@@ -25,7 +25,7 @@ from raytrain.storage import Location
 from raytrain.storage.escapes import printable
 from raytrain.storage.location import storage_errors
 from raytrain.trial.missing_metrics import metric_names
-from raytrain.trial.score import reported_score
+from raytrain.trial.score import score_in_row
 
 _ENDINGS = (".png", ".svg")
 _STEPS = "num_env_steps_sampled_lifetime"
@@ -56,7 +56,7 @@ def plot(experiment_dir: str, *, out: str | None = None, metric: str | None = No
     place = Location.of(experiment.path)
     path = _target(place, out)
     name = experiment.score if metric is None else metric
-    read, label = (_score_in, f"{name} (score)") if metric is None else (metric_of, name)
+    read, label = (score_in_row, f"{name} (score)") if metric is None else (metric_of, name)
     trials = [place / trial.trial for trial in experiment.trials]
     curves = [_curve(trial, partial(read, name=name)) for trial in trials]
     if not any(curve.points for curve in curves):
@@ -90,15 +90,6 @@ def _target(place: Location, out: str | None) -> Path:
     if not path.parent.is_dir():
         raise BadInput(f"--out {path}: there is no directory {path.parent}.")
     return path
-
-
-def _score_in(row: Mapping[str, Any], name: str) -> float | None:
-    """The score of an iteration. Rows of former versions have it only among the averages."""
-    score = reported_score(row)
-    if score is not None:
-        return score.value
-    averaged = metric_of(row, f"recent/{name}")
-    return metric_of(row, name) if averaged is None else averaged
 
 
 def _curve(trial: Location, value_of: Callable[[Mapping[str, Any]], float | None]) -> Curve:

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, trials
+from raytrain.checkpoint.lineage import ancestors
 from raytrain.checkpoint.resolve import is_trial, require_directory
 from raytrain.cluster.restart_counts import RestartCounts
 from raytrain.commands.next_commands import Commands, yaml_file
@@ -54,6 +55,7 @@ class CheckpointView:
     good: bool | None
     problem: str | None
     created_at: str | None
+    weights_sha256: str | None
     resume: str | None
 
 
@@ -103,10 +105,13 @@ class TrialView:
 class ExperimentView:
     """One experiment. `size_bytes`: of the checkpoints; `writer`: the process that trains.
     `code`: the users' code and the packages of its last start, None for one of an earlier version.
+    `ancestors`: the generations of a fork, its parent first (see `checkpoint.lineage`). `config`:
+    that of the last start, as it is in experiment.json.
     """
 
     path: str
     name: str
+    run_id: str
     state: str
     writer: str | None
     first_start: str
@@ -114,6 +119,9 @@ class ExperimentView:
     score: str
     score_order: str
     parent: Mapping[str, str] | None
+    ancestors: tuple[Mapping[str, Any], ...]
+    config: Mapping[str, Any]
+    config_digest: str
     code: Mapping[str, Any] | None
     size_bytes: int
     resume: str
@@ -168,6 +176,7 @@ def view(argument: str | Location) -> ExperimentView:
     return ExperimentView(
         path=str(place),
         name=place.name,
+        run_id=experiment.run_id,
         state=_overall([trial.state for trial in views], writer),
         writer=writer,
         first_start=experiment.first_start,
@@ -175,6 +184,9 @@ def view(argument: str | Location) -> ExperimentView:
         score=config.checkpoint.score,
         score_order=config.checkpoint.score_order,
         parent=experiment.parent,
+        ancestors=tuple(ancestors(experiment)),
+        config=experiment.config,
+        config_digest=experiment.config_digest,
         code=experiment.code,
         size_bytes=sum(trial.size_bytes for trial in views),
         resume=commands.resume,
@@ -293,6 +305,7 @@ def _checkpoint(
         good=entry.good,
         problem=entry.problem,
         created_at=manifest.created_at if manifest else None,
+        weights_sha256=entry.weights_sha256,
         # Checkpoints of one iteration hold the same state: `best` may be as new as `final`.
         resume=commands.for_checkpoint(
             entry, trial, is_newest=newest is not None and entry.iteration == newest.iteration

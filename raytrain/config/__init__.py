@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from raytrain.config.curriculum import eras, stage_config, total_timesteps
     from raytrain.config.environment import EnvCreator, env_creator, make_env, resolve_env
     from raytrain.config.errors import ConfigError, Problem
-    from raytrain.config.loading import config_from_dict, load_config, with_trial_values
+    from raytrain.config.loading import (
+        config_from_dict,
+        config_from_text,
+        load_config,
+        stored_config,
+        with_trial_values,
+    )
     from raytrain.config.metric_names import require_metrics
     from raytrain.config.schema import (
         ALGORITHM_SECTIONS,
@@ -44,6 +50,7 @@ __all__ = [
     "allowed_on_continue",
     "config_digest",
     "config_from_dict",
+    "config_from_text",
     "cpus_at_most",
     "differences",
     "env_creator",
@@ -60,6 +67,7 @@ __all__ = [
     "resolve_env",
     "same_value",
     "stage_config",
+    "stored_config",
     "to_algorithm_config",
     "total_timesteps",
     "with_trial_values",
@@ -77,7 +85,13 @@ _MODULES = {
     "curriculum": ("eras", "stage_config", "total_timesteps"),
     "environment": ("EnvCreator", "env_creator", "make_env", "resolve_env"),
     "errors": ("ConfigError", "Problem"),
-    "loading": ("config_from_dict", "load_config", "with_trial_values"),
+    "loading": (
+        "config_from_dict",
+        "config_from_text",
+        "load_config",
+        "stored_config",
+        "with_trial_values",
+    ),
     "metric_names": ("require_metrics",),
     "schema": (
         "ALGORITHM_SECTIONS",

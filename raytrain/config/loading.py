@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from raytrain.config.search import put_value, take_out
 from raytrain.config.secrets import PlainSecret
 from raytrain.config.validation import validated
 from raytrain.config.yaml_lines import Document, parse_yaml
+
+EXPERIMENT = "the stored config"
+"""Where a value of a stored config is, in messages."""
 
 
 def load_config(
@@ -36,7 +40,27 @@ def load_config(
     Raises ConfigError with every problem found, each with its line.
     """
     path = Path(path)
-    document = parse_yaml(_read(path), str(path))
+    return config_from_text(
+        _read(path),
+        path,
+        overrides=overrides,
+        name=name,
+        storage_path=storage_path,
+        check_env=check_env,
+    )
+
+
+def config_from_text(
+    text: str,
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    storage_path: str | None = None,
+    check_env: bool = True,
+) -> ExperimentConfig:
+    """As `load_config`, with the text that the file at `path` has or will have."""
+    document = parse_yaml(text, str(path))
     if not isinstance(document.value, dict):
         kind = "nothing" if document.value is None else f"a {type(document.value).__name__}"
         message = f"the file must hold a mapping of keys to values; it holds {kind}"
@@ -90,6 +114,29 @@ def config_from_dict(data: Mapping[str, Any]) -> ExperimentConfig:
         kept = {name: value for name, value in learners.items() if name != "compile_updates"}
         data = {**data, "learners": kept}
     return validated(data)
+
+
+def stored_config(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """A stored config with `KEY=VALUE` overrides. Raises ConfigError with every problem found; the
+    name and the storage belong to the directory, and cannot be overridden."""
+    values = copy.deepcopy(dict(data))
+    sources = _Sources(Path(EXPERIMENT), Document(None, {}))
+    problems = []
+    for override in overrides:
+        key = override.partition("=")[0].split(".")[0].strip()
+        if key in (*NOT_YAML_KEYS, "name", "storage_path"):
+            problems.append(Problem("cannot be changed for a stored run", f"--set {override}", key))
+        else:
+            problems += _override(values, override, sources)
+    if problems:
+        raise ConfigError(*problems)
+    if not overrides:
+        return config_from_dict(values)
+    config = validated(values, sources.where)
+    problems += metric_problems(config, sources.where)
+    if problems:
+        raise ConfigError(*problems)
+    return config
 
 
 def _read(path: Path) -> str:

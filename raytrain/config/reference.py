@@ -59,6 +59,46 @@ def table(section: type[BaseModel], name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def described_fields() -> list[dict[str, Any]]:
+    """Every key of the file that holds a value: {key, type, default, required, help, choices}, in
+    the schema's order. `default` is a JSON-able value; `choices` is None if any value may be."""
+    sections = {"": ExperimentConfig} | {
+        ".".join(path): section for path, section in schema_fields() if section is not None
+    }
+    fields = []
+    for path, inner in schema_fields():
+        *parents, name = path
+        model = sections[".".join(parents)]
+        field = next(f for key, f in model.model_fields.items() if (f.alias or key) == name)
+        if inner is not None and get_origin(field.annotation) is not list:
+            continue
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        fields.append(
+            {
+                "key": ".".join(path),
+                "type": _type_name(field.annotation).replace("`", ""),
+                "default": _plain(default),
+                "required": field.is_required(),
+                "help": " ".join((field.description or "").split()),
+                "choices": _choices(field.annotation),
+            }
+        )
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _choices(annotation: Any) -> list[Any] | None:
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is Literal:
+            return list(get_args(part))
+    return None
+
+
 def _default(field: FieldInfo) -> str:
     value = field.get_default()
     return show_value(value.model_dump() if isinstance(value, BaseModel) else value)

@@ -51,6 +51,7 @@ class _Loader(yaml.SafeLoader):
 _TAG = "tag:yaml.org,2002:"
 _TAGS = ("null", "bool", "int", "float", "str", "map", "seq")
 _DEEPEST = 100
+_MOST_VALUES = 100_000
 _AMBIGUOUS = "!ambiguous"
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
 _PLAIN = {
@@ -111,7 +112,7 @@ def parse_yaml(text: str, source: str) -> Document:
     """Parse one document. `source` is the name of the text in errors: a path, or `--set KEY=VALUE`.
 
     Raises ConfigError for a syntax error (with line and column), for a key that is written twice or
-    is not text, and for an anchor that contains itself.
+    is not text, for an anchor that contains itself, and for anchors that stand for too much.
     """
     try:
         loader = _Loader(text)
@@ -119,6 +120,11 @@ def parse_yaml(text: str, source: str) -> Document:
             node = loader.get_single_node()
             if node is None:
                 return Document(None, {(): 1})
+            if _size(node, {}) > _MOST_VALUES:
+                message = (
+                    f"it has more than {_MOST_VALUES:,} values when its anchors are written out"
+                )
+                raise ConfigError(Problem(message, where=source))
             problems = list(_key_problems(node, source, ()))
             if problems:
                 raise ConfigError(*problems)
@@ -146,6 +152,19 @@ def _syntax_problem(error: yaml.MarkedYAMLError, source: str) -> Problem:
     where = source if mark is None else f"{source}:{mark.line + 1}:{mark.column + 1}"
     message = ", ".join(part for part in (error.context, error.problem) if part)
     return Problem(f"not valid YAML: {message}", where=where)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for: a few anchors within one another can be billions."""
+    if id(node) not in known:
+        known[id(node)] = 1  # An anchor that contains itself is another problem.
+        inner = []
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = [item for _, item in node.value]
+        known[id(node)] = 1 + sum(_size(item, known) for item in inner)
+    return known[id(node)]
 
 
 def _place(node: yaml.Node, source: str) -> str:

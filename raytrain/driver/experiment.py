@@ -4,6 +4,7 @@ train(config)   the directory is locked -> is it the same run? -> is it finished
                 -> how can its environments be snapshotted? -> experiment.json
                 -> Ray -> Tuner (fresh, restored or built anew) -> fit -> outcome
 resume(path)    the same, with the config stored in experiment.json
+fork(checkpoint, name=...)   another run, with the config of the checkpoint's
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from raytrain.checkpoint import (
     Entry,
     ExperimentFile,
     ExperimentFileError,
+    resolve,
     trials,
 )
 from raytrain.checkpoint.experiment_file import EXPERIMENT_FILE, require_key
+from raytrain.checkpoint.lineage import experiment_around, trial_of
 from raytrain.config import (
     ALGORITHM_SECTIONS,
     ExperimentConfig,
     config_digest,
-    config_from_dict,
     env_creator,
     num_trials,
+    stored_config,
 )
 from raytrain.config.own_code import require_own_code
 from raytrain.config.run_code import named
@@ -56,8 +59,10 @@ from raytrain.driver.stages import (
     start_again_after,
     warnings_of,
 )
+from raytrain.errors import BadInput
 from raytrain.storage import (
     LEASE_PATIENCE_S,
+    READER_S,
     STORE,
     DirectoryLock,
     Location,
@@ -69,8 +74,6 @@ from raytrain.versions import changed_versions, versions
 
 if TYPE_CHECKING:
     from raytrain.driver.tune_callback import RunCallback
-
-_READER_S = 1.0  # On a local disk a command that only reads may hold the lock for a moment.
 
 
 def train(
@@ -105,7 +108,7 @@ def train(
             if fresh:
                 set_directory_aside(place, reporter.note)
             STORE.listen(warn)
-            wait = _READER_S if place.is_local else LEASE_PATIENCE_S
+            wait = READER_S if place.is_local else LEASE_PATIENCE_S
             with DirectoryLock(place, wait=wait, tell=warn) as lock:
                 run = _Run(
                     config,
@@ -130,12 +133,40 @@ def train(
     return outcome
 
 
-def resume(path: str | Path, **options: Any) -> Outcome:
-    """Continue the experiment in the directory `path`, which may have been moved."""
-    place = Location.of(path)
+def resume(path: str | Path, *, overrides: Sequence[str] = (), **options: Any) -> Outcome:
+    """Continue the experiment in the directory `path`, which may have been moved. `overrides`:
+    `KEY=VALUE` in place of what its config says."""
+    return train(_stored(Location.of(path), overrides), **options)
+
+
+def fork(
+    checkpoint: str,
+    *,
+    name: str,
+    overrides: Sequence[str] = (),
+    weights_only: bool = False,
+    **options: Any,
+) -> Outcome:
+    """Begin a run at a checkpoint, with the config of the checkpoint's experiment, beside it.
+
+    Raises:
+        BadInput: there is no such checkpoint, or it is in no experiment.
+    """
+    entry = resolve(checkpoint)
+    parent = trial_of(entry).parent
+    if experiment_around(entry) is None:
+        raise BadInput(
+            f"{checkpoint} is not in an experiment (no {EXPERIMENT_FILE} above it), so there is no "
+            "config to begin with. Use `raytrain train CONFIG --from CHECKPOINT --name NEW`."
+        )
+    config = _stored(parent, overrides, name)
+    return train(config, fork=Fork(checkpoint, weights_only), **options)
+
+
+def _stored(place: Location, overrides: Sequence[str], name: str | None = None) -> ExperimentConfig:
     config = ExperimentFile.existing(place).config
-    moved = {"name": place.name, "storage_path": str(place.parent)}
-    return train(config_from_dict({**config, **moved}), **options)
+    moved = {"name": name or place.name, "storage_path": str(place.parent)}
+    return stored_config({**config, **moved}, overrides)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from raytrain.config.run_code import beside_config
 from raytrain.config.user_code import of_environment, users_code
 from raytrain.driver.spaces import Say, require_observations, spaces_of
 from raytrain.errors import BadInput
-from raytrain.storage import DirectoryLock, Location
+from raytrain.storage import READER_S, DirectoryLock, Location
 from raytrain.trial.fencing import FencingToken
 from raytrain.trial.score import best_policy
 
@@ -228,7 +228,7 @@ def _set_newer_aside(
 ) -> int:
     """Returns how many checkpoints there were. This is an attempt of its own: what a writer that is
     still alive somewhere commits afterwards is not on the run's line."""
-    with DirectoryLock(trial, tell=say) as lock:
+    with DirectoryLock(trial, wait=READER_S, tell=say) as lock:
         attempts = FencingToken(trial, lock)
         attempts.begin()
         catalogue, number = Catalogue(trial), 0

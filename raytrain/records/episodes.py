@@ -34,8 +34,8 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from raytrain.checkpoint.commit import Fence, nothing
 from raytrain.records.append_file import replace_file
 from raytrain.records.recent_episodes import CUSTOM
 from raytrain.records.writer import RecordsError
+from raytrain.storage import Location
 from raytrain.storage.escapes import printable
 from raytrain.storage.location import fsync
 
@@ -76,19 +77,24 @@ class _Part:
     first: int
     last: int
     attempt: int
-    path: Path
+    place: Location = field(compare=False)
+
+    @property
+    def path(self) -> Path:
+        return self.place.local_path
 
     def covers(self, other: _Part) -> bool:
         within = self.first <= other.first and other.last <= self.last
         return self != other and within and self.attempt >= other.attempt
 
 
-def _listed(directory: Path) -> list[_Part]:
-    parts = []
-    for path in directory.glob("part-*.parquet"):
-        if match := _NAME.fullmatch(path.name):
-            parts.append(_Part(int(match[1]), int(match[2]), int(match[3] or 1), path))
-    return sorted(parts)
+def _listed(directory: Path | Location) -> list[_Part]:
+    place = Location.of(directory)
+    matches = [match for name in place.listed() if (match := _NAME.fullmatch(name))]
+    return sorted(
+        _Part(int(match[1]), int(match[2]), int(match[3] or 1), place / match[0])
+        for match in matches
+    )
 
 
 def _valid(parts: list[_Part]) -> list[_Part]:
@@ -102,31 +108,44 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _read(parts: Iterable[_Part], among: Iterable[_Part]) -> pa.Table:
+def _read(
+    parts: Iterable[_Part], among: Iterable[_Part], columns: Sequence[str] | None = None
+) -> pa.Table:
     """The rows of `parts`, without iterations that later attempts in `among` have."""
     # One file at a time: a dataset would take the columns of the first file for all of them.
-    tables = [_rows(part, among) for part in parts]
-    return pa.concat_tables([_COLUMNS.empty_table(), *tables], promote_options="default")
+    tables = [_rows(part, among, columns) for part in parts]
+    empty = _COLUMNS.empty_table()
+    if columns is not None:
+        empty = empty.select([name for name in _COLUMNS.names if name in columns])
+    return pa.concat_tables([empty, *tables], promote_options="default")
 
 
-def _rows(part: _Part, among: Iterable[_Part]) -> pa.Table:
-    table, iteration = pq.ParquetFile(part.path).read(), pc.field("iteration")
+def _rows(part: _Part, among: Iterable[_Part], columns: Sequence[str] | None) -> pa.Table:
+    file = pq.ParquetFile(part.place.path, filesystem=part.place.fs)
+    wanted = None if columns is None else [*columns]
+    table, iteration = file.read(columns=wanted), pc.field("iteration")
     for other in among:
         if other.attempt > part.attempt and other.first <= part.last and part.first <= other.last:
             table = table.filter((iteration < other.first) | (iteration > other.last))
     return table
 
 
-def read_episodes(trial_directory: Path) -> pa.Table:
+def read_episodes(
+    trial_directory: Path | Location, columns: Sequence[str] | None = None
+) -> pa.Table:
     """All episodes of a trial, sorted by number; may be called while the trial is running.
+
+    With `columns`, only these, of those that there are; `episode` and `iteration` are in any case.
 
     Raises OSError or pyarrow.ArrowInvalid for a damaged part.
     """
-    directory = trial_directory / _DIRECTORY
+    directory = Location.of(trial_directory) / _DIRECTORY
+    if columns is not None:
+        columns = ["episode", "iteration", *columns]
     while True:
         parts = _valid(_listed(directory))
         try:
-            table = _read(parts, among=parts).sort_by("episode")
+            table = _read(parts, among=parts, columns=columns).sort_by("episode")
         except FileNotFoundError:
             # Merged or cut between the listing and the reading: its replacement exists already.
             if _valid(_listed(directory)) == parts:

@@ -7,17 +7,28 @@ from raytrain.storage.location import (
     make_directories,
     storage_errors,
 )
-from raytrain.storage.lock import LEASE_PATIENCE_S, DirectoryLock, Locked, who_writes
+from raytrain.storage.lock import (
+    LEASE_PATIENCE_S,
+    READER_S,
+    DirectoryLock,
+    Holder,
+    Locked,
+    holder,
+    who_writes,
+)
 from raytrain.storage.retry import STORE
 from raytrain.storage.signing import signing_key
 
 __all__ = [
     "LEASE_PATIENCE_S",
+    "READER_S",
     "STORE",
     "DirectoryLock",
+    "Holder",
     "Location",
     "Locked",
     "StorageError",
+    "holder",
     "in_parallel",
     "make_directories",
     "signing_key",

@@ -1,12 +1,15 @@
-"""JSON that is read back from storage, where others may have written it.
+"""JSON: documents that are read back from storage, where others may have written them, and values
+that are written.
 
-Its size and its depth are checked before it is parsed: deep nesting is too much for the parser, and
-for everything that walks through the document afterwards, such as the check of a signature.
+The size and depth of what is read are checked before it is parsed: deep nesting is too much for
+the parser, and for everything that walks through the document afterwards, such as the check of a
+signature.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -54,6 +57,17 @@ def read_object(file: Location) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def json_ready(value: Any) -> Any:
+    """`value` with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def validated(schema: TypeAdapter[_T], document: Mapping[str, Any]) -> _T:

@@ -60,6 +60,7 @@ _FORMER_HOLDERS = 8  # whose late requests are recognised
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
 LEASE_PATIENCE_S = 75.0  # a wait for a holder that is about to end
+READER_S = 1.0  # On a local disk a process that only looks may hold the lock for a moment.
 SETTLE_SECONDS = 1.0  # two takers' writes overlap by this much at most
 _WRITE_WITHIN_S = 1.0  # from the look that found the lease free
 _WRITES = 10
@@ -192,6 +193,27 @@ def who_writes(place: Location) -> str | None:
             return None
         free = not _renewed_lately(holder) if "token" in holder else _could_lock(place)
     return None if free else _description(holder)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a directory's lock. `is_here`: its pid is one of this machine."""
+
+    pid: int
+    host: str
+    is_here: bool
+    text: str
+
+
+def holder(place: Location) -> Holder | None:
+    """As `who_writes`, for a program that wants to send the process a signal."""
+    text = who_writes(place)
+    with storage_errors("Reading the lock", place):
+        record = _read(place)
+    pid = record.get("pid")
+    if text is None or not isinstance(pid, int) or pid <= 0:
+        return None
+    return Holder(pid, printable(str(record.get("host", "?"))), _is_here(record), text)
 
 
 def _renewed_lately(holder: Mapping[str, Any]) -> bool:

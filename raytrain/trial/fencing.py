@@ -21,6 +21,8 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from raytrain.checkpoint import Catalogue, Entry
 from raytrain.checkpoint.file_names import ATTEMPTS
@@ -30,6 +32,15 @@ from raytrain.storage.json import read_object
 
 SUPERSEDED = "superseded"
 _FILE = re.compile(r"(\d+)\.([0-9a-f]+)\.json")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The iteration that an attempt continued from, and when it began, in seconds since 1970: the
+    time of its file, which a copy of the directory may not keep."""
+
+    began_after: int
+    began_at: float
 
 
 class Superseded(RaytrainError):
@@ -160,6 +171,20 @@ class FencingToken:
             f"Checkpoint {entry.path} was written by attempt {attempt} after another process had "
             f"taken over the trial. It is not used, and kept in {SUPERSEDED}/."
         )
+
+
+def attempts_of(trial: Location, known: Mapping[int, Attempt] | None = None) -> dict[int, Attempt]:
+    """The attempts of a trial that have chosen their checkpoint, by number; `known` ones are not
+    read again. Raises OSError."""
+    place, found = trial / ATTEMPTS, dict(known or {})
+    for name, listed in place.listed().items():
+        match = _FILE.fullmatch(name)
+        if match is None or int(match[1]) in found:
+            continue
+        began_after = read_object(place / name).get("began_after")
+        if isinstance(began_after, int):
+            found[int(match[1])] = Attempt(began_after, (listed.mtime_ns or 0) / 1e9)
+    return dict(sorted(found.items()))
 
 
 def _write_attempt(trial: Location, number: int, token: str, began_after: int | None) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from raytrain.checkpoint import Catalogue, trials
 from raytrain.checkpoint.manifest import INCOMPLETE_NAME
-from raytrain.storage import DirectoryLock, Location, in_parallel, storage_errors
+from raytrain.storage import READER_S, DirectoryLock, Location, in_parallel, storage_errors
 from raytrain.storage.lock import LOCK_NAME
 from raytrain.trial.fencing import FencingToken
 
@@ -18,7 +18,7 @@ def set_directory_aside(place: Location, say: Callable[[str], None]) -> None:
     with storage_errors("Setting the old directory aside", place):
         if not place.exists():
             return
-        with DirectoryLock(place, tell=say):
+        with DirectoryLock(place, wait=READER_S, tell=say):
             moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             aside = place.parent / f"{place.name}.{moment}"
             attempts = {trial: FencingToken.last_of(trial) for trial in trials(place)}

@@ -34,6 +34,16 @@ def reported_score(result: Mapping[str, Any]) -> Averaged | None:
     return Averaged(score, episodes if isinstance(episodes, int) else None)
 
 
+def score_in_row(row: Mapping[str, Any], name: str) -> float | None:
+    """The score of an iteration, where the metric `name` is the score. Rows of former versions have
+    it only among the averages."""
+    score = reported_score(row)
+    if score is not None:
+        return score.value
+    averaged = metric(row, f"recent/{name}")
+    return metric(row, name) if averaged is None else averaged
+
+
 def score_of(checkpoint: Entry, settings: CheckpointConfig) -> Averaged | None:
     """The score of a checkpoint under the present settings (see `ranked`).
 

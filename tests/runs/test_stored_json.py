@@ -15,10 +15,10 @@ from support.checkpoint_children import manifest, put
 from raytrain.checkpoint import Catalogue, Manifest, Parent, resolve
 from raytrain.checkpoint.manifest import ManifestError
 from raytrain.checkpoint.resolve import entries_at
-from raytrain.cli.documents import manifest_document, manifest_text
-from raytrain.cli.json_output import json_ready
+from raytrain.cli.documents import manifest_text
 from raytrain.cli.tables import list_text, show_text
 from raytrain.commands import plot, prune, status
+from raytrain.commands.checkpoint_documents import manifest_document
 from raytrain.driver.tuner import read_tune_files
 from raytrain.errors import BadInput, RaytrainError
 from raytrain.policy.format import _parse_json
@@ -26,7 +26,7 @@ from raytrain.policy.spaces import PolicyFormatError
 from raytrain.records.downtime import time_lost
 from raytrain.records.row_files import last_row
 from raytrain.storage import Location, who_writes
-from raytrain.storage.json import DEEPEST, LARGEST, moment, parse_json
+from raytrain.storage.json import DEEPEST, LARGEST, json_ready, moment, parse_json
 from raytrain.storage.lock import LOCK_NAME, DirectoryLock
 from raytrain.storage.signing import KEY_VARIABLE
 from raytrain.trial.fencing import FencingToken

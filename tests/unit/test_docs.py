@@ -75,8 +75,10 @@ def commands() -> dict[str, Any]:
 
 
 def options_of(command: Any) -> set[str]:
+    """Those of a group are the options of all its commands."""
     names = {name for param in command.params for name in param.opts if name.startswith("--")}
-    return {"--help"} | names
+    below = getattr(command, "commands", {}).values()
+    return {"--help"} | names.union(*map(options_of, below))
 
 
 def named_commands(text: str) -> list[list[str]]:
