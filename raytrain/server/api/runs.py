@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from raytrain.commands.jobs import JobServer
 from raytrain.commands.status import view
 from raytrain.config import NOT_YAML_KEYS, differences
 from raytrain.config.yaml_lines import dump_yaml
@@ -189,7 +188,7 @@ async def log(
     _, place = await asyncio.to_thread(server.present, run)
     launch = await asyncio.to_thread(server.launcher.last, place)
     if launch is not None and launch.job is not None and launch.address is not None:
-        job, jobs = launch.job, await asyncio.to_thread(JobServer, launch.address)
+        job, jobs = launch.job, await asyncio.to_thread(server.launcher.jobs, launch.address)
         return server.streams.text(lambda: jobs.log(job), tail, follow)
     if await asyncio.to_thread(server.launcher.log, place) is None:
         raise Refused(

@@ -19,6 +19,7 @@ from support import fake_training
 from support.serving import Answer, Site, serving
 
 from raytrain.server import launcher
+from raytrain.server.settings import Limits
 from raytrain.storage import DirectoryLock, Location
 
 CONFIG = {"environment": {"env": "CartPole-v1"}, "stop": {"iterations": 8}}
@@ -96,13 +97,13 @@ def test_two_servers_and_many_requests_start_it_once(site: Site, tmp_path: Path)
     assert len(list(site.data.glob("logs/*/*.log"))) == 1
 
 
-def test_a_run_that_was_started_elsewhere_is_not_started(site: Site) -> None:
-    place = site.results / "cartpole"
-    with DirectoryLock(Location.of(place)):
-        answer = started(site)
-    assert answer.status == 200
-    assert answer.document["run"] is None  # It has written nothing yet.
-    assert not lines(site, "starts")
+def test_a_run_that_was_started_elsewhere_is_not_started(tmp_path: Path) -> None:
+    with serving(tmp_path, limits=Limits(start_wait_s=0.5)) as site:
+        with DirectoryLock(Location.of(site.results / "cartpole")):
+            answer = started(site)
+        assert answer.status == 200
+        assert answer.document["run"] is None  # It has written nothing yet.
+        assert not lines(site, "starts")
 
 
 def test_a_start_that_was_not_recorded_is_known_by_its_lock(

@@ -1,6 +1,6 @@
 // One run: curves, timeline, checkpoints, episodes, config, events, log, model card.
 
-import { api, listen, paced, query, runPath, showLive } from "./api.js";
+import { Problem, api, listen, paced, query, runPath, showLive } from "./api.js";
 import { actions } from "./actions.js";
 import { Curves, curvesKey } from "./curves.js";
 import { all, badge, clock, copyButton, count, fill, find, h, icon, number, size, time, times, visible } from "./dom.js";
@@ -19,6 +19,7 @@ const part = async (place, work) => {
   try {
     await work();
   } catch (error) {
+    if (!(error instanceof Problem)) console.error(error);
     fill(find(place), [h("p", { class: "waiting error" }, error.message)]);
   }
 };
