@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from support.serving import Site
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
-WITHIN_S = 60
+WITHIN_S = 300
 _BINARIES = ("chromium", "chromedriver")
 _T = TypeVar("_T")
 # Plotly's map library adds its styles, which nothing here uses: the policy blocks it, as it should.
@@ -116,6 +116,24 @@ class Browser:
         element = self.find(selector)
         element.clear()
         element.send_keys(text)
+
+    def paste(self, selector: str, text: str) -> None:
+        """In place of what is there, at once and not key by key."""
+        put = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+        self.script(put, self.find(selector), text)
+
+    def choose(self, selector: str, value: str) -> None:
+        """An option of a select."""
+        from selenium.webdriver.support.ui import Select
+
+        def offered() -> bool:
+            select = Select(self.find(selector))
+            if value not in [option.get_attribute("value") for option in select.options]:
+                return False
+            select.select_by_value(value)
+            return True
+
+        self.until(offered)
 
     def press(self, *keys: str) -> None:
         from selenium.webdriver import ActionChains

@@ -264,17 +264,14 @@ def test_a_prune_shows_its_plan_first(browser: Browser, site: Site) -> None:
 def test_configs_are_compared(browser: Browser, site: Site) -> None:
     browser.enter(site, f"/runs/{site.run_of('run-0007')}")
     browser.find("#config-body .yaml")
-    browser.script(
-        "const o = document.querySelector('#other'); o.value = 'parent';"
-        "o.dispatchEvent(new Event('change'))"
-    )
+    browser.choose("#other", "parent")
     browser.says("#diff-body", "stop.iterations")
 
 
 def test_mistakes_are_shown_at_their_lines(browser: Browser, site: Site) -> None:
     browser.enter(site, "/new")
     browser.says("#problems", "No mistake is known")
-    browser.type("#yaml", CONFIG + "trianing:\n  lr: 1\n")
+    browser.paste("#yaml", CONFIG + "trianing:\n  lr: 1\n")
     browser.says("#problems", "Line 5")
     browser.says("#problems", "trianing")
     assert [line.text for line in browser.all("#gutter .wrong")] == ["5"]
@@ -286,7 +283,7 @@ def test_mistakes_are_shown_at_their_lines(browser: Browser, site: Site) -> None
     assert selected == "trianing:"
     browser.click("#start")
     browser.says("#start-error", "The config has mistakes")
-    browser.type("#yaml", CONFIG)
+    browser.paste("#yaml", CONFIG)
     browser.says("#problems", "No mistake is known")
     assert browser.all("#gutter .wrong") == []
 
@@ -294,7 +291,7 @@ def test_mistakes_are_shown_at_their_lines(browser: Browser, site: Site) -> None
 def test_the_form_and_the_text_are_one(browser: Browser, site: Site) -> None:
     browser.enter(site, "/new")
     browser.says("#problems", "No mistake is known")
-    browser.type("#yaml", CONFIG)
+    browser.paste("#yaml", CONFIG)
     browser.click("#mode label:nth-of-type(2)")
     assert browser.find("[id='key-environment.env']").get_attribute("value") == "CartPole-v1"
     browser.type("#find-key", "learning rate")
