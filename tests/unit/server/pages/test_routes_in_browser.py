@@ -22,11 +22,17 @@ CONFIG = "name: typed\nstorage_path: results\nenvironment:\n  env: CartPole-v1\n
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     place = tmp_path_factory.mktemp("browser")
     storage = place / "results"
-    many(storage, 16, iterations=40)
-    hostile = FakeRun(storage, HOSTILE, stop=30).start().train(4).end_stage(SCRIPT, HOSTILE)
+    many(storage, 16, iterations=12)
+    hostile = FakeRun(storage, "hostile", stop=30).start().train(4).end_stage(HOSTILE, SCRIPT)
     hostile.train(6).kill().start().lose_exactness(SCRIPT).train(3).fail(SCRIPT)
     hostile.event(hostile.trials[0], SCRIPT, SCRIPT)
-    hostile.fork(f"fork of {HOSTILE}", "best").start().train(2)
+    rows = hostile.trials[0].place / "result.json"
+    measured = json.dumps({"custom": {SCRIPT: {"mean": 1.0}}})[1:-1]
+    rows.write_text(rows.read_text().replace('"done"', f'{measured}, "done"'))
+    fork = hostile.fork("fork", "best").start().train(2)
+    # A config's name is letters and digits; a directory may have any.
+    hostile.place.rename(storage / HOSTILE)
+    fork.place.rename(storage / f"fork of {HOSTILE}")
     (place / "configs").mkdir()
     (place / "configs" / f"{HOSTILE}.yaml").write_text(CONFIG.replace("typed", json.dumps(HOSTILE)))
     with serving(place) as site:
@@ -86,6 +92,19 @@ def test_pages_on_a_phone(browser: Browser, site: Site, name: str) -> None:
     browser.shoot(f"{name}-phone")
     assert browser.script("return document.documentElement.scrollWidth") <= 390
     assert browser.barriers() == []
+
+
+def test_the_picture_of_the_readme(browser: Browser, site: Site) -> None:
+    run = FakeRun(site.results, "halfcheetah", stop=200, every=10).start()
+    run.train(60).end_stage("walk", "run").train(28).kill(after_s=90).start().train(40)
+    run.lose("preemption", after_s=40).train(30)
+    with run.running():
+        browser.look(width=1280, height=800)
+        browser.enter(site, f"/runs/{site.run_of('halfcheetah')}")
+        browser.says("#title", "running")
+        browser.until(lambda: len(browser.all("#charts .main-svg")) > 6)
+        browser.says("#curves-key", "preemption")
+        browser.shoot("readme")
 
 
 def test_no_name_is_run_as_code(browser: Browser, site: Site) -> None:
