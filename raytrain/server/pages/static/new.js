@@ -38,7 +38,8 @@ async function check() {
     answer = { problems: [{ line: null, key: "", message: problem.message }], values: null };
   }
   if (number !== checks) return;
-  found = answer.problems;
+  // Without a line, the text says where: in this text, which is no file yet.
+  found = answer.problems.map((p) => ({ ...p, message: p.message.replace(/^config\.yaml: /, "") }));
   if (answer.values) values = answer.values;
   text.setAttribute("aria-invalid", found.length ? "true" : "false");
   drawGutter();

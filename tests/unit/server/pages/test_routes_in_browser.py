@@ -15,7 +15,9 @@ pytestmark = pytest.mark.browser
 LARGEST = 300_000
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 SCRIPT = "</script><script>window.hacked=1</script>"
-CONFIG = "name: typed\nstorage_path: results\nenvironment:\n  env: CartPole-v1\n"
+CONFIG = (
+    "name: typed\nstorage_path: results\nenvironment:\n  env: CartPole-v1\nstop:\n  iterations: 2\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -290,16 +292,16 @@ def test_configs_are_compared(browser: Browser, site: Site) -> None:
 def test_mistakes_are_shown_at_their_lines(browser: Browser, site: Site) -> None:
     browser.enter(site, "/new")
     browser.says("#problems", "No mistake is known")
-    browser.paste("#yaml", CONFIG + "trianing:\n  lr: 1\n")
-    browser.says("#problems", "Line 5")
-    browser.says("#problems", "trianing")
-    assert [line.text for line in browser.all("#gutter .wrong")] == ["5"]
+    browser.paste("#yaml", CONFIG + "trainin:\n  lr: 1\n")
+    browser.says("#problems", "Line 7")
+    browser.says("#problems", "trainin")
+    assert [line.text for line in browser.all("#gutter .wrong")] == ["7"]
     browser.click("#problems [data-line]")
     selected = browser.script(
         "const t = document.querySelector('#yaml');"
         "return t.value.slice(t.selectionStart, t.selectionEnd)"
     )
-    assert selected == "trianing:"
+    assert selected == "trainin:"
     browser.click("#start")
     browser.says("#start-error", "The config has mistakes")
     browser.paste("#yaml", CONFIG)
@@ -314,11 +316,11 @@ def test_the_form_and_the_text_are_one(browser: Browser, site: Site) -> None:
     browser.click("#mode label:nth-of-type(2)")
     assert browser.find("[id='key-environment.env']").get_attribute("value") == "CartPole-v1"
     browser.type("#find-key", "learning rate")
-    browser.type("[id='key-training.lr']", "3.0e-4")
+    browser.type("[id='key-training.lr']", "3.0e-4\t")
     browser.shoot("new-form")
     assert browser.barriers() == []
     browser.type("#find-key", "training.gamma")
-    browser.type("[id='key-training.gamma']", "2")
+    browser.type("[id='key-training.gamma']", "2\t")
     browser.says("#problems", "gamma")
     browser.click("#mode label:nth-of-type(1)")
     text = browser.script("return document.querySelector('#yaml').value")
