@@ -42,6 +42,7 @@ from raytrain.server.problems import Refused
 from raytrain.server.settings import TOKEN_VARIABLE, ServerSettings
 from raytrain.storage import Location, holder
 from raytrain.storage.json import parse_json
+from raytrain.storage.lock import LOCK_NAME
 
 PROGRAM: tuple[str, ...] = (sys.executable, "-m", "raytrain")
 _RECORD, _LOCK, _STOP = "launch.json", "lock", "stop"
@@ -222,10 +223,16 @@ class Launcher:
         # Two signals more than a second apart would end a run without saving.
         with _locked(directory / f"{_STOP}.lock", wait=True):
             writer, launch = holder(place), self.last(place)
+            process = launch.process if launch is not None else None
             if writer is not None and writer.is_here:
                 process = _process(writer.pid, None)
-            else:
-                process = launch.process if launch is not None else None
+                if process is not None and not _may_train(process, place):
+                    raise Refused(
+                        409,
+                        f"{place} is said to be trained by the process {writer.pid}, which does "
+                        "not hold its lock. Somebody else has written the lock; nothing was "
+                        "stopped.",
+                    )
             if process is not None:
                 self._signal(process, directory / _STOP)
                 return
@@ -344,6 +351,18 @@ def _process(pid: int | None, created: float | None) -> psutil.Process | None:
         if same and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
+
+
+def _may_train(process: psutil.Process, place: Location) -> bool:
+    """Whether a process can be the one that a lock names: whoever may write to a storage may write
+    any pid there. On a local disk the holder has the lock open; elsewhere, it is Python's."""
+    try:
+        if not place.is_local:
+            return "python" in Path(process.exe()).name
+        lock = os.path.realpath((place / LOCK_NAME).path)
+        return any(os.path.realpath(file.path) == lock for file in process.open_files())
+    except psutil.Error:
+        return False
 
 
 def _stamp(place: Location) -> tuple[int | None, int] | None:

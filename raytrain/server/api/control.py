@@ -26,7 +26,7 @@ from raytrain.storage.location import with_numbers
 router = APIRouter(prefix="/api", tags=["control"])
 
 _LOOK_EVERY_S = 0.25
-_LOOK_AT_JOB_EVERY_S = 2.0
+_SCAN_EVERY_S = 2.0
 _SUBMIT_WITHIN_S = 300
 
 
@@ -224,7 +224,7 @@ async def _begun(
         row = await asyncio.to_thread(server.row_at, place)
         if row is not None or not running or time.monotonic() > deadline:
             return _answer(200, row, launch)
-        await asyncio.sleep(_LOOK_EVERY_S)
+        await asyncio.sleep(_SCAN_EVERY_S)
 
 
 async def _waited(server: Server, place: Location, started: Started, launch: Launch) -> Response:
@@ -261,7 +261,7 @@ async def _submitted(server: Server, place: Location, command: Sequence[str]) ->
         why_not = await asyncio.to_thread(server.launcher.why_job_ended, place)
         if why_not is not None:
             raise Refused(422, why_not)
-        await asyncio.sleep(_LOOK_AT_JOB_EVERY_S)
+        await asyncio.sleep(_SCAN_EVERY_S)
 
 
 def _submit(server: Server, place: Location, command: Sequence[str]) -> tuple[str | None, bool]:

@@ -120,13 +120,20 @@ const load = {
   episodes: () => part("#episodes-body", async () => drawEpisodes(find("#episodes-body"), (await api(runPath(id, "/episodes"))).trials)),
 };
 
+// What a new row changes is asked for at the pace at which it is worth it: many may be watching.
+const head = paced(renew, 3000);
+const soon = {
+  curves: paced(load.curves, 2000),
+  checkpoints: paced(load.checkpoints, 6000),
+  timeline: paced(load.timeline, 15_000),
+  episodes: paced(load.episodes, 20_000),
+};
 const everything = paced(async () => {
-  await Promise.all([renew(), load.document(), load.checkpoints(), load.timeline()]);
+  await Promise.all([renew(), ...Object.values(load).map((work) => work())]);
   drawCheckpoints();
   if (!root.dataset.gone) followLog();
-}, 4000);
-const newCurves = paced(load.curves, 2000);
-const newEpisodes = paced(load.episodes, 15_000);
+}, 1000);
+const newRow = () => [head, ...Object.values(soon)].forEach((work) => work());
 
 // -- events and log --------------------------------------------------------------------------------
 
@@ -176,9 +183,9 @@ function followLog() {
 
 if (root.dataset.gone) listen("/events", { message: (changed) => changed.id === id && everything() }, showLive);
 else listen(runPath(id, "/events"), {
-  row: () => (newCurves(), newEpisodes(), everything()),
-  state: () => everything(),
-  event: (event) => (addEvent(event), everything()),
+  row: newRow,
+  state: everything,
+  event: (event) => (addEvent(event), head()),
 }, showLive);
 
 // -- parts of the page -----------------------------------------------------------------------------
@@ -191,9 +198,7 @@ const seen = new IntersectionObserver((entries) => {
 for (const section of all("section.part")) seen.observe(section);
 addEventListener("resize", () => load.timeline());
 
-actions(run, () => (everything(), newCurves()));
+actions(run, everything);
 onEnd(everything);
 followAll(id).catch(() => {});
-await Promise.all([load.document(), load.checkpoints(), load.curves(), load.timeline(), load.episodes()]);
-drawCheckpoints();
-if (!root.dataset.gone) followLog();
+everything();

@@ -15,18 +15,26 @@ pytestmark = pytest.mark.browser
 LARGEST = 300_000
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 SCRIPT = "</script><script>window.hacked=1</script>"
-CONFIG = "name: typed\nstorage_path: results\nenvironment:\n  env: CartPole-v1\n"
+CONFIG = (
+    "name: typed\nstorage_path: results\nenvironment:\n  env: CartPole-v1\nstop:\n  iterations: 2\n"
+)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     place = tmp_path_factory.mktemp("browser")
     storage = place / "results"
-    many(storage, 16, iterations=40)
-    hostile = FakeRun(storage, HOSTILE, stop=30).start().train(4).end_stage(SCRIPT, HOSTILE)
+    many(storage, 16, iterations=12)
+    hostile = FakeRun(storage, "hostile", stop=30).start().train(4).end_stage(HOSTILE, SCRIPT)
     hostile.train(6).kill().start().lose_exactness(SCRIPT).train(3).fail(SCRIPT)
     hostile.event(hostile.trials[0], SCRIPT, SCRIPT)
-    hostile.fork(f"fork of {HOSTILE}", "best").start().train(2)
+    rows = hostile.trials[0].place / "result.json"
+    measured = json.dumps({"custom": {SCRIPT: {"mean": 1.0}}})[1:-1]
+    rows.write_text(rows.read_text().replace('"done"', f'{measured}, "done"'))
+    fork = hostile.fork("fork", "best").start().train(2)
+    # A config's name is letters and digits; a directory may have any.
+    hostile.place.rename(storage / HOSTILE)
+    fork.place.rename(storage / f"fork of {HOSTILE}")
     (place / "configs").mkdir()
     (place / "configs" / f"{HOSTILE}.yaml").write_text(CONFIG.replace("typed", json.dumps(HOSTILE)))
     with serving(place) as site:
@@ -86,6 +94,19 @@ def test_pages_on_a_phone(browser: Browser, site: Site, name: str) -> None:
     browser.shoot(f"{name}-phone")
     assert browser.script("return document.documentElement.scrollWidth") <= 390
     assert browser.barriers() == []
+
+
+def test_the_picture_of_the_readme(browser: Browser, site: Site) -> None:
+    run = FakeRun(site.results, "halfcheetah", stop=200, every=10).start()
+    run.train(60).end_stage("walk", "run").train(28).kill(after_s=90).start().train(40)
+    run.lose("preemption", after_s=40).train(30)
+    with run.running():
+        browser.look(width=1280, height=800)
+        browser.enter(site, f"/runs/{site.run_of('halfcheetah')}")
+        browser.says("#title", "running")
+        browser.until(lambda: len(browser.all("#charts .main-svg")) > 6)
+        browser.says("#curves-key", "preemption")
+        browser.shoot("readme")
 
 
 def test_no_name_is_run_as_code(browser: Browser, site: Site) -> None:
@@ -271,16 +292,16 @@ def test_configs_are_compared(browser: Browser, site: Site) -> None:
 def test_mistakes_are_shown_at_their_lines(browser: Browser, site: Site) -> None:
     browser.enter(site, "/new")
     browser.says("#problems", "No mistake is known")
-    browser.paste("#yaml", CONFIG + "trianing:\n  lr: 1\n")
-    browser.says("#problems", "Line 5")
-    browser.says("#problems", "trianing")
-    assert [line.text for line in browser.all("#gutter .wrong")] == ["5"]
+    browser.paste("#yaml", CONFIG + "trainin:\n  lr: 1\n")
+    browser.says("#problems", "Line 7")
+    browser.says("#problems", "trainin")
+    assert [line.text for line in browser.all("#gutter .wrong")] == ["7"]
     browser.click("#problems [data-line]")
     selected = browser.script(
         "const t = document.querySelector('#yaml');"
         "return t.value.slice(t.selectionStart, t.selectionEnd)"
     )
-    assert selected == "trianing:"
+    assert selected == "trainin:"
     browser.click("#start")
     browser.says("#start-error", "The config has mistakes")
     browser.paste("#yaml", CONFIG)
@@ -295,11 +316,11 @@ def test_the_form_and_the_text_are_one(browser: Browser, site: Site) -> None:
     browser.click("#mode label:nth-of-type(2)")
     assert browser.find("[id='key-environment.env']").get_attribute("value") == "CartPole-v1"
     browser.type("#find-key", "learning rate")
-    browser.type("[id='key-training.lr']", "3.0e-4")
+    browser.type("[id='key-training.lr']", "3.0e-4\t")
     browser.shoot("new-form")
     assert browser.barriers() == []
     browser.type("#find-key", "training.gamma")
-    browser.type("[id='key-training.gamma']", "2")
+    browser.type("[id='key-training.gamma']", "2\t")
     browser.says("#problems", "gamma")
     browser.click("#mode label:nth-of-type(1)")
     text = browser.script("return document.querySelector('#yaml').value")
