@@ -37,7 +37,7 @@ _TAKES_THE_DICT = ("config", "env_config", "env_context", "cfg")
 _EXTRAS = {
     # Where Gymnasium's entry points lie: the module they need, and how to get it.
     "gymnasium.envs.mujoco.": ("mujoco", "pip install 'raytrain[mujoco]'"),
-    "gymnasium.envs.box2d.": ("Box2D", "pip install box2d pygame"),
+    "gymnasium.envs.box2d.": ("Box2D", "pip install 'raytrain[box2d]'"),
     "ale_py.": ("ale_py", "pip install 'raytrain[atari]'"),
 }
 _MAKE_ARGUMENTS = ("max_episode_steps", "disable_env_checker", "render_mode")
