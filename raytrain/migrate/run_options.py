@@ -72,13 +72,8 @@ def stop_values(stop: Any, taken: TakenOver) -> None:
 
 def run_config_values(run_config: Any, taken: TakenOver) -> None:
     """What a `RunConfig` says, besides name and place."""
-    from ray import air
     from ray.tune import RunConfig
 
-    if not isinstance(run_config, air.RunConfig):
-        kind = f"{type(run_config).__module__}.{type(run_config).__name__}"
-        taken.refuse("run_config", f"is a {kind}; give a ray.tune.RunConfig")
-        return
     if run_config.storage_filesystem is not None:
         taken.refuse("storage_filesystem", "give storage_path a URI, such as s3://bucket/runs")
     if run_config.sync_config not in (None, RunConfig().sync_config):

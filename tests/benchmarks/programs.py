@@ -187,7 +187,7 @@ def learn(kind: Any, path: Path) -> None:
 
     made: Any = config["environment"]["env"]
     if ":" in made:
-        sys.path.insert(0, config["import_path"])
+        sys.path.insert(0, str(path.parent))
         made = pkgutil.resolve_name(made)
     model = kind(
         "MlpPolicy",
