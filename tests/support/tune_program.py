@@ -3,7 +3,8 @@
 python tune_program.py PROGRAM ARGUMENTS...
 
 `raytrain.Tuner` is in the place of `ray.tune.Tuner`. Where the program builds the algorithm itself,
-`raytrain.train` is in the place of that and of its loop.
+`raytrain.train` is in the place of that and of its loop. An iteration may take an hour: a machine
+that is busy with something else is not one that hangs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import raytrain
+from raytrain.migrate import ppo_config, tuner
+from raytrain.migrate.ppo_config import TakenOver
 
 
 def train(config: Any) -> NoReturn:
@@ -30,11 +33,18 @@ def train(config: Any) -> NoReturn:
     raise SystemExit(outcome.exit_code)
 
 
+def take_over(config: Any, code: Any) -> TakenOver:
+    taken = ppo_config.take_over(config, code)
+    taken.values["fault_tolerance"] = {"env_runner_timeout_s": 3600, "hang_floor_s": 3600}
+    return taken
+
+
 if __name__ == "__main__":
     import ray.tune
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
     ray.tune.Tuner = raytrain.Tuner
     AlgorithmConfig.build = train
+    vars(tuner)["take_over"] = take_over
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")
