@@ -88,7 +88,7 @@ def definition_of(value: Any, files: list[str], *, raw: bool = False) -> Definit
     """
     tree, node = _found(value, files)
     made = Definition(tree, node)
-    if raw and isinstance(node, _Def) and node.decorator_list:
+    if raw and isinstance(node, _Def) and value.__qualname__ == node.name:
         bound = value.__globals__.get(node.name)
         if bound is not None and bound is not value:
             node.decorator_list = []

@@ -141,6 +141,14 @@ def raw(x):
 
 by_call = wrapper(raw)
 
+def with_inner():
+    @wrapper
+    def raw(x):
+        return x + 1
+    return raw
+
+inner = with_inner()
+
 class Registry:
     known = {}
     @classmethod
@@ -207,6 +215,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (["global_counter", "ten"], "[m.a(), m.a(), m.b()]", [6, 7, 10]),
         (["ten", "global_counter"], "[m.a(), m.b(), m.b()]", [10, 6, 7]),
         (["plus", "plus_by_name"], "[m.a(1), m.b(1)]", [102, 202]),
+        (["inner"], "m.a(1)", 102),
         (["by_call", "raw"], "[m.a(1), m.b(1)]", [101, 1]),
         (["of_registries"], "m.a()", [True, 2, 1]),
         (["by_class"], "m.a()", ["Known", 1]),
