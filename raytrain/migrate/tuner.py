@@ -186,12 +186,9 @@ class Tuner:
         tune_config: Any = None,
         run_config: Any = None,
     ) -> None:
-        from ray import air
         from ray.tune import RunConfig, TuneConfig
 
         run_config, tune_config = run_config or RunConfig(), tune_config or TuneConfig()
-        _require("run_config", run_config, air.RunConfig, "ray.tune.RunConfig")
-        _require("tune_config", tune_config, TuneConfig, "ray.tune.TuneConfig")
 
         def options(taken: TakenOver) -> None:
             run_config_values(run_config, taken)
@@ -199,7 +196,11 @@ class Tuner:
 
         config = as_ppo_config(trainable, param_space)
         self._experiment: Experiment | None = experiment_of(
-            config, options, name=run_config.name, storage_path=run_config.storage_path
+            config,
+            options,
+            # `options` refuses what is no RunConfig.
+            name=getattr(run_config, "name", None),
+            storage_path=getattr(run_config, "storage_path", None),
         )
         self._place = Location.of(self._experiment.config.storage_path) / (
             self._experiment.config.name
@@ -274,12 +275,6 @@ class Tuner:
             metric=self._metric,
             mode=self._mode,
         )
-
-
-def _require(name: str, given: Any, kind: type, wanted: str) -> None:
-    if not isinstance(given, kind):
-        found = f"{type(given).__module__}.{type(given).__name__}".removeprefix("builtins.")
-        raise ConfigError(Problem(f"is a {found}; give a {wanted}", "", name))
 
 
 def _refuse_options(
