@@ -140,11 +140,16 @@ def env_creator(config: ExperimentConfig) -> EnvCreator:
     creator = resolve_env(
         environment.env, config.import_path, check_env=not environment.disable_env_checking
     )
-    if environment.action_mask is None:
+    return with_mask(creator, environment.action_mask)
+
+
+def with_mask(creator: EnvCreator, setting: str | None) -> EnvCreator:
+    """The creator of an environment with `environment.action_mask`."""
+    if setting is None:
         return creator
     from raytrain.config.action_mask import MaskSource
 
-    source = MaskSource.of(environment.action_mask)
+    source = MaskSource.of(setting)
     return creator if source is None else replace(creator, mask_key=source.key)
 
 

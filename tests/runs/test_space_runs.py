@@ -1,5 +1,6 @@
-"""Runs whose observations are not one Box of floats are killed, and end as those that were not;
-what they have learned is exported and plays. Some of them learn all that there is to learn."""
+"""Runs whose observations are not one Box of floats, and those with action masks, are killed, and
+end as those that were not; what they have learned is exported and plays. Some of them learn all
+that there is to learn."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import tree
 import yaml
 from courier import Courier
 from gymnasium.vector.utils import concatenate, create_empty_array
+from masked_envs import Masked
 from support import exact_returns
 from support.commands import here
 from support.paths import CONFIGS, ENVS
@@ -46,14 +48,20 @@ SPACES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def config_at(place: Path, name: str, holds: Holds) -> Path:
-    kind, runners = SPACES[name]
-    shutil.copy(ENVS / "observed.py", place)
-    (arguments,) = [holds.sections["environment"]["env_config"]]
+MASKS: dict[str, dict[str, Any]] = {
+    "in-the-observation": {"space": "discrete", "where": "legal"},
+    "in-the-info": {"space": "multi-discrete", "where": "info"},
+}
+
+
+def config_at(place: Path, holds: Holds, env: str, environment: Any, runners: Any = ()) -> Path:
+    shutil.copy(ENVS / f"{env}.py", place)
+    held = holds.sections["environment"]["env_config"]
+    environment["env_config"] = {**environment["env_config"], **held}
     sections = {
         **holds.sections,
-        "environment": {"env": "observed:held", "env_config": {"kind": kind, **arguments}},
-        "env_runners": {"num_env_runners": 1, "num_envs_per_env_runner": 2, **runners},
+        "environment": {"env": f"{env}:held", **environment},
+        "env_runners": {"num_env_runners": 1, "num_envs_per_env_runner": 2, **dict(runners)},
         "training": {"train_batch_size_per_learner": 512, "lr": 3e-3},
         "stop": {"iterations": 8},
         "evaluation": {"evaluation_interval": 4, "evaluation_duration": 2},
@@ -61,15 +69,15 @@ def config_at(place: Path, name: str, holds: Holds) -> Path:
     return write_config(place / "run.yaml", **sections)
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_killed_runs_end_as_the_undisturbed_one(tmp_path: Path, name: str) -> None:
+def killed_run(tmp_path: Path, configured: Callable[[Path, Holds], Path]) -> Path:
+    """The config of a run that was killed and continued, and is the same as one that was not."""
     quiet, disturbed = tmp_path / "quiet", tmp_path / "disturbed"
     for place in (quiet, disturbed):
         place.mkdir()
-    train(config_at(quiet, name, Holds(quiet)))
+    train(configured(quiet, Holds(quiet)))
     reference = Reference(trial_of(quiet / "run.yaml"))
     holds = Holds(disturbed, 3, steps=256)
-    config = config_at(disturbed, name, holds)
+    config = configured(disturbed, holds)
     run = Run("train", str(config), log=disturbed / "log.txt")
     run.until(lambda: committed(trial_of(config)))
     run.kill_everything()
@@ -79,7 +87,38 @@ def test_killed_runs_end_as_the_undisturbed_one(tmp_path: Path, name: str) -> No
     assert_same_run(trial_of(config), reference)
     returns = [row["env_runners"]["episode_return_mean"] for row in rows(trial_of(config))]
     assert returns[-1] > returns[0]  # It learns.
-    require_policy(config, disturbed / "policy")
+    return config
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_killed_runs_end_as_the_undisturbed_one(tmp_path: Path, name: str) -> None:
+    kind, runners = SPACES[name]
+
+    def configured(place: Path, holds: Holds) -> Path:
+        return config_at(place, holds, "observed", {"env_config": {"kind": kind}}, runners)
+
+    require_policy(killed_run(tmp_path, configured), tmp_path / "policy")
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_killed_runs_with_masks_end_as_the_undisturbed_one(tmp_path: Path, name: str) -> None:
+    arguments = MASKS[name]
+
+    def configured(place: Path, holds: Holds) -> Path:
+        environment = {"action_mask": arguments["where"], "env_config": arguments}
+        return config_at(place, holds, "masked_envs", environment)
+
+    config = killed_run(tmp_path, configured)
+    require_plays(config, tmp_path)
+    policy = raytrain.load_policy(f"{experiment_of(config)}:final")
+    env: Any = Masked(**arguments)
+    observation, info = env.reset(seed=0)
+    over = False
+    while not over:  # It raises at an action that is not allowed.
+        given = {"action_mask": info["action_mask"]} if "action_mask" in info else {}
+        action = policy.act(observation, **given)
+        observation, _, terminated, truncated, info = env.step(action)
+        over = terminated or truncated
 
 
 def require_policy(config: Path, exported: Path) -> None:
@@ -101,8 +140,12 @@ def require_policy(config: Path, exported: Path) -> None:
     }
     (actions,) = session.run(None, feeds)
     assert actions.tolist() == chosen
+    require_plays(config, exported.parent)
+
+
+def require_plays(config: Path, place: Path) -> None:
     # In a process of its own: each run has its own copy of the environment's module.
-    final, log = f"{experiment_of(config)}:final", exported.parent / "played.txt"
+    final, log = f"{experiment_of(config)}:final", place / "played.txt"
     played = Run("evaluate", final, "--episodes", "3", log=log)
     assert played.wait() == 0, played.output()
 
