@@ -60,7 +60,7 @@ def test_from_the_form_to_a_fork(browser: Browser, tmp_path: Path, undisturbed: 
         browser.paste("dialog [name=set]", "stop.iterations=13")
         browser.click("dialog .primary")
         browser.says("h1", "child")
-        browser.says("#title", "fork of run/trial_00000/")
+        browser.says("#where", "fork of run/trial_00000/")
         browser.says("#title", "finished")
         assert len(rows(site.results / "child" / "trial_00000")) == 1
         assert browser.hear() == []

@@ -170,12 +170,12 @@ class Browser:
         texts = [str(entry["message"]) for entry in entries if entry["level"] == "SEVERE"]
         return [text for text in texts if not all(part in text for part in _EXPECTED)]
 
-    def barriers(self) -> list[str]:
-        """What axe-core finds: rule, element and reason of each violation of WCAG 2.1 AA and of
-        good practice."""
+    def barriers(self, within: str = "html") -> list[str]:
+        """What axe-core finds in an element: rule, element and reason of each violation of WCAG 2.1
+        AA and of good practice."""
         source = importlib.resources.files("axe_core_python") / "axe.min.js"
         self.script(source.read_text())
-        found = self.awaited("axe.run().then(found => found.violations)")
+        found = self.awaited("axe.run(arguments[0]).then(found => found.violations)", within)
         return [
             f"{rule['id']}: {node['html'][:200]} {node['failureSummary']}"
             for rule in found
@@ -192,7 +192,8 @@ def chromium() -> Iterator[Browser]:
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
     # As root there is no sandbox; /dev/shm may be small in a container.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--lang=en"):
+    switches = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars")
+    for argument in switches:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
