@@ -14,12 +14,17 @@ For programs that use RLlib and Ray Tune:
     raytrain.train(PPOConfig()..., stop={"training_iteration": 100})
     print(raytrain.to_yaml(PPOConfig()...))      # the same run as a YAML file
 
+For programs that use a server (`raytrain serve`):
+
+    client = raytrain.Client("http://127.0.0.1:8200", token)
+
 Ray and Torch are imported by the functions that need them, not by `import raytrain`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -34,9 +39,11 @@ if TYPE_CHECKING:
     from raytrain.driver.outcome import Outcome
     from raytrain.migrate.tuner import Tuner
     from raytrain.policy.policy import Policy
+    from raytrain.server.client import Client
 
 __all__ = [
     "BadInput",
+    "Client",
     "RaytrainError",
     "Tuner",
     "list_checkpoints",
@@ -48,12 +55,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "Tuner":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from raytrain.migrate.tuner import Tuner
+_LAZY = {"Client": "raytrain.server.client", "Tuner": "raytrain.migrate.tuner"}
 
-    return Tuner
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
 
 
 def load_config(path: str | PathLike[str], *, overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 from support import own_ray, s3_store
+from support.browser import Browser, chromium
+from support.browser import why_not as browser_missing
 from support.paths import ENVS
 from support.running import Reference, Run, train, trial_of, write_config
 from support.small_disk import mounted
@@ -68,6 +70,24 @@ def trained_once(
             train(configure(place))
             (place / "trained").touch()
     return place / "run.yaml"
+
+
+@pytest.fixture(scope="session")
+def chromium_of_all() -> Iterator[Browser]:
+    why = browser_missing()
+    if why is not None:
+        pytest.skip(why)
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium_of_all: Browser) -> Browser:
+    """A window as it is at first."""
+    chromium_of_all.look()
+    chromium_of_all.driver.get("about:blank")
+    chromium_of_all.hear()
+    return chromium_of_all
 
 
 @pytest.fixture(scope="session")

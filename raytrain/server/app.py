@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.resources
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
-from raytrain.errors import BadInput
 from raytrain.server.api import checkpoints, configs, control, runs, system, work
 from raytrain.server.pages import routes as pages
-from raytrain.server.problems import Json, add_handlers
+from raytrain.server.problems import Json, Refused, add_handlers
 from raytrain.server.security import Security
 from raytrain.server.server import Server
 from raytrain.server.settings import ServerSettings
 from raytrain.versions import versions
 
+_THREADS = 32
 _SWAGGER = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 _DOCS = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>raytrain: API</title>
@@ -48,6 +50,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Python's own has a few threads only, on a machine with a few cores.
+        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="raytrain-http")
+        asyncio.get_running_loop().set_default_executor(threads)
         server.scanning.begin()
         try:
             yield
@@ -83,7 +88,7 @@ async def _docs_file(name: str) -> Response:
     if name == "begin.js":
         return Response(_BEGIN, media_type="text/javascript")
     if name not in _SWAGGER:
-        raise BadInput(f"There is no file {name} of the documentation.")
+        raise Refused(404, f"The documentation has no file {name}.")
     # Swagger UI comes in the wheel of fastapi_offline; nothing is loaded from elsewhere.
     file = importlib.resources.files("fastapi_offline") / "static" / name
     return FileResponse(str(file), media_type=_SWAGGER[name])

@@ -33,10 +33,10 @@ from raytrain.server.problems import LOG, Refused
 from raytrain.server.settings import TOKEN_VARIABLE, Limits
 
 _T = TypeVar("_T")
-PROGRAM = (sys.executable, "-m", "raytrain")
+PROGRAM: tuple[str, ...] = (sys.executable, "-m", "raytrain")
 _LOW_PRIORITY = 10
 _TELL_EVERY_S = 0.5
-_END_WITHIN_S = 10.0
+_END_WITHIN_S = 3.0
 _SHOWN = 200
 _OPEN = ("queued", "running")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from raytrain.commands.jobs import JobServer, run_mark
+from raytrain.commands.jobs import full_address, run_mark
 from raytrain.config import ExperimentConfig, config_from_text, stored_config
 from raytrain.config.yaml_lines import dump_yaml, parse_yaml
 from raytrain.errors import BadInput
 from raytrain.server.api.runs import shown
-from raytrain.server.launcher import Launch, Started, errors_in, why
+from raytrain.server.launcher import PROGRAM, Launch, Started, errors_in, why
 from raytrain.server.problems import Json, Refused
 from raytrain.server.server import Server, server_of
 from raytrain.storage import Location
@@ -27,6 +26,7 @@ from raytrain.storage.location import with_numbers
 router = APIRouter(prefix="/api", tags=["control"])
 
 _LOOK_EVERY_S = 0.25
+_SCAN_EVERY_S = 2.0
 _SUBMIT_WITHIN_S = 300
 
 
@@ -44,6 +44,9 @@ class Start(_Body):
         default=[], alias="set", description="KEY=VALUE, as on the command line."
     )
     name: str | None = None
+    stem: str | None = Field(
+        default=None, description="The name of the file that `config` was, if the text has none."
+    )
     storage: str | None = Field(
         default=None, description="One of the server's; by default the config's."
     )
@@ -84,9 +87,9 @@ async def start(body: Start, server: Server = Depends(server_of)) -> Response:
     arguments = ["train", str(file), *_sets(body.set_)]
     arguments += ["--name", config.name, "--storage-path", config.storage_path]
     if body.address is not None:
-        return await _submitted(
-            server, body=body, config=config, place=place, file=file, arguments=arguments
-        )
+        _require_job_possible(body, server)
+        command = ["submit", *arguments[1:], "--address", server.settings.address or ""]
+        return await _submitted(server, place, command)
     if body.from_ is not None:
         arguments += ["--from", server.places.from_checkpoint(body.from_)]
     arguments += ["--weights-only"] * body.weights_only + ["--fresh"] * body.fresh
@@ -103,6 +106,11 @@ async def resume(
     body = body or Resume()
     row, place = await asyncio.to_thread(server.present, run)
     stored_config(row["config"], body.set_)
+    last = await asyncio.to_thread(server.launcher.last, place)
+    if last is not None and last.job is not None and last.address == server.settings.address:
+        if body.from_stage is not None:
+            raise Refused(422, "A job takes no `from_stage`; see docs/clusters/jobs.md.")
+        return await _submitted(server, place, [*last.command[1:], *_sets(body.set_)])
     arguments = ["resume", str(place), *_sets(body.set_)]
     if body.from_stage is not None:
         arguments += ["--from-stage", body.from_stage]
@@ -136,6 +144,19 @@ async def stop(run: str, server: Server = Depends(server_of)) -> Response:
     return Json({"state": None if row is None else row["state"], "saved": saved})
 
 
+def _require_job_possible(body: Start, server: Server) -> None:
+    address = server.settings.address
+    if address is None or full_address(body.address or "") != address:
+        raise Refused(
+            403,
+            f"Jobs are submitted to the cluster of this server only: {address or 'it has none'}.",
+        )
+    if body.from_ is not None or body.from_stage is not None or body.fresh:
+        raise Refused(
+            422, "A job takes no `from`, `from_stage` or `fresh`; see docs/clusters/jobs.md."
+        )
+
+
 def _sets(overrides: Sequence[str]) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
 
@@ -158,14 +179,15 @@ def _checked(body: Start, file: Path, text: str, server: Server) -> ExperimentCo
     """The config as the run will have it. Its code is looked for by the run itself."""
     values = parse_yaml(text, str(file)).value
     named = isinstance(values, dict) and "name" in values
-    if body.config is not None and body.name is None and not named:
+    name = body.name or (None if named or body.config is None else body.stem)
+    if body.config is not None and name is None and not named:
         raise Refused(422, "The config has no name. Give `name` in it, or beside it.")
     if body.weights_only and body.from_ is None:
         raise Refused(422, "`weights_only` needs the checkpoint to take weights from: give `from`.")
     if body.from_ is not None and body.from_stage is not None:
         raise Refused(422, "`from` and `from_stage` cannot be used together.")
     config = config_from_text(
-        text, file, overrides=body.set_, name=body.name, storage_path=body.storage, check_env=False
+        text, file, overrides=body.set_, name=name, storage_path=body.storage, check_env=False
     )
     is_given = "storage_path" in config.model_fields_set
     storage = server.places.storage(config.storage_path if is_given else None)
@@ -196,8 +218,13 @@ async def _begun(
     launch = started.launch
     if started.new and launch is not None:
         return await _waited(server, place, started, launch)
-    row = await asyncio.to_thread(server.row_at, place)
-    return _answer(200, row, launch)
+    deadline = time.monotonic() + server.settings.limits.start_wait_s
+    while True:
+        running = await asyncio.to_thread(server.launcher.is_running, place)
+        row = await asyncio.to_thread(server.row_at, place)
+        if row is not None or not running or time.monotonic() > deadline:
+            return _answer(200, row, launch)
+        await asyncio.sleep(_SCAN_EVERY_S)
 
 
 async def _waited(server: Server, place: Location, started: Started, launch: Launch) -> Response:
@@ -223,43 +250,53 @@ async def _ended(server: Server, place: Location, launch: Launch, code: int) -> 
     raise Refused(422 if code == 2 else 500, message, errors)
 
 
-async def _submitted(
-    server: Server,
-    *,
-    body: Start,
-    config: ExperimentConfig,
-    place: Location,
-    file: Path,
-    arguments: Sequence[str],
-) -> Response:
-    """As a job; `raytrain submit` packs and sends it."""
-    address = server.settings.address
-    if address is None or body.address != address:
-        raise Refused(403, f"Jobs are submitted to the cluster of this server only: {address}.")
-    if body.from_ is not None or body.from_stage is not None or body.fresh:
-        raise Refused(422, "A job takes no `from`, `from_stage` or `fresh`; see docs/clusters.")
-    jobs = await asyncio.to_thread(JobServer, address)
-    mark = run_mark(config.name, config.storage_path)
+async def _submitted(server: Server, place: Location, command: Sequence[str]) -> Response:
+    """Run `raytrain submit ...`, and wait until the run has begun, or its job has ended."""
+    job, new = await _submit(server, place, command)
+    deadline = time.monotonic() + server.settings.limits.start_wait_s
+    while True:
+        row = await asyncio.to_thread(server.row_at, place)
+        if row is not None or job is None or time.monotonic() > deadline:
+            return _answer(201 if new else 200, row, None, job=job)
+        why_not = await asyncio.to_thread(server.launcher.why_job_ended, place)
+        if why_not is not None:
+            raise Refused(422, why_not)
+        await asyncio.sleep(_SCAN_EVERY_S)
+
+
+async def _submit(
+    server: Server, place: Location, command: Sequence[str]
+) -> tuple[str | None, bool]:
+    """The job of the run, None if it has finished; and whether it is a new one."""
+    jobs = await asyncio.to_thread(server.launcher.jobs, server.settings.address or "")
+    mark = run_mark(place.name, str(place.parent))
     running = await asyncio.to_thread(jobs.running, mark)
     if running is not None:
-        return _answer(200, await asyncio.to_thread(server.row_at, place), None, job=running)
-    command = ["submit", *arguments[1:], "--address", address]
-    ended = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "raytrain", *command],
+        return running, False
+    process = await asyncio.create_subprocess_exec(
+        *PROGRAM,
+        *command,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_SUBMIT_WITHIN_S,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
-    if ended.returncode:
-        message = ended.stderr.rpartition("error: ")[2].strip() or "It was not submitted."
-        raise Refused(422 if ended.returncode == 2 else 502, message, errors_in(message, str(file)))
+    try:
+        async with asyncio.timeout(_SUBMIT_WITHIN_S):
+            _, said = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise Refused(
+            502, f"The cluster did not take the job within {_SUBMIT_WITHIN_S} s. Ask again."
+        ) from None
+    if process.returncode:
+        message = said.decode(errors="replace").rpartition("error: ")[2].strip()
+        errors = errors_in(message, command[1])
+        status = 422 if process.returncode == 2 else 502
+        raise Refused(status, message or "It was not submitted.", errors)
     job = await asyncio.to_thread(jobs.running, mark)
     if job is not None:
-        await asyncio.to_thread(server.launcher.submit, place, file, command, job)
-    row = await asyncio.to_thread(server.row_at, place)
-    return _answer(201 if job is not None else 200, row, None, job=job)
+        await asyncio.to_thread(server.launcher.remember_job, place, command, job)
+    return job, job is not None
 
 
 def _answer(status: int, row: Any, launch: Launch | None, *, job: str | None = None) -> Response:

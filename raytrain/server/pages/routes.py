@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -21,8 +21,10 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from raytrain.errors import BadInput
+from raytrain.server.history.database import History
 from raytrain.server.history.queries import STATES, RunQuery
 from raytrain.server.pages.shown import FILTERS
+from raytrain.server.settings import ServerSettings
 from raytrain.storage.escapes import printable
 from raytrain.versions import versions
 
@@ -41,6 +43,8 @@ COLUMNS = {
 }
 """Columns of Runs that sort: the name in the query, and the heading."""
 PER_PAGE = 50
+_LAST = 2**62
+"""No change has a higher number."""
 STATIC = Path(__file__).parent / "static"
 PLOTLY = "plotly.min.js"
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -90,20 +94,28 @@ def _templates() -> Environment:
 
 
 def _page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    settings = request.app.state.settings
-    text = (
+    text = _rendered(request.app.state.settings, request.url.path, template, **values)
+    return _html(text, status)
+
+
+def _html(text: str, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(text, status, headers={"cache-control": "no-store"})
+
+
+def _rendered(settings: ServerSettings, path: str, template: str, **values: Any) -> str:
+    return (
         _templates()
         .get_template(template)
         .render(
             static=f"/static/{static_version()}",
-            path=request.url.path,
+            path=path,
             read_only=settings.read_only,
             address=settings.address,
+            storages=settings.storages,
             raytrain_version=versions()["raytrain"],
             **values,
         )
     )
-    return HTMLResponse(text, status, headers={"cache-control": "no-store"})
 
 
 @router.get("/")
@@ -115,26 +127,32 @@ def runs(
     page: int = Query(1, ge=1),
 ) -> Response:
     """The runs, a page of them."""
+    history = request.app.state.history
     query = RunQuery(q=q, state=state or None, sort=sort, page=page, per_page=PER_PAGE)
     try:
-        listed = request.app.state.history.runs(query)
+        return _html(_runs(history, request.app.state.settings, history.changes(_LAST)[0], query))
     except BadInput as error:
         return _page(request, "missing.html", 400, why=str(error))
 
+
+@lru_cache(maxsize=64)
+def _runs(history: History, settings: ServerSettings, change: int, query: RunQuery) -> str:
+    """Rendered once for all who watch the same page: until the next `change`, it is the same."""
+
     def link(**changes: Any) -> str:
-        values = {"q": q, "state": state, "sort": sort, **changes}
+        values = {"q": query.q, "state": query.state, "sort": query.sort, **changes}
         kept = {key: value for key, value in values.items() if value}
         return "/?" + urlencode(kept) if kept else "/"
 
-    return _page(
-        request,
+    return _rendered(
+        settings,
+        "/",
         "runs.html",
         query=query,
-        listed=listed,
+        listed=history.runs(query),
         link=link,
         columns=COLUMNS,
         states=STATES,
-        storages=request.app.state.settings.storages,
     )
 
 
@@ -151,7 +169,7 @@ def run(request: Request, run_id: str) -> Response:
 @router.get("/new")
 def new_run(request: Request) -> Response:
     """A form or YAML that starts a run."""
-    return _page(request, "new.html", storages=request.app.state.settings.storages)
+    return _page(request, "new.html")
 
 
 @router.get("/compare")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from support import fake_training
 from support.serving import Answer, Site, serving
 
 from raytrain.server import launcher
+from raytrain.server.settings import Limits
 from raytrain.storage import DirectoryLock, Location
 
 CONFIG = {"environment": {"env": "CartPole-v1"}, "stop": {"iterations": 8}}
@@ -96,13 +98,13 @@ def test_two_servers_and_many_requests_start_it_once(site: Site, tmp_path: Path)
     assert len(list(site.data.glob("logs/*/*.log"))) == 1
 
 
-def test_a_run_that_was_started_elsewhere_is_not_started(site: Site) -> None:
-    place = site.results / "cartpole"
-    with DirectoryLock(Location.of(place)):
-        answer = started(site)
-    assert answer.status == 200
-    assert answer.document["run"] is None  # It has written nothing yet.
-    assert not lines(site, "starts")
+def test_a_run_that_was_started_elsewhere_is_not_started(tmp_path: Path) -> None:
+    with serving(tmp_path, limits=Limits(start_wait_s=0.5)) as site:
+        with DirectoryLock(Location.of(site.results / "cartpole")):
+            answer = started(site)
+        assert answer.status == 200
+        assert answer.document["run"] is None  # It has written nothing yet.
+        assert not lines(site, "starts")
 
 
 def test_a_start_that_was_not_recorded_is_known_by_its_lock(
@@ -221,8 +223,6 @@ def test_stopping_twice_is_one_signal(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_started_in_a_shell_is_stopped(site: Site) -> None:
-    import subprocess
-
     file = site.configs / "cartpole.yaml"
     file.write_text(yaml.safe_dump(CONFIG))
     options = ["--name", "cartpole", "--storage-path", str(site.results)]
@@ -242,6 +242,26 @@ def test_a_run_on_another_machine_is_not_stopped(site: Site) -> None:
         answer = site.post(f"/api/runs/{run}/stop")
     assert answer.status == 409
     assert "on other 1" in answer.document["detail"]
+
+
+def test_a_lock_that_names_another_process_stops_nothing(site: Site) -> None:
+    """Whoever may write to the storage may write any pid into it."""
+    run = started(site).document["run"]["id"]
+    trained(site)
+    site.post(f"/api/runs/{run}/stop")
+    lock = DirectoryLock(Location.of(site.results / "cartpole"))
+    innocent = subprocess.Popen(["sleep", "600"])
+    try:
+        with lock:
+            file = site.results / "cartpole" / ".raytrain.lock"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"pid": innocent.pid}))
+            answer = site.post(f"/api/runs/{run}/stop")
+        assert answer.status == 409
+        assert "nothing was stopped" in answer.document["detail"]
+        assert innocent.poll() is None
+    finally:
+        innocent.kill()
+        innocent.wait()
 
 
 # -- continuing ------------------------------------------------------------------------------------
@@ -283,6 +303,18 @@ def test_the_starts_of_a_run_are_kept(site: Site) -> None:
     launches = site.get(f"/api/runs/{run}").document["launches"]
     assert [each["command"][1] for each in launches] == ["resume", "train"]
     assert all(each["pid"] and each["host"] and each["log"] for each in launches)
+
+
+def test_the_newest_logs_of_a_run_are_kept(site: Site) -> None:
+    directory = site.app.state.settings.launch_directory(Location.of(site.results / "cartpole"))
+    directory.mkdir(parents=True)
+    for number in range(30):
+        (directory / f"20260101-0000{number:02d}-000000.log").touch()
+    log = Path(started(site).document["log"])
+    kept = sorted(directory.glob("*.log"))
+    assert len(kept) == 20
+    assert kept[-1] == log
+    assert kept[0].name == "20260101-000011-000000.log"
 
 
 def test_the_log_is_found_without_the_database(site: Site, tmp_path: Path) -> None:

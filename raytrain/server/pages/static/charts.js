@@ -33,9 +33,9 @@ export function smoothed(values, weight) {
   let mean = 0, total = 0;
   return values.map((value) => {
     if (value === null) return null;
-    mean = weight * mean + (1 - weight) * value;
     total = weight * total + (1 - weight);
-    return mean / total;
+    mean += ((value - mean) * (1 - weight)) / total;
+    return mean;
   });
 }
 
@@ -53,7 +53,7 @@ export function layout({ xTitle, shapes = [], annotations = [], height, xRange, 
     hovermode: "x unified", dragmode: "zoom", uirevision: "keep",
     hoverlabel: { bgcolor: css("--panel"), bordercolor: css("--line-strong"), font: { color: css("--text"), size: 12 } },
     xaxis: { ...axis, title: xTitle ? { text: xTitle, font: { size: 11, color: css("--muted") }, standoff: 4 } : undefined,
-      range: xRange, autorange: xRange ? false : true, showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: css("--line-strong"), spikedash: "solid", hoverformat: ",.0f" },
+      ...(xRange ? { range: xRange, autorange: false } : { autorange: true }), showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: css("--line-strong"), spikedash: "solid", hoverformat: ",.0f" },
     yaxis: { ...axis, fixedrange: false, type: log ? "log" : "linear" },
     shapes, annotations,
   };

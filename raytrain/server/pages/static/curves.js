@@ -18,13 +18,19 @@ export const AXES = ["iteration", "steps", "seconds of training"];
 
 export class Curves {
   constructor(id, place, address) {
-    Object.assign(this, { id, place, address, trials: {}, cursor: "", shown: PANELS.map(([m]) => m), known: null, range: null, charts: new Map() });
+    Object.assign(this, { id, place, address, trials: {}, cursor: "", shown: PANELS.map(([m]) => m), known: null, range: null, charts: new WeakSet() });
     for (const control of all("#axis input, #smooth, #trial")) control.addEventListener("input", () => this.draw(control.name === "axis"));
     find("#add").addEventListener("change", (event) => this.add(event.target));
     onTheme(() => this.draw());
   }
 
-  async update() {
+  // One update after the other: each goes on from the cursor of the one before.
+  update() {
+    this.last = (this.last ?? Promise.resolve()).catch(() => {}).then(() => this.next());
+    return this.last;
+  }
+
+  async next() {
     const metrics = this.shown.filter((m) => !this.known || this.known.includes(m));
     const wanted = new URLSearchParams(metrics.map((m) => ["metric", m]));
     if (this.cursor) wanted.set("since", this.cursor);
@@ -44,6 +50,7 @@ export class Curves {
   async add(choice) {
     if (!choice.value) return;
     this.shown.push(choice.value);
+    await this.last?.catch(() => {});
     (this.cursor = ""), (this.trials = {});
     await this.update();
     find(`[data-metric="${CSS.escape(this.shown.at(-1))}"]`, this.place)?.scrollIntoView({ block: "nearest" });
@@ -65,8 +72,19 @@ export class Curves {
     return Object.entries(this.trials).map(([name, trial], index) => [name, trial, index]).filter(([name]) => !only || name === only);
   }
 
-  async draw(newAxis = false) {
+  // One drawing after the other: Plotly does not take a chart that it is still drawing. What is asked
+  // for meanwhile is drawn once, at the end.
+  draw(newAxis = false) {
     if (newAxis) this.range = null;
+    this.waiting ??= (this.drawing ?? Promise.resolve()).catch(() => {}).then(() => {
+      this.waiting = null;
+      this.drawing = this.drawNow();
+      return this.drawing;
+    });
+    return this.waiting;
+  }
+
+  async drawNow() {
     const filled = this.shown.filter((m) => this.chosen().some(([, t]) => t.series[m]?.length));
     if (!filled.length) {
       fill(this.place, [h("p", { class: "waiting" }, "No iteration has ended yet. The curves begin with the first.")]);
@@ -81,7 +99,7 @@ export class Curves {
       const form = layout({ xTitle: AXES[this.axis], ...marks, xRange: this.range });
       await Plotly.react(place, traces, form, CONFIG);
       if (!this.charts.has(place)) {
-        this.charts.set(place, metric);
+        this.charts.add(place);
         place.on("plotly_relayout", (change) => this.zoomed(change));
       }
     }
@@ -91,18 +109,16 @@ export class Curves {
     const last = this.chosen().map(([, t]) => t.series[metric]?.at(-1)?.[3]).filter((v) => v !== undefined);
     const title = TITLES[metric] ?? metric;
     return h("figure", { class: wide ? "chart wide" : "chart", id: "chart-" + metric, data: { metric } },
-      h("figcaption", {}, title, h("span", { class: "now" }, last.map(number).join("  "))),
+      h("figcaption", {}, title, h("span", { class: "now" }, last.length > 3 ? `${number(Math.min(...last))} to ${number(Math.max(...last))}` : last.map(number).join(", "))),
       h("div", { class: "draw", role: "img", "aria-label": `${title} over ${AXES[this.axis]}`, data: { keep: "" } }));
   }
 
   // One zoom for all panels.
   zoomed(change) {
-    if (this.zooming) return;
     if ("xaxis.range[0]" in change) this.range = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
     else if (change["xaxis.autorange"]) this.range = null;
     else return;
-    this.zooming = true;
-    this.draw().finally(() => (this.zooming = false));
+    this.draw();
   }
 
   // Attempts shaded in turn, failures and preemptions as lines, stages as bands with their names.

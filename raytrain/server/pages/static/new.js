@@ -9,7 +9,7 @@ import "./page.js";
 import { dump } from "./yaml.js";
 
 const text = find("#yaml"), gutter = find("#gutter"), problems = find("#problems");
-const EMPTY = "name: \nstorage_path: results\nseed: 0\n\nenvironment:\n  env: CartPole-v1\n\nstop:\n  timesteps: 100_000\n";
+const EMPTY = "name: my-run\nstorage_path: results\nseed: 0\n\nenvironment:\n  env: CartPole-v1\n\nstop:\n  timesteps: 100_000\n";
 let values = {}, fields = [], found = [], sources = new Map(), checks = 0;
 
 listen("/events", { message: () => {} }, showLive);
@@ -38,7 +38,8 @@ async function check() {
     answer = { problems: [{ line: null, key: "", message: problem.message }], values: null };
   }
   if (number !== checks) return;
-  found = answer.problems;
+  // Without a line, the text says where: in this text, which is no file yet.
+  found = answer.problems.map((p) => ({ ...p, message: p.message.replace(/^config\.yaml: /, "") }));
   if (answer.values) values = answer.values;
   text.setAttribute("aria-invalid", found.length ? "true" : "false");
   drawGutter();

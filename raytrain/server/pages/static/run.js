@@ -1,6 +1,6 @@
 // One run: curves, timeline, checkpoints, episodes, config, events, log, model card.
 
-import { api, listen, paced, query, runPath, showLive } from "./api.js";
+import { Problem, api, listen, paced, query, runPath, showLive } from "./api.js";
 import { actions } from "./actions.js";
 import { Curves, curvesKey } from "./curves.js";
 import { all, badge, clock, copyButton, count, fill, find, h, icon, number, size, time, times, visible } from "./dom.js";
@@ -19,6 +19,7 @@ const part = async (place, work) => {
   try {
     await work();
   } catch (error) {
+    if (!(error instanceof Problem)) console.error(error);
     fill(find(place), [h("p", { class: "waiting error" }, error.message)]);
   }
 };
@@ -119,13 +120,20 @@ const load = {
   episodes: () => part("#episodes-body", async () => drawEpisodes(find("#episodes-body"), (await api(runPath(id, "/episodes"))).trials)),
 };
 
+// What a new row changes is asked for at the pace at which it is worth it: many may be watching.
+const head = paced(renew, 3000);
+const soon = {
+  curves: paced(load.curves, 2000),
+  checkpoints: paced(load.checkpoints, 6000),
+  timeline: paced(load.timeline, 15_000),
+  episodes: paced(load.episodes, 20_000),
+};
 const everything = paced(async () => {
-  await Promise.all([renew(), load.document(), load.checkpoints(), load.timeline()]);
+  await Promise.all([renew(), ...Object.values(load).map((work) => work())]);
   drawCheckpoints();
   if (!root.dataset.gone) followLog();
-}, 4000);
-const newCurves = paced(load.curves, 2000);
-const newEpisodes = paced(load.episodes, 15_000);
+}, 1000);
+const newRow = () => [head, ...Object.values(soon)].forEach((work) => work());
 
 // -- events and log --------------------------------------------------------------------------------
 
@@ -175,9 +183,9 @@ function followLog() {
 
 if (root.dataset.gone) listen("/events", { message: (changed) => changed.id === id && everything() }, showLive);
 else listen(runPath(id, "/events"), {
-  row: () => (newCurves(), newEpisodes(), everything()),
-  state: () => everything(),
-  event: (event) => (addEvent(event), everything()),
+  row: newRow,
+  state: everything,
+  event: (event) => (addEvent(event), head()),
 }, showLive);
 
 // -- parts of the page -----------------------------------------------------------------------------
@@ -190,9 +198,7 @@ const seen = new IntersectionObserver((entries) => {
 for (const section of all("section.part")) seen.observe(section);
 addEventListener("resize", () => load.timeline());
 
-actions(run, () => (everything(), newCurves()));
+actions(run, everything);
 onEnd(everything);
 followAll(id).catch(() => {});
-await Promise.all([load.document(), load.checkpoints(), load.curves(), load.timeline(), load.episodes()]);
-drawCheckpoints();
-if (!root.dataset.gone) followLog();
+everything();
