@@ -198,6 +198,8 @@ def test_a_run_that_begins_anew_is_another_run(
     scanner.scan()
     assert row_of(history, old)["gone_at"] is not None
     assert row_of(history, new)["gone_at"] is None
+    assert history.run_at(str(new.place)) == row_of(history, new)
+    assert history.run_at(str(storage)) is None
     assert sorted(row["path"] for row in index(history)["runs"]) == sorted(
         str(path) for path in storage.iterdir()
     )
