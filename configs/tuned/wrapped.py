@@ -8,11 +8,13 @@ import gymnasium as gym
 import numpy as np
 
 
-def normalized(env: str, gamma: float | None = None, clip: float = 10.0) -> gym.Env[Any, Any]:
-    """`env` with rewards divided by the running standard deviation of the discounted return, and
-    clipped, as Stable-Baselines3's VecNormalize does (there for all environments together). For
-    evaluation, `gamma: null` gives the rewards as they are."""
-    made: gym.Env[Any, Any] = gym.make(env)
+def normalized(
+    env: str, gamma: float | None = None, clip: float = 10.0, **arguments: Any
+) -> gym.Env[Any, Any]:
+    """`env`, made with `arguments`, with rewards divided by the running standard deviation of the
+    discounted return, and clipped, as Stable-Baselines3's VecNormalize does (there for all
+    environments together). For evaluation, `gamma: null` gives the rewards as they are."""
+    made: gym.Env[Any, Any] = gym.make(env, **arguments)
     if gamma is None:
         return made
     return gym.wrappers.ClipReward(gym.wrappers.NormalizeReward(made, gamma=gamma), -clip, clip)

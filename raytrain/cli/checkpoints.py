@@ -168,6 +168,12 @@ def probe(
             "--env-config", metavar="MAPPING", help="Arguments of ENV in YAML, such as '{size: 5}'."
         ),
     ] = None,
+    action_mask: Annotated[
+        str | None,
+        Option(
+            "--action-mask", metavar="WHERE", help="Where ENV says which actions are allowed: info."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show how an environment can be saved and restored.
@@ -182,12 +188,14 @@ def probe(
     if env.endswith((".yaml", ".yml")):
         if env_config is not None:
             raise BadInput("--env-config: the YAML file has the arguments of the environment")
+        if action_mask is not None:
+            raise BadInput("--action-mask: the YAML file has environment.action_mask")
         with busy("Trying"):
             probed = probe_config(Path(env))
         print_result(as_json, probed.to_dict(), probed.report())
         return
     with busy("Trying"):
-        proof = run(env, env_config)
+        proof = run(env, env_config, action_mask)
     print_result(as_json, proof.to_dict(), report(env, proof))
 
 

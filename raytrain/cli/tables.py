@@ -64,8 +64,8 @@ def show_text(experiment: ExperimentView) -> str:
         lines.append("no trial has begun yet")
     titles = {
         "running": "The run is running. After it has stopped, continue with:",
-        "finished": "The run is finished. To train on, raise a value in `stop` of its config, and "
-        "run `raytrain train` again. To print its result again:",
+        "finished": "The run is finished. To train on, raise a value in `stop`: give --set "
+        "stop.KEY=VALUE to the command that prints its result again:",
     }
     lines += ["", titles.get(experiment.state, "Continue with:"), f"  {experiment.resume}"]
     others = [

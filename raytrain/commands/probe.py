@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.config import ConfigError, Problem, env_creator, load_config, resolve_env
+from raytrain.config.environment import with_mask
 from raytrain.config.user_code import of_environment
 from raytrain.config.yaml_lines import parse_yaml
 from raytrain.driver.own_code import Rehearsed, names_own_code, rehearse
@@ -16,8 +17,9 @@ from raytrain.rng import hash_seed
 from raytrain.rollout.env_snapshots import Proof, prove
 
 
-def probe(env: str, env_config: str | None = None) -> Proof:
+def probe(env: str, env_config: str | None = None, action_mask: str | None = None) -> Proof:
     """Try the snapshot strategies on copies of `env`, looked up as for a file in this directory.
+    `action_mask`: as `environment.action_mask`; only allowed actions are taken.
 
     Raises:
         BadInput: there is no such environment, or `env_config` is not a mapping.
@@ -31,13 +33,13 @@ def probe(env: str, env_config: str | None = None) -> Proof:
                 f"--env-config {env_config!r}: must be a mapping, such as '{{size: 5}}'"
             )
     try:
-        creator = resolve_env(env, os.getcwd())
+        creator = with_mask(resolve_env(env, os.getcwd()), action_mask)
         creator.check_arguments(arguments)
     except ConfigError as error:
         # There is no file here: the problem is an argument of the command.
         raise ConfigError(*map(_of_the_command, error.problems)) from None
     with of_environment(env):
-        return prove(lambda: creator(arguments))
+        return prove(lambda: creator(arguments), action_mask=action_mask)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,11 @@ def probe_config(path: Path) -> Probed:
     config = load_config(path)
     creator = env_creator(config)
     with of_environment(config.environment.env):
-        proof = prove(lambda: creator(config.environment.env_config), seed=config.seed)
+        proof = prove(
+            lambda: creator(config.environment.env_config),
+            seed=config.seed,
+            action_mask=config.environment.action_mask,
+        )
     found = None
     if names_own_code(config):
         found = rehearse(config, proof.strategy, hash_seed=hash_seed(config.seed))

@@ -27,7 +27,7 @@ from raytrain.checkpoint import Catalogue, Entry, ExperimentFile, trials
 from raytrain.checkpoint.lineage import ancestors
 from raytrain.checkpoint.resolve import is_trial, require_directory
 from raytrain.cluster.restart_counts import RestartCounts
-from raytrain.commands.next_commands import Commands, yaml_file
+from raytrain.commands.next_commands import Commands
 from raytrain.config import ExperimentConfig, config_from_dict, total_timesteps
 from raytrain.driver.outcome import has_ended
 from raytrain.errors import BadInput
@@ -169,7 +169,7 @@ def view(argument: str | Location) -> ExperimentView:
         places = trials(place)
     experiment = ExperimentFile.existing(place)
     config = _sections(experiment)
-    commands = Commands(place, yaml_file(experiment), alone=len(places) <= 1)
+    commands = Commands(str(place), place.name, alone=len(places) <= 1)
     views = in_parallel(lambda t: _trial(t, config, commands), places, serial=place.is_local)
     writer = who_writes(place)
     changed = [trial.changed_at for trial in views if trial.changed_at is not None]

@@ -37,7 +37,7 @@ _TAKES_THE_DICT = ("config", "env_config", "env_context", "cfg")
 _EXTRAS = {
     # Where Gymnasium's entry points lie: the module they need, and how to get it.
     "gymnasium.envs.mujoco.": ("mujoco", "pip install 'raytrain[mujoco]'"),
-    "gymnasium.envs.box2d.": ("Box2D", "pip install box2d pygame"),
+    "gymnasium.envs.box2d.": ("Box2D", "pip install 'raytrain[box2d]'"),
     "ale_py.": ("ale_py", "pip install 'raytrain[atari]'"),
 }
 _MAKE_ARGUMENTS = ("max_episode_steps", "disable_env_checker", "render_mode")
@@ -140,11 +140,16 @@ def env_creator(config: ExperimentConfig) -> EnvCreator:
     creator = resolve_env(
         environment.env, config.import_path, check_env=not environment.disable_env_checking
     )
-    if environment.action_mask is None:
+    return with_mask(creator, environment.action_mask)
+
+
+def with_mask(creator: EnvCreator, setting: str | None) -> EnvCreator:
+    """The creator of an environment with `environment.action_mask`."""
+    if setting is None:
         return creator
     from raytrain.config.action_mask import MaskSource
 
-    source = MaskSource.of(environment.action_mask)
+    source = MaskSource.of(setting)
     return creator if source is None else replace(creator, mask_key=source.key)
 
 

@@ -38,6 +38,7 @@ LARGE = 256 << 20
 _SLOW = 2 << 30
 """Bytes of a file that takes seconds to read."""
 _MOST_NAMED = 3
+_EXPERIMENT = "experiment.json"  # `checkpoint.experiment_file`, which is above this package
 _MOST_FILES = 10_000
 """In a directory; one with more is taken for something else than the environment's data."""
 
@@ -243,8 +244,11 @@ def _named(text: str, config: ExperimentConfig) -> Path | None:
 
 
 def _holds_results(path: Path, config: ExperimentConfig) -> bool:
+    """Whether it is a directory of results, of this run or of others: they change as runs go on."""
     results = Path(config.storage_path).absolute()
-    return results.is_relative_to(path) or path.is_relative_to(results)
+    if results.is_relative_to(path) or path.is_relative_to(results):
+        return True
+    return any(next(path.glob(each), None) for each in (_EXPERIMENT, f"*/{_EXPERIMENT}"))
 
 
 def _key_of_named(key: str, path: Path, config: ExperimentConfig) -> str:

@@ -18,7 +18,8 @@ from raytrain.config.errors import ConfigError, Problem, nearest
 from raytrain.config.schema import ALGORITHM_SECTIONS
 from raytrain.config.validation import yaml_fields
 from raytrain.migrate.reasons import WITHOUT_EFFECT, why_refused
-from raytrain.migrate.script_code import NoSource, ScriptCode
+from raytrain.migrate.script_code import ScriptCode
+from raytrain.migrate.script_source import NoSource
 from raytrain.migrate.search_spaces import (
     NoSearchSpace,
     converted,
@@ -60,15 +61,22 @@ def as_ppo_config(trainable: Any, param_space: Any) -> Any:
     from ray.rllib.algorithms.ppo import PPO, PPOConfig
 
     given = [part for part in (trainable, param_space) if isinstance(part, AlgorithmConfig)]
-    named = trainable in ("PPO", PPO, PPOConfig) or given
-    if not named or any(config.algo_class is not PPO for config in given):
-        shown = given[0].algo_class if given else trainable
-        shown = getattr(shown, "__name__", shown)
+    for shown in (trainable, *(config.algo_class for config in given)):
+        if any(shown is known for known in (PPO, PPOConfig, *given)) or shown in ("PPO", None):
+            continue
+        name = getattr(shown, "__name__", shown)
+        if isinstance(shown, type) and issubclass(shown, PPO):
+            raise ConfigError(
+                f"the trainable is {name!r}, a subclass of RLlib's PPO (tune.with_resources and "
+                "tune.with_parameters make one, too): give PPO itself, and put changes into a "
+                "learner_class, callbacks or connectors"
+            )
         raise ConfigError(
-            f"the trainable is {shown!r}, and raytrain trains RLlib's PPO: give 'PPO', PPO or a "
-            "PPOConfig. A subclass cannot be taken over: put its changes into a learner_class, "
-            "callbacks or connectors"
+            f"the trainable is {name!r}, and raytrain trains RLlib's PPO: give 'PPO', PPO or a "
+            "PPOConfig"
         )
+    if trainable is None and not given:
+        raise ConfigError("no trainable is given: give 'PPO', PPO or a PPOConfig")
     if len(given) == 2:
         raise ConfigError("two configs are given; leave param_space out")
     config = given[0] if given else PPOConfig()
@@ -171,7 +179,7 @@ class _Reader:
             return {kind: self._paths(items, name) for kind, items in converted(value).items()}
         if isinstance(value, (list, tuple)):
             return [self._paths(item, name) for item in value]
-        return self._code.path_of(value, name)
+        return self._code.path_of_class(value, name)
 
     # -- environment -----------------------------------------------------------------------------
 
@@ -510,11 +518,5 @@ def _pieces(function: Any) -> list[Any] | None:
     ours = "ray.rllib.connectors."
     if not all(type(piece).__module__.startswith(ours) for piece in pieces):
         return None
-    same = all(_same_state(one, other) for one, other in zip(pieces, plain, strict=True))
+    same = all(repr(vars(a)) == repr(vars(b)) for a, b in zip(pieces, plain, strict=True))
     return pieces if same else None
-
-
-def _same_state(one: Any, other: Any) -> bool:
-    return {k: v for k, v in vars(one).items() if isinstance(v, (int, float, str, bool))} == {
-        k: v for k, v in vars(other).items() if isinstance(v, (int, float, str, bool))
-    }

@@ -75,9 +75,7 @@ def run_config_values(run_config: Any, taken: TakenOver) -> None:
     from ray import air
     from ray.tune import RunConfig
 
-    if not isinstance(run_config, air.RunConfig):
-        kind = f"{type(run_config).__module__}.{type(run_config).__name__}"
-        taken.refuse("run_config", f"is a {kind}; give a ray.tune.RunConfig")
+    if not _is_a(air.RunConfig, "run_config", run_config, taken):
         return
     if run_config.storage_filesystem is not None:
         taken.refuse("storage_filesystem", "give storage_path a URI, such as s3://bucket/runs")
@@ -124,9 +122,12 @@ def checkpoint_values(given: Any, taken: TakenOver) -> None:
 
 def tune_config_values(tune_config: Any, taken: TakenOver) -> None:
     """What a `TuneConfig` says. Its metric and mode choose `get_best_result`'s trial only."""
+    from ray.tune import TuneConfig
     from ray.tune.schedulers import FIFOScheduler
     from ray.tune.search import BasicVariantGenerator
 
+    if not _is_a(TuneConfig, "tune_config", tune_config, taken):
+        return
     scheduler, searcher = tune_config.scheduler, tune_config.search_alg
     if scheduler is not None and type(scheduler) is not FIFOScheduler:
         taken.refuse("scheduler", _NO_SCHEDULER, _shown(scheduler))
@@ -146,6 +147,15 @@ def tune_config_values(tune_config: Any, taken: TakenOver) -> None:
     if tune_config.max_concurrent_trials is not None:
         taken.put(("tune", "max_concurrent_trials"), tune_config.max_concurrent_trials)
     _samples(tune_config.num_samples, taken)
+
+
+def _is_a(kind: type, name: str, given: Any, taken: TakenOver) -> bool:
+    """Whether an argument is of the right class; refused if not."""
+    if isinstance(given, kind):
+        return True
+    found = f"{type(given).__module__}.{type(given).__name__}".removeprefix("builtins.")
+    taken.refuse(name, f"is a {found}; give a ray.tune.{kind.__name__}")
+    return False
 
 
 def _samples(number: int, taken: TakenOver) -> None:

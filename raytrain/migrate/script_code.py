@@ -21,33 +21,35 @@ from __future__ import annotations
 
 import argparse
 import ast
-import builtins
 import copyreg
 import dataclasses
 import enum
 import functools
-import inspect
-import linecache
 import math
 import os
 import re
-import symtable
 import sys
 import types
+import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from raytrain.config.imports import origin_of_spec
+from raytrain.migrate.script_source import (
+    PLAIN,
+    Definition,
+    NoSource,
+    definition_of,
+    lookup,
+    short,
+    written_function,
+)
 
 _LARGEST_ARRAY = 10_000  # elements that are written out
-_PLAIN = (bool, int, str, bytes, type(None), type(...))
 _HEADER = '"""Written by raytrain: the parts of {script} that its run needs. Edit them there."""\n'
 _FUTURE = "from __future__ import annotations"
-
-
-class NoSource(Exception):
-    """The object cannot be loaded by another process; the text says why, and what to do."""
 
 
 class ScriptCode:
@@ -58,6 +60,10 @@ class ScriptCode:
         self.module = module
         self._names: dict[str, Any] = {}
         self._blocks: list[str] = []
+        self._begun: set[str] = set()
+        """Names of definitions whose block is not there yet, since what they use comes first."""
+        self._fill: list[str] = []
+        """Statements that need these definitions."""
         self._roots: set[str] = set()
         self._future = False
         self._files: list[str] = []
@@ -100,14 +106,32 @@ class ScriptCode:
     def path_of_network(self, base: str, values: str) -> str:
         """The import path of a new RLModule, derived from `base` (a name that `bind` gave), with
         further `values` (an expression) in its `model_config`."""
-        name = self._free(f"{base}WithValues")
-        self._names[name] = object()
-        self._blocks.append(
-            f"\nclass {name}({base}):\n\n"
+        return self._derived(
+            f"{base}WithValues",
+            base,
             "    def setup(self):\n"
             f"        self.model_config = {{**self.model_config, **{values}}}\n"
-            "        super().setup()\n"
+            "        super().setup()\n",
         )
+
+    def path_of_class(self, value: Any, name: str) -> str:
+        """The import path of a class, also of one with arguments (`functools.partial`), for which a
+        class without is derived. Raises NoSource."""
+        if not (isinstance(value, functools.partial) and isinstance(value.func, type)):
+            return self.path_of(value, name)
+        base = self.bind(value.func.__name__, value.func)
+        given = [self._expression(item) for item in value.args]
+        given += [f"{key}={self._expression(item)}" for key, item in value.keywords.items()]
+        return self._derived(
+            f"{base}WithArguments",
+            base,
+            f"    def __init__(self):\n        super().__init__({', '.join(given)})\n",
+        )
+
+    def _derived(self, name: str, base: str, body: str) -> str:
+        name = self._free(name)
+        self._names[name] = object()
+        self._blocks.append(f"\nclass {name}({base}):\n\n{body}")
         return f"{self.module}:{name}"
 
     def bind(self, name: str, value: Any) -> str:
@@ -142,14 +166,34 @@ class ScriptCode:
             else:
                 alias = "" if first == name else f" as {name}"
                 self._blocks.append(f"from {module} import {first}{alias}")
-        elif isinstance(value, (types.FunctionType, type)):
+        elif isinstance(value, (types.FunctionType, type)) and (outer := _outer(value)):
+            held = self._put(outer.__name__, outer)
+            path = value.__qualname__.partition(".")[2]
+            self._blocks.append(f"{name} = {held}.{path}")
+        elif isinstance(written_function(value), (types.FunctionType, type)):
             self._put_source(name, value)
-        elif isinstance(inner := getattr(value, "__wrapped__", None), types.FunctionType):
-            self._put_source(name, inner)  # Its source has the decorator.
         else:
-            expression = self._expression(value)
-            self._blocks.append(f"{name} = {expression}")
+            self._put_value(name, value)
         return name
+
+    def _put_value(self, name: str, value: Any) -> None:
+        if type(value) not in (list, dict):
+            self._blocks.append(f"{name} = {self._expression(value)}")
+            return
+        # It is there before what it holds, which may put itself into it.
+        at = len(self._blocks)
+        self._blocks.append(f"{name} = {type(value)()!r}")
+        expression = self._expression(value)
+        filled = f"{name}[:] = {expression}"
+        if type(value) is dict:
+            filled = f"{name}.clear()\n{name}.update({expression})"
+        held = {node.id for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.Name)}
+        if not held.isdisjoint(self._begun):
+            self._fill.append(filled)
+        elif len(self._blocks) > at + 1:
+            self._blocks.append(filled)
+        else:
+            self._blocks[at] = f"{name} = {expression}"
 
     def _free(self, name: str, value: Any = None) -> str:
         candidate, number = name, 1
@@ -159,39 +203,66 @@ class ScriptCode:
         return candidate
 
     def _put_source(self, name: str, value: Any) -> None:
-        wrapped = getattr(value, "__wrapped__", None)
-        value = wrapped if isinstance(wrapped, types.FunctionType) else value
-        tree, node = _definition(value, self._files)
-        self._future |= f"{_FUTURE}" in map(ast.unparse, tree.body[:3])
-        renamed: dict[str, str] = {}
-        for used, attributes in _names_used(node).items():
-            if used == getattr(value, "__name__", None) and not isinstance(node, ast.Lambda):
-                continue
-            found, inner = _lookup(used, value, node)
-            if not found:
-                continue
-            if self._put_import(used, inner, tree):
-                continue
-            if isinstance(inner, (argparse.Namespace, types.SimpleNamespace)) and attributes:
-                inner = _Part(inner, tuple(sorted(attributes)))
-            try:
-                bound = self._put(used, inner)
-            except NoSource as error:
-                what = getattr(value, "__qualname__", name)
-                raise NoSource(f"{_short(what)} uses {used!r}: {error}") from None
-            if bound != used:
-                renamed[used] = bound
-        if renamed:
-            node = _Renamed(renamed).visit(node)
-        if isinstance(node, ast.Lambda):
-            self._blocks.append(f"{name} = {ast.unparse(node)}")
-            return
-        source = ast.unparse(node)
-        original = node.name
-        alias = "" if original == name else f"\n\n{name} = {original}\n"
-        if alias:
+        function = value if isinstance(value, type) else written_function(value)
+        made = definition_of(function, self._files, raw=function is value)
+        self._future |= f"{_FUTURE}" in map(ast.unparse, made.tree.body[:3])
+        changed: dict[str, ast.expr] = {}
+        original = name
+        if not isinstance(made.node, ast.Lambda):
+            original = self._free(made.node.name, value)
             self._names[original] = value
-        self._blocks.append(f"\n{source}\n{alias}")
+            if original != made.node.name:
+                self._rename(made, {made.node.name: ast.Name(original)}, function)
+                made.node.name = original
+        self._begun |= {name, original}
+        for used, attributes in made.names_used().items():
+            if used in made.values:
+                changed[used] = self._parsed(made.values[used], function)
+            elif used != original and (bound := self._bound(used, attributes, function, made)):
+                changed[used] = ast.Name(bound)
+        self._rename(made, changed, function)
+        if isinstance(made.node, ast.Lambda):
+            self._blocks.append(f"{name} = {ast.unparse(made.node)}")
+        else:
+            self._blocks.append(f"\n{ast.unparse(made.node)}\n")
+        for key, item in made.later.items():
+            self._blocks.append(f"{original}.{key} = {ast.unparse(self._parsed(item, function))}")
+        if original != name:
+            self._blocks.append(f"{name} = {original}")
+        self._begun -= {name, original}
+        if not self._begun:
+            self._blocks += self._fill
+            self._fill = []
+
+    def _parsed(self, value: Any, owner: Any) -> ast.expr:
+        """A value of `owner`, as an expression of the module."""
+        try:
+            return ast.parse(self._expression(value), mode="eval").body
+        except NoSource as error:
+            raise NoSource(f"{short(owner.__qualname__)}: {error}") from None
+
+    def _bound(self, used: str, attributes: set[str], value: Any, made: Definition) -> str | None:
+        """Define what a name of `value`'s source stands for; its name in the module, if it is
+        another one."""
+        found, inner = lookup(used, value, made.node)
+        if not found or used == "__name__" or self._put_import(used, inner, made.tree):
+            return None
+        if isinstance(inner, (argparse.Namespace, types.SimpleNamespace)) and attributes:
+            inner = _Part(inner, tuple(sorted(attributes)))
+        try:
+            bound = self._put(used, inner)
+        except NoSource as error:
+            raise NoSource(f"{short(value.__qualname__)} uses {used!r}: {error}") from None
+        return None if bound == used else bound
+
+    def _rename(self, made: Definition, names: Mapping[str, ast.expr], owner: Any) -> None:
+        for name in filter(made.binds, names):
+            raise NoSource(
+                f"{short(owner.__qualname__)} uses another {name!r} than the rest of the program, "
+                "and has a variable of this name besides. Give one of them another name"
+            )
+        if names:
+            made.node = _Replaced(names).visit(made.node)
 
     def _put_import(self, name: str, value: Any, tree: ast.Module) -> bool:
         """Import a name as the program does, if the program imports it."""
@@ -219,7 +290,7 @@ class ScriptCode:
     # -- values as expressions -------------------------------------------------------------------
 
     def _expression(self, value: Any) -> str:
-        if type(value) in _PLAIN:
+        if type(value) in PLAIN:
             return repr(value)
         if type(value) is float:
             return repr(value) if math.isfinite(value) else f"float({str(value)!r})"
@@ -246,12 +317,18 @@ class ScriptCode:
             return f"{self._put('Path', Path)}({os.fspath(value)!r})"
         parts: list[str] = []
         keywords: Mapping[str, Any] = {}
-        if isinstance(value, functools.partial):
+        if isinstance(value, typing.TypeVar):
+            parts = [repr(value.__name__)]  # Nothing looks at its bounds while a program runs.
+        elif isinstance(value, functools.partial):
             parts = [self._expression(value.func), *map(self._expression, value.args)]
             keywords = value.keywords
+        elif isinstance(value, tuple) and hasattr(value, "_fields"):
+            keywords = dict(zip(value._fields, value, strict=True))
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = [item.name for item in dataclasses.fields(value) if item.init]
             keywords = {name: getattr(value, name) for name in fields}
+            if _text(type(value)(**keywords)) != _text(value):
+                return None  # It was changed when it was made, or later.
         else:
             return None
         parts += [f"{name}={self._expression(item)}" for name, item in keywords.items()]
@@ -293,8 +370,9 @@ class ScriptCode:
             return f"{made}().update_from_dict({self._expression(changed)})"
         function, arguments = _remade(value)
         if function is not None:
-            parts = ", ".join(map(self._expression, arguments))
-            return f"{self._put(_identifier(function.__name__), function)}({parts})"
+            with suppress(NoSource):  # It is told of the value, not of a part of it.
+                parts = ", ".join(map(self._expression, arguments))
+                return f"{self._put(_identifier(function.__name__), function)}({parts})"
         raise NoSource(
             f"a value of type {type(value).__name__} cannot be written into a module. Make it in "
             "the function or class that uses it, or put both into a module of their own (a file "
@@ -366,12 +444,19 @@ class _Part:
         return f"{code.bind('SimpleNamespace', types.SimpleNamespace)}({', '.join(arguments)})"
 
 
-class _Renamed(ast.NodeTransformer):
-    def __init__(self, names: Mapping[str, str]) -> None:
+class _Replaced(ast.NodeTransformer):
+    def __init__(self, names: Mapping[str, ast.expr]) -> None:
         self._names = names
 
-    def visit_Name(self, node: ast.Name) -> ast.Name:
-        return ast.copy_location(ast.Name(self._names.get(node.id, node.id), node.ctx), node)
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        found = self._names.get(node.id)
+        if isinstance(found, ast.Name):
+            return ast.Name(found.id, node.ctx)
+        return node if found is None else found
+
+    def visit_Global(self, node: ast.Global) -> ast.Global:
+        found = [self._names.get(name, ast.Name(name)) for name in node.names]
+        return ast.Global([name.id for name in found if isinstance(name, ast.Name)])
 
 
 def script_name() -> str:
@@ -400,6 +485,15 @@ def importable(value: Any) -> tuple[str, str] | None:
     return (module, path) if found is value else None
 
 
+def _outer(value: Any) -> Any:
+    """The class of the program in which a class or function is defined; None if there is none."""
+    first, *rest = value.__qualname__.split(".")
+    outer = found = getattr(sys.modules.get(value.__module__), first, None)
+    for part in rest:
+        found = getattr(found, part, None)
+    return outer if rest and found is value and isinstance(outer, type) else None
+
+
 def _place_of(module: str) -> str | None:
     """The directory in which Python finds a module of the user's; None for an installed one."""
     top = module.partition(".")[0]
@@ -424,23 +518,11 @@ def _import_of(name: str, module: types.ModuleType) -> str:
 def _same(known: Any, value: Any) -> bool:
     if known is value:
         return True
-    return type(known) is type(value) and type(value) in (*_PLAIN, float, _Part) and known == value
+    return type(known) is type(value) and type(value) in (*PLAIN, float, _Part) and known == value
 
 
 def _identifier(name: str) -> str:
     return name if name.isidentifier() else "_function"
-
-
-def _short(name: str) -> str:
-    return name.replace("<locals>.", "")
-
-
-# -- source ----------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=8)
-def _tree(file: str, source: str) -> ast.Module:
-    return ast.parse(source, file)
 
 
 def _remade(value: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -475,175 +557,3 @@ def _is_imported(node: ast.Import | ast.ImportFrom, alias: ast.alias, value: Any
     if isinstance(node, ast.Import):
         return sys.modules.get(name if alias.asname else name.partition(".")[0]) is value
     return getattr(sys.modules.get(name), alias.name, None) is value
-
-
-def _definition(value: Any, files: list[str]) -> tuple[ast.Module, Any]:
-    """The file of a function, lambda or class, and its definition, a copy. `files`: those of other
-    objects of the program; a class may not know its own."""
-    what = _short(getattr(value, "__qualname__", repr(value)))
-    own = _file_of(value)
-    sources = {file: "".join(linecache.getlines(file)) for file in (own, *files) if file}
-    if not any(sources.values()):
-        raise NoSource(
-            f"the source of {what} is not known (it was typed in or made by `exec`). Put it into a "
-            "file and import it"
-        )
-    for file, source in sources.items():
-        try:
-            tree = _tree(file, source)
-        except SyntaxError:
-            continue  # It is no file of Python's, or it is being edited.
-        node = _class_in(tree, value) if isinstance(value, type) else _function_in(tree, value)
-        if node is not None:
-            files[:] = dict.fromkeys([file, *files])
-            copied = ast.parse(ast.unparse(node), mode="exec").body[0]
-            return tree, copied.value if isinstance(copied, ast.Expr) else copied
-    raise NoSource(f"{what} was not found in {own or files[0]}; was the file edited meanwhile?")
-
-
-def _file_of(value: Any) -> str:
-    if isinstance(value, types.FunctionType):
-        return value.__code__.co_filename
-    for method in map(inspect.unwrap, _functions(value)):
-        if isinstance(method, types.FunctionType):
-            file: str = method.__code__.co_filename  # Methods of dataclasses are in no file.
-            if method.__qualname__.startswith(value.__qualname__) and linecache.getlines(file):
-                return file
-    try:
-        return inspect.getsourcefile(value) or ""
-    except (TypeError, OSError):
-        return ""
-
-
-def _function_in(tree: ast.Module, value: types.FunctionType) -> ast.AST | None:
-    code = value.__code__
-    if value.__name__ != "<lambda>":
-        return next(
-            (
-                node
-                for node in ast.walk(tree)
-                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-                and node.name == code.co_name
-                and code.co_firstlineno
-                == min([node.lineno, *(part.lineno for part in node.decorator_list)])
-            ),
-            None,
-        )
-    places = [place for place in code.co_positions() if None not in place and place[3]]
-    lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
-    inside = [node for node in lambdas if any(_within(place, node.body) for place in places)]
-    # Of nested ones, the innermost around everything of the function.
-    around = [node for node in inside if all(_within(place, node) for place in places[1:])]
-    return min(
-        around, key=lambda node: ((node.end_lineno or 0) - node.lineno, _width(node)), default=None
-    )
-
-
-def _width(node: Any) -> int:
-    return int(node.end_col_offset - node.col_offset)
-
-
-def _within(place: Any, node: Any) -> bool:
-    line, end_line, column, end_column = place
-    start, end = (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
-    return bool(start <= (line, column) and (end_line, end_column) <= end)
-
-
-def _class_in(tree: ast.Module, value: type) -> ast.AST | None:
-    wanted = [part for part in value.__qualname__.split(".") if part != "<locals>"]
-
-    def search(node: ast.AST, path: list[str]) -> Iterator[ast.ClassDef]:
-        for child in ast.iter_child_nodes(node):
-            named = isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-            here = [*path, child.name] if named else path  # type: ignore[attr-defined]
-            if isinstance(child, ast.ClassDef) and here == wanted:
-                yield child
-            yield from search(child, here)
-
-    found = list(search(tree, []))
-    lines = {
-        function.__code__.co_firstlineno
-        for function in vars(value).values()
-        if isinstance(function, types.FunctionType)
-    }
-    holding = [
-        node
-        for node in found
-        if any(node.lineno <= line <= (node.end_lineno or 0) for line in lines)
-    ]
-    return next(iter(holding or found[::-1]), None)
-
-
-def _names_used(node: ast.AST) -> dict[str, set[str]]:
-    """The names from outside that the definition uses; for those of which only attributes are read,
-    the attributes."""
-    source = ast.unparse(node)
-    text = f"_ = ({source})" if isinstance(node, ast.Lambda) else source
-    used: dict[str, None] = {}
-
-    def collect(table: symtable.SymbolTable) -> None:
-        top = table.get_type() == "module"
-        for symbol in table.get_symbols():
-            outside = symbol.is_global() or (top and not symbol.is_assigned())
-            outside = outside and not symbol.is_imported() and not symbol.is_namespace()
-            if outside and symbol.is_referenced():
-                used[symbol.get_name()] = None
-        for child in table.get_children():
-            collect(child)
-
-    collect(symtable.symtable(text, "<definition>", "exec"))
-    tree = ast.parse(text)
-    loads = dict.fromkeys(used, 0)
-    attributes: dict[str, set[str]] = {name: set() for name in used}
-    reads = dict(loads)
-    for part in ast.walk(tree):
-        if isinstance(part, ast.Name) and part.id in loads:
-            loads[part.id] += 1
-        if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
-            name = part.value.id
-            if name in reads:
-                reads[name] += 1
-                attributes[name].add(part.attr)
-    return {name: attributes[name] if reads[name] == loads[name] else set() for name in used}
-
-
-def _lookup(name: str, value: Any, node: Any) -> tuple[bool, Any]:
-    """Whether the name of `value`'s source has a value there, and the value."""
-    functions = [value] if isinstance(value, types.FunctionType) else list(_functions(value))
-    for function in functions:
-        for free, cell in zip(
-            function.__code__.co_freevars, function.__closure__ or (), strict=True
-        ):
-            if free == name:
-                try:
-                    return True, cell.cell_contents
-                except ValueError:
-                    return False, None
-    if isinstance(value, type):
-        for base, written in zip(value.__bases__, node.bases, strict=False):
-            if isinstance(written, ast.Name) and written.id == name:
-                return True, base
-    for scope in [*(function.__globals__ for function in functions), _globals_of(value)]:
-        if name in scope:
-            return (not hasattr(builtins, name)) or scope[name] is not getattr(builtins, name), (
-                scope[name]
-            )
-    return False, None
-
-
-def _functions(value: type) -> Iterator[types.FunctionType]:
-    for member in vars(value).values():
-        for held in (
-            member,
-            getattr(member, "__func__", None),
-            getattr(member, "fget", None),
-            getattr(member, "__wrapped__", None),
-        ):
-            if isinstance(held, types.FunctionType):
-                yield held
-            elif isinstance(held, type) and held.__qualname__.startswith(value.__qualname__ + "."):
-                yield from _functions(held)
-
-
-def _globals_of(value: Any) -> dict[str, Any]:
-    return vars(sys.modules.get(getattr(value, "__module__", ""), builtins))

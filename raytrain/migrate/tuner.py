@@ -196,7 +196,11 @@ class Tuner:
 
         config = as_ppo_config(trainable, param_space)
         self._experiment: Experiment | None = experiment_of(
-            config, options, name=run_config.name, storage_path=run_config.storage_path
+            config,
+            options,
+            # `options` refuses what is no RunConfig.
+            name=getattr(run_config, "name", None),
+            storage_path=getattr(run_config, "storage_path", None),
         )
         self._place = Location.of(self._experiment.config.storage_path) / (
             self._experiment.config.name

@@ -443,7 +443,9 @@ class EnvGroup(SingleAgentEnvRunner):
         self._between_episodes = False
         if "seed" in state:
             _ray.runners.set_runner_seed(self, state["seed"])
-        self._continue_from(progress)
+        # The last observations; between iterations whole episodes need a reset, too.
+        begun = any(last is not None for last in state["vector_env"]["_env_obs"])
+        self._continue_from(progress, begun=begun)
         vector_env = self.env.unwrapped
         # On scratch streams: what a restore draws from the global generators is not the run's.
         with RngStreams.from_state(state["rng"]).active():
@@ -451,8 +453,8 @@ class EnvGroup(SingleAgentEnvRunner):
                 vector_env.envs[index] = self._snapshotter.restore(vector_env.envs[index], saved)
         _ray.runners.set_attributes(vector_env, state["vector_env"])
 
-    def _continue_from(self, progress: Progress | None) -> None:
-        arrays, begun = self._sampler is not None, not _ray.runners.needs_reset(self)
+    def _continue_from(self, progress: Progress | None, *, begun: bool) -> None:
+        arrays = self._sampler is not None
         if (arrays and begun and progress is None) or (progress is not None and not arrays):
             raise RaytrainError(
                 f"The state of env group {self.group} was saved by a run that sampled in another "

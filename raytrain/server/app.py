@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
-from raytrain.errors import BadInput
 from raytrain.server.api import checkpoints, configs, control, runs, system, work
 from raytrain.server.pages import routes as pages
-from raytrain.server.problems import Json, add_handlers
+from raytrain.server.problems import Json, Refused, add_handlers
 from raytrain.server.security import Security
 from raytrain.server.server import Server
 from raytrain.server.settings import ServerSettings
@@ -83,7 +82,7 @@ async def _docs_file(name: str) -> Response:
     if name == "begin.js":
         return Response(_BEGIN, media_type="text/javascript")
     if name not in _SWAGGER:
-        raise BadInput(f"There is no file {name} of the documentation.")
+        raise Refused(404, f"The documentation has no file {name}.")
     # Swagger UI comes in the wheel of fastapi_offline; nothing is loaded from elsewhere.
     file = importlib.resources.files("fastapi_offline") / "static" / name
     return FileResponse(str(file), media_type=_SWAGGER[name])

@@ -159,7 +159,10 @@ class Client:
 
     def wait(self, run: str, *, timeout_s: float | None = None) -> dict[str, Any]:
         """The row of a run once nothing trains it any more. Raises `TimeoutError`."""
-        return self._until(lambda: dict(self.run(run)["run"]), "state", _ACTIVE, timeout_s)
+        path = f"/api/runs/{quote(run)}"
+        return self._until(
+            lambda: dict(self.get(path, brief=1)["run"]), "state", _ACTIVE, timeout_s
+        )
 
     def done(self, task: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         """A task once it has ended. Raises `ServerProblem` if it failed, and `TimeoutError`."""

@@ -42,6 +42,7 @@ from raytrain.server.problems import Refused
 from raytrain.server.settings import TOKEN_VARIABLE, ServerSettings
 from raytrain.storage import Location, holder
 from raytrain.storage.json import parse_json
+from raytrain.storage.lock import LOCK_NAME
 
 PROGRAM: tuple[str, ...] = (sys.executable, "-m", "raytrain")
 _RECORD, _LOCK, _STOP = "launch.json", "lock", "stop"
@@ -87,6 +88,7 @@ class Launcher:
         self._settings = settings
         self._history = history
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._jobs: dict[str, JobServer] = {}
         self._guard = threading.Lock()
 
     def start(self, place: Location, arguments: Sequence[str], **known: str) -> Started:
@@ -131,8 +133,8 @@ class Launcher:
         self._remember(launch)
         return Started(launch, new=True, before=before)
 
-    def submit(self, place: Location, config: Path, arguments: Sequence[str], job: str) -> None:
-        """Record a job that was submitted for the run in `place`."""
+    def remember_job(self, place: Location, arguments: Sequence[str], job: str) -> None:
+        """Record a job that `raytrain ARGUMENTS` has submitted for the run in `place`."""
         directory = self._settings.launch_directory(place)
         directory.mkdir(parents=True, exist_ok=True)
         launch = Launch(
@@ -142,7 +144,6 @@ class Launcher:
             "",
             job=job,
             address=self._settings.address,
-            config=str(config),
         )
         _write(directory / _RECORD, asdict(launch))
         self._remember(launch)
@@ -183,7 +184,30 @@ class Launcher:
     def is_running(self, place: Location) -> bool:
         """Whether something trains in `place`, or was started to."""
         launch = self.last(place)
-        return holder(place) is not None or (launch is not None and launch.process is not None)
+        if holder(place) is not None:
+            return True
+        if launch is None:
+            return False
+        if launch.job is not None and launch.address is not None:
+            return not self.jobs(launch.address).job(launch.job).status.is_terminal()
+        return launch.process is not None
+
+    def why_job_ended(self, place: Location) -> str | None:
+        """The end of its log, if the job of a run has ended."""
+        launch = self.last(place)
+        if launch is None or launch.job is None or launch.address is None:
+            return None
+        jobs = self.jobs(launch.address)
+        if not jobs.job(launch.job).status.is_terminal():
+            return None
+        return _reason(jobs.log(launch.job))
+
+    def jobs(self, address: str) -> JobServer:
+        """The job server at an address. Ray is imported for it, as a client."""
+        with self._guard:
+            if address not in self._jobs:
+                self._jobs[address] = JobServer(address)
+            return self._jobs[address]
 
     # -- stopping --------------------------------------------------------------------------------
 
@@ -199,19 +223,25 @@ class Launcher:
         # Two signals more than a second apart would end a run without saving.
         with _locked(directory / f"{_STOP}.lock", wait=True):
             writer, launch = holder(place), self.last(place)
+            process = launch.process if launch is not None else None
             if writer is not None and writer.is_here:
                 process = _process(writer.pid, None)
-            else:
-                process = launch.process if launch is not None else None
+                if process is not None and not _may_train(process, place):
+                    raise Refused(
+                        409,
+                        f"{place} is said to be trained by the process {writer.pid}, which does "
+                        "not hold its lock. Somebody else has written the lock; nothing was "
+                        "stopped.",
+                    )
             if process is not None:
                 self._signal(process, directory / _STOP)
                 return
         if launch is not None and launch.job is not None and launch.address is not None:
-            JobServer(launch.address).stop(launch.job)
+            self.jobs(launch.address).stop(launch.job)
             return
         job = self._job_of(place)
         if job is not None:
-            JobServer(self._settings.address or "").stop(job)
+            self.jobs(self._settings.address or "").stop(job)
             return
         if writer is None:
             raise Refused(409, f"{place} is not being trained, so there is nothing to stop.")
@@ -262,7 +292,7 @@ class Launcher:
     def _job_of(self, place: Location) -> str | None:
         if self._settings.address is None:
             return None
-        return JobServer(self._settings.address).running(run_mark(place.name, str(place.parent)))
+        return self.jobs(self._settings.address).running(run_mark(place.name, str(place.parent)))
 
     # -- what the database keeps -----------------------------------------------------------------
 
@@ -288,9 +318,13 @@ def _newest_last(entry: Entry) -> tuple[int, bool, bool]:
 def why(log: str) -> str:
     """The reason of an end, from the end of a run's log."""
     try:
-        text = Path(log).read_text(encoding="utf-8", errors="replace")[-_LAST_LINES:]
+        return _reason(Path(log).read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return "It left no log."
+
+
+def _reason(text: str) -> str:
+    text = text[-_LAST_LINES:]
     message = text.rpartition("\nerror: ")[2] if "\nerror: " in text else text
     return message.removeprefix("error: ").strip() or "It ended without a message."
 
@@ -317,6 +351,18 @@ def _process(pid: int | None, created: float | None) -> psutil.Process | None:
         if same and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
+
+
+def _may_train(process: psutil.Process, place: Location) -> bool:
+    """Whether a process can be the one that a lock names: whoever may write to a storage may write
+    any pid there. On a local disk the holder has the lock open; elsewhere, it is Python's."""
+    try:
+        if not place.is_local:
+            return "python" in Path(process.exe()).name
+        lock = os.path.realpath((place / LOCK_NAME).path)
+        return any(os.path.realpath(file.path) == lock for file in process.open_files())
+    except psutil.Error:
+        return False
 
 
 def _stamp(place: Location) -> tuple[int | None, int] | None:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from raytrain.errors import BadInput
 
 _GRACE_S = 5
+_MOST_CONNECTIONS = 1000
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -44,6 +45,7 @@ class UvicornServer(uvicorn.Server):
                 server_header=False,
                 timeout_graceful_shutdown=_GRACE_S,
                 ws="none",
+                limit_concurrency=_MOST_CONNECTIONS,
             )
         )
         self._app = app

@@ -32,6 +32,7 @@ class Server:
         self.settings = settings
         self.places = Places(settings)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings.exports.mkdir(exist_ok=True)
         self.history = History.open(settings.database)
         scanner = Scanner(self.history, settings.storages, tell=LOG.warning)
         remote = any(not Location.of(storage).is_local for storage in settings.storages)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -44,7 +45,8 @@ _LOG_EVERY_S = 0.5
 _ALIVE_EVERY_S = 15.0
 _MOST_WAITING = 20_000
 _MOST_LINES = 5000
-_BLOCK = 1 << 16
+_BLOCK = 1 << 20
+_TAIL_BYTES = 4 << 20
 _LATEST = 2**62
 
 
@@ -269,6 +271,8 @@ class Streams:
             data = await asyncio.to_thread(_read, path, position)
             position += len(data)
             *whole, rest = (rest + data).split(b"\n")
+            if len(rest) > _BLOCK:  # A line without an end.
+                whole, rest = [*whole, rest], b""
             for line in whole:
                 yield _line(line)
         if rest:
@@ -299,6 +303,10 @@ def _line(line: bytes) -> str:
 def _tail(path: Path, count: int) -> tuple[list[bytes], int, bytes]:
     """The last lines, up to where they were read, and what follows the last line break."""
     with path.open("rb") as file:
+        begin = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
+        file.seek(begin)
+        if begin:
+            file.readline()  # The rest of a line.
         lines = deque(file, maxlen=count + 1)
         position = file.tell()
     rest = b""

@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 PROGRAM: tuple[str, ...] = (sys.executable, "-m", "raytrain")
 _LOW_PRIORITY = 10
 _TELL_EVERY_S = 0.5
-_END_WITHIN_S = 10.0
+_END_WITHIN_S = 3.0
 _SHOWN = 200
 _OPEN = ("queued", "running")
 

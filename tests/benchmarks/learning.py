@@ -72,12 +72,12 @@ def _kept() -> list[dict[str, Any]]:
 def final_return(found: Watched) -> float:
     """NaN if no episode ended in the last tenth of the iterations."""
     last = found.rows[-max(1, len(found.rows) // 10) :]
-    returns = [_return(row.values) for row in last]
+    returns = [return_of(row.values) for row in last]
     known = [value for value in returns if not math.isnan(value)]
     return statistics.mean(known) if known else math.nan
 
 
-def _return(row: dict[str, Any]) -> float:
+def return_of(row: dict[str, Any]) -> float:
     value = row.get("episode_return_mean", row.get("env_runners", {}).get("episode_return_mean"))
     return math.nan if value is None else float(value)
 
@@ -103,9 +103,9 @@ def row(env: str, own: Sequence[float], stock: Sequence[float]) -> dict[str, Any
     return {
         "environment": env,
         "seeds": len(own),
-        "raytrain": _with_interval(points["raytrain"], intervals["raytrain"]),
-        "stock RLlib": _with_interval(points["stock"], intervals["stock"]),
-        "difference": _with_interval(points["difference"], (low, high)),
+        "raytrain": with_interval(points["raytrain"], intervals["raytrain"]),
+        "stock RLlib": with_interval(points["stock"], intervals["stock"]),
+        "difference": with_interval(points["difference"], (low, high)),
         "agree": "yes" if low <= 0 <= high else "NO",
     }
 
@@ -165,5 +165,5 @@ def rliable() -> tuple[Any, Any]:
     return library, metrics
 
 
-def _with_interval(value: float, interval: tuple[float, float]) -> str:
+def with_interval(value: float, interval: tuple[float, float]) -> str:
     return f"{value:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"

@@ -181,13 +181,15 @@ def learn(kind: Any, path: Path) -> None:
             self._write()
 
         def _write(self) -> None:
-            returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-            mean = sum(returns) / max(1, len(returns))
+            # RLlib's mean is of the episodes that ended in the iteration, and so is this one.
+            ended: Any = self.model.ep_info_buffer
+            mean = sum(episode["r"] for episode in ended) / max(1, len(ended))
+            ended.clear()
             write(out, {STEPS: self.num_timesteps, "episode_return_mean": mean})
 
     made: Any = config["environment"]["env"]
     if ":" in made:
-        sys.path.insert(0, config["import_path"])
+        sys.path.insert(0, str(path.parent))
         made = pkgutil.resolve_name(made)
     model = kind(
         "MlpPolicy",

@@ -1,5 +1,5 @@
-"""CartPole that can be held: a run goes as far as a test needs it, and waits there until the test
-has acted. It is copied beside a run's YAML file (`running.Holds`)."""
+"""An environment that can be held: a run goes as far as a test needs it, and waits there until the
+test has acted. It is copied beside a run's YAML file (`running.Holds`)."""
 
 from __future__ import annotations
 
@@ -29,5 +29,10 @@ class Held(gym.Wrapper[Any, Any, Any, Any]):
         return super().step(action)
 
 
-def make(holds: dict[str, int] | None = None, **arguments: Any) -> gym.Env[Any, Any]:
-    return Held(gym.make("CartPole-v1", **arguments), holds or {})
+def make(
+    holds: dict[str, int] | None = None, name: str = "CartPole-v1", **arguments: Any
+) -> gym.Env[Any, Any]:
+    return Held(gym.make(name, **arguments), holds or {})
+
+
+gym.register("Held-v0", entry_point=make)

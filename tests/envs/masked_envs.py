@@ -106,3 +106,10 @@ class Forgetful(Masked):
     def step(self, action: Any) -> Any:
         returned = super().step(action)
         return *returned[:4], {}
+
+
+def held(holds: dict[str, int] | None = None, **arguments: Any) -> gym.Env[Any, Any]:
+    """An environment that a test can hold (see `held_env`)."""
+    from held_env import Held
+
+    return Held(Masked(**arguments), holds or {})

@@ -513,6 +513,7 @@ def test_other_spaces_in_a_stage_are_refused_before_ray_starts(tmp_path: Path) -
     assert "Discrete(2) to Discrete(3)" in ended.output
 
 
+@pytest.mark.slow
 def test_an_audit_goes_through_a_boundary(finished: Path) -> None:
     ended = CliRunner().invoke(app, ["audit", str(experiment_of(finished)), "--json"])
     assert ended.exit_code == 0, ended.output

@@ -168,6 +168,8 @@ CASES = {
     ),
 }
 LONG = (
+    "nested-actions",
+    "observed-masks-of-a-table",
     "masks-lstm",
     "own-keys-lstm",
     "own-keys-two-learners",
@@ -452,6 +454,7 @@ def test_two_runners_confirm_the_weights_and_more_groups_end_exactness(saved: Sa
             wider.load_exact(saved.directory)
 
 
+@pytest.mark.slow
 def test_each_of_two_learners_has_its_own_state(tmp_path: Path) -> None:
     sections = {"learners": {"num_learners": 2}, "training": {**KL, "num_epochs": 3}}
     saved = _saved(tmp_path / "state", **sections)

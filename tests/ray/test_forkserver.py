@@ -160,7 +160,12 @@ def test_many_at_a_time_have_one_server(node: Node) -> None:
     assert sorted(client.wait(600) for client in clients if client.pid != base.pid) == [0] * 5
 
 
-@pytest.mark.parametrize("which", ["base", "server", "both"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "which", [pytest.param("base", marks=SLOW), "server", pytest.param("both", marks=SLOW)]
+)
 def test_a_server_that_was_killed_is_replaced(node: Node, which: str) -> None:
     first = node.worker("first")
     base, server = node.servers()

@@ -93,6 +93,7 @@ def test_a_loss_of_ones_own_is_that_of_rllibs_update() -> None:
         assert np.allclose(value, weights[1][key], rtol=1e-4, atol=1e-5), key
 
 
+@pytest.mark.slow
 def test_a_remote_learner_has_the_class_and_its_schedulers() -> None:
     with built(**CASES["loss"], learners={"num_learners": 1}) as algorithm:
         assert algorithm.learners._each(attrgetter("__class__.__name__")) == ["Regularized"]

@@ -21,8 +21,17 @@ CATALOG = {
 }
 
 
-@pytest.mark.parametrize("rl_module", [DENSE, RECURRENT, CATALOG], ids=["dense", "gru", "catalog"])
-@pytest.mark.parametrize("runners", [0, 2])
+@pytest.mark.parametrize(
+    ("rl_module", "runners"),
+    [
+        pytest.param(DENSE, 0, id="dense-0"),
+        pytest.param(RECURRENT, 0, id="gru-0"),
+        pytest.param(CATALOG, 0, id="catalog-0"),
+        pytest.param(RECURRENT, 2, id="gru-2"),
+        pytest.param(DENSE, 2, id="dense-2", marks=pytest.mark.slow),
+        pytest.param(CATALOG, 2, id="catalog-2", marks=pytest.mark.slow),
+    ],
+)
 def test_a_network_of_ones_own_continues_exactly(
     tmp_path: Path, rl_module: Any, runners: int
 ) -> None:
@@ -30,6 +39,7 @@ def test_a_network_of_ones_own_continues_exactly(
     assert unlike_once_restored(tmp_path / "saved", **sections) == []
 
 
+@pytest.mark.slow
 def test_remote_learners_have_the_class_that_the_config_names() -> None:
     with built(rl_module=DENSE, learners={"num_learners": 1}) as algorithm:
         (name,) = algorithm.learners._each(lambda learner: type(learner.policy_module()).__name__)

@@ -61,6 +61,11 @@ SPACES: dict[str, dict[str, Any]] = {
     "free-log-std": {"actions": BOX, "model": {"free_log_std": True}},
     "shared": {"actions": DISCRETE, "model": {"vf_share_layers": True}},
 }
+QUICK_SPACES = [
+    "discrete",
+    "box",
+    *(pytest.param(each, marks=pytest.mark.slow) for each in ("free-log-std", "shared")),
+]
 KEYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "clip_range_vf": {"clip_range_vf": 0.05},
@@ -175,7 +180,7 @@ def compared(given: Sb3, *, ends_early: bool = False, **arguments: Any) -> tuple
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", QUICK_SPACES)
 @pytest.mark.parametrize("keys", KEYS)
 def test_an_update_is_that_of_stable_baselines3(way: str, space: str, keys: str) -> None:
     arguments = {**SPACES[space], **WAYS[way], "ends_early": keys in ENDS_EARLY}
@@ -189,7 +194,7 @@ def test_a_multi_discrete_update_is_that_of_stable_baselines3(keys: str) -> None
     compared(given, actions=MULTI, ends_early=keys in ENDS_EARLY)
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", QUICK_SPACES)
 def test_all_ways_tell_the_same(space: str) -> None:
     """The losses of the minibatch that ended the update, and its divergence."""
     told = {}

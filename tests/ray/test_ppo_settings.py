@@ -283,12 +283,21 @@ def test_one_error_lists_every_setting_with_its_reason() -> None:
     assert "tune.choice(list(range(0, 2)))" in text
 
 
+class OtherPPO(PPO):
+    pass
+
+
 @pytest.mark.parametrize(
     ("trainable", "space", "message"),
     [
         ("IMPALA", None, "the trainable is 'IMPALA'"),
         (lambda config: None, None, "raytrain trains RLlib's PPO"),
         ("PPO", APPOConfig(), "the trainable is 'APPO'"),
+        # A good param_space does not make another trainable PPO.
+        ("SAC", cartpole(), "the trainable is 'SAC'"),
+        (OtherPPO, cartpole(), "the trainable is 'OtherPPO', a subclass"),
+        (tune.with_resources(PPO, {"cpu": 1}), cartpole(), "a subclass .*with_resources"),
+        (None, {"env": "CartPole-v1"}, "no trainable is given"),
         (cartpole(), cartpole(), "two configs are given"),
         ("PPO", {"env": "CartPole-v1", "gama": 1}, r"gama: 1: PPOConfig has no such setting"),
         ("PPO", {"model_config": {}}, "RLlib does not accept param_space"),
@@ -297,6 +306,32 @@ def test_one_error_lists_every_setting_with_its_reason() -> None:
 def test_another_trainable_is_refused(trainable: Any, space: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         experiment(space, trainable)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"run_config": train.RunConfig()},
+            "run_config: is a ray.train.RunConfig; give a ray.tune",
+        ),
+        ({"run_config": {"stop": {}}}, "run_config: is a dict"),
+        ({"tune_config": {"num_samples": 2}}, "tune_config: is a dict"),
+    ],
+)
+def test_other_classes_of_options_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Tuner("PPO", param_space=cartpole(), **options)
+
+
+def test_a_connector_with_values_of_its_own_is_taken_as_it_is() -> None:
+    def only_some(env: Any, spaces: Any, device: Any) -> Any:
+        return FlattenObservations(keys_to_remove=["a"])
+
+    found = configured(cartpole().env_runners(env_to_module_connector=only_some))
+    assert found.env_runners.env_to_module_connector is not None
+    found = configured(cartpole().env_runners(env_to_module_connector=lambda *_: MeanStdFilter()))
+    assert found.env_runners.env_to_module_connector is None
 
 
 def test_options_of_the_run() -> None:

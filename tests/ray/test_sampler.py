@@ -208,8 +208,9 @@ def test_a_snapshot_goes_on_as_its_group_does() -> None:
         assert numbers(a.metrics) == numbers(b.metrics)
 
 
-def test_a_state_of_rllibs_sampling_is_refused_in_plain_words() -> None:
-    given = config()
+@pytest.mark.parametrize("mode", ["truncate_episodes", "complete_episodes"])
+def test_a_state_of_rllibs_sampling_is_refused_in_plain_words(mode: str) -> None:
+    given = config(env_runners={"batch_mode": mode})
     ours, theirs = pair(given)
     ours.sample()
     theirs.sample()

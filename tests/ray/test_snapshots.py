@@ -54,14 +54,14 @@ def preprocessed_pong() -> Any:
     return gym.wrappers.FrameStackObservation(env, 4)
 
 
+SLOW = pytest.mark.slow
 EXACT = [
     pytest.param(cartpole, "pickle", (), id="CartPole"),
-    pytest.param(pendulum, "pickle", (), id="Pendulum"),
-    pytest.param(frozen_lake, "pickle", (), id="FrozenLake"),
-    pytest.param(half_cheetah, "replay", (), id="HalfCheetah", marks=pytest.mark.mujoco),
-    # Slow, as 60 frames take seconds: Pong-stacked is the same game with more around it.
-    pytest.param(pong, "native", (), id="Pong", marks=[pytest.mark.atari, pytest.mark.slow]),
-    pytest.param(preprocessed_pong, "native", (), id="Pong-stacked", marks=pytest.mark.atari),
+    pytest.param(pendulum, "pickle", (), id="Pendulum", marks=SLOW),
+    pytest.param(frozen_lake, "pickle", (), id="FrozenLake", marks=SLOW),
+    pytest.param(half_cheetah, "replay", (), id="HalfCheetah", marks=[pytest.mark.mujoco, SLOW]),
+    pytest.param(pong, "native", (), id="Pong", marks=[pytest.mark.atari, SLOW]),
+    pytest.param(preprocessed_pong, "native", (), id="Stacked", marks=[pytest.mark.atari, SLOW]),
     pytest.param(awkward.Walk, "pickle", (), id="Walk"),
     pytest.param(awkward.OwnState, "native", (), id="OwnState"),
     pytest.param(awkward.stacked, "native", (), id="OwnState-wrapped"),

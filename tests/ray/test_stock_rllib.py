@@ -148,7 +148,10 @@ def test_with_remote_runners_and_learners(tmp_path: Path) -> None:
     assert found["next"]["evaluated"] == 1
 
 
-@pytest.mark.parametrize("sections", [FILTERED, TWO_LEARNERS, LSTM])
+@pytest.mark.parametrize(
+    "sections",
+    [FILTERED, *(pytest.param(each, marks=pytest.mark.slow) for each in (TWO_LEARNERS, LSTM))],
+)
 def test_no_pickle_names_a_module_of_raytrain(tmp_path: Path, sections: dict[str, Any]) -> None:
     place, _ = saved(tmp_path / "saved", **sections)
     for path in place.rglob("*.pkl"):

@@ -103,6 +103,7 @@ def test_the_results_of_two_trials(tmp_path: Path) -> None:
         Tuner("PPO", param_space=other, run_config=run_config(tmp_path)).fit()
 
 
+@pytest.mark.slow
 def test_trials_that_fail(tmp_path: Path) -> None:
     config = small().environment(Breaks, env_config={"breaks": tune.grid_search([False, True])})
     results = Tuner("PPO", param_space=config, run_config=run_config(tmp_path)).fit()

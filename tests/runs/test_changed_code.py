@@ -43,6 +43,7 @@ def final(config: Path) -> dict[str, Any]:
     return manifest
 
 
+@pytest.mark.slow
 def test_code_that_changes_ends_exactness(config: Path) -> None:
     reward = config.parent / "edited_reward.py"
     source = reward.read_text()

@@ -287,6 +287,27 @@ def test_probe_refuses_what_is_no_environment(arguments: Any, said: str) -> None
     assert said in ended.err
 
 
+@pytest.mark.parametrize("where", ["info", "legal"])
+def test_probe_takes_allowed_actions_only(where: str, tmp_path: Path) -> None:
+    env = ("masked_envs:Masked", "--env-config", f"{{where: {where}}}")
+    assert here("probe", *env, "--action-mask", where).code == 0
+    assert "is not allowed" in here("probe", *env).err
+    no_key = here("probe", *env, "--action-mask", "none")
+    assert (no_key.code, "environment.action_mask" in no_key.err) == (2, True), no_key
+    config = {
+        "name": "masked",
+        "environment": {
+            "env": env[0],
+            "env_config": {"where": where},
+            "action_mask": where,
+        },
+        "stop": {"iterations": 1},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert here("probe", str(path)).code == 0
+
+
 # An environment that prints
 
 

@@ -329,7 +329,7 @@ def test_a_disk_that_stays_full_stops_the_trial(
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        pytest.param("nan", "total_loss is nan"),
+        pytest.param("nan", "total_loss is nan", marks=pytest.mark.slow),
         pytest.param("raise", "ValueError: negative speed", marks=pytest.mark.slow),
     ],
 )

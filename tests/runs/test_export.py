@@ -266,6 +266,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_person_at_a_terminal_sees_how_far_an_evaluation_is(survivor: Path) -> None:
     """The bar is drawn on stderr, a pseudo-terminal here; Ctrl-C ends it."""
     ours, theirs = pty.openpty()

@@ -112,6 +112,7 @@ def test_a_run_that_may_not_continue_elsewhere_fails_and_stays_as_it_was(
     assert final(half)["exact"] is True
 
 
+@pytest.mark.slow
 def test_other_cpus_and_threads_outside_change_nothing(half: Path, undisturbed: list[str]) -> None:
     outside = {f"{name}_NUM_THREADS": "2" for name in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
     output = go(half, 4, env=outside, resources={"num_cpus_for_main_process": 2})
@@ -138,6 +139,7 @@ PORTABLE = "8699d00bb33c4f4a73db0be1b535616d833dc30b0ada62c5a73b6e624c609437"
 
 
 @unseen
+@pytest.mark.slow
 def test_a_portable_run_has_these_weights_whatever_is_set_outside(tmp_path: Path) -> None:
     portable: dict[str, Any] = {
         "debugging": {"portable": True},

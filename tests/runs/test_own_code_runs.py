@@ -42,18 +42,20 @@ def test_code_that_keeps_its_state_is_exact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "piece", "reason"),
     [
-        (
+        pytest.param(
             {"callbacks": {"callbacks_class": "own_callbacks:Forgetful"}},
             "callbacks.callbacks_class (Forgetful, in ",
             "did not come back: put",
+            id="state",
         ),
-        (
+        pytest.param(
             {"rl_module": {"module_class": "own_nets:Chance", "model_config": {"width": 8}}},
             "rl_module.module_class (own_nets:Chance)",
             "two processes with one seed differ in iteration 1 (what was sampled)",
+            id="chance",
+            marks=pytest.mark.slow,
         ),
     ],
-    ids=["state", "chance"],
 )
 def test_what_cannot_be_restored_is_named(
     tmp_path: Path, sections: dict[str, Any], piece: str, reason: str
@@ -67,6 +69,7 @@ def test_what_cannot_be_restored_is_named(
     assert json.loads(json.dumps(probed.to_dict()))["own_code"]["piece"] == found.piece
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     sections = {
         "rl_module": NETWORK,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.running import Holds, Reference, Run, committed, train, trial_of, write_config
 from support.same_run import assert_same_run
 
@@ -25,6 +26,7 @@ KEYS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_the_run_and_another_end_is_not(tmp_path: Path) -> None:
     (tmp_path / "undisturbed").mkdir()
     undisturbed = write_config(tmp_path / "undisturbed" / "run.yaml", **KEYS)

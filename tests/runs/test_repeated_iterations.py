@@ -36,6 +36,7 @@ def train_with_a_failure(place: Path, name: str, **arguments: object) -> tuple[s
     return train_here(config), trial_of(config)
 
 
+@pytest.mark.slow
 def test_a_state_that_matters_late_ends_exactness(place: Path, local_ray: None) -> None:
     said, trial = train_with_a_failure(place, "counts")
     assert "Continued from checkpoint_000005" in said

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,18 @@ def test_started_stopped_resumed_and_finished_it_is_the_undisturbed_run(
 ) -> None:
     """Its environment waits where it is stopped, so it cannot be over before."""
     client = served.client
-    config = {**TINY, "name": "run"}
-    run = client.start(config)
+    holds = Holds(tmp_path, 3)
+    run = client.start({**TINY, **holds.sections})
     trial = tmp_path / "results" / "run" / "trial_00000"
-    until(lambda: len(rows(trial)) >= 3)
-    stopped = client.stop(run["id"])
+    until(lambda: len(rows(trial)) == 3)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(client.stop, run["id"])
+        until(lambda: any("saving 1 running" in line for line in client.log(run["id"])))
+        holds.release()
+        stopped = stopping.result()
     assert stopped["state"] == "interrupted"
     (saved,) = stopped["saved"]
-    reached = saved["iteration"]
-    assert 3 <= reached < TINY["stop"]["iterations"]
-    assert (saved["kind"], saved["checkpoint"]) == ("interrupted", f"checkpoint_{reached:06d}")
+    assert (saved["kind"], saved["checkpoint"]) == ("interrupted", "checkpoint_000004")
     # The server is killed, and its database deleted: the next one finds all.
     served.kill()
     for file in (tmp_path / "data").glob("history.db*"):

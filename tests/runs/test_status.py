@@ -13,7 +13,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-import yaml
 from support.checkpoint_children import put
 from support.commands import here
 from support.running import experiment_of, rows, trial_of
@@ -118,17 +117,17 @@ def test_show_tells_of_the_failure_and_of_the_time_it_cost(survivor: Path) -> No
     assert "survived 1 failure; " in text and "trained again" in text
 
 
-def test_show_gives_the_command_for_each_checkpoint(survivor: Path, copied: Path) -> None:
+def test_show_gives_the_command_for_each_checkpoint(copied: Path) -> None:
     trial = with_every_kind(copied)
     damage(trial / "checkpoint_000004")
     (trial / "checkpoint_000004" / "policy.json").unlink()
     (found,) = here("show", copied, "--json").document["trials"]
     resume = {each["path"]: each["resume"] for each in found["checkpoints"]}
-    begin = f"python -m raytrain train {survivor}"
     assert resume["final"] == f"python -m raytrain resume {copied}"
     name = "run-from-checkpoint_000002"
-    assert resume["checkpoint_000002"] == f"{begin} --from {trial}/checkpoint_000002 --name {name}"
-    assert resume["stages/easy"] == f"{begin} --from-stage easy"
+    fork = f"python -m raytrain fork {trial}/checkpoint_000002 --name {name}"
+    assert resume["checkpoint_000002"] == fork
+    assert resume["stages/easy"] == f"python -m raytrain resume {copied} --from-stage easy"
     assert resume["error_000003"] is None
     assert resume["quarantine/checkpoint_000001"] is None
     assert resume["checkpoint_000004"] is None
@@ -386,18 +385,6 @@ def called_as_a_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commands to copy begin with how this program was called."""
     monkeypatch.setattr(sys, "argv", ["-m"])
     yield
-
-
-def test_the_yaml_file_is_found_by_its_name(survivor: Path, copied: Path) -> None:
-    """Beside other files that are not it."""
-    assert yaml.safe_load(survivor.read_text())["name"] == "run"
-    (survivor.parent / "another.yaml").write_text("name: another\n")
-    (survivor.parent / "broken.yaml").write_text("{")
-    assert f"train {survivor} --from" in here("show", copied).out
-    stored = json.loads((copied / "experiment.json").read_text())
-    stored["config"]["import_path"] = str(copied / "missing")
-    (copied / "experiment.json").write_text(json.dumps(stored))
-    assert "train CONFIG --from" in here("show", copied).out
 
 
 def test_scores_of_different_metrics_are_noted() -> None:

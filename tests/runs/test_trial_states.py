@@ -23,7 +23,7 @@ from support.trial_states import FIRST_STOP, LAST_STOP, Case, table
 
 SEED = int(os.environ.get("STATES_SEED", "0"))
 RATES = (1e-3, 3e-4, 3e-3, 1e-4)
-QUICK = ("final committed, all killed", "out of retries")
+QUICK = ("final committed, all killed",)
 """States of which one row, with as few trials as any, is part of the quick tests."""
 
 

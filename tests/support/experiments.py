@@ -295,6 +295,7 @@ class FakeRun:
     def _start(self, trial: FakeTrial) -> None:
         trial.attempt += 1
         (trial.place / "attempts").mkdir(parents=True, exist_ok=True)
+        (trial.place / "params.json").write_text("{}")
         file = trial.place / "attempts" / f"{trial.attempt:06d}.{trial.seed % 16:08x}.json"
         _replace(file, json.dumps({"began_after": trial.saved}))
         os.utime(file, (self.now, self.now))

@@ -18,7 +18,7 @@ class Example:
     exact: bool = True
     why: str = ""
     arguments: tuple[str, ...] = ()
-    iterations: int = 3
+    iterations: int = 2
 
     @property
     def name(self) -> str:
@@ -36,7 +36,6 @@ EXAMPLES = [
         "connectors/frame_stacking.py",
         sampling=_CONNECTORS,
         update="the learner's connectors are not RLlib's own",
-        iterations=2,
     ),
     Example("connectors/prev_actions_prev_rewards.py", sampling=_CONNECTORS, update=_RECURRENT),
     Example(
@@ -46,18 +45,28 @@ EXAMPLES = [
     ),
     Example("envs/custom_gym_env.py"),
     Example("envs/custom_env_render_method.py", sampling=_RENDERS),
-    Example("envs/env_rendering_and_recording.py", sampling=_RENDERS, iterations=2),
+    Example("envs/env_rendering_and_recording.py", sampling=_RENDERS),
     Example("envs/env_w_protobuf_observations.py", sampling=_CONNECTORS),
-    Example("envs/async_gym_env_vectorization.py", iterations=2),
+    Example("envs/async_gym_env_vectorization.py"),
     Example("learners/ppo_with_custom_loss_fn.py"),
     Example(
         "learners/ppo_with_torch_lr_schedulers.py",
         update="_torch_lr_scheduler_classes",
-        # Its own `stop` has no iterations.
-        arguments=("--stop-timesteps=12000",),
+        # Its own `stop` has no iterations, which are of 4000 steps. Evaluation needs a third CPU.
+        arguments=("--stop-timesteps=7000", "--num-cpus=3"),
     ),
     Example("learners/separate_vf_lr_and_optimizer.py", update="there are 2 optimizers"),
-    Example("rl_modules/action_masking_rl_module.py", sampling="Dict", update="Dict"),
-    Example("rl_modules/custom_cnn_rl_module.py", iterations=2),
+    Example(
+        "rl_modules/action_masking_rl_module.py",
+        sampling="Dict",
+        update="Dict",
+        arguments=("--num-cpus=3",),
+    ),
+    Example("rl_modules/custom_cnn_rl_module.py"),
     Example("rl_modules/custom_lstm_rl_module.py", sampling="stateful", update=_RECURRENT),
+    Example(
+        "rl_modules/migrate_modelv2_to_new_api_stack_by_config.py",
+        sampling="stateful",
+        update=_RECURRENT,
+    ),
 ]

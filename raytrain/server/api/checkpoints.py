@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Response
 
+from raytrain.commands.next_commands import Commands
 from raytrain.driver.command_text import command_for
 from raytrain.server.problems import Json
 from raytrain.server.server import Server, server_of
@@ -35,30 +36,18 @@ def with_commands(
 ) -> dict[str, Any]:
     """A checkpoint and its `commands`: {resume, fork, evaluate, load_policy, export}, each a text
     to copy, or null where there is no such command. They need the run's directory alone."""
-    path, directory = checkpoint["full_path"], row["path"]
+    path = checkpoint["full_path"]
     commands: dict[str, str | None] = dict.fromkeys(
         ("resume", "fork", "evaluate", "load_policy", "export")
     )
     if checkpoint["good"] is not False and row["gone_at"] is None:
-        name = f"{row['name']}-from-{checkpoint['path'].replace('/', '-')}"
         exported = f"{row['name']}-{checkpoint['path'].replace('/', '-')}-policy"
         commands["evaluate"] = command_for("evaluate", path, ["--episodes", "20"])
         commands["load_policy"] = f"raytrain.load_policy({path!r})"
         commands["export"] = command_for("export", path, [exported])
         if checkpoint["kind"] != "error":
-            commands["fork"] = command_for("fork", path, ["--name", name])
-            commands["resume"] = _resume(directory, checkpoint, newest)
+            own = Commands(row["path"], row["name"], alone=len(newest) == 1)
+            is_newest = checkpoint["iteration"] == newest[checkpoint["trial"]]["iteration"]
+            commands["fork"] = own.fork(checkpoint["path"], path)
+            commands["resume"] = own.resume_at(checkpoint["path"], is_newest=is_newest)
     return {**checkpoint, "commands": commands}
-
-
-def _resume(
-    directory: str,
-    checkpoint: Mapping[str, Any],
-    newest: Mapping[str, Mapping[str, Any]],
-) -> str | None:
-    if checkpoint["iteration"] == newest[checkpoint["trial"]]["iteration"]:
-        return command_for("resume", directory, [])
-    stage = checkpoint["path"].removeprefix("stages/")
-    if stage != checkpoint["path"] and len(newest) == 1:
-        return command_for("resume", directory, ["--from-stage", stage])
-    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from raytrain.commands.jobs import JobServer, run_mark
+from raytrain.commands.jobs import full_address, run_mark
 from raytrain.config import ExperimentConfig, config_from_text, stored_config
 from raytrain.config.yaml_lines import dump_yaml, parse_yaml
 from raytrain.errors import BadInput
 from raytrain.server.api.runs import shown
-from raytrain.server.launcher import Launch, Started, errors_in, why
+from raytrain.server.launcher import PROGRAM, Launch, Started, errors_in, why
 from raytrain.server.problems import Json, Refused
 from raytrain.server.server import Server, server_of
 from raytrain.storage import Location
@@ -27,6 +26,7 @@ from raytrain.storage.location import with_numbers
 router = APIRouter(prefix="/api", tags=["control"])
 
 _LOOK_EVERY_S = 0.25
+_SCAN_EVERY_S = 2.0
 _SUBMIT_WITHIN_S = 300
 
 
@@ -87,9 +87,9 @@ async def start(body: Start, server: Server = Depends(server_of)) -> Response:
     arguments = ["train", str(file), *_sets(body.set_)]
     arguments += ["--name", config.name, "--storage-path", config.storage_path]
     if body.address is not None:
-        return await _submitted(
-            server, body=body, config=config, place=place, file=file, arguments=arguments
-        )
+        _require_job_possible(body, server)
+        command = ["submit", *arguments[1:], "--address", server.settings.address or ""]
+        return await _submitted(server, place, command)
     if body.from_ is not None:
         arguments += ["--from", server.places.from_checkpoint(body.from_)]
     arguments += ["--weights-only"] * body.weights_only + ["--fresh"] * body.fresh
@@ -106,6 +106,11 @@ async def resume(
     body = body or Resume()
     row, place = await asyncio.to_thread(server.present, run)
     stored_config(row["config"], body.set_)
+    last = await asyncio.to_thread(server.launcher.last, place)
+    if last is not None and last.job is not None and last.address == server.settings.address:
+        if body.from_stage is not None:
+            raise Refused(422, "A job takes no `from_stage`; see docs/clusters/jobs.md.")
+        return await _submitted(server, place, [*last.command[1:], *_sets(body.set_)])
     arguments = ["resume", str(place), *_sets(body.set_)]
     if body.from_stage is not None:
         arguments += ["--from-stage", body.from_stage]
@@ -137,6 +142,19 @@ async def stop(run: str, server: Server = Depends(server_of)) -> Response:
     row = await asyncio.to_thread(server.row_at, place)
     saved = await asyncio.to_thread(server.launcher.saved, place)
     return Json({"state": None if row is None else row["state"], "saved": saved})
+
+
+def _require_job_possible(body: Start, server: Server) -> None:
+    address = server.settings.address
+    if address is None or full_address(body.address or "") != address:
+        raise Refused(
+            403,
+            f"Jobs are submitted to the cluster of this server only: {address or 'it has none'}.",
+        )
+    if body.from_ is not None or body.from_stage is not None or body.fresh:
+        raise Refused(
+            422, "A job takes no `from`, `from_stage` or `fresh`; see docs/clusters/jobs.md."
+        )
 
 
 def _sets(overrides: Sequence[str]) -> list[str]:
@@ -206,7 +224,7 @@ async def _begun(
         row = await asyncio.to_thread(server.row_at, place)
         if row is not None or not running or time.monotonic() > deadline:
             return _answer(200, row, launch)
-        await asyncio.sleep(_LOOK_EVERY_S)
+        await asyncio.sleep(_SCAN_EVERY_S)
 
 
 async def _waited(server: Server, place: Location, started: Started, launch: Launch) -> Response:
@@ -232,43 +250,43 @@ async def _ended(server: Server, place: Location, launch: Launch, code: int) -> 
     raise Refused(422 if code == 2 else 500, message, errors)
 
 
-async def _submitted(
-    server: Server,
-    *,
-    body: Start,
-    config: ExperimentConfig,
-    place: Location,
-    file: Path,
-    arguments: Sequence[str],
-) -> Response:
-    """As a job; `raytrain submit` packs and sends it."""
-    address = server.settings.address
-    if address is None or body.address != address:
-        raise Refused(403, f"Jobs are submitted to the cluster of this server only: {address}.")
-    if body.from_ is not None or body.from_stage is not None or body.fresh:
-        raise Refused(422, "A job takes no `from`, `from_stage` or `fresh`; see docs/clusters.")
-    jobs = await asyncio.to_thread(JobServer, address)
-    mark = run_mark(config.name, config.storage_path)
-    running = await asyncio.to_thread(jobs.running, mark)
+async def _submitted(server: Server, place: Location, command: Sequence[str]) -> Response:
+    """Run `raytrain submit ...`, and wait until the run has begun, or its job has ended."""
+    job, new = await asyncio.to_thread(_submit, server, place, command)
+    deadline = time.monotonic() + server.settings.limits.start_wait_s
+    while True:
+        row = await asyncio.to_thread(server.row_at, place)
+        if row is not None or job is None or time.monotonic() > deadline:
+            return _answer(201 if new else 200, row, None, job=job)
+        why_not = await asyncio.to_thread(server.launcher.why_job_ended, place)
+        if why_not is not None:
+            raise Refused(422, why_not)
+        await asyncio.sleep(_SCAN_EVERY_S)
+
+
+def _submit(server: Server, place: Location, command: Sequence[str]) -> tuple[str | None, bool]:
+    """The job of the run, None if it has finished; and whether it is a new one."""
+    jobs = server.launcher.jobs(server.settings.address or "")
+    mark = run_mark(place.name, str(place.parent))
+    running = jobs.running(mark)
     if running is not None:
-        return _answer(200, await asyncio.to_thread(server.row_at, place), None, job=running)
-    command = ["submit", *arguments[1:], "--address", address]
-    ended = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "raytrain", *command],
+        return running, False
+    ended = subprocess.run(
+        [*PROGRAM, *command],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=_SUBMIT_WITHIN_S,
+        check=False,
     )
     if ended.returncode:
         message = ended.stderr.rpartition("error: ")[2].strip() or "It was not submitted."
-        raise Refused(422 if ended.returncode == 2 else 502, message, errors_in(message, str(file)))
-    job = await asyncio.to_thread(jobs.running, mark)
+        errors = errors_in(message, command[1])
+        raise Refused(422 if ended.returncode == 2 else 502, message, errors)
+    job = jobs.running(mark)
     if job is not None:
-        await asyncio.to_thread(server.launcher.submit, place, file, command, job)
-    row = await asyncio.to_thread(server.row_at, place)
-    return _answer(201 if job is not None else 200, row, None, job=job)
+        server.launcher.remember_job(place, command, job)
+    return job, job is not None
 
 
 def _answer(status: int, row: Any, launch: Launch | None, *, job: str | None = None) -> Response:

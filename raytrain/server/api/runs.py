@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from raytrain.commands.jobs import JobServer
 from raytrain.commands.status import view
 from raytrain.config import NOT_YAML_KEYS, differences
 from raytrain.config.yaml_lines import dump_yaml
@@ -51,10 +50,13 @@ def runs(
 
 
 @router.get("/runs/{run}")
-def run(run: str, server: Server = Depends(server_of)) -> Response:
+def run(run: str, brief: bool = False, server: Server = Depends(server_of)) -> Response:
     """One run: its row, what `raytrain show --json` prints (null if it is gone), its config,
-    verdicts and starts, and the model card of its last export."""
+    verdicts and starts, and the model card of its last export. `brief`: the row alone, which costs
+    no look at storage."""
     row = server.row(run)
+    if brief:
+        return Json({"run": shown(row)})
     experiment, place = None, None
     if row["gone_at"] is None:
         place = server.places.of_run(row)
@@ -160,15 +162,13 @@ def config_diff(
 
 def _parent(server: Server, row: Mapping[str, Any]) -> str:
     """The run that a run was forked from."""
-    parent = row["parent"]
-    if parent is None:
+    if row["parent"] is None:
         raise Refused(409, f"{row['name']} is not a fork, so it has no parent.")
-    query = RunQuery(q=str(parent["experiment"]), per_page=1000)
-    for each in server.history.runs(query).runs:
-        digests = {one["weights_sha256"] for one in server.history.checkpoints(each["id"])}
-        if each["name"] == parent["experiment"] and parent["weights_sha256"] in digests:
-            return str(each["id"])
-    raise Refused(404, f"The parent of {row['name']}, {parent['experiment']}, is not known here.")
+    parent = server.history.parent(row["id"])
+    if parent is None:
+        experiment = row["parent"]["experiment"]
+        raise Refused(404, f"The parent of {row['name']}, {experiment}, is not known here.")
+    return parent
 
 
 @router.get("/runs/{run}/events")
@@ -189,7 +189,7 @@ async def log(
     _, place = await asyncio.to_thread(server.present, run)
     launch = await asyncio.to_thread(server.launcher.last, place)
     if launch is not None and launch.job is not None and launch.address is not None:
-        job, jobs = launch.job, await asyncio.to_thread(JobServer, launch.address)
+        job, jobs = launch.job, await asyncio.to_thread(server.launcher.jobs, launch.address)
         return server.streams.text(lambda: jobs.log(job), tail, follow)
     if await asyncio.to_thread(server.launcher.log, place) is None:
         raise Refused(

@@ -11,7 +11,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from raytrain.commands.jobs import JobServer
 from raytrain.errors import RaytrainError
 from raytrain.server.history.queries import RunQuery
 from raytrain.server.problems import Json, problem
@@ -77,7 +76,7 @@ async def nodes(server: Server = Depends(server_of)) -> Response:
     address = server.settings.address
     if address is None:
         return Json({"address": None, "nodes": []})
-    found = await asyncio.to_thread(lambda: JobServer(address).nodes())
+    found = await asyncio.to_thread(lambda: server.launcher.jobs(address).nodes())
     return Json({"address": address, "nodes": found})
 
 

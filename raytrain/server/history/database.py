@@ -14,6 +14,7 @@ another process waits, and a kill leaves what was there before.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +30,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from raytrain.errors import BadInput, RaytrainError, require
 from raytrain.server.history import lineage, queries
 from raytrain.server.history.queries import RunPage, RunQuery
-from raytrain.server.history.tables import verdicts
+from raytrain.server.history.tables import VERSION_TABLE, verdicts
 from raytrain.server.records.curves import MARKS, SCORE
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_S = 60
 _LOCK = 7_231_001  # Any number, the same in every raytrain: PostgreSQL's lock of those who write.
 _CONNECTIONS = 40  # As many as a server has threads that answer.
+_migrating = threading.Lock()  # Alembic has one context in a process.
 _WRITES = "raytrain_writes"
 
 
@@ -144,6 +146,11 @@ class History:
         with self.reading() as connection:
             return lineage.graph(connection)
 
+    def parent(self, run: str) -> str | None:
+        """The id of the run that a run was forked from, if the history has it."""
+        with self.reading() as connection:
+            return lineage.parent(connection, run)
+
     def compare(self, ids: Sequence[str]) -> dict[str, Any]:
         """Several runs side by side (see `queries.comparison`). Raises `BadInput` for an id that
         does not exist."""
@@ -211,11 +218,13 @@ class History:
                     f"version {before!r}). Update raytrain, or give another --database."
                 )
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            with _migrating:
+                command.upgrade(config, "head")
 
 
 def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+    options = {"version_table": VERSION_TABLE}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
 
 
 def _all(script: ScriptDirectory) -> Sequence[Any]:

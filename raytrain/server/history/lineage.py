@@ -139,6 +139,26 @@ def graph(connection: Connection) -> dict[str, Any]:
     return whole.to_dict()
 
 
+def parent(connection: Connection, run: str) -> str | None:
+    """The id of the run that a run was forked from: the one at the parent's place, or another that
+    has the checkpoint's weights. None if it is no fork, or the history has neither."""
+    found = connection.execute(select(runs.c.ancestors).where(runs.c.id == run)).scalar()
+    if not found:
+        return None
+    weights, place = found[0]["weights_sha256"], found[0].get("place")
+    owners = connection.execute(
+        select(runs.c.id)
+        .outerjoin(
+            checkpoints,
+            (checkpoints.c.run == runs.c.id) & (checkpoints.c.weights_sha256 == weights),
+        )
+        .where(runs.c.id != run, (checkpoints.c.run.is_not(None)) | (runs.c.path == place))
+        .order_by(checkpoints.c.run.is_(None), runs.c.path != place, runs.c.gone_at.is_not(None))
+        .order_by(runs.c.first_start, runs.c.id)
+    )
+    return owners.scalars().first()
+
+
 def models(connection: Connection) -> list[dict[str, Any]]:
     """Best, final and stages of all runs that are on storage, and what was exported by a server,
     the newest first: {kind, run, name, trial, path, iteration, score, weights_sha256, created_at,

@@ -20,6 +20,7 @@ STATES = ("running", "finished", "failed", "interrupted", "stopped", "empty", GO
 _LARGEST = 2**63 - 1
 _MOST_PER_PAGE = 1000
 _HIDDEN = {"stamp", "lock_stamp", "change", "run_id", "ancestors", "config", "config_digest"}
+_SHOWN = [column for column in runs.columns if column.name not in _HIDDEN]
 _SCORE = {"score_metric": "metric", "score_order": "order", "best_score": "best"}
 _SCORE |= {"last_score": "last"}
 SORTABLE: Mapping[str, ColumnElement[Any]] = {
@@ -73,7 +74,7 @@ def page_of_runs(connection: Connection, query: RunQuery) -> RunPage:
         where.append(shown == query.state)
     total = sum(states.values()) if query.state is None else states[query.state]
     found = connection.execute(
-        select(runs)
+        select(*_SHOWN)
         .where(*where)
         .order_by(*_order(query.sort))
         .limit(query.per_page)
@@ -104,7 +105,7 @@ def _order(sort: str) -> list[ColumnElement[Any]]:
 
 def run_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     """A run as the API shows it."""
-    plain = {key: row[key] for key in runs.columns.keys() if key not in _HIDDEN}  # noqa: SIM118
+    plain = {column.name: row[column.name] for column in _SHOWN}
     score = {short: plain.pop(name) for name, short in _SCORE.items()}
     return {**plain, "score": score}
 

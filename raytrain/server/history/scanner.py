@@ -31,6 +31,7 @@ from raytrain.server.history.run_index import indexed, put
 from raytrain.server.history.stamps import Stamps, experiments
 from raytrain.server.history.tables import runs, trials
 from raytrain.storage import Location, StorageError, who_writes
+from raytrain.storage.escapes import printable
 from raytrain.storage.location import storage_errors
 
 _SETTLED_S = 3.0
@@ -129,7 +130,8 @@ class Scanner:
             except DatabaseError:
                 raise
             except RaytrainError as error:
-                report.problems.append(str(error))
+                message, where = str(error), printable(str(storage / name))
+                report.problems.append(message if where in message else f"{where}: {message}")
         there = {str(storage / name) for name in present}
         gone = [each.run for path, each in known.items() if path not in there]
         if gone:

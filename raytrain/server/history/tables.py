@@ -43,6 +43,8 @@ metadata = MetaData(
 )
 
 ID_LENGTH = 16
+VERSION_TABLE = "raytrain_version"
+"""Alembic's: of its own, since a database may hold other programs' tables, too."""
 
 
 def _document(name: str) -> Column[object]:

@@ -100,7 +100,7 @@ def test_the_place_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert codes[0].files.keys() == {"placed_env.py", "lib_placed_env.py", "table.csv"}
 
 
-def test_files_that_the_config_names(place: Path) -> None:
+def test_files_that_the_config_names(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outside = place.parent / f"{place.name}-data.csv"
     outside.write_text("1")
     (place / "levels").mkdir()
@@ -108,7 +108,13 @@ def test_files_that_the_config_names(place: Path) -> None:
     (place / "levels" / ".hidden").write_text("1")
     (place / "results").mkdir()
     (place / "results" / "old.txt").write_text("1")
+    # Results of other runs, also those of the working directory.
+    others = place.parent / f"{place.name}-others"
+    (others / "results" / "cartpole").mkdir(parents=True)
+    (others / "results" / "cartpole" / "experiment.json").write_text("{}")
+    monkeypatch.chdir(others)
     arguments = {
+        "other run": str(others / "results" / "cartpole"),
         "outside": str(outside),
         "nested": [{"levels": "levels"}],
         "results": "results",

@@ -547,6 +547,7 @@ def test_second_module_of_one_name_is_refused(write: Any, envs: Any, tmp_path: P
     [
         ("ALE/Pong-v5", "ale_py", "raytrain[atari]"),
         ("HalfCheetah-v5", "mujoco", "raytrain[mujoco]"),
+        ("LunarLander-v3", "Box2D", "raytrain[box2d]"),
     ],
 )
 def test_missing_extra_says_what_to_install(write: Any, env: str, package: str, extra: str) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.script_programs import evaluated, names_of
 
-from raytrain.migrate.script_code import NoSource, ScriptCode
+from raytrain.migrate.script_code import ScriptCode
+from raytrain.migrate.script_source import NoSource
 
 PROGRAM = """
 from __future__ import annotations
@@ -124,23 +124,9 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (tmp_path / "beside.py").write_text(
         "import math\nONE = 1\nLIST = [None]\nrelu = max.__call__ and abs\n"
     )
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "beside", raising=False)
-    return runpy.run_path(str(program), run_name="__main__")
-
-
-def evaluated(code: ScriptCode, expression: str, place: Path) -> Any:
-    """The value of an expression over the module's names, in another process."""
-    place.mkdir()
-    (place / f"{code.module}.py").write_text(code.text)
-    program = f"import json, {code.module} as m; print(json.dumps({expression}))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=place, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr + code.text
-    return json.loads(done.stdout)
+    return names_of(PROGRAM, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -222,8 +223,6 @@ def test_stopping_twice_is_one_signal(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_started_in_a_shell_is_stopped(site: Site) -> None:
-    import subprocess
-
     file = site.configs / "cartpole.yaml"
     file.write_text(yaml.safe_dump(CONFIG))
     options = ["--name", "cartpole", "--storage-path", str(site.results)]
@@ -243,6 +242,26 @@ def test_a_run_on_another_machine_is_not_stopped(site: Site) -> None:
         answer = site.post(f"/api/runs/{run}/stop")
     assert answer.status == 409
     assert "on other 1" in answer.document["detail"]
+
+
+def test_a_lock_that_names_another_process_stops_nothing(site: Site) -> None:
+    """Whoever may write to the storage may write any pid into it."""
+    run = started(site).document["run"]["id"]
+    trained(site)
+    site.post(f"/api/runs/{run}/stop")
+    lock = DirectoryLock(Location.of(site.results / "cartpole"))
+    innocent = subprocess.Popen(["sleep", "600"])
+    try:
+        with lock:
+            file = site.results / "cartpole" / ".raytrain.lock"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"pid": innocent.pid}))
+            answer = site.post(f"/api/runs/{run}/stop")
+        assert answer.status == 409
+        assert "nothing was stopped" in answer.document["detail"]
+        assert innocent.poll() is None
+    finally:
+        innocent.kill()
+        innocent.wait()
 
 
 # -- continuing ------------------------------------------------------------------------------------

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from support import fake_training
 from support.experiments import FakeRun
 from support.serving import Site, serving
 
+from raytrain.server import launcher
 from raytrain.server import tasks as module
 from raytrain.server.history.tables import tasks as table
 from raytrain.server.settings import Limits
@@ -52,6 +54,23 @@ def test_a_verdict_is_kept_with_its_date(site: Site) -> None:
     assert [each["good"] for each in verdicts] == [False, False, True]
     assert [each["target"] for each in verdicts][1:] == [str(site.results / "cartpole")] * 2
     assert all(each["kind"] == "verify" and each["made_at"] for each in verdicts)
+
+
+def test_tasks_and_starts_are_kept_in_any_database(
+    tmp_path: Path, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "PROGRAM", fake_training.PROGRAM)
+    with serving(tmp_path, database=new_database()) as site:
+        (site.results / "cartpole.go").touch()
+        config = {"environment": {"env": "CartPole-v1"}, "stop": {"iterations": 8}}
+        run = site.post("/api/runs", {"config": {**config, "name": "cartpole"}})
+        assert run.status == 201, run.body
+        run_id = run.document["run"]["id"]
+        task = ended(site, site.post(f"/api/runs/{run_id}/verify").document["task"])
+        assert task["state"] == "done", task
+        found = site.get(f"/api/runs/{run_id}").document
+        assert len(found["verdicts"]) == len(found["launches"]) == 1
+        assert site.get("/metrics").status == site.get("/healthz").status == 200
 
 
 def test_a_prune_says_first_what_it_would_do(site: Site) -> None:

@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from raytrain.errors import BadInput
 from raytrain.server.history.database import DatabaseError, History
 from raytrain.server.history.queries import count_change
-from raytrain.server.history.tables import metadata
+from raytrain.server.history.tables import VERSION_TABLE, metadata
 
 
 def test_the_migrations_make_the_tables(history: History) -> None:
     with history.reading() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        assert compare_metadata(context, metadata) == []
 
 
 def test_a_database_is_opened_again_as_it_was(new_database: Callable[[], str]) -> None:
@@ -67,11 +68,24 @@ def test_a_kill_while_the_tables_are_made_leaves_none(new_database: Callable[[],
     assert History.open(url).changes(0) == (0, [])
 
 
+def test_other_programs_tables_stay_as_they_are(new_database: Callable[[], str]) -> None:
+    url = new_database()
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num TEXT)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('theirs')"))
+    History.open(url).close()
+    with engine.begin() as connection:
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
+    assert found == ["theirs"]
+    engine.dispose()
+
+
 def test_a_database_of_a_newer_raytrain_is_refused(new_database: Callable[[], str]) -> None:
     url = new_database()
     opened = History.open(url)
     with opened.writing() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(text("UPDATE raytrain_version SET version_num = '9999'"))
     with pytest.raises(BadInput, match=r"newer raytrain .*'9999'\). Update raytrain"):
         History.open(url)
 

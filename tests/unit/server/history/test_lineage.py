@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,10 @@ def test_a_run_alone_is_its_newest_checkpoint(
         "run": run_of(run),
         "name": "a",
         "trial": "trial_00000",
-        "checkpoint": "best"
-        if run.trials[0].best == (run.trials[0].score(6), 6)
-        else "checkpoint_000006",
+        "checkpoint": "checkpoint_000006",
         "iteration": 6,
         "weights_sha256": weights(run.run_id, "trial_00000", 6),
-        "kind": node["kind"],
+        "kind": "periodic",
     }
 
 
@@ -73,12 +72,28 @@ def test_stages_and_forks_are_a_tree(storage: Path, history: History, scanner: S
         ("child@8", "fork", "grandchild@10"),
     }
     assert edges == expected
-    # A parent that is gone, or moved, is the same.
-    storage.joinpath("parent").rename(storage / "moved")
-    grandchild.train(0)
+    assert history.parent(run_of(grandchild)) == run_of(child)
+    assert history.parent(run_of(child)) == run_of(parent)
+    assert history.parent(run_of(parent)) is None
+
+
+def test_a_parent_that_was_moved_or_has_lost_the_checkpoint_is_the_parent(
+    storage: Path, history: History, scanner: Scanner
+) -> None:
+    parent = FakeRun(storage, "parent").start().train(8)
+    child = parent.fork("child", "checkpoint_000006").start().train(4)
+    shutil.rmtree(parent.trials[0].place / "checkpoint_000006")
+    shutil.rmtree(parent.trials[0].place / "best")
     scanner.scan()
-    nodes, edges = drawn(history)
-    assert expected <= edges
+    assert history.parent(run_of(child)) == run_of(parent)
+    moved = FakeRun(storage, "moved").start().train(8)
+    child = moved.fork("child-of-moved", "checkpoint_000006").start().train(4)
+    scanner.scan()
+    moved.place.rename(storage / "elsewhere")
+    scanner.scan()
+    assert history.parent(run_of(child)) == run_of(moved)
+    _, edges = drawn(history)
+    assert ("moved@6", "fork", "child-of-moved@10") in edges
 
 
 def test_a_parent_that_was_never_seen_is_known_by_its_forks(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,6 +245,14 @@ def test_an_experiment_that_cannot_be_read_is_a_problem_and_stays_as_it_was(
     assert scanner.scan().problems == []
 
 
+def test_a_problem_names_the_place(storage: Path, scanner: Scanner) -> None:
+    run = FakeRun(storage, "cartpole").start()
+    file = run.place / "experiment.json"
+    file.write_text(file.read_text().replace('"name": "cartpole"', '"name": "../x"'))
+    (problem,) = scanner.scan().problems
+    assert problem.startswith(f"{run.place}: ") and "directory's name" in problem
+
+
 def test_a_name_that_is_no_text_is_a_problem(
     storage: Path, history: History, scanner: Scanner
 ) -> None:
@@ -255,17 +266,18 @@ def test_a_name_that_is_no_text_is_a_problem(
 def test_hostile_values_come_back_as_they_are(
     storage: Path, history: History, scanner: Scanner
 ) -> None:
-    name = "<script>alert(1)</script>'; DROP TABLE runs; --"
-    run = FakeRun(storage, name.replace("/", "\\")).start().train(4)
+    run = FakeRun(storage, "cartpole").start().train(4)
     run.fail("\x1b[2J\0 \ud800 <b>")
     document = json.loads((run.place / "experiment.json").read_text())
-    document["config"]["environment"]["env_config"] = {"x": "\0\ud800", "n": 10**300}
+    document["config"]["environment"]["env_config"] = {"x": "\0\ud800", "n": 10**299}
     (run.place / "experiment.json").write_text(json.dumps(document))
     manifest = run.trials[0].place / "best" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"iteration": 4', '"iteration": ' + "9" * 40))
-    scanner.scan()
+    name = "<script>alert(1)<\\script>\x1b '; DROP TABLE runs; --"
+    run.place = run.place.rename(storage / name)
+    assert scanner.scan().problems == []
     row = row_of(history, run)
-    assert row["name"] == run.place.name
+    assert (row["name"], row["path"]) == (name, str(storage / name))
     assert row["last_error"] == "\x1b[2J\\x00 \\ud800 <b>".replace("\x1b", "\\x1b")
     assert row["config"] == document["config"]
     (best,) = history.checkpoints(row["id"], kind="best")
@@ -334,6 +346,36 @@ def test_scanners_on_one_database_do_each_other_no_harm(
     history, anew = History.open(url), History.open(new_database())
     for each in (history, anew):
         assert scanner_of(each, happening.storage).scan().problems == []
+    assert index(history) == index(anew)
+
+
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_scanner_that_is_killed_while_it_writes_leaves_whole_runs(
+    storage: Path, new_database: Callable[[], str], call: int
+) -> None:
+    many(storage, 4)
+    url = new_database()
+    program = (
+        "import os, signal, sys\n"
+        "from raytrain.server.history import run_index\n"
+        "from raytrain.server.history.database import History\n"
+        "from raytrain.server.history.scanner import Scanner\n"
+        "calls = iter(range(1, int(sys.argv[3])))\n"
+        "write = run_index.count_change\n"
+        "def write_and_die(connection, ids):\n"
+        "    write(connection, ids)\n"
+        "    if next(calls, None) is None:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "run_index.count_change = write_and_die\n"
+        "Scanner(History.open(sys.argv[1]), [sys.argv[2]], clock=lambda: 4e9).scan()\n"
+    )
+    command = [sys.executable, "-c", program, url, str(storage), str(call)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    history, anew = History.open(url), History.open(new_database())
+    assert len(index(history)["runs"]) == call - 1
+    assert history.changes(0)[0] == call - 1
+    for each in (history, anew):
+        scanner_of(each, storage).scan()
     assert index(history) == index(anew)
 
 
