@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.resources
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -17,6 +19,7 @@ from raytrain.server.server import Server
 from raytrain.server.settings import ServerSettings
 from raytrain.versions import versions
 
+_THREADS = 32
 _SWAGGER = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 _DOCS = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>raytrain: API</title>
@@ -47,6 +50,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Python's own has a few threads only, on a machine with a few cores.
+        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="raytrain-http")
+        asyncio.get_running_loop().set_default_executor(threads)
         server.scanning.begin()
         try:
             yield

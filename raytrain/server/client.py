@@ -26,6 +26,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 from raytrain.errors import BadInput, RaytrainError
 
 _TOKEN_VARIABLE = "RAYTRAIN_SERVER_TOKEN"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ACTIVE = ("running",)
 _QUIET_S = 60.0  # A stream sends something every 15 s.
 
@@ -69,6 +70,9 @@ class Client:
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._headers = {"authorization": f"Bearer {token}"}
         self._timeout_s = timeout_s
+        # A proxy leads to other machines, and not back to this one.
+        own = [urllib.request.ProxyHandler({})] if parts.hostname in _LOOPBACK else []
+        self._opener = urllib.request.build_opener(*own)
 
     # -- control ---------------------------------------------------------------------------------
 
@@ -194,7 +198,7 @@ class Client:
         }
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            return urllib.request.urlopen(request, timeout=timeout_s or self._timeout_s)
+            return self._opener.open(request, timeout=timeout_s or self._timeout_s)
         except urllib.error.HTTPError as error:
             with error:
                 raise _problem(error.code, error.read()) from None

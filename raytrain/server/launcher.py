@@ -46,6 +46,7 @@ from raytrain.storage.lock import LOCK_NAME
 
 PROGRAM: tuple[str, ...] = (sys.executable, "-m", "raytrain")
 _RECORD, _LOCK, _STOP = "launch.json", "lock", "stop"
+_KEPT_LOGS = 20  # of a run
 _LAST_LINES = 4000  # characters of a log that are searched for the reason of an end
 
 
@@ -102,6 +103,8 @@ class Launcher:
             before = _stamp(place)
             moment = datetime.now(UTC)
             log = directory / f"{moment:%Y%m%d-%H%M%S-%f}.log"
+            for old in sorted(directory.glob("*.log"))[: 1 - _KEPT_LOGS]:
+                old.unlink(missing_ok=True)
             command = [*PROGRAM, *arguments]
             environment = {k: v for k, v in os.environ.items() if k != TOKEN_VARIABLE}
             with log.open("wb") as output:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from raytrain.errors import BadInput
 
-_GRACE_S = 5
+_GRACE_S = 2
 _MOST_CONNECTIONS = 1000
 
 

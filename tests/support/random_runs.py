@@ -73,8 +73,10 @@ class RandomRuns:
         elif which == 3:
             (run.place / "experiment.json").write_text("{")
         else:
-            for file in sorted(run.trials[0].place.glob("checkpoint_*/policy.json"))[:1]:
-                file.unlink()
+            place = run.trials[0].place
+            found = [*place.glob("checkpoint_*/policy.json"), *place.glob("stages/*/policy.json")]
+            if found:
+                self.random.choice(sorted(found)).unlink()
 
     def _change_storage(self, run: FakeRun) -> None:
         run.write_experiment_file()

@@ -252,7 +252,7 @@ async def _ended(server: Server, place: Location, launch: Launch, code: int) -> 
 
 async def _submitted(server: Server, place: Location, command: Sequence[str]) -> Response:
     """Run `raytrain submit ...`, and wait until the run has begun, or its job has ended."""
-    job, new = await asyncio.to_thread(_submit, server, place, command)
+    job, new = await _submit(server, place, command)
     deadline = time.monotonic() + server.settings.limits.start_wait_s
     while True:
         row = await asyncio.to_thread(server.row_at, place)
@@ -264,28 +264,38 @@ async def _submitted(server: Server, place: Location, command: Sequence[str]) ->
         await asyncio.sleep(_SCAN_EVERY_S)
 
 
-def _submit(server: Server, place: Location, command: Sequence[str]) -> tuple[str | None, bool]:
+async def _submit(
+    server: Server, place: Location, command: Sequence[str]
+) -> tuple[str | None, bool]:
     """The job of the run, None if it has finished; and whether it is a new one."""
-    jobs = server.launcher.jobs(server.settings.address or "")
+    jobs = await asyncio.to_thread(server.launcher.jobs, server.settings.address or "")
     mark = run_mark(place.name, str(place.parent))
-    running = jobs.running(mark)
+    running = await asyncio.to_thread(jobs.running, mark)
     if running is not None:
         return running, False
-    ended = subprocess.run(
-        [*PROGRAM, *command],
+    process = await asyncio.create_subprocess_exec(
+        *PROGRAM,
+        *command,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_SUBMIT_WITHIN_S,
-        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
-    if ended.returncode:
-        message = ended.stderr.rpartition("error: ")[2].strip() or "It was not submitted."
+    try:
+        async with asyncio.timeout(_SUBMIT_WITHIN_S):
+            _, said = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise Refused(
+            502, f"The cluster did not take the job within {_SUBMIT_WITHIN_S} s. Ask again."
+        ) from None
+    if process.returncode:
+        message = said.decode(errors="replace").rpartition("error: ")[2].strip()
         errors = errors_in(message, command[1])
-        raise Refused(422 if ended.returncode == 2 else 502, message, errors)
-    job = jobs.running(mark)
+        status = 422 if process.returncode == 2 else 502
+        raise Refused(status, message or "It was not submitted.", errors)
+    job = await asyncio.to_thread(jobs.running, mark)
     if job is not None:
-        server.launcher.remember_job(place, command, job)
+        await asyncio.to_thread(server.launcher.remember_job, place, command, job)
     return job, job is not None
 
 

@@ -112,6 +112,11 @@ class History:
         with self.reading() as connection:
             return queries.run(connection, run)
 
+    def run_at(self, path: str) -> dict[str, Any] | None:
+        """The run whose directory is `path` (as `Location` writes it); None if there is none."""
+        with self.reading() as connection:
+            return queries.run_at(connection, path)
+
     def trials(self, run: str) -> list[dict[str, Any]]:
         """The fields of a `TrialView` without its checkpoints, in the order of the names."""
         with self.reading() as connection:

@@ -112,7 +112,16 @@ def run_row(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 def run(connection: Connection, run_id: str) -> dict[str, Any] | None:
     """See `History.run`; with `config` and `config_digest`."""
-    row = connection.execute(select(runs).where(runs.c.id == run_id)).mappings().first()
+    return _whole_run(connection, runs.c.id == run_id)
+
+
+def run_at(connection: Connection, path: str) -> dict[str, Any] | None:
+    """See `History.run_at`; as `run`."""
+    return _whole_run(connection, (runs.c.path == path) & runs.c.gone_at.is_(None))
+
+
+def _whole_run(connection: Connection, where: ColumnElement[bool]) -> dict[str, Any] | None:
+    row = connection.execute(select(runs).where(where)).mappings().first()
     if row is None:
         return None
     return {

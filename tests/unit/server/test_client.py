@@ -67,6 +67,12 @@ def test_what_the_server_refuses_is_an_error_with_lines(site: Site) -> None:
         raytrain.Client(site.url, "another-token-0123456789").runs()
 
 
+def test_a_proxy_is_not_asked_for_this_machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert raytrain.Client(site.url, TOKEN).runs() == []
+
+
 def test_the_token_has_three_places(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="needs the server's token"):
         raytrain.Client(site.url)

@@ -198,6 +198,8 @@ def test_a_run_that_begins_anew_is_another_run(
     scanner.scan()
     assert row_of(history, old)["gone_at"] is not None
     assert row_of(history, new)["gone_at"] is None
+    assert history.run_at(str(new.place)) == row_of(history, new)
+    assert history.run_at(str(storage)) is None
     assert sorted(row["path"] for row in index(history)["runs"]) == sorted(
         str(path) for path in storage.iterdir()
     )
@@ -347,6 +349,19 @@ def test_scanners_on_one_database_do_each_other_no_harm(
     for each in (history, anew):
         assert scanner_of(each, happening.storage).scan().problems == []
     assert index(history) == index(anew)
+
+
+@pytest.mark.parametrize("path", ["best", "checkpoint_000004", "stages/easy"])
+def test_a_checkpoint_that_lost_a_file_is_seen(
+    storage: Path, history: History, scanner: Scanner, path: str
+) -> None:
+    run = FakeRun(storage, "cartpole").start().train(4).end_stage("easy", "hard")
+    scanner.scan()
+    (run.trials[0].place / path / "policy.json").unlink()
+    (changed,) = scanner.scan().changed
+    problems = {each["path"]: each["problem"] for each in history.checkpoints(changed)}
+    assert problems.pop(path) == "policy.json: missing file"
+    assert set(problems.values()) == {None}
 
 
 @pytest.mark.parametrize("call", [1, 3])

@@ -100,6 +100,19 @@ def test_all_that_was_trained_may_be_lost(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_lost_twice_is_trained_again_in_the_end(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, "cartpole", every=10).start().train(5).kill(after_s=30)
+    run.start().train(2).kill(after_s=30).start().train(8)
+    assert spans(run) == [
+        ("training", 0, 10),
+        ("away", 10, 40),
+        ("repeated", 40, 44),
+        ("away", 44, 74),
+        ("repeated", 74, 84),
+        ("training", 84, 90),
+    ]
+
+
 def test_a_copy_of_the_directory_has_no_times_of_attempts(tmp_path: Path) -> None:
     run = FakeRun(tmp_path, "cartpole").start().train(4).interrupt().start().train(4)
     before = spans(run)

@@ -305,6 +305,18 @@ def test_the_starts_of_a_run_are_kept(site: Site) -> None:
     assert all(each["pid"] and each["host"] and each["log"] for each in launches)
 
 
+def test_the_newest_logs_of_a_run_are_kept(site: Site) -> None:
+    directory = site.app.state.settings.launch_directory(Location.of(site.results / "cartpole"))
+    directory.mkdir(parents=True)
+    for number in range(30):
+        (directory / f"20260101-0000{number:02d}-000000.log").touch()
+    log = Path(started(site).document["log"])
+    kept = sorted(directory.glob("*.log"))
+    assert len(kept) == 20
+    assert kept[-1] == log
+    assert kept[0].name == "20260101-000011-000000.log"
+
+
 def test_the_log_is_found_without_the_database(site: Site, tmp_path: Path) -> None:
     run = started(site).document["run"]["id"]
     trained(site)
