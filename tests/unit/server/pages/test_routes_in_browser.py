@@ -167,7 +167,7 @@ def test_a_run_changes_without_a_reload(browser: Browser, site: Site) -> None:
     live = FakeRun(site.results, "watched", stop=100).start().train(4)
     browser.enter(site, f"/runs/{site.run_of('watched')}")
     browser.says("#checkpoints-body", "checkpoint_000004")
-    shown = "return document.querySelector('#charts .draw').data?.at(-1).x.length"
+    shown = "return document.querySelector('#charts .draw')?.data?.at(-1).x.length"
     browser.until(lambda: browser.script(shown) == 4)
     live.train(4).kill().start()
     site.scan()
