@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pkgutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import gymnasium
 
 from raytrain._ray.ppo_config import default_model, registered_env, settings_of
 from raytrain.config.environment import EnvCreator, takes_the_dict
@@ -18,7 +22,7 @@ from raytrain.config.errors import ConfigError, Problem, nearest
 from raytrain.config.schema import ALGORITHM_SECTIONS
 from raytrain.config.validation import yaml_fields
 from raytrain.migrate.reasons import WITHOUT_EFFECT, why_refused
-from raytrain.migrate.script_code import ScriptCode
+from raytrain.migrate.script_code import ScriptCode, place_of
 from raytrain.migrate.script_source import NoSource
 from raytrain.migrate.search_spaces import (
     NoSearchSpace,
@@ -206,6 +210,11 @@ class _Reader:
         creator = registered_env(env) if isinstance(env, str) else env
         # An earlier run of this program has registered an id of Gymnasium's.
         if creator is None or isinstance(creator, EnvCreator):
+            own = _own_gymnasium_spec(str(env))
+            if own is not None:
+                make = self._code.bind("make", gymnasium.make)
+                made = f"{make}({self._code.expression(own)}, **{self._argument(others)})"
+                return self._code.path_of_expression("environment", "config", made)
             if others:
                 raise NoSource(
                     f"env_config.{next(iter(others))} is a {_kind(next(iter(others.values())))}, "
@@ -223,14 +232,19 @@ class _Reader:
             else creator.__name__,
             creator,
         )
+        expression = f"{made}({self._argument(others)})"
+        return self._code.path_of_expression("environment", "config", expression)
+
+    def _argument(self, others: Mapping[str, Any]) -> str:
+        """The dictionary that makes an environment, as an expression: `config`, and values that
+        cannot be stored with the run."""
         extra = ""
         for key, item in others.items():
             try:
                 extra += f", {key!r}: {self._code.expression(item)}"
             except NoSource as error:
                 raise NoSource(f"env_config.{key}: {error}") from None
-        argument = f"{{**config{extra}}}" if extra else "config"
-        return self._code.path_of_expression("environment", "config", f"{made}({argument})")
+        return f"{{**config{extra}}}" if extra else "config"
 
     # -- the other settings that need a look -----------------------------------------------------
 
@@ -425,6 +439,20 @@ class _Reader:
                 continue
             self._put(("rl_module", "model_config", key), name, value)
         return others
+
+
+def _own_gymnasium_spec(env_id: str) -> Any:
+    """What the program, or a module beside it, has registered under an id of Gymnasium's, which
+    another process does not know; else None."""
+    spec = gymnasium.registry.get(env_id)
+    entry = None if spec is None else spec.entry_point
+    if isinstance(entry, str):
+        module = entry.partition(":")[0]
+        if module != "__main__" and place_of(module) is None:
+            return None
+        with suppress(ImportError, AttributeError):  # Which making it will tell.
+            entry = pkgutil.resolve_name(entry)
+    return None if entry is None else dataclasses.replace(spec, entry_point=entry)
 
 
 def _direct() -> dict[str, tuple[str, str, bool]]:

@@ -76,7 +76,7 @@ class ScriptCode:
     @property
     def places(self) -> list[str]:
         """The directories of the user's modules that are imported."""
-        return sorted({place for root in self._roots if (place := _place_of(root)) is not None})
+        return sorted({place for root in self._roots if (place := place_of(root)) is not None})
 
     @property
     def text(self) -> str:
@@ -494,7 +494,7 @@ def _outer(value: Any) -> Any:
     return outer if rest and found is value and isinstance(outer, type) else None
 
 
-def _place_of(module: str) -> str | None:
+def place_of(module: str) -> str | None:
     """The directory in which Python finds a module of the user's; None for an installed one."""
     top = module.partition(".")[0]
     spec = getattr(sys.modules.get(top), "__spec__", None)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -322,6 +323,25 @@ def test_another_trainable_is_refused(trainable: Any, space: Any, message: str) 
 def test_other_classes_of_options_are_refused(options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Tuner("PPO", param_space=cartpole(), **options)
+
+
+def test_an_id_that_the_program_registered_is_registered_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    monkeypatch.setattr(gymnasium, "registry", gymnasium.envs.registration.registry)
+    gymnasium.register(
+        "OfProgram-v0", CartPoleEnv, max_episode_steps=7, kwargs={"render_mode": None}
+    )
+    config = PPOConfig().environment("OfProgram-v0", env_config={"sutton_barto_reward": True})
+    made = experiment(config)
+    assert made.config.environment.env == "code_of_run:environment"
+    module: dict[str, Any] = {}
+    exec(str(made.code), module)
+    gymnasium.registry.pop("OfProgram-v0")
+    env = module["environment"](made.config.environment.env_config)
+    assert env.spec.max_episode_steps == 7
+    assert env.unwrapped._sutton_barto_reward
 
 
 def test_a_connector_with_values_of_its_own_is_taken_as_it_is() -> None:

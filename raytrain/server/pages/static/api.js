@@ -40,15 +40,31 @@ export const query = (values) => {
   return kept.length ? "?" + new URLSearchParams(kept) : "";
 };
 
-// Events of a stream. The browser connects again by itself; `state` hears of it.
+// Events of a stream, while the page is shown: a browser has six connections to a server, for all its
+// tabs. It connects again by itself. `state` hears of every beginning and end; a beginning may follow
+// a pause in which something was missed.
 export function listen(path, handlers, state = () => {}) {
-  const source = new EventSource("/api" + path);
-  source.onopen = () => state(true);
-  source.onerror = () => state(false);
-  for (const [name, handle] of Object.entries(handlers))
-    source.addEventListener(name, (event) => handle(event.data ? JSON.parse(event.data) : null));
-  addEventListener("pagehide", () => source.close());
-  return source;
+  let source = null;
+  const close = () => {
+    source?.close();
+    source = null;
+  };
+  const open = () => {
+    if (source || document.hidden) return;
+    const now = (source = new EventSource("/api" + path));
+    now.onopen = () => state(true);
+    now.onerror = () => {
+      state(false);
+      // Refused, as when too many listen: browsers do not try that again.
+      if (now.readyState === EventSource.CLOSED && now === source) (source = null), setTimeout(open, 10_000);
+    };
+    for (const [name, handle] of Object.entries(handlers))
+      now.addEventListener(name, (event) => handle(event.data ? JSON.parse(event.data) : null));
+  };
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  addEventListener("pagehide", close);
+  addEventListener("pageshow", open);
+  open();
 }
 
 export function showLive(on) {

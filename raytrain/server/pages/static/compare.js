@@ -115,5 +115,5 @@ adding.addEventListener("input", async () => {
 });
 
 const again = paced(load, 5000);
-listen("/events", { message: ({ id }) => ids.includes(id) && again() }, showLive);
+listen("/events", { message: ({ id }) => ids.includes(id) && again() }, (on) => (showLive(on), on && again()));
 await load();

@@ -67,7 +67,10 @@ function draw() {
   fill(find("#tree"), [h("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Runs with their checkpoints" }, edges, nodes, names)]);
 }
 
-const short = (path) => path.replace(/^checkpoint_0*/, "at ").replace(/^stages\//, "stage ");
+function short(path) {
+  const text = path.replace(/^checkpoint_0*/, "at ").replace(/^stages\//, "stage ");
+  return text.length > 19 ? text.slice(0, 18) + "…" : text;
+}
 
 async function load() {
   graph = await api("/lineage");
@@ -76,5 +79,5 @@ async function load() {
 
 find("#find-node").addEventListener("input", draw);
 find("#alone").addEventListener("change", draw);
-listen("/events", { message: paced(load, 10_000) }, showLive);
-await load();
+const again = paced(load, 10_000);
+listen("/events", { message: again }, (on) => (showLive(on), on && again()));

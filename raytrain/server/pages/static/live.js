@@ -3,4 +3,5 @@
 import { listen, paced, showLive } from "./api.js";
 import { renew } from "./page.js";
 
-listen("/events", { message: paced(renew), run: paced(renew) }, showLive);
+const again = paced(renew);
+listen("/events", { message: again }, (on) => (showLive(on), on && again()));

@@ -171,14 +171,13 @@ function followLog() {
   }
   logging = true;
   logLines.length = 0;
-  const source = listen(runPath(id, "/log?tail=500"), {
+  listen(runPath(id, "/log?tail=500"), {
     message: (line) => {
       logLines.push(visible(line));
       if (logLines.length > 2000) logLines.splice(0, logLines.length - 2000);
       drawLog();
     },
   }, (on) => on && (logLines.length = 0));
-  source.addEventListener("error", () => source.readyState === EventSource.CLOSED && (logging = false));
 }
 
 if (root.dataset.gone) listen("/events", { message: (changed) => changed.id === id && everything() }, showLive);

@@ -107,14 +107,19 @@ def test_the_picture_of_the_readme(browser: Browser, site: Site) -> None:
         browser.says("#title", "running")
         browser.until(lambda: len(browser.all("#charts .main-svg")) > 6)
         browser.says("#curves-key", "preemption")
-        # Of the picture, the path alone is another.
-        browser.script(
-            "const all = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);"
-            "while (all.nextNode()) all.currentNode.data ="
-            "  all.currentNode.data.replace(arguments[0], '/home/me/results')",
-            str(site.results),
-        )
-        browser.shoot("readme")
+
+        def drawn() -> bool:
+            """Of the picture, the path alone is not as it was; the page may renew it meanwhile."""
+            browser.script(
+                "const all = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);"
+                "while (all.nextNode()) all.currentNode.data ="
+                "  all.currentNode.data.replace(arguments[0], '/home/me/results')",
+                str(site.results),
+            )
+            browser.shoot("readme")
+            return str(site.results) not in browser.text("#run")
+
+        browser.until(drawn)
 
 
 def test_no_name_is_run_as_code(browser: Browser, site: Site) -> None:
@@ -162,7 +167,7 @@ def test_a_run_changes_without_a_reload(browser: Browser, site: Site) -> None:
     live = FakeRun(site.results, "watched", stop=100).start().train(4)
     browser.enter(site, f"/runs/{site.run_of('watched')}")
     browser.says("#checkpoints-body", "checkpoint_000004")
-    shown = "return document.querySelector('#charts .draw').data?.at(-1).x.length"
+    shown = "return document.querySelector('#charts .draw')?.data?.at(-1).x.length"
     browser.until(lambda: browser.script(shown) == 4)
     live.train(4).kill().start()
     site.scan()
