@@ -258,7 +258,7 @@ def test_a_directory_that_this_user_may_not_read_hides_no_other(
     scan = os.scandir
 
     def refuse(path: Any) -> Any:
-        if str(path) == str(secret.place):
+        if str(path).rstrip("/") == str(secret.place):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return scan(path)
 
@@ -267,7 +267,7 @@ def test_a_directory_that_this_user_may_not_read_hides_no_other(
     report = scanner.scan()
     assert report.changed == [id_of(str(plain.place), plain.run_id)]
     (problem,) = report.problems
-    assert f"failed at {secret.place}: Permission denied" in problem
+    assert str(secret.place) in problem and "Permission denied" in problem
     assert row_of(history, secret) == before
 
 
