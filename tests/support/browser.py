@@ -50,8 +50,9 @@ class Browser:
         self.complaints: list[str] = []
 
     def enter(self, site: Site, path: str = "/") -> None:
-        """Open a page of a server, as somebody who has its token."""
+        """Open a page of a server, as somebody who has its token and has selected nothing."""
         self.driver.get(f"{site.url}/?token={site.app.state.settings.token}")
+        self.script("sessionStorage.clear()")
         self.driver.get(site.url + path)
 
     def script(self, code: str, *arguments: Any) -> Any:

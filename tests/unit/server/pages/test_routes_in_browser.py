@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -154,10 +155,14 @@ def test_rows_change_without_a_reload(browser: Browser, site: Site) -> None:
     browser.enter(site)
     browser.says(row, "16,000")
     browser.click(f"{row} .pick input")
+    FakeRun(site.results, "later", stop=100, begin=time.time()).start().train(1)
     live.train(6)
     site.scan()
     browser.says(row, "40,000")
+    browser.says("#table", "later")
     assert browser.find(f"{row} .pick input").is_selected()
+    focused = browser.script("return document.activeElement.closest('tr')?.id")
+    assert f"#{focused}" == row
     live.delete()
     site.scan()
     browser.says(row, "gone")
