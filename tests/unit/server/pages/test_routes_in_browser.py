@@ -231,6 +231,18 @@ def test_the_mean_over_seeds(browser: Browser, site: Site) -> None:
     browser.says("#key", "interquartile mean of")
 
 
+def test_the_interquartile_mean_cuts_a_quarter_at_each_end(browser: Browser, site: Site) -> None:
+    browser.enter(site)
+    module = "import(document.querySelector('[type=module]').src.replace('runs.js', 'iqm.js'))"
+    for values, mean in (
+        ([8, 1, 7, 2, 6, 3, 5, 4], 4.5),
+        ([1, 1, 3, 1000], 2.0),
+        ([0.0, 6.0, 60.0], (0.25 * 0 + 6 + 0.25 * 60) / 1.5),
+        ([5], 5.0),
+    ):
+        assert browser.awaited(f"{module}.then(m => m.iqm(arguments[0]))", values) == mean
+
+
 def test_a_copied_command_is_in_the_clipboard(browser: Browser, site: Site) -> None:
     run = site.run_of("run-0005")
     enter(browser, site, "run")
