@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from support.serving import Site
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
-WITHIN_S = 300
+WITHIN_S = 600
 _BINARIES = ("chromium", "chromedriver")
 _T = TypeVar("_T")
 # Plotly's map library adds its styles, which nothing here uses: the policy blocks it, as it should.
