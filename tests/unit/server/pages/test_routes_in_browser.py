@@ -339,6 +339,7 @@ def test_the_form_and_the_text_are_one(browser: Browser, site: Site) -> None:
     browser.paste("#yaml", CONFIG)
     browser.click("#mode label:nth-of-type(2)")
     assert browser.find("[id='key-environment.env']").get_attribute("value") == "CartPole-v1"
+    assert browser.all("[id^='key-curriculum.']") == []
     browser.type("#find-key", "learning rate")
     browser.type("[id='key-training.lr']", "3.0e-4\t")
     browser.shoot("new-form")
