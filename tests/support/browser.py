@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from support.serving import Site
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
-WITHIN_S = 300
+WITHIN_S = 600
 _BINARIES = ("chromium", "chromedriver")
 _T = TypeVar("_T")
 # Plotly's map library adds its styles, which nothing here uses: the policy blocks it, as it should.
@@ -50,8 +50,9 @@ class Browser:
         self.complaints: list[str] = []
 
     def enter(self, site: Site, path: str = "/") -> None:
-        """Open a page of a server, as somebody who has its token."""
+        """Open a page of a server, as somebody who has its token and has selected nothing."""
         self.driver.get(f"{site.url}/?token={site.app.state.settings.token}")
+        self.script("sessionStorage.clear()")
         self.driver.get(site.url + path)
 
     def script(self, code: str, *arguments: Any) -> Any:

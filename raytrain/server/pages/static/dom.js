@@ -50,6 +50,8 @@ export function morph(old, fresh) {
 export function fill(parent, given) {
   const children = given.map((c) => (c instanceof Node ? c : document.createTextNode(visible(c))));
   const byId = new Map([...parent.children].filter((c) => c.id).map((c) => [c.id, c]));
+  const wanted = new Set(children.map((c) => c.id));
+  for (const [id, gone] of byId) if (!wanted.has(id)) gone.remove();
   let place = parent.firstChild;
   for (const child of children) {
     const same = child.id ? byId.get(child.id) : place && !place.id ? place : null;
@@ -57,7 +59,8 @@ export function fill(parent, given) {
       parent.insertBefore(child, place);
       continue;
     }
-    if (same !== place) parent.insertBefore(same, place);
+    // `moveBefore` keeps the focus in what it moves; older browsers lose it.
+    if (same !== place) (parent.moveBefore ?? parent.insertBefore).call(parent, same, place);
     const now = morph(same, child);
     place = now.nextSibling;
   }

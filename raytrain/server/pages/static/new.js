@@ -147,7 +147,11 @@ async function setMode(mode) {
   if (mode !== "form") return;
   clearTimeout(timer);
   await check();
-  if (!fields.length) fields = (await api("/schema")).fields;
+  if (!fields.length) {
+    const every = (await api("/schema")).fields, lists = every.filter((f) => f.type === "list").map((f) => f.key + ".");
+    // Keys of a list's items, as those of stages, have no place of their own: they are written in YAML.
+    fields = every.filter((f) => !lists.some((list) => f.key.startsWith(list)));
+  }
   drawForm();
 }
 find("#mode").addEventListener("change", (event) => setMode(event.target.value));

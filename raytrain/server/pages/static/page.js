@@ -54,9 +54,11 @@ find("#toasts").addEventListener("click", (event) => {
 
 // Replaces the parts marked `data-live` by those of the page as the server renders it now.
 export async function renew() {
-  const answer = await fetch(location.href, { headers: { accept: "text/html" } });
-  if (!answer.ok) return;
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const address = location.href, answer = await fetch(address, { headers: { accept: "text/html" } });
+  const text = await answer.text();
+  // Another search may have begun meanwhile.
+  if (!answer.ok || location.href !== address) return;
+  const fresh = new DOMParser().parseFromString(text, "text/html");
   for (const part of all("[data-live]")) {
     const now = fresh.getElementById(part.id);
     if (now) fill(part, [...now.childNodes].map((node) => document.importNode(node, true)));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -154,10 +155,14 @@ def test_rows_change_without_a_reload(browser: Browser, site: Site) -> None:
     browser.enter(site)
     browser.says(row, "16,000")
     browser.click(f"{row} .pick input")
+    FakeRun(site.results, "later", stop=100, begin=time.time()).start().train(1)
     live.train(6)
     site.scan()
     browser.says(row, "40,000")
+    browser.says("#table", "later")
     assert browser.find(f"{row} .pick input").is_selected()
+    focused = browser.script("return document.activeElement.closest('tr')?.id")
+    assert f"#{focused}" == row
     live.delete()
     site.scan()
     browser.says(row, "gone")
@@ -224,6 +229,18 @@ def test_the_mean_over_seeds(browser: Browser, site: Site) -> None:
     browser.find("#draw .main-svg")
     browser.click("#seeds")
     browser.says("#key", "interquartile mean of")
+
+
+def test_the_interquartile_mean_cuts_a_quarter_at_each_end(browser: Browser, site: Site) -> None:
+    browser.enter(site)
+    module = "import(document.querySelector('[type=module]').src.replace('runs.js', 'iqm.js'))"
+    for values, mean in (
+        ([8, 1, 7, 2, 6, 3, 5, 4], 4.5),
+        ([1, 1, 3, 1000], 2.0),
+        ([0.0, 6.0, 60.0], (0.25 * 0 + 6 + 0.25 * 60) / 1.5),
+        ([5], 5.0),
+    ):
+        assert browser.awaited(f"{module}.then(m => m.iqm(arguments[0]))", values) == mean
 
 
 def test_a_copied_command_is_in_the_clipboard(browser: Browser, site: Site) -> None:
@@ -322,6 +339,7 @@ def test_the_form_and_the_text_are_one(browser: Browser, site: Site) -> None:
     browser.paste("#yaml", CONFIG)
     browser.click("#mode label:nth-of-type(2)")
     assert browser.find("[id='key-environment.env']").get_attribute("value") == "CartPole-v1"
+    assert browser.all("[id^='key-curriculum.']") == []
     browser.type("#find-key", "learning rate")
     browser.type("[id='key-training.lr']", "3.0e-4\t")
     browser.shoot("new-form")
