@@ -9,7 +9,7 @@ import "./page.js";
 import { dump } from "./yaml.js";
 
 const text = find("#yaml"), gutter = find("#gutter"), problems = find("#problems");
-const EMPTY = "name: my-run\nstorage_path: results\nseed: 0\n\nenvironment:\n  env: CartPole-v1\n\nstop:\n  timesteps: 100_000\n";
+const EMPTY = "name: my-run\nseed: 0\n\nenvironment:\n  env: CartPole-v1\n\nstop:\n  timesteps: 100_000\n";
 let values = {}, fields = [], found = [], sources = new Map(), checks = 0;
 
 listen("/events", { message: () => {} }, showLive);

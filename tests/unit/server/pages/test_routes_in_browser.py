@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from support import fake_training
 from support.browser import Browser
 from support.experiments import FakeRun, many
 from support.serving import Site, serving
+
+from raytrain.server import launcher
 
 pytestmark = pytest.mark.browser
 
 LARGEST = 300_000
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 SCRIPT = "</script><script>window.hacked=1</script>"
-CONFIG = (
-    "name: typed\nstorage_path: results\nenvironment:\n  env: CartPole-v1\nstop:\n  iterations: 2\n"
-)
+CONFIG = "name: typed\nseed: 1\nenvironment:\n  env: CartPole-v1\nstop:\n  iterations: 2\n"
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +361,45 @@ def test_a_new_run_begins_with_the_config_of_another(browser: Browser, site: Sit
         lambda: "env: CartPole-v1" in browser.script("return document.querySelector('#yaml').value")
     )
     assert browser.find("#name").get_attribute("value") == "run-0000-2"
+
+
+def test_a_run_is_started_watched_stopped_resumed_and_forked(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a process that trains nothing; `tests/runs/test_server_pages.py` trains."""
+    monkeypatch.setattr(launcher, "PROGRAM", fake_training.PROGRAM)
+    with serving(tmp_path) as site:
+        browser.enter(site, "/new")
+        browser.paste("#yaml", CONFIG)
+        browser.says("#problems", "No mistake is known")
+        browser.click("#start")
+        browser.says("dialog", "goes on if this page or the server is closed")
+        browser.click("dialog .primary")
+        browser.says("h1", "typed")
+        browser.says("#title", "running")
+        browser.says("#log-body", "iteration 4")
+
+        browser.click("[data-do=stop]")
+        browser.says("dialog", "gets SIGTERM")
+        browser.click("dialog .danger")
+        browser.says("#toasts", "saved checkpoint_000004 at iteration 4")
+        browser.says("#title", "interrupted")
+
+        for name in ("typed", "child"):
+            (site.results / f"{name}.go").touch()
+        browser.click("[data-do=resume]")
+        browser.says("dialog", "Nothing has to be trained again")
+        browser.click("dialog .primary")
+        browser.says("#title", "finished")
+
+        browser.click("[data-do=fork]")
+        browser.paste("dialog [name=name]", "child")
+        browser.says("dialog .command", "--name child")
+        browser.click("dialog .primary")
+        browser.says("h1", "child")
+        browser.says("#where", "fork of typed")
+        browser.says("#title", "finished")
+    assert (site.results / "signals").read_text() == "typed\n"
 
 
 def test_a_server_that_is_gone_is_seen(
