@@ -89,11 +89,11 @@ def _try(env: Any, action_mask: str | None) -> None:
             with users_code("reset()"):
                 returned = env.reset(seed=0)
             contract.reset(returned)
-            info = returned[1]
+            observation, info = returned
         with users_code("step()"):
-            returned = env.step(actions.sample(info))
+            returned = env.step(actions.sample(info, observation))
         contract.step(returned)
-        info = returned[4]
+        observation, info = returned[0], returned[4]
         over = bool(returned[2] or returned[3])
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -21,7 +22,7 @@ import numpy as np
 import tree
 from gymnasium.spaces import Discrete, MultiDiscrete
 
-from raytrain.config.action_mask import MaskSource, without_mask
+from raytrain.config.action_mask import DEFAULT_NAME, MaskSource, without_mask
 from raytrain.config.user_code import EnvironmentFailed
 from raytrain.errors import BadInput
 from raytrain.policy.env_actions import ActionMapping, policy_space
@@ -155,15 +156,26 @@ class RandomActions:
         self._space = copy.deepcopy(space)
         self._space.seed(int(random.integers(2**31)))
         self._random = random
-        source = MaskSource.of(setting)
-        self._reader = None if source is None else MaskReader(MaskLayout(space), source)
+        self._asked = setting is not None
+        self._reader: MaskReader | None = None
+        with nullcontext() if self._asked else suppress(NoMasks):
+            source = MaskSource.of(setting) or MaskSource(None, DEFAULT_NAME)
+            self._reader = MaskReader(MaskLayout(space), source)
         self._mapping = ActionMapping(space, normalize=True, clip=True)
 
-    def sample(self, info: Any) -> Any:
-        """An action after `info`. Raises MaskBroken."""
-        if self._reader is None:
-            return self._space.sample()
-        choices = self._reader.layout.drawn(self._reader.of_info(info), self._random)
+    def sample(self, info: Any, observation: Any = None) -> Any:
+        """An action after `info`. Without a setting, a mask under its usual name in `observation`
+        or in `info` is followed, too: the user's own network may follow it. Raises MaskBroken."""
+        if self._asked and self._reader is not None:
+            return self._allowed(self._reader, info)
+        for shown in (observation, info):
+            if self._reader is not None and isinstance(shown, Mapping) and DEFAULT_NAME in shown:
+                with suppress(MaskBroken):
+                    return self._allowed(self._reader, shown)
+        return self._space.sample()
+
+    def _allowed(self, reader: MaskReader, info: Any) -> Any:
+        choices = reader.layout.drawn(reader.of_info(info), self._random)
         return self._mapping.split(self._mapping(choices[None]))[0]
 
 

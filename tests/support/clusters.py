@@ -59,7 +59,7 @@ class Node:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 (no threads here)
+            preexec_fn=end_with_parent,  # noqa: PLW1509 (no threads here)
             env=env,
         )
 
@@ -184,8 +184,8 @@ class Cluster:
         return True
 
 
-def _end_with_parent() -> None:
-    """A test run that is killed leaves no cluster behind: the node gets a SIGTERM then."""
+def end_with_parent() -> None:
+    """A test run that is killed leaves no server behind: it gets a SIGTERM then."""
     parent_death_signal = 1  # PR_SET_PDEATHSIG
     ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import psycopg
 
-from support.clusters import free_port
+from support.clusters import end_with_parent, free_port
 
 _PLACES = "/usr/lib/postgresql/*/bin"
 _SECONDS = 600.0
@@ -87,6 +87,7 @@ def server() -> Iterator[Server]:
                 stdout=log,
                 stderr=log,
                 cwd=directory,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 (no threads here)
                 **user,
             )
         try:

@@ -60,6 +60,10 @@ EXAMPLES = [
         "rl_modules/action_masking_rl_module.py",
         sampling="Dict",
         update="Dict",
+        # Its observations are drawn from their space, which no seed reaches.
+        exact=False,
+        why="the environment itself is not deterministic",
+        # For its evaluation.
         arguments=("--num-cpus=3",),
     ),
     Example("rl_modules/custom_cnn_rl_module.py"),

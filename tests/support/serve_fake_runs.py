@@ -1,5 +1,6 @@
 """`raytrain`, with a server whose runs are those of `fake_training`."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -12,4 +13,5 @@ from support import fake_training
 launcher.PROGRAM = fake_training.PROGRAM
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Tests under `nohup` have it ignored.
     main()

@@ -86,6 +86,7 @@ class FirstRun:
         self._steps = steps
         self._random = np.random.default_rng(seed)
         self._actions = RandomActions(env.action_space, action_mask, self._random)
+        self._observation: Any = None
         self._info: Any = None
         begun = time.monotonic()
         self._deadline, self._early = begun + budget_s, begun + _EARLY_S
@@ -138,12 +139,13 @@ class FirstRun:
             if self._over:
                 self._reset()
             else:
-                self._do(Operation("step", (self._actions.sample(self._info),)))
+                self._do(Operation("step", (self._actions.sample(self._info, self._observation),)))
 
     def _do(self, operation: Operation) -> None:
         _draw_like_a_policy(draws_torch=True)
         before = RngStreams.capture()
         *result, self._info = _call(self._env, operation, self.contract)
+        self._observation = result[0]
         self._global_random.update(before.differing(RngStreams.capture()))
         self._over = bool(result[2] or result[3])
         self._operations.append(operation)

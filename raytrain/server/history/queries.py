@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, func, literal_column, or_, select, update
 
+from raytrain.driver.command_text import command_for
 from raytrain.errors import BadInput
 from raytrain.server.history.tables import changes, checkpoints, runs, trials
 from raytrain.storage.escapes import printable
@@ -107,7 +108,7 @@ def run_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     """A run as the API shows it."""
     plain = {column.name: row[column.name] for column in _SHOWN}
     score = {short: plain.pop(name) for name, short in _SCORE.items()}
-    return {**plain, "score": score}
+    return {**plain, "score": score, "resume": command_for("resume", row["path"], [])}
 
 
 def run(connection: Connection, run_id: str) -> dict[str, Any] | None:

@@ -84,7 +84,7 @@ def indexed(
     return Indexed(
         storable(
             {
-                **view.summary(),
+                **_summary(view),
                 "id": run,
                 "storage": storage,
                 "run_id": view.run_id,
@@ -125,6 +125,11 @@ def indexed(
     )
 
 
+def _summary(view: ExperimentView) -> Row:
+    """Without the command, which says how the program was started that asks for it."""
+    return {key: value for key, value in view.summary().items() if key != "resume"}
+
+
 def _series(
     trial: Location, metric: str, known: tuple[Mapping[str, Any], str] | None
 ) -> tuple[ScoreSeries, str]:
@@ -147,7 +152,7 @@ def _shown(view: ExperimentView) -> TrialView | None:
 
 def _checkpoint(run: str, trial: str, checkpoint: CheckpointView) -> Row:
     row = {"run": run, "trial": trial, **asdict(checkpoint)}
-    del row["resume"]  # It depends on the working directory, and the YAML files around.
+    del row["resume"]
     created_at = row["created_at"]
     return {**row, "created_at": None if created_at is None else utc(created_at)}
 

@@ -72,7 +72,10 @@ def _on_disk(storage: str) -> Iterator[tuple[str, Stamps]]:
     for entry in _entries(storage):
         if not entry.is_dir():
             continue
-        found = list(_of_experiment(entry.path))
+        try:
+            found = list(_of_experiment(entry.path))
+        except OSError:  # Reading it will fail, too, and say why.
+            found = [(EXPERIMENT_FILE, 0, 0, 0)]
         if found:
             yield entry.name, Stamps.of(found)
 

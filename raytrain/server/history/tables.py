@@ -79,7 +79,6 @@ runs = Table(
     Column("first_start", Text, nullable=False),
     Column("changed_at", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
-    Column("resume", Text, nullable=False),
     Column("score_metric", Text, nullable=False),
     Column("score_order", Text, nullable=False),
     Column("best_score", Double),

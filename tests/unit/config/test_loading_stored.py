@@ -15,8 +15,9 @@ STORED: dict[str, Any] = config_from_dict(
 
 
 def test_values_are_replaced_and_the_stored_ones_stay() -> None:
-    changed = stored_config(STORED, ["stop.iterations=8", "training.lr={linear: [1e-3, 0]}"])
+    changed = stored_config(STORED, ["stop.iterations=8", "training.lr=1e-3"])
     assert changed.stop.iterations == 8
+    assert changed.training.lr == 1e-3
     assert STORED["stop"]["iterations"] == 4
     assert stored_config(STORED) == config_from_dict(STORED)
     assert stored_config(STORED, ["stop.timesteps=5"]).stop.iterations == 4

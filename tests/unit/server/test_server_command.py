@@ -29,7 +29,7 @@ CONFIG = {"environment": {"env": "CartPole-v1"}, "stop": {"iterations": 8}}
 class Served:
     """A server in a process of its own, which may be killed."""
 
-    def __init__(self, place: Path, *arguments: str, **options: Any) -> None:
+    def __init__(self, place: Path) -> None:
         for name in ("results", "configs"):
             (place / name).mkdir(exist_ok=True)
         self.log = place / f"serve.{time.monotonic_ns()}.log"
@@ -37,12 +37,11 @@ class Served:
         given += ["--config-dir", str(place / "configs")]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, serve_fake_runs.__file__, *given, *arguments],
+                [sys.executable, serve_fake_runs.__file__, *given],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 start_new_session=True,
-                **options,
             )
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -245,6 +246,29 @@ def test_an_experiment_that_cannot_be_read_is_a_problem_and_stays_as_it_was(
     ]
     broken.write_experiment_file()
     assert scanner.scan().problems == []
+
+
+def test_a_directory_that_this_user_may_not_read_hides_no_other(
+    storage: Path, history: History, scanner: Scanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """root may read all of them, so the system's answer is made up."""
+    secret, plain = (FakeRun(storage, name).start().train(2) for name in ("secret", "plain"))
+    scanner.scan()
+    before = row_of(history, secret)
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).rstrip("/") == str(secret.place):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    plain.train(2)
+    report = scanner.scan()
+    assert report.changed == [id_of(str(plain.place), plain.run_id)]
+    (problem,) = report.problems
+    assert str(secret.place) in problem and "Permission denied" in problem
+    assert row_of(history, secret) == before
 
 
 def test_a_problem_names_the_place(storage: Path, scanner: Scanner) -> None:

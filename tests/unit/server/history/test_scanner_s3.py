@@ -18,7 +18,7 @@ from raytrain.server.history.scanner import Scanner
 from raytrain.server.records.curves import curves
 from raytrain.server.records.episodes import episodes
 from raytrain.server.records.timeline import timeline
-from raytrain.storage import Location
+from raytrain.storage import DirectoryLock, Location
 
 OTHERWISE = {"id", "storage", "path", "resume", "writer"}
 """What differs between a disk and a store."""
@@ -84,6 +84,25 @@ def test_the_index_is_that_of_a_disk(
     assert rows(history, store) == rows(history, storage)
     assert history.runs(RunQuery(q=str(store), state="gone")).total == 1
     assert on_store.scan(thorough=True).changed == []
+
+
+def test_a_run_is_running_as_long_as_its_lease_is_held(
+    tmp_path: Path, store: Location, history: History
+) -> None:
+    run = FakeRun(tmp_path / "results", "cartpole").start().train(4)
+    upload(run, store)
+    scanner = scanner_of(history, store)
+    (changed,) = scanner.scan().changed
+
+    def state() -> Any:
+        row = history.run(changed)
+        return None if row is None else row["state"]
+
+    assert state() == "stopped"
+    with DirectoryLock(store / run.name):
+        assert (scanner.scan().changed, state()) == ([changed], "running")
+        assert scanner.scan().changed == []
+    assert (scanner.scan().changed, state()) == ([changed], "stopped")
 
 
 def test_the_records_are_those_of_a_disk(tmp_path: Path, store: Location) -> None:

@@ -49,7 +49,6 @@ def upgrade() -> None:
         sa.Column("first_start", sa.Text(), nullable=False),
         sa.Column("changed_at", sa.Text(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("resume", sa.Text(), nullable=False),
         sa.Column("score_metric", sa.Text(), nullable=False),
         sa.Column("score_order", sa.Text(), nullable=False),
         sa.Column("best_score", sa.Double(), nullable=True),
