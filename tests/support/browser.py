@@ -120,7 +120,10 @@ class Browser:
 
     def paste(self, selector: str, text: str) -> None:
         """In place of what is there, at once and not key by key."""
-        put = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+        put = (
+            "arguments[0].value = arguments[1];"
+            "arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
+        )
         self.script(put, self.find(selector), text)
 
     def choose(self, selector: str, value: str) -> None:

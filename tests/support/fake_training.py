@@ -34,10 +34,11 @@ def note(storage: Path, name: str, line: str) -> None:
 def run_of(arguments: argparse.Namespace) -> FakeRun:
     """The run that a command means, as it is on storage."""
     if arguments.verb == "fork":
-        path = Path(arguments.target.rpartition(":")[0] or arguments.target)
+        before, _, name = arguments.target.rpartition(":")
+        path = Path(before or name)
         parent = path if (path / _STATE).exists() else path.parent.parent
         old: FakeRun = pickle.loads((parent / _STATE).read_bytes())
-        return old.fork(arguments.name, arguments.target.rpartition(":")[2] or path.name)
+        return old.fork(arguments.name, name if before else path.name)
     place = Path(arguments.target)
     if arguments.verb == "train":
         place = Path(arguments.storage_path, arguments.name)

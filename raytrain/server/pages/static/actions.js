@@ -81,7 +81,7 @@ const DO = {
     title: `Fork ${run.row.name}`,
     what: ["A new run begins from the checkpoint, with a name and a directory of its own. This run does not change.",
       "The fork keeps a copy of the checkpoint, so this run may be pruned or deleted later."],
-    fields: [checkpointField(run), field("Name of the new run", input("name", { required: true, value: `${run.row.name}-fork`, pattern: "[^/]+" })), setField(),
+    fields: [checkpointField(run), field("Name of the new run", input("name", { required: true, value: `${run.row.name}-fork`, pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]{0,99}" })), setField(),
       tick("weights_only", "Only the weights", "The optimizer, the running episodes and the counters begin anew.")],
     command: (v) => shell("fork", v.checkpoint, "--name", v.name, ...settings(v.set).flatMap((s) => ["--set", s]), ...(v.weights_only ? ["--weights-only"] : [])),
     confirm: "Fork and train",
