@@ -15,7 +15,7 @@ from raytrain.errors import BadInput, require
 history = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="The database in which `raytrain serve` keeps the history of runs.",
+    help="The database of `raytrain serve`: the history of runs.",
 )
 app.add_typer(history, name="history")
 
