@@ -458,7 +458,8 @@ def test_a_stage_may_be_added_to_a_finished_run(copied: Path) -> None:
 def test_show_says_stage_k_of_n_and_how_to_go_back(finished: Path) -> None:
     said = CliRunner().invoke(app, ["show", str(experiment_of(finished))]).output
     assert "stage hard (3 of 3)" in said
-    assert f"{finished} --from-stage easy    # trial_00000/stages/easy" in said
+    again = f"raytrain resume {experiment_of(finished)} --from-stage easy"
+    assert f"{again}    # trial_00000/stages/easy" in said
     shown = CliRunner().invoke(app, ["show", str(experiment_of(finished)), "--json"])
     (trial,) = json.loads(shown.output)["trials"]
     assert (trial["state"], trial["progress"]) == ("finished", 1.0)
