@@ -112,9 +112,13 @@ def curves_of(
     """Metrics over the iterations: {trials: {NAME: {series: {METRIC: [[iteration, timesteps,
     seconds, value], ...]}, reset, attempts, failures, stages}}, metrics, cursor}. `metric` and
     `trial` may be repeated; without a metric, the score. With the `cursor` of an answer as `since`,
-    the next has only what is new (`reset`: all of it, as rows were cut)."""
-    row, place = server.present(run)
-    names = _trials(server, run, trial)
+    the next has only what is new (`reset`: all of it, as rows were cut). Of a run that is gone,
+    the history has the score."""
+    row, names = server.row(run), _trials(server, run, trial)
+    if row["gone_at"] is not None:
+        kept = server.history.kept_curves(run)
+        return Json({**kept, "trials": {name: kept["trials"][name] for name in names}})
+    place = server.places.of_run(row)
     score = row["score"]["metric"]
     return Json(curves(place, names, score=score, metrics=metric, since=since, points=points))
 

@@ -67,7 +67,10 @@ def test_a_run_that_is_gone_is_still_known(site: Site) -> None:
     found = site.get(f"/api/runs/{row['id']}").document
     assert found["experiment"] is None
     assert found["run"]["gone_at"]
-    for rest in ("/curves", "/timeline", "/events", "/log"):
+    kept = site.get(f"/api/runs/{row['id']}/curves").document["trials"]["trial_00000"]
+    assert [iteration for iteration, *_ in kept["series"]["checkpoint/score"]] == [1, 2, 3, 4]
+    assert site.get(f"/api/runs/{row['id']}/curves?trial=..").status == 404
+    for rest in ("/timeline", "/events", "/log"):
         assert site.get(f"/api/runs/{row['id']}{rest}").status == 410
     assert site.post(f"/api/runs/{row['id']}/resume").status == 410
 
