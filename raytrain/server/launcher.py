@@ -164,10 +164,15 @@ class Launcher:
         found = sorted(self._settings.launch_directory(place).glob("*.log"))
         return found[-1] if found else None
 
-    def has_begun(self, place: Location, started: Started) -> bool:
-        """Whether the run has accepted its config: it writes experiment.json at each start."""
+    def stamp(self, place: Location) -> tuple[int | None, int] | None:
+        """The run's experiment.json as it is, for `has_begun`; None if there is none."""
+        return _stamp(place)
+
+    def has_begun(self, place: Location, before: tuple[int | None, int] | None) -> bool:
+        """Whether the run has accepted its config since the `stamp` before: it writes
+        experiment.json at each start."""
         stamp = _stamp(place)
-        return stamp is not None and stamp != started.before
+        return stamp is not None and stamp != before
 
     def exit_code(self, launch: Launch) -> int | None:
         """The exit code of a run that this server started; None while it runs. -1 if unknown."""

@@ -21,7 +21,8 @@ AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 def test_a_job_is_started_stopped_and_continued(tmp_path: Path) -> None:
     holds = Holds(tmp_path, 3)
     config = write_config(tmp_path / "run.yaml", **holds.sections, stop={"iterations": 30})
-    (tmp_path / "results").mkdir()
+    for name in ("results", "head"):
+        (tmp_path / name).mkdir()
     trial = tmp_path / "results" / "run" / "trial_00000"
     with Cluster(tmp_path / "head", env=AUTHENTICATION) as cluster:
         command = [sys.executable, "-m", "raytrain", "serve", str(tmp_path / "results")]

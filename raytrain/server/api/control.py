@@ -231,7 +231,7 @@ async def _waited(server: Server, place: Location, started: Started, launch: Lau
     deadline = time.monotonic() + server.settings.limits.start_wait_s
     while time.monotonic() < deadline:
         code = await asyncio.to_thread(server.launcher.exit_code, launch)
-        if await asyncio.to_thread(server.launcher.has_begun, place, started):
+        if await asyncio.to_thread(server.launcher.has_begun, place, started.before):
             break
         if code == 0:  # It was finished already.
             return _answer(200, await asyncio.to_thread(server.row_at, place), launch)
@@ -252,11 +252,13 @@ async def _ended(server: Server, place: Location, launch: Launch, code: int) -> 
 
 async def _submitted(server: Server, place: Location, command: Sequence[str]) -> Response:
     """Run `raytrain submit ...`, and wait until the run has begun, or its job has ended."""
+    before = await asyncio.to_thread(server.launcher.stamp, place)
     job, new = await _submit(server, place, command)
     deadline = time.monotonic() + server.settings.limits.start_wait_s
     while True:
+        begun = not new or await asyncio.to_thread(server.launcher.has_begun, place, before)
         row = await asyncio.to_thread(server.row_at, place)
-        if row is not None or job is None or time.monotonic() > deadline:
+        if (begun and row is not None) or job is None or time.monotonic() > deadline:
             return _answer(201 if new else 200, row, None, job=job)
         why_not = await asyncio.to_thread(server.launcher.why_job_ended, place)
         if why_not is not None:
