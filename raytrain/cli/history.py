@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from raytrain.cli.app import Json, app, bar, command, print_result, say
-from raytrain.cli.server import data_directory
+from raytrain.cli.server import Database, data_directory, database_url
 from raytrain.errors import BadInput, require
 
 history = typer.Typer(
@@ -30,15 +30,7 @@ def rebuild(
         ),
     ] = None,
     *,
-    database: Annotated[
-        str | None,
-        Option(
-            "--database",
-            metavar="URL",
-            help="By default history.db in the data directory; or "
-            "postgresql+psycopg://USER@HOST/DATABASE.",
-        ),
-    ] = None,
+    database: Database = None,
     data_dir: Annotated[
         Path | None,
         Option(
@@ -57,7 +49,7 @@ def rebuild(
     from raytrain.server.history.database import History
     from raytrain.server.history.scanner import Scanner
 
-    opened = History.open(database or f"sqlite:///{data_directory(data_dir) / 'history.db'}")
+    opened = History.open(database_url(database, data_directory(data_dir)))
     try:
         places = storages or opened.storages()
         if not places:

@@ -30,6 +30,15 @@ _MODULES = (
     "prometheus_client",
     "fastapi_offline",
 )
+Database = Annotated[
+    str | None,
+    Option(
+        "--database",
+        metavar="URL",
+        help="By default history.db in the data directory; or "
+        "postgresql+psycopg://USER@HOST/DATABASE.",
+    ),
+]
 
 
 @command
@@ -77,15 +86,7 @@ def serve(
             help="For logs of runs, exports and the database; by default the user's.",
         ),
     ] = None,
-    database: Annotated[
-        str | None,
-        Option(
-            "--database",
-            metavar="URL",
-            help="By default history.db in the data directory; or "
-            "postgresql+psycopg://USER@HOST/DATABASE.",
-        ),
-    ] = None,
+    database: Database = None,
     address: Annotated[
         str | None,
         Option(
@@ -119,7 +120,7 @@ def serve(
         config_dirs=_config_dirs(config_dirs, data),
         data_dir=data,
         token=_token(),
-        database=database or f"sqlite:///{data / 'history.db'}",
+        database=database_url(database, data),
         host=host,
         port=port,
         names=tuple(names or ()),
@@ -193,6 +194,11 @@ def data_directory(given: Path | None) -> Path:
             f"--data-dir {data}: it cannot be made: {error.strerror}. Give another directory."
         ) from None
     return data
+
+
+def database_url(given: str | None, data: Path) -> str:
+    """The URL of the history's database; by default a file in the data directory."""
+    return given or f"sqlite:///{data / 'history.db'}"
 
 
 def _config_dirs(given: list[Path] | None, data: Path) -> tuple[Path, ...]:

@@ -39,7 +39,7 @@ from raytrain.commands.jobs import STOP_WAIT_S, JobServer, run_mark
 from raytrain.server.history.database import History
 from raytrain.server.history.tables import launches
 from raytrain.server.problems import Refused
-from raytrain.server.settings import TOKEN_VARIABLE, ServerSettings
+from raytrain.server.settings import ServerSettings, child_environment
 from raytrain.storage import Location, holder
 from raytrain.storage.json import parse_json
 from raytrain.storage.lock import LOCK_NAME
@@ -100,13 +100,12 @@ class Launcher:
         with _locked(directory / _LOCK) as descriptor:
             if descriptor is None or holder(place) is not None:
                 return Started(self.last(place), new=False)
-            before = _stamp(place)
+            before = self.stamp(place)
             moment = datetime.now(UTC)
             log = directory / f"{moment:%Y%m%d-%H%M%S-%f}.log"
             for old in sorted(directory.glob("*.log"))[: 1 - _KEPT_LOGS]:
                 old.unlink(missing_ok=True)
             command = [*PROGRAM, *arguments]
-            environment = {k: v for k, v in os.environ.items() if k != TOKEN_VARIABLE}
             with log.open("wb") as output:
                 os.chmod(log, 0o600)
                 process = subprocess.Popen(
@@ -116,7 +115,7 @@ class Launcher:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     pass_fds=(descriptor,),
-                    env=environment,
+                    env=child_environment(),
                 )
             with self._guard:
                 self._children[process.pid] = process
@@ -166,12 +165,13 @@ class Launcher:
 
     def stamp(self, place: Location) -> tuple[int | None, int] | None:
         """The run's experiment.json as it is, for `has_begun`; None if there is none."""
-        return _stamp(place)
+        listed = place.listed().get(EXPERIMENT_FILE)
+        return None if listed is None else (listed.mtime_ns, listed.size)
 
     def has_begun(self, place: Location, before: tuple[int | None, int] | None) -> bool:
         """Whether the run has accepted its config since the `stamp` before: it writes
         experiment.json at each start."""
-        stamp = _stamp(place)
+        stamp = self.stamp(place)
         return stamp is not None and stamp != before
 
     def exit_code(self, launch: Launch) -> int | None:
@@ -371,11 +371,6 @@ def _may_train(process: psutil.Process, place: Location) -> bool:
         return any(os.path.realpath(file.path) == lock for file in process.open_files())
     except psutil.Error:
         return False
-
-
-def _stamp(place: Location) -> tuple[int | None, int] | None:
-    listed = place.listed().get(EXPERIMENT_FILE)
-    return None if listed is None else (listed.mtime_ns, listed.size)
 
 
 def _write(path: Path, document: Any) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from raytrain.storage import Location
 
 TOKEN_VARIABLE = "RAYTRAIN_SERVER_TOKEN"
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of the processes that a server starts: its own, without the token."""
+    return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from raytrain.server.history.database import History
 from raytrain.server.history.queries import storable
 from raytrain.server.history.tables import tasks
 from raytrain.server.problems import LOG, Refused
-from raytrain.server.settings import TOKEN_VARIABLE, Limits
+from raytrain.server.settings import Limits, child_environment
 
 _T = TypeVar("_T")
 PROGRAM: tuple[str, ...] = (sys.executable, "-m", "raytrain")
@@ -77,14 +77,13 @@ class Work:
             RaytrainError: it printed none; with its message.
         """
         self.check()
-        environment = {k: v for k, v in os.environ.items() if k != TOKEN_VARIABLE}
         self._child = subprocess.Popen(
             [*PROGRAM, *arguments, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env=environment,
+            env=child_environment(),
         )
         with suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, self._child.pid, _LOW_PRIORITY)

@@ -20,6 +20,7 @@ from raytrain.server.api.runs import shown
 from raytrain.server.launcher import PROGRAM, Launch, Started, errors_in, why
 from raytrain.server.problems import Json, Refused
 from raytrain.server.server import Server, server_of
+from raytrain.server.settings import child_environment
 from raytrain.storage import Location
 from raytrain.storage.location import with_numbers
 
@@ -281,6 +282,7 @@ async def _submit(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        env=child_environment(),
     )
     try:
         async with asyncio.timeout(_SUBMIT_WITHIN_S):
