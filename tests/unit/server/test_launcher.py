@@ -27,11 +27,13 @@ CONFIG = {"environment": {"env": "CartPole-v1"}, "stop": {"iterations": 8}}
 
 
 @pytest.fixture(autouse=True)
-def fake_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fake_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(launcher, "PROGRAM", fake_training.PROGRAM)
     yield
     for process in psutil.process_iter(["cmdline"]):
-        if fake_training.__file__ in (process.info["cmdline"] or []):
+        line = process.info["cmdline"] or []
+        # Other tests have such processes at the same time.
+        if fake_training.__file__ in line and str(tmp_path) in " ".join(line):
             process.kill()
 
 
