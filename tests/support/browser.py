@@ -63,6 +63,17 @@ class Browser:
         wrapped = f"const done = arguments[arguments.length - 1]; ({code}).then(done, done);"
         return self.driver.execute_async_script(wrapped, *arguments)
 
+    @contextmanager
+    def beforehand(self, code: str) -> Iterator[None]:
+        """Run this in each page that is opened, before its own scripts."""
+        added = self.driver.execute_cdp_cmd(
+            "Page.addScriptToEvaluateOnNewDocument", {"source": code}
+        )
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
     def until(self, condition: Callable[[], _T | None]) -> _T:
         """The first value of the condition that is true. Elements may vanish while it looks."""
         from selenium.common.exceptions import (

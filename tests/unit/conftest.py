@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -22,5 +23,13 @@ def no_ray_is_joined() -> Iterator[None]:
 def no_ray_is_started() -> Iterator[None]:
     """In a process of its own."""
     yield
-    names = {process.name() for process in psutil.Process().children(recursive=True)}
-    assert not names & _OF_RAY, "a unit test has started a Ray"
+    assert not _children() & _OF_RAY, "a unit test has started a Ray"
+
+
+def _children() -> set[str]:
+    """The names of this process's descendants that have not ended meanwhile."""
+    names = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            names.add(process.name())
+    return names

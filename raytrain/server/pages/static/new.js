@@ -158,14 +158,15 @@ find("#mode").addEventListener("change", (event) => setMode(event.target.value))
 
 // -- where it begins -------------------------------------------------------------------------------
 
-async function begin(key) {
+async function begin(key, mayReplace = () => true) {
   if (key.startsWith("run:")) {
     const { config, run } = await api(runPath(key.slice(4)));
+    if (!mayReplace()) return;
     text.value = config.yaml;
     find("#name").value = `${run.name}-2`;
     const { checkpoints } = await api(runPath(run.id, "/checkpoints"));
     fill(find("#checkpoints"), checkpoints.filter((c) => c.good !== false && c.kind !== "error").map((c) => h("option", { value: c.full_path }, `iteration ${c.iteration}`)));
-  } else text.value = sources.get(key) ?? EMPTY;
+  } else if (mayReplace()) text.value = sources.get(key) ?? EMPTY;
   drawGutter();
   await check();
   if (!find("#as-form").hidden) drawForm();
@@ -225,4 +226,5 @@ find("#source").append(
 if (chosen.get("from")) find("#from").value = chosen.get("from");
 const first = chosen.get("run") ? "run:" + chosen.get("run") : chosen.get("config") ?? "";
 find("#source").value = first;
-await begin(first);
+// What somebody has typed while this page was loading stays.
+await begin(first, () => text.value === "");

@@ -335,6 +335,24 @@ def test_mistakes_are_shown_at_their_lines(browser: Browser, site: Site) -> None
     assert browser.all("#gutter .wrong") == []
 
 
+def test_what_is_typed_while_the_page_loads_stays(browser: Browser, site: Site) -> None:
+    held = (
+        "const fetched = window.fetch;"
+        "window.fetch = async (...asked) => {"
+        "  if (String(asked[0]).includes('/configs')) await new Promise((go) => (window.go = go));"
+        "  return fetched(...asked);"
+        "};"
+    )
+    with browser.beforehand(held):
+        browser.enter(site, "/new")
+        browser.until(lambda: browser.script("return Boolean(window.go)"))
+        browser.paste("#yaml", CONFIG)
+        browser.script("window.go()")
+        browser.says("#problems", "No mistake is known")
+        browser.until(lambda: browser.all("#source optgroup"))
+        assert browser.script("return document.querySelector('#yaml').value") == CONFIG
+
+
 def test_the_form_and_the_text_are_one(browser: Browser, site: Site) -> None:
     browser.enter(site, "/new")
     browser.says("#problems", "No mistake is known")
