@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayError
 
 from raytrain import _ray
-from raytrain.cluster.nodes import actor_on, nodes_alive
+from raytrain.cluster.nodes import actor_on, address_of, nodes_alive
 
 if TYPE_CHECKING:
     from raytrain.config.schema import Preemption
@@ -94,6 +94,21 @@ class NoticePollers:
         for node in alive - self._pollers.keys() - _ray.cluster.draining_nodes().keys():
             actor = actor_on(node)
             self._pollers[node] = (actor, actor.call.remote(drain_at_notice, self._settings))
+
+
+class DrainedNodes:
+    """Nodes that are about to end, on a cloud's notice or at another's request."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def new(self) -> list[tuple[str, float | None]]:
+        """Address and end (seconds since 1970; None if open) of those that an earlier call did not
+        return."""
+        draining = _ray.cluster.draining_nodes()
+        new = sorted(draining.keys() - self._known)
+        self._known |= draining.keys()
+        return [(address_of(node), draining[node]) for node in new]
 
 
 def _failed(reference: Any) -> bool:

@@ -179,7 +179,7 @@ class JobServer:
             return str(self.client.get_job_logs(submission_id))
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The cluster's nodes, each with the actors of raytrain that it carries."""
+        """The cluster's nodes, each with its actors. `started_at`: seconds since 1970."""
         from ray.util.state import list_actors, list_nodes
 
         with self._refusals():
@@ -196,6 +196,7 @@ class JobServer:
                 "is_head": node.is_head_node,
                 "resources": node.resources_total,
                 "labels": node.labels,
+                "started_at": (node.start_time_ms or 0) / 1000,
                 "carries": [
                     {"class": actor.class_name, "name": actor.repr_name or actor.name or ""}
                     for actor in actors

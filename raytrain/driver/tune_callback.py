@@ -23,7 +23,7 @@ from raytrain._ray import actors as _ray_actors
 from raytrain.checkpoint import Catalogue
 from raytrain.cluster.failures import may_retry, nodes_to_leave, why_it_died
 from raytrain.cluster.nodes import loss_of
-from raytrain.cluster.preemption import NoticePollers
+from raytrain.cluster.preemption import DrainedNodes, NoticePollers
 from raytrain.cluster.restart_counts import Loss, RestartCounts
 from raytrain.config import ExperimentConfig, total_timesteps
 from raytrain.driver.arithmetic import add_computed_by
@@ -33,7 +33,7 @@ from raytrain.driver.relocation import Relocations
 from raytrain.driver.signals import Interrupts
 from raytrain.driver.trial_watchdog import TrialWatchdog
 from raytrain.errors import RaytrainError
-from raytrain.records import EVENT_LOG, EventLog
+from raytrain.records import EVENT_LOG, EventLog, node_notice
 from raytrain.storage import Location, StorageError
 from raytrain.storage.json import read_json
 from raytrain.trial.last_failure import where_the_traceback_is
@@ -83,6 +83,7 @@ class RunCallback(Callback):
         tolerance = config.fault_tolerance
         self._watchdog = TrialWatchdog(tolerance.hang_factor, tolerance.hang_floor_s)
         self._notices = NoticePollers(config.preemption)
+        self._drained = DrainedNodes()
         self._iterations: dict[str, int] = {}
         self._checkpoints: dict[str, int] = {}
         self._deleted: dict[str, set[str]] = {}
@@ -265,6 +266,15 @@ class RunCallback(Callback):
         self._killed.update(self._watchdog.look(trials))
         _ray.tune.forget_logged_once()
         self._notices.update()
+        self._tell_of_drained(trials)
+
+    def _tell_of_drained(self, trials: list[Any]) -> None:
+        for address, ends in self._drained.new():
+            kind, message = node_notice(address, ends)
+            self._reporter.note(f"{message[0].upper()}{message[1:]}.", "warning")
+            for trial in trials:
+                if trial.status == "RUNNING":
+                    self._log(trial, kind, message)
 
     def _newest_saved(self, trial: Any) -> int | None:
         """The iteration of the newest checkpoint on storage: a commit may have ended unreported."""

@@ -2,7 +2,7 @@
 
 from raytrain.records.compare import differences
 from raytrain.records.episodes import EpisodeHistory, read_episodes
-from raytrain.records.event_log import EVENT_LOG, EventLog, read_events
+from raytrain.records.event_log import EVENT_LOG, EventLog, node_notice, notices_of, read_events
 from raytrain.records.remote_copy import RecordsMirror
 from raytrain.records.writer import TrialRecords
 
@@ -13,6 +13,8 @@ __all__ = [
     "RecordsMirror",
     "TrialRecords",
     "differences",
+    "node_notice",
+    "notices_of",
     "read_episodes",
     "read_events",
 ]

@@ -4,7 +4,8 @@
 
 One JSON object per line, only ever appended: a resume does not cut it as it cuts the other records,
 for it reports on the attempts themselves. The driver and the trial both write to it. An event of
-kind `recovered` also has `redone_s` and `away_s` (see `downtime`).
+kind `recovered` also has `redone_s` and `away_s` (see `downtime`). One of kind `notice` says that a
+node is about to end (`node_notice`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from raytrain.storage import Location
 from raytrain.storage.json import is_amount, parse_json
 
 EVENT_LOG = "events.jsonl"
+_NOTICE = "notice"
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,23 @@ def read_events(path: Path | Location) -> list[LoggedEvent]:
         return []
     events = dict.fromkeys(map(_read, lines))
     return [event for event in events if event is not None]
+
+
+def node_notice(address: str, ends: float | None) -> tuple[str, str]:
+    """Kind and message of the event that a node is drained. `ends`: seconds since 1970."""
+    until = "" if ends is None else f" and ends at {datetime.fromtimestamp(ends, UTC):%H:%M:%S} UTC"
+    return _NOTICE, f"the node {address} is being drained{until}"
+
+
+def notices_of(address: str, events: Iterable[LoggedEvent], since: float) -> list[LoggedEvent]:
+    """The events that say that the node at `address` is drained, from the time `since` on: another
+    node may have had the address before."""
+    begins = f"the node {address} "
+    return [
+        event
+        for event in events
+        if event.kind == _NOTICE and event.time >= since and event.message.startswith(begins)
+    ]
 
 
 def _read(line: bytes) -> LoggedEvent | None:

@@ -29,6 +29,8 @@ from support.running import (
 )
 from support.same_run import assert_same_run
 
+from raytrain.records import EVENT_LOG, notices_of, read_events
+
 _reason = why_not()
 pytestmark = [
     pytest.mark.skipif(_reason is not None, reason=str(_reason)),
@@ -199,7 +201,10 @@ def test_drained_nodes_and_none_left(two: Cluster, tmp_path: Path, undisturbed: 
     assert "done again" not in output
     assert losses(trial) == (0, 0, 2)
     assert began_after(trial)[3] == saved
+    events = read_events(trial / EVENT_LOG)
     for node in drained:
+        assert len(notices_of(node.ip, events, 0.0)) == 1
+        assert output.count(f"The node {node.ip} is being drained and ends at ") == 1
         node.kill()  # They stay until their deadline, and carry nothing.
 
 

@@ -51,7 +51,6 @@ EXAMPLES = [
     Example("learners/ppo_with_custom_loss_fn.py"),
     Example(
         "learners/ppo_with_torch_lr_schedulers.py",
-        update="_torch_lr_scheduler_classes",
         # Its own `stop` has no iterations, which are of 4000 steps. Evaluation needs a third CPU.
         arguments=("--stop-timesteps=7000", "--num-cpus=3"),
     ),

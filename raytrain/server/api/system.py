@@ -11,7 +11,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from raytrain.checkpoint import trials
 from raytrain.errors import RaytrainError
+from raytrain.records import EVENT_LOG, notices_of, read_events
 from raytrain.server.history.queries import RunQuery
 from raytrain.server.problems import Json, problem
 from raytrain.server.server import Server, server_of
@@ -72,12 +74,30 @@ async def events(server: Server = Depends(server_of)) -> Response:
 
 @router.get("/api/nodes")
 async def nodes(server: Server = Depends(server_of)) -> Response:
-    """The nodes of the cluster at --address, and the actors that each carries."""
+    """The nodes of the cluster at --address, the actors that each carries, and what running runs
+    were told of a node that is about to end: `notices`, of {run, name, time, message}."""
     address = server.settings.address
     if address is None:
         return Json({"address": None, "nodes": []})
-    found = await asyncio.to_thread(lambda: server.launcher.jobs(address).nodes())
-    return Json({"address": address, "nodes": found})
+    return Json({"address": address, "nodes": await asyncio.to_thread(_nodes, server, address)})
+
+
+def _nodes(server: Server, address: str) -> list[dict[str, Any]]:
+    found = server.launcher.jobs(address).nodes()
+    query = RunQuery(state="running", per_page=_PER_PAGE, include_gone=False)
+    told = [
+        (row, read_events(trial / EVENT_LOG))
+        for row in server.history.runs(query).runs
+        for trial in trials(server.places.of_run(row))
+    ]
+    for node in found:
+        notices = [
+            {"run": row["id"], "name": row["name"], "time": each.time, "message": each.message}
+            for row, events in told
+            for each in notices_of(node["address"], events, node["started_at"])
+        ]
+        node["notices"] = sorted(notices, key=lambda notice: notice["time"])
+    return found
 
 
 @router.get("/metrics")

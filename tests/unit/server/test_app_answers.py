@@ -14,6 +14,9 @@ from support.commands import here
 from support.experiments import FakeRun
 from support.serving import Site, serving
 
+from raytrain.records import node_notice
+from raytrain.server import launcher
+
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[2J\u202e\n\udcff"
 
 
@@ -153,6 +156,37 @@ def test_the_server_tells_of_itself(site: Site) -> None:
     assert found["storages"] == [str(site.results)]
     assert found["scan"]["seconds"] > 0
     assert site.get("/api/nodes").document == {"address": None, "nodes": []}
+
+
+class Jobs:
+    """Stands in for the job server of a cluster of two nodes."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {"address": "10.0.0.2", "started_at": 0.0},
+            {"address": "10.0.0.22", "started_at": 0.0},
+            {"address": "10.0.0.3", "started_at": 4e9},  # After the notice.
+        ]
+
+
+def test_a_node_that_is_about_to_end_has_the_notice_that_a_run_got(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "JobServer", Jobs)
+    run = FakeRun(tmp_path / "results", "cartpole").start().train(2)
+    for address in ("10.0.0.2", "10.0.0.3"):
+        run.event(run.trials[0], *node_notice(address, 1.8e9))
+    run.event(run.trials[0], "lost_node", "the node 10.0.0.22 is gone")
+    with run.running(), serving(tmp_path, address="http://head:8265") as site:
+        site.scan()
+        first, second, third = site.get("/api/nodes").document["nodes"]
+        (notice,) = first["notices"]
+        assert notice["run"] == site.run_of("cartpole")
+        assert notice["message"] == "the node 10.0.0.2 is being drained and ends at 08:00:00 UTC"
+        assert second["notices"] == third["notices"] == []
 
 
 def test_the_schema_is_every_key(site: Site) -> None:

@@ -1,10 +1,11 @@
 // The nodes of the cluster: what each carries, and which are leaving.
 
 import { api, listen, showLive } from "./api.js";
-import { badge, count, fill, find, h, size } from "./dom.js";
+import { badge, count, fill, find, h, size, time } from "./dom.js";
 import "./page.js";
 
 const STATES = { ALIVE: "good", DEAD: "bad" };
+const notice = ({ run, name, message, time: at }) => h("li", {}, h("span", { class: "warn" }, message), " ", h("small", { class: "muted" }, time(new Date(at * 1000).toISOString()), ", told to ", h("a", { href: "/runs/" + encodeURIComponent(run) }, name)));
 const actor = ({ class: kind, name }) => (name ? `${kind} ${name}` : kind);
 
 function row(node) {
@@ -14,7 +15,7 @@ function row(node) {
     h("td", {}, badge(STATES[node.state] ?? "warn", node.state.toLowerCase())),
     h("td", { class: "num" }, count(cpus)), h("td", { class: "num" }, count(gpus)), h("td", { class: "num" }, size(memory)),
     h("td", {}, node.carries.length ? h("ul", {}, node.carries.map((each) => h("li", {}, actor(each)))) : h("span", { class: "muted" }, "nothing of raytrain")),
-    h("td", {}, node.message || h("span", { class: "muted" }, "none")));
+    h("td", {}, node.message, node.notices.length ? h("ul", {}, node.notices.map(notice)) : null, !node.message && !node.notices.length && h("span", { class: "muted" }, "none")));
 }
 
 async function load() {
