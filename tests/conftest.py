@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from support import own_ray, s3_store
 from support.browser import Browser, chromium
 from support.browser import why_not as browser_missing
@@ -20,6 +21,10 @@ from support.small_disk import mounted
 # Ray replaces a worker that needs more than 60 s to start, by one that begins its imports anew: on
 # a machine that is busy with other things, for ever.
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
+
+# Tests run side by side. Threads of one that wait for a core of the other's make a tiny network's
+# update three times as long.
+torch.set_num_threads(1)
 
 
 _LONGEST = (

@@ -10,6 +10,7 @@
     gpu           updates and whole runs with the learner on a GPU; needs one, so only when named
     spaces        steps/s by observation space; only when named
     serving       what a server with open pages costs a run; only when named
+    history       what 1,000 experiments cost a server; only when named
     masks         action masks against MaskablePPO of sb3-contrib; only when named
     learning      the same returns as stock RLlib; hours, and so only when named
     docs          nothing is measured: tables of the JSON file go into docs/develop/benchmarks.md
@@ -32,7 +33,7 @@ from measuring import Options, say
 
 ROOT = Path(__file__).parents[2]
 TABLES = ("throughput", "share", "scaling", "checkpoint", "startup", "goodput")
-ON_REQUEST = ("recovery", "gpu", "spaces", "masks", "serving", "learning")
+ON_REQUEST = ("recovery", "gpu", "spaces", "masks", "serving", "history", "learning")
 
 
 def main() -> None:

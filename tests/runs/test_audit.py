@@ -119,6 +119,7 @@ def test_a_record_that_was_changed_is_found_and_dated(experiment: Path) -> None:
     assert list(trial.difference.what) == ["env_runners/num_episodes_lifetime"]
 
 
+@pytest.mark.slow
 def test_other_versions_are_named_and_missing_records_borne(experiment: Path) -> None:
     trial = trial_in(experiment)
     (trial / "result.json").unlink()

@@ -324,6 +324,7 @@ EVERYWHERE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_with_json_stdout_holds_the_document_alone_whatever_an_environment_prints(
     copied: Finished,
 ) -> None:
@@ -459,6 +460,7 @@ def test_a_changed_config_is_refused_with_both_ways_on(run: Finished) -> None:
     assert files_of(run.experiment) == before
 
 
+@pytest.mark.slow
 def test_fresh_sets_the_old_directory_aside(copied: Finished) -> None:
     old = files_of(copied.experiment)
     ended = command("train", copied.config, "--fresh", "--set", "stop.iterations=1")

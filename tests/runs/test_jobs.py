@@ -169,6 +169,7 @@ def test_without_the_token_the_message_says_so(
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_wrong_addresses_are_told_apart(cluster: Cluster, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml")
     with socket.create_server(("127.0.0.1", 0)) as silent:

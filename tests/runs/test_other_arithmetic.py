@@ -85,6 +85,7 @@ def half(begun: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(begun, tmp_path / "half"))
 
 
+@pytest.mark.slow
 def test_another_machine_is_told_and_ends_exactness(half: Path, undisturbed: list[str]) -> None:
     output = go(half, 4, env=OTHER_CPU)
     assert "From iteration 2 on this run is not exact any more: this machine computes" in output

@@ -47,6 +47,7 @@ def test_code_that_keeps_its_state_is_exact(tmp_path: Path) -> None:
             "callbacks.callbacks_class (Forgetful, in ",
             "did not come back: put",
             id="state",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"rl_module": {"module_class": "own_nets:Chance", "model_config": {"width": 8}}},

@@ -54,6 +54,7 @@ def test_the_weights_are_those_of_every_machine() -> None:
     assert digests(VARIABLES) == GOLDEN
 
 
+@pytest.mark.slow
 @unseen
 def test_other_kernels_asked_for_from_outside_change_nothing() -> None:
     assert digests({**ALL, **VARIABLES}) == GOLDEN

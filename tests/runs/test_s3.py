@@ -212,6 +212,7 @@ def test_a_read_that_is_cut_off_is_not_damage(s3_proxy: Proxy, store: Retries) -
     directory.close()
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away_during_a_check_is_not_damage(
     s3_proxy: Proxy, store: Retries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +243,7 @@ def test_a_writer_that_was_replaced_writes_nothing_more(s3: int, store: Retries)
     first.close()
 
 
+@pytest.mark.slow
 def test_a_lease_that_is_read_while_it_is_renewed_is_not_lost(s3: int, store: Retries) -> None:
     place = new_place()
     times = iter(range(10**6))

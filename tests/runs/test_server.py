@@ -74,6 +74,7 @@ def until(condition: Callable[[], Any], timeout: float = 600) -> Any:
     return value
 
 
+@pytest.mark.slow
 def test_started_stopped_resumed_and_finished_it_is_the_undisturbed_run(
     served: Served, tmp_path: Path, undisturbed: Reference
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_run_goes_on_whatever_becomes_of_the_server(served: Served, tmp_path: 
     assert len(list((tmp_path / "data").glob("logs/*/*.log"))) == 1
 
 
+@pytest.mark.slow
 def test_resume_with_set_and_fork_from_the_directory_alone(tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "run.yaml",

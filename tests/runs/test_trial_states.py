@@ -77,6 +77,7 @@ def undisturbed(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("case", _cases())
 def test_whatever_state_a_trial_is_in_the_same_command_goes_on(

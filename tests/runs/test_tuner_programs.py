@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.running import Holds, Reference, Run, committed, iteration_of, rows
 from support.same_run import assert_same_run
 
@@ -89,6 +90,7 @@ def result_of(output: str) -> Any:
     return json.loads(lines[0].removeprefix("RESULT "))
 
 
+@pytest.mark.slow
 def test_a_program_that_is_killed_and_started_again_is_the_yaml_files_run(
     tmp_path: Path, undisturbed: Reference
 ) -> None:

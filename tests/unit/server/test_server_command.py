@@ -156,7 +156,13 @@ def test_a_signal_ends_it_with_its_streams(
     again.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGINT)),
+    ],
+)
 def test_a_run_outlives_a_signal_to_the_whole_group(number: int, tmp_path: Path) -> None:
     served = Served(tmp_path)
     run = served.client.start({**CONFIG, "name": "cartpole"})

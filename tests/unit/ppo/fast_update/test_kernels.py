@@ -161,6 +161,7 @@ def computed(cache: Path, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_numbas_variables_change_no_result_and_no_cached_loop(tmp_path: Path) -> None:
     plain = computed(tmp_path / "plain")
     for number, variables in enumerate(

@@ -55,6 +55,10 @@ PAGES: dict[str, tuple[str, str]] = {
     "models": ("/models", "#models table"),
     "nodes": ("/nodes", "#nodes p"),
 }
+LOOKS = [
+    name if name in ("runs", "run") else pytest.param(name, marks=pytest.mark.slow)
+    for name in PAGES
+]
 
 
 def enter(browser: Browser, site: Site, name: str) -> None:
@@ -82,7 +86,7 @@ def test_pages_are_whole_light_and_usable_by_everybody(
     assert {name for name in sizes if not name.startswith(site.url)} == set()
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", LOOKS)
 def test_pages_in_the_dark(browser: Browser, site: Site, name: str) -> None:
     browser.look(dark=True)
     enter(browser, site, name)
@@ -90,7 +94,7 @@ def test_pages_in_the_dark(browser: Browser, site: Site, name: str) -> None:
     assert browser.barriers() == []
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", LOOKS)
 def test_pages_on_a_phone(browser: Browser, site: Site, name: str) -> None:
     browser.look(width=390, height=844)
     enter(browser, site, name)
