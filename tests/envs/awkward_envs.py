@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from typing import Any
@@ -87,6 +88,18 @@ class GlobalNoise(CartPoleEnv):
     def step(self, action: Any) -> Any:
         observation, *rest = super().step(action)
         return (observation + np.random.randn(4).astype(np.float32), *rest)
+
+
+class SeededByEntropy(Walk):
+    """Draws rarely: from a generator that a reset without a seed has seeded by chance."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        random.seed(seed)
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, reward + (random.random() if self.place > 1.9 else 0.0), *rest
 
 
 class LockedGlobalNoise(Locked):

@@ -174,6 +174,13 @@ def test_what_cannot_be_exact_is_said_in_plain_words(make_env: Any, words: Any) 
     assert "\n" not in proof.reason
 
 
+def test_a_generator_seeded_by_chance_is_seen_before_its_first_draw() -> None:
+    proof = prove(awkward.SeededByEntropy, steps=4)
+    assert not proof.exact
+    assert "(state of the process's random generators differs)" in proof.reason
+    assert "the environment itself is not deterministic" in proof.reason
+
+
 def test_state_of_the_process_is_found_out_in_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(awkward, "LEVEL", 3.0)
     proof = prove(awkward.ModuleLevel, steps=60)

@@ -2,7 +2,8 @@
 
 A frame is (observation, reward, terminated, truncated), each a SHA-256 in hex over type,
 dtype, shape and contents, including the values of nested spaces. One exception: a NaN equals
-a NaN of any payload.
+a NaN of any payload. A frame of a script has the states of the process's generators as well: an
+environment that seeds one from the system's entropy may show it in no observation for long.
 """
 
 from __future__ import annotations
@@ -10,23 +11,36 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
+import random
 import struct
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 
-Frame: TypeAlias = tuple[str, str, str, str]
-_PARTS = ("observation", "reward", "terminated flag", "truncated flag")
+Frame: TypeAlias = tuple[str, ...]
+_PARTS = (
+    "observation",
+    "reward",
+    "terminated flag",
+    "truncated flag",
+    "state of the process's random generators",
+)
 
 
 def frame_of(observation: Any, reward: Any, terminated: Any, truncated: Any) -> Frame:
     return (digest(observation), digest(reward), digest(terminated), digest(truncated))
 
 
+def generators() -> str:
+    """The states of `random` and of NumPy's global generator, as a digest."""
+    return hashlib.sha256(pickle.dumps((random.getstate(), np.random.get_state()))).hexdigest()
+
+
 def difference(one: Frame, other: Frame) -> str:
     """As "observation differs" or "observation and reward differ"; empty if nothing does."""
-    parts = [part for part, a, b in zip(_PARTS, one, other, strict=True) if a != b]
+    pairs = zip(one, other, strict=True)
+    parts = [part for part, (a, b) in zip(_PARTS, pairs, strict=False) if a != b]
     if not parts:
         return ""
     return " and ".join(parts) + (" differs" if len(parts) == 1 else " differ")

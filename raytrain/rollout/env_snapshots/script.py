@@ -23,7 +23,7 @@ from raytrain.policy.action_masks import RandomActions
 from raytrain.policy.env_contract import Contract
 from raytrain.rng import RngStreams
 from raytrain.rollout.env_snapshots.base import user_code
-from raytrain.rollout.env_snapshots.fingerprint import Frame, frame_of
+from raytrain.rollout.env_snapshots.fingerprint import Frame, frame_of, generators
 
 _EARLY_S = 2.0
 
@@ -70,7 +70,7 @@ class Script:
 def perform(env: Any, operation: Operation, draws_torch: bool) -> Frame:
     """One operation, after the draws of a policy, on the process's present generators."""
     _draw_like_a_policy(draws_torch)
-    return frame_of(*_call(env, operation)[:4])
+    return (*frame_of(*_call(env, operation)[:4]), generators())
 
 
 class FirstRun:
@@ -145,11 +145,12 @@ class FirstRun:
         _draw_like_a_policy(draws_torch=True)
         before = RngStreams.capture()
         *result, self._info = _call(self._env, operation, self.contract)
+        frame = (*frame_of(*result), generators())
         self._observation = result[0]
         self._global_random.update(before.differing(RngStreams.capture()))
         self._over = bool(result[2] or result[3])
         self._operations.append(operation)
-        self._frames.append(frame_of(*result))
+        self._frames.append(frame)
         if time.monotonic() < self._early:
             self._num_early = len(self._frames)
 
