@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class TrialRecords:
         self._rows: list[Row] = []  # those after `_durable`
         self._suspect: OSError | None = None  # why rows among these that were written may be lost
         self._failing = False
+        self._left_out: set[str] = set()
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -93,7 +94,8 @@ class TrialRecords:
     def append(self, result: Mapping[str, Any]) -> str | None:
         """Write one iteration's result. A disk that refuses the row raises nothing.
 
-        Returns a warning when the disk begins to refuse rows (not again for the rows after that).
+        Returns a warning when the disk begins to refuse rows (not again for the rows after that),
+        and when a metric is too large to be recorded.
         Raises ValueError for an iteration that is not after the last one. `result` may be nested
         and hold NumPy numbers; "config" costs time and is best left out.
         """
@@ -107,6 +109,7 @@ class TrialRecords:
                 )
             self._rows.append(row)
             known = len(self.warnings)
+            self._tell_of(row.left_out)
             self._drain()
             overdue = len(self._rows) % _MOST_NOT_DURABLE == 0
             warning = self.warnings[-1] if len(self.warnings) > known else None
@@ -178,6 +181,15 @@ class TrialRecords:
         self._failing = problem is not None
         self._suspect = problem or self._suspect
         return problem
+
+    def _tell_of(self, left_out: Iterable[str]) -> None:
+        new = [key for key in left_out if key not in self._left_out]
+        self._left_out.update(new)
+        if new:
+            self._warn(
+                f"{', '.join(new)}: an image or a video is not recorded among the metrics, only "
+                "its number of values. Write it to a file in the callback."
+            )
 
     def _error(self, problem: OSError) -> RecordsError:
         return RecordsError(

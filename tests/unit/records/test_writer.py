@@ -53,6 +53,43 @@ def test_values_are_written_as_tune_writes_them(tmp_path: Path) -> None:
     assert "ray/tune/env_runners/episode_return_mean" not in {v.tag for v in first.summary.value}
 
 
+def test_a_video_is_told_once_and_not_recorded(tmp_path: Path) -> None:
+    video = [np.zeros((1, 20, 3, 40, 60), np.uint8)]
+    records = TrialRecords(tmp_path)
+    told = [
+        records.append({"training_iteration": i, "env_runners": {"video": video}, "n": i})
+        for i in (1, 2)
+    ]
+    records.close()
+    assert told[1] is None and told[0] is not None
+    assert told[0].startswith("env_runners/video: an image or a video is not recorded")
+    lines = (tmp_path / "result.json").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {
+            "training_iteration": i,
+            "env_runners": {"video": "144,000 values, which are not recorded"},
+            "n": i,
+        }
+        for i in (1, 2)
+    ]
+
+
+def test_long_values_are_recorded_and_survive_new_columns_and_cuts(tmp_path: Path) -> None:
+    long = [0.1234567890123456] * 10_000
+    records = TrialRecords(tmp_path)
+    records.append({"training_iteration": 1, "long": long})
+    records.append({"training_iteration": 2, "long": long, "new": 1})
+    records.flush()
+    records.close()
+    before = (tmp_path / "progress.csv").read_bytes()
+    again = TrialRecords(tmp_path, 2)
+    again.append({"training_iteration": 3, "long": long, "new": 1})
+    again.close()
+    after = (tmp_path / "progress.csv").read_bytes()
+    assert after.startswith(before) and after.count(b"\r\n") == 4
+    assert again.warnings == []
+
+
 def test_numbers_beyond_single_precision_do_not_stop_the_records(tmp_path: Path) -> None:
     records = TrialRecords(tmp_path)
     records.append(
