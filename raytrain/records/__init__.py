@@ -4,6 +4,7 @@ from raytrain.records.compare import differences
 from raytrain.records.episodes import EpisodeHistory, read_episodes
 from raytrain.records.event_log import EVENT_LOG, EventLog, node_notice, notices_of, read_events
 from raytrain.records.remote_copy import RecordsMirror
+from raytrain.records.row_files import recordable
 from raytrain.records.writer import TrialRecords
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "notices_of",
     "read_episodes",
     "read_events",
+    "recordable",
 ]

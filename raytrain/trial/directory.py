@@ -108,6 +108,7 @@ class TrialDirectory:
         )
         self._max_failed_saves = max_failed_saves
         self._failed_saves = 0
+        self._save_error: RaytrainError | None = None
         self._until_closed = ExitStack()
         self._mirror: RecordsMirror | None = None
         self._records: TrialRecords  # From `open_records` on, like `_episodes`.
@@ -319,6 +320,7 @@ class TrialDirectory:
                 if not outcome.error.may_retry:
                     raise outcome.error
                 self._failed_saves += 1
+                self._save_error = outcome.error
                 self.tell(
                     "save_failed",
                     f"Checkpoint {outcome.name} could not be written: "
@@ -332,8 +334,9 @@ class TrialDirectory:
         if self._failed_saves > self._max_failed_saves:
             raise SavesFailing(
                 f"{self._failed_saves} checkpoints in a row could not be written to "
-                f"{self.location}, so the trial stops. Free space or make the place writable, then "
-                "start the same command again; it continues from the newest good checkpoint."
+                f"{self.location}, so the trial stops. The last one: "
+                f"{str(self._save_error).rstrip('.')}. When that is mended, start the same command "
+                "again; it continues from the newest good checkpoint."
             )
         return outcomes
 

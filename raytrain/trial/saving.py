@@ -19,6 +19,7 @@ from raytrain.config.schema import Checkpoint
 from raytrain.errors import RaytrainError
 from raytrain.ppo.algorithm import ExactPPO
 from raytrain.ppo.stopping import Progress
+from raytrain.records import recordable
 from raytrain.trial.directory import TrialDirectory
 
 _LONG_ITERATION_S = 5.0
@@ -161,7 +162,8 @@ class CheckpointSaver:
         return saved is not None and saved.iteration == iteration
 
     def _take(self, kind: str, result: Mapping[str, Any]) -> _State:
-        self.metrics = {key: value for key, value in result.items() if key not in _NOT_SAVED}
+        saved = {key: value for key, value in result.items() if key not in _NOT_SAVED}
+        self.metrics, _ = recordable(saved)
         return self._describe(kind, self.metrics), self._ppo.capture()
 
 

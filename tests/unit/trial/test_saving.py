@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from support.checkpoint_children import manifest
 
@@ -81,6 +82,15 @@ def test_each_kind_has_its_name_and_the_metrics_of_the_result(kind: str, name: s
     assert saver.save(kind, result) == 7
     assert directory.saved == [name]
     assert saver.metrics == {"score": 1.0}
+
+
+def test_a_video_among_the_metrics_is_not_in_the_manifest() -> None:
+    saver = saver_of(Directory())
+    saver.save("periodic", {"score": 1.0, "env_runners": {"video": [np.zeros((20, 3, 40, 60))]}})
+    assert saver.metrics == {
+        "score": 1.0,
+        "env_runners": {"video": "144,000 values, which are not recorded"},
+    }
 
 
 def test_an_end_is_saved_until_it_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
