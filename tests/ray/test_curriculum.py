@@ -365,9 +365,8 @@ def test_a_finished_curriculum(finished: Path) -> None:
     assert "is finished" in again.output
 
 
-@pytest.mark.parametrize(
-    "moment", ["stages/easy", pytest.param("checkpoint_000006", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["stages/easy", "checkpoint_000006"])
 def test_a_killed_curriculum_ends_as_the_one_that_was_left_alone(
     finished: Path, tmp_path: Path, moment: str
 ) -> None:

@@ -177,6 +177,7 @@ LONG = (
     "lstm-two-runners",
     "lstm-two-learners",
     "evaluation-runner-filter",
+    "one-runner",
 )
 EXTRAS = [
     pytest.param(

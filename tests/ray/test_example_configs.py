@@ -21,8 +21,8 @@ from raytrain.config import env_creator, load_config
 from raytrain.records import read_episodes
 from raytrain.rollout.env_snapshots import prove
 
-trading = pytest.param("trading", "pickle", marks=pytest.mark.trading)
-structure = pytest.param("structure", "pickle")
+trading = pytest.param("trading", "pickle", marks=[pytest.mark.trading, pytest.mark.slow])
+structure = pytest.param("structure", "pickle", marks=pytest.mark.slow)
 halfcheetah = pytest.param("halfcheetah", "replay", marks=pytest.mark.mujoco)
 
 

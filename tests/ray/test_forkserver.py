@@ -178,6 +178,7 @@ def test_a_server_that_was_killed_is_replaced(node: Node, which: str) -> None:
     assert node.worker("third")["early"]
 
 
+@pytest.mark.slow
 def test_nothing_of_the_environment_is_on_a_command_line(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +189,7 @@ def test_nothing_of_the_environment_is_on_a_command_line(
     assert not [line for line in lines if "not-for-everybody" in line]
 
 
+@pytest.mark.slow
 def test_one_that_ends_while_it_asks_stops_nobody(node: Node) -> None:
     before = node.worker("first")["parent"]
     for path in node.own.glob("????????????"):
@@ -201,6 +203,7 @@ def test_one_that_ends_while_it_asks_stops_nobody(node: Node) -> None:
     assert len(node.servers()) == 3
 
 
+@pytest.mark.slow
 def test_each_job_has_a_server_of_its_own(node: Node) -> None:
     first = node.worker("first")
     node.job = "02000000"
@@ -245,6 +248,7 @@ def test_what_has_imported_another_raytrain_is_not_asked(
     assert base not in before and job not in before
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_used_ends(node: Node) -> None:
     """It lives for as long as the worker that it was started for, and for as long as it
     is not used."""
@@ -303,6 +307,7 @@ def test_a_server_that_cannot_fork_says_why_and_workers_start_as_usual(
     assert node.log.read_text().count(why) == 1, "it was tried once"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to be somebody else")
 @pytest.mark.parametrize("whose", ["job", "base"])
 def test_nobody_elses_server_is_told_anything(node: Node, whose: str) -> None:
@@ -453,6 +458,7 @@ def test_rays_workers_are_forked_and_know_their_job() -> None:
     server.wait(600)
 
 
+@pytest.mark.slow
 def test_rays_workers_have_the_hash_order_of_their_runtime_environment() -> None:
     @ray.remote(num_cpus=0)
     def seen() -> tuple[int, str]:

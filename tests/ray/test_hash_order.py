@@ -49,8 +49,8 @@ def test_fresh_processes_have_their_objects_at_different_addresses() -> None:
 @pytest.mark.parametrize(
     ("make_env", "strategy"),
     [
-        (awkward.HashOrder, "pickle"),
-        (awkward.HashOrderLate, "pickle"),
+        pytest.param(awkward.HashOrder, "pickle", marks=pytest.mark.slow),
+        pytest.param(awkward.HashOrderLate, "pickle", marks=pytest.mark.slow),
         (awkward.LockedHashOrder, "replay"),
     ],
 )
@@ -99,6 +99,7 @@ def test_what_differs_between_processes_with_one_hash_order_is_chance() -> None:
     assert "addresses of objects" in proof.reason
 
 
+@pytest.mark.slow
 def test_an_environment_that_fails_in_the_runs_order_is_told() -> None:
     class Fails(awkward.Walk):
         def noise(self) -> float:

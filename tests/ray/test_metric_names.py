@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support.commands import here
 from support.running import experiment_of, train_here, write_config
 
 MINIMAL = {"name": "a", "environment": {"env": "CartPole-v1"}, "stop": {"iterations": 2}}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_score_says_so_and_suggests_no_best(
     tmp_path: Path, local_ray: None
 ) -> None:

@@ -128,7 +128,7 @@ def test_every_hook_is_called_as_often_and_with_the_same_as_by_rllib(tmp_path: P
         assert names == {name: arguments.keys() for name, arguments in other}
 
 
-@pytest.mark.parametrize("runners", [0, 2])
+@pytest.mark.parametrize("runners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_state_of_callbacks_is_saved_and_their_metrics_are_in_the_result(
     tmp_path: Path, runners: int
 ) -> None:
@@ -153,6 +153,7 @@ def test_the_state_of_callbacks_is_saved_and_their_metrics_are_in_the_result(
         assert trails_unlike(trail, iterate(restored, 2)) == []
 
 
+@pytest.mark.slow
 def test_a_runner_that_comes_back_is_told_and_callbacks_of_its_group_go_on() -> None:
     sections: dict[str, Any] = {
         "callbacks": {"callbacks_class": ["own_callbacks:Counting", "own_callbacks:Everything"]},

@@ -27,7 +27,7 @@ CATALOG = {
         pytest.param(DENSE, 0, id="dense-0"),
         pytest.param(RECURRENT, 0, id="gru-0"),
         pytest.param(CATALOG, 0, id="catalog-0"),
-        pytest.param(RECURRENT, 2, id="gru-2"),
+        pytest.param(RECURRENT, 2, id="gru-2", marks=pytest.mark.slow),
         pytest.param(DENSE, 2, id="dense-2", marks=pytest.mark.slow),
         pytest.param(CATALOG, 2, id="catalog-2", marks=pytest.mark.slow),
     ],

@@ -44,7 +44,9 @@ def assert_same(one: Any, other: Any, where: str) -> None:
         assert repr(one) == repr(other), where  # NaN is NaN here
 
 
-@pytest.mark.parametrize("sections", [EVALUATED, TWO_LEARNERS])
+@pytest.mark.parametrize(
+    "sections", [EVALUATED, pytest.param(TWO_LEARNERS, marks=pytest.mark.slow)]
+)
 def test_the_files_are_those_of_rllib(tmp_path: Path, sections: dict[str, Any]) -> None:
     with built(**sections) as algorithm:
         algorithm.train()

@@ -55,6 +55,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Any:
     return config, train_here(config)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_first_full_window_and_says_one_number_everywhere(ended: Any) -> None:
     config, said = ended
     records = rows(trial_of(config))

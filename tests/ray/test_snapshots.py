@@ -64,17 +64,17 @@ EXACT = [
     pytest.param(preprocessed_pong, "native", (), id="Stacked", marks=[pytest.mark.atari, SLOW]),
     pytest.param(awkward.Walk, "pickle", (), id="Walk"),
     pytest.param(awkward.OwnState, "native", (), id="OwnState"),
-    pytest.param(awkward.stacked, "native", (), id="OwnState-wrapped"),
+    pytest.param(awkward.stacked, "native", (), id="OwnState-wrapped", marks=SLOW),
     pytest.param(awkward.LyingState, "pickle", (), id="LyingState"),
-    pytest.param(awkward.RaisingState, "pickle", (), id="RaisingState"),
+    pytest.param(awkward.RaisingState, "pickle", (), id="RaisingState", marks=SLOW),
     pytest.param(awkward.GlobalNoise, "pickle", ("numpy",), id="GlobalNoise"),
     pytest.param(awkward.Locked, "replay", (), id="Locked"),
-    pytest.param(awkward.drifting, "replay", (), id="Locked-wrapped"),
+    pytest.param(awkward.drifting, "replay", (), id="Locked-wrapped", marks=SLOW),
     pytest.param(awkward.Rebuilt, "replay", (), id="EzPickle"),
-    pytest.param(awkward.RefusesCopies, "replay", (), id="RefusesCopies"),
-    pytest.param(awkward.StateInTable, "replay", (), id="StateInTable"),
+    pytest.param(awkward.RefusesCopies, "replay", (), id="RefusesCopies", marks=SLOW),
+    pytest.param(awkward.StateInTable, "replay", (), id="StateInTable", marks=SLOW),
     pytest.param(awkward.Nested, "pickle", (), id="Nested"),
-    pytest.param(awkward.LockedNested, "replay", (), id="LockedNested"),
+    pytest.param(awkward.LockedNested, "replay", (), id="LockedNested", marks=SLOW),
 ]
 
 
@@ -189,6 +189,7 @@ def test_state_of_the_process_is_found_out_in_a_fresh_one(monkeypatch: pytest.Mo
     assert len(proof.attempts) == 3
 
 
+@pytest.mark.slow
 def test_another_environment_registered_by_lost_code_does_not_matter(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -204,6 +205,7 @@ def test_another_environment_registered_by_lost_code_does_not_matter(
         del gym.registry["Gone-v0"], sys.modules["soon_gone"]
 
 
+@pytest.mark.slow
 def test_each_failed_attempt_says_what_was_seen() -> None:
     details = {
         make_env: {each.strategy: each.detail for each in prove(make_env, steps=60).attempts}

@@ -10,6 +10,7 @@ import ray.tune
 from support.running import train_here, write_config
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_an_error_of_tune_is_reported_although_all_trials_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

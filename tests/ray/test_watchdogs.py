@@ -66,6 +66,7 @@ def looking(
     return found
 
 
+@pytest.mark.slow
 def test_a_collective_whose_peer_is_gone_does_not_hang(tmp_path: Path) -> None:
     one, other = Learner.remote(), Learner.remote()
     ray.get([one.pid.remote(), other.pid.remote()])

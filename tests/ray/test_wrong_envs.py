@@ -157,6 +157,7 @@ def test_a_fault_in_an_environment_that_is_tried_says_where(tmp_path: Path) -> N
     assert f'File "{module}", line 5 in reset' in probed.stderr
 
 
+@pytest.mark.slow
 def test_a_thread_that_a_module_leaves_behind_keeps_no_command_alive(tmp_path: Path) -> None:
     module = tmp_path / "listening.py"
     module.write_text(

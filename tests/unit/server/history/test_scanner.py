@@ -319,7 +319,11 @@ def happening(storage: Path, request: pytest.FixtureRequest) -> Iterator[RandomR
         yield made
 
 
-@pytest.mark.parametrize("happening", range(4), indirect=True)
+@pytest.mark.parametrize(
+    "happening",
+    [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))],
+    indirect=True,
+)
 def test_the_index_is_what_a_rebuild_makes_of_storage(
     happening: RandomRuns, new_database: Callable[[], str], tmp_path: Path
 ) -> None:
