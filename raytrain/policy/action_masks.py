@@ -34,8 +34,9 @@ if TYPE_CHECKING:  # A start is checked without Torch.
 
 Array = np.ndarray[Any, Any]
 
-COLUMN = "action_mask"
-"""Of fragments, episodes and train batches: (N, K) bool."""
+COLUMN = "raytrain_action_mask"
+"""Of fragments, episodes and train batches: (N, K) bool. Networks of the user's own put columns of
+their own into a batch, as RLlib's example of action masks does with `action_mask`."""
 
 MASKED = float(np.finfo(np.float32).min)
 

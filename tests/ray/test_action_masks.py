@@ -48,6 +48,7 @@ from raytrain.policy.onnx import ActingModule, observations, write_onnx, write_t
 from raytrain.policy.policy import Policy
 from raytrain.policy.rllib_module import build_module
 from raytrain.policy.rllib_network import describe_network
+from raytrain.ppo.fast_update.loss import masked_outputs
 from raytrain.ppo.learner import MODULE_ID, ExactPPOTorchLearner
 from raytrain.rollout.env_group import EnvGroup
 
@@ -73,6 +74,11 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 # -- sampling ------------------------------------------------------------------------------------
+
+
+def test_a_networks_own_column_is_no_mask_of_raytrains() -> None:
+    output = {"action_dist_inputs": torch.zeros(2, 3)}
+    assert masked_outputs(output, {"action_mask": torch.ones(2, 3)}) is output
 
 
 @pytest.mark.parametrize("way", WAYS)

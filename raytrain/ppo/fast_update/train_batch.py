@@ -33,8 +33,8 @@ class TrainBatch:
     """What the loss needs, by RLlib's names: `obs` (N, ...), `actions` (N,) or (N, A) (of Tuple and
     Dict spaces the numbers of all leaves, float32, in the order of `tree.flatten`),
     `action_logp` (N,) and `action_dist_inputs` (N, K) of the policy that sampled them,
-    `action_mask` (N, K) bool if actions are masked, `loss_mask` (N,) bool, and `weights_seq_no`
-    (N,), the version of its weights, if the env runner reports it."""
+    `raytrain_action_mask` (N, K) bool if actions are masked, `loss_mask` (N,) bool, and
+    `weights_seq_no` (N,), the version of its weights, if the env runner reports it."""
     rewards: Array
     terminateds: Array
     """(N,) bool: there is no next state. Never set on a bootstrap row."""
