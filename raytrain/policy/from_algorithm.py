@@ -27,7 +27,7 @@ from raytrain._ray.connectors import (
     why_not_default,
 )
 from raytrain.policy.format import FlattenStep, FloatStep, MeanStdStep, PolicyParts, Step
-from raytrain.policy.spaces import PolicyFormatError
+from raytrain.policy.spaces import PolicyFormatError, encode_settings
 
 
 def policy_parts(
@@ -53,6 +53,9 @@ def policy_parts(
     # Of the environment itself: an action mask in the observations is not taken out of them.
     observation_space, action_space = spaces.get("__observed__", spaces["__env_single__"])
     _require_default_actions(components["module_to_env_connector"])
+    model_config = _plain_model_config(module.model_config)
+    for where, settings in (("model_config", model_config), ("env_config", config.env_config)):
+        encode_settings(settings, where)  # While it is early enough to train without a policy.
     return PolicyParts(
         module_state=_learner_state(algo) if module_state is None else module_state,
         observation_space=observation_space,
@@ -62,7 +65,7 @@ def policy_parts(
         catalog_class=(
             _importable_name(type(module.catalog), "the catalog class") if module.catalog else None
         ),
-        model_config=_plain_model_config(module.model_config),
+        model_config=model_config,
         normalize_actions=bool(config.normalize_actions),
         clip_actions=bool(config.clip_actions),
         action_mask=config.learner_config_dict.get("action_mask"),
