@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from support.tiny_ppo import build, built, iterate, unlike_once_restored
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -68,3 +68,16 @@ def test_rllib_loads_the_checkpoint_with_the_users_class(tmp_path: Path) -> None
     assert type(stock.get_module()).__name__ == "Dense"
     assert type(stock.config).__module__.startswith("ray.")
     stock.stop()
+
+
+def test_settings_without_a_plain_form_keep_no_checkpoint_from_being_written(
+    tmp_path: Path,
+) -> None:
+    with built() as algorithm:
+        module = algorithm.env_runner.module.unwrapped()
+        module.model_config = {"old_config": PPOConfig()}
+        algorithm.save_exact(tmp_path / "saved")
+        told = algorithm.told[-1]
+    assert told.startswith("The policy cannot be loaded outside of training: model_config.old_con")
+    assert (tmp_path / "saved" / "resume" / "state.json").exists()
+    assert not (tmp_path / "saved" / "policy").exists()
