@@ -16,6 +16,7 @@ from support.serving import Site, serving
 
 from raytrain.records import node_notice
 from raytrain.server import launcher
+from raytrain.server.problems import problem
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[2J\u202e\n\udcff"
 
@@ -358,6 +359,14 @@ def test_secrets_are_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 # -- hostile names ---------------------------------------------------------------------------------
 
 
+def test_what_a_problem_quotes_is_printable() -> None:
+    """Programs print it on a terminal."""
+    errors = [{"line": 1, "key": HOSTILE, "message": HOSTILE}]
+    document = json.loads(bytes(problem(422, HOSTILE, errors=errors).body))
+    told = [document["detail"], document["errors"][0]["key"], document["errors"][0]["message"]]
+    assert all("\x1b" not in text and "\u202e" not in text for text in told)
+
+
 def test_hostile_names_are_data(tmp_path: Path) -> None:
     hostile = HOSTILE.replace("\udcff", "")
     FakeRun(tmp_path / "results", hostile.replace("/", "-"), stop=4).start().train(4)
@@ -370,8 +379,8 @@ def test_hostile_names_are_data(tmp_path: Path) -> None:
     with serving(tmp_path) as site:
         site.scan()
         # A name that no config may have is no run: it is told of, and escaped.
-        (problem,) = site.get("/api/system").document["scan"]["problems"]
-        assert "script" in problem
+        (told,) = site.get("/api/system").document["scan"]["problems"]
+        assert "script" in told
         (row,) = site.get("/api/runs").document["runs"]
         assert row["score"]["metric"] == hostile
         assert hostile in row["last_error"]
