@@ -30,6 +30,8 @@ SCREENSHOTS = ROOT / "build" / "screenshots"
 WITHIN_S = 600
 _BINARIES = ("chromium", "chromedriver")
 _T = TypeVar("_T")
+# What the driver says of an element of a page that is being left.
+_NAVIGATING = ("does not belong to the document", "aborted by navigation", "inspector error")
 # Plotly's map library adds its styles, which nothing here uses: the policy blocks it, as it should.
 _EXPECTED = ("/plotly.min.js", "Applying inline style violates")
 
@@ -80,13 +82,22 @@ class Browser:
             NoSuchElementException,
             StaleElementReferenceException,
             TimeoutException,
+            WebDriverException,
         )
         from selenium.webdriver.support.ui import WebDriverWait
+
+        def looked(_: object) -> _T | None:
+            try:
+                return condition()
+            except WebDriverException as error:
+                if any(part in str(error) for part in _NAVIGATING):
+                    return None
+                raise
 
         passing = (NoSuchElementException, StaleElementReferenceException)
         wait = WebDriverWait(self.driver, WITHIN_S, 0.1, passing)
         try:
-            found: Any = wait.until(lambda _: condition())
+            found: Any = wait.until(looked)
         except TimeoutException:
             self.shoot("failed")
             complaints = self.hear()
