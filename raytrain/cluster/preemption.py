@@ -104,11 +104,15 @@ class DrainedNodes:
 
     def new(self) -> list[tuple[str, float | None]]:
         """Address and end (seconds since 1970; None if open) of those that an earlier call did not
-        return."""
-        draining = _ray.cluster.draining_nodes()
-        new = sorted(draining.keys() - self._known)
+        return. None while the head does not answer."""
+        try:
+            draining = _ray.cluster.draining_nodes()
+            new = sorted(draining.keys() - self._known)
+            found = [(address_of(node), draining[node]) for node in new]
+        except RayError:
+            return []
         self._known |= draining.keys()
-        return [(address_of(node), draining[node]) for node in new]
+        return found
 
 
 def _failed(reference: Any) -> bool:
